@@ -1,0 +1,12 @@
+"""The two ways a run ends early on purpose. The command line turns them into exit codes 2 and 75."""
+
+
+class UserError(ValueError):
+    """The user's mistake: shown as one line `error: ...` without a traceback, exit code 2.
+
+    The message names the key, file or row, the value, the limit and the way out.
+    """
+
+
+class StopRequested(Exception):  # noqa: N818 - a request, not an error
+    """A signal or a stop file asked the run to stop, and its checkpoint is on disk: exit code 75."""
