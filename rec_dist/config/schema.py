@@ -1,0 +1,178 @@
+"""What a run can be told: one frozen pydantic model a section, one default and one line of meaning a field.
+
+Config objects stop at builders: below tasks/ functions take plain values. Units stand in the names or the descriptions.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """A section: unknown keys are faults, values are not coerced across kinds, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), validate_default=True)
+
+
+class DataConfig(Section):
+    """Raw files in, prepared data set out."""
+
+    source: str = Field(description="Raw data: a known name (ml-100k, ml-1m) or the folder or file of your own.")
+    format: Literal["auto", "recbole", "movielens", "csv"] = Field("auto", description="How to read the source.")
+    path: str = Field(description="Folder of the prepared data set; written by `prepare`, read by everything else.")
+    split: Literal["leave_one_out", "global_temporal", "user_ratio"] = Field(
+        "global_temporal", description="leave_one_out: last item of each user tests. global_temporal: one cut in time for all."
+    )
+    valid_fraction: float = Field(0.1, ge=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for validation.")
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for the test.")
+    min_rating: float | None = Field(None, description="Interactions rated below this are dislikes, not choices. None: all are choices.")
+    min_user_interactions: int = Field(5, ge=1, description="k-core: users with fewer choices are dropped.")
+    min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer choices are dropped.")
+    max_bad_rows: int = Field(0, ge=0, description="Rows that cannot be read: more than this many is an error.")
+    num_shards: int = Field(2, ge=1, description="Arrow shards a split.")
+    max_train_users: int | None = Field(None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="csv: which column is user, item, rating, timestamp, title, categories."
+    )
+
+
+class PromptConfig(Section):
+    """How a history becomes text. Every piece is tokenised alone and once, so training never tokenises."""
+
+    style: Literal["list", "chat"] = Field("list", description="list: a plain list that goes on. chat: the model's chat template.")
+    instruction: str = Field("A user watched these movies, one after another:", description="First line of the prompt.")
+    question: str = Field("Which movie does the user watch next?", description="chat only: asked after the history.")
+    item_prefix: str = Field("\n-", description="Stands before each title of the history, and before the answer in style list.")
+    end: str = Field("\n", description="Ends a completion; `<eos>` means the tokenizer's end-of-sequence token.")
+    max_history: int = Field(10, ge=1, description="Most recent items shown.")
+    candidates: Literal["none", "listed"] = Field("none", description="listed: the candidates stand, shuffled, in the prompt.")
+    num_candidates: int = Field(20, ge=2, description="candidates=listed: how many are listed, the answer included.")
+    candidates_header: str = Field("\nThe next one is among:", description="candidates=listed: stands before the list.")
+    answer_header: str = Field("\nThe user's next movie:", description="candidates=listed: stands after the list.")
+
+
+class NegativesConfig(Section):
+    """The K items a user did not choose. Every draw is a pure function of (seed, epoch, user, position)."""
+
+    kind: Literal["uniform", "popularity", "low_rated"] = Field("uniform", description="low_rated falls back to uniform, counted.")
+    num: int = Field(3, ge=0, le=255, description="K, negatives a group. SFT uses none.")
+    popularity_power: float = Field(1.0, description="kind=popularity: draws with probability ~ train_count ** power.")
+    refresh_each_epoch: bool = Field(False, description="New negatives each epoch; false lets a cached reference serve all epochs.")
+
+
+class ModelConfig(Section):
+    """The language model."""
+
+    path: str = Field("smollm2-135m-instruct", description="A Hugging Face folder, or a known name that is fetched.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs.")
+    activation_checkpointing: bool = Field(False, description="Recompute layers in the backward pass: less memory, ~1/3 more work.")
+
+
+class AdapterConfig(Section):
+    """What trains on top of the model."""
+
+    kind: Literal["lora", "none"] = Field("lora", description="lora, or none = full fine-tuning.")
+    rank: int = Field(8, ge=1, description="LoRA rank r.")
+    alpha: float = Field(16.0, gt=0, description="LoRA scale: updates are multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout; above 0 a run depends on how groups are packed.")
+    target_modules: str | list[str] = Field("all-linear", description="Modules that get LoRA, as PEFT names them.")
+
+
+class SequentialConfig(Section):
+    """SASRec with cross-entropy over the whole catalogue."""
+
+    width: int = Field(64, ge=1, description="Item embedding width.")
+    num_layers: int = Field(2, ge=1, description="Transformer blocks.")
+    num_heads: int = Field(2, ge=1, description="Attention heads; divides width.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout in blocks and embeddings.")
+    max_length: int = Field(100, ge=2, description="Most recent items a sequence keeps.")
+
+
+class TaskConfig(Section):
+    """The method."""
+
+    kind: Literal["sft", "dpo", "dmpo", "sdpo", "sequential"] = Field("sft", description="Which method trains.")
+    beta: float = Field(1.0, gt=0, description="Strength of the pull to the reference (dpo, dmpo, sdpo).")
+    reference: Literal["cached", "online"] = Field("cached", description="cached: log-probs computed once and stored.")
+    sequential: SequentialConfig = Field(default_factory=lambda: SequentialConfig(), description="kind=sequential only.")
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    run_dir: str = Field(description="Run directory; a finished or stopped one is resumed, never overwritten.")
+    init_from: str | None = Field(None, description="A finished run directory whose adapter or model this run starts from.")
+    epochs: int = Field(1, ge=1, description="Passes over the training targets; train.max_steps may end earlier.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; None: as many as the epochs need.")
+    groups_per_step: int = Field(32, ge=1, description="Global batch: groups an optimizer step, over all workers.")
+    targets_per_trunk: int = Field(1, ge=1, description="Targets of one user that share one prompt (a timeline). Style list only.")
+    tokens_per_pack: int = Field(1024, ge=8, description="Tokens of one forward pass on one worker.")
+    seed: int = Field(0, ge=0, description="Of order, negatives, initial weights and dropout.")
+    log_every_steps: int = Field(1, ge=1, description="Steps between rows of metrics.jsonl.")
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up and then a constant, linear or cosine schedule, all a pure function of the step."""
+
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="AdamW's decay rates.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="After warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by global norm; 0: none.")
+
+
+class ClusterConfig(Section):
+    """Where it runs."""
+
+    launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers. local: in this process, one worker.")
+    num_workers: int | Auto = Field("auto", description="auto: every GPU; without GPUs two workers (one on a single core).")
+    use_gpu: bool | Auto = Field("auto", description="auto: when the cluster has any.")
+    cpus_per_worker: float | Auto = Field("auto", description="auto: the cluster's cores shared out evenly.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(3, description="DeepSpeed ZeRO stage: what is sharded over the workers.")
+    address: str | None = Field(None, description="Ray address; None: RAY_ADDRESS or a cluster of this machine alone.")
+    start_timeout_seconds: float = Field(300.0, gt=0, description="How long to wait for the workers to be placed.")
+
+
+class CheckpointConfig(Section):
+    """When progress is saved."""
+
+    every_steps: int = Field(50, ge=1, description="Steps between checkpoints; the last step and a stop are always saved.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+
+
+class EvaluateConfig(Section):
+    """How ranking is measured."""
+
+    split: Literal["valid", "test"] = Field("test", description="Which rows.")
+    ranker: Literal["model", "popularity"] = Field("model", description="The run's (or base) model, or the popularity floor.")
+    num_candidates: int | Literal["all"] = Field(20, description="1 target + the rest drawn by hash; all: the whole catalogue.")
+    max_users: int | None = Field(None, ge=1, description="Users evaluated, drawn by hash. None: all.")
+    seed: int = Field(0, ge=0, description="Of candidates and of the users drawn. Shared by all models of a comparison.")
+    output_dir: str | None = Field(None, description="Where results go; None: the run directory, or <run_dir>-base for a CONFIG.")
+
+
+class TrackConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = Field(False, description="Also write TensorBoard events into the run directory.")
+
+
+class RunConfig(Section):
+    """One run: everything that `prepare`, `train` and `evaluate` read."""
+
+    data: DataConfig
+    prompt: PromptConfig = Field(default_factory=lambda: PromptConfig())
+    negatives: NegativesConfig = Field(default_factory=lambda: NegativesConfig())
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig())
+    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig())
+    task: TaskConfig = Field(default_factory=lambda: TaskConfig())
+    train: TrainConfig
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig())
+    cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig())
+    checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
+    evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig())
+    track: TrackConfig = Field(default_factory=lambda: TrackConfig())
