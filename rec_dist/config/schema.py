@@ -25,9 +25,15 @@ class DataConfig(Section):
     split: Literal["leave_one_out", "global_temporal", "user_ratio"] = Field(
         "global_temporal", description="leave_one_out: last item of each user tests. global_temporal: one cut in time for all."
     )
-    valid_fraction: float = Field(0.1, ge=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for validation.")
-    test_fraction: float = Field(0.1, gt=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for the test.")
-    min_rating: float | None = Field(None, description="Interactions rated below this are dislikes, not choices. None: all are choices.")
+    valid_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for validation."
+    )
+    test_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for the test."
+    )
+    min_rating: float | None = Field(
+        None, description="Interactions rated below this are dislikes, not choices. None: all are choices."
+    )
     min_user_interactions: int = Field(5, ge=1, description="k-core: users with fewer choices are dropped.")
     min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer choices are dropped.")
     max_bad_rows: int = Field(0, ge=0, description="Rows that cannot be read: more than this many is an error.")
@@ -41,7 +47,9 @@ class DataConfig(Section):
 class PromptConfig(Section):
     """How a history becomes text. Every piece is tokenised alone and once, so training never tokenises."""
 
-    style: Literal["list", "chat"] = Field("list", description="list: a plain list that goes on. chat: the model's chat template.")
+    style: Literal["list", "chat"] = Field(
+        "list", description="list: a plain list that goes on. chat: the model's chat template."
+    )
     instruction: str = Field("A user watched these movies, one after another:", description="First line of the prompt.")
     question: str = Field("Which movie does the user watch next?", description="chat only: asked after the history.")
     item_prefix: str = Field("\n-", description="Stands before each title of the history, and before the answer in style list.")
@@ -56,10 +64,14 @@ class PromptConfig(Section):
 class NegativesConfig(Section):
     """The K items a user did not choose. Every draw is a pure function of (seed, epoch, user, position)."""
 
-    kind: Literal["uniform", "popularity", "low_rated"] = Field("uniform", description="low_rated falls back to uniform, counted.")
+    kind: Literal["uniform", "popularity", "low_rated"] = Field(
+        "uniform", description="low_rated falls back to uniform, counted."
+    )
     num: int = Field(3, ge=0, le=255, description="K, negatives a group. SFT uses none.")
     popularity_power: float = Field(1.0, description="kind=popularity: draws with probability ~ train_count ** power.")
-    refresh_each_epoch: bool = Field(False, description="New negatives each epoch; false lets a cached reference serve all epochs.")
+    refresh_each_epoch: bool = Field(
+        False, description="New negatives each epoch; false lets a cached reference serve all epochs."
+    )
 
 
 class ModelConfig(Section):
@@ -67,7 +79,9 @@ class ModelConfig(Section):
 
     path: str = Field("smollm2-135m-instruct", description="A Hugging Face folder, or a known name that is fetched.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs.")
-    activation_checkpointing: bool = Field(False, description="Recompute layers in the backward pass: less memory, ~1/3 more work.")
+    activation_checkpointing: bool = Field(
+        False, description="Recompute layers in the backward pass: less memory, ~1/3 more work."
+    )
 
 
 class AdapterConfig(Section):
@@ -107,7 +121,9 @@ class TrainConfig(Section):
     epochs: int = Field(1, ge=1, description="Passes over the training targets; train.max_steps may end earlier.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; None: as many as the epochs need.")
     groups_per_step: int = Field(32, ge=1, description="Global batch: groups an optimizer step, over all workers.")
-    targets_per_trunk: int = Field(1, ge=1, description="Targets of one user that share one prompt (a timeline). Style list only.")
+    targets_per_trunk: int = Field(
+        1, ge=1, description="Targets of one user that share one prompt (a timeline). Style list only."
+    )
     tokens_per_pack: int = Field(1024, ge=8, description="Tokens of one forward pass on one worker.")
     seed: int = Field(0, ge=0, description="Of order, negatives, initial weights and dropout.")
     log_every_steps: int = Field(1, ge=1, description="Steps between rows of metrics.jsonl.")

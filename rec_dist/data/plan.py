@@ -1,0 +1,85 @@
+"""The deterministic global plan: which units make step n, which packs hold them, which rank runs which pack.
+
+Order and steps depend only on (seed, epoch, global batch). World size and token budget decide only how a step's units are
+dealt out, so every packing computes the same sums. The state of the stream is one integer: the step.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rec_dist.runtime.rng import permute
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The endless order of units: epoch after epoch, each a pseudo-random permutation in O(1) memory.
+
+    num_units: units of one epoch. units_per_step: units of one global step.
+    """
+
+    num_units: int
+    units_per_step: int
+    epochs: int
+    seed: int
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all epochs; the last one may be short, none is dropped."""
+        return -(-self.num_units * self.epochs // self.units_per_step)
+
+    def units_of_step(self, step: int) -> tuple[I64, I64]:
+        """(units, epochs), both (u,) int64: what step `step` (0-based) trains on. A step may span two epochs."""
+        start = step * self.units_per_step
+        index = np.arange(start, min(start + self.units_per_step, self.num_units * self.epochs), dtype=np.int64)
+        epochs = index // self.num_units
+        units = np.empty_like(index)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            units[here] = permute(index[here] % self.num_units, self.num_units, self.seed, epoch)
+        return units, epochs
+
+
+def pack_by_tokens(lengths: I64, capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: puts items of `lengths` (U,) tokens into the fewest packs of at most `capacity` it can find.
+
+    Deterministic; ties go to the earlier item and the earlier pack. An item longer than the capacity is the caller's error.
+    """
+    assert len(lengths) == 0 or int(lengths.max()) <= capacity, "an item is longer than a pack; checked at set-up"
+    packs: list[list[int]] = []
+    room = np.empty(len(lengths), dtype=np.int64)
+    for item in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[item])
+        left = room[: len(packs)] - length
+        fits = np.flatnonzero(left >= 0)
+        if len(fits):
+            pack = int(fits[np.argmin(left[fits])])
+        else:
+            pack = len(packs)
+            packs.append([])
+            room[pack] = capacity
+        packs[pack].append(item)
+        room[pack] -= length
+    return packs
+
+
+def deal(packs: list[list[int]], lengths: I64, world_size: int) -> list[list[list[int]]]:
+    """Deals packs to ranks, largest first to the rank with the least work; every rank gets the same number, [] where it has none.
+
+    Returns ranks[r][m] = the units of micro-batch m on rank r.
+    """
+    per_rank = -(-len(packs) // world_size)
+    sizes = np.asarray([int(lengths[pack].sum()) for pack in packs], dtype=np.int64)
+    ranks: list[list[list[int]]] = [[] for _ in range(world_size)]
+    work = [0] * world_size
+    for pack in np.argsort(-sizes, kind="stable").tolist():
+        open_ranks = [rank for rank in range(world_size) if len(ranks[rank]) < per_rank]
+        rank = min(open_ranks, key=lambda r: (work[r], r))
+        ranks[rank].append(sorted(packs[pack]))
+        work[rank] += int(sizes[pack])
+    for dealt in ranks:
+        dealt.extend([] for _ in range(per_rank - len(dealt)))
+    return ranks

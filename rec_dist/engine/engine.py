@@ -1,0 +1,114 @@
+"""The engine: a module, an optimizer and ZeRO behind five verbs: forward, backward, step, score, state.
+
+The only room that imports deepspeed. Losses come in as sums already scaled to the global mean; DeepSpeed averages gradients
+over ranks, so the caller multiplies by the world size (train/loop.py does).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rec_dist.engine.settings import EngineSettings, deepspeed_config
+
+
+@contextmanager
+def sharded_loading(settings: EngineSettings) -> Iterator[None]:
+    """Inside, from_pretrained loads straight into ZeRO-3 shards; without it every rank would hold the whole model in memory."""
+    if settings.zero_stage != 3:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    keep_alive = HfDeepSpeedConfig(deepspeed_config(settings))
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del keep_alive
+
+
+class Engine:
+    """Trains or scores `module`. module.forward(batch) -> (loss_sum, sums, logps)."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: EngineSettings,
+        *,
+        device: str,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:
+        import deepspeed
+
+        self._settings = settings
+        self._device = device
+        self._optimizer = optimizer
+        config = deepspeed_config(settings)
+        if optimizer is None:
+            config["zero_optimization"] = config["zero_optimization"] if settings.zero_stage == 3 else {"stage": 0}
+            config["gradient_clipping"] = 0.0
+        self._engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+
+    @property
+    def module(self) -> nn.Module:
+        """The module as given, its parameters now DeepSpeed's to place."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def train_mode(self, on: bool) -> None:
+        """Dropout on or off."""
+        self._engine.train(on)
+
+    def forward(self, batch: Any) -> Any:
+        """One forward pass with a graph."""
+        return self._engine(batch.to(self._device))
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """One backward pass; `last` of the step's micro-batches closes the accumulation."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+
+    def step(self, lr: float) -> float:
+        """Clips, steps with learning rate `lr`, clears gradients. Returns the global gradient norm before clipping."""
+        assert self._optimizer is not None
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    @torch.no_grad()
+    def score(self, batch: Any) -> Any:
+        """One forward pass without a graph."""
+        return self._engine(batch.to(self._device))
+
+    def save_state(self, folder: Path) -> None:
+        """Every rank writes its part of the trainable weights and the optimizer's state into `folder`. A collective."""
+        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+
+    def load_state(self, folder: Path) -> None:
+        """Reads what save_state wrote at the same world size and ZeRO stage. A collective."""
+        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+
+    def trainable_weights(self) -> dict[str, Tensor]:
+        """name -> whole weight on the CPU, of the parameters that train; empty on ranks other than 0 under ZeRO-3. A collective."""
+        if self._settings.zero_stage == 3:
+            state = self._engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True) or {}
+        else:
+            state = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+
+    def local_parameter_bytes(self) -> tuple[int, int]:
+        """(bytes of parameters this rank holds now, bytes of the whole module): under ZeRO-3 the first is about 1/world of the second."""
+        local = whole = 0
+        for parameter in self.module.parameters():
+            shard = getattr(parameter, "ds_tensor", None)
+            local += parameter.numel() * parameter.element_size()
+            if shard is not None and parameter.numel() == 0:
+                local += shard.numel() * shard.element_size()
+            whole += int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
+        return local, whole

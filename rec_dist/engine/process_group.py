@@ -1,0 +1,65 @@
+"""The group of workers as torch.distributed sees it, joined through DeepSpeed."""
+
+import logging
+import os
+import socket
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rec_dist.runtime.world import World
+
+
+def join(world: World) -> None:
+    """Makes this process a member of the group; a group that a launcher has formed already is taken over.
+
+    Must come before a model is loaded: transformers otherwise takes the world for one process and asserts.
+    """
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # The shared-memory collective for CPUs is compiled at first use: 70 s and a compiler on every node, for a few percent of a step.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    backend = "nccl" if world.device.startswith("cuda") else "gloo"
+    if world.device.startswith("cuda"):
+        torch.cuda.set_device(world.device)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def leave() -> None:
+    """Ends the membership."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Waits for every rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all ranks, the same tensor on each. One collective of values.numel() numbers."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values
+
+
+def share_from_main(value: Any) -> Any:
+    """Rank 0's picklable value, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

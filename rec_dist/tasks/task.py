@@ -1,0 +1,59 @@
+"""What a task is to the loop: units to plan with, batches to run, a module to train, a model to save. No method in sight.
+
+A unit is the smallest thing the global plan moves: a trunk with its groups for a language model, a sequence for a
+recommender. A method of a paper is one file beside this one that builds a Task.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Unit(Protocol):
+    """One unit, built: what it costs and what it counts."""
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_groups(self) -> int: ...
+    @property
+    def num_scored(self) -> int: ...
+    @property
+    def num_logical_tokens(self) -> int: ...
+
+
+class Task(Protocol):
+    """A method on its data. `metric_names` name the sums that module.forward returns after loss and count."""
+
+    name: str
+    metric_names: tuple[str, ...]
+    needs_reference: bool
+    counts_tokens: bool  # the loss is a mean over scored tokens, else over groups
+    num_units: int
+    units_per_step: int
+
+    def build_module(self) -> nn.Module:
+        """The module to train; called once, inside the engine's sharded loading."""
+        ...
+
+    def unit(self, index: int, epoch: int) -> Any:
+        """Builds unit `index` of 0..num_units-1 as epoch `epoch` has it: a pure function of its arguments."""
+        ...
+
+    def collate(self, units: Sequence[Any]) -> Any:
+        """One batch of the units; for none, the stand-in that a rank with nothing to do runs."""
+        ...
+
+    def check(self, tokens_per_pack: int) -> None:
+        """Raises UserError for what would fail at some later step."""
+        ...
+
+    def check_module(self, score: Any, *, exact: bool) -> None:
+        """Raises UserError when the module, now in the engine, does not behave. score: batch -> logps."""
+        ...
+
+    def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
+        """Writes what evaluation and serving need into `folder`; called on rank 0 with whole trainable weights."""
+        ...
