@@ -33,7 +33,10 @@ class ItemTable:
 
 @dataclass(frozen=True)
 class Interactions:
-    """All readable rows in file order. user (R,) indexes raw_users, item (R,) indexes items; timestamp counts the source's unit."""
+    """All readable rows in file order.
+
+    User (R,) indexes raw_users, item (R,) indexes items; timestamp counts the source's unit.
+    """
 
     user: I64
     item: I64

@@ -18,18 +18,20 @@ I64 = npt.NDArray[np.int64]
 class Order:
     """The endless order of units: epoch after epoch, each a pseudo-random permutation in O(1) memory.
 
-    num_units: units of one epoch. units_per_step: units of one global step.
+    num_units: units of one epoch. units_per_step: units of one global step. max_steps: ends the run within the epochs.
     """
 
     num_units: int
     units_per_step: int
     epochs: int
     seed: int
+    max_steps: int | None = None
 
     @property
     def num_steps(self) -> int:
         """Steps in all epochs; the last one may be short, none is dropped."""
-        return -(-self.num_units * self.epochs // self.units_per_step)
+        steps = -(-self.num_units * self.epochs // self.units_per_step)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def units_of_step(self, step: int) -> tuple[I64, I64]:
         """(units, epochs), both (u,) int64: what step `step` (0-based) trains on. A step may span two epochs."""

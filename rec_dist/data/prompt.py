@@ -107,9 +107,12 @@ class PromptBuilder:
         write_json(folder / PROMPT_NAME, value)
 
 
-def load_fingerprint(folder: Path) -> str:
-    """The fingerprint of the builder saved in `folder`."""
-    return str(json.loads((folder / PROMPT_NAME).read_text(encoding="utf-8"))["fingerprint"])
+def check_saved(builder: PromptBuilder, folder: Path) -> None:
+    """Raises UserError when `folder`'s model was trained with other prompts than `builder` makes."""
+    saved = json.loads((folder / PROMPT_NAME).read_text(encoding="utf-8"))
+    own = json.loads(json.dumps({**vars(builder.pieces), "max_history": builder.max_history, "listed": builder.listed}))
+    if changed := sorted(key for key, value in own.items() if saved.get(key) != value):
+        raise UserError(f"the model in {folder} was trained with another prompt ({', '.join(changed)} differ); keep its prompt section")
 
 
 def build_prompt_builder(config: PromptConfig, tokenizer: Any, titles: Sequence[str]) -> PromptBuilder:

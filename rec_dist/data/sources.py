@@ -49,7 +49,8 @@ _KNOWN = {
 
 
 def resolve_source(source: str, log: Callable[[str], None]) -> Path:
-    """The absolute file or folder that `data.source` names; a known name is fetched on first use and its terms are logged each time.
+    """The absolute file or folder that `data.source` names; a known name is fetched on first use and its terms are
+    logged each time.
 
     A known name wins over a file of that name (write ./NAME). UserError: neither, or a fetch that failed.
     """

@@ -1,8 +1,8 @@
 """Titles as a reader of English writes them, and one title for one item.
 
-A language model knows items by title only: two items of one title are one item to it. The release year is written only where the title alone
-is ambiguous (it doubles the tokens of a title). Items that share title and year are merged into the first of them: in ML-100K all 18 such
-pairs are the same film entered twice.
+A language model knows items by title only: two items of one title are one item to it. The release year is written
+only where the title alone is ambiguous (it doubles the tokens of a title). Items that share title and year are merged
+into the first of them: in ML-100K all 18 such pairs are the same film entered twice.
 """
 
 import re
@@ -13,7 +13,7 @@ import numpy as np
 from rec_dist.data.interactions import I64, ItemTable
 from rec_dist.runtime.errors import UserError
 
-_ARTICLES = "The|A|An|La|Le|Les|L'|Il|Lo|I|El|Los|Las|Der|Die|Das|Det|Den"
+_ARTICLES = "The|A|An|La|Le|Les|L'|Il|El|Los|Las|Der|Die|Das|Det|Den"
 _TRAILING_ARTICLE = re.compile(rf"([^()]+), ({_ARTICLES})(?=\s*(?:$|\(|\)))")
 _TRAILING_YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
 _YEAR = re.compile(r"(\d{4})(?:\.0*)?")
@@ -49,7 +49,10 @@ def parse_year(text: str) -> int | None:
 
 @dataclass(frozen=True)
 class DistinctItems:
-    """items: table (I',) with distinct titles; new_index (I,) where each old item went; counts of both repairs, with an example each."""
+    """items: table (I',) with distinct titles.
+
+    New_index (I,) where each old item went; counts of both repairs, with an example each.
+    """
 
     items: ItemTable
     new_index: I64
@@ -68,10 +71,11 @@ def make_distinct(items: ItemTable) -> DistinctItems:
     for raw, title in zip(items.raw, titles, strict=True):
         if not title:
             raise UserError(f"data.source: the item {raw!r} has an empty title; give it one, or leave its rows out.")
-    uses: dict[str, int] = {}
-    for title in titles:
-        uses[title] = uses.get(title, 0) + 1
-    dated = [uses[title] > 1 and year is not None for title, year in zip(titles, items.years, strict=True)]
+    # Twins (same title and year) count as one, or they would carry a year that tells them from nothing.
+    years_of: dict[str, set[int | None]] = {}
+    for title, year in zip(titles, items.years, strict=True):
+        years_of.setdefault(title, set()).add(year)
+    dated = [year is not None and len(years_of[title]) > 1 for title, year in zip(titles, items.years, strict=True)]
     full = [f"{t} ({y})" if d else t for t, y, d in zip(titles, items.years, dated, strict=True)]
     place: dict[str, int] = {}
     new_index = np.array([place.setdefault(title, len(place)) for title in full], dtype=np.int64)

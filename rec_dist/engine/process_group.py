@@ -51,9 +51,11 @@ def barrier() -> None:
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum over all ranks, the same tensor on each. One collective of values.numel() numbers."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values, op=dist.ReduceOp.SUM)
-    return values
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    moved = values.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(moved, op=dist.ReduceOp.SUM)
+    return moved.to(values.device)
 
 
 def share_from_main(value: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 from rec_dist.models.attention import check_architecture
 from rec_dist.models.scorer import POLICY_ADAPTER, REFERENCE_ADAPTER
 from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.quiet import quieten_loaded
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -32,6 +33,7 @@ def load_language_model(path: Path, *, dtype: torch.dtype, activation_checkpoint
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    quieten_loaded()
     try:
         config = AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError) as fault:

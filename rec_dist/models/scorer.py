@@ -18,8 +18,8 @@ from rec_dist.models.attention import attention_masks
 from rec_dist.models.head import replace_head
 from rec_dist.runtime.errors import UserError
 
-# (logps (N,), stream) -> (loss_sum (), metric_sums (S,)); one entry of metric_sums a name in the method's metric_names.
-LossFunction = Callable[[Tensor, GroupedStream], tuple[Tensor, Tensor]]
+# (logps (N,), stream) -> (loss_sum () with its graph, count (), metric name -> sum ()).
+LossFunction = Callable[[Tensor, GroupedStream], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
 POLICY_ADAPTER, REFERENCE_ADAPTER = "default", "reference"
 
@@ -27,16 +27,17 @@ POLICY_ADAPTER, REFERENCE_ADAPTER = "default", "reference"
 class Scorer(nn.Module):
     """model: a causal language model, with or without a PEFT adapter. T rows, D width, N completions."""
 
-    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+    def __init__(self, model: nn.Module, loss: LossFunction, metric_names: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
+        self.metric_names = metric_names
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         replace_head(base)
         self._base = [base]  # in a list: a second registration would give every parameter a second name
 
     def forward(self, stream: GroupedStream) -> tuple[Tensor, Tensor, Tensor]:
-        """-> (loss_sum (), metric_sums (S,), logps (N,) float32)."""
+        """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without graph, logps (N,) float32)."""
         base = self._base[0]
         output = base.base_model(
             input_ids=stream.input_ids[None],
@@ -45,8 +46,9 @@ class Scorer(nn.Module):
             use_cache=False,
         )
         logps = base.get_output_embeddings()(output.last_hidden_state[0], stream)
-        loss_sum, metric_sums = self.loss(logps, stream)
-        return loss_sum, metric_sums, logps
+        loss_sum, count, metrics = self.loss(logps, stream)
+        numbers = [loss_sum.detach(), count, *(metrics[name] for name in self.metric_names)]
+        return loss_sum, torch.stack([number.double() for number in numbers]), logps
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:

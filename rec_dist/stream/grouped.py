@@ -41,6 +41,11 @@ class GroupedStream:
         """Groups that count: 0 in a stand-in."""
         return int((self.weights > 0).sum())
 
+    @property
+    def completion_weights(self) -> Tensor:
+        """(N,) the weight of each completion's group."""
+        return self.weights.repeat_interleave(self.group_offsets.diff())
+
     def to(self, device: str) -> "GroupedStream":
         """The same stream on `device`."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "num_logical_tokens"}
@@ -108,18 +113,16 @@ def pack_trunks(trunks: list[Trunk]) -> GroupedStream:
     )
 
 
-def stand_in(stream_token: int = 0) -> GroupedStream:
+def stand_in(num_negatives: int) -> GroupedStream:
     """The smallest stream, of weight 0: run by a rank with nothing to do, since every rank must run the same collectives."""
-    one = np.asarray([stream_token, stream_token], dtype=np.int32)
-    two = np.asarray([1, 1], dtype=np.int32)
+    size = 1 + num_negatives
     trunk = Trunk(
-        tokens=one,
-        forks=one[:1] * 0 + 1,
+        tokens=np.zeros(1, dtype=np.int32),
+        forks=np.zeros(1, dtype=np.int32),
         keys=np.asarray([-1], dtype=np.int64),
-        group_sizes=np.asarray([2], dtype=np.int32),
-        branch_tokens=one,
-        branch_lengths=two,
-        targets=np.repeat(one[:1], 4),
+        group_sizes=np.asarray([size], dtype=np.int32),
+        branch_tokens=np.empty(0, dtype=np.int32),
+        branch_lengths=np.zeros(size, dtype=np.int32),
+        targets=np.zeros(size, dtype=np.int32),
     )
-    stream = pack_trunks([trunk])
-    return replace(stream, weights=torch.zeros(1), num_logical_tokens=0)
+    return replace(pack_trunks([trunk]), weights=torch.zeros(1), num_logical_tokens=0)

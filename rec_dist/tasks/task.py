@@ -4,11 +4,14 @@ A unit is the smallest thing the global plan moves: a trunk with its groups for 
 recommender. A method of a paper is one file beside this one that builds a Task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from rec_dist.data.plan import Order
 
 
 class Unit(Protocol):
@@ -31,8 +34,14 @@ class Task(Protocol):
     metric_names: tuple[str, ...]
     needs_reference: bool
     counts_tokens: bool  # the loss is a mean over scored tokens, else over groups
-    num_units: int
-    units_per_step: int
+    order: Order
+    dtype: torch.dtype
+    width: int  # of the module's layers: tells the engine what counts as small
+    reference_key: str  # changes with everything that a reference log-prob depends on
+
+    def draw_epoch(self, epoch: int) -> int:
+        """The epoch that the random draws of `epoch` are made for; equal ones make equal units."""
+        ...
 
     def build_module(self) -> nn.Module:
         """The module to train; called once, inside the engine's sharded loading."""
@@ -46,11 +55,7 @@ class Task(Protocol):
         """One batch of the units; for none, the stand-in that a rank with nothing to do runs."""
         ...
 
-    def check(self, tokens_per_pack: int) -> None:
-        """Raises UserError for what would fail at some later step."""
-        ...
-
-    def check_module(self, score: Any, *, exact: bool) -> None:
+    def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
         """Raises UserError when the module, now in the engine, does not behave. score: batch -> logps."""
         ...
 

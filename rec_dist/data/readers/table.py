@@ -1,7 +1,7 @@
 """Delimited text into string columns, with the physical line of each row kept so that a fault can be named as file:line.
 
-Why pyarrow and not a loop: 25 million rows take seconds and no Python object a cell. Cost: one thread, because only then are the line
-numbers of malformed rows known.
+Why pyarrow and not a loop: millions of rows take seconds and no Python object a cell. Cost: one thread, because only
+then are the line numbers of malformed rows known.
 """
 
 import csv
@@ -106,7 +106,21 @@ def read_table(
 
     columns = _parse(path, data, delimiter, list(names), skip, quoted, encoding, keep_going)
     lines = np.arange(skip + 1, skip + 1 + len(columns[0]) + len(malformed), dtype=np.int64)
-    return Table(path, list(names), columns, np.setdiff1d(lines, np.array(malformed, dtype=np.int64)))
+    lines = np.setdiff1d(lines, np.array(malformed, dtype=np.int64))
+    filled = _filled(columns)
+    if not filled.all():
+        columns, lines = [column.filter(pa.array(filled)) for column in columns], lines[filled]
+    return Table(path, list(names), columns, lines)
+
+
+def _filled(columns: list[pa.ChunkedArray]) -> Bool:
+    """Which rows (R,) hold any text: a blank line says nothing and is no fault."""
+    blank: Bool = np.ones(len(columns[0]), dtype=bool)
+    for column in columns:
+        if not blank.any():
+            break
+        blank &= pc.equal(column, "").to_numpy()
+    return ~blank
 
 
 def _header(path: Path, data: pa.Buffer, delimiter: str, quoted: bool) -> list[str]:
@@ -123,7 +137,14 @@ def _header(path: Path, data: pa.Buffer, delimiter: str, quoted: bool) -> list[s
 
 
 def _parse(
-    path: Path, data: pa.Buffer, delimiter: str, names: list[str], skip: int, quoted: bool, encoding: str, on_bad: object
+    path: Path,
+    data: pa.Buffer,
+    delimiter: str,
+    names: list[str],
+    skip: int,
+    quoted: bool,
+    encoding: str,
+    on_bad: object,
 ) -> list[pa.ChunkedArray]:
     if data.size == 0:
         return [pa.chunked_array([], pa.string()) for _ in names]

@@ -1,0 +1,78 @@
+"""The command line: words in, exit codes out. 0 done; 1 failed; 2 the user's mistake, one line; 75 stopped, run me again."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rec_dist.runtime.errors import StopRequested, UserError
+from rec_dist.runtime.quiet import quieten
+
+EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
+
+_COMMANDS = {
+    "prepare": "raw files -> prepared data set",
+    "train": "one task -> run directory (resumes if it exists)",
+    "evaluate": "a run directory, or the base model of a CONFIG, on a split -> metrics",
+    "run": "a pipeline of stages from one file -> table and report",
+    "verify": "hashes of a data set or of a run's checkpoints",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; see `rec-dist --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="rec-dist",
+        description="Fine-tunes language models to rank items for users, on GPU clusters.",
+        epilog="Exit codes: 0 done; 1 failed; 2 your mistake (one line says which); 75 stopped with a checkpoint, run it again.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, meaning in _COMMANDS.items():
+        command = commands.add_parser(name, help=meaning, description=meaning)
+        target = {"evaluate": "RUN_DIR or CONFIG.yaml", "verify": "DATA_DIR or RUN_DIR"}.get(name, "CONFIG.yaml")
+        command.add_argument("target", metavar=target.replace(" ", "_"), help=target)
+        if name != "verify":
+            command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    quieten()
+    try:
+        parsed = _parser().parse_args(arguments)
+        return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
+    except UserError as fault:
+        print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
+        return EXIT_USER
+    except StopRequested as request:
+        print(str(request), file=sys.stderr)
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint is kept", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _run(command: str, target: Path, overrides: Sequence[str]) -> int:
+    from rec_dist.config.load import load_config
+    from rec_dist.pipeline import commands
+    from rec_dist.pipeline.chain import run_pipeline
+
+    def log(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if command == "prepare":
+        commands.prepare(load_config(target, overrides), log=log)
+    elif command == "train":
+        commands.train(load_config(target, overrides), log=log)
+    elif command == "evaluate":
+        commands.evaluate(target, overrides, log=log)
+    elif command == "verify":
+        commands.verify(target, log=log)
+    else:
+        return run_pipeline(target, overrides, log=log)
+    return 0

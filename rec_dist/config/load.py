@@ -1,0 +1,161 @@
+"""From a YAML file and overrides to a validated RunConfig. All faults come in one message, by dotted path, with a suggestion."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.runtime.errors import UserError
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_EXTENDS = "extends"
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=", re.ASCII)
+
+
+def load_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML file, what it `extends` (a path beside it, merged underneath) and `key=value` overrides, interpolations resolved.
+
+    Raises UserError for a missing or unreadable file, a cycle of `extends`, or a malformed override.
+    """
+    merged = _read(path, ())
+    for override in overrides:
+        if not _OVERRIDE.match(override):
+            raise UserError(f"override {override!r} is not section.key=value; for example optimizer.lr=1e-4")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, YAMLError, TypeError) as fault:
+            raise UserError(f"override {override!r} cannot be applied: {_first_line(fault)}") from fault
+    try:
+        value = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as fault:
+        raise UserError(f"{path}: {_first_line(fault)}") from fault
+    assert isinstance(value, dict)
+    return {str(key): entry for key, entry in value.items()}
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> Any:
+    path = path.expanduser().absolute()
+    if path in above:
+        raise UserError(f"{path} extends itself through {' -> '.join(p.name for p in above)}; remove one `extends`")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the path of a YAML configuration, such as configs/quickstart-sdpo.yaml")
+    try:
+        own = OmegaConf.load(path)
+    except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as fault:
+        raise UserError(f"{path} is not readable YAML: {' '.join(str(fault).split())}") from fault
+    if not isinstance(own, DictConfig):
+        raise UserError(f"{path} holds no mapping of sections; see configs/quickstart-sdpo.yaml")
+    parent = own.pop(_EXTENDS, None)
+    return own if parent is None else OmegaConf.merge(_read(path.parent / str(parent), (*above, path)), own)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The validated configuration of a run. Raises UserError that names every fault."""
+    return validate(load_mapping(path, overrides), RunConfig, str(path))
+
+
+def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:
+    """`value` as `model`; all faults in one UserError, each `dotted.path: what; the way out`."""
+    try:
+        return model.model_validate(_numbers(value, model))
+    except ValidationError as fault:
+        raise UserError(f"{where}: " + "; ".join(_explain(fault.errors(), model))) from fault
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _explain(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:
+    """One phrase a faulty key; the branches of a union are told together."""
+    known = _keys(model)
+    phrases: dict[str, str] = {}
+    for error in errors:
+        path = [str(part) for part in error["loc"]]
+        if error["type"] == "extra_forbidden":
+            for dotted in _leaves(".".join(path), error["input"]):
+                close = _closest(dotted, known)
+                phrases[dotted] = "is no key" + (f"; did you mean {close}?" if close else "")
+            continue
+        dotted = _as_key(path, known)
+        what = error["msg"][0].lower() + error["msg"][1:]
+        if error["type"] == "missing":
+            phrases[dotted] = "is missing"
+        elif dotted in phrases:
+            phrases[dotted] = phrases[dotted].replace(", got ", f", or {what.removeprefix('input should be ')}, got ", 1)
+        else:
+            phrases[dotted] = f"{what}, got {error['input']!r}"
+    return [f"{dotted} {phrase}" if phrase.startswith("is ") else f"{dotted}: {phrase}" for dotted, phrase in phrases.items()]
+
+
+def _leaves(prefix: str, value: Any) -> list[str]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, entry in value.items() for leaf in _leaves(f"{prefix}.{key}", entry)]
+    return [prefix]
+
+
+def _as_key(path: list[str], known: dict[str, str]) -> str:
+    """The location without the union branches that pydantic appends to it."""
+    for length in range(len(path), 0, -1):
+        if ".".join(path[:length]) in known:
+            return ".".join(path[:length])
+    return ".".join(path)
+
+
+def _closest(dotted: str, known: dict[str, str]) -> str | None:
+    """The known key most like `dotted`: by its whole path, or by its last part where that is a key of one section alone."""
+    matches = difflib.get_close_matches(dotted, known, n=1, cutoff=0.6)
+    if matches:
+        return matches[0]
+    last = dotted.split(".")[-1]
+    same = [key for key in known if key.split(".")[-1] == last]
+    return same[0] if len(same) == 1 else None
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Every dotted key of a model -> its meaning; sections included."""
+    keys: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        keys[prefix + name] = field.description or ""
+        for inner in _models_in(field.annotation):
+            keys |= _keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _numbers(value: Any, annotation: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as a string; where a float is wanted and the string is one, it becomes one. Nothing else is coerced."""
+    models = _models_in(annotation)
+    if isinstance(value, dict) and models:
+        fields = models[0].model_fields
+        return {key: _numbers(entry, fields[key].annotation) if key in fields else entry for key, entry in value.items()}
+    if isinstance(value, list):
+        inner = [part for part in get_args(annotation) if part is not Ellipsis]
+        return [_numbers(entry, inner[0] if inner else None) for entry in value]
+    wants_float = annotation is float or (get_origin(annotation) in (Union, UnionType) and float in get_args(annotation))
+    if wants_float and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if wants_float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _first_line(fault: BaseException) -> str:
+    return str(fault).splitlines()[0] if str(fault) else type(fault).__name__

@@ -1,0 +1,84 @@
+"""Reference log-probs on disk: one Arrow part a rank, keyed by target and draw, and a manifest that says what they belong to.
+
+A changed model, prompt or negative changes the manifest's key, and then the store is computed again, never trusted.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rec_dist.runtime.files import atomic_path, sha256, write_json
+from rec_dist.stream.trunk import I64
+
+MANIFEST_NAME = "manifest.json"
+F32 = npt.NDArray[np.float32]
+_SCHEMA = pa.schema([pa.field("key", pa.int64(), nullable=False), pa.field("logps", pa.list_(pa.float32()), nullable=False)])
+
+
+class ReferenceStore:
+    """keys (G,) sorted; group g has logps[offsets[g] : offsets[g + 1]]."""
+
+    def __init__(self, keys: I64, offsets: I64, logps: F32) -> None:
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._starts, self._lengths, self._logps = keys[order], offsets[:-1][order], np.diff(offsets)[order], logps
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def lookup(self, keys: I64) -> F32:
+        """The log-probs of these groups, one after another. A key that is not stored is a fault of ours, not of the user."""
+        at = np.searchsorted(self._keys, keys)
+        assert (at < len(self._keys)).all() and (self._keys[at] == keys).all(), "a group has no reference log-probs"
+        starts, lengths = self._starts[at], self._lengths[at]
+        before = np.concatenate([[0], np.cumsum(lengths)])
+        index = np.repeat(starts - before[:-1], lengths) + np.arange(int(before[-1]))
+        return self._logps[index]
+
+
+def write_part(folder: Path, rank: int, keys: I64, offsets: I64, logps: F32) -> None:
+    """Writes one rank's groups, whole or not at all."""
+    lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(logps.astype(np.float32)))
+    table = pa.table([pa.array(keys), lists], schema=_SCHEMA)
+    with atomic_path(folder / f"part-{rank:05d}.arrow") as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer:
+        writer.write_table(table)
+
+
+def commit(folder: Path, key: str, num_parts: int) -> None:
+    """Writes the manifest, after which the store exists."""
+    parts = {f"part-{rank:05d}.arrow": sha256(folder / f"part-{rank:05d}.arrow") for rank in range(num_parts)}
+    write_json(folder / MANIFEST_NAME, {"key": key, "parts": parts})
+
+
+def is_current(folder: Path, key: str) -> bool:
+    """True when the store in `folder` is whole and belongs to `key`."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        return bool(manifest["key"] == key) and all(sha256(folder / name) == digest for name, digest in manifest["parts"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def clear(folder: Path) -> None:
+    """Makes an empty folder for a new store."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def load(folder: Path) -> ReferenceStore:
+    """Reads all parts of a committed store."""
+    names = sorted(json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["parts"])
+    tables = []
+    for name in names:
+        with pa.memory_map(str(folder / name)) as source:
+            tables.append(pa.ipc.open_file(source).read_all())
+    table = pa.concat_tables(tables).combine_chunks()
+    keys = table.column("key").to_numpy()
+    lists = table.column("logps")
+    lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in lists.chunks] or [np.empty(0, dtype=np.int64)])
+    flat = [chunk.flatten().to_numpy() for chunk in lists.chunks] or [np.empty(0, dtype=np.float32)]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return ReferenceStore(keys, offsets, np.concatenate(flat))

@@ -1,0 +1,40 @@
+"""From scores to numbers: ranks, metrics a user, and their intervals."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rec_dist.data.predictions import Predictions
+from rec_dist.evaluate.protocol import Question
+from rec_dist.metrics.bootstrap import bootstrap_interval
+from rec_dist.metrics.ranking import ranking_metrics, target_ranks
+
+CUTOFFS = (1, 5, 10)
+
+
+def predictions_of(questions: list[Question], scores: list[npt.NDArray[np.float32]]) -> Predictions:
+    """Ranks each target among its candidates; ties count against it. scores[u] (C_u,) in the order of the candidates."""
+    ranks = []
+    for question, values in zip(questions, scores, strict=True):
+        place = int(np.flatnonzero(question.candidates == question.target)[0])
+        ranks.append(int(target_ranks(values[None].astype(np.float64), target=place)[0]))
+    return Predictions(
+        user_ids=np.asarray([q.user_id for q in questions], dtype=np.int64),
+        positions=np.asarray([q.position for q in questions], dtype=np.int32),
+        targets=np.asarray([q.target for q in questions], dtype=np.int32),
+        ranks=np.asarray(ranks, dtype=np.int32),
+        candidates=[q.candidates for q in questions],
+        scores=scores,
+    )
+
+
+def metrics_per_user(predictions: Predictions) -> dict[str, npt.NDArray[np.float64]]:
+    """hr@K, ndcg@K, mrr and auc of every user: name -> (U,)."""
+    sizes = np.asarray([len(candidates) for candidates in predictions.candidates])
+    return dict(ranking_metrics(predictions.ranks, sizes, CUTOFFS))
+
+
+def summarize(predictions: Predictions, *, seed: int) -> dict[str, dict[str, Any]]:
+    """Each metric's mean over users with its 95 % bootstrap interval: {"value", "low", "high", "n"}."""
+    return {name: bootstrap_interval(values, seed=seed).to_dict() for name, values in metrics_per_user(predictions).items()}

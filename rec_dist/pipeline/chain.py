@@ -1,0 +1,193 @@
+"""A pipeline: stages one after another from one file, each a command of its own, then the comparison and the report.
+
+Each stage runs as a process of its own, so that it frees its memory, cannot change the next one, and can be repeated by
+copying its line. Run again after a stop, a pipeline goes on: every command keeps what is done.
+"""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rec_dist.config.load import load_mapping, validate
+from rec_dist.config.schema import Section
+from rec_dist.data.manifest import Manifest
+from rec_dist.pipeline.compare import compare
+from rec_dist.pipeline.report import Report, StageSummary, read_run, write_report
+from rec_dist.pipeline.table import text_table
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import write_json, write_text
+from rec_dist.runtime.run_directory import RunDirectory
+
+Log = Callable[[str], None]
+
+
+class StageConfig(Section):
+    """One stage: `rec-dist DO TARGET SET...`."""
+
+    name: str = Field(description="Its name in the report; for evaluate, the row of the table.")
+    do: Literal["prepare", "train", "evaluate"] = Field(description="The command.")
+    target: str = Field(description="A CONFIG beside the pipeline's file, or a run directory.")
+    set: list[str] = Field(default_factory=list, description="Overrides, section.key=value.")
+    results: str | None = Field(None, description="evaluate: the folder where its predictions lie; None: the target.")
+
+
+class PipelineSection(Section):
+    """The section `pipeline`."""
+
+    title: str = Field(description="The report's title.")
+    run_dir: str = Field(description="Where the report and the stages' record go.")
+    stages: list[StageConfig] = Field(description="In the order in which they run.")
+    pairs: list[tuple[str, str]] = Field(
+        default_factory=list, strict=False, description="[better, worse]: paired differences to report."
+    )
+    metrics: list[str] = Field(default_factory=lambda: ["hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr"], description="Columns.")
+
+
+class PipelineConfig(Section):
+    """A pipeline file. `vars` holds values that the rest of the file refers to as ${vars.name}."""
+
+    pipeline: PipelineSection
+    vars: dict[str, str] = Field(default_factory=dict, description="Names for ${vars.name}.")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a stage took when it did its work; a later run that finds it done keeps these numbers."""
+
+    name: str
+    command: str
+    seconds: float
+
+
+def run_pipeline(path: Path, overrides: Sequence[str], *, log: Log) -> int:
+    """Runs all stages, prints the table and writes report.html. Returns 0, or the exit code of the stage that did not end well."""
+    config = validate(load_mapping(path, overrides), PipelineConfig, str(path)).pipeline
+    _check(config, path)
+    folder = Path(config.run_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    records = _Records(folder / "stages.json")
+    began = time.perf_counter()
+    for number, stage in enumerate(config.stages, 1):
+        words = _words(stage, path.parent)
+        command = f"rec-dist {shlex.join(words)}"
+        log(f"\n[{number}/{len(config.stages)}] {stage.name}: {command}")
+        started = time.perf_counter()
+        code = _run(words)
+        seconds = time.perf_counter() - started
+        if code:
+            log(f"stage {stage.name} ended with exit code {code}; run the same command again to go on from there")
+            return code
+        records.keep(StageRecord(stage.name, command, seconds))
+    _report(config, path, overrides, records, log=log, seconds=time.perf_counter() - began)
+    return 0
+
+
+def _check(config: PipelineSection, path: Path) -> None:
+    names = [stage.name for stage in config.stages]
+    rows = {stage.name for stage in config.stages if stage.do == "evaluate"}
+    faults = [f"pipeline.stages has the name {name} twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    faults += [f"pipeline.pairs names {name}, which is no evaluate stage" for pair in config.pairs for name in pair if name not in rows]
+    if not config.stages:
+        faults.append("pipeline.stages is empty")
+    if faults:
+        raise UserError(f"{path}: {'; '.join(faults)}")
+
+
+def _words(stage: StageConfig, beside: Path) -> list[str]:
+    target = beside / stage.target
+    return [stage.do, str(target) if target.is_file() else stage.target, *stage.set]
+
+
+def _run(words: list[str]) -> int:
+    """The exit code of `rec-dist WORDS`. SIGTERM and SIGINT are handed on, so that a stage can save before it stops."""
+    process = subprocess.Popen([sys.executable, "-m", "rec_dist", *words], stdin=subprocess.DEVNULL)
+    handler = lambda number, _: process.send_signal(number)  # noqa: E731
+    # On a terminal Ctrl-C reaches the stage by itself.
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, handler), signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    try:
+        return process.wait()
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+class _Records:
+    """stages.json: what each stage took when it first ran to its end; shorter repeats, which find it done, do not count."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        self._rows = {row["name"]: StageRecord(**row) for row in rows}
+
+    def keep(self, record: StageRecord) -> None:
+        known = self._rows.get(record.name)
+        if known is None or known.command != record.command or record.seconds > known.seconds:
+            self._rows[record.name] = record
+        write_json(self._path, [asdict(row) for row in self._rows.values()])
+
+    def __getitem__(self, name: str) -> StageRecord:
+        return self._rows[name]
+
+
+def _results_dir(stage: StageConfig) -> Path:
+    return Path(stage.results or stage.target).absolute()
+
+
+def _report(
+    config: PipelineSection, path: Path, overrides: Sequence[str], records: _Records, *, log: Log, seconds: float
+) -> None:
+    evaluated = {stage.name: _results_dir(stage) for stage in config.stages if stage.do == "evaluate"}
+    compared = compare(evaluated, config.pairs, config.metrics)
+    folder = Path(config.run_dir).absolute()
+    again = shlex.join(["rec-dist", "run", str(path), *overrides])
+    report = Report(
+        title=config.title,
+        summary=[f"{compared.num_users} users of the {compared.split} split, {compared.num_candidates} candidates each."],
+        rows=compared.rows,
+        differences=compared.differences,
+        stages=[_stage_summary(stage, records) for stage in config.stages],
+        runs=[read_run(folder, name) for name, folder in evaluated.items()],
+        data_facts=_data_facts(evaluated),
+        commands=[again, *(records[stage.name].command for stage in config.stages)],
+        num_candidates=compared.num_candidates if isinstance(compared.num_candidates, int) else None,
+    )
+    write_report(folder / "report.html", report)
+    table = text_table(compared.rows, compared.differences)
+    write_text(folder / "table.txt", table + "\n")
+    print(table, flush=True)
+    log(f"report: {folder / 'report.html'}; this run took {seconds / 60:.1f} minutes")
+
+
+def _stage_summary(stage: StageConfig, records: _Records) -> StageSummary:
+    record = records[stage.name]
+    tokens = None
+    folder = _results_dir(stage)
+    if folder.is_dir() and stage.do != "prepare":
+        rows = RunDirectory(folder).rows()
+        events = ("step", "reference") if stage.do == "train" else ("evaluation",)
+        tokens = sum(int(row.get("tokens", 0)) for row in rows if row.get("event") in events) or None
+    return StageSummary(stage.name, record.command, record.seconds, tokens, stage.results or stage.target)
+
+
+def _data_facts(evaluated: dict[str, Path]) -> dict[str, Any]:
+    """What the manifest of the data set behind the first row says of it."""
+    config = load_mapping(next(iter(evaluated.values())) / "config.yaml")
+    manifest = Manifest.load(Path(config["data"]["path"]))
+    targets = {f"{name} users (targets)": f"{part.rows:,} ({part.targets:,})" for name, part in manifest.splits.items()}
+    return {
+        "source": manifest.source,
+        "split": manifest.settings.get("split"),
+        "fingerprint": manifest.fingerprint,
+        **manifest.counts,
+        "share of choices with the timestamp of the one before": f"{manifest.tie_share:.1%}",
+        **targets,
+    }

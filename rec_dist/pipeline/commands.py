@@ -1,0 +1,205 @@
+"""The commands as functions: each takes a validated configuration, does one thing and returns what it found."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rec_dist.config.load import load_config, to_yaml
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset import PreparedData
+from rec_dist.data.manifest import Manifest
+from rec_dist.data.manifest import verify as verify_data
+from rec_dist.data.predictions import PREDICTIONS_NAME
+from rec_dist.data.prepare import prepare as prepare_data
+from rec_dist.data.schema import MANIFEST_NAME as DATA_MANIFEST
+from rec_dist.engine.checkpoint import verify as verify_checkpoint
+from rec_dist.evaluate.language import (
+    EvaluateJob,
+    build_checked_builder,
+    clear_parts,
+    evaluate_worker,
+    gather_parts,
+    questions_of,
+)
+from rec_dist.evaluate.measure import predictions_of, summarize
+from rec_dist.evaluate.protocol import Question
+from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
+from rec_dist.models.pretrained import resolve_model
+from rec_dist.pipeline.launch import launch
+from rec_dist.pipeline.table import ComparisonRow, text_table
+from rec_dist.pipeline.watch import watching
+from rec_dist.runtime import environment
+from rec_dist.runtime.errors import StopRequested, UserError
+from rec_dist.runtime.files import fingerprint, sampled_fingerprint, write_json
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.tasks.build import Start, build_task, resolve_start
+from rec_dist.tasks.sequential import load_sasrec
+from rec_dist.train.worker import TrainJob, train_worker
+
+Log = Callable[[str], None]
+_EVALUATION_NAME = "evaluation.json"
+
+
+def prepare(config: RunConfig, *, log: Log) -> Manifest:
+    """Raw files -> the prepared data set at data.path; kept when it is there already."""
+    return prepare_data(config.data, log=log)
+
+
+def absolute(path: str) -> Path:
+    """Workers run in another folder: every path is made absolute in the driver."""
+    return Path(path).expanduser().absolute()
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The configuration with every path absolute, as workers need it."""
+    value = config.model_dump()
+    for section, key in (("data", "path"), ("train", "run_dir"), ("train", "init_from"), ("evaluate", "output_dir")):
+        if value[section][key] is not None:
+            value[section][key] = str(absolute(value[section][key]))
+    return RunConfig.model_validate(value)
+
+
+def find_start(config: RunConfig) -> Start:
+    """The model and adapter that a run starts from. Raises UserError when either is missing."""
+    if config.task.kind == "sequential":
+        return Start(Path())
+    return resolve_start(resolve_model(config.model.path), Path(config.train.init_from) if config.train.init_from else None)
+
+
+def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
+    """Trains to the end, resuming what is there. Raises StopRequested after a stop, UserError before anything is written."""
+    config = pinned(config)
+    run = RunDirectory(Path(config.train.run_dir))
+    start = find_start(config)
+    build_task(config, start, "cpu")  # all that a worker would refuse is refused here, before one is started
+    with run.locked():
+        run.claim(config.model_dump(mode="json"), to_yaml(config))
+        done = run.finished()
+        if done is not None:
+            log(f"{run.path} is finished ({done['step']} steps); nothing to do")
+            return done
+        manifest = Manifest.load(Path(config.data.path))
+        facts = {"data": manifest.fingerprint, "model": sampled_fingerprint(start.model, "*.safetensors") if start.model.name else None}
+        write_json(run.path / "environment.json", environment.describe(**facts))
+        with watching(run):
+            result = launch(train_worker, TrainJob(config.model_dump(), config.train.run_dir, start), config.cluster, run)
+        if not result["finished"]:
+            run.clear_stop()
+            raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
+        run.finish(result)
+        log(f"finished after {result['step']} steps; model in {run.model}")
+        return result
+
+
+def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
+    """Ranks on a split and writes predictions.arrow, a row of metrics.jsonl and a printed table. Returns that row.
+
+    target: a finished run directory, or a CONFIG for its base model (evaluate.ranker=popularity: for the popularity floor).
+    An evaluation that is there already, with the same questions and the same model, is kept.
+    """
+    config, run, start, saved = _evaluation_target(target, overrides)
+    data = PreparedData.open(config.data.path)
+    questions = questions_of(config, data)
+    with run.locked():
+        if saved is None:
+            run.claim(config.model_dump(mode="json"), to_yaml(config))
+        key = _evaluation_key(config, data, start)
+        row = _kept(run, key)
+        if row is not None:
+            log(f"{run.path} is evaluated already; nothing to do")
+        else:
+            began = time.perf_counter()
+            with watching(run):
+                scores, cost = _answer(config, data, questions, start, saved, run)
+            predictions = predictions_of(questions, scores)
+            predictions.write(run.path / PREDICTIONS_NAME)
+            row = {
+                "event": "evaluation",
+                "name": run.path.name,
+                "split": config.evaluate.split,
+                "num_candidates": config.evaluate.num_candidates,
+                "seconds": time.perf_counter() - began,
+                **cost,
+                "metrics": summarize(predictions, seed=config.evaluate.seed),
+            }
+            run.append(row)
+            write_json(run.path / _EVALUATION_NAME, {"key": key, "row": row})
+    print(text_table([ComparisonRow(run.path.name, row["metrics"])]), flush=True)
+    return row
+
+
+def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None]:
+    """(configuration, where results go, what to score with, the saved model's folder or None for a base model)."""
+    if target.is_dir():
+        run = RunDirectory(absolute(str(target)))
+        if not run.config_path.is_file():
+            raise UserError(f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG")
+        config = pinned(load_config(run.config_path, overrides))
+        if run.finished() is None or not run.model.is_dir():
+            raise UserError(f"{target} is not finished, so it has no model to evaluate; run `rec-dist train` on it to the end")
+        return config, run, _trained(config, run), run.model
+    config = pinned(load_config(target, overrides))
+    suffix = "popularity" if config.evaluate.ranker == "popularity" else "base"
+    output = config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}"
+    if config.evaluate.ranker == "popularity":
+        return config, RunDirectory(Path(output)), Start(Path()), None
+    if config.task.kind == "sequential":
+        raise UserError("task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity")
+    return config, RunDirectory(Path(output)), Start(resolve_model(config.model.path)), None
+
+
+def _trained(config: RunConfig, run: RunDirectory) -> Start:
+    if config.task.kind == "sequential":
+        return Start(run.model)
+    if config.adapter.kind == "none":
+        return Start(run.model)
+    return Start(find_start(config).model, run.model)
+
+
+def _evaluation_key(config: RunConfig, data: PreparedData, start: Start) -> str:
+    model = sampled_fingerprint(start.model, "*.safetensors") if start.model.name else None
+    adapter = sampled_fingerprint(start.adapter, "*.safetensors") if start.adapter else None
+    settings = config.evaluate.model_dump(exclude={"output_dir"})
+    return fingerprint([model, adapter, data.manifest.fingerprint, settings, config.prompt.model_dump()])
+
+
+def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:
+    path = run.path / _EVALUATION_NAME
+    if not path.is_file() or not (run.path / PREDICTIONS_NAME).is_file():
+        return None
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return dict(value["row"]) if value.get("key") == key else None
+
+
+def _answer(
+    config: RunConfig, data: PreparedData, questions: list[Question], start: Start, saved: Path | None, run: RunDirectory
+) -> tuple[list[Any], dict[str, Any]]:
+    """(scores of each question's candidates, what it cost)."""
+    histories, candidates = [q.history for q in questions], [q.candidates for q in questions]
+    if saved is None and config.evaluate.ranker == "popularity":
+        return PopularityRanker(data.train_counts).score(histories, candidates), {}
+    if config.task.kind == "sequential":
+        return SequentialRanker(load_sasrec(start.model)).score(histories, candidates), {}
+    job = EvaluateJob(config.model_dump(), str(run.path), start, saved)
+    build_checked_builder(config, job, data)  # refused here, before a worker is started
+    clear_parts(run.path)
+    cost = launch(evaluate_worker, job, config.cluster, run)
+    merged = gather_parts(run.path)
+    return [values[: len(c)] for values, c in zip(merged, candidates, strict=True)], cost
+
+
+def verify(target: Path, *, log: Log) -> None:
+    """Checks every hash of a prepared data set, or of all checkpoints of a run. Raises UserError that names what is damaged."""
+    if (target / DATA_MANIFEST).is_file():
+        Manifest.load(target)
+        problems, what = verify_data(target), "data set"
+    elif (target / "checkpoints").is_dir():
+        folders = sorted(path for path in (target / "checkpoints").glob("step-*") if not path.name.endswith(".tmp"))
+        problems, what = [problem for folder in folders for problem in verify_checkpoint(folder)], f"{len(folders)} checkpoints"
+    else:
+        raise UserError(f"{target} is neither a prepared data set nor a run directory with checkpoints")
+    if problems:
+        raise UserError(f"{target}: {len(problems)} fault(s): {'; '.join(problems)}")
+    log(f"{target}: {what} whole")

@@ -1,0 +1,73 @@
+"""The comparison: the same users, the same targets, the same candidates, then metrics with intervals and paired differences."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_dist.data.predictions import PREDICTIONS_NAME, Predictions
+from rec_dist.evaluate.measure import metrics_per_user
+from rec_dist.metrics.bootstrap import bootstrap_interval, paired_difference
+from rec_dist.pipeline.table import ComparisonRow, Difference
+from rec_dist.runtime.errors import UserError
+
+_SEED = 0  # of the bootstrap: the same file gives the same intervals
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came out, and on what."""
+
+    rows: list[ComparisonRow]
+    differences: list[Difference]
+    num_users: int
+    num_candidates: int | str
+    split: str
+
+
+def compare(folders: Mapping[str, Path], pairs: Sequence[tuple[str, str]], metrics: Sequence[str]) -> Compared:
+    """Reads each folder's predictions. Raises UserError when two were asked different questions."""
+    predictions = {name: Predictions.read(folder / PREDICTIONS_NAME) for name, folder in folders.items()}
+    first_name, first = next(iter(predictions.items()))
+    for name, other in predictions.items():
+        if not _same_questions(first, other):
+            raise UserError(
+                f"{name} and {first_name} were not asked the same: other users, targets or candidates; evaluate both with the "
+                "same section `evaluate` on the same data"
+            )
+    values = {name: metrics_per_user(prediction) for name, prediction in predictions.items()}
+    if missing := [metric for metric in metrics if metric not in values[first_name]]:
+        raise UserError(f"pipeline.metrics names {missing[0]}, which is not measured; choose of {', '.join(values[first_name])}")
+    facts = {name: _evaluation_row(folder) for name, folder in folders.items()}
+    rows = [
+        ComparisonRow(
+            name,
+            {metric: bootstrap_interval(values[name][metric], seed=_SEED).to_dict() for metric in metrics},
+            tokens=facts[name].get("tokens"),
+            seconds=facts[name].get("seconds"),
+        )
+        for name in folders
+    ]
+    differences = [
+        Difference(better, worse, metric, paired_difference(values[better][metric], values[worse][metric], seed=_SEED).to_dict())
+        for better, worse in pairs
+        for metric in metrics
+        if metric in ("hr@1", "ndcg@10")
+    ]
+    row = facts[first_name]
+    return Compared(rows, differences, len(first.user_ids), row["num_candidates"], str(row["split"]))
+
+
+def _same_questions(first: Predictions, other: Predictions) -> bool:
+    same = all(
+        np.array_equal(getattr(first, name), getattr(other, name)) for name in ("user_ids", "positions", "targets")
+    )
+    return same and all(np.array_equal(a, b) for a, b in zip(first.candidates, other.candidates, strict=True))
+
+
+def _evaluation_row(folder: Path) -> dict[str, Any]:
+    value = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    return dict(value["row"])

@@ -1,0 +1,183 @@
+"""Starts a worker function on Ray Train workers, or here. The only file that imports ray.
+
+A worker function takes (World, job) and returns a dict. It tells of its progress through the run directory, so what a person
+sees is the same for both launchers, and a stop is a file that rank 0 looks for.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rec_dist.config.schema import ClusterConfig
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.quiet import quieten
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.runtime.world import World
+
+WorkerFunction = Callable[[World, Any], dict[str, Any]]
+
+
+def launch(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory) -> dict[str, Any]:
+    """Runs `worker` on every worker of `cluster` and returns what rank 0 returned.
+
+    Raises UserError when the cluster cannot hold the workers, or when a worker met one. SIGINT and SIGTERM ask the run to stop.
+    """
+    if cluster.launcher == "local":
+        return _local(worker, job, cluster, run)
+    return _on_ray(worker, job, cluster, run)
+
+
+def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory) -> dict[str, Any]:
+    import torch
+
+    if cluster.num_workers not in ("auto", 1):
+        raise UserError(f"cluster.num_workers ({cluster.num_workers}) needs cluster.launcher=ray; the local launcher has one worker")
+    if cluster.use_gpu is True and not torch.cuda.is_available():
+        raise UserError("cluster.use_gpu is true but this machine has no GPU that torch sees; set cluster.use_gpu=false")
+    on_gpu = torch.cuda.is_available() if cluster.use_gpu == "auto" else cluster.use_gpu
+    with stop_on_signal(run):
+        return worker(World(device="cuda:0" if on_gpu else "cpu"), job)
+
+
+def _on_ray(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory) -> dict[str, Any]:
+    import ray
+    import ray.train
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    _connect(cluster.address)
+    num_workers, use_gpu, cpus = _size(cluster, ray.cluster_resources())
+
+    def on_worker(_: Any) -> None:
+        quieten()
+        context = ray.train.get_context()
+        device = f"cuda:{_gpu_index()}" if use_gpu else "cpu"
+        world = World(context.get_world_rank(), context.get_world_size(), context.get_local_rank(), device)
+        result = worker(world, job)
+        if world.is_main:
+            run.write_result(result)
+
+    trainer = TorchTrainer(
+        on_worker,
+        train_loop_config={},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+        ),
+        # Ray keeps nothing of ours; a new name for each attempt, since a name with history would be resumed.
+        run_config=RunConfig(name=f"{run.path.name}-{time.time_ns()}", storage_path=str(run.path / "ray")),
+    )
+    run.log(f"starting {num_workers} worker{'s' if num_workers > 1 else ''} with {'1 GPU' if use_gpu else f'{cpus:g} CPU'} each")
+    faults: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as fault:
+            faults.append(fault)
+
+    # In a thread, so that Ray leaves the signals to us: its own handler aborts without a checkpoint.
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    with stop_on_signal(run):
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+    if faults:
+        raise _cause(faults[0])
+    return run.take_result()
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Workers tell through the run directory; Ray's repetition of their output would say it twice.
+    try:
+        ray.init(
+            address=address or os.environ.get("RAY_ADDRESS"),
+            include_dashboard=None if address or "RAY_ADDRESS" in os.environ else False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+        )
+    except (ConnectionError, ValueError) as fault:
+        raise UserError(
+            f"cluster.address ({address or os.environ.get('RAY_ADDRESS')}): no Ray cluster answers ({fault}); start one, or unset it "
+            "to use this machine"
+        ) from fault
+
+
+def _size(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[int, bool, float]:
+    """(workers, GPUs or not, CPUs a worker) for this cluster. Raises UserError when it has fewer than asked for."""
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    use_gpu = gpus > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
+    if use_gpu and not gpus:
+        raise UserError("cluster.use_gpu is true but the cluster has no GPU; set cluster.use_gpu=false or auto")
+    if cluster.num_workers == "auto":
+        num_workers = gpus if use_gpu else min(2, max(int(cpus), 1))
+    else:
+        num_workers = cluster.num_workers
+    if num_workers < 1:
+        raise UserError(f"cluster.num_workers ({num_workers}) must be 1 or more, or auto")
+    if use_gpu and num_workers > gpus:
+        raise UserError(f"cluster.num_workers ({num_workers}) is more than the cluster's {gpus} GPUs; lower it or add nodes")
+    share = max(float(int(cpus // num_workers)), 0.0) if cluster.cpus_per_worker == "auto" else cluster.cpus_per_worker
+    if use_gpu and cluster.cpus_per_worker == "auto":
+        share = max(share, 0.5)
+    if share <= 0 or share * num_workers > cpus:
+        raise UserError(
+            f"cluster.num_workers ({num_workers}) with cluster.cpus_per_worker ({cluster.cpus_per_worker}) needs more than the "
+            f"cluster's {cpus:g} CPUs; lower one of them or add nodes"
+        )
+    return num_workers, bool(use_gpu), share
+
+
+def _gpu_index() -> int:
+    import ray.train.torch
+
+    index = ray.train.torch.get_device().index
+    return int(index) if index is not None else 0
+
+
+def _cause(fault: BaseException) -> BaseException:
+    """The UserError inside what Ray raised, if there is one; else a short error with the first worker's traceback."""
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [fault]
+    while queue:
+        current = queue.pop()
+        if current is None or any(current is known for known in seen):
+            continue
+        seen.append(current)
+        if isinstance(current, UserError):
+            return UserError(str(current).splitlines()[0])
+        queue += [current.__cause__, getattr(current, "cause", None), getattr(current, "controller_failure", None)]
+        queue += list(getattr(current, "worker_failures", {}).values())
+    return fault
+
+
+@contextmanager
+def stop_on_signal(run: RunDirectory) -> Iterator[None]:
+    """Inside, the first SIGINT or SIGTERM asks the run to save and stop; a second SIGINT ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: Any) -> None:
+        if number == signal.SIGINT and run.stop_wanted(0):
+            raise KeyboardInterrupt
+        run.request_stop()
+        run.log(f"{signal.Signals(number).name}: saving a checkpoint after this step, then stopping")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

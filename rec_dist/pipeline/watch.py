@@ -1,0 +1,82 @@
+"""What a person sees of a run: its messages, and a bar on a terminal or plain lines in a log. It only reads the run directory."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from rec_dist.runtime.run_directory import RunDirectory
+
+_POLL_SECONDS = 0.3
+_PLAIN_SECONDS = 15.0  # a log gets a line this often
+
+
+class _Watch:
+    def __init__(self, run: RunDirectory, out: TextIO) -> None:
+        self._run, self._out = run, out
+        self._position = run.log_size()
+        self._bar: Any = None
+        self._shown: tuple[str, int] | None = None
+        self._last_line = 0.0
+
+    def tick(self) -> None:
+        """Shows what is new."""
+        lines, self._position = self._run.log_after(self._position)
+        for line in lines:
+            tqdm.write(line, file=self._out) if self._bar is not None else print(line, file=self._out, flush=True)
+        state = self._run.read_progress()
+        if state is None or (state["phase"], state["done"]) == self._shown:
+            return
+        if self._out.isatty():
+            self._show_bar(state)
+        else:
+            self._show_line(state)
+
+    def _show_bar(self, state: dict[str, Any]) -> None:
+        if self._bar is None or self._bar.desc != state["phase"]:
+            self.close()
+            self._bar = tqdm(total=state["total"], desc=state["phase"], file=self._out, dynamic_ncols=True)
+        self._bar.n = state["done"]
+        self._bar.set_postfix_str(state["note"])
+        self._shown = (state["phase"], state["done"])
+
+    def _show_line(self, state: dict[str, Any]) -> None:
+        new_phase = self._shown is None or self._shown[0] != state["phase"]
+        if not new_phase and state["done"] < state["total"] and time.monotonic() - self._last_line < _PLAIN_SECONDS:
+            return
+        self._last_line = time.monotonic()
+        self._shown = (state["phase"], state["done"])
+        note = f"  {state['note']}" if state["note"] else ""
+        print(f"{state['phase']} {state['done']}/{state['total']}{note}", file=self._out, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@contextmanager
+def watching(run: RunDirectory, out: TextIO | None = None) -> Iterator[None]:
+    """Inside, a thread shows the run on `out` (standard error)."""
+    run.clear_progress()
+    watch = _Watch(run, out or sys.stderr)
+    stopped = threading.Event()
+
+    def follow() -> None:
+        while not stopped.wait(_POLL_SECONDS):
+            watch.tick()
+
+    thread = threading.Thread(target=follow, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        watch.tick()
+        watch.close()

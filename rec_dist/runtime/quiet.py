@@ -1,0 +1,32 @@
+"""Libraries' banners, progress bars and deprecation notes off, in the driver and in every worker: what we say would drown."""
+
+import os
+import warnings
+
+
+def quieten() -> None:
+    """Sets defaults only: a variable that the user has set is left as it is. Call before the libraries are imported."""
+    defaults = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_OFFLINE": "1",  # model.path is a folder; nothing is looked up at run time
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # The libraries call each other's deprecated functions; the user can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|deepspeed|peft)(\.|$)")
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to guess
+
+
+def quieten_loaded() -> None:
+    """The same for libraries that take no variable; call where they are imported anyway."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

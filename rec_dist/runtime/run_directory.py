@@ -1,0 +1,185 @@
+"""The run directory: the one place where a run's configuration, numbers and messages lie, and how others follow it.
+
+config.yaml, environment.json, metrics.jsonl (append only), log.txt, progress.json (where it stands), stop (a request),
+finished.json (the last thing written), checkpoints/, reference/, model/, predictions.arrow.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import write_json, write_text
+
+# What may differ between two attempts at one run: none of it changes a single result.
+_FREE_KEYS = (
+    "cluster",
+    "checkpoint",
+    "track",
+    "evaluate",
+    "train.tokens_per_pack",
+    "train.log_every_steps",
+    "model.activation_checkpointing",
+)
+
+
+class RunDirectory:
+    """Paths and small files of one run. Only rank 0 and the driver write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.yaml"
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.reference = path / "reference"
+        self.model = path / "model"
+        self._log_path = path / "log.txt"
+        self._progress_path = path / "progress.json"
+        self._stop_path = path / "stop"
+        self._finished_path = path / "finished.json"
+
+    def claim(self, config: Mapping[str, Any], text: str) -> None:
+        """Makes the directory this configuration's, or checks that it is. `text` is the YAML to keep.
+
+        Raises UserError when the directory holds a run of another configuration, or other files.
+        """
+        saved = self.path / "config.json"
+        if saved.is_file():
+            changed = sorted(_differences(json.loads(saved.read_text(encoding="utf-8")), json.loads(json.dumps(config))))
+            changed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS)]
+            if changed:
+                raise UserError(
+                    f"train.run_dir ({self.path}) holds a run of another configuration (different: {', '.join(changed[:6])}); "
+                    "choose another train.run_dir, or remove that folder"
+                )
+            return
+        if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise UserError(f"train.run_dir ({self.path}) is not empty and holds no run; choose another folder")
+        write_text(self.config_path, text)
+        write_json(saved, config)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory for this process; a second run on it is refused (UserError)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as fault:
+                raise UserError(f"train.run_dir ({self.path}) is in use by another process; wait for it or choose another") from fault
+            yield
+        finally:
+            os.close(handle)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds one object to metrics.jsonl; on disk when it returns to the system, torn at most at the last line."""
+        with self.metrics_path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows of metrics.jsonl."""
+        if not self.metrics_path.is_file():
+            return []
+        rows = []
+        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # the line that a kill cut short
+                continue
+        return rows
+
+    def drop_steps_after(self, step: int) -> None:
+        """Removes step rows after `step`: they belong to work that a restart does again."""
+        kept = [row for row in self.rows() if not (row.get("event") == "step" and row["step"] > step)]
+        if self.metrics_path.is_file():
+            write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def log(self, line: str) -> None:
+        """Adds a line to log.txt, which the driver shows."""
+        with self._log_path.open("a", encoding="utf-8") as handle:
+            handle.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def log_size(self) -> int:
+        """Bytes of log.txt so far."""
+        return self._log_path.stat().st_size if self._log_path.is_file() else 0
+
+    def log_after(self, position: int) -> tuple[list[str], int]:
+        """(whole lines of log.txt from byte `position` on, the next position)."""
+        if not self._log_path.is_file():
+            return [], position
+        with self._log_path.open("rb") as handle:
+            handle.seek(position)
+            data = handle.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        return whole.decode("utf-8", "replace").splitlines(), position + len(whole)
+
+    def progress(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """Says where the run stands: `done` of `total` in `phase`."""
+        temporary = self._progress_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"phase": phase, "done": done, "total": total, "note": note}), encoding="utf-8")
+        temporary.replace(self._progress_path)
+
+    def read_progress(self) -> dict[str, Any] | None:
+        """The last `progress`, or None."""
+        try:
+            value: dict[str, Any] = json.loads(self._progress_path.read_text(encoding="utf-8"))
+            return value
+        except (OSError, ValueError):
+            return None
+
+    def request_stop(self) -> None:
+        """Asks the run to save and stop after the step it is in."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._stop_path.write_text("", encoding="utf-8")
+
+    def clear_stop(self) -> None:
+        """Forgets a request that was granted. A request for a later step, written by hand, stays."""
+        self._stop_path.unlink(missing_ok=True)
+
+    def stop_wanted(self, step: int) -> bool:
+        """True when a stop was asked for: the file `stop` exists, and is empty or holds a step that has been reached."""
+        try:
+            text = self._stop_path.read_text(encoding="utf-8").strip()
+        except OSError:
+            return False
+        return not text.isdigit() or step >= int(text)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Leaves what rank 0 returned for the driver, on another machine perhaps."""
+        write_json(self.path / ".result.json", result)
+
+    def take_result(self) -> dict[str, Any]:
+        """What rank 0 left, once."""
+        path = self.path / ".result.json"
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        path.unlink()
+        return value
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Marks the run as finished."""
+        write_json(self._finished_path, summary)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a finished run, or None."""
+        if not self._finished_path.is_file():
+            return None
+        value: dict[str, Any] = json.loads(self._finished_path.read_text(encoding="utf-8"))
+        return value
+
+    def clear_progress(self) -> None:
+        """Forgets where an earlier attempt stood."""
+        self._progress_path.unlink(missing_ok=True)
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif old != new:
+        yield prefix

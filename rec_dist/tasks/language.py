@@ -1,0 +1,197 @@
+"""A language model that ranks items, under any method: builds trunks, the scorer and its adapter, and saves what serves.
+
+Everything that is known before the first step is checked here (lengths, catalogue, positions), so that nothing fails at step 900.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rec_dist.data.dataset import PreparedData, SequenceSplit
+from rec_dist.data.negatives import NegativeSampler, draw_candidates
+from rec_dist.data.plan import Order
+from rec_dist.data.prompt import PromptBuilder
+from rec_dist.data.schema import ITEMS_NAME
+from rec_dist.data.targets import TargetIndex
+from rec_dist.models.language import ADAPTER_WEIGHTS, LoraSpec, add_lora, load_language_model
+from rec_dist.models.scorer import POLICY_ADAPTER, Scorer, check_forks
+from rec_dist.runtime.errors import UserError
+from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
+from rec_dist.stream.trunk import I32, Trunk
+from rec_dist.tasks.method import Method
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where the model starts. adapter: None for full fine-tuning. start_adapter: an adapter folder to start from."""
+
+    path: Path
+    dtype: torch.dtype
+    activation_checkpointing: bool
+    adapter: LoraSpec | None
+    start_adapter: Path | None
+    keep_reference: bool
+    seed: int
+
+
+class LanguageTask:
+    """Implements tasks.task.Task. Units are trunks of up to `targets_per_trunk` targets of one user."""
+
+    def __init__(
+        self,
+        method: Method,
+        model: ModelSpec,
+        data: PreparedData,
+        split: SequenceSplit,
+        targets: TargetIndex,
+        builder: PromptBuilder,
+        sampler: NegativeSampler,
+        *,
+        order: Order,
+        num_listed: int,
+        refresh_negatives: bool,
+        reference_key: str,
+        width: int,
+    ) -> None:
+        self.name = method.name
+        self.metric_names = method.metric_names
+        self.needs_reference = method.needs_reference
+        self.counts_tokens = method.counts_tokens
+        self.order = order
+        self.dtype = model.dtype
+        self.width = width
+        self.reference_key = reference_key
+        self._method, self._model, self._data, self._split, self._targets = method, model, data, split, targets
+        self._builder, self._sampler = builder, sampler
+        self._num_listed, self._refresh = num_listed, refresh_negatives
+
+    def build_module(self) -> nn.Module:
+        """The scorer around the model; call inside the engine's sharded loading. Only the adapter requires gradients, if any."""
+        spec = self._model
+        model = load_language_model(spec.path, dtype=spec.dtype, activation_checkpointing=spec.activation_checkpointing)
+        if spec.adapter is not None:
+            start, keep = spec.start_adapter, spec.keep_reference
+            model = add_lora(model, spec.adapter, seed=spec.seed, weights=start, keep_reference=keep)
+        return Scorer(model, self._method.loss, self._method.metric_names)
+
+    def draw_epoch(self, epoch: int) -> int:
+        """The epoch that the negatives of `epoch` are drawn for: 0 unless they are refreshed."""
+        return epoch if self._refresh else 0
+
+    def unit(self, index: int, epoch: int) -> Trunk:
+        """The trunk of unit `index` with the negatives of `epoch`."""
+        row, start, stop = int(self._targets.rows[index]), int(self._targets.starts[index]), int(self._targets.stops[index])
+        offset, end = int(self._split.offsets[row]), int(self._split.offsets[row + 1])
+        items = self._split.items[offset:end]
+        begin = max(0, start - self._builder.max_history)
+        # A key names a target and the draw of its negatives, so that epochs with other negatives have other references.
+        base = self.draw_epoch(epoch) * len(self._split.items) + offset
+        if self._builder.listed:
+            return self._listed_unit(row, start, items, key=base + start, epoch=epoch)
+        groups = [self._completions(row, position, items, epoch) for position in range(start, stop)]
+        keys = range(base + start, base + stop)
+        return self._builder.trunk(items[begin : stop - 1], groups, keys, forks_at=[p - begin for p in range(start, stop)])
+
+    def _completions(self, row: int, position: int, items: I32, epoch: int) -> I32:
+        negatives = self._sampler.draw(
+            epoch=self.draw_epoch(epoch),
+            user=int(self._split.user_ids[row]),
+            position=position,
+            seen=items[: position + 1],
+            disliked=self._split.disliked[self._split.disliked_offsets[row] : self._split.disliked_offsets[row + 1]],
+        )
+        return np.concatenate([items[position : position + 1], negatives])
+
+    def _listed_unit(self, row: int, position: int, items: I32, *, key: int, epoch: int) -> Trunk:
+        target = int(items[position])
+        listed = draw_candidates(
+            seed=self._sampler.seed + self.draw_epoch(epoch),
+            user=int(self._split.user_ids[row]),
+            position=position,
+            target=target,
+            history=items[:position],
+            num=self._num_listed,
+            num_items=self._data.num_items,
+        )
+        # The list is in random order, so its first K others are a random choice of them.
+        group = np.concatenate([items[position : position + 1], listed[listed != target][: self._sampler.num]])
+        history = items[max(0, position - self._builder.max_history) : position]
+        return self._builder.trunk(history, [group], [key], listed=listed)
+
+    def collate(self, units: Sequence[Any]) -> GroupedStream:
+        """One pack; the stand-in for none."""
+        return pack_trunks(list(units)) if units else stand_in(self._method.num_negatives)
+
+    def check(self, tokens_per_pack: int, *, max_positions: int | None) -> None:
+        """Raises UserError for a catalogue too small, a pack too small, or prompts longer than the model's positions."""
+        if not len(self._targets):
+            raise UserError("data.path: the training split has no target with an item before it; prepare data with longer sequences")
+        longest_row = int(np.diff(self._split.offsets).max())
+        if not self._builder.listed and self._sampler.num > self._data.num_items - longest_row:
+            raise UserError(
+                f"negatives.num ({self._sampler.num}) is more than the catalogue allows: {self._data.num_items} items, and one user "
+                f"has {longest_row} of them; lower negatives.num to {max(self._data.num_items - longest_row, 0)} or less"
+            )
+        if self._builder.listed and self._num_listed > self._data.num_items - longest_row + 1:
+            raise UserError(f"prompt.num_candidates ({self._num_listed}) is more than the catalogue of {self._data.num_items} allows")
+        tokens, positions = self._bounds()
+        if tokens > tokens_per_pack:  # the bound may be loose; building every planned unit is exact, about 60 us each
+            longest, user = self._longest_unit()
+            if longest > tokens_per_pack:
+                raise UserError(
+                    f"train.tokens_per_pack ({tokens_per_pack}) is smaller than the longest group ({longest} tokens, user {user}); "
+                    "raise it or lower prompt.max_history, negatives.num or train.targets_per_trunk"
+                )
+        if max_positions is not None and positions > max_positions:
+            raise UserError(f"a prompt may take {positions} positions and the model has {max_positions}; lower prompt.max_history")
+
+    def _bounds(self) -> tuple[int, int]:
+        """(rows of the longest possible unit, positions of the longest possible completion): every title as long as the longest."""
+        title = int(self._builder.titles.lengths.max()) + len(self._builder.pieces.item_prefix)
+        pieces = vars(self._builder.pieces).values()
+        per_trunk = int((self._targets.stops - self._targets.starts).max())
+        listed = self._num_listed if self._builder.listed else 0
+        trunk = sum(len(piece) for piece in pieces) + title * (self._builder.max_history + per_trunk - 1 + listed)
+        branch = title + len(self._builder.pieces.end)
+        return trunk + per_trunk * (1 + self._sampler.num) * branch, trunk + branch
+
+    def _longest_unit(self) -> tuple[int, int]:
+        longest, user = 0, -1
+        for step in range(self.order.num_steps):
+            for index, epoch in zip(*(values.tolist() for values in self.order.units_of_step(step)), strict=True):
+                length = self.unit(index, epoch).num_tokens
+                if length > longest:
+                    longest, user = length, int(self._split.user_ids[self._targets.rows[index]])
+        return longest, user
+
+    def check_module(self, module: nn.Module, score: Callable[[GroupedStream], Tensor]) -> None:
+        """Raises UserError when the model's attention does not keep to the mask. score: stream -> (N,) log-probs."""
+        tolerance = 1e-3 if self._model.dtype == torch.float32 else 5e-2
+        check_forks(score, vocab_size=int(module._base[0].config.vocab_size), tolerance=tolerance)  # type: ignore[index,union-attr]
+
+    def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
+        """Adapter or model, tokenizer, prompt builder and catalogue into `folder`; what is written is read back and compared."""
+        named = {name.removeprefix("model."): value for name, value in weights.items()}
+        assert named, "no trainable weights were gathered: an empty adapter would be saved"
+        if self._model.adapter is not None:
+            named = {name.replace(f".{POLICY_ADAPTER}.", "."): value for name, value in named.items()}
+            module.model.peft_config[POLICY_ADAPTER].save_pretrained(str(folder))  # type: ignore[union-attr,index,operator]
+            path = folder / ADAPTER_WEIGHTS
+        else:
+            module.model.config.save_pretrained(str(folder))  # type: ignore[union-attr,operator]
+            path = folder / "model.safetensors"
+        save_file(named, path, metadata={"format": "pt"})
+        read_back = load_file(path)
+        assert set(read_back) == set(named) and all(torch.equal(read_back[name], named[name]) for name in named), path
+        for source in self._model.path.iterdir():  # the tokenizer's files, whatever this model has
+            if source.is_file() and source.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")):
+                shutil.copyfile(source, folder / source.name)
+        self._builder.save(folder)
+        shutil.copyfile(self._data.path / ITEMS_NAME, folder / ITEMS_NAME)

@@ -1,0 +1,19 @@
+"""A preference or likelihood method as the language task sees it: its loss and what it needs. One function a method makes one."""
+
+from dataclasses import dataclass
+
+from rec_dist.models.scorer import LossFunction
+
+REWARD_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+
+
+@dataclass(frozen=True)
+class Method:
+    """loss: (logps (N,), stream) -> LossSums, whose metrics are named `metric_names` in this order."""
+
+    name: str
+    num_negatives: int
+    needs_reference: bool
+    counts_tokens: bool
+    metric_names: tuple[str, ...]
+    loss: LossFunction

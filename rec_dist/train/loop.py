@@ -1,0 +1,91 @@
+"""The loop: it knows steps, sums and the engine; no method, no Ray, no DeepSpeed.
+
+A loss arrives as a sum; it is divided once, by the count of the whole global step, so that world size, packing and
+accumulation do not change it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rec_dist.engine import process_group
+from rec_dist.engine.engine import Engine
+from rec_dist.runtime.world import World
+from rec_dist.tasks.task import Task
+from rec_dist.train.loader import StepWork
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls out to. prepare: a batch just before its forward pass (adds the reference). All ranks call all of them."""
+
+    prepare: Callable[[Any], Any]
+    learning_rate: Callable[[int], float]
+    stop_wanted: Callable[[int], bool]  # asked on rank 0 only
+    log: Callable[[dict[str, Any]], None]
+    checkpoint: Callable[[int], None]
+
+
+def train(
+    engine: Engine, task: Task, work: Iterable[StepWork], hooks: Hooks, *, start_step: int, every_steps: int, seed: int, world: World
+) -> bool:
+    """Runs the steps of `work`, which starts at `start_step`. Returns True when it came to the end, False when asked to stop."""
+    total = task.order.num_steps
+    last = time.perf_counter()
+    for plan in work:
+        waited = time.perf_counter() - last
+        sums = run_step(engine, task, plan, hooks, seed=seed, world=world)
+        done = plan.step + 1
+        now = time.perf_counter()
+        hooks.log(step_row(task, plan, sums, seconds=now - last, waited=waited))
+        last = now
+        stop = sums["stop"] > 0 and done < total
+        if stop or done == total or done % every_steps == 0:
+            hooks.checkpoint(done)
+        if stop:
+            return False
+    return True
+
+
+def run_step(engine: Engine, task: Task, plan: StepWork, hooks: Hooks, *, seed: int, world: World) -> dict[str, float]:
+    """One global step: forward and backward over this rank's batches, one optimizer step, one reduction of the sums."""
+    count = plan.num_scored if task.counts_tokens else plan.num_groups
+    scale = world.size / count  # DeepSpeed takes the mean over ranks
+    torch.manual_seed((seed * 1_000_003 + plan.step) * 4099 + world.rank)  # dropout, where there is any, as a function of the step
+    totals = torch.zeros(3 + len(task.metric_names), dtype=torch.float64)
+    for number, batch in enumerate(plan.batches):
+        loss_sum, sums, _ = engine.forward(hooks.prepare(batch))
+        engine.backward(loss_sum * scale, last=number == len(plan.batches) - 1)
+        totals[:-1] += sums.cpu()
+    totals[-1] = float(world.is_main and hooks.stop_wanted(plan.step + 1))
+    totals = process_group.sum_over_ranks(totals)
+    loss = float(totals[0]) / count
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss of step {plan.step + 1} is {loss}; lower optimizer.lr or look at the data of that step")
+    lr = hooks.learning_rate(plan.step)
+    grad_norm = engine.step(lr)
+    means = {name: float(totals[2 + i]) / max(float(totals[1]), 1.0) for i, name in enumerate(task.metric_names)}
+    return {"loss": loss, "grad_norm": grad_norm, "lr": lr, **means, "stop": float(totals[-1])}
+
+
+def step_row(task: Task, plan: StepWork, sums: dict[str, float], *, seconds: float, waited: float) -> dict[str, Any]:
+    """The row of metrics.jsonl for one step."""
+    return {
+        "event": "step",
+        "step": plan.step + 1,
+        "epoch": plan.epoch,
+        "loss": sums["loss"],
+        "grad_norm": sums["grad_norm"],
+        "lr": sums["lr"],
+        **{name: sums[name] for name in task.metric_names},
+        "tokens": plan.num_tokens,
+        "logical_tokens": plan.num_logical_tokens,
+        "groups": plan.num_groups,
+        "tokens_per_second": plan.num_tokens / seconds,
+        "step_seconds": seconds,
+        "data_seconds": waited,
+    }

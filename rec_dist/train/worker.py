@@ -1,0 +1,209 @@
+"""What every worker of a training run does, from joining its group to the saved model. The launcher is not known here."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.engine import process_group
+from rec_dist.engine.checkpoint import Catalogue
+from rec_dist.engine.engine import Engine, sharded_loading
+from rec_dist.engine.settings import EngineSettings
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.runtime.world import World
+from rec_dist.tasks.build import Start, build_task
+from rec_dist.tasks.task import Task
+from rec_dist.train import loop, reference
+from rec_dist.train.loader import prefetch, step_work
+from rec_dist.train.schedule import learning_rate
+from rec_dist.train.trackers import build_tracker
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What the driver sends to each worker: the configuration as plain values and absolute paths."""
+
+    config: dict[str, Any]
+    run_dir: str
+    start: Start
+
+    def parsed(self) -> RunConfig:
+        """The configuration, validated again."""
+        return RunConfig.model_validate(self.config)
+
+
+def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
+    """Trains to the end or to a stop. Returns {"finished": bool, "step": int, ...}, the same on every rank."""
+    process_group.join(world)
+    try:
+        return _train(world, job)
+    finally:
+        process_group.leave()
+
+
+def _train(world: World, job: TrainJob) -> dict[str, Any]:
+    config, run = job.parsed(), RunDirectory(Path(job.run_dir))
+    started = time.perf_counter()
+
+    def say(line: str) -> None:
+        if world.is_main:
+            run.log(line)
+
+    task = build_task(config, job.start, world.device)
+    settings = EngineSettings(
+        zero_stage=config.cluster.zero_stage,
+        bf16=task.dtype == torch.bfloat16,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        hidden_size=task.width,
+    )
+    with sharded_loading(settings):
+        module = task.build_module()
+    engine = Engine(module, settings, device=world.device, optimizer=_optimizer(module, config))
+    trainable, whole = (sum(_size(p) for p in module.parameters() if p.requires_grad), sum(_size(p) for p in module.parameters()))
+    say(f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.order.num_units:,} units, {task.order.num_steps} steps")
+    engine.train_mode(False)
+    task.check_module(module, lambda batch: engine.score(batch)[2].float().cpu())
+
+    store = _reference(engine, task, config, run, world)
+    catalogue = Catalogue(
+        run.checkpoints, world, keep=config.checkpoint.keep, zero_stage=config.cluster.zero_stage, log=run.log
+    )
+    start_step = catalogue.restore(engine)
+    if world.is_main:
+        run.drop_steps_after(start_step)
+    if start_step:
+        say(f"resumed after step {start_step}")
+        if world.is_main:
+            run.append({"event": "resume", "step": start_step})
+    finished = _loop(engine, task, config, run, world, catalogue, store, start_step)
+    step = catalogue.committed()[-1] if not finished else task.order.num_steps
+    if finished:
+        _save_model(engine, task, run, world)
+    local, all_bytes = engine.local_parameter_bytes()
+    return {
+        "finished": finished,
+        "step": step,
+        "seconds": time.perf_counter() - started,
+        "parameter_bytes_rank0": local,
+        "parameter_bytes_whole": all_bytes,
+    }
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _optimizer(module: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    settings = config.optimizer
+    return torch.optim.AdamW(
+        parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+
+
+def _reference(engine: Engine, task: Task, config: RunConfig, run: RunDirectory, world: World) -> Any:
+    """The store of cached reference log-probs; None for a task without a reference, or with an online one."""
+    if not task.needs_reference or config.task.reference == "online":
+        return None
+
+    def report(done: int, total: int) -> None:
+        if world.is_main:
+            run.progress("reference", done, total)
+
+    store, cost = reference.cached_reference(
+        engine, task, run.reference, task.reference_key, tokens_per_pack=config.train.tokens_per_pack, world=world, report=report
+    )
+    if cost is not None and world.is_main:
+        run.append({"event": "reference", **cost})
+        run.log(f"reference log-probs of {cost['groups']:,} groups cached in {cost['seconds']:.1f} s")
+    return store
+
+
+def _loop(
+    engine: Engine,
+    task: Task,
+    config: RunConfig,
+    run: RunDirectory,
+    world: World,
+    catalogue: Catalogue,
+    store: Any,
+    start_step: int,
+) -> bool:
+    total = task.order.num_steps
+    tracker = build_tracker(run.path / "tensorboard", tensorboard=config.track.tensorboard and world.is_main)
+
+    def prepare(batch: Any) -> Any:
+        if store is not None:
+            return reference.attach(store, batch)
+        if task.needs_reference:
+            return batch.with_reference(_online(engine, batch))
+        return batch
+
+    def log(row: dict[str, Any]) -> None:
+        if not world.is_main:
+            return
+        note = f"loss {row['loss']:.4f}, {row['tokens_per_second']:.0f} tokens/s"
+        run.progress("train", row["step"], total, note)
+        if row["step"] % config.train.log_every_steps == 0 or row["step"] == total:
+            run.append(row)
+            tracker.log(row)
+
+    def checkpoint(step: int) -> None:
+        began = time.perf_counter()
+        catalogue.save(engine, step)
+        if world.is_main:
+            run.append({"event": "checkpoint", "step": step, "seconds": time.perf_counter() - began})
+
+    hooks = loop.Hooks(
+        prepare=prepare,
+        learning_rate=lambda step: learning_rate(
+            step,
+            peak=config.optimizer.lr,
+            warmup_steps=config.optimizer.warmup_steps,
+            total_steps=total,
+            schedule=config.optimizer.schedule,
+        ),
+        stop_wanted=run.stop_wanted,
+        log=log,
+        checkpoint=checkpoint,
+    )
+    tokens_per_pack = config.train.tokens_per_pack
+    work = prefetch(lambda step: step_work(task, step, tokens_per_pack=tokens_per_pack, world=world), range(start_step, total))
+    engine.train_mode(True)
+    try:
+        return loop.train(
+            engine,
+            task,
+            work,
+            hooks,
+            start_step=start_step,
+            every_steps=config.checkpoint.every_steps,
+            seed=config.train.seed,
+            world=world,
+        )
+    finally:
+        tracker.close()
+
+
+def _online(engine: Engine, batch: Any) -> torch.Tensor:
+    engine.train_mode(False)
+    with engine.module.as_reference():  # type: ignore[operator]
+        logps: torch.Tensor = engine.score(batch)[2]
+    engine.train_mode(True)
+    return logps.float().cpu()
+
+
+def _save_model(engine: Engine, task: Task, run: RunDirectory, world: World) -> None:
+    weights = engine.trainable_weights()
+    if world.is_main:
+        partial = run.model.with_name("model.tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        task.save_model(weights, engine.module, partial)
+        shutil.rmtree(run.model, ignore_errors=True)
+        partial.rename(run.model)
+    process_group.barrier()

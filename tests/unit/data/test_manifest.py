@@ -1,0 +1,131 @@
+"""verify finds what Arrow does not: flipped bits, cut files, files that were exchanged."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from rec_dist.config.schema import DataConfig
+from rec_dist.data.dataset import PreparedData
+from rec_dist.data.manifest import Manifest, verify
+from rec_dist.data.prepare import prepare
+from rec_dist.data.schema import ITEM_SCHEMA, SEQUENCE_SCHEMA
+from rec_dist.runtime.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    text = "user,item,timestamp\n" + "".join(f"u{u},i{(u + i) % 7},{i}\n" for u in range(20) for i in range(5))
+    (tmp_path / "log.csv").write_text(text)
+    target = tmp_path / "out"
+    prepare(DataConfig(source=str(tmp_path / "log.csv"), path=str(target), split="leave_one_out"), log=lambda line: None)
+    return target
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def item_byte(path: Path) -> int:
+    """Where the value 6 (int32) of some list of items lies in the file."""
+    return path.read_bytes().index((6).to_bytes(4, "little") + (0).to_bytes(4, "little"))
+
+
+def test_a_whole_data_set_has_no_problems(folder):
+    assert verify(folder) == []
+    with pa.memory_map(str(folder / "train-00000-of-00002.arrow")) as mapped:
+        assert pa.ipc.open_file(mapped).read_all().schema.equals(SEQUENCE_SCHEMA)
+    with pa.memory_map(str(folder / "items.arrow")) as mapped:
+        assert pa.ipc.open_file(mapped).read_all().schema.equals(ITEM_SCHEMA)
+
+
+def test_a_flipped_bit_reads_fine_and_is_found(folder):
+    shard = folder / "train-00001-of-00002.arrow"
+    before = PreparedData.open(folder).split("train").items.tolist()
+    flip(shard, item_byte(shard))
+    after = PreparedData.open(folder).split("train").items.tolist()
+    assert before != after, "the flip is in the items, and Arrow says nothing"
+    problems = verify(folder)
+    assert len(problems) == 1
+    assert "train-00001-of-00002.arrow: SHA-256 is" in problems[0]
+    assert verify(folder, hashes=False) == []
+    with pytest.raises(UserError, match=r"is damaged, 1 fault"):
+        PreparedData.open(folder, check_hashes=True)
+
+
+def test_every_byte_of_the_manifest_counts(folder):
+    path = folder / "manifest.json"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 37):
+        flip(path, position)
+        try:
+            changed = json.loads(path.read_bytes()) != json.loads(whole)
+        except ValueError:
+            changed = True
+        assert bool(verify(folder)) == changed, position
+        path.write_bytes(whole)
+
+
+def test_a_truncated_shard_is_found(folder):
+    shard = folder / "test-00000-of-00002.arrow"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    assert "bytes instead of" in verify(folder)[0]
+    with pytest.raises(UserError, match=r"is damaged"):
+        PreparedData.open(folder)
+
+
+def test_missing_and_stray_files_are_found(folder):
+    (folder / "items.arrow").unlink()
+    (folder / "train-00000-of-00001.arrow").write_bytes(b"")
+    problems = verify(folder)
+    assert any("items.arrow: the file is missing" in line for line in problems)
+    assert any("train-00000-of-00001.arrow: the manifest does not name this file" in line for line in problems)
+
+
+def test_a_file_of_another_schema_is_found_even_if_its_hash_is_right(folder):
+    from dataclasses import replace
+
+    from rec_dist.data.manifest import describe_file
+
+    manifest = Manifest.load(folder)
+    shard = folder / manifest.splits["valid"].shards[0].name
+    with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_file(sink, ITEM_SCHEMA) as writer:
+        writer.write_table(ITEM_SCHEMA.empty_table())
+    entry = manifest.splits["valid"]
+    forged = replace(entry, shards=[describe_file(shard, entry.shards[0].rows), *entry.shards[1:]])
+    replace(manifest, splits={**manifest.splits, "valid": forged}).save(folder)
+    problems = verify(folder)
+    assert any("another schema" in line for line in problems)
+    assert any("0 rows instead of 10" in line for line in problems)
+
+
+def test_loading_nothing_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match=r"data.path \(.*nowhere\) .* run `rec-dist prepare CONFIG`"):
+        Manifest.load(tmp_path / "nowhere")
+    assert len(verify(tmp_path / "nowhere")) == 1
+
+
+def test_another_format_version_is_refused(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    with pytest.raises(UserError, match=r"format version 99, this release reads 1"):
+        Manifest.load(folder)
+
+
+def test_an_unknown_split_is_refused(folder):
+    with pytest.raises(UserError, match=r"dev is no split .* train, valid, test"):
+        PreparedData.open(folder).split("dev")
+
+
+def test_one_shard_is_a_view_of_the_file(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item,timestamp\n" + "".join(f"u,i{i},{i}\n" for i in range(9)))
+    settings = DataConfig(source=str(tmp_path / "log.csv"), path=str(tmp_path / "out"), split="leave_one_out", num_shards=1)
+    prepare(settings, log=lambda line: None)
+    allocated = pa.total_allocated_bytes()
+    split = PreparedData.open(tmp_path / "out").split("train")
+    assert pa.total_allocated_bytes() - allocated < 4096
+    assert split.items.base is not None
+    assert split.items_of(0).tolist() == list(range(7))

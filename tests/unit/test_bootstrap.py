@@ -1,0 +1,81 @@
+"""Bootstrap intervals: coverage on data whose mean is known, and agreement with the normal interval."""
+
+import numpy as np
+import pytest
+
+from rec_dist.metrics import Interval, bootstrap_interval, paired_difference
+
+
+@pytest.mark.parametrize("draw", ["hits", "normal"])  # few distinct values, and as many as users: the two ways to resample
+def test_intervals_cover_the_true_mean_as_often_as_they_say(draw):
+    rng = np.random.default_rng(0)
+    trials, users = 400, 100
+    samples = rng.random((trials, users)) < 0.3 if draw == "hits" else rng.normal(0.3, 2.0, (trials, users))
+    covered = 0
+    for seed, sample in enumerate(samples):
+        interval = bootstrap_interval(sample, seed=seed, num_resamples=1000)
+        covered += interval.low <= 0.3 <= interval.high
+    # 0.95 +- 3 standard errors (0.011 each), and the percentile interval's own shortfall below
+    assert 0.90 <= covered / trials <= 0.98
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_both_ways_to_resample_give_the_normal_interval(distinct):
+    rng = np.random.default_rng(1)
+    values = rng.normal(5.0, 1.0, 2000) if distinct else rng.integers(0, 5, 2000) / 4
+    interval = bootstrap_interval(values, seed=3, num_resamples=4000)
+    half = 1.96 * values.std() / np.sqrt(values.size)
+    assert interval.value == pytest.approx(values.mean(), rel=1e-12)
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.12 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.12 * half)
+    assert interval.n == 2000
+
+
+def test_the_seed_decides():
+    values = np.random.default_rng(2).normal(size=50)
+    assert bootstrap_interval(values, seed=7) == bootstrap_interval(values, seed=7)
+    assert bootstrap_interval(values, seed=7) != bootstrap_interval(values, seed=8)
+
+
+def test_a_higher_level_is_wider():
+    values = np.random.default_rng(3).normal(size=80)
+    narrow, wide = (bootstrap_interval(values, seed=0, level=level) for level in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_one_user_and_constant_values():
+    assert bootstrap_interval([0.25], seed=0) == Interval(0.25, 0.25, 0.25, 1)
+    assert bootstrap_interval([0.5] * 30, seed=0) == Interval(0.5, 0.5, 0.5, 30)
+
+
+def test_a_paired_difference_is_narrower_than_the_two_runs():
+    rng = np.random.default_rng(4)
+    easy = rng.normal(size=300)  # what makes a user easy is shared
+    first, second = easy + rng.normal(0.1, 0.1, 300), easy + rng.normal(0.0, 0.1, 300)
+    difference = paired_difference(first, second, seed=0)
+    alone = bootstrap_interval(first, seed=0)
+    assert difference.value == pytest.approx((first - second).mean())
+    assert difference.low > 0
+    assert difference.high - difference.low < 0.3 * (alone.high - alone.low)
+    swapped = paired_difference(second, first, seed=0)
+    assert swapped.value == -difference.value
+
+
+def test_the_reported_form():
+    assert Interval(0.5, 0.4, 0.6, 10).to_dict() == {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bootstrap_interval([], seed=0), "at least 1 user"),
+        (lambda: bootstrap_interval([[1.0]], seed=0), "must have shape"),
+        (lambda: bootstrap_interval([0.0, float("nan")], seed=0), "value of user 1 is not finite"),
+        (lambda: bootstrap_interval([1.0], seed=0, num_resamples=0), "num_resamples"),
+        (lambda: bootstrap_interval([1.0], seed=0, level=1.0), "level"),
+        (lambda: paired_difference([1.0], [1.0, 2.0], seed=0), "same users"),
+    ],
+)
+def test_faults_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,140 @@
+"""The comparison as text: what is marked, what is claimed, and that it fits a terminal."""
+
+import math
+
+import pytest
+
+from rec_dist.pipeline.table import (
+    ComparisonRow,
+    Difference,
+    best_names,
+    chance_level,
+    claim,
+    format_count,
+    format_interval,
+    format_seconds,
+    markdown_table,
+    text_table,
+)
+
+METRICS = ("hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr")
+
+
+def interval(value: float, half: float = 0.02, n: int = 900) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half, "n": n}
+
+
+def row(name: str, value: float, n: int = 900) -> ComparisonRow:
+    return ComparisonRow(name, {metric: interval(value, n=n) for metric in METRICS}, 12_345_678, 3725.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.001, 0.02, "above 0"),
+        (-0.02, -0.001, "below 0"),
+        (-0.01, 0.01, "not told apart"),
+        (0.0, 0.02, "not told apart"),
+        (math.nan, math.nan, "not told apart"),
+    ],
+)
+def test_a_verdict_needs_an_interval_that_excludes_zero(low: float, high: float, verdict: str) -> None:
+    difference = Difference("a", "b", "hr@1", {"value": (low + high) / 2, "low": low, "high": high, "n": 9})
+    assert difference.verdict == verdict
+    assert verdict in text_table([row("a", 0.5), row("b", 0.4)], [difference])
+    assert f"| {verdict} |" in markdown_table([row("a", 0.5), row("b", 0.4)], [difference])
+
+
+def test_a_difference_seen_from_the_other_side_changes_sign_and_verdict() -> None:
+    difference = Difference("a", "b", "hr@1", {"value": -0.02, "low": -0.03, "high": -0.01, "n": 9})
+    other = difference.seen_from("b")
+    assert (other.better, other.worse, other.verdict) == ("b", "a", "above 0")
+    assert other.amount == "+0.020 [+0.010, +0.030]"
+    assert difference.seen_from("a") is difference
+
+
+def test_five_models_and_five_metrics_fit_120_columns_even_with_long_names() -> None:
+    names = [f"a model with a rather long descriptive name, number {index}" for index in range(5)]
+    table = text_table([row(name, 0.1 * index) for index, name in enumerate(names)])
+    assert max(map(len, table.splitlines())) <= 120
+    for word in names[4].split():
+        assert word in table
+
+
+def test_columns_are_aligned_and_n_is_stated() -> None:
+    lines = text_table([row("sft", 0.25), row("a longer name", 0.5)]).splitlines()
+    assert lines[0].startswith("model")
+    assert lines[0].endswith("time")
+    assert len(lines[1]) == len(lines[2]) == len(lines[3])
+    assert "0.500* [0.480, 0.520]" in lines[3]
+    assert "*" not in lines[2]
+    assert any(line.startswith("n = 900 users") for line in lines)
+
+
+def test_differing_numbers_of_users_get_a_column() -> None:
+    table = text_table([row("a", 0.2, n=900), row("b", 0.3, n=850)])
+    assert table.splitlines()[0].split()[-3:] == ["n", "tokens", "time"]
+    assert "n = 850 to 900 users" in table
+
+
+def test_one_row_wins_nothing_and_a_missing_metric_is_a_dash() -> None:
+    only = ComparisonRow("only", {"hr@1": interval(0.5), "auc": interval(math.nan)})
+    table = text_table([only])
+    assert "0.500*" not in table
+    assert "nan" not in table
+    assert "tokens" not in table
+    assert "**0.500**" not in markdown_table([only])
+    assert best_names([only], "hr@1") == set()
+    assert "–" in text_table([only, ComparisonRow("other", {"hr@1": interval(0.1)})])  # noqa: RUF001
+
+
+def test_an_empty_comparison_is_still_a_table() -> None:
+    assert text_table([]).startswith("model")
+    assert markdown_table([]).startswith("| model |")
+
+
+def test_ties_are_all_marked() -> None:
+    assert best_names([row("a", 0.3), row("b", 0.3), row("c", 0.1)], "hr@1") == {"a", "b"}
+
+
+def test_markdown_escapes_names_and_marks_the_largest() -> None:
+    table = markdown_table([row("a|b_c", 0.3), row("d", 0.4)])
+    assert "a\\|b\\_c" in table
+    assert "**0.400** [0.380, 0.420]" in table
+    widths = {line.replace("\\|", "").count("|") for line in table.splitlines() if line.startswith("|")}
+    assert widths == {9}
+
+
+def test_a_claim_states_wins_losses_ties_and_what_was_not_measured() -> None:
+    def pair(other: str, value: float) -> Difference:
+        return Difference("dmpo", other, "hr@1", interval(value, 0.01))
+
+    pairs = [pair("sft", 0.05), pair("base", 0.2), pair("sdpo", 0.003)]
+    assert claim("dmpo", "hr@1", pairs, ["random"]) == (
+        "dmpo beats sft by 0.050 [0.040, 0.060] and base by 0.200 [0.190, 0.210] on hr@1; "
+        "it is not told apart from sdpo (+0.003 [-0.007, +0.013]); its difference to random was not measured."
+    )
+    assert "is not shown to beat any other model" in claim("dmpo", "hr@1", [pair("sdpo", 0.003)])
+    assert "falls behind sft by 0.050 [0.040, 0.060]" in claim("dmpo", "hr@1", [pair("sft", -0.05)])
+
+
+def test_numbers_are_rounded_for_reading() -> None:
+    assert format_interval({"value": 0.41249, "low": 0.3906, "high": 0.43351, "n": 5}) == "0.412 [0.391, 0.434]"
+    # A bound that is above 0 must not read as 0.
+    near = {"value": 0.0061, "low": 0.0002, "high": 0.012, "n": 5}
+    assert format_interval(near, signed=True) == "+0.0061 [+0.0002, +0.0120]"
+    assert format_interval({"value": 0.5, "low": math.nan, "high": math.nan, "n": 1}) == "0.500"
+    counts = [None, 0, 812, 999_600, 12_345, 7_890_000_000]
+    assert [format_count(count) for count in counts] == ["–", "0", "812", "1.00 M", "12.3 k", "7.89 B"]  # noqa: RUF001
+    spans = [None, 4.21, 59.96, 725, 3599.6, 11_220]
+    written = ["–", "4.2 s", "1 m 00 s", "12 m 05 s", "1 h 00 m", "3 h 07 m"]  # noqa: RUF001
+    assert [format_seconds(span) for span in spans] == written
+
+
+def test_chance_is_that_of_a_random_order() -> None:
+    assert chance_level("hr@1", 20) == pytest.approx(0.05)
+    assert chance_level("hr@50", 20) == 1.0
+    assert chance_level("ndcg@2", 4) == pytest.approx((1 + 1 / math.log2(3)) / 4)
+    assert chance_level("mrr", 2) == pytest.approx(0.75)
+    assert chance_level("auc", 20) == 0.5
+    assert chance_level("valid_ratio", 20) is None
