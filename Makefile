@@ -1,0 +1,34 @@
+# Everything starts here: `make quickstart` and `make test` work on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install quickstart quickstart-dmpo test test-fast lint clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+install: .venv/.installed ## .venv with the pinned packages
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "rec-dist needs Python 3.11 or newer; set PYTHON=python3.11"'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: install ## the main job on real data: about 20 minutes on 2 cores; ends with a table and a report
+	$(BIN)/rec-dist run configs/quickstart.yaml
+
+quickstart-dmpo: install ## the same with DMPO in place of S-DPO
+	$(BIN)/rec-dist run configs/quickstart.yaml vars.method=dmpo
+
+test: install ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: install ## without real Ray workers
+	$(BIN)/python -m pytest -m 'not slow and not launch'
+
+lint: install ## style, types, floors
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+clean: ## removes .venv, runs and prepared data; the cache stays
+	rm -rf .venv runs data
