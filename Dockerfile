@@ -1,7 +1,7 @@
 # rec-dist with the pins of constraints.txt.
 #   GPU (default):  docker build -t rec-dist .
-#   CPU:            docker build -t rec-dist:cpu --build-arg BASE=python:3.11-slim-bookworm \
-#                     --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
+#   CPU:            docker build -t rec-dist:cpu --build-arg BASE=python:3.11-slim-bookworm --build-arg TORCH_INDEX=URL .
+#                   with URL the index of PyTorch's CPU wheels
 # Give the container shared memory for NCCL and Ray: docker run --gpus all --shm-size 16g ...
 ARG BASE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 FROM ${BASE}

@@ -113,12 +113,11 @@ def _as_key(path: list[str], known: dict[str, str]) -> str:
 
 def _closest(dotted: str, known: dict[str, str]) -> str | None:
     """The known key most like `dotted`: by its whole path, or by its last part where that is a key of one section alone."""
-    matches = difflib.get_close_matches(dotted, known, n=1, cutoff=0.6)
-    if matches:
-        return matches[0]
-    last = dotted.split(".")[-1]
-    same = [key for key in known if key.split(".")[-1] == last]
-    return same[0] if len(same) == 1 else None
+    others = [key for key in known if not dotted.startswith(f"{key}.")]  # the section it was written into is no answer
+    same = [key for key in others if key.split(".")[-1] == dotted.split(".")[-1]]
+    found = difflib.get_close_matches(dotted, others, n=1, cutoff=0.8) or (same if len(same) == 1 else [])
+    found = found or difflib.get_close_matches(dotted, others, n=1, cutoff=0.6)
+    return found[0] if found else None
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
@@ -138,7 +137,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _numbers(value: Any, annotation: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as a string; where a float is wanted and the string is one, it becomes one. Nothing else is coerced."""
+    """An environment variable is a string, and so is 1e-4 in YAML 1.1; where a float is wanted it becomes one. Nothing else does."""
     models = _models_in(annotation)
     if isinstance(value, dict) and models:
         fields = models[0].model_fields

@@ -60,7 +60,10 @@ class Predictions:
         table = read_arrow(path)
         column = {name: table[name].combine_chunks() for name in _SCHEMA.names}
         return Predictions(
-            *(column[name].to_numpy() for name in ("user_id", "position", "target", "rank")),
-            [row.values.to_numpy() for row in column["candidates"]],
-            [row.values.to_numpy() for row in column["scores"]],
+            user_ids=column["user_id"].to_numpy(),
+            positions=column["position"].to_numpy(),
+            targets=column["target"].to_numpy(),
+            ranks=column["rank"].to_numpy(),
+            candidates=[row.values.to_numpy() for row in column["candidates"]],
+            scores=[row.values.to_numpy() for row in column["scores"]],
         )

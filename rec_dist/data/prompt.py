@@ -54,8 +54,8 @@ class PromptBuilder:
     @property
     def fingerprint(self) -> str:
         """Changes whenever a prompt or a completion would."""
-        table = [int(self.titles.tokens.sum()), len(self.titles), fingerprint(self.titles.tokens.tolist())]
-        return fingerprint([vars(self.pieces), self.max_history, self.listed, table])
+        titles = fingerprint([self.titles.tokens.tolist(), self.titles.offsets.tolist()])
+        return fingerprint([vars(self.pieces), self.max_history, self.listed, titles])
 
     def completion(self, item: int) -> I32:
         """Title + end tokens of one item."""
@@ -112,7 +112,9 @@ def check_saved(builder: PromptBuilder, folder: Path) -> None:
     saved = json.loads((folder / PROMPT_NAME).read_text(encoding="utf-8"))
     own = json.loads(json.dumps({**vars(builder.pieces), "max_history": builder.max_history, "listed": builder.listed}))
     if changed := sorted(key for key, value in own.items() if saved.get(key) != value):
-        raise UserError(f"the model in {folder} was trained with another prompt ({', '.join(changed)} differ); keep its prompt section")
+        raise UserError(
+            f"the model in {folder} was trained with another prompt ({', '.join(changed)} differ); keep its prompt section"
+        )
 
 
 def build_prompt_builder(config: PromptConfig, tokenizer: Any, titles: Sequence[str]) -> PromptBuilder:

@@ -20,7 +20,7 @@ SEQUENCE_SCHEMA = pa.schema(
         pa.field("ratings", pa.list_(pa.float32())),
         pa.field("timestamps", pa.list_(pa.int64()), nullable=False),
         pa.field("first_target", pa.int32(), nullable=False),
-        # Items this user rated below data.min_rating, in time order, from the training part only: what negatives.kind=low_rated draws from.
+        # Items rated below data.min_rating, in time order, from the training part only: what negatives.kind=low_rated draws from.
         pa.field("disliked", pa.list_(pa.int32()), nullable=False),
     ]
 )

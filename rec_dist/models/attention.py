@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rec_dist.stream.grouped import GroupedStream
 from rec_dist.runtime.errors import UserError
+from rec_dist.stream.grouped import GroupedStream
 
 # Transforms of the logits between the head's GEMM and the softmax that the scorer does not know: refused instead of ignored.
 _UNKNOWN_LOGIT_TRANSFORMS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale")
@@ -40,10 +40,10 @@ def attention_masks(stream: GroupedStream, config: Any, dtype: torch.dtype) -> T
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         return mask[None, None]
 
-    full = shaped(visible(stream))
     layer_types = set(getattr(config, "layer_types", None) or ())
-    if not layer_types:
-        return full
+    if not layer_types:  # one window for all layers (Mistral, Phi-3), or none
+        return shaped(visible(stream, window=getattr(config, "sliding_window", None)))
+    full = shaped(visible(stream))
     masks = {"full_attention": full}
     if "sliding_attention" in layer_types:
         masks["sliding_attention"] = shaped(visible(stream, window=int(config.sliding_window)))
@@ -60,6 +60,8 @@ def check_architecture(model: Any) -> None:
         fault = "carries a recurrent state, which cannot branch"
     elif not getattr(model, "_supports_sdpa", False) and config._attn_implementation != "eager":
         fault = "has an attention that takes no mask of ours"
+    elif getattr(config, "alibi", False):
+        fault = "measures distances in rows instead of positions (ALiBi)"
     elif model.get_output_embeddings() is None:
         fault = "has no language-model head"
     elif unknown := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:

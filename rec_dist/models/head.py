@@ -6,11 +6,11 @@ outside it is an empty shard. Called with hidden states alone it is the plain he
 
 from typing import Any
 
-from rec_dist_kernels import completion_logps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rec_dist.stream.grouped import GroupedStream
+from rec_dist_kernels import completion_logps
 
 
 class CompletionHead(nn.Module):

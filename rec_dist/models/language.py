@@ -71,7 +71,7 @@ def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | Non
     )
     torch.manual_seed(seed)
     try:
-        wrapped: Any = get_peft_model(model, config, adapter_name=POLICY_ADAPTER, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+        wrapped: Any = get_peft_model(model, config, adapter_name=POLICY_ADAPTER, autocast_adapter_dtype=False)
     except ValueError as fault:
         raise UserError(f"adapter.target_modules ({spec.target_modules}): {str(fault).splitlines()[0]}") from fault
     if weights is not None:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rec_dist.stream.trunk import Trunk
-from rec_dist.stream.grouped import GroupedStream, pack_trunks
 from rec_dist.models.attention import attention_masks
 from rec_dist.models.head import replace_head
 from rec_dist.runtime.errors import UserError
+from rec_dist.stream.grouped import GroupedStream, pack_trunks
+from rec_dist.stream.trunk import Trunk
 
 # (logps (N,), stream) -> (loss_sum () with its graph, count (), metric name -> sum ()).
 LossFunction = Callable[[Tensor, GroupedStream], tuple[Tensor, Tensor, dict[str, Tensor]]]

@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rec_dist.config.load import load_mapping, validate
+from rec_dist.config.load import load_config, load_mapping, validate
 from rec_dist.config.schema import Section
 from rec_dist.data.manifest import Manifest
+from rec_dist.pipeline.commands import base_results_dir
 from rec_dist.pipeline.compare import compare
 from rec_dist.pipeline.report import Report, StageSummary, read_run, write_report
 from rec_dist.pipeline.table import text_table
@@ -37,7 +38,6 @@ class StageConfig(Section):
     do: Literal["prepare", "train", "evaluate"] = Field(description="The command.")
     target: str = Field(description="A CONFIG beside the pipeline's file, or a run directory.")
     set: list[str] = Field(default_factory=list, description="Overrides, section.key=value.")
-    results: str | None = Field(None, description="evaluate: the folder where its predictions lie; None: the target.")
 
 
 class PipelineSection(Section):
@@ -95,7 +95,9 @@ def _check(config: PipelineSection, path: Path) -> None:
     names = [stage.name for stage in config.stages]
     rows = {stage.name for stage in config.stages if stage.do == "evaluate"}
     faults = [f"pipeline.stages has the name {name} twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    faults += [f"pipeline.pairs names {name}, which is no evaluate stage" for pair in config.pairs for name in pair if name not in rows]
+    faults += [
+        f"pipeline.pairs names {name}, which is no evaluate stage" for pair in config.pairs for name in pair if name not in rows
+    ]
     if not config.stages:
         faults.append("pipeline.stages is empty")
     if faults:
@@ -110,9 +112,12 @@ def _words(stage: StageConfig, beside: Path) -> list[str]:
 def _run(words: list[str]) -> int:
     """The exit code of `rec-dist WORDS`. SIGTERM and SIGINT are handed on, so that a stage can save before it stops."""
     process = subprocess.Popen([sys.executable, "-m", "rec_dist", *words], stdin=subprocess.DEVNULL)
-    handler = lambda number, _: process.send_signal(number)  # noqa: E731
+    handler = lambda number, _: process.send_signal(number)
     # On a terminal Ctrl-C reaches the stage by itself.
-    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, handler), signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    previous = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, handler),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    }
     try:
         return process.wait()
     finally:
@@ -138,14 +143,19 @@ class _Records:
         return self._rows[name]
 
 
-def _results_dir(stage: StageConfig) -> Path:
-    return Path(stage.results or stage.target).absolute()
+def _results_dir(stage: StageConfig, beside: Path) -> Path:
+    """The run directory that a stage writes to."""
+    target = beside / stage.target
+    if not target.is_file():
+        return Path(stage.target).absolute()
+    config = load_config(target, stage.set)
+    return base_results_dir(config) if stage.do == "evaluate" else Path(config.train.run_dir).absolute()
 
 
 def _report(
     config: PipelineSection, path: Path, overrides: Sequence[str], records: _Records, *, log: Log, seconds: float
 ) -> None:
-    evaluated = {stage.name: _results_dir(stage) for stage in config.stages if stage.do == "evaluate"}
+    evaluated = {stage.name: _results_dir(stage, path.parent) for stage in config.stages if stage.do == "evaluate"}
     compared = compare(evaluated, config.pairs, config.metrics)
     folder = Path(config.run_dir).absolute()
     again = shlex.join(["rec-dist", "run", str(path), *overrides])
@@ -154,7 +164,7 @@ def _report(
         summary=[f"{compared.num_users} users of the {compared.split} split, {compared.num_candidates} candidates each."],
         rows=compared.rows,
         differences=compared.differences,
-        stages=[_stage_summary(stage, records) for stage in config.stages],
+        stages=[_stage_summary(stage, path.parent, records) for stage in config.stages],
         runs=[read_run(folder, name) for name, folder in evaluated.items()],
         data_facts=_data_facts(evaluated),
         commands=[again, *(records[stage.name].command for stage in config.stages)],
@@ -167,15 +177,15 @@ def _report(
     log(f"report: {folder / 'report.html'}; this run took {seconds / 60:.1f} minutes")
 
 
-def _stage_summary(stage: StageConfig, records: _Records) -> StageSummary:
+def _stage_summary(stage: StageConfig, beside: Path, records: _Records) -> StageSummary:
     record = records[stage.name]
     tokens = None
-    folder = _results_dir(stage)
-    if folder.is_dir() and stage.do != "prepare":
+    folder = None if stage.do == "prepare" else _results_dir(stage, beside)
+    if folder is not None:
         rows = RunDirectory(folder).rows()
         events = ("step", "reference") if stage.do == "train" else ("evaluation",)
         tokens = sum(int(row.get("tokens", 0)) for row in rows if row.get("event") in events) or None
-    return StageSummary(stage.name, record.command, record.seconds, tokens, stage.results or stage.target)
+    return StageSummary(stage.name, record.command, record.seconds, tokens, str(folder or ""))
 
 
 def _data_facts(evaluated: dict[str, Path]) -> dict[str, Any]:

@@ -80,9 +80,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
         if done is not None:
             log(f"{run.path} is finished ({done['step']} steps); nothing to do")
             return done
-        manifest = Manifest.load(Path(config.data.path))
-        facts = {"data": manifest.fingerprint, "model": sampled_fingerprint(start.model, "*.safetensors") if start.model.name else None}
-        write_json(run.path / "environment.json", environment.describe(**facts))
+        _describe(run, Manifest.load(Path(config.data.path)), start)
         with watching(run):
             result = launch(train_worker, TrainJob(config.model_dump(), config.train.run_dir, start), config.cluster, run)
         if not result["finished"]:
@@ -91,6 +89,11 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
         run.finish(result)
         log(f"finished after {result['step']} steps; model in {run.model}")
         return result
+
+
+def _describe(run: RunDirectory, manifest: Manifest, start: Start) -> None:
+    model = sampled_fingerprint(start.model, "*.safetensors") if start.model.name else None
+    write_json(run.path / "environment.json", environment.describe(hashes={"data": manifest.fingerprint, "model": model}))
 
 
 def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     with run.locked():
         if saved is None:
             run.claim(config.model_dump(mode="json"), to_yaml(config))
+            _describe(run, data.manifest, start)
         key = _evaluation_key(config, data, start)
         row = _kept(run, key)
         if row is not None:
@@ -135,19 +139,28 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
     if target.is_dir():
         run = RunDirectory(absolute(str(target)))
         if not run.config_path.is_file():
-            raise UserError(f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG")
+            raise UserError(
+                f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
+            )
         config = pinned(load_config(run.config_path, overrides))
         if run.finished() is None or not run.model.is_dir():
             raise UserError(f"{target} is not finished, so it has no model to evaluate; run `rec-dist train` on it to the end")
         return config, run, _trained(config, run), run.model
     config = pinned(load_config(target, overrides))
-    suffix = "popularity" if config.evaluate.ranker == "popularity" else "base"
-    output = config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}"
+    output = base_results_dir(config)
     if config.evaluate.ranker == "popularity":
-        return config, RunDirectory(Path(output)), Start(Path()), None
+        return config, RunDirectory(output), Start(Path()), None
     if config.task.kind == "sequential":
-        raise UserError("task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity")
-    return config, RunDirectory(Path(output)), Start(resolve_model(config.model.path)), None
+        raise UserError(
+            "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
+        )
+    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None
+
+
+def base_results_dir(config: RunConfig) -> Path:
+    """Where the evaluation of a CONFIG (its base model, or a floor without one) goes."""
+    suffix = "popularity" if config.evaluate.ranker == "popularity" else "base"
+    return absolute(config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}")
 
 
 def _trained(config: RunConfig, run: RunDirectory) -> Start:

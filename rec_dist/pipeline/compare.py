@@ -62,9 +62,7 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[tuple[str, str]], metri
 
 
 def _same_questions(first: Predictions, other: Predictions) -> bool:
-    same = all(
-        np.array_equal(getattr(first, name), getattr(other, name)) for name in ("user_ids", "positions", "targets")
-    )
+    same = all(np.array_equal(getattr(first, name), getattr(other, name)) for name in ("user_ids", "positions", "targets"))
     return same and all(np.array_equal(a, b) for a, b in zip(first.candidates, other.candidates, strict=True))
 
 

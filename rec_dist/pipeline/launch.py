@@ -35,7 +35,9 @@ def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDir
     import torch
 
     if cluster.num_workers not in ("auto", 1):
-        raise UserError(f"cluster.num_workers ({cluster.num_workers}) needs cluster.launcher=ray; the local launcher has one worker")
+        raise UserError(
+            f"cluster.num_workers ({cluster.num_workers}) needs cluster.launcher=ray; the local launcher has one worker"
+        )
     if cluster.use_gpu is True and not torch.cuda.is_available():
         raise UserError("cluster.use_gpu is true but this machine has no GPU that torch sees; set cluster.use_gpu=false")
     on_gpu = torch.cuda.is_available() if cluster.use_gpu == "auto" else cluster.use_gpu

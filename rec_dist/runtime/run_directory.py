@@ -72,7 +72,9 @@ class RunDirectory:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as fault:
-                raise UserError(f"train.run_dir ({self.path}) is in use by another process; wait for it or choose another") from fault
+                raise UserError(
+                    f"train.run_dir ({self.path}) is in use by another process; wait for it or choose another"
+                ) from fault
             yield
         finally:
             os.close(handle)

@@ -84,9 +84,13 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
     """The task on the training split of data.path, checked: what would fail later raises UserError here."""
     method = choose_method(config)
     if config.train.targets_per_trunk > 1 and (config.prompt.style == "chat" or config.prompt.candidates == "listed"):
-        raise UserError("train.targets_per_trunk above 1 needs prompt.style=list and prompt.candidates=none: the rest fork at their end")
+        raise UserError(
+            "train.targets_per_trunk above 1 needs prompt.style=list and prompt.candidates=none: the rest fork at their end"
+        )
     if config.prompt.candidates == "listed" and method.num_negatives >= config.prompt.num_candidates:
-        raise UserError(f"negatives.num ({method.num_negatives}) must be below prompt.num_candidates ({config.prompt.num_candidates})")
+        raise UserError(
+            f"negatives.num ({method.num_negatives}) must be below prompt.num_candidates ({config.prompt.num_candidates})"
+        )
     if config.task.reference == "online" and method.needs_reference and config.adapter.kind == "none":
         raise UserError("task.reference=online needs an adapter to switch off; set task.reference=cached for adapter.kind=none")
     data = PreparedData.open(config.data.path)

@@ -132,7 +132,9 @@ class LanguageTask:
     def check(self, tokens_per_pack: int, *, max_positions: int | None) -> None:
         """Raises UserError for a catalogue too small, a pack too small, or prompts longer than the model's positions."""
         if not len(self._targets):
-            raise UserError("data.path: the training split has no target with an item before it; prepare data with longer sequences")
+            raise UserError(
+                "data.path: the training split has no target with an item before it; prepare data with longer sequences"
+            )
         longest_row = int(np.diff(self._split.offsets).max())
         if not self._builder.listed and self._sampler.num > self._data.num_items - longest_row:
             raise UserError(
@@ -140,7 +142,9 @@ class LanguageTask:
                 f"has {longest_row} of them; lower negatives.num to {max(self._data.num_items - longest_row, 0)} or less"
             )
         if self._builder.listed and self._num_listed > self._data.num_items - longest_row + 1:
-            raise UserError(f"prompt.num_candidates ({self._num_listed}) is more than the catalogue of {self._data.num_items} allows")
+            raise UserError(
+                f"prompt.num_candidates ({self._num_listed}) is more than the catalogue of {self._data.num_items} allows"
+            )
         tokens, positions = self._bounds()
         if tokens > tokens_per_pack:  # the bound may be loose; building every planned unit is exact, about 60 us each
             longest, user = self._longest_unit()
@@ -150,7 +154,9 @@ class LanguageTask:
                     "raise it or lower prompt.max_history, negatives.num or train.targets_per_trunk"
                 )
         if max_positions is not None and positions > max_positions:
-            raise UserError(f"a prompt may take {positions} positions and the model has {max_positions}; lower prompt.max_history")
+            raise UserError(
+                f"a prompt may take {positions} positions and the model has {max_positions}; lower prompt.max_history"
+            )
 
     def _bounds(self) -> tuple[int, int]:
         """(rows of the longest possible unit, positions of the longest possible completion): every title as long as the longest."""
@@ -182,7 +188,7 @@ class LanguageTask:
         assert named, "no trainable weights were gathered: an empty adapter would be saved"
         if self._model.adapter is not None:
             named = {name.replace(f".{POLICY_ADAPTER}.", "."): value for name, value in named.items()}
-            module.model.peft_config[POLICY_ADAPTER].save_pretrained(str(folder))  # type: ignore[union-attr,index,operator]
+            module.model.peft_config[POLICY_ADAPTER].save_pretrained(str(folder))  # type: ignore[union-attr,index]
             path = folder / ADAPTER_WEIGHTS
         else:
             module.model.config.save_pretrained(str(folder))  # type: ignore[union-attr,operator]
@@ -191,7 +197,9 @@ class LanguageTask:
         read_back = load_file(path)
         assert set(read_back) == set(named) and all(torch.equal(read_back[name], named[name]) for name in named), path
         for source in self._model.path.iterdir():  # the tokenizer's files, whatever this model has
-            if source.is_file() and source.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")):
+            if source.is_file() and source.name.startswith(
+                ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")
+            ):
                 shutil.copyfile(source, folder / source.name)
         self._builder.save(folder)
         shutil.copyfile(self._data.path / ITEMS_NAME, folder / ITEMS_NAME)

@@ -12,7 +12,9 @@ from rec_dist_kernels import PreferenceKind
 def preference_method(kind: PreferenceKind, *, beta: float, num_negatives: int) -> Method:
     """Raises UserError when there is nothing to prefer the chosen item to."""
     if num_negatives < 1:
-        raise UserError(f"task.kind={kind} needs rejected items, and negatives.num is {num_negatives}; set negatives.num=1 or more")
+        raise UserError(
+            f"task.kind={kind} needs rejected items, and negatives.num is {num_negatives}; set negatives.num=1 or more"
+        )
 
     def loss(logps: Tensor, stream: GroupedStream) -> LossSums:
         return preference_sums(

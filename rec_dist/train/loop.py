@@ -31,7 +31,15 @@ class Hooks:
 
 
 def train(
-    engine: Engine, task: Task, work: Iterable[StepWork], hooks: Hooks, *, start_step: int, every_steps: int, seed: int, world: World
+    engine: Engine,
+    task: Task,
+    work: Iterable[StepWork],
+    hooks: Hooks,
+    *,
+    start_step: int,
+    every_steps: int,
+    seed: int,
+    world: World,
 ) -> bool:
     """Runs the steps of `work`, which starts at `start_step`. Returns True when it came to the end, False when asked to stop."""
     total = task.order.num_steps
@@ -55,7 +63,9 @@ def run_step(engine: Engine, task: Task, plan: StepWork, hooks: Hooks, *, seed: 
     """One global step: forward and backward over this rank's batches, one optimizer step, one reduction of the sums."""
     count = plan.num_scored if task.counts_tokens else plan.num_groups
     scale = world.size / count  # DeepSpeed takes the mean over ranks
-    torch.manual_seed((seed * 1_000_003 + plan.step) * 4099 + world.rank)  # dropout, where there is any, as a function of the step
+    torch.manual_seed(
+        (seed * 1_000_003 + plan.step) * 4099 + world.rank
+    )  # dropout, where there is any, as a function of the step
     totals = torch.zeros(3 + len(task.metric_names), dtype=torch.float64)
     for number, batch in enumerate(plan.batches):
         loss_sum, sums, _ = engine.forward(hooks.prepare(batch))
@@ -65,9 +75,13 @@ def run_step(engine: Engine, task: Task, plan: StepWork, hooks: Hooks, *, seed: 
     totals = process_group.sum_over_ranks(totals)
     loss = float(totals[0]) / count
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss of step {plan.step + 1} is {loss}; lower optimizer.lr or look at the data of that step")
+        raise FloatingPointError(
+            f"the loss of step {plan.step + 1} is {loss}; lower optimizer.lr or look at the data of that step"
+        )
     lr = hooks.learning_rate(plan.step)
     grad_norm = engine.step(lr)
+    if not math.isfinite(grad_norm):
+        raise FloatingPointError(f"the gradient norm of step {plan.step + 1} is {grad_norm}; lower optimizer.lr or task.beta")
     means = {name: float(totals[2 + i]) / max(float(totals[1]), 1.0) for i, name in enumerate(task.metric_names)}
     return {"loss": loss, "grad_norm": grad_norm, "lr": lr, **means, "stop": float(totals[-1])}
 

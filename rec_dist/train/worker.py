@@ -69,9 +69,7 @@ def _train(world: World, job: TrainJob) -> dict[str, Any]:
     task.check_module(module, lambda batch: engine.score(batch)[2].float().cpu())
 
     store = _reference(engine, task, config, run, world)
-    catalogue = Catalogue(
-        run.checkpoints, world, keep=config.checkpoint.keep, zero_stage=config.cluster.zero_stage, log=run.log
-    )
+    catalogue = Catalogue(run.checkpoints, world, keep=config.checkpoint.keep, zero_stage=config.cluster.zero_stage, log=run.log)
     start_step = catalogue.restore(engine)
     if world.is_main:
         run.drop_steps_after(start_step)

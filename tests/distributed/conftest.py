@@ -1,0 +1,114 @@
+"""Training runs for tests: a run is made once a session, however many tests compare with it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from worker_processes import Child, run_workers, start_workers
+
+_TIMES = ("tokens_per_second", "step_seconds", "data_seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, with what tests ask of it."""
+
+    path: Path
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """Step rows of metrics.jsonl without times."""
+        rows = [row for row in self.rows if row["event"] == "step"]
+        return [{key: value for key, value in row.items() if key not in _TIMES} for row in rows]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """metrics.jsonl."""
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def finished(self) -> dict[str, Any]:
+        """finished.json."""
+        value: dict[str, Any] = json.loads((self.path / "finished.json").read_text(encoding="utf-8"))
+        return value
+
+    @property
+    def log(self) -> str:
+        """log.txt."""
+        return (self.path / "log.txt").read_text(encoding="utf-8")
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The saved adapter, or the whole model."""
+        files = list((self.path / "model").glob("*.safetensors"))
+        assert len(files) == 1
+        return load_file(files[0])
+
+
+class Trainer:
+    """What `rec-dist train` does around its workers, with a gloo group of ours instead of Ray's: the same on 1 and 2 workers."""
+
+    def __init__(self, folder: Path, tiny_config: Callable[..., dict[str, Any]]) -> None:
+        self._folder, self._config = folder, tiny_config
+        self._made: dict[tuple[object, ...], Run] = {}
+        self._count = 0
+
+    def new_dir(self, name: str = "run") -> Path:
+        """A path for a run directory that does not exist."""
+        self._count += 1
+        return self._folder / f"{self._count:03d}-{name}"
+
+    def config(self, run_dir: Path, *changes: Any) -> dict[str, Any]:
+        """tiny_config with the optimizer's epsilon above the noise of fp32 sums, so that Adam does not blow it up."""
+        return self._config(run_dir, "optimizer.eps=1e-4", *changes)
+
+    def once(self, *changes: str, workers: int = 1) -> Run:
+        """The finished run of this configuration; made at the first call."""
+        key = (workers, *sorted(changes))
+        if key not in self._made:
+            self._made[key] = self.train(self.new_dir(), *changes, workers=workers)
+        return self._made[key]
+
+    def train(self, run_dir: Path, *changes: Any, workers: int = 1, stop_after: int | None = None) -> Run:
+        """Trains to the end, or to a stop after step `stop_after`; goes on where the directory stands. All ranks must agree."""
+        from rec_dist.runtime.run_directory import RunDirectory
+        from rec_dist.train.worker import train_worker
+
+        job = self._claim(run_dir, changes)
+        run = RunDirectory(run_dir)
+        if stop_after is not None:
+            (run_dir / "stop").write_text(str(stop_after), encoding="utf-8")
+        results = run_workers(train_worker, [job] * workers, run_dir.with_name(run_dir.name + "-workers"))
+        assert len({(result["finished"], result["step"]) for result in results}) == 1
+        run.clear_stop()
+        assert results[0]["finished"] == (stop_after is None)
+        if results[0]["finished"]:
+            run.finish(results[0])
+        return Run(run_dir)
+
+    def start(self, run_dir: Path, *changes: Any, workers: int) -> list[Child]:
+        """The workers of a run, on their way."""
+        from rec_dist.train.worker import train_worker
+
+        return start_workers(train_worker, [self._claim(run_dir, changes)] * workers, run_dir.with_name(run_dir.name + "-workers"))
+
+    def _claim(self, run_dir: Path, changes: Any) -> Any:
+        from rec_dist.config.load import to_yaml
+        from rec_dist.config.schema import RunConfig
+        from rec_dist.pipeline.commands import find_start, pinned
+        from rec_dist.runtime.run_directory import RunDirectory
+        from rec_dist.train.worker import TrainJob
+
+        config = pinned(RunConfig.model_validate(self.config(run_dir, *changes)))
+        RunDirectory(run_dir).claim(config.model_dump(mode="json"), to_yaml(config))
+        return TrainJob(config.model_dump(), config.train.run_dir, find_start(config))
+
+
+@pytest.fixture(scope="session")
+def trainer(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., dict[str, Any]]) -> Trainer:
+    """One for the session, so that runs are shared."""
+    return Trainer(tmp_path_factory.mktemp("runs"), tiny_config)

@@ -1,0 +1,183 @@
+"""Resume is exact: a run that was stopped, killed or robbed of its newest checkpoint ends bit for bit as if nothing had happened."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from worker_processes import WorkerFailedError, run_command, start_command
+
+_SIX = ("train.max_steps=6", "task.kind=sdpo", "optimizer.schedule=cosine", "optimizer.warmup_steps=2")
+_FULL = ("train.max_steps=6", "task.kind=sft", "adapter.kind=none", "optimizer.lr=1e-3")
+_CASES = {
+    "one worker, ZeRO-0": (1, (*_SIX, "cluster.zero_stage=0")),
+    "one worker, ZeRO-3": (1, (*_SIX, "cluster.zero_stage=3")),
+    "two workers, ZeRO-0": (2, (*_SIX, "cluster.zero_stage=0", "train.tokens_per_pack=200")),
+    "two workers, ZeRO-3": (2, (*_SIX, "cluster.zero_stage=3", "train.tokens_per_pack=200")),
+    "dropout": (1, (*_SIX, "adapter.dropout=0.3", "train.tokens_per_pack=200")),
+    "dropout, two workers, ZeRO-3": (2, (*_SIX, "adapter.dropout=0.3", "cluster.zero_stage=3")),
+    "online reference": (1, (*_SIX, "task.reference=online")),
+    "full fine-tuning": (1, (*_FULL, "cluster.zero_stage=0")),
+    "full fine-tuning, two workers, ZeRO-3": (2, (*_FULL, "cluster.zero_stage=3")),
+}
+
+
+def assert_same(run: Any, expected: Any) -> None:
+    """Bit for bit: every weight, every number of every step."""
+    assert run.steps == expected.steps
+    assert run.weights.keys() == expected.weights.keys()
+    assert all(torch.equal(run.weights[name], value) for name, value in expected.weights.items())
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def flip_byte(folder: Path) -> Path:
+    """Flips one bit in the middle of the largest file below `folder`."""
+    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_stop_and_go_on(trainer: Any, case: str) -> None:
+    workers, changes = _CASES[case]
+    expected = trainer.once(*changes, workers=workers)
+    run_dir = trainer.new_dir()
+    half = trainer.train(run_dir, *changes, workers=workers, stop_after=3)
+    assert [row["step"] for row in half.steps] == [1, 2, 3]
+    assert not (run_dir / "model").exists()
+    run = trainer.train(run_dir, *changes, workers=workers)
+    assert [row["step"] for row in run.rows if row["event"] == "resume"] == [3]
+    assert_same(run, expected)
+
+
+def test_dropout_has_an_effect(trainer: Any) -> None:
+    """Else the two dropout cases above would test nothing."""
+    plain, dropped = trainer.once(*_SIX, "cluster.zero_stage=0"), trainer.once(*_CASES["dropout"][1])
+    assert plain.steps[-1]["loss"] != pytest.approx(dropped.steps[-1]["loss"], rel=1e-4)
+
+
+def test_bad_checkpoints_are_walked_past(trainer: Any) -> None:
+    """The newest has a flipped bit and the one before no commit marker: the run goes on from the third, and says so."""
+    workers, changes = _CASES["two workers, ZeRO-3"]
+    run_dir = trainer.new_dir()
+    trainer.train(run_dir, *changes, workers=workers, stop_after=5)
+    newest, before, oldest = (run_dir / "checkpoints" / f"step-{step:08d}" for step in (5, 4, 2))
+    assert oldest.is_dir()
+    damaged = flip_byte(newest)
+    (before / "COMMITTED").unlink()
+    run = trainer.train(run_dir, *changes, workers=workers)
+    warnings = [line for line in run.log.splitlines() if "WARNING" in line]
+    assert len(warnings) == 2
+    assert damaged.name in warnings[0]
+    assert "no commit marker" in warnings[1]
+    assert [row["step"] for row in run.rows if row["event"] == "resume"] == [2]
+    assert_same(run, trainer.once(*changes, workers=workers))
+
+
+def test_all_checkpoints_bad_starts_anew(trainer: Any) -> None:
+    changes = _CASES["one worker, ZeRO-0"][1]
+    run_dir = trainer.new_dir()
+    trainer.train(run_dir, *changes, stop_after=3)
+    for folder in (run_dir / "checkpoints").iterdir():
+        (folder / "manifest.json").write_text("{", encoding="utf-8")
+    run = trainer.train(run_dir, *changes)
+    assert run.log.count("WARNING") == 2
+    assert_same(run, trainer.once(*changes))
+
+
+def test_another_world_size_is_refused(trainer: Any) -> None:
+    changes = _CASES["two workers, ZeRO-3"][1]
+    run_dir = trainer.new_dir()
+    trainer.train(run_dir, *changes, workers=2, stop_after=3)
+    with pytest.raises(WorkerFailedError, match="2 workers at ZeRO stage 3") as caught:
+        trainer.train(run_dir, *changes, workers=1)
+    assert caught.value.kind == "UserError"
+    assert_same(trainer.train(run_dir, *changes, workers=2), trainer.once(*changes, workers=2))  # nothing was spoiled
+
+
+def test_another_zero_stage_is_one_error_line(trainer: Any, tmp_path: Path) -> None:
+    changes = _CASES["one worker, ZeRO-0"][1]
+    run_dir = trainer.new_dir()
+    trainer.train(run_dir, *changes, stop_after=3)
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *changes))
+    code, child = run_command(tmp_path, "train", config, "cluster.zero_stage=3")
+    errors = [line for line in child.err.splitlines() if line.startswith("error:")]
+    assert code == 2
+    assert len(errors) == 1
+    assert "cluster.zero_stage=0" in errors[0]
+    assert "Traceback" not in child.err
+    code, _ = run_command(tmp_path, "train", config, "checkpoint.every_steps=100")  # one of the keys that may change
+    assert code == 0
+    assert_same(type(trainer.once(*changes))(run_dir), trainer.once(*changes))
+
+
+_LONG = ("train.max_steps=30", "task.kind=sdpo", "train.tokens_per_pack=120", "checkpoint.every_steps=3")
+
+
+def wait_for_step(run_dir: Path, step: int, alive: Callable[[], bool]) -> None:
+    """Until metrics.jsonl has the row of `step`."""
+    metrics = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if metrics.is_file() and f'"step": {step},' in metrics.read_text(encoding="utf-8"):
+            return
+        assert alive(), "it ended before that step"
+        time.sleep(0.002)
+    raise TimeoutError(f"{run_dir} did not come to step {step}")
+
+
+def test_killed_command_goes_on(trainer: Any, tmp_path: Path) -> None:
+    """SIGKILL between two checkpoints, twice."""
+    run_dir = trainer.new_dir()
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *_LONG))
+    for step in (5, 11):
+        child = start_command(tmp_path, "train", config)
+        wait_for_step(run_dir, step, child.process.is_alive)
+        child.kill()
+        assert not (run_dir / "finished.json").exists()
+    code, _ = run_command(tmp_path, "train", config)
+    assert code == 0
+    run = type(trainer.once(*_LONG))(run_dir)
+    resumed = [row["step"] for row in run.rows if row["event"] == "resume"]
+    assert len(resumed) == 2
+    assert resumed[0] >= 3
+    assert resumed[1] >= 9
+    assert_same(run, trainer.once(*_LONG))
+
+
+def test_terminated_command_saves_and_exits_75(trainer: Any, tmp_path: Path) -> None:
+    run_dir = trainer.new_dir()
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *_LONG, "checkpoint.every_steps=100"))
+    child = start_command(tmp_path, "train", config)
+    wait_for_step(run_dir, 4, child.process.is_alive)
+    child.process.terminate()
+    assert child.wait() == 75
+    assert "run the same command" in child.err
+    assert "Traceback" not in child.err
+    assert not (run_dir / "stop").exists()
+    code, child = run_command(tmp_path, "train", config)
+    assert code == 0
+    assert_same(type(trainer.once(*_LONG))(run_dir), trainer.once(*_LONG))
+    code, child = run_command(tmp_path, "train", config)
+    assert (code, "nothing to do" in child.err) == (0, True)
+
+
+def test_one_killed_worker_of_two(trainer: Any) -> None:
+    changes = (*_LONG, "cluster.zero_stage=3", "train.max_steps=12")
+    run_dir = trainer.new_dir()
+    children = trainer.start(run_dir, *changes, workers=2)
+    wait_for_step(run_dir, 5, children[0].process.is_alive)
+    for child in reversed(children):
+        child.kill()
+    run = trainer.train(run_dir, *changes, workers=2)
+    assert next(row["step"] for row in run.rows if row["event"] == "resume") >= 3
+    assert_same(run, trainer.once(*changes, workers=2))

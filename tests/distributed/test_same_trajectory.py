@@ -1,0 +1,67 @@
+"""World size, packing, ZeRO stage and recomputation must not change a run: losses and gradient norms are compared step by step."""
+
+from typing import Any
+
+import pytest
+import torch
+
+_SMALL_PACKS = "train.tokens_per_pack=120"  # a group or two a pack; 512 holds a whole step
+_VARIANTS = {
+    "two workers, one of them idle": (2, ()),
+    "small packs": (1, (_SMALL_PACKS,)),
+    "two workers, small packs": (2, (_SMALL_PACKS,)),
+    "ZeRO-2, two workers": (2, ("cluster.zero_stage=2", _SMALL_PACKS)),
+    "ZeRO-3": (1, ("cluster.zero_stage=3",)),
+    "ZeRO-3, two workers, one of them idle": (2, ("cluster.zero_stage=3",)),
+    "recomputation": (1, ("model.activation_checkpointing=true", _SMALL_PACKS)),
+    "everything": (2, ("cluster.zero_stage=3", "model.activation_checkpointing=true", _SMALL_PACKS)),
+}
+_ALL, _SOME = tuple(_VARIANTS), ("two workers, one of them idle", "everything")
+_METHODS = {
+    "sft": (("task.kind=sft",), _ALL),
+    "sdpo": (("task.kind=sdpo",), _ALL),
+    "dmpo": (("task.kind=dmpo", "train.targets_per_trunk=2"), _SOME),
+    "dpo": (("task.kind=dpo", "negatives.num=1"), _SOME),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "variant"), [(method, variant) for method, (_, variants) in _METHODS.items() for variant in variants]
+)
+def test_same_steps_and_weights(trainer: Any, method: str, variant: str) -> None:
+    changes, _ = _METHODS[method]
+    workers, more = _VARIANTS[variant]
+    expected, run = trainer.once(*changes), trainer.once(*changes, *more, workers=workers)
+    compared = [key for key in expected.steps[0] if key not in ("tokens", "logical_tokens")]
+    assert len(run.steps) == len(expected.steps) == 4
+    for row, wanted in zip(run.steps, expected.steps, strict=True):
+        assert {key: row[key] for key in compared} == pytest.approx({key: wanted[key] for key in compared}, rel=1e-5, abs=2e-6)
+        assert (row["loss"], row["grad_norm"]) == pytest.approx((wanted["loss"], wanted["grad_norm"]), rel=1e-5)
+        assert (row["tokens"], row["logical_tokens"]) == (wanted["tokens"], wanted["logical_tokens"])
+    assert run.weights.keys() == expected.weights.keys()
+    for name, value in expected.weights.items():
+        torch.testing.assert_close(run.weights[name], value, rtol=1e-5, atol=1e-5)
+    assert max(float(value.abs().max()) for name, value in expected.weights.items() if "lora_B" in name) > 1e-3  # it trained
+
+
+@pytest.mark.parametrize("method", _METHODS)
+def test_large_packs_leave_a_rank_idle_and_small_ones_do_not(trainer: Any, method: str) -> None:
+    """What the variants above are named after: without it they would compare nothing."""
+    from rec_dist.config.schema import RunConfig
+    from rec_dist.pipeline.commands import find_start
+    from rec_dist.runtime.world import World
+    from rec_dist.tasks.build import build_task
+    from rec_dist.train.loader import step_work
+
+    config = RunConfig.model_validate(trainer.config(trainer.new_dir(), *_METHODS[method][0]))
+    task = build_task(config, find_start(config), "cpu")
+
+    def groups(rank: int, step: int, tokens_per_pack: int) -> list[int]:
+        work = step_work(task, step, tokens_per_pack=tokens_per_pack, world=World(rank, 2))
+        return [batch.num_groups for batch in work.batches]
+
+    idle = {rank: [groups(rank, step, 512) for step in range(4)] for rank in (0, 1)}
+    assert idle[1].count([0]) >= (4 if method in ("sft", "dpo") else 1)
+    assert all(sum(idle[0][step] + idle[1][step]) == 8 for step in range(4))
+    packed = [[groups(rank, step, 120) for rank in (0, 1)] for step in range(4)]
+    assert all(len(first) == len(second) > 1 and min(first) > 0 for first, second in packed)

@@ -1,0 +1,247 @@
+"""The one claim everything hangs on: a shared prompt gives the log-probs and gradients of prompts written out one by one.
+
+The oracle is transformers alone: each prompt + completion through the whole model, log_softmax, sum. Tiny random models with
+large weights, so that a row that sees one token too many is off by far more than the tolerance (checked for every model).
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from random_trunks import Tree, random_tree
+from torch import Tensor
+
+from rec_dist.models.attention import visible
+from rec_dist.models.language import load_language_model
+from rec_dist.models.scorer import Scorer, check_forks
+from rec_dist.runtime.errors import UserError
+from rec_dist.stream.grouped import GroupedStream, pack_trunks
+
+VOCAB = 61
+WINDOW = 5  # shorter than the prompts
+COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+GEMMA = {**COMMON, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": WINDOW, "layer_types": MIXED}
+GPT2 = {"vocab_size": VOCAB, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
+GPT2 |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+
+
+def configs() -> dict[str, Any]:
+    t = transformers
+    return {
+        "llama-tied": t.LlamaConfig(**COMMON, tie_word_embeddings=True),
+        "llama-untied": t.LlamaConfig(**COMMON, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
+        "qwen2": t.Qwen2Config(**COMMON, tie_word_embeddings=True),
+        "qwen2-sliding": t.Qwen2Config(**COMMON, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+        "qwen3": t.Qwen3Config(**COMMON, head_dim=8, tie_word_embeddings=False),
+        "mistral-sliding": t.MistralConfig(**COMMON, sliding_window=WINDOW),
+        "gemma2": t.Gemma2Config(**GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+        "gemma3": t.Gemma3TextConfig(**GEMMA),
+        "gpt2-tied": t.GPT2Config(**GPT2, tie_word_embeddings=True),
+        "gpt2-untied": t.GPT2Config(**GPT2, tie_word_embeddings=False, attn_pdrop=0.3, resid_pdrop=0.3, embd_pdrop=0.3),
+        "phi": t.PhiConfig(**COMMON, tie_word_embeddings=False),  # its head has a bias
+    }
+
+
+ALL = sorted(configs())
+SLIDING = ["gemma2", "gemma3", "mistral-sliding", "qwen2-sliding"]
+
+
+def save_model(config: Any, folder: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():  # norms at 1 and biases at 0 would hide a wrong one
+            if parameter.dim() == 1:
+                parameter.data += 0.3 * torch.randn_like(parameter)
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root, made = tmp_path_factory.mktemp("models"), configs()
+
+    def folder(name: str) -> Path:
+        return root / name if (root / name).exists() else save_model(made[name], root / name)
+
+    return folder
+
+
+def weighted_loss(logps: Tensor, stream: GroupedStream) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Every completion has its own weight, by its targets, so that no two can be exchanged unseen."""
+    offsets = stream.completion_offsets.tolist()
+    weights = torch.stack([torch.sin(stream.targets[a:b].sum().float()) for a, b in pairwise(offsets)])
+    return (weights * logps).sum(), logps.new_zeros(()), {}
+
+
+def scorer_of(folder: Path) -> Scorer:
+    return Scorer(load_language_model(folder, dtype=torch.float32), weighted_loss, ()).train()  # train: dropout must be off
+
+
+def oracle_of(folder: Path, **changes: Any) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **changes).eval()
+
+
+def replicated_logps(model: Any, trees: list[Tree]) -> Tensor:
+    """(N,) one forward a completion, nothing of ours in it."""
+    sums = []
+    for prompt, answer in [pair for tree in trees for pair in tree.written_out()]:
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].float()
+        logps = torch.log_softmax(logits, dim=-1)
+        places = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        sums.append(logps[places, torch.tensor(answer)].sum())
+    return torch.stack(sums)
+
+
+def forest(seed: int = 0) -> list[Tree]:
+    rng = np.random.default_rng(seed)
+    shapes = [(14, 3), (1, 1), (9, 4), (17, 2)]  # prompt tokens, groups; one prompt of a single token
+    return [random_tree(rng, vocab_size=VOCAB, prompt=prompt, groups=groups) for prompt, groups in shapes]
+
+
+def pack(trees: list[Tree]) -> GroupedStream:
+    return pack_trunks([tree.trunk() for tree in trees])
+
+
+def logps_of(scorer: Scorer, trees: list[Tree]) -> list[Tensor]:
+    """Log-probs of one pack, a tensor a tree."""
+    sizes = [len(tree.written_out()) for tree in trees]
+    with torch.no_grad():
+        return list(scorer(pack(trees))[2].split(sizes))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_packed_stream_has_the_log_probs_of_plain_transformers(name: str, folder_of: Callable[[str], Path]) -> None:
+    trees = forest()
+    with torch.no_grad():
+        expected = replicated_logps(oracle_of(folder_of(name)), trees)
+        found = scorer_of(folder_of(name))(pack(trees))[2]
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_the_window_is_felt(name: str, folder_of: Callable[[str], Path]) -> None:
+    """Else the test above could not tell a sliding layer from a full one."""
+    trees = forest()
+    with torch.no_grad():
+        wide = replicated_logps(oracle_of(folder_of(name), sliding_window=64), trees)
+        found = scorer_of(folder_of(name))(pack(trees))[2]
+    assert (found - wide).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "gpt2-tied", "gpt2-untied", "gemma2", "mistral-sliding"])
+def test_gradients_equal_plain_transformers(name: str, folder_of: Callable[[str], Path]) -> None:
+    trees, oracle, scorer = forest(1), oracle_of(folder_of(name)), scorer_of(folder_of(name))
+    stream = pack(trees)
+    weighted_loss(replicated_logps(oracle, trees), stream)[0].backward()
+    scorer(stream)[0].backward()
+    expected = {key: parameter.grad for key, parameter in oracle.named_parameters()}
+    found = {key.removeprefix("model."): parameter.grad for key, parameter in scorer.named_parameters()}
+    assert set(found) == set(expected)
+    assert max(float(grad.abs().max()) for grad in expected.values()) > 0.1
+    for key, grad in expected.items():
+        assert (found[key] - grad).abs().max() <= 1e-4 * (1 + grad.abs().max()), key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_packing_order_and_batch_mates_change_nothing(name: str, folder_of: Callable[[str], Path]) -> None:
+    trees, scorer = forest(2), scorer_of(folder_of(name))
+    alone = [logps_of(scorer, [tree])[0] for tree in trees]
+    mate = random_tree(np.random.default_rng(9), vocab_size=VOCAB, prompt=20, groups=3)
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 0], [1, 3], [3, 3]):
+        together = logps_of(scorer, [mate, *(trees[i] for i in order), mate])[1:-1]
+        for place, index in enumerate(order):
+            scale = alone[index].abs().clamp(min=1)  # a sum of -60 in float32 has steps of 4e-6
+            assert ((together[place] - alone[index]).abs() / scale).max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_check_forks_passes_the_models_we_support(name: str, folder_of: Callable[[str], Path]) -> None:
+    scorer = scorer_of(folder_of(name))
+    with torch.no_grad():
+        check_forks(lambda stream: scorer(stream)[2], vocab_size=VOCAB, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_check_forks_refuses_attention_that_drops_the_mask(name: str, folder_of: Callable[[str], Path]) -> None:
+    """transformers' own causal mask over the stream: every row sees the trunks and branches before it."""
+    scorer = scorer_of(folder_of(name))
+    base = scorer._base[0]
+
+    def score(stream: GroupedStream) -> Tensor:
+        output = base.base_model(input_ids=stream.input_ids[None], position_ids=stream.positions[None], use_cache=False)
+        return base.get_output_embeddings()(output.last_hidden_state[0], stream)
+
+    with torch.no_grad(), pytest.raises(UserError, match=r"model\.path.*share a prompt"):
+        check_forks(score, vocab_size=VOCAB, tolerance=1e-3)
+
+
+def test_check_forks_refuses_branches_that_see_each_other() -> None:
+    """A bag-of-tokens model over a mask without the rule for branches, the subtlest way to be wrong; and NaN."""
+    table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
+
+    def score(stream: GroupedStream, sees_siblings: bool) -> Tensor:
+        mask = visible(stream)
+        if sees_siblings:
+            same = stream.trunk_ids[:, None] == stream.trunk_ids[None, :]
+            mask = same & (torch.arange(stream.num_tokens)[:, None] >= torch.arange(stream.num_tokens)[None, :])
+        hidden = (mask.float() @ table[stream.input_ids]) / mask.sum(1, keepdim=True)
+        scored = torch.log_softmax(hidden[stream.rows], -1)[torch.arange(len(stream.rows)), stream.targets]
+        offsets = stream.completion_offsets.tolist()
+        return torch.stack([scored[a:b].sum() for a, b in pairwise(offsets)])
+
+    check_forks(lambda stream: score(stream, False), vocab_size=VOCAB, tolerance=1e-3)
+    with pytest.raises(UserError, match="keep to the mask"):
+        check_forks(lambda stream: score(stream, True), vocab_size=VOCAB, tolerance=1e-3)
+    with pytest.raises(UserError, match="keep to the mask"):
+        check_forks(lambda stream: score(stream, False) * float("nan"), vocab_size=VOCAB, tolerance=1e-3)
+
+
+REFUSED = {  # a state, no mask taken, distances in rows, logits scaled
+    "mamba": lambda: transformers.MambaConfig(
+        vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=0, eos_token_id=0
+    ),
+    "bloom": lambda: transformers.BloomConfig(vocab_size=VOCAB, hidden_size=16, n_layer=1, n_head=2, eos_token_id=0),
+    "falcon-alibi": lambda: transformers.FalconConfig(
+        vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, alibi=True
+    ),
+    "cohere": lambda: transformers.CohereConfig(**COMMON, logit_scale=0.25),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_model_that_cannot_take_the_mask_is_refused_at_loading(name: str, tmp_path: Path) -> None:
+    folder = save_model(REFUSED[name](), tmp_path / name)
+    with pytest.raises(UserError, match=r"model\.path"):
+        load_language_model(folder, dtype=torch.float32)
+
+
+def test_an_encoder_decoder_is_refused_at_loading(tmp_path: Path) -> None:
+    config = transformers.T5Config(vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.path"):
+        load_language_model(tmp_path, dtype=torch.float32)
+
+
+def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no model that loads"):
+        load_language_model(tmp_path, dtype=torch.float32)

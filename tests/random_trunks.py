@@ -1,0 +1,42 @@
+"""Random trunks for tests: ragged groups, shared forks, completions of 1 to 6 tokens. A tree also exists as plain lists."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rec_dist.stream.trunk import Trunk
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A trunk as a person would write it down: groups[g] = (fork, completions), all token ids."""
+
+    prompt: list[int]
+    groups: list[tuple[int, list[list[int]]]]
+
+    def trunk(self, first_key: int = 0) -> Trunk:
+        """The same as arrays."""
+        answers = [answer for _, group in self.groups for answer in group]
+        return Trunk(
+            tokens=np.asarray(self.prompt, dtype=np.int32),
+            forks=np.asarray([fork for fork, _ in self.groups], dtype=np.int32),
+            keys=np.arange(first_key, first_key + len(self.groups), dtype=np.int64),
+            group_sizes=np.asarray([len(group) for _, group in self.groups], dtype=np.int32),
+            branch_tokens=np.asarray([token for answer in answers for token in answer[:-1]], dtype=np.int32),
+            branch_lengths=np.asarray([len(answer) - 1 for answer in answers], dtype=np.int32),
+            targets=np.asarray([token for answer in answers for token in answer], dtype=np.int32),
+        )
+
+    def written_out(self) -> list[tuple[list[int], list[int]]]:
+        """(prompt up to the fork, completion) of every completion, as a peer would replicate them."""
+        return [(self.prompt[: fork + 1], answer) for fork, group in self.groups for answer in group]
+
+
+def random_tree(rng: np.random.Generator, *, vocab_size: int, prompt: int, groups: int, max_negatives: int = 3) -> Tree:
+    """A prompt of `prompt` tokens with `groups` forks in ascending order, the last at its end; 1 + 0..max_negatives branches each."""
+    forks = [*sorted(rng.integers(0, prompt, size=groups - 1).tolist()), prompt - 1]
+    tokens = lambda count: rng.integers(0, vocab_size, size=count).tolist()
+    return Tree(
+        tokens(prompt),
+        [(fork, [tokens(rng.integers(1, 7)) for _ in range(1 + rng.integers(max_negatives + 1))]) for fork in forks],
+    )

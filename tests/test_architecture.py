@@ -1,0 +1,148 @@
+"""The architecture as tests: who may import whom, one library one room, sizes, names, types and style.
+
+The floors themselves are import-linter contracts in pyproject.toml. Cost: about 5 s with a warm mypy cache.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "rec_dist").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 60
+
+# Today's exceptions, with their sizes then: none may grow, and none may be added without a reason here.
+LONG_FILES: dict[str, int] = {}
+LONG_FUNCTIONS = {
+    "rec_dist/train/worker.py:_loop": 64,  # hands the loop its hooks, one closure each; the loop itself is train/loop.py
+}
+BARE_FOLDERS = {"rec_dist"}  # its __init__.py, which should hold the public API, is still to be written
+
+# Library -> the modules (or packages) that may import it.
+ROOMS = {
+    "deepspeed": ("rec_dist.engine",),
+    "ray": ("rec_dist.pipeline",),
+    "triton": ("rec_dist_kernels",),
+    "pyarrow": ("rec_dist.data",),
+    "matplotlib": ("rec_dist.pipeline.plots",),
+    "tensorboardX": ("rec_dist.train.trackers",),
+    "wandb": ("rec_dist.train.trackers",),
+    "mlflow": ("rec_dist.train.trackers",),
+    "omegaconf": ("rec_dist.config",),
+    "peft": ("rec_dist.models",),
+    "gguf": ("rec_dist.models.pretrained",),
+}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("rec_dist", "rec_dist_kernels", include_external_packages=True, cache_dir=None)
+
+
+def run(*command: str) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+
+
+def test_imports_keep_to_the_floors() -> None:
+    run("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache")
+
+
+@pytest.mark.parametrize("library", sorted(ROOMS))
+def test_one_library_one_room(graph: grimp.ImportGraph, library: str) -> None:
+    importers = graph.find_modules_that_directly_import(library) if library in graph.modules else set()
+    rooms = ROOMS[library]
+    outside = sorted(module for module in importers if not any(module == room or module.startswith(f"{room}.") for room in rooms))
+    assert not outside, f"{library} is imported by {outside}; only {rooms} may"
+
+
+def test_the_rooms_are_checked_against_real_imports(graph: grimp.ImportGraph) -> None:
+    """Else a graph without external packages would pass everything."""
+    assert "rec_dist.engine.engine" in graph.find_modules_that_directly_import("deepspeed")
+    assert "rec_dist.data.manifest" in graph.find_modules_that_directly_import("pyarrow")
+
+
+def test_kernels_know_torch_and_triton_only(graph: grimp.ImportGraph) -> None:
+    modules = {"rec_dist_kernels", *graph.find_descendants("rec_dist_kernels")}
+    imported = {name.split(".")[0] for module in modules for name in graph.find_modules_directly_imported_by(module)}
+    assert imported - set(sys.stdlib_module_names) <= {"rec_dist_kernels", "torch", "triton"}
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """(path:name, lines) of every function, nested ones included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield f"{path.relative_to(ROOT)}:{node.name}", node.end_lineno - node.lineno + 1
+
+
+def over(sizes: dict[str, int], limit: int) -> dict[str, int]:
+    return {name: size for name, size in sizes.items() if size > limit}
+
+
+def test_files_are_short() -> None:
+    sizes = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    long = over(sizes, MAX_FILE_LINES)
+    assert {name: size for name, size in long.items() if size > LONG_FILES.get(name, 0)} == {}
+    assert set(LONG_FILES) <= set(long), "an exception is no longer needed; remove it"
+
+
+def test_functions_are_short() -> None:
+    long = over(dict(found for path in SOURCES for found in functions(path)), MAX_FUNCTION_LINES)
+    assert {name: size for name, size in long.items() if size > LONG_FUNCTIONS.get(name, 0)} == {}
+    assert set(LONG_FUNCTIONS) <= set(long), "an exception is no longer needed; remove it"
+
+
+@pytest.mark.parametrize("word", ["utils", "util", "helpers", "helper", "common", "misc"])
+def test_no_module_is_named_after_nothing(word: str) -> None:
+    files = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "launchers").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert [path for path in files if word in (path.stem, path.parent.name)] == []
+
+
+def test_every_module_says_what_it_holds() -> None:
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if path.read_text(encoding="utf-8").strip() and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert silent == []
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    """Without __init__.py a folder merges with any other of its name on the path."""
+    bare = {str(path.parent.relative_to(ROOT)) for path in SOURCES if not (path.parent / "__init__.py").exists()}
+    assert bare == BARE_FOLDERS
+
+
+def test_an_init_file_only_reexports() -> None:
+    for path in SOURCES:
+        if path.name != "__init__.py":
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            exports = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "__version__")
+            assert docstring or exports or isinstance(node, ast.Import | ast.ImportFrom), f"{path}:{node.lineno}"
+
+
+def test_types_are_strict() -> None:
+    run("-m", "mypy", "--strict")
+
+
+def test_style_is_clean() -> None:
+    run("-m", "ruff", "check", ".")
+
+
+def test_code_is_formatted() -> None:
+    run("-m", "ruff", "format", "--check", ".")
+
+
+def test_there_is_no_package_called_kernels_and_no_init_in_tests() -> None:
+    """A top-level package `kernels` would hide the one that transformers imports."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not (ROOT / "tests" / "kernels").exists()
+    assert list((ROOT / "tests").rglob("__init__.py")) == []

@@ -1,0 +1,68 @@
+"""Files are whole or absent, and fingerprints say what changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rec_dist.runtime.files import atomic_path, fingerprint, sampled_fingerprint, sha256, write_json, write_text
+
+
+def test_an_exception_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail() -> None:
+        with atomic_path(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exception_keeps_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"step": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"step": float("nan")})
+    assert json.loads(path.read_text()) == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # a rename is atomic within one file system only
+    assert path.read_text() == "whole"
+
+
+def test_text_is_utf8_on_every_machine(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "Émigré 七")
+    assert (tmp_path / "a").read_bytes() == "Émigré 七".encode()
+
+
+def test_a_fingerprint_knows_values_and_not_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
+    variants = [{"a": 1}, {"a": "1"}, {"a": 1.5}, {"a": None}, {"b": 1}, {"a": [1, 2]}, {"a": [2, 1]}, {}]
+    assert len({fingerprint(value) for value in variants}) == len(variants)
+
+
+def test_sha256_is_the_known_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_sampled_fingerprint_tells_folders_apart(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(100_000))
+    first = sampled_fingerprint(tmp_path, "*.safetensors")
+    (tmp_path / "README.md").write_text("not matched")
+    assert sampled_fingerprint(tmp_path, "*.safetensors") == first
+    path.write_bytes(bytes(99_999) + b"\x01")
+    assert sampled_fingerprint(tmp_path, "*.safetensors") != first
+    path.write_bytes(bytes(100_001))
+    assert sampled_fingerprint(tmp_path, "*.safetensors") != first
+    path.write_bytes(bytes(100_000))
+    path.rename(tmp_path / "other.safetensors")
+    assert sampled_fingerprint(tmp_path, "*.safetensors") != first

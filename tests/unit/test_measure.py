@@ -1,0 +1,76 @@
+"""From scores to metrics: ranks by hand, ties against the target, an order of candidates that does not matter."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rec_dist.evaluate.measure import metrics_per_user, predictions_of, summarize
+from rec_dist.evaluate.protocol import Question
+
+
+def question(user: int, candidates: list[int], target: int) -> Question:
+    return Question(user, 3, target, np.asarray([90, 91], dtype=np.int32), np.asarray(candidates, dtype=np.int32))
+
+
+def ranks(questions: list[Question], scores: list[list[float]]) -> list[int]:
+    return predictions_of(questions, [np.asarray(row, dtype=np.float32) for row in scores]).ranks.tolist()
+
+
+@pytest.mark.parametrize(
+    ("scores", "rank"),
+    [
+        ([5, 1, 2, 3], 1),
+        ([2.5, 1, 2, 3], 2),
+        ([0, 1, 2, 3], 4),
+        ([3, 1, 2, 3], 2),
+        ([1, 1, 1, 1], 4),
+        ([-np.inf, -np.inf, 0, 0], 4),
+    ],
+)
+def test_a_tie_counts_against_the_target(scores: list[float], rank: int) -> None:
+    assert ranks([question(1, [7, 4, 5, 6], 7)], [scores]) == [rank]
+
+
+def test_the_order_of_candidates_does_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    items, scores = rng.permutation(50)[:20], rng.normal(size=20)
+    found = set()
+    for _ in range(10):
+        order = rng.permutation(20)
+        found |= set(ranks([question(1, items[order].tolist(), int(items[4]))], [scores[order].tolist()]))
+    assert found == {1 + int((scores > scores[4]).sum())}
+
+
+def test_metrics_of_each_user_by_hand() -> None:
+    asked = [question(1, [7, 4, 5, 6], 7), question(2, [4, 8, 5], 8), question(3, list(range(20)), 0)]
+    scores = [[5.0, 1, 2, 3], [3.0, 2, 1], [float(i) for i in range(20)]]  # ranks 1 of 4, 2 of 3, 20 of 20
+    found = metrics_per_user(predictions_of(asked, [np.asarray(row, dtype=np.float32) for row in scores]))
+    expected = {
+        "hr@1": [1, 0, 0],
+        "hr@5": [1, 1, 0],
+        "hr@10": [1, 1, 0],
+        "ndcg@5": [1, 1 / math.log2(3), 0],
+        "ndcg@10": [1, 1 / math.log2(3), 0],
+        "mrr": [1, 1 / 2, 1 / 20],
+        "auc": [1, 1 / 2, 0],
+    }
+    for name, values in expected.items():
+        assert found[name].tolist() == pytest.approx(values), name
+
+
+def test_a_summary_is_the_mean_over_users_inside_its_interval() -> None:
+    asked = [question(user, [7, 4], 7) for user in range(100)]
+    scores = [np.asarray([1.0, 0.0 if user < 70 else 2.0], dtype=np.float32) for user in range(100)]
+    found = summarize(predictions_of(asked, scores), seed=0)
+    hit = found["hr@1"]
+    assert hit["value"] == pytest.approx(0.7)
+    assert hit["n"] == 100
+    assert 0.58 < hit["low"] < 0.66 < 0.74 < hit["high"] < 0.82  # 1.96 * sqrt(.7 * .3 / 100) = 0.09
+    assert found["mrr"]["value"] == pytest.approx(0.85)
+    assert summarize(predictions_of(asked, scores), seed=0) == found
+
+
+def test_scores_must_come_for_every_question() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        predictions_of([question(1, [7, 4], 7)], [])

@@ -1,0 +1,79 @@
+"""The plan: what is trained on does not depend on who trains it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rec_dist.data.plan import Order, deal, pack_by_tokens
+
+ORDERS = st.builds(Order, st.integers(1, 60), st.integers(1, 25), st.integers(1, 4), st.integers(0, 2**31))
+LENGTHS = st.lists(st.integers(1, 30), max_size=40).map(lambda values: np.asarray(values, dtype=np.int64))
+
+
+@settings(max_examples=100, deadline=None)
+@given(ORDERS)
+def test_every_unit_comes_once_an_epoch_and_none_is_dropped(order: Order) -> None:
+    steps = [order.units_of_step(step) for step in range(order.num_steps)]
+    units, epochs = (np.concatenate(column) for column in zip(*steps, strict=True))
+    assert epochs.tolist() == sorted(epochs.tolist())
+    for epoch in range(order.epochs):
+        assert sorted(units[epochs == epoch].tolist()) == list(range(order.num_units))
+    assert all(len(found) == order.units_per_step for found, _ in steps[:-1])
+    assert len(order.units_of_step(order.num_steps)[0]) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(ORDERS, st.integers(1, 25))
+def test_another_batch_size_cuts_the_same_order_elsewhere(order: Order, units_per_step: int) -> None:
+    other = Order(order.num_units, units_per_step, order.epochs, order.seed)
+    whole = lambda o: np.concatenate([o.units_of_step(step)[0] for step in range(o.num_steps)]).tolist()
+    assert whole(order) == whole(other)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    first, second = (Order(50, 50, 2, seed=1).units_of_step(step)[0].tolist() for step in (0, 1))
+    other = Order(50, 50, 2, seed=2).units_of_step(0)[0].tolist()
+    assert len({tuple(first), tuple(second), tuple(other), tuple(range(50))}) == 4
+
+
+@pytest.mark.parametrize(("max_steps", "expected"), [(None, 7), (3, 3), (100, 7)])
+def test_max_steps_ends_a_run_within_its_epochs(max_steps: int | None, expected: int) -> None:
+    assert Order(10, 3, 2, seed=0, max_steps=max_steps).num_steps == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(LENGTHS, st.integers(30, 90))
+def test_packs_hold_every_item_once_within_the_capacity(lengths: np.ndarray, capacity: int) -> None:
+    packs = pack_by_tokens(lengths, capacity)
+    assert sorted(item for pack in packs for item in pack) == list(range(len(lengths)))
+    sizes = [int(lengths[pack].sum()) for pack in packs]
+    assert all(0 < size <= capacity for size in sizes)
+    # Best fit opens a pack only when an item fits none, so that two packs never fit into one.
+    assert sum(2 * size <= capacity for size in sizes) <= 1
+    assert packs == pack_by_tokens(lengths.copy(), capacity)
+
+
+def test_best_fit_fills_the_tightest_pack() -> None:
+    # 8 | 6, 5 leave 4 and 1: the last 1 goes to the second pack, where first fit would take the first.
+    assert pack_by_tokens(np.asarray([1, 8, 6, 5]), 12) == [[1], [2, 3, 0]]
+    with pytest.raises(AssertionError, match="longer than a pack"):
+        pack_by_tokens(np.asarray([11]), 10)
+
+
+@settings(max_examples=150, deadline=None)
+@given(LENGTHS, st.integers(1, 9))
+def test_a_deal_covers_all_and_every_rank_runs_the_same_number(lengths: np.ndarray, world_size: int) -> None:
+    packs = pack_by_tokens(lengths, 40)
+    ranks = deal(packs, lengths, world_size)
+    assert len(ranks) == world_size
+    assert {len(dealt) for dealt in ranks} == {-(-len(packs) // world_size)}
+    dealt = sorted(tuple(pack) for rank in ranks for pack in rank if pack)
+    assert dealt == sorted(tuple(sorted(pack)) for pack in packs)
+
+
+def test_a_deal_balances_the_work() -> None:
+    lengths = np.asarray([10, 9, 2, 1, 8, 1])
+    ranks = deal([[i] for i in range(6)], lengths, 2)
+    # 10 | 9; then 8 to the lighter second rank, 2 and 1 to the first, which has its three packs then.
+    assert ranks == [[[0], [2], [3]], [[1], [4], [5]]]

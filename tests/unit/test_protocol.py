@@ -1,0 +1,117 @@
+"""The questions of an evaluation: the same for every model, and without a trace of the answer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rec_dist.data.dataset import PreparedData, SequenceSplit
+from rec_dist.evaluate.protocol import Question, ask
+from rec_dist.runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data(tiny_data: Path) -> PreparedData:
+    return PreparedData.open(tiny_data)
+
+
+def questions(data: PreparedData, **changes: object) -> list[Question]:
+    return ask(data, **{"split": "test", "num_candidates": 10, "max_users": None, "seed": 0, **changes})
+
+
+def with_targets(data: PreparedData, choose: Callable[[int], int], monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+    """The questions if row r's target were choose(r), everything else as it was."""
+    split = data.split("test")
+    items = split.items.copy()
+    items[split.offsets[1:] - 1] = [choose(row) for row in range(len(split))]
+    changed: SequenceSplit = replace(split, items=items)
+    monkeypatch.setattr(PreparedData, "split", lambda self, name: changed)
+    return questions(data)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_history_is_all_that_came_before_the_target(data: PreparedData, split: str) -> None:
+    rows = data.split(split)
+    found = questions(data, split=split)
+    assert [question.user_id for question in found] == rows.user_ids.tolist()
+    for row, question in enumerate(found):
+        items = rows.items_of(row).tolist()
+        assert question.history.tolist() == items[:-1]
+        assert question.target == items[question.position] == items[-1]
+        assert question.target not in question.history
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_no_target_is_trained_on(data: PreparedData, split: str) -> None:
+    trained = data.split("train")
+    seen = {int(user): set(trained.items_of(row).tolist()) for row, user in enumerate(trained.user_ids)}
+    for question in questions(data, split=split):
+        assert question.target not in seen[question.user_id]
+
+
+def test_candidates_are_the_target_and_items_the_user_has_not_had(data: PreparedData) -> None:
+    for question in questions(data):
+        found = question.candidates.tolist()
+        assert len(found) == len(set(found)) == 10
+        assert found.count(question.target) == 1
+        assert not set(found) & set(question.history.tolist())
+
+
+def test_the_target_never_influences_its_candidates(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another target, the other candidates stay, but that the new target is left out and the next draw moves up."""
+    before = questions(data)
+    unused = [next(i for i in range(80) if i not in q.history and i not in q.candidates) for q in before]
+    after = with_targets(data, lambda row: unused[row], monkeypatch)
+    moved = 0
+    for old, new in zip(before, after, strict=True):
+        assert new.target not in old.candidates
+        assert new.candidates.tolist().index(new.target) == old.candidates.tolist().index(old.target)
+        rest = lambda question: [item for item in question.candidates.tolist() if item != question.target]
+        if old.target in rest(new):  # it was the next draw itself
+            moved += 1
+            assert set(rest(new)) - {old.target} < set(rest(old))
+        else:
+            assert rest(new) == rest(old)
+    assert moved < len(before) / 2
+
+
+def test_a_lookup_without_a_model_is_no_better_than_chance(data: PreparedData, tiny_config: object) -> None:
+    """The audit that S-DPO's released lists fail with HR@1 0.62: guess by place, by item id, by how often an item is listed."""
+    hits = {"first": 0, "last": 0, "lowest": 0, "highest": 0, "most listed": 0}
+    asked = [question for seed in range(40) for question in questions(data, seed=seed)]
+    listed = np.bincount(np.concatenate([question.candidates for question in asked]), minlength=data.num_items)
+    wanted = np.bincount([question.target for question in asked], minlength=data.num_items)
+    rate = listed - wanted  # how often an item is listed when it is not the answer
+    for question in asked:
+        found = question.candidates
+        guesses = (found[0], found[-1], found.min(), found.max(), found[np.argmax(rate[found])])
+        for name, guess in zip(hits, guesses, strict=True):
+            hits[name] += int(guess == question.target)
+    for name in ("first", "last"):
+        assert abs(hits[name] / len(asked) - 0.1) < 0.025, (name, hits)
+    # These know the 60 targets' own ids, not the seeds': the same for every seed, so chance has wide bounds.
+    assert all(hits[name] / len(asked) < 0.25 for name in ("lowest", "highest", "most listed")), hits
+
+
+def test_the_whole_catalogue_is_asked_without_the_history(data: PreparedData) -> None:
+    for question in questions(data, num_candidates="all"):
+        assert question.candidates.tolist() == [i for i in range(80) if i not in question.history]
+        assert question.target in question.candidates
+
+
+def test_users_drawn_are_a_fixed_choice_and_their_questions_the_same(data: PreparedData) -> None:
+    everyone = {question.user_id: question.candidates.tolist() for question in questions(data)}
+    some = questions(data, max_users=15)
+    users = [question.user_id for question in some]
+    assert len(some) == 15
+    assert users == sorted(users)
+    assert all(everyone[question.user_id] == question.candidates.tolist() for question in some)
+    assert {q.user_id for q in questions(data, max_users=14)} < set(users)
+    assert {q.user_id for q in questions(data, max_users=15, seed=1)} != set(users)
+
+
+def test_more_candidates_than_the_catalogue_has_are_refused(data: PreparedData) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.num_candidates"):
+        questions(data, num_candidates=80)

@@ -1,0 +1,137 @@
+"""The stream's index arithmetic against lists built one token at a time, and the mask against its definition in words."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_trunks import Tree, random_tree
+
+from rec_dist.models.attention import visible
+from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
+from rec_dist.tasks.method import Method
+from rec_dist.tasks.sdpo import sdpo
+from rec_dist.tasks.sft import sft
+
+VOCAB = 50
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> list[Tree]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    shape = st.tuples(st.integers(1, 12), st.integers(1, 4))
+    shapes = draw(st.lists(shape, min_size=1, max_size=4))
+    return [random_tree(rng, vocab_size=VOCAB, prompt=prompt, groups=groups) for prompt, groups in shapes]
+
+
+def pack(trees: list[Tree]) -> GroupedStream:
+    return pack_trunks([tree.trunk(first_key=100 * number) for number, tree in enumerate(trees)])
+
+
+def naive(trees: list[Tree]) -> dict[str, list[int]]:
+    """Every field of the stream, appended token by token; `ancestors` is what each row may see, by the design's words."""
+    out: dict[str, list[int]] = {f.name: [] for f in fields(GroupedStream)}
+    out["ancestors"] = []
+    out["completion_offsets"], out["group_offsets"] = [0], [0]
+    completion = 0
+    for number, tree in enumerate(trees):
+        start = len(out["input_ids"])
+        for position, token in enumerate(tree.prompt):
+            _row(out, token, position, number, -1, position, set(range(start, start + position + 1)))
+        for group, (fork, answers) in enumerate(tree.groups):
+            out["keys"].append(100 * number + group)
+            for answer in answers:
+                sees = set(range(start, start + fork + 1))  # its trunk up to the fork ...
+                previous = start + fork
+                for step, token in enumerate(answer):
+                    out["rows"].append(previous)
+                    out["targets"].append(token)
+                    if step < len(answer) - 1:
+                        previous = len(out["input_ids"])
+                        sees = sees | {previous}  # ... and its own branch up to itself
+                        _row(out, token, fork + 1 + step, number, completion, fork, sees)
+                completion += 1
+                out["completion_offsets"].append(len(out["targets"]))
+            out["group_offsets"].append(completion)
+    return out
+
+
+def _row(out: dict[str, list], token: int, position: int, trunk: int, branch: int, limit: int, sees: set[int]) -> None:
+    for name, value in zip(
+        ("input_ids", "positions", "trunk_ids", "branch_ids", "limits", "ancestors"),
+        (token, position, trunk, branch, limit, sees),
+        strict=True,
+    ):
+        out[name].append(value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(forests())
+def test_a_pack_is_what_appending_token_by_token_gives(trees: list[Tree]) -> None:
+    stream, expected = pack(trees), naive(trees)
+    index_fields = [name for name, values in expected.items() if values and name != "ancestors"]
+    assert len(index_fields) == 10
+    for name in index_fields:
+        assert getattr(stream, name).tolist() == expected[name], name
+
+
+@settings(max_examples=60, deadline=None)
+@given(forests(), st.one_of(st.none(), st.integers(1, 8)))
+def test_the_mask_is_its_definition(trees: list[Tree], window: int | None) -> None:
+    expected = naive(trees)
+    mask = visible(pack(trees), window=window)
+    positions = expected["positions"]
+    for row, sees in enumerate(expected["ancestors"]):
+        near = {key for key in sees if window is None or positions[row] - positions[key] < window}
+        assert set(torch.nonzero(mask[row]).flatten().tolist()) == near
+
+
+@settings(max_examples=30, deadline=None)
+@given(forests())
+def test_counts_are_those_of_the_work_written_out(trees: list[Tree]) -> None:
+    stream = pack(trees)
+    pairs = [pair for tree in trees for pair in tree.written_out()]
+    assert stream.num_logical_tokens == sum(len(prompt) + len(answer) for prompt, answer in pairs)
+    assert stream.num_tokens == sum(tree.trunk().num_tokens for tree in trees)
+    assert stream.num_groups == sum(len(tree.groups) for tree in trees) == len(stream.keys)
+    assert sum(tree.trunk().num_scored for tree in trees) == len(stream.targets)
+
+
+def test_completion_weights_follow_their_group() -> None:
+    rng = np.random.default_rng(0)
+    stream = pack([random_tree(rng, vocab_size=VOCAB, prompt=5, groups=3)])
+    object.__setattr__(stream, "weights", torch.tensor([1.0, 0.0, 2.0]))
+    sizes = stream.group_offsets.diff().tolist()
+    assert stream.completion_weights.tolist() == [1.0] * sizes[0] + [0.0] * sizes[1] + [2.0] * sizes[2]
+    assert stream.num_groups == 2
+
+
+def test_a_reference_is_kept_and_nothing_else_changes() -> None:
+    stream = pack([random_tree(np.random.default_rng(1), vocab_size=VOCAB, prompt=5, groups=2)])
+    logps = torch.arange(len(stream.reference_logps), dtype=torch.float64) - 3
+    changed = stream.with_reference(logps)
+    assert changed.reference_logps.dtype == torch.float32
+    assert changed.reference_logps.tolist() == logps.tolist()
+    assert not stream.reference_logps.any()
+    assert changed.rows is stream.rows
+
+
+@pytest.mark.parametrize("method", [sft(), sdpo(beta=0.7, num_negatives=3)], ids=lambda method: method.name)
+def test_a_stand_in_adds_nothing_to_loss_count_metrics_or_gradient(method: Method) -> None:
+    stream = stand_in(method.num_negatives)
+    assert stream.num_groups == 0
+    assert stream.num_logical_tokens == 0
+    logps = torch.linspace(-3, -1, 1 + method.num_negatives).requires_grad_()
+    loss, count, metrics = method.loss(logps, stream)
+    loss.backward()
+    assert loss.item() == 0
+    assert count.item() == 0
+    assert all(value.item() == 0 for value in metrics.values())
+    assert not logps.grad.any()
+
+
+def test_a_stand_in_has_a_graph_so_that_every_rank_runs_a_backward_pass() -> None:
+    logps = torch.zeros(1, requires_grad=True)
+    assert sft().loss(logps, stand_in(0))[0].requires_grad

@@ -1,0 +1,38 @@
+"""Every target of a split stands in exactly one unit, and a unit never crosses users."""
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rec_dist.data.dataset import SequenceSplit
+from rec_dist.data.targets import index_targets
+
+
+def split_of(lengths: list[int], first_target: list[int]) -> SequenceSplit:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    nothing = np.zeros(len(lengths) + 1, dtype=np.int64)
+    ids = np.arange(len(lengths), dtype=np.int64)
+    items = np.arange(offsets[-1], dtype=np.int32)
+    raw = pa.chunked_array([pa.array([str(i) for i in ids], type=pa.string())])
+    return SequenceSplit("train", ids, offsets, items, np.asarray(first_target, dtype=np.int32), nothing, items[:0], raw)
+
+
+ROWS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), max_size=8)
+
+
+@given(ROWS, st.integers(1, 5))
+def test_units_cover_every_target_once_in_runs_of_neighbours(rows: list[tuple[int, int]], per_unit: int) -> None:
+    lengths, first = [length for length, _ in rows], [start for _, start in rows]
+    index = index_targets(split_of(lengths, first), per_unit)
+    covered = [
+        (row, position)
+        for row, start, stop in zip(index.rows.tolist(), index.starts.tolist(), index.stops.tolist(), strict=True)
+        for position in range(start, stop)
+    ]
+    # A first item has nothing before it, so it is never a target, whatever first_target says.
+    expected = [(row, position) for row, length in enumerate(lengths) for position in range(max(first[row], 1), length)]
+    assert covered == expected
+    sizes = (index.stops - index.starts).tolist()
+    assert all(1 <= size <= per_unit for size in sizes)
+    assert len(index) == sum(-(-max(length - max(start, 1), 0) // per_unit) for length, start in rows)
