@@ -40,7 +40,7 @@ class DataConfig(Section):
     num_shards: int = Field(2, ge=1, description="Arrow shards a split.")
     max_train_users: int | None = Field(None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all.")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="csv: which column is user, item, rating, timestamp, title, categories."
+        default_factory=dict, description="csv, recbole: which column is user, item, rating, timestamp, title, year, categories."
     )
 
 
@@ -65,10 +65,10 @@ class NegativesConfig(Section):
     """The K items a user did not choose. Every draw is a pure function of (seed, epoch, user, position)."""
 
     kind: Literal["uniform", "popularity", "low_rated"] = Field(
-        "uniform", description="low_rated falls back to uniform, counted."
+        "uniform", description="low_rated: items the user disliked; uniform ones fill up, with a warning that counts the users."
     )
     num: int = Field(3, ge=0, le=255, description="K, negatives a group. SFT uses none.")
-    popularity_power: float = Field(1.0, description="kind=popularity: draws with probability ~ train_count ** power.")
+    popularity_power: float = Field(1.0, ge=0, description="kind=popularity: draws with probability ~ train_count ** power.")
     refresh_each_epoch: bool = Field(
         False, description="New negatives each epoch; false lets a cached reference serve all epochs."
     )
@@ -120,7 +120,7 @@ class TrainConfig(Section):
     init_from: str | None = Field(None, description="A finished run directory whose adapter or model this run starts from.")
     epochs: int = Field(1, ge=1, description="Passes over the training targets; train.max_steps may end earlier.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; None: as many as the epochs need.")
-    groups_per_step: int = Field(32, ge=1, description="Global batch: groups an optimizer step, over all workers.")
+    groups_per_step: int = Field(32, ge=1, description="Global batch: groups (kind=sequential: sequences) an optimizer step, over all workers.")
     targets_per_trunk: int = Field(
         1, ge=1, description="Targets of one user that share one prompt (a timeline). Style list only."
     )
@@ -150,7 +150,6 @@ class ClusterConfig(Section):
     cpus_per_worker: float | Auto = Field("auto", description="auto: the cluster's cores shared out evenly.")
     zero_stage: Literal[0, 1, 2, 3] = Field(3, description="DeepSpeed ZeRO stage: what is sharded over the workers.")
     address: str | None = Field(None, description="Ray address; None: RAY_ADDRESS or a cluster of this machine alone.")
-    start_timeout_seconds: float = Field(300.0, gt=0, description="How long to wait for the workers to be placed.")
 
 
 class CheckpointConfig(Section):

@@ -14,7 +14,7 @@ from rec_dist.data.interactions import F32, I64, Bool
 class Rows:
     """Rows (N,) ordered by (user, timestamp, file order).
 
-    Chosen (N,) is False for dislikes. rating is None where there are none.
+    chosen (N,) is False for dislikes. rating is None where there are none.
     """
 
     user: I64

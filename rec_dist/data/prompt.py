@@ -36,9 +36,9 @@ class PromptPieces:
 
 
 class PromptBuilder:
-    """Builds trunks from item ids. `style` list or chat; `listed` puts the candidates into the prompt."""
+    """Builds trunks from item ids. listed: how many candidates the prompt lists, 0 for none."""
 
-    def __init__(self, pieces: PromptPieces, titles: TokenTable, *, max_history: int, shared_trunks: bool, listed: bool) -> None:
+    def __init__(self, pieces: PromptPieces, titles: TokenTable, *, max_history: int, shared_trunks: bool, listed: int) -> None:
         self.pieces = pieces
         self.titles = titles
         self.max_history = max_history
@@ -143,7 +143,7 @@ def build_prompt_builder(config: PromptConfig, tokenizer: Any, titles: Sequence[
         )
     table = build_token_table(tokenizer, titles, after=config.item_prefix)
     shared = config.style == "list" and not listed
-    return PromptBuilder(pieces, table, max_history=config.max_history, shared_trunks=shared, listed=listed)
+    return PromptBuilder(pieces, table, max_history=config.max_history, shared_trunks=shared, listed=config.num_candidates if listed else 0)
 
 
 def _end_tokens(config: PromptConfig, tokenizer: Any) -> list[int]:

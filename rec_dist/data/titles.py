@@ -51,7 +51,7 @@ def parse_year(text: str) -> int | None:
 class DistinctItems:
     """items: table (I',) with distinct titles.
 
-    New_index (I,) where each old item went; counts of both repairs, with an example each.
+    new_index (I,) where each old item went; counts of both repairs, with an example each.
     """
 
     items: ItemTable

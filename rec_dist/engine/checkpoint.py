@@ -1,4 +1,4 @@
-"""Our own catalogue of checkpoints: step-000050/ with a manifest of sizes and hashes and a commit marker, renamed into place.
+"""Our own catalogue of checkpoints: step-00000050/ with a manifest of sizes and hashes and a commit marker, renamed into place.
 
 Why not the libraries': Ray's report() returning is no commit, a torn snapshot file blocks every restart and it never falls back;
 DeepSpeed writes `latest` before its last barrier. Loading takes the newest valid one and walks back past bad ones, loudly.

@@ -1,5 +1,6 @@
 """Loading a causal language model, and the LoRA adapter on it. Plain values in, a module out; nothing here knows a method."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | Non
 def load_adapter(wrapped: nn.Module, folder: Path, name: str) -> None:
     """Copies the adapter weights in `folder` into adapter `name`, all of them or none (UserError)."""
     saved = load_file(folder / ADAPTER_WEIGHTS)
+    scale = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"]
+    if scale != wrapped.peft_config[name].lora_alpha:  # type: ignore[union-attr,index]
+        raise UserError(f"train.init_from: the adapter in {folder} was trained with adapter.alpha={scale}; give this run the same")
     own = {key.replace(f".{name}.", "."): value for key, value in wrapped.named_parameters() if f".{name}." in key}
     if set(saved) != set(own) or any(saved[key].shape != own[key].shape for key in own):
         raise UserError(

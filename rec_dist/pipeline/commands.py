@@ -34,8 +34,8 @@ from rec_dist.runtime import environment
 from rec_dist.runtime.errors import StopRequested, UserError
 from rec_dist.runtime.files import fingerprint, sampled_fingerprint, write_json
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.tasks.build import Start, build_task, resolve_start
-from rec_dist.tasks.sequential import load_sasrec
+from rec_dist.tasks.build import Start, base_of, build_task, resolve_start
+from rec_dist.tasks.sequential import check_catalogue, load_sasrec
 from rec_dist.train.worker import TrainJob, train_worker
 
 Log = Callable[[str], None]
@@ -55,6 +55,9 @@ def absolute(path: str) -> Path:
 def pinned(config: RunConfig) -> RunConfig:
     """The configuration with every path absolute, as workers need it."""
     value = config.model_dump()
+    for section, key in (("model", "path"), ("data", "source")):  # a known name is no path
+        if Path(value[section][key]).expanduser().exists():
+            value[section][key] = str(absolute(value[section][key]))
     for section, key in (("data", "path"), ("train", "run_dir"), ("train", "init_from"), ("evaluate", "output_dir")):
         if value[section][key] is not None:
             value[section][key] = str(absolute(value[section][key]))
@@ -65,7 +68,8 @@ def find_start(config: RunConfig) -> Start:
     """The model and adapter that a run starts from. Raises UserError when either is missing."""
     if config.task.kind == "sequential":
         return Start(Path())
-    return resolve_start(resolve_model(config.model.path), Path(config.train.init_from) if config.train.init_from else None)
+    init_from = Path(config.train.init_from) if config.train.init_from else None
+    return resolve_start(resolve_model(config.model.path), init_from, trains_adapter=config.adapter.kind != "none")
 
 
 def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
@@ -82,11 +86,13 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
             return done
         _describe(run, Manifest.load(Path(config.data.path)), start)
         with watching(run):
-            result = launch(train_worker, TrainJob(config.model_dump(), config.train.run_dir, start), config.cluster, run)
+            job = TrainJob(config.model_dump(), config.train.run_dir, start)
+            result = launch(train_worker, job, config.cluster, run, stoppable=True)
         if not result["finished"]:
             run.clear_stop()
             raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
         run.finish(result)
+        run.clear_stop()
         log(f"finished after {result['step']} steps; model in {run.model}")
         return result
 
@@ -145,6 +151,8 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
         config = pinned(load_config(run.config_path, overrides))
         if run.finished() is None or not run.model.is_dir():
             raise UserError(f"{target} is not finished, so it has no model to evaluate; run `rec-dist train` on it to the end")
+        if config.evaluate.output_dir is not None or config.evaluate.ranker != "model":
+            raise UserError("evaluate.output_dir and evaluate.ranker go with a CONFIG; a run directory keeps its own results")
         return config, run, _trained(config, run), run.model
     config = pinned(load_config(target, overrides))
     output = base_results_dir(config)
@@ -168,7 +176,7 @@ def _trained(config: RunConfig, run: RunDirectory) -> Start:
         return Start(run.model)
     if config.adapter.kind == "none":
         return Start(run.model)
-    return Start(find_start(config).model, run.model)
+    return Start(base_of(run.model, resolve_model(config.model.path)), run.model)
 
 
 def _evaluation_key(config: RunConfig, data: PreparedData, start: Start) -> str:
@@ -194,6 +202,7 @@ def _answer(
     if saved is None and config.evaluate.ranker == "popularity":
         return PopularityRanker(data.train_counts).score(histories, candidates), {}
     if config.task.kind == "sequential":
+        check_catalogue(start.model, data)
         return SequentialRanker(load_sasrec(start.model)).score(histories, candidates), {}
     job = EvaluateJob(config.model_dump(), str(run.path), start, saved)
     build_checked_builder(config, job, data)  # refused here, before a worker is started

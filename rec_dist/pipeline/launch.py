@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
@@ -21,14 +21,15 @@ from rec_dist.runtime.world import World
 WorkerFunction = Callable[[World, Any], dict[str, Any]]
 
 
-def launch(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory) -> dict[str, Any]:
+def launch(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, *, stoppable: bool = False) -> dict[str, Any]:
     """Runs `worker` on every worker of `cluster` and returns what rank 0 returned.
 
-    Raises UserError when the cluster cannot hold the workers, or when a worker met one. SIGINT and SIGTERM ask the run to stop.
+    stoppable: SIGINT and SIGTERM ask the run to save and stop; otherwise they end it.
+    Raises UserError when the cluster cannot hold the workers, or when a worker met one.
     """
-    if cluster.launcher == "local":
-        return _local(worker, job, cluster, run)
-    return _on_ray(worker, job, cluster, run)
+    start = _local if cluster.launcher == "local" else _on_ray
+    with stop_on_signal(run) if stoppable else nullcontext():
+        return start(worker, job, cluster, run)
 
 
 def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory) -> dict[str, Any]:
@@ -41,8 +42,7 @@ def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDir
     if cluster.use_gpu is True and not torch.cuda.is_available():
         raise UserError("cluster.use_gpu is true but this machine has no GPU that torch sees; set cluster.use_gpu=false")
     on_gpu = torch.cuda.is_available() if cluster.use_gpu == "auto" else cluster.use_gpu
-    with stop_on_signal(run):
-        return worker(World(device="cuda:0" if on_gpu else "cpu"), job)
+    return worker(World(device="cuda:0" if on_gpu else "cpu"), job)
 
 
 def _on_ray(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory) -> dict[str, Any]:
@@ -86,10 +86,9 @@ def _on_ray(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDi
 
     # In a thread, so that Ray leaves the signals to us: its own handler aborts without a checkpoint.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    with stop_on_signal(run):
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
     if faults:
         raise _cause(faults[0])
     return run.take_result()

@@ -1,6 +1,6 @@
 """The run directory: the one place where a run's configuration, numbers and messages lie, and how others follow it.
 
-config.yaml, environment.json, metrics.jsonl (append only), log.txt, progress.json (where it stands), stop (a request),
+config.yaml and config.json (the same), environment.json, metrics.jsonl (append only), evaluation.json, log.txt, progress.json (where it stands), stop (a request),
 finished.json (the last thing written), checkpoints/, reference/, model/, predictions.arrow.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json, write_text
 
-# What may differ between two attempts at one run: none of it changes a single result.
+# What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0).
 _FREE_KEYS = (
     "cluster",
     "checkpoint",
@@ -98,7 +98,7 @@ class RunDirectory:
 
     def drop_steps_after(self, step: int) -> None:
         """Removes step rows after `step`: they belong to work that a restart does again."""
-        kept = [row for row in self.rows() if not (row.get("event") == "step" and row["step"] > step)]
+        kept = [row for row in self.rows() if not (row.get("event") in ("step", "checkpoint") and row["step"] > step)]
         if self.metrics_path.is_file():
             write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
 

@@ -19,7 +19,7 @@ from rec_dist.runtime.files import fingerprint, sampled_fingerprint, sha256
 from rec_dist.stream.trunk import I64
 from rec_dist.tasks.dmpo import dmpo
 from rec_dist.tasks.dpo import dpo
-from rec_dist.tasks.language import LanguageTask, ModelSpec
+from rec_dist.tasks.language import BASE_NAME, LanguageTask, ModelSpec
 from rec_dist.tasks.method import Method
 from rec_dist.tasks.sdpo import sdpo
 from rec_dist.tasks.sft import sft
@@ -87,6 +87,8 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
         raise UserError(
             "train.targets_per_trunk above 1 needs prompt.style=list and prompt.candidates=none: the rest fork at their end"
         )
+    if config.prompt.candidates == "listed" and config.negatives.kind != "uniform":
+        raise UserError(f"negatives.kind ({config.negatives.kind}) has no effect when the prompt lists the candidates; set it to uniform")
     if config.prompt.candidates == "listed" and method.num_negatives >= config.prompt.num_candidates:
         raise UserError(
             f"negatives.num ({method.num_negatives}) must be below prompt.num_candidates ({config.prompt.num_candidates})"
@@ -114,7 +116,6 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
         builder,
         build_sampler(config, method.num_negatives, data.train_counts),
         order=build_order(config, max(len(targets), 1)),
-        num_listed=config.prompt.num_candidates,
         refresh_negatives=config.negatives.refresh_each_epoch,
         reference_key=reference_key(config, start, builder, data),
         width=shape.width,
@@ -158,13 +159,27 @@ def build_task(config: RunConfig, start: Start, device: str) -> Task:
     return build_language_task(config, start, device)
 
 
-def resolve_start(model_path: Path, init_from: Path | None) -> Start:
-    """Where the model starts: model_path, or the finished run `init_from`. Raises UserError when that run has no model."""
+def resolve_start(model_path: Path, init_from: Path | None, *, trains_adapter: bool) -> Start:
+    """Where the model starts: model_path, or the finished run `init_from`, whose adapter goes on and whose base model counts.
+
+    Raises UserError when that run has no model, or an adapter that this run would not train.
+    """
     if init_from is None:
         return Start(model_path)
     saved = init_from / "model"
     if (saved / ADAPTER_WEIGHTS).is_file():
-        return Start(model_path, saved)
+        if not trains_adapter:
+            raise UserError(f"train.init_from ({init_from}) holds an adapter and adapter.kind is none; set adapter.kind=lora")
+        return Start(base_of(saved, model_path), saved)
     if (saved / "config.json").is_file():
         return Start(saved)
     raise UserError(f"train.init_from ({init_from}) holds no finished model; let that run finish first")
+
+
+def base_of(adapter: Path, model_path: Path) -> Path:
+    """The model that a saved adapter belongs to: model_path, or the full fine-tuning it was trained on. Raises UserError for neither."""
+    saved = json.loads((adapter / BASE_NAME).read_text(encoding="utf-8"))
+    for folder in (model_path, Path(saved["path"])):
+        if folder.is_dir() and sampled_fingerprint(folder, "*.safetensors") == saved["fingerprint"]:
+            return folder
+    raise UserError(f"the adapter in {adapter} belongs to another model ({saved['path']}) than model.path ({model_path}); name that one")

@@ -23,6 +23,8 @@ from rec_dist.data.targets import TargetIndex
 from rec_dist.models.language import ADAPTER_WEIGHTS, LoraSpec, add_lora, load_language_model
 from rec_dist.models.scorer import POLICY_ADAPTER, Scorer, check_forks
 from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import sampled_fingerprint, write_json
+from rec_dist.runtime.rng import hash_u64
 from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
 from rec_dist.stream.trunk import I32, Trunk
 from rec_dist.tasks.method import Method
@@ -41,6 +43,10 @@ class ModelSpec:
     seed: int
 
 
+_LISTED = 21  # its own stream of draws
+BASE_NAME = "base.json"  # beside a saved adapter: the model that it belongs to
+
+
 class LanguageTask:
     """Implements tasks.task.Task. Units are trunks of up to `targets_per_trunk` targets of one user."""
 
@@ -55,7 +61,6 @@ class LanguageTask:
         sampler: NegativeSampler,
         *,
         order: Order,
-        num_listed: int,
         refresh_negatives: bool,
         reference_key: str,
         width: int,
@@ -70,7 +75,7 @@ class LanguageTask:
         self.reference_key = reference_key
         self._method, self._model, self._data, self._split, self._targets = method, model, data, split, targets
         self._builder, self._sampler = builder, sampler
-        self._num_listed, self._refresh = num_listed, refresh_negatives
+        self._refresh = refresh_negatives
 
     def build_module(self) -> nn.Module:
         """The scorer around the model; call inside the engine's sharded loading. Only the adapter requires gradients, if any."""
@@ -112,12 +117,12 @@ class LanguageTask:
     def _listed_unit(self, row: int, position: int, items: I32, *, key: int, epoch: int) -> Trunk:
         target = int(items[position])
         listed = draw_candidates(
-            seed=self._sampler.seed + self.draw_epoch(epoch),
+            seed=int(hash_u64(self._sampler.seed, _LISTED, self.draw_epoch(epoch)) >> np.uint64(1)),
             user=int(self._split.user_ids[row]),
             position=position,
             target=target,
             history=items[:position],
-            num=self._num_listed,
+            num=self._builder.listed,
             num_items=self._data.num_items,
         )
         # The list is in random order, so its first K others are a random choice of them.
@@ -141,9 +146,9 @@ class LanguageTask:
                 f"negatives.num ({self._sampler.num}) is more than the catalogue allows: {self._data.num_items} items, and one user "
                 f"has {longest_row} of them; lower negatives.num to {max(self._data.num_items - longest_row, 0)} or less"
             )
-        if self._builder.listed and self._num_listed > self._data.num_items - longest_row + 1:
+        if self._builder.listed > self._data.num_items - longest_row + 1:
             raise UserError(
-                f"prompt.num_candidates ({self._num_listed}) is more than the catalogue of {self._data.num_items} allows"
+                f"prompt.num_candidates ({self._builder.listed}) is more than the catalogue of {self._data.num_items} allows"
             )
         tokens, positions = self._bounds()
         if tokens > tokens_per_pack:  # the bound may be loose; building every planned unit is exact, about 60 us each
@@ -163,8 +168,7 @@ class LanguageTask:
         title = int(self._builder.titles.lengths.max()) + len(self._builder.pieces.item_prefix)
         pieces = vars(self._builder.pieces).values()
         per_trunk = int((self._targets.stops - self._targets.starts).max())
-        listed = self._num_listed if self._builder.listed else 0
-        trunk = sum(len(piece) for piece in pieces) + title * (self._builder.max_history + per_trunk - 1 + listed)
+        trunk = sum(len(piece) for piece in pieces) + title * (self._builder.max_history + per_trunk - 1 + self._builder.listed)
         branch = title + len(self._builder.pieces.end)
         return trunk + per_trunk * (1 + self._sampler.num) * branch, trunk + branch
 
@@ -176,6 +180,16 @@ class LanguageTask:
                 if length > longest:
                     longest, user = length, int(self._split.user_ids[self._targets.rows[index]])
         return longest, user
+
+    def notes(self) -> list[str]:
+        """What the user should know of the data this task is on."""
+        if self._sampler.kind != "low_rated":
+            return []
+        short = int((np.diff(self._split.disliked_offsets) < self._sampler.num).sum())
+        return [
+            f"WARNING: negatives.kind=low_rated: {short:,} of {len(self._split):,} users have fewer than {self._sampler.num} items rated "
+            "below data.min_rating; uniform negatives fill up"
+        ]
 
     def check_module(self, module: nn.Module, score: Callable[[GroupedStream], Tensor]) -> None:
         """Raises UserError when the model's attention does not keep to the mask. score: stream -> (N,) log-probs."""
@@ -189,6 +203,8 @@ class LanguageTask:
         if self._model.adapter is not None:
             named = {name.replace(f".{POLICY_ADAPTER}.", "."): value for name, value in named.items()}
             module.model.peft_config[POLICY_ADAPTER].save_pretrained(str(folder))  # type: ignore[union-attr,index]
+            base = {"path": str(self._model.path), "fingerprint": sampled_fingerprint(self._model.path, "*.safetensors")}
+            write_json(folder / BASE_NAME, base)
             path = folder / ADAPTER_WEIGHTS
         else:
             module.model.config.save_pretrained(str(folder))  # type: ignore[union-attr,operator]

@@ -105,6 +105,10 @@ class SequentialTask:
                 f"{self._shape.max_length}); raise it or lower task.sequential.max_length"
             )
 
+    def notes(self) -> list[str]:
+        """Nothing to tell."""
+        return []
+
     def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
         """Nothing to check: the module is ours, and its tests stand in for what a foreign model must show."""
 
@@ -168,3 +172,10 @@ def load_sasrec(folder: Path) -> SASRec:
     except (ValueError, KeyError, TypeError, RuntimeError) as fault:
         raise UserError(f"{folder} holds a damaged sequential model ({' '.join(str(fault).split())}); train it again") from fault
     return model.eval()
+
+
+def check_catalogue(folder: Path, data: PreparedData) -> None:
+    """UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items."""
+    saved = json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8")).get("data_fingerprint")
+    if saved != data.manifest.fingerprint:
+        raise UserError(f"the model in {folder} was trained on another data set than {data.path}; its item ids mean other items there")

@@ -55,6 +55,10 @@ class Task(Protocol):
         """One batch of the units; for none, the stand-in that a rank with nothing to do runs."""
         ...
 
+    def notes(self) -> list[str]:
+        """Lines for the log: what the user should know of the data this task is on."""
+        ...
+
     def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
         """Raises UserError when the module, now in the engine, does not behave. score: batch -> logps."""
         ...

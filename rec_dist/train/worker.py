@@ -65,6 +65,8 @@ def _train(world: World, job: TrainJob) -> dict[str, Any]:
     engine = Engine(module, settings, device=world.device, optimizer=_optimizer(module, config))
     trainable, whole = (sum(_size(p) for p in module.parameters() if p.requires_grad), sum(_size(p) for p in module.parameters()))
     say(f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.order.num_units:,} units, {task.order.num_steps} steps")
+    for note in task.notes():
+        say(note)
     engine.train_mode(False)
     task.check_module(module, lambda batch: engine.score(batch)[2].float().cpu())
 
