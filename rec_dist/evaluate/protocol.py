@@ -32,7 +32,9 @@ class Question:
 def ask(
     data: PreparedData, *, split: str, num_candidates: int | Literal["all"], max_users: int | None, seed: int
 ) -> list[Question]:
-    """The questions of a split, in ascending user order. Raises UserError for an empty split or a catalogue too small."""
+    """The questions of a split, in ascending user order. Raises UserError for an empty split, too few candidates or items."""
+    if num_candidates != "all" and num_candidates < 2:
+        raise UserError(f"evaluate.num_candidates ({num_candidates}) must be 2 or more (the target and another), or all")
     rows = data.split(split)
     if not len(rows):
         raise UserError(f"evaluate.split ({split}) of {data.path} has no user")

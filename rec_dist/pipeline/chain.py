@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ from rec_dist.runtime.files import write_json, write_text
 from rec_dist.runtime.run_directory import RunDirectory
 
 Log = Callable[[str], None]
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class StageConfig(Section):
@@ -46,9 +47,7 @@ class PipelineSection(Section):
     title: str = Field(description="The report's title.")
     run_dir: str = Field(description="Where the report and the stages' record go.")
     stages: list[StageConfig] = Field(description="In the order in which they run.")
-    pairs: list[tuple[str, str]] = Field(
-        default_factory=list, strict=False, description="[better, worse]: paired differences to report."
-    )
+    pairs: list[Pair] = Field(default_factory=list, description="[better, worse]: paired differences to report.")
     metrics: list[str] = Field(default_factory=lambda: ["hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr"], description="Columns.")
 
 

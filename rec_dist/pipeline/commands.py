@@ -78,8 +78,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     run = RunDirectory(Path(config.train.run_dir))
     start = find_start(config)
     build_task(config, start, "cpu")  # all that a worker would refuse is refused here, before one is started
-    with run.locked():
-        run.claim(config.model_dump(mode="json"), to_yaml(config))
+    with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         done = run.finished()
         if done is not None:
             log(f"{run.path} is finished ({done['step']} steps); nothing to do")
@@ -111,9 +110,8 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     config, run, start, saved = _evaluation_target(target, overrides)
     data = PreparedData.open(config.data.path)
     questions = questions_of(config, data)
-    with run.locked():
+    with run.claimed(config.model_dump(mode="json"), to_yaml(config)) if saved is None else run.locked():
         if saved is None:
-            run.claim(config.model_dump(mode="json"), to_yaml(config))
             _describe(run, data.manifest, start)
         key = _evaluation_key(config, data, start)
         row = _kept(run, key)
@@ -223,5 +221,6 @@ def verify(target: Path, *, log: Log) -> None:
     else:
         raise UserError(f"{target} is neither a prepared data set nor a run directory with checkpoints")
     if problems:
-        raise UserError(f"{target}: {len(problems)} fault(s): {'; '.join(problems)}")
+        way_out = "remove it and run `rec-dist prepare CONFIG`" if what == "data set" else "a restart walks past what is damaged"
+        raise UserError(f"{target}: {len(problems)} fault(s): {'; '.join(problems)}; {way_out}")
     log(f"{target}: {what} whole")

@@ -28,7 +28,7 @@ class Compared:
     split: str
 
 
-def compare(folders: Mapping[str, Path], pairs: Sequence[tuple[str, str]], metrics: Sequence[str]) -> Compared:
+def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics: Sequence[str]) -> Compared:
     """Reads each folder's predictions. Raises UserError when two were asked different questions."""
     predictions = {name: Predictions.read(folder / PREDICTIONS_NAME) for name, folder in folders.items()}
     first_name, first = next(iter(predictions.items()))

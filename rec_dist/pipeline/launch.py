@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
@@ -21,18 +21,23 @@ from rec_dist.runtime.world import World
 WorkerFunction = Callable[[World, Any], dict[str, Any]]
 
 
-def launch(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, *, stoppable: bool = False) -> dict[str, Any]:
+def launch(
+    worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, *, stoppable: bool = False
+) -> dict[str, Any]:
     """Runs `worker` on every worker of `cluster` and returns what rank 0 returned.
 
     stoppable: SIGINT and SIGTERM ask the run to save and stop; otherwise they end it.
     Raises UserError when the cluster cannot hold the workers, or when a worker met one.
     """
+    if cluster.num_workers != "auto" and cluster.num_workers < 1:
+        raise UserError(f"cluster.num_workers ({cluster.num_workers}) must be 1 or more, or auto")
     start = _local if cluster.launcher == "local" else _on_ray
-    with stop_on_signal(run) if stoppable else nullcontext():
-        return start(worker, job, cluster, run)
+    return start(worker, job, cluster, run, stop_on_signal(run) if stoppable else nullcontext())
 
 
-def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory) -> dict[str, Any]:
+def _local(
+    worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, signals: AbstractContextManager[None]
+) -> dict[str, Any]:
     import torch
 
     if cluster.num_workers not in ("auto", 1):
@@ -42,10 +47,13 @@ def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDir
     if cluster.use_gpu is True and not torch.cuda.is_available():
         raise UserError("cluster.use_gpu is true but this machine has no GPU that torch sees; set cluster.use_gpu=false")
     on_gpu = torch.cuda.is_available() if cluster.use_gpu == "auto" else cluster.use_gpu
-    return worker(World(device="cuda:0" if on_gpu else "cpu"), job)
+    with signals:
+        return worker(World(device="cuda:0" if on_gpu else "cpu"), job)
 
 
-def _on_ray(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory) -> dict[str, Any]:
+def _on_ray(
+    worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, signals: AbstractContextManager[None]
+) -> dict[str, Any]:
     import ray
     import ray.train
     from ray.train import RunConfig, ScalingConfig
@@ -86,9 +94,10 @@ def _on_ray(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDi
 
     # In a thread, so that Ray leaves the signals to us: its own handler aborts without a checkpoint.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
+    with signals:  # only now: ray.init() has put its own handlers in the place of any that stood before
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
     if faults:
         raise _cause(faults[0])
     return run.take_result()
@@ -125,8 +134,6 @@ def _size(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[int, boo
         num_workers = gpus if use_gpu else min(2, max(int(cpus), 1))
     else:
         num_workers = cluster.num_workers
-    if num_workers < 1:
-        raise UserError(f"cluster.num_workers ({num_workers}) must be 1 or more, or auto")
     if use_gpu and num_workers > gpus:
         raise UserError(f"cluster.num_workers ({num_workers}) is more than the cluster's {gpus} GPUs; lower it or add nodes")
     share = max(float(int(cpus // num_workers)), 0.0) if cluster.cpus_per_worker == "auto" else cluster.cpus_per_worker

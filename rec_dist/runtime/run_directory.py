@@ -7,6 +7,7 @@ finished.json (the last thing written), checkpoints/, reference/, model/, predic
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,10 +59,31 @@ class RunDirectory:
                     "choose another train.run_dir, or remove that folder"
                 )
             return
-        if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
-            raise UserError(f"train.run_dir ({self.path}) is not empty and holds no run; choose another folder")
+        self._refuse_others()
         write_text(self.config_path, text)
         write_json(saved, config)
+
+    @contextmanager
+    def claimed(self, config: Mapping[str, Any], text: str) -> Iterator[None]:
+        """locked() and claim(); a UserError inside, before the first checkpoint, takes back a directory that this call made.
+
+        So a refusal that only workers can give (a cluster too small, an adapter that does not fit) leaves nothing to remove.
+        """
+        new = not (self.path / "config.json").is_file()
+        if new:
+            self._refuse_others()
+        with self.locked():
+            self.claim(config, text)
+            try:
+                yield
+            except UserError:
+                if new and not any(self.checkpoints.glob("step-*")):
+                    shutil.rmtree(self.path)
+                raise
+
+    def _refuse_others(self) -> None:
+        if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise UserError(f"train.run_dir ({self.path}) is not empty and holds no run; choose another folder")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -63,8 +63,8 @@ class Trainer:
         return self._folder / f"{self._count:03d}-{name}"
 
     def config(self, run_dir: Path, *changes: Any) -> dict[str, Any]:
-        """tiny_config with the optimizer's epsilon above the noise of fp32 sums, so that Adam does not blow it up."""
-        return self._config(run_dir, "optimizer.eps=1e-4", *changes)
+        """tiny_config with packs that hold a whole step, and an epsilon above the noise of fp32 sums, which Adam would blow up."""
+        return self._config(run_dir, "train.tokens_per_pack=2048", "optimizer.eps=1e-4", *changes)
 
     def once(self, *changes: str, workers: int = 1) -> Run:
         """The finished run of this configuration; made at the first call."""
@@ -94,7 +94,9 @@ class Trainer:
         """The workers of a run, on their way."""
         from rec_dist.train.worker import train_worker
 
-        return start_workers(train_worker, [self._claim(run_dir, changes)] * workers, run_dir.with_name(run_dir.name + "-workers"))
+        return start_workers(
+            train_worker, [self._claim(run_dir, changes)] * workers, run_dir.with_name(run_dir.name + "-workers")
+        )
 
     def _claim(self, run_dir: Path, changes: Any) -> Any:
         from rec_dist.config.load import to_yaml

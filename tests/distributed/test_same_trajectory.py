@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-_SMALL_PACKS = "train.tokens_per_pack=120"  # a group or two a pack; 512 holds a whole step
+_SMALL_PACKS = "train.tokens_per_pack=120"  # a group or two a pack; the default here holds a whole step
 _VARIANTS = {
     "two workers, one of them idle": (2, ()),
     "small packs": (1, (_SMALL_PACKS,)),
@@ -32,10 +32,12 @@ def test_same_steps_and_weights(trainer: Any, method: str, variant: str) -> None
     changes, _ = _METHODS[method]
     workers, more = _VARIANTS[variant]
     expected, run = trainer.once(*changes), trainer.once(*changes, *more, workers=workers)
-    compared = [key for key in expected.steps[0] if key not in ("tokens", "logical_tokens")]
     assert len(run.steps) == len(expected.steps) == 4
     for row, wanted in zip(run.steps, expected.steps, strict=True):
-        assert {key: row[key] for key in compared} == pytest.approx({key: wanted[key] for key in compared}, rel=1e-5, abs=2e-6)
+        # At step 1 the policy is the reference: rounding decides which of two equal rewards is larger.
+        left_out = {"event"} | ({"rewards/accuracies"} if row["step"] == 1 else set())
+        keys = wanted.keys() - left_out
+        assert {key: row[key] for key in keys} == pytest.approx({key: wanted[key] for key in keys}, rel=1e-5, abs=2e-6)
         assert (row["loss"], row["grad_norm"]) == pytest.approx((wanted["loss"], wanted["grad_norm"]), rel=1e-5)
         assert (row["tokens"], row["logical_tokens"]) == (wanted["tokens"], wanted["logical_tokens"])
     assert run.weights.keys() == expected.weights.keys()
@@ -56,12 +58,11 @@ def test_large_packs_leave_a_rank_idle_and_small_ones_do_not(trainer: Any, metho
     config = RunConfig.model_validate(trainer.config(trainer.new_dir(), *_METHODS[method][0]))
     task = build_task(config, find_start(config), "cpu")
 
-    def groups(rank: int, step: int, tokens_per_pack: int) -> list[int]:
-        work = step_work(task, step, tokens_per_pack=tokens_per_pack, world=World(rank, 2))
-        return [batch.num_groups for batch in work.batches]
-
-    idle = {rank: [groups(rank, step, 512) for step in range(4)] for rank in (0, 1)}
-    assert idle[1].count([0]) >= (4 if method in ("sft", "dpo") else 1)
-    assert all(sum(idle[0][step] + idle[1][step]) == 8 for step in range(4))
-    packed = [[groups(rank, step, 120) for rank in (0, 1)] for step in range(4)]
-    assert all(len(first) == len(second) > 1 and min(first) > 0 for first, second in packed)
+    for step in range(4):
+        large = [step_work(task, step, tokens_per_pack=2048, world=World(rank, 2)) for rank in (0, 1)]
+        assert [[batch.num_groups for batch in work.batches] for work in large] == [[large[0].num_groups], [0]]
+        small = [step_work(task, step, tokens_per_pack=120, world=World(rank, 2)) for rank in (0, 1)]
+        counts = [[batch.num_groups for batch in work.batches] for work in small]
+        assert len(counts[0]) == len(counts[1]) > 1
+        assert min(sum(counts[0]), sum(counts[1])) > 0
+        assert sum(counts[0]) + sum(counts[1]) == large[0].num_groups

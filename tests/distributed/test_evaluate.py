@@ -1,0 +1,114 @@
+"""Evaluation: the same scores on any number of workers and in any packing, equal to plain transformers, and asked of all alike."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from worker_processes import run_command, run_workers
+
+_SFT = ("task.kind=sft",)
+
+
+def scores(run: Any, folder: Path, *changes: str, workers: int = 1) -> np.ndarray:
+    """What the workers of `rec-dist evaluate RUN` leave: (U, C)."""
+    from rec_dist.config.load import load_config
+    from rec_dist.evaluate.language import EvaluateJob, evaluate_worker, gather_parts
+    from rec_dist.pipeline.commands import find_start
+    from rec_dist.tasks.build import Start
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = load_config(run.path / "config.yaml", ["evaluate.max_users=6", *changes])
+    saved = run.path / "model"
+    job = EvaluateJob(config.model_dump(), str(folder), Start(find_start(config).model, saved), saved)
+    run_workers(evaluate_worker, [job] * workers, folder / "workers")
+    return gather_parts(folder)
+
+
+def test_any_workers_and_any_packing(trainer: Any, tmp_path: Path) -> None:
+    run = trainer.once(*_SFT)
+    expected = scores(run, tmp_path / "one")
+    assert expected.shape == (6, 10)
+    assert np.isfinite(expected).all()
+    for name, workers, changes in (
+        ("two", 2, ()),
+        ("two-small", 2, ("train.tokens_per_pack=100",)),  # cuts a question's candidates over packs
+        ("one-small", 1, ("train.tokens_per_pack=100",)),
+        ("two-sharded", 2, ("train.tokens_per_pack=300", "cluster.zero_stage=3")),
+    ):
+        np.testing.assert_allclose(scores(run, tmp_path / name, *changes, workers=workers), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_whole_catalogue_is_brute_force(
+    trainer: Any, tiny_config: Callable[..., dict[str, Any]], tiny_model_dir: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """num_candidates=all on the base model: every item outside the history, in the order that plain transformers gives."""
+    from transformers import AutoModelForCausalLM
+
+    from rec_dist.config.schema import PromptConfig
+    from rec_dist.data.dataset import PreparedData
+    from rec_dist.data.predictions import Predictions
+    from rec_dist.data.prompt import build_prompt_builder
+    from rec_dist.data.tokens import load_tokenizer
+
+    config = tiny_config(tmp_path / "run", "evaluate.num_candidates=all", "evaluate.max_users=3", "train.tokens_per_pack=200")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    code, child = run_command(tmp_path, "evaluate", path)
+    assert code == 0, child.err
+    predictions = Predictions.read(tmp_path / "run-base" / "predictions.arrow")
+    data = PreparedData.open(tiny_data)
+    split = data.split("test")
+    builder = build_prompt_builder(PromptConfig(**config["prompt"]), load_tokenizer(tiny_model_dir), data.titles)
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_model_dir), dtype=torch.float32).eval()
+    for row in range(3):
+        items = split.items_of(int(np.searchsorted(split.user_ids, predictions.user_ids[row])))
+        history, target = items[:-1], int(items[-1])
+        candidates = [item for item in range(data.num_items) if item not in set(history.tolist())]
+        assert predictions.candidates[row].tolist() == candidates
+        assert int(predictions.targets[row]) == target
+        prompt = builder.trunk(history[-5:], [np.asarray([target], dtype=np.int32)], [0]).tokens.tolist()
+        wanted = []
+        for item in candidates:
+            answer = builder.completion(item).tolist()
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            wanted.append(float(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum()))
+        assert predictions.scores[row].tolist() == pytest.approx(wanted, abs=1e-4)
+        rank = sum(value >= wanted[candidates.index(target)] - 1e-5 for value in wanted)
+        assert int(predictions.ranks[row]) == rank
+
+
+def test_all_rankers_are_asked_the_same_and_a_second_time_nothing_is_done(
+    trainer: Any, tiny_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    from rec_dist.data.predictions import Predictions
+
+    run = trainer.train(tmp_path / "run", *_SFT)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(run.path)), encoding="utf-8")
+    for words in (["evaluate", path], ["evaluate", path, "evaluate.ranker=popularity"], ["evaluate", run.path]):
+        code, child = run_command(tmp_path, *words)
+        assert (code, "already" in child.err) == (0, False), child.err
+    asked = [Predictions.read(tmp_path / name / "predictions.arrow") for name in ("run", "run-base", "run-popularity")]
+    for other in asked[1:]:
+        assert np.array_equal(asked[0].user_ids, other.user_ids)
+        assert np.array_equal(asked[0].targets, other.targets)
+        assert all(np.array_equal(a, b) for a, b in zip(asked[0].candidates, other.candidates, strict=True))
+        assert not np.array_equal(np.concatenate(asked[0].scores), np.concatenate(other.scores))
+    before = run.rows
+    table = child.out
+    code, child = run_command(tmp_path, "evaluate", run.path)
+    assert code == 0
+    assert "evaluated already" in child.err
+    assert child.out == table
+    assert run.rows == before
+    code, child = run_command(
+        tmp_path, "evaluate", run.path, "evaluate.num_candidates=5"
+    )  # another question is another evaluation
+    assert (code, "already" in child.err) == (0, False)
+    assert json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))["row"]["num_candidates"] == 5

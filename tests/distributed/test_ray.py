@@ -1,0 +1,111 @@
+"""On real Ray Train workers, by the command line as a user calls it. About 20 s a start, so few and long."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from worker_processes import run_command
+
+pytestmark = pytest.mark.slow
+
+_CHANGES = (
+    "task.kind=sdpo",
+    "cluster.zero_stage=3",
+    "train.groups_per_step=4",
+    "train.max_steps=12",
+    "checkpoint.every_steps=100",
+)
+_RAY = ("cluster.launcher=ray", "cluster.num_workers=2", "cluster.cpus_per_worker=0.5")
+_MINUTES = 240.0
+
+
+def command(*words: object) -> subprocess.Popen[str]:
+    """`rec-dist WORDS` on its way, outside any cluster that this machine may hold."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RANK", "WORLD_SIZE", "MASTER_PORT")
+    }
+    line = [sys.executable, "-m", "rec_dist", *map(str, words)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """(exit code, standard error)."""
+    try:
+        _, err = process.communicate(timeout=_MINUTES)
+    finally:
+        process.kill()
+    return process.returncode, err
+
+
+def test_stopped_resumed_and_evaluated_on_two_workers(trainer: Any, tmp_path: Path) -> None:
+    """SIGTERM to the driver: 75; again: 0, with the weights of an undisturbed run; then evaluation, equal to one local worker's."""
+    from rec_dist.data.predictions import Predictions
+
+    run_dir = tmp_path / "run"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(trainer.config(run_dir, *_CHANGES, *_RAY)), encoding="utf-8")
+    process = command("train", path)
+    deadline = time.monotonic() + _MINUTES
+    metrics = run_dir / "metrics.jsonl"
+    while not (metrics.is_file() and '"step": 2,' in metrics.read_text(encoding="utf-8")):
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline, process.kill()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code, err = finish(process)
+    assert code == 75, err
+    assert "Traceback" not in err
+    code, err = finish(command("train", path))
+    assert code == 0, err
+    expected = trainer.once(*_CHANGES, workers=2)
+    run = type(expected)(run_dir)
+    assert [row["event"] for row in run.rows].count("resume") == 1
+    assert run.steps == expected.steps
+    assert all(torch.equal(run.weights[name], value) for name, value in expected.weights.items())
+
+    code, err = finish(command("evaluate", run_dir, "evaluate.max_users=4"))
+    assert code == 0, err
+    on_ray = Predictions.read(run_dir / "predictions.arrow")
+    (run_dir / "evaluation.json").unlink()
+    local = ("cluster.launcher=local", "cluster.num_workers=1", "cluster.zero_stage=0", "train.tokens_per_pack=300")
+    code, child = run_command(tmp_path, "evaluate", run_dir, "evaluate.max_users=4", *local)
+    assert code == 0, child.err
+    here = Predictions.read(run_dir / "predictions.arrow")
+    np.testing.assert_allclose(np.concatenate(on_ray.scores), np.concatenate(here.scores), rtol=1e-5, atol=1e-5)
+    assert np.array_equal(on_ray.ranks, here.ranks)
+
+
+def test_more_workers_than_the_machine_has(trainer: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(trainer.config(run_dir, "cluster.launcher=ray", "cluster.num_workers=999")), encoding="utf-8")
+    code, err = finish(command("train", path))
+    lines = err.splitlines()
+    assert code == 2, err
+    assert [line for line in lines if line.startswith("error:")] == lines[-1:]
+    assert "cluster.num_workers (999)" in lines[-1]
+    assert "lower one of them or add nodes" in lines[-1]
+    assert not run_dir.exists()
+
+
+def test_a_fault_inside_a_worker_is_one_line(trainer: Any, tmp_path: Path) -> None:
+    """What only a worker can see comes back to the driver as the user's mistake."""
+    run_dir = tmp_path / "run"
+    path = tmp_path / "config.yaml"
+    changes = (*_RAY, "cluster.num_workers=1", "adapter.target_modules=[nothing]")
+    path.write_text(yaml.safe_dump(trainer.config(run_dir, *changes)), encoding="utf-8")
+    code, err = finish(command("train", path))
+    assert code == 2, err
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "adapter.target_modules" in errors[0]
+    assert "Traceback" not in err
+    assert not run_dir.exists()

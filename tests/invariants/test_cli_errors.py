@@ -1,0 +1,265 @@
+"""Every mistake of a user: exit code 2, one line `error: ...` that names the culprit and the way out, and nothing left behind."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Make = Callable[..., dict[str, Any]]
+
+
+class Case:
+    """A configuration in a folder of its own, and `rec-dist` in this process."""
+
+    def __init__(self, folder: Path, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.run_dir, self.make = folder, folder / "run", make
+        self._capsys = capsys
+        self.file = self.write(make(self.run_dir))
+
+    def write(self, config: dict[str, Any]) -> Path:
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return path
+
+    def refuses(self, *words: object, names: tuple[str, ...]) -> str:
+        """Runs the words, checks the refusal, and that the folder is as it was."""
+        from rec_dist.cli import main
+
+        before = self.state()
+        self._capsys.readouterr()
+        code = main([str(word) for word in words])
+        printed = self._capsys.readouterr()
+        self.check(code, printed.err, names)
+        assert printed.out == ""
+        assert self.state() == before
+        return printed.err
+
+    @staticmethod
+    def check(code: int, err: str, names: tuple[str, ...]) -> None:
+        lines = err.splitlines()
+        assert code == 2, err
+        assert [line.startswith("error: ") for line in lines].count(True) == 1
+        assert lines[-1].startswith("error: ")
+        assert "Traceback" not in err
+        assert not [name for name in names if name not in lines[-1]], lines[-1]
+
+    def state(self) -> dict[str, bytes]:
+        """Every file and folder with its content."""
+        return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(self.folder.rglob("*"))}
+
+
+@pytest.fixture
+def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) -> Case:
+    return Case(tmp_path, tiny_config, capsys)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["tsak.beta=1"], ("tsak.beta is no key", "did you mean task.beta?")),
+        (["task.kind=sdop"], ("task.kind", "sdpo", "'sdop'")),
+        (["train.max_steps=many"], ("train.max_steps", "integer", "'many'")),
+        (["train.seed=true"], ("train.seed", "integer", "True")),
+        (["task.beta=-1", "optimizer.lr=x"], ("task.beta", "greater than 0", "optimizer.lr", "'x'")),
+        (["train.max_steps"], ("train.max_steps", "section.key=value")),
+        (["model.path=/no/such/model"], ("model.path", "/no/such/model", "give a Hugging Face model folder")),
+        (["data.path=nowhere"], ("data.path", "nowhere", "rec-dist prepare")),
+        (["train.init_from=nowhere"], ("train.init_from", "nowhere", "let that run finish first")),
+        (["task.kind=dpo"], ("task.kind=dpo", "negatives.num is 3", "set negatives.num=1")),
+        (["task.kind=sdpo", "negatives.num=0"], ("task.kind=sdpo", "negatives.num is 0", "set negatives.num")),
+        (["task.kind=sdpo", "negatives.num=75"], ("negatives.num (75)", "80 items", "lower negatives.num")),
+        (["train.tokens_per_pack=40"], ("train.tokens_per_pack (40)", "longest group", "user", "raise it or lower")),
+        (["prompt.max_history=200"], ("positions", "512", "lower prompt.max_history")),
+        (["train.targets_per_trunk=3"], ("train.groups_per_step (8)", "multiple of train.targets_per_trunk (3)")),
+        (["train.targets_per_trunk=2", "prompt.style=chat"], ("train.targets_per_trunk", "prompt.style=list")),
+        (
+            ["task.kind=sdpo", "adapter.kind=none", "task.reference=online"],
+            ("task.reference=online", "set task.reference=cached"),
+        ),
+        (["adapter.target_modules=[nothing]"], ("adapter.target_modules", "nothing")),
+        (["cluster.num_workers=2"], ("cluster.num_workers (2)", "cluster.launcher=ray")),
+        (["cluster.num_workers=0"], ("cluster.num_workers (0)", "1 or more")),
+        (["cluster.num_workers=0", "cluster.launcher=ray"], ("cluster.num_workers (0)", "1 or more")),
+        (["cluster.use_gpu=true"], ("cluster.use_gpu", "set cluster.use_gpu=false")),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_train(case: Case, overrides: list[str], names: tuple[str, ...]) -> None:
+    case.refuses("train", case.file, *overrides, names=names)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], ("COMMAND",)),
+        (["trian", "x.yaml"], ("trian", "train", "--help")),
+        (["train"], ("CONFIG.yaml", "--help")),
+        (["train", "no.yaml"], ("no.yaml", "does not exist", "give the path")),
+        (["evaluate", "no.yaml"], ("no.yaml", "does not exist")),
+        (["run", "no.yaml"], ("no.yaml", "does not exist")),
+        (["verify", "nowhere"], ("nowhere", "neither a prepared data set nor a run directory")),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_words(case: Case, words: list[str], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(case.folder)
+    case.refuses(*words, names=names)
+
+
+def test_a_file_that_is_no_yaml(case: Case) -> None:
+    case.file.write_text("data: [unclosed\nx: }", encoding="utf-8")
+    case.refuses("train", case.file, names=(str(case.file), "not readable YAML"))
+    case.file.write_text("- a list\n", encoding="utf-8")
+    case.refuses("train", case.file, names=(str(case.file), "no mapping"))
+
+
+def _csv(case: Case, rows: list[str]) -> list[object]:
+    source = case.folder / "source.csv"
+    source.write_text("\n".join(["user,item,rating,timestamp,title", *rows]) + "\n", encoding="utf-8")
+    return ["prepare", case.file, f"data.source={source}", f"data.path={case.folder / 'prepared'}", "data.min_rating=null"]
+
+
+def test_data_that_is_empty(case: Case) -> None:
+    case.refuses(*_csv(case, []), names=("data.source", "source.csv", "no readable row"))
+
+
+def test_data_in_which_no_user_has_a_target(case: Case) -> None:
+    """Three choices a user: one tests, one validates, and the one left has no history before it."""
+    rows = [f"u{user},i{item},5,{item},Title {item}" for user in range(4) for item in range(3)]
+    words = [*_csv(case, rows), "data.min_user_interactions=3", "data.split=leave_one_out"]
+    case.refuses(*words, names=("data.split (leave_one_out)", "train split", "lower data.min_rating"))
+
+
+def test_data_in_which_one_time_leaves_a_split_empty(case: Case) -> None:
+    rows = [f"u{user},i{item},5,77,Title {item}" for user in range(4) for item in range(6)]
+    words = [*_csv(case, rows), "data.split=global_temporal"]
+    case.refuses(*words, names=("data.split (global_temporal)", "split without a target", "choose user_ratio"))
+
+
+def test_data_in_which_every_user_is_too_short(case: Case) -> None:
+    rows = [f"u{user},i{item},5,{item},Title {item}" for user in range(4) for item in range(2)]
+    case.refuses(*_csv(case, rows), names=("data.source", "data.min_user_interactions (5)", "lower them"))
+
+
+def test_a_row_that_cannot_be_read(case: Case) -> None:
+    rows = [f"u{user},i{item},5,{item},Title {item}" for user in range(4) for item in range(6)]
+    case.refuses(*_csv(case, [*rows, "u9,i9,five,7,Nine"]), names=("source.csv", "five", "data.max_bad_rows"))
+
+
+def test_an_empty_title(case: Case) -> None:
+    rows = [f"u{user},i{item},5,{item},Title {item}" for user in range(4) for item in range(6)]
+    case.refuses(*_csv(case, [*rows, "u0,i7,5,9,  "]), names=("data.source", "i7", "empty title", "give it one"))
+
+
+def test_a_title_that_this_tokenizer_drops(case: Case, tiny_model_dir: Path) -> None:
+    from tokenizers import normalizers
+    from transformers import AutoTokenizer
+
+    from rec_dist.cli import main
+
+    model = case.folder / "model"
+    shutil.copytree(tiny_model_dir, model)
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("!", "")
+    tokenizer.save_pretrained(str(model))
+    rows = [f"u{user},i{item},5,{item},{'!!!' if item == 3 else f'Title {item}'}" for user in range(4) for item in range(6)]
+    words = _csv(case, rows)
+    assert main([str(word) for word in [*words, "data.split=leave_one_out"]]) == 0
+    overrides = [f"data.path={case.folder / 'prepared'}", f"model.path={model}", "train.groups_per_step=2", "negatives.num=0"]
+    case.refuses(
+        "train", case.file, *overrides, names=("item", "'!!!'", "tokenises to nothing", "give it a title or drop the item")
+    )
+
+
+def test_another_run_lies_there(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    from rec_dist.cli import main
+
+    assert main(["evaluate", str(case.file), "evaluate.ranker=popularity", f"evaluate.output_dir={case.run_dir}"]) == 0
+    case.refuses("train", case.file, "task.beta=2", names=("train.run_dir", "task.beta", "choose another train.run_dir"))
+
+
+def test_other_files_lie_there(case: Case) -> None:
+    case.run_dir.mkdir()
+    (case.run_dir / "thesis.txt").write_text("years of work", encoding="utf-8")
+    case.refuses("train", case.file, names=("train.run_dir", "not empty", "choose another folder"))
+
+
+def test_a_run_that_is_not_finished(case: Case) -> None:
+    from rec_dist.config.load import load_config, to_yaml
+    from rec_dist.runtime.run_directory import RunDirectory
+
+    config = load_config(case.file)
+    RunDirectory(case.run_dir).claim(config.model_dump(mode="json"), to_yaml(config))
+    case.refuses("evaluate", case.run_dir, names=(str(case.run_dir), "not finished", "rec-dist train"))
+    overrides = [f"train.init_from={case.run_dir}", f"train.run_dir={case.folder / 'next'}"]
+    case.refuses("train", case.file, *overrides, names=("train.init_from", "no finished model", "let that run finish first"))
+
+
+def test_a_folder_that_is_no_run(case: Case) -> None:
+    (case.folder / "empty").mkdir()
+    case.refuses("evaluate", case.folder / "empty", names=("empty", "no run directory", "config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["evaluate.num_candidates=80"], ("evaluate.num_candidates", "80", "lower evaluate.num_candidates")),
+        (["evaluate.num_candidates=1"], ("evaluate.num_candidates (1)", "2 or more")),
+        (["evaluate.num_candidates=some"], ("evaluate.num_candidates", "'some'", "all")),
+        (["train.tokens_per_pack=30"], ("train.tokens_per_pack (30)", "user", "raise it or lower prompt.max_history")),
+        (["model.path=/no/such/model"], ("model.path", "/no/such/model")),
+        (["cluster.num_workers=2"], ("cluster.num_workers (2)", "cluster.launcher=ray")),
+        (["prompt.candidates=listed"], ("evaluate.num_candidates (10)", "prompt.num_candidates (20)", "must equal")),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_evaluate(case: Case, overrides: list[str], names: tuple[str, ...]) -> None:
+    case.refuses("evaluate", case.file, *overrides, names=names)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_in_a_data_set(case: Case, tiny_data: Path) -> None:
+    from rec_dist.cli import main
+
+    copy = case.folder / "prepared"
+    shutil.copytree(tiny_data, copy)
+    assert main(["verify", str(copy)]) == 0
+    shard = next(copy.glob("train-*.arrow"))
+    _flip(shard)
+    case.refuses("verify", copy, names=(shard.name, "SHA-256", "prepare"))
+
+
+@pytest.mark.parametrize(
+    ("stages", "names"),
+    [
+        ([], ("pipeline.stages is empty",)),
+        ([{"name": "a", "do": "fly", "target": "x"}], ("pipeline.stages", "'fly'")),
+        ([{"name": "a", "do": "train", "target": "x"}] * 2, ("pipeline.stages", "a twice")),
+        ([{"name": "a", "do": "train", "target": "x", "wings": 2}], ("wings", "is no key")),
+    ],
+)
+def test_pipeline(case: Case, stages: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+    path = case.folder / "pipeline.yaml"
+    value = {"pipeline": {"title": "T", "run_dir": str(case.folder / "report"), "stages": stages}}
+    path.write_text(yaml.safe_dump(value), encoding="utf-8")
+    case.refuses("run", path, names=names)
+
+
+@pytest.mark.slow
+def test_from_a_shell_nothing_else_is_printed(case: Case) -> None:
+    """What the tests above cannot see: libraries that print, and the exit code of the process."""
+    command = [sys.executable, "-m", "rec_dist", "train", str(case.file), "task.kind=sdpo", "negatives.num=75"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    case.check(done.returncode, done.stderr, ("negatives.num (75)",))
+    assert len(done.stderr.splitlines()) == 1
+    assert not case.run_dir.exists()
