@@ -120,7 +120,9 @@ class TrainConfig(Section):
     init_from: str | None = Field(None, description="A finished run directory whose adapter or model this run starts from.")
     epochs: int = Field(1, ge=1, description="Passes over the training targets; train.max_steps may end earlier.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; None: as many as the epochs need.")
-    groups_per_step: int = Field(32, ge=1, description="Global batch: groups (kind=sequential: sequences) an optimizer step, over all workers.")
+    groups_per_step: int = Field(
+        32, ge=1, description="Global batch: groups (kind=sequential: sequences) an optimizer step, over all workers."
+    )
     targets_per_trunk: int = Field(
         1, ge=1, description="Targets of one user that share one prompt (a timeline). Style list only."
     )

@@ -68,6 +68,22 @@ def pack_by_tokens(lengths: I64, capacity: int) -> list[list[int]]:
     return packs
 
 
+def pack_evenly(lengths: I64, capacity: int, world_size: int) -> list[list[int]]:
+    """As few packs as pack_by_tokens, rounded up to a multiple of `world_size`, and as even as it can: ranks wait for the longest.
+
+    Longest item first to the emptiest pack; where that overfills one, the packs of pack_by_tokens are taken as they are.
+    """
+    tight = pack_by_tokens(lengths, capacity)
+    count = min(-(-len(tight) // world_size) * world_size, len(lengths))
+    packs: list[list[int]] = [[] for _ in range(count)]
+    used = np.zeros(count, dtype=np.int64)
+    for item in np.argsort(-lengths, kind="stable").tolist():
+        pack = int(np.argmin(used))
+        packs[pack].append(item)
+        used[pack] += lengths[item]
+    return packs if count and int(used.max()) <= capacity else tight
+
+
 def deal(packs: list[list[int]], lengths: I64, world_size: int) -> list[list[list[int]]]:
     """Deals packs to ranks, largest first to the rank with the least work; every rank gets the same number, [] where it has none.
 

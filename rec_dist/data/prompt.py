@@ -143,7 +143,9 @@ def build_prompt_builder(config: PromptConfig, tokenizer: Any, titles: Sequence[
         )
     table = build_token_table(tokenizer, titles, after=config.item_prefix)
     shared = config.style == "list" and not listed
-    return PromptBuilder(pieces, table, max_history=config.max_history, shared_trunks=shared, listed=config.num_candidates if listed else 0)
+    return PromptBuilder(
+        pieces, table, max_history=config.max_history, shared_trunks=shared, listed=config.num_candidates if listed else 0
+    )
 
 
 def _end_tokens(config: PromptConfig, tokenizer: Any) -> list[int]:

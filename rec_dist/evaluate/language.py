@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset import PreparedData
-from rec_dist.data.plan import deal, pack_by_tokens
+from rec_dist.data.plan import deal, pack_evenly
 from rec_dist.data.prompt import PromptBuilder, check_saved
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
@@ -156,7 +156,7 @@ def score_trunks(
     """(U, C) scores with NaN where another rank scores: packs are dealt to the ranks, the same number to each."""
     width = max(len(question.candidates) for question in trunks.questions)
     scores = np.full((len(trunks.questions), width), np.nan, dtype=np.float32)
-    packs = deal(pack_by_tokens(trunks.lengths, tokens_per_pack), trunks.lengths, world.size)
+    packs = deal(pack_evenly(trunks.lengths, tokens_per_pack, world.size), trunks.lengths, world.size)
     done = 0
     for number in range(len(packs[0])):
         pack = packs[world.rank][number]

@@ -92,7 +92,9 @@ def load_adapter(wrapped: nn.Module, folder: Path, name: str) -> None:
     saved = load_file(folder / ADAPTER_WEIGHTS)
     scale = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"]
     if scale != wrapped.peft_config[name].lora_alpha:  # type: ignore[union-attr,index]
-        raise UserError(f"train.init_from: the adapter in {folder} was trained with adapter.alpha={scale}; give this run the same")
+        raise UserError(
+            f"train.init_from: the adapter in {folder} was trained with adapter.alpha={scale}; give this run the same"
+        )
     own = {key.replace(f".{name}.", "."): value for key, value in wrapped.named_parameters() if f".{name}." in key}
     if set(saved) != set(own) or any(saved[key].shape != own[key].shape for key in own):
         raise UserError(

@@ -88,7 +88,9 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
             "train.targets_per_trunk above 1 needs prompt.style=list and prompt.candidates=none: the rest fork at their end"
         )
     if config.prompt.candidates == "listed" and config.negatives.kind != "uniform":
-        raise UserError(f"negatives.kind ({config.negatives.kind}) has no effect when the prompt lists the candidates; set it to uniform")
+        raise UserError(
+            f"negatives.kind ({config.negatives.kind}) has no effect when the prompt lists the candidates; set it to uniform"
+        )
     if config.prompt.candidates == "listed" and method.num_negatives >= config.prompt.num_candidates:
         raise UserError(
             f"negatives.num ({method.num_negatives}) must be below prompt.num_candidates ({config.prompt.num_candidates})"
@@ -177,9 +179,11 @@ def resolve_start(model_path: Path, init_from: Path | None, *, trains_adapter: b
 
 
 def base_of(adapter: Path, model_path: Path) -> Path:
-    """The model that a saved adapter belongs to: model_path, or the full fine-tuning it was trained on. Raises UserError for neither."""
+    """The model that a saved adapter belongs to: model_path, or the one it was trained on. Raises UserError for neither."""
     saved = json.loads((adapter / BASE_NAME).read_text(encoding="utf-8"))
     for folder in (model_path, Path(saved["path"])):
         if folder.is_dir() and sampled_fingerprint(folder, "*.safetensors") == saved["fingerprint"]:
             return folder
-    raise UserError(f"the adapter in {adapter} belongs to another model ({saved['path']}) than model.path ({model_path}); name that one")
+    raise UserError(
+        f"the adapter in {adapter} belongs to another model ({saved['path']}) than model.path ({model_path}); name that one"
+    )

@@ -187,8 +187,8 @@ class LanguageTask:
             return []
         short = int((np.diff(self._split.disliked_offsets) < self._sampler.num).sum())
         return [
-            f"WARNING: negatives.kind=low_rated: {short:,} of {len(self._split):,} users have fewer than {self._sampler.num} items rated "
-            "below data.min_rating; uniform negatives fill up"
+            f"WARNING: negatives.kind=low_rated: {short:,} of {len(self._split):,} users have fewer than {self._sampler.num} "
+            "items rated below data.min_rating; uniform negatives fill up"
         ]
 
     def check_module(self, module: nn.Module, score: Callable[[GroupedStream], Tensor]) -> None:

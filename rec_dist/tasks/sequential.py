@@ -178,4 +178,6 @@ def check_catalogue(folder: Path, data: PreparedData) -> None:
     """UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items."""
     saved = json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8")).get("data_fingerprint")
     if saved != data.manifest.fingerprint:
-        raise UserError(f"the model in {folder} was trained on another data set than {data.path}; its item ids mean other items there")
+        raise UserError(
+            f"the model in {folder} was trained on another data set than {data.path}; its item ids mean other items there"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rec_dist.data.plan import deal, pack_by_tokens
+from rec_dist.data.plan import deal, pack_evenly
 from rec_dist.runtime.world import World
 from rec_dist.tasks.task import Task, Unit
 
@@ -32,7 +32,7 @@ class StepWork:
 def divide(task: Task, units: Sequence[Unit], *, step: int, epoch: int, tokens_per_pack: int, world: World) -> StepWork:
     """Packs the units of one global step, deals the packs to the ranks and collates this rank's. The same number on every rank."""
     lengths = np.asarray([unit.num_tokens for unit in units], dtype=np.int64)
-    ranks = deal(pack_by_tokens(lengths, tokens_per_pack), lengths, world.size)
+    ranks = deal(pack_evenly(lengths, tokens_per_pack, world.size), lengths, world.size)
     return StepWork(
         step=step,
         epoch=epoch,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec_dist.data.plan import Order, deal, pack_by_tokens
+from rec_dist.data.plan import Order, deal, pack_by_tokens, pack_evenly
 
 ORDERS = st.builds(Order, st.integers(1, 60), st.integers(1, 25), st.integers(1, 4), st.integers(0, 2**31))
 LENGTHS = st.lists(st.integers(1, 30), max_size=40).map(lambda values: np.asarray(values, dtype=np.int64))
@@ -77,3 +77,20 @@ def test_a_deal_balances_the_work() -> None:
     ranks = deal([[i] for i in range(6)], lengths, 2)
     # 10 | 9; then 8 to the lighter second rank, 2 and 1 to the first, which has its three packs then.
     assert ranks == [[[0], [2], [3]], [[1], [4], [5]]]
+
+
+@given(st.lists(st.integers(1, 40), max_size=40), st.integers(1, 5))
+def test_even_packs_hold_every_item_once_within_the_capacity(sizes: list[int], world_size: int) -> None:
+    lengths = np.asarray(sizes, dtype=np.int64)
+    packs = pack_evenly(lengths, 40, world_size)
+    assert sorted(item for pack in packs for item in pack) == list(range(len(lengths)))
+    assert all(0 < lengths[pack].sum() <= 40 for pack in packs)
+    fewest = len(pack_by_tokens(lengths, 40))
+    assert fewest <= len(packs) <= -(-fewest // world_size) * world_size
+
+
+def test_even_packs_leave_no_rank_waiting_for_a_full_one() -> None:
+    lengths = np.asarray([100] * 12)
+    assert [len(pack) for pack in pack_by_tokens(lengths, 1000)] == [10, 2]
+    assert [len(pack) for pack in pack_evenly(lengths, 1000, 2)] == [6, 6]
+    assert [len(pack) for pack in pack_evenly(np.asarray([10] * 4), 1000, 2)] == [2, 2]  # one pack would leave a rank idle
