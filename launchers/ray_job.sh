@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Submits a rec-dist command to a running Ray cluster and streams its log.
-#   RAY_API_SERVER_ADDRESS=http://HEAD:8265 launchers/ray_job.sh train configs/quickstart-sdpo.yaml cluster.num_workers=8
-# The nodes need rec-dist installed (see Dockerfile), and run_dir, data.path and REC_DIST_CACHE on storage that all of them see.
+#   RAY_API_SERVER_ADDRESS=http://HEAD:8265 launchers/ray_job.sh train configs/quickstart-sft.yaml \
+#     data.path=/shared/ml-100k train.run_dir=/shared/runs/sft cluster.num_workers=8
+# The nodes need rec-dist installed (see Dockerfile). data.path, train.run_dir and train.init_from must be absolute, and they and
+# REC_DIST_CACHE must lie on storage that all nodes see: a job runs in a copy of this folder without runs/ and data/.
+# The exit code is Ray's, not the run's: 0 for a stopped job too. `finished.json` in the run directory says that a run is done.
 set -euo pipefail
 
 if (($# < 2)); then
@@ -12,5 +15,6 @@ fi
 
 cd "$(dirname "$0")/.."
 exec ray job submit --working-dir . \
-  --runtime-env-json '{"excludes": [".git", ".venv", "runs", "data"], "env_vars": {"RAY_ADDRESS": "auto"}}' \
+  --runtime-env-json "{\"excludes\": [\"/.git\", \"/.venv\", \"/runs\", \"/data\"],
+    \"env_vars\": {\"RAY_ADDRESS\": \"auto\", \"REC_DIST_CACHE\": \"${REC_DIST_CACHE:-}\"}}" \
   -- rec-dist "$@"

@@ -96,7 +96,8 @@ class Catalogue:
             shutil.rmtree(final)
         partial.rename(final)
         _sync(self._folder)
-        for old in self.committed()[: -self._keep]:
+        kept = [known for known in self.committed() if known <= step]
+        for old in kept[: -self._keep]:
             shutil.rmtree(self._folder / f"step-{old:08d}", ignore_errors=True)
 
     def restore(self, engine: Engine) -> int:
@@ -124,6 +125,9 @@ class Catalogue:
                 manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
                 return Saved(step, folder, int(manifest["world_size"]), int(manifest["zero_stage"]))
             self._log(f"WARNING: checkpoint passed over: {'; '.join(problems)}")
+            bad = folder.with_name(folder.name + ".bad")  # kept to be looked at; no longer counted
+            shutil.rmtree(bad, ignore_errors=True)
+            folder.rename(bad)
         return None
 
 

@@ -16,6 +16,8 @@ def join(world: World) -> None:
 
     Must come before a model is loaded: transformers otherwise takes the world for one process and asserts.
     """
+    on_gpu = world.device.startswith("cuda")
+    os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"  # else it takes any GPU it sees, also for a run on CPUs
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -24,9 +26,11 @@ def join(world: World) -> None:
     if not dist.is_initialized():
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
-    backend = "nccl" if world.device.startswith("cuda") else "gloo"
-    if world.device.startswith("cuda"):
+    os.environ.update(
+        RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=world.device.partition(":")[2] or str(world.local_rank)
+    )
+    backend = "nccl" if on_gpu else "gloo"
+    if on_gpu:
         torch.cuda.set_device(world.device)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 

@@ -21,7 +21,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         zero |= {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000, "overlap_comm": False}
     if settings.zero_stage == 3:
         zero |= {
-            # Adapters and norms stay whole on every rank: gathering a few kilobytes costs more than keeping them.
+            # Norms, biases and small adapter matrices stay whole on every rank: gathering kilobytes costs more than keeping them.
             "stage3_param_persistence_threshold": 16 * settings.hidden_size,
             # A layer gathered in the forward pass is often used again at once in the backward pass.
             "stage3_max_live_parameters": 1_000_000_000,
@@ -31,7 +31,10 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
             "overlap_comm": False,
             "contiguous_gradients": True,
         }
+    # In bfloat16 a sum over many packs would depend on how they are packed. Below stage 2 DeepSpeed refuses the key.
+    accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if settings.bf16 and settings.zero_stage >= 2 else {}
     return {
+        **accumulation,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_grad_norm,

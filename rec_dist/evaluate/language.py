@@ -46,10 +46,9 @@ class EvaluateJob:
 def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
     """Scores this rank's share and writes it to part files. Returns {"tokens": rows of the model run over all ranks}."""
     process_group.join(world)
-    try:
-        return _evaluate(world, job)
-    finally:
-        process_group.leave()
+    result = _evaluate(world, job)
+    process_group.leave()  # not after a fault: with NCCL it would wait for peers that wait for this rank
+    return result
 
 
 def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | Non
     if weights is not None:
         load_adapter(wrapped, weights, POLICY_ADAPTER)
         if keep_reference:
-            wrapped.add_adapter(REFERENCE_ADAPTER, config)
+            wrapped.add_adapter(REFERENCE_ADAPTER, config, autocast_adapter_dtype=False)
             load_adapter(wrapped, weights, REFERENCE_ADAPTER)
             for name, parameter in wrapped.named_parameters():
                 if f".{REFERENCE_ADAPTER}." in name:

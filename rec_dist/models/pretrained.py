@@ -50,6 +50,8 @@ def resolve_model(path_or_name: str) -> Path:
     if known is not None:
         return _converted(path_or_name, known)
     folder = Path(path_or_name).expanduser()
+    if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+        raise UserError(f"model.path ({path_or_name}) has no *.safetensors weights; save the model with safetensors first")
     if (folder / "config.json").is_file():
         return folder.absolute()
     fault = "is a folder without config.json" if folder.is_dir() else "is no existing folder and no known name"

@@ -28,6 +28,7 @@ from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json, write_text
 from rec_dist.runtime.run_directory import RunDirectory
 
+EXIT_FAILED = 1
 Log = Callable[[str], None]
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
@@ -84,7 +85,7 @@ def run_pipeline(path: Path, overrides: Sequence[str], *, log: Log) -> int:
         seconds = time.perf_counter() - started
         if code:
             log(f"stage {stage.name} ended with exit code {code}; run the same command again to go on from there")
-            return code
+            return code if code > 0 else EXIT_FAILED  # below 0: ended by a signal
         records.keep(StageRecord(stage.name, command, seconds))
     _report(config, path, overrides, records, log=log, seconds=time.perf_counter() - began)
     return 0
@@ -97,8 +98,8 @@ def _check(config: PipelineSection, path: Path) -> None:
     faults += [
         f"pipeline.pairs names {name}, which is no evaluate stage" for pair in config.pairs for name in pair if name not in rows
     ]
-    if not config.stages:
-        faults.append("pipeline.stages is empty")
+    if not rows:
+        faults.append("pipeline.stages has no evaluate stage, so there is nothing to compare")
     if faults:
         raise UserError(f"{path}: {'; '.join(faults)}")
 

@@ -79,10 +79,12 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     start = find_start(config)
     build_task(config, start, "cpu")  # all that a worker would refuse is refused here, before one is started
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
+        _bind(run, config, start)
         done = run.finished()
         if done is not None:
             log(f"{run.path} is finished ({done['step']} steps); nothing to do")
             return done
+        run.drop_stale_stop()
         _describe(run, Manifest.load(Path(config.data.path)), start)
         with watching(run):
             job = TrainJob(config.model_dump(), config.train.run_dir, start)
@@ -94,6 +96,22 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
         run.clear_stop()
         log(f"finished after {result['step']} steps; model in {run.model}")
         return result
+
+
+def _bind(run: RunDirectory, config: RunConfig, start: Start) -> None:
+    """Ties a run to the contents of its inputs, not only to their paths. Raises UserError when they have changed since it began."""
+    inputs = {
+        "data": Manifest.load(Path(config.data.path)).fingerprint,
+        "model": sampled_fingerprint(start.model, "*.safetensors") if start.model.name else None,
+        "adapter": sampled_fingerprint(start.adapter, "*.safetensors") if start.adapter else None,
+    }
+    path = run.path / "inputs.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != inputs:
+        raise UserError(
+            f"train.run_dir ({run.path}) was started from other data, model or train.init_from than lie there now; remove that folder "
+            "or choose another"
+        )
+    write_json(path, inputs)
 
 
 def _describe(run: RunDirectory, manifest: Manifest, start: Start) -> None:
@@ -122,6 +140,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
             with watching(run):
                 scores, cost = _answer(config, data, questions, start, saved, run)
             predictions = predictions_of(questions, scores)
+            (run.path / _EVALUATION_NAME).unlink(missing_ok=True)  # it must never describe other predictions
             predictions.write(run.path / PREDICTIONS_NAME)
             row = {
                 "event": "evaluation",
@@ -181,7 +200,7 @@ def _evaluation_key(config: RunConfig, data: PreparedData, start: Start) -> str:
     model = sampled_fingerprint(start.model, "*.safetensors") if start.model.name else None
     adapter = sampled_fingerprint(start.adapter, "*.safetensors") if start.adapter else None
     settings = config.evaluate.model_dump(exclude={"output_dir"})
-    return fingerprint([model, adapter, data.manifest.fingerprint, settings, config.prompt.model_dump()])
+    return fingerprint([model, adapter, data.manifest.fingerprint, settings, config.prompt.model_dump(), config.model.dtype])
 
 
 def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def _on_ray(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     _connect(cluster.address)
-    num_workers, use_gpu, cpus = _size(cluster, ray.cluster_resources())
+    num_workers, use_gpu, cpus = size_workers(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
     def on_worker(_: Any) -> None:
         quieten()
@@ -124,27 +124,34 @@ def _connect(address: str | None) -> None:
         ) from fault
 
 
-def _size(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[int, bool, float]:
-    """(workers, GPUs or not, CPUs a worker) for this cluster. Raises UserError when it has fewer than asked for."""
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
-    use_gpu = gpus > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
-    if use_gpu and not gpus:
+def size_workers(cluster: ClusterConfig, nodes: list[dict[str, float]]) -> tuple[int, bool, float]:
+    """(workers, GPUs or not, CPUs a worker) for nodes with these resources; a worker must fit on one node.
+
+    Raises UserError when the nodes hold fewer than asked for: Ray would wait for more without a word.
+    """
+    cpus, gpus = [node.get("CPU", 0.0) for node in nodes], [int(node.get("GPU", 0)) for node in nodes]
+    use_gpu = bool(sum(gpus) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu)
+    if use_gpu and not sum(gpus):
         raise UserError("cluster.use_gpu is true but the cluster has no GPU; set cluster.use_gpu=false or auto")
-    if cluster.num_workers == "auto":
-        num_workers = gpus if use_gpu else min(2, max(int(cpus), 1))
-    else:
-        num_workers = cluster.num_workers
-    if use_gpu and num_workers > gpus:
-        raise UserError(f"cluster.num_workers ({num_workers}) is more than the cluster's {gpus} GPUs; lower it or add nodes")
-    share = max(float(int(cpus // num_workers)), 0.0) if cluster.cpus_per_worker == "auto" else cluster.cpus_per_worker
-    if use_gpu and cluster.cpus_per_worker == "auto":
-        share = max(share, 0.5)
-    if share <= 0 or share * num_workers > cpus:
+    automatic = sum(gpus) if use_gpu else min(2, max(int(sum(cpus)), 1))
+    num_workers = automatic if cluster.num_workers == "auto" else cluster.num_workers
+    if use_gpu and num_workers > sum(gpus):
+        raise UserError(f"cluster.num_workers ({num_workers}) is more than the cluster's {sum(gpus)} GPUs; lower it or add nodes")
+
+    def room(share: float) -> int:
+        """Workers that fit with `share` CPUs each."""
+        return sum(min(int(cpu // share), gpu if use_gpu else num_workers) for cpu, gpu in zip(cpus, gpus, strict=True))
+
+    shares = [float(share) for share in range(int(max(cpus, default=0.0)), 0, -1)] + ([0.5] if use_gpu else [])
+    if cluster.cpus_per_worker != "auto":
+        shares = [cluster.cpus_per_worker] if cluster.cpus_per_worker > 0 else []
+    share = next((share for share in shares if room(share) >= num_workers), None)
+    if share is None:
         raise UserError(
-            f"cluster.num_workers ({num_workers}) with cluster.cpus_per_worker ({cluster.cpus_per_worker}) needs more than the "
-            f"cluster's {cpus:g} CPUs; lower one of them or add nodes"
+            f"cluster.num_workers ({num_workers}) with cluster.cpus_per_worker ({cluster.cpus_per_worker}) needs more CPUs than the "
+            f"cluster's {len(nodes)} node(s) have ({sum(cpus):g} in all); lower one of them or add nodes"
         )
-    return num_workers, bool(use_gpu), share
+    return num_workers, use_gpu, share
 
 
 def _gpu_index() -> int:
@@ -177,8 +184,12 @@ def stop_on_signal(run: RunDirectory) -> Iterator[None]:
         yield
         return
 
+    interrupts = 0
+
     def handle(number: int, _: Any) -> None:
-        if number == signal.SIGINT and run.stop_wanted(0):
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
             raise KeyboardInterrupt
         run.request_stop()
         run.log(f"{signal.Signals(number).name}: saving a checkpoint after this step, then stopping")

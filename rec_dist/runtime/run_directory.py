@@ -59,10 +59,11 @@ class RunDirectory:
                     f"train.run_dir ({self.path}) holds a run of another configuration (different: {', '.join(changed[:6])}); "
                     "choose another train.run_dir, or remove that folder"
                 )
-            return
-        self._refuse_others()
-        write_text(self.config_path, text)
-        write_json(saved, config)
+        else:
+            self._refuse_others()
+            write_json(saved, config)
+        if not self.config_path.is_file():
+            write_text(self.config_path, text)
 
     @contextmanager
     def claimed(self, config: Mapping[str, Any], text: str) -> Iterator[None]:
@@ -164,8 +165,13 @@ class RunDirectory:
         self._stop_path.write_text("", encoding="utf-8")
 
     def clear_stop(self) -> None:
-        """Forgets a request that was granted. A request for a later step, written by hand, stays."""
+        """Forgets a request that was granted."""
         self._stop_path.unlink(missing_ok=True)
+
+    def drop_stale_stop(self) -> None:
+        """Forgets a request that a killed attempt left behind; one that names a step, written by hand, stays."""
+        if self._stop_path.is_file() and not self._stop_path.read_text(encoding="utf-8").strip():
+            self._stop_path.unlink()
 
     def stop_wanted(self, step: int) -> bool:
         """True when a stop was asked for: the file `stop` exists, and is empty or holds a step that has been reached."""

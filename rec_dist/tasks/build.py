@@ -119,20 +119,20 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
         build_sampler(config, method.num_negatives, data.train_counts),
         order=build_order(config, max(len(targets), 1)),
         refresh_negatives=config.negatives.refresh_each_epoch,
-        reference_key=reference_key(config, start, builder, data),
+        reference_key=reference_key(config, start, builder, data, dtype=str(model_dtype(config, device))),
         width=shape.width,
     )
     task.check(config.train.tokens_per_pack, max_positions=shape.max_positions)
     return task
 
 
-def reference_key(config: RunConfig, start: Start, builder: PromptBuilder, data: PreparedData) -> str:
+def reference_key(config: RunConfig, start: Start, builder: PromptBuilder, data: PreparedData, *, dtype: str) -> str:
     """Changes with the model a run starts from, the prompt, the data, the negatives and which targets share a trunk."""
     adapter = sha256(start.adapter / ADAPTER_WEIGHTS) if start.adapter else None
     model = sampled_fingerprint(start.model, "*.safetensors")
     draws = [config.negatives.model_dump(), config.train.seed, config.train.targets_per_trunk, config.train.groups_per_step]
     extent = [config.train.epochs, config.train.max_steps]
-    return fingerprint([model, adapter, builder.fingerprint, data.manifest.fingerprint, draws, extent, config.model.dtype])
+    return fingerprint([model, adapter, builder.fingerprint, data.manifest.fingerprint, draws, extent, dtype])
 
 
 @dataclass(frozen=True)

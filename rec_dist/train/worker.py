@@ -39,10 +39,9 @@ class TrainJob:
 def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
     """Trains to the end or to a stop. Returns {"finished": bool, "step": int, ...}, the same on every rank."""
     process_group.join(world)
-    try:
-        return _train(world, job)
-    finally:
-        process_group.leave()
+    result = _train(world, job)
+    process_group.leave()  # not after a fault: with NCCL it would wait for peers that wait for this rank
+    return result
 
 
 def _train(world: World, job: TrainJob) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""How many workers, and how much of a node each gets: what Ray would wait for forever must be refused here."""
+
+import pytest
+
+from rec_dist.config.schema import ClusterConfig
+from rec_dist.pipeline.launch import size_workers
+from rec_dist.runtime.errors import UserError
+
+HEAD = {"CPU": 64.0}
+GPU_NODE = {"CPU": 32.0, "GPU": 8.0}
+
+
+def test_two_workers_share_a_machine_without_gpus() -> None:
+    assert size_workers(ClusterConfig(), [{"CPU": 2.0}]) == (2, False, 1.0)
+    assert size_workers(ClusterConfig(), [{"CPU": 16.0}]) == (2, False, 8.0)
+    assert size_workers(ClusterConfig(), [{"CPU": 1.0}]) == (1, False, 1.0)
+
+
+def test_a_large_head_does_not_make_a_workers_share_too_large_for_its_node() -> None:
+    assert size_workers(ClusterConfig(), [HEAD, GPU_NODE, GPU_NODE]) == (16, True, 4.0)
+
+
+def test_uneven_nodes_get_the_largest_share_that_places_all() -> None:
+    assert size_workers(ClusterConfig(num_workers=4), [{"CPU": 3.0}, {"CPU": 5.0}]) == (4, False, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "key"),
+    [
+        (ClusterConfig(num_workers=17), "cluster.num_workers"),
+        (ClusterConfig(cpus_per_worker=5.0), "cluster.cpus_per_worker"),
+        (ClusterConfig(num_workers=200, use_gpu=False), "cluster.num_workers"),
+    ],
+)
+def test_what_cannot_be_placed_is_refused(cluster: ClusterConfig, key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        size_workers(cluster, [HEAD, GPU_NODE, GPU_NODE])
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UserError, match=r"cluster\.use_gpu"):
+        size_workers(ClusterConfig(use_gpu=True), [HEAD])
