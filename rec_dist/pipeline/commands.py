@@ -79,7 +79,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     start = find_start(config)
     build_task(config, start, "cpu")  # all that a worker would refuse is refused here, before one is started
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
-        _bind(run, config, start)
+        bind_inputs(run, config, start)
         done = run.finished()
         if done is not None:
             log(f"{run.path} is finished ({done['step']} steps); nothing to do")
@@ -98,7 +98,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
         return result
 
 
-def _bind(run: RunDirectory, config: RunConfig, start: Start) -> None:
+def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> None:
     """Ties a run to the contents of its inputs, not only to their paths. Raises UserError when they have changed since it began."""
     inputs = {
         "data": Manifest.load(Path(config.data.path)).fingerprint,

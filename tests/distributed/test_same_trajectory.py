@@ -7,22 +7,50 @@ import torch
 
 _SMALL_PACKS = "train.tokens_per_pack=120"  # a group or two a pack; the default here holds a whole step
 _VARIANTS = {
-    "two workers, one of them idle": (2, ()),
+    "two workers": (2, ()),
     "small packs": (1, (_SMALL_PACKS,)),
     "two workers, small packs": (2, (_SMALL_PACKS,)),
     "ZeRO-2, two workers": (2, ("cluster.zero_stage=2", _SMALL_PACKS)),
     "ZeRO-3": (1, ("cluster.zero_stage=3",)),
-    "ZeRO-3, two workers, one of them idle": (2, ("cluster.zero_stage=3",)),
+    "ZeRO-3, two workers": (2, ("cluster.zero_stage=3",)),
     "recomputation": (1, ("model.activation_checkpointing=true", _SMALL_PACKS)),
     "everything": (2, ("cluster.zero_stage=3", "model.activation_checkpointing=true", _SMALL_PACKS)),
 }
-_ALL, _SOME = tuple(_VARIANTS), ("two workers, one of them idle", "everything")
+_ALL, _SOME = tuple(_VARIANTS), ("two workers", "everything")
 _METHODS = {
     "sft": (("task.kind=sft",), _ALL),
     "sdpo": (("task.kind=sdpo",), _ALL),
     "dmpo": (("task.kind=dmpo", "train.targets_per_trunk=2"), _SOME),
     "dpo": (("task.kind=dpo", "negatives.num=1"), _SOME),
 }
+
+
+def assert_same_run(run: Any, expected: Any) -> None:
+    assert len(run.steps) == len(expected.steps) == 4
+    for row, wanted in zip(run.steps, expected.steps, strict=True):
+        # At step 1 the policy is the reference: rounding decides which of two equal rewards is larger.
+        left_out = {"event"} | ({"rewards/accuracies"} if row["step"] == 1 else set())
+        keys = wanted.keys() - left_out
+        assert {key: row[key] for key in keys} == pytest.approx({key: wanted[key] for key in keys}, rel=1e-5, abs=1e-5)
+        assert (row["loss"], row["grad_norm"]) == pytest.approx((wanted["loss"], wanted["grad_norm"]), rel=1e-5)
+        assert (row["tokens"], row["logical_tokens"]) == (wanted["tokens"], wanted["logical_tokens"])
+    assert run.weights.keys() == expected.weights.keys()
+    for name, value in expected.weights.items():
+        torch.testing.assert_close(run.weights[name], value, rtol=1e-5, atol=1e-5)
+    assert max(float(value.abs().max()) for name, value in expected.weights.items() if "lora_B" in name) > 1e-3  # it trained
+
+
+def works_of(trainer: Any, changes: tuple[str, ...], *, tokens_per_pack: int, step: int = 0) -> list[Any]:
+    """What each of two ranks does in a step."""
+    from rec_dist.config.schema import RunConfig
+    from rec_dist.pipeline.commands import find_start
+    from rec_dist.runtime.world import World
+    from rec_dist.tasks.build import build_task
+    from rec_dist.train.loader import step_work
+
+    config = RunConfig.model_validate(trainer.config(trainer.new_dir(), *changes))
+    task = build_task(config, find_start(config), "cpu")
+    return [step_work(task, step, tokens_per_pack=tokens_per_pack, world=World(rank, 2)) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -32,37 +60,26 @@ def test_same_steps_and_weights(trainer: Any, method: str, variant: str) -> None
     changes, _ = _METHODS[method]
     workers, more = _VARIANTS[variant]
     expected, run = trainer.once(*changes), trainer.once(*changes, *more, workers=workers)
-    assert len(run.steps) == len(expected.steps) == 4
-    for row, wanted in zip(run.steps, expected.steps, strict=True):
-        # At step 1 the policy is the reference: rounding decides which of two equal rewards is larger.
-        left_out = {"event"} | ({"rewards/accuracies"} if row["step"] == 1 else set())
-        keys = wanted.keys() - left_out
-        assert {key: row[key] for key in keys} == pytest.approx({key: wanted[key] for key in keys}, rel=1e-5, abs=2e-6)
-        assert (row["loss"], row["grad_norm"]) == pytest.approx((wanted["loss"], wanted["grad_norm"]), rel=1e-5)
-        assert (row["tokens"], row["logical_tokens"]) == (wanted["tokens"], wanted["logical_tokens"])
-    assert run.weights.keys() == expected.weights.keys()
-    for name, value in expected.weights.items():
-        torch.testing.assert_close(run.weights[name], value, rtol=1e-5, atol=1e-5)
-    assert max(float(value.abs().max()) for name, value in expected.weights.items() if "lora_B" in name) > 1e-3  # it trained
+    assert_same_run(run, expected)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_step_of_one_group_leaves_a_rank_idle_and_is_the_same(trainer: Any, stage: int) -> None:
+    changes = ("task.kind=sdpo", "train.groups_per_step=1")
+    counts = [[batch.num_groups for batch in work.batches] for work in works_of(trainer, changes, tokens_per_pack=2048)]
+    assert sorted(counts) == [[0], [1]]
+    assert_same_run(trainer.once(*changes, f"cluster.zero_stage={stage}", workers=2), trainer.once(*changes))
 
 
 @pytest.mark.parametrize("method", _METHODS)
-def test_large_packs_leave_a_rank_idle_and_small_ones_do_not(trainer: Any, method: str) -> None:
-    """What the variants above are named after: without it they would compare nothing."""
-    from rec_dist.config.schema import RunConfig
-    from rec_dist.pipeline.commands import find_start
-    from rec_dist.runtime.world import World
-    from rec_dist.tasks.build import build_task
-    from rec_dist.train.loader import step_work
-
-    config = RunConfig.model_validate(trainer.config(trainer.new_dir(), *_METHODS[method][0]))
-    task = build_task(config, find_start(config), "cpu")
-
+def test_a_pack_is_shared_out_before_a_rank_waits(trainer: Any, method: str) -> None:
     for step in range(4):
-        large = [step_work(task, step, tokens_per_pack=2048, world=World(rank, 2)) for rank in (0, 1)]
-        assert [[batch.num_groups for batch in work.batches] for work in large] == [[large[0].num_groups], [0]]
-        small = [step_work(task, step, tokens_per_pack=120, world=World(rank, 2)) for rank in (0, 1)]
+        large = works_of(trainer, _METHODS[method][0], tokens_per_pack=2048, step=step)
+        shared = [work.batches[0].num_groups for work in large]
+        assert [len(work.batches) for work in large] == [1, 1]
+        assert min(shared) > 0
+        assert sum(shared) == large[0].num_groups
+        small = works_of(trainer, _METHODS[method][0], tokens_per_pack=120, step=step)
         counts = [[batch.num_groups for batch in work.batches] for work in small]
         assert len(counts[0]) == len(counts[1]) > 1
-        assert min(sum(counts[0]), sum(counts[1])) > 0
         assert sum(counts[0]) + sum(counts[1]) == large[0].num_groups

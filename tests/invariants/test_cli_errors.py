@@ -242,7 +242,8 @@ def test_a_flipped_bit_in_a_data_set(case: Case, tiny_data: Path) -> None:
 @pytest.mark.parametrize(
     ("stages", "names"),
     [
-        ([], ("pipeline.stages is empty",)),
+        ([], ("pipeline.stages has no evaluate stage",)),
+        ([{"name": "a", "do": "train", "target": "x"}], ("pipeline.stages has no evaluate stage",)),
         ([{"name": "a", "do": "fly", "target": "x"}], ("pipeline.stages", "'fly'")),
         ([{"name": "a", "do": "train", "target": "x"}] * 2, ("pipeline.stages", "a twice")),
         ([{"name": "a", "do": "train", "target": "x", "wings": 2}], ("wings", "is no key")),

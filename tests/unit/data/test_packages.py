@@ -101,6 +101,9 @@ def test_a_model_folder_is_made_absolute(monkeypatch, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"model\.path \(m\) has no \*\.safetensors"):  # its hash would not tell it from others
+        resolve_model("m")
+    (tmp_path / "m" / "model.safetensors").touch()
     assert resolve_model("m") == tmp_path / "m"
 
 
