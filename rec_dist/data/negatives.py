@@ -5,6 +5,7 @@ worker. S-DPO's released lists were seeded by the target, so a lookup without a 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -49,14 +50,11 @@ class NegativeSampler:
         rest = _draw_outside(keys, len(self.train_counts), self.num - len(chosen), seen, cumulative, key="negatives.num")
         return np.concatenate([chosen, rest])
 
-    @property
+    @cached_property
     def _cumulative(self) -> npt.NDArray[np.float64]:
-        cached = self.__dict__.get("_cumulative_cache")
-        if cached is None:
-            weights = self.train_counts.astype(np.float64) ** self.power
-            cached = np.cumsum(weights) / max(weights.sum(), 1e-300)
-            object.__setattr__(self, "_cumulative_cache", cached)
-        return cached  # type: ignore[no-any-return]
+        weights = self.train_counts.astype(np.float64) ** self.power
+        cumulative: npt.NDArray[np.float64] = np.cumsum(weights) / max(weights.sum(), 1e-300)
+        return cumulative
 
 
 def draw_candidates(*, seed: int, user: int, position: int, target: int, history: I32, num: int, num_items: int) -> I32:

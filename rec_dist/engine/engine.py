@@ -84,8 +84,10 @@ class Engine:
 
     def _plain_grad_norm(self) -> float:
         """Of gradients that lie in .grad, averaged over ranks already: stage 0 in float32, where DeepSpeed keeps no norm."""
+        if self._settings.zero_stage != 0:
+            return float("nan")
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None and p.grad.numel()]
-        return float(torch.nn.utils.get_total_norm(gradients)) if self._settings.zero_stage == 0 else float("nan")
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     @torch.no_grad()
     def score(self, batch: Any) -> Any:

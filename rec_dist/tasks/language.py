@@ -110,7 +110,7 @@ class LanguageTask:
             user=int(self._split.user_ids[row]),
             position=position,
             seen=items[: position + 1],
-            disliked=self._split.disliked[self._split.disliked_offsets[row] : self._split.disliked_offsets[row + 1]],
+            disliked=self._split.disliked_of(row),
         )
         return np.concatenate([items[position : position + 1], negatives])
 

@@ -36,12 +36,11 @@ def train(
     work: Iterable[StepWork],
     hooks: Hooks,
     *,
-    start_step: int,
     every_steps: int,
     seed: int,
     world: World,
 ) -> bool:
-    """Runs the steps of `work`, which starts at `start_step`. Returns True when it came to the end, False when asked to stop."""
+    """Runs the steps of `work`. Returns True when it came to the end, False when asked to stop."""
     total = task.order.num_steps
     last = time.perf_counter()
     for plan in work:

@@ -179,7 +179,6 @@ def _loop(
             task,
             work,
             hooks,
-            start_step=start_step,
             every_steps=config.checkpoint.every_steps,
             seed=config.train.seed,
             world=world,
