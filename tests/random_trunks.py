@@ -17,15 +17,21 @@ class Tree:
     def trunk(self, first_key: int = 0) -> Trunk:
         """The same as arrays."""
         answers = [answer for _, group in self.groups for answer in group]
+        branches = [[] if self.along(fork, answer) else answer[:-1] for fork, group in self.groups for answer in group]
         return Trunk(
             tokens=np.asarray(self.prompt, dtype=np.int32),
             forks=np.asarray([fork for fork, _ in self.groups], dtype=np.int32),
             keys=np.arange(first_key, first_key + len(self.groups), dtype=np.int64),
             group_sizes=np.asarray([len(group) for _, group in self.groups], dtype=np.int32),
-            branch_tokens=np.asarray([token for answer in answers for token in answer[:-1]], dtype=np.int32),
-            branch_lengths=np.asarray([len(answer) - 1 for answer in answers], dtype=np.int32),
+            branch_tokens=np.asarray([token for branch in branches for token in branch], dtype=np.int32),
+            branch_lengths=np.asarray([len(branch) for branch in branches], dtype=np.int32),
+            lengths=np.asarray([len(answer) for answer in answers], dtype=np.int32),
             targets=np.asarray([token for answer in answers for token in answer], dtype=np.int32),
         )
+
+    def along(self, fork: int, answer: list[int]) -> bool:
+        """Whether the prompt itself goes on with `answer` after `fork`, so that it needs no branch of its own."""
+        return self.prompt[fork + 1 : fork + len(answer)] == answer[:-1]
 
     def written_out(self) -> list[tuple[list[int], list[int]]]:
         """(prompt up to the fork, completion) of every completion, as a peer would replicate them."""
@@ -33,10 +39,17 @@ class Tree:
 
 
 def random_tree(rng: np.random.Generator, *, vocab_size: int, prompt: int, groups: int, max_negatives: int = 3) -> Tree:
-    """A prompt of `prompt` tokens with `groups` forks in ascending order, the last at its end; 1 + 0..max_negatives branches each."""
-    forks = [*sorted(rng.integers(0, prompt, size=groups - 1).tolist()), prompt - 1]
+    """A prompt of `prompt` tokens with `groups` forks in ascending order, the last at its end; 1 + 0..max_negatives branches each.
+
+    About half of the chosen completions with room for it go along the prompt, as the next item of a history does.
+    """
     tokens = lambda count: rng.integers(0, vocab_size, size=count).tolist()
-    return Tree(
+    forks = [*sorted(rng.integers(0, prompt, size=groups - 1).tolist()), prompt - 1]
+    tree = Tree(
         tokens(prompt),
         [(fork, [tokens(rng.integers(1, 7)) for _ in range(1 + rng.integers(max_negatives + 1))]) for fork in forks],
     )
+    for fork, answers in tree.groups:
+        if len(answers[0]) - 1 <= prompt - 1 - fork and rng.integers(2):
+            answers[0][:-1] = tree.prompt[fork + 1 : fork + len(answers[0])]
+    return tree

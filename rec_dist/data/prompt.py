@@ -2,7 +2,8 @@
 
 A trunk is `begin | (item_prefix title)* | tail`; the fork row is its last token, where a completion (title + end) begins.
 In style list the tail is the item prefix itself, so a longer trunk has a fork before every title: several targets of one
-user share one trunk (a timeline) at no cost. Saved beside the model as prompt.json.
+user share one trunk (a timeline) at no cost, and a chosen item that the history goes on with is scored on the trunk's own rows.
+Saved beside the model as prompt.json.
 """
 
 import json
@@ -90,14 +91,21 @@ class PromptBuilder:
         parts.append(self._tail)
         counts = [len(history)] if forks_at is None else list(forks_at)
         forks = ends[counts] + len(self._tail) - 1
+        tokens = np.concatenate(parts)
         answers = [self.completion(item) for group in completions for item in group.tolist()]
+        group_sizes = np.asarray([len(group) for group in completions], dtype=np.int32)
+        branches = [answer[:-1] for answer in answers]
+        for fork, chosen in zip(forks.tolist(), (np.cumsum(group_sizes) - group_sizes).tolist(), strict=True):
+            if np.array_equal(tokens[fork + 1 : fork + 1 + len(branches[chosen])], branches[chosen]):
+                branches[chosen] = branches[chosen][:0]  # the history goes on with the chosen item: its rows are there already
         return Trunk(
-            tokens=np.concatenate(parts),
+            tokens=tokens,
             forks=forks.astype(np.int32),
             keys=np.asarray(keys, dtype=np.int64),
-            group_sizes=np.asarray([len(group) for group in completions], dtype=np.int32),
-            branch_tokens=np.concatenate([answer[:-1] for answer in answers]),
-            branch_lengths=np.asarray([len(answer) - 1 for answer in answers], dtype=np.int32),
+            group_sizes=group_sizes,
+            branch_tokens=np.concatenate(branches),
+            branch_lengths=np.asarray([len(branch) for branch in branches], dtype=np.int32),
+            lengths=np.asarray([len(answer) for answer in answers], dtype=np.int32),
             targets=np.concatenate(answers),
         )
 

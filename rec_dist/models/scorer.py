@@ -98,5 +98,6 @@ def _probe_trunk(prompt: Any, answers: list[Any]) -> Trunk:
         group_sizes=np.asarray([len(answers)], dtype=np.int32),
         branch_tokens=np.concatenate([answer[:-1] for answer in answers]),
         branch_lengths=np.asarray([len(answer) - 1 for answer in answers], dtype=np.int32),
+        lengths=np.asarray([len(answer) for answer in answers], dtype=np.int32),
         targets=np.concatenate(answers),
     )

@@ -89,13 +89,14 @@ def pack_trunks(trunks: list[Trunk]) -> GroupedStream:
     limits[branch_rows] = fork_of_row
     branch_ids[branch_rows] = np.repeat(np.arange(len(lengths)), lengths)
 
-    # Scored tokens: one more than branch rows a completion; the first is predicted by the fork row, token j by branch row j - 1.
-    completion_offsets = np.concatenate([[0], np.cumsum(lengths + 1)])
-    rows = np.empty(int(completion_offsets[-1]), dtype=np.int64)
-    first = np.zeros(len(rows), dtype=bool)
-    first[completion_offsets[:-1]] = True
-    rows[first] = starts[owner] + forks
-    rows[~first] = branch_rows
+    # Scored tokens: the first is predicted by the fork row, token j by branch row j - 1, or by the trunk row j after the fork.
+    scored = np.concatenate([t.lengths for t in trunks]).astype(np.int64)  # (N,)
+    completion_offsets = np.concatenate([[0], np.cumsum(scored)])
+    fork_rows = starts[owner] + forks
+    along_trunk = lengths < scored - 1
+    rows = np.repeat(np.where(along_trunk, fork_rows, branch_starts - 1) - completion_offsets[:-1], scored)
+    rows += np.arange(len(rows))
+    rows[completion_offsets[:-1]] = fork_rows
     return GroupedStream(
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(positions),
@@ -123,6 +124,7 @@ def stand_in(num_negatives: int) -> GroupedStream:
         group_sizes=np.asarray([size], dtype=np.int32),
         branch_tokens=np.empty(0, dtype=np.int32),
         branch_lengths=np.zeros(size, dtype=np.int32),
+        lengths=np.ones(size, dtype=np.int32),
         targets=np.zeros(size, dtype=np.int32),
     )
     return replace(pack_trunks([trunk]), weights=torch.zeros(1), num_logical_tokens=0)

@@ -21,8 +21,9 @@ class Trunk:
     keys: I64  # (G,) identity of each target, for the reference cache and for results
     group_sizes: I32  # (G,) completions of each group, the chosen one first
     branch_tokens: I32  # (B,) completions without their last token, which nothing reads
-    branch_lengths: I32  # (N,)
-    targets: I32  # (M,) completions whole; M = B + N
+    branch_lengths: I32  # (N,) C - 1; 0 where the trunk itself reads on with the completion, whose rows then serve
+    lengths: I32  # (N,) C: scored tokens of each completion
+    targets: I32  # (M,) completions whole
 
     @property
     def num_tokens(self) -> int:

@@ -11,6 +11,7 @@ from rec_dist.config.schema import PromptConfig
 from rec_dist.data.prompt import PROMPT_NAME, PromptBuilder, build_prompt_builder, check_saved
 from rec_dist.data.tokens import begin_tokens, build_token_table, load_tokenizer, piece_tokens
 from rec_dist.runtime.errors import UserError
+from rec_dist.stream.grouped import pack_trunks
 from rec_dist.stream.trunk import Trunk
 
 TITLES = ["Silent River", "Golden Garden", "Last Letter", "Émigré 七 (1999)", "Broken Mirror"]
@@ -39,7 +40,7 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def completions(trunk: Trunk) -> list[list[int]]:
-    return [part.tolist() for part in np.split(trunk.targets, np.cumsum(trunk.branch_lengths + 1)[:-1])]
+    return [part.tolist() for part in np.split(trunk.targets, np.cumsum(trunk.lengths)[:-1])]
 
 
 def test_pieces_are_the_tokens_of_the_whole_text(tokenizer: Any) -> None:
@@ -55,6 +56,20 @@ def test_branch_tokens_are_the_completions_without_their_last_token(tiny_tokeniz
     assert trunk.branch_tokens.tolist() == [token for answer in completions(trunk) for token in answer[:-1]]
     assert trunk.group_sizes.tolist() == [2, 1]
     assert trunk.keys.tolist() == [7, 8]
+
+
+def test_a_chosen_item_that_the_history_goes_on_with_takes_no_rows(tokenizer: Any) -> None:
+    """Its title stands on the trunk behind its fork; a negative, and the last target, still need branches of their own."""
+    builder, history = build(tokenizer), items(0, 1, 2)
+    trunk = builder.trunk(history, [items(1, 4), items(2, 3), items(4, 0)], range(3), forks_at=[1, 2, 3])
+    sizes = [len(builder.titles[item]) for item in (4, 3, 4, 0)]
+    assert trunk.branch_lengths.tolist() == [0, sizes[0], 0, sizes[1], sizes[2], sizes[3]]
+    assert trunk.lengths.tolist() == [len(builder.completion(item)) for item in (1, 4, 2, 3, 4, 0)]
+    stream = pack_trunks([trunk])
+    for place, (group, item) in enumerate([(0, 1), (1, 2)]):
+        rows = stream.rows[stream.completion_offsets[2 * group] : stream.completion_offsets[2 * group + 1]]
+        assert stream.input_ids[rows[1:]].tolist() == builder.titles[item].tolist()
+        assert rows[0] == trunk.forks[place]
 
 
 def test_every_fork_of_a_timeline_ends_the_prompt_of_its_own(tokenizer: Any) -> None:

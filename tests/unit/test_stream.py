@@ -45,10 +45,13 @@ def naive(trees: list[Tree]) -> dict[str, list[int]]:
             for answer in answers:
                 sees = set(range(start, start + fork + 1))  # its trunk up to the fork ...
                 previous = start + fork
+                along = tree.along(fork, answer)
                 for step, token in enumerate(answer):
                     out["rows"].append(previous)
                     out["targets"].append(token)
-                    if step < len(answer) - 1:
+                    if along:
+                        previous += 1  # the prompt's own rows, which hold these very tokens
+                    elif step < len(answer) - 1:
                         previous = len(out["input_ids"])
                         sees = sees | {previous}  # ... and its own branch up to itself
                         _row(out, token, fork + 1 + step, number, completion, fork, sees)

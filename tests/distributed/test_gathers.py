@@ -1,0 +1,65 @@
+"""ZeRO-3 gathers a layer once a step: what the forward pass gathered stays for the backward pass, also after scoring passes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from worker_processes import run_workers
+
+from rec_dist.stream.trunk import Trunk
+
+
+def _held(world: Any, folder: str) -> dict[str, Any]:
+    """Bytes of parameters held before and after the forward pass of each of four training steps that follow scoring passes."""
+    import torch
+
+    from rec_dist.engine import process_group
+    from rec_dist.engine.engine import Engine, sharded_loading
+    from rec_dist.engine.settings import EngineSettings
+    from rec_dist.models.language import load_language_model
+    from rec_dist.models.scorer import Scorer
+    from rec_dist.stream.grouped import pack_trunks
+    from rec_dist.tasks.sft import sft
+
+    process_group.join(world)
+    settings = EngineSettings(zero_stage=3, bf16=False, max_grad_norm=0.0, hidden_size=32)
+    with sharded_loading(settings):
+        method = sft()
+        module = Scorer(load_language_model(Path(folder), dtype=torch.float32), method.loss, method.metric_names)
+    engine = Engine(module, settings, device="cpu", optimizer=torch.optim.AdamW(module.parameters(), lr=1e-3))
+    stream = pack_trunks([_trunk()])
+    engine.train_mode(False)
+    for _ in range(4):
+        engine.score(stream)
+    engine.train_mode(True)
+    held = []
+    for _ in range(4):
+        before, whole = engine.local_parameter_bytes()
+        loss = engine.forward(stream)[0]
+        after, _ = engine.local_parameter_bytes()
+        engine.backward(loss, last=True)
+        engine.step(1e-3)
+        held.append((before, after, whole))
+    process_group.leave()
+    return {"held": held}
+
+
+def _trunk() -> Trunk:
+    tokens = np.arange(3, 15, dtype=np.int32)
+    return Trunk(
+        tokens=tokens,
+        forks=np.asarray([11], dtype=np.int32),
+        keys=np.zeros(1, dtype=np.int64),
+        group_sizes=np.asarray([1], dtype=np.int32),
+        branch_tokens=np.asarray([5, 6], dtype=np.int32),
+        branch_lengths=np.asarray([2], dtype=np.int32),
+        lengths=np.asarray([3], dtype=np.int32),
+        targets=np.asarray([5, 6, 7], dtype=np.int32),
+    )
+
+
+def test_training_after_scoring_keeps_what_it_gathered_until_the_backward_pass(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for result in run_workers(_held, [str(tiny_model_dir)] * 2, tmp_path):
+        before, after, whole = result["held"][-1]
+        assert before < 0.7 * whole
+        assert after >= 0.95 * whole
