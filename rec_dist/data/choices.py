@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rec_dist.data.interactions import F32, I64, Bool
+from rec_dist.data.interactions import F32, Bool
+from rec_dist.stream.trunk import I64
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ import pyarrow as pa
 from rec_dist.data.manifest import Manifest, read_arrow, verify
 from rec_dist.data.schema import ITEM_SCHEMA, SEQUENCE_SCHEMA
 from rec_dist.runtime.errors import UserError
+from rec_dist.stream.trunk import I32, I64
 
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 

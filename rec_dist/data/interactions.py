@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_dist.runtime.errors import UserError
+from rec_dist.stream.trunk import I64
 
-I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 

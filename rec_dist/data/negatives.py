@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rec_dist.data.tokens import I32, I64
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.rng import hash_u64, uniform
+from rec_dist.stream.trunk import I32, I64
 
 _NEGATIVES, _CANDIDATES, _SHUFFLE, _DISLIKED = 1, 2, 3, 4  # separate streams of draws for separate uses
 

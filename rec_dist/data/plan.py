@@ -7,11 +7,9 @@ dealt out, so every packing computes the same sums. The state of the stream is o
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from rec_dist.runtime.rng import permute
-
-I64 = npt.NDArray[np.int64]
+from rec_dist.stream.trunk import I64
 
 
 @dataclass(frozen=True)

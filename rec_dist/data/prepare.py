@@ -15,7 +15,7 @@ import numpy as np
 from rec_dist.config.schema import DataConfig
 from rec_dist.data import splits as split_rules
 from rec_dist.data.choices import Rows, count_ties, first_of_each_pair, in_time_order, k_core, renumber
-from rec_dist.data.interactions import I64, Interactions, ItemTable
+from rec_dist.data.interactions import Interactions, ItemTable
 from rec_dist.data.manifest import Manifest, describe_file, verify
 from rec_dist.data.readers import FileSet, find_files, read_interactions
 from rec_dist.data.schema import FORMAT_VERSION, MANIFEST_NAME, SPLITS
@@ -25,6 +25,7 @@ from rec_dist.data.splits import Split
 from rec_dist.data.titles import make_distinct
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint
+from rec_dist.stream.trunk import I64
 
 Log = Callable[[str], None]
 

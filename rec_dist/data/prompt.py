@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from rec_dist.config.schema import PromptConfig
-from rec_dist.data.tokens import I32, TokenTable, begin_tokens, build_token_table, piece_tokens
+from rec_dist.data.tokens import TokenTable, begin_tokens, build_token_table, piece_tokens
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint, write_json
-from rec_dist.stream.trunk import Trunk
+from rec_dist.stream.trunk import I32, Trunk
 
 PROMPT_NAME = "prompt.json"
 _HISTORY_MARK = "\x02HISTORY\x02"

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rec_dist.data.interactions import F32, I64, ItemTable
+from rec_dist.data.interactions import F32, ItemTable
 from rec_dist.data.manifest import FileEntry, SplitEntry, describe_file
 from rec_dist.data.schema import ITEM_SCHEMA, ITEMS_NAME, SEQUENCE_SCHEMA, shard_name
 from rec_dist.data.splits import Cut
 from rec_dist.runtime.errors import UserError
+from rec_dist.stream.trunk import I64
 
 _MAX_LIST_VALUES = 2**31 - 1  # list<int32> has 32-bit offsets
 

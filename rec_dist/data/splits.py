@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_dist.data.choices import Rows
-from rec_dist.data.interactions import I64, Bool
+from rec_dist.data.interactions import Bool
 from rec_dist.runtime.rng import uniform
+from rec_dist.stream.trunk import I64
 
 _SALT_RATIO, _SALT_FEW_SHOT = 1, 2
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rec_dist.data.interactions import I64, ItemTable
+from rec_dist.data.interactions import ItemTable
 from rec_dist.runtime.errors import UserError
+from rec_dist.stream.trunk import I64
 
 _ARTICLES = "The|A|An|La|Le|Les|L'|Il|El|Los|Las|Der|Die|Das|Det|Den"
 _TRAILING_ARTICLE = re.compile(rf"([^()]+), ({_ARTICLES})(?=\s*(?:$|\(|\)))")

@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rec_dist.runtime.errors import UserError
-
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
+from rec_dist.stream.trunk import I32, I64
 
 
 def load_tokenizer(model_path: Path) -> Any:

@@ -32,14 +32,13 @@ from rec_dist.pipeline.table import ComparisonRow, text_table
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
 from rec_dist.runtime.errors import StopRequested, UserError
-from rec_dist.runtime.files import fingerprint, sampled_fingerprint, write_json
+from rec_dist.runtime.files import fingerprint, write_json
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import Start, base_of, build_task, resolve_start
 from rec_dist.tasks.sequential import check_catalogue, load_sasrec
 from rec_dist.train.worker import TrainJob, train_worker
 
 Log = Callable[[str], None]
-_EVALUATION_NAME = "evaluation.json"
 
 
 def prepare(config: RunConfig, *, log: Log) -> Manifest:
@@ -102,8 +101,7 @@ def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> None:
     """Ties a run to the contents of its inputs, not only to their paths. Raises UserError when they have changed since it began."""
     inputs = {
         "data": Manifest.load(Path(config.data.path)).fingerprint,
-        "model": sampled_fingerprint(start.model, "*.safetensors") if start.model.name else None,
-        "adapter": sampled_fingerprint(start.adapter, "*.safetensors") if start.adapter else None,
+        **start.fingerprints(),
     }
     path = run.path / "inputs.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != inputs:
@@ -115,8 +113,8 @@ def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> None:
 
 
 def _describe(run: RunDirectory, manifest: Manifest, start: Start) -> None:
-    model = sampled_fingerprint(start.model, "*.safetensors") if start.model.name else None
-    write_json(run.path / "environment.json", environment.describe(hashes={"data": manifest.fingerprint, "model": model}))
+    hashes = {"data": manifest.fingerprint, "model": start.fingerprints()["model"]}
+    write_json(run.path / "environment.json", environment.describe(hashes=hashes))
 
 
 def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
             with watching(run):
                 scores, cost = _answer(config, data, questions, start, saved, run)
             predictions = predictions_of(questions, scores)
-            (run.path / _EVALUATION_NAME).unlink(missing_ok=True)  # it must never describe other predictions
+            (run.evaluation).unlink(missing_ok=True)  # it must never describe other predictions
             predictions.write(run.path / PREDICTIONS_NAME)
             row = {
                 "event": "evaluation",
@@ -152,7 +150,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
                 "metrics": summarize(predictions, seed=config.evaluate.seed),
             }
             run.append(row)
-            write_json(run.path / _EVALUATION_NAME, {"key": key, "row": row})
+            write_json(run.evaluation, {"key": key, "row": row})
     print(text_table([ComparisonRow(run.path.name, row["metrics"])]), flush=True)
     return row
 
@@ -197,14 +195,14 @@ def _trained(config: RunConfig, run: RunDirectory) -> Start:
 
 
 def _evaluation_key(config: RunConfig, data: PreparedData, start: Start) -> str:
-    model = sampled_fingerprint(start.model, "*.safetensors") if start.model.name else None
-    adapter = sampled_fingerprint(start.adapter, "*.safetensors") if start.adapter else None
+    model = start.fingerprints()
     settings = config.evaluate.model_dump(exclude={"output_dir"})
-    return fingerprint([model, adapter, data.manifest.fingerprint, settings, config.prompt.model_dump(), config.model.dtype])
+    weights = [model["model"], model["adapter"]]
+    return fingerprint([*weights, data.manifest.fingerprint, settings, config.prompt.model_dump(), config.model.dtype])
 
 
 def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:
-    path = run.path / _EVALUATION_NAME
+    path = run.evaluation
     if not path.is_file() or not (run.path / PREDICTIONS_NAME).is_file():
         return None
     value = json.loads(path.read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from rec_dist.evaluate.measure import metrics_per_user
 from rec_dist.metrics.bootstrap import bootstrap_interval, paired_difference
 from rec_dist.pipeline.table import HEADLINE_METRICS, ComparisonRow, Difference
 from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.run_directory import RunDirectory
 
 _SEED = 0  # of the bootstrap: the same file gives the same intervals
 
@@ -66,5 +67,5 @@ def _same_questions(first: Predictions, other: Predictions) -> bool:
 
 
 def _evaluation_row(folder: Path) -> dict[str, Any]:
-    value = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    value = json.loads(RunDirectory(folder).evaluation.read_text(encoding="utf-8"))
     return dict(value["row"])

@@ -40,6 +40,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.reference = path / "reference"
         self.model = path / "model"
+        self.evaluation = path / "evaluation.json"
         self._log_path = path / "log.txt"
         self._progress_path = path / "progress.json"
         self._stop_path = path / "stop"

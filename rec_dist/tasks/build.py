@@ -22,6 +22,7 @@ from rec_dist.tasks.dpo import dpo
 from rec_dist.tasks.language import BASE_NAME, LanguageTask, ModelSpec
 from rec_dist.tasks.method import Method
 from rec_dist.tasks.sdpo import sdpo
+from rec_dist.tasks.sequential import build_sequential_task
 from rec_dist.tasks.sft import sft
 from rec_dist.tasks.task import Task
 
@@ -32,6 +33,11 @@ class Start:
 
     model: Path
     adapter: Path | None = None
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """A sampled hash of the weights of each; None where there are none."""
+        folders = {"model": self.model if self.model.name else None, "adapter": self.adapter}
+        return {name: sampled_fingerprint(folder, "*.safetensors") if folder else None for name, folder in folders.items()}
 
 
 def choose_method(config: RunConfig) -> Method:
@@ -155,8 +161,6 @@ def read_shape(model_path: Path) -> ModelShape:
 def build_task(config: RunConfig, start: Start, device: str) -> Task:
     """The task that task.kind names, on the training split of data.path."""
     if config.task.kind == "sequential":
-        from rec_dist.tasks.sequential import build_sequential_task
-
         return build_sequential_task(config)
     return build_language_task(config, start, device)
 

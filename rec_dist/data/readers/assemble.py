@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rec_dist.data.interactions import I64, BadRows, Bool, Interactions, ItemTable
+from rec_dist.data.interactions import BadRows, Bool, Interactions, ItemTable
 from rec_dist.data.readers.table import Table
+from rec_dist.stream.trunk import I64
 
 
 @dataclass(frozen=True)

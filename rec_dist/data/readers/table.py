@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from rec_dist.data.interactions import I64, BadRows, Bool
+from rec_dist.data.interactions import BadRows, Bool
 from rec_dist.runtime.errors import UserError
+from rec_dist.stream.trunk import I64
 
 _INTEGER = r"^-?\d{1,18}$"
 _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
