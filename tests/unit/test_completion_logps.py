@@ -182,7 +182,8 @@ def test_autocast_does_not_reach_inside():
         ({"completion_offsets": OFFSETS[:-1]}, "completion_offsets must run from 0 to 10"),
         ({"bias": torch.zeros(V + 1)}, "bias must have shape"),
         ({"softcap": 0.0}, "softcap must be positive"),
-        ({"impl": "triton"}, "completion_logps has no Triton implementation"),
+        ({"impl": "triton"}, 'completion_logps cannot run impl="triton": the tensors are on cpu'),
+        ({"hidden": torch.zeros(T, D).double(), "weight": torch.zeros(V, D).double(), "impl": "triton"}, "not float64"),
     ],
 )
 def test_faults_are_named(change, message):
