@@ -119,7 +119,7 @@ class LogitsBuffer:
 
 
 class HeadGradients:
-    """d(hidden), d(weight) and d(bias) of those that are needed, summed over chunks."""
+    """d(hidden), d(weight) and d(bias) of those that are needed, summed over chunks; the kernel adds to d(bias) itself."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, bool, bool]) -> None:
         self._source, self._weight = hidden, weight
@@ -138,8 +138,6 @@ class HeadGradients:
                 self.hidden.index_add_(0, rows, torch.mm(delta, self._weight))
             if self.weight is not None:
                 self.weight += torch.mm(delta.T, hidden)
-            if self.bias is not None:
-                self.bias += delta.sum(dim=0, dtype=torch.float32)
 
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """d(hidden) (T, D), d(weight) (V, D), d(bias) (V,), each in the dtype of what it belongs to."""

@@ -78,8 +78,7 @@ class _CompletionLogps(torch.autograd.Function):
         for first, last, *_ in ctx.chunks:
             inputs = hidden[rows[first:last]]  # (C, D)
             logits = buffer.logits(inputs)  # (C, V)
-            kernels.logits_gradient(
-                logits, bias, ctx.softcap, order, starts[first : last + 1], targets, owners, grad_logps, lse[first:last]
-            )
+            tokens = (order, starts[first : last + 1], targets, owners, grad_logps)
+            kernels.logits_gradient(logits, bias, ctx.softcap, *tokens, lse[first:last], gradients.bias)
             gradients.add(logits, rows[first:last], inputs)
         return *gradients.results(), *(None,) * 5

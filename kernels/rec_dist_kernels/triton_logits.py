@@ -18,6 +18,7 @@ from torch import Tensor
 # machine's mood; more elements spill (see tests/triton/test_ahead_of_time.py).
 LSE_BLOCK, LSE_WARPS = 4096, 8
 GRADIENT_BLOCK, GRADIENT_WARPS = 2048, 4
+BIAS_BLOCK, BIAS_WARPS = 512, 4  # 250 programs at V = 128,000
 TOKENS_BLOCK = 32  # of the tokens that one row predicts: K+1 at a fork, 1 elsewhere
 COMPLETION_BLOCK = 32  # tokens of a title
 SCALE_BLOCK = 2048
@@ -61,7 +62,7 @@ def token_logps_kernel(
     One program a row. The running maximum and sum are those of online softmax, arXiv 1805.02867.
     """
     row = tl.program_id(0)
-    line_ptr = logits_ptr + row.to(tl.int64) * stride
+    line_ptr = logits_ptr + row * stride.to(tl.int64)
     highest = float("-inf")
     total = 0.0
     for first in range(0, vocabulary, BLOCK):
@@ -87,23 +88,21 @@ def token_logps_kernel(
         tl.store(logps_ptr + token, chosen - lse, mask=real)
 
 
-@triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
-def logits_gradient_kernel(
-    logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, owners_ptr, grads_ptr, lse_ptr, vocabulary, softcap,
+@triton.jit
+def _row_gradient(
+    row, block, logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, owners_ptr, grads_ptr, lse_ptr, vocabulary, softcap,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dx_cv = (1 - (z_cv / softcap)^2) * sum over the tokens m of row c of  g_m ([v = t_m] - exp(z_cv - lse_c)), over the logits.
+    """dx_cv = (1 - (z_cv / softcap)^2) * sum over the tokens m of row c of  g_m ([v = t_m] - exp(z_cv - lse_c)), float32 (BLOCK,).
 
-    g_m is the gradient of the completion that owns m. One program a row and BLOCK words; each walks the row's
-    tokens, whose targets mostly lie elsewhere: a load and a comparison a token.
+    g_m is the gradient of the completion that owns m. Each block walks the row's tokens, whose targets mostly lie
+    elsewhere: a few loads and a comparison a token. 0 outside the vocabulary.
     """
-    row = tl.program_id(0)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    stored = columns < stride
-    line_ptr = logits_ptr + row.to(tl.int64) * stride
-    logits, tanh = _load_logits(line_ptr, bias_ptr, columns, stored, columns < vocabulary, softcap, HAS_BIAS, HAS_CAP)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    real = columns < vocabulary
+    line_ptr = logits_ptr + row * stride.to(tl.int64)
+    logits, tanh = _load_logits(line_ptr, bias_ptr, columns, columns < stride, real, softcap, HAS_BIAS, HAS_CAP)
 
-    low = tl.program_id(1) * BLOCK
     row_grad = 0.0
     hits = tl.zeros([BLOCK], dtype=tl.float32)
     for index in range(tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)):
@@ -111,13 +110,50 @@ def logits_gradient_kernel(
         grad = tl.load(grads_ptr + tl.load(owners_ptr + token)).to(tl.float32)
         target = tl.load(targets_ptr + token)
         row_grad += grad
-        if (target >= low) & (target < low + BLOCK):
+        if (target >= block * BLOCK) & (target < block * BLOCK + BLOCK):
             hits += tl.where(columns == target, grad, 0.0)  # a row may have one target twice
 
-    delta = hits - row_grad * tl.exp(logits - tl.load(lse_ptr + row))
+    delta = hits - row_grad * tl.exp(tl.where(real, logits - tl.load(lse_ptr + row), float("-inf")))
     if HAS_CAP:
         delta *= 1 - tanh * tanh
-    tl.store(line_ptr + columns, delta.to(logits_ptr.dtype.element_ty), mask=stored)
+    return delta
+
+
+@triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
+def logits_gradient_kernel(
+    logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, owners_ptr, grads_ptr, lse_ptr, vocabulary, softcap,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """_row_gradient over the logits it is made from; one program a row and BLOCK words."""
+    row, block = tl.program_id(0), tl.program_id(1)
+    delta = _row_gradient(
+        row, block, logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, owners_ptr, grads_ptr, lse_ptr, vocabulary,
+        softcap, HAS_BIAS, HAS_CAP, BLOCK,
+    )  # fmt: skip
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    line_ptr = logits_ptr + row * stride.to(tl.int64)
+    tl.store(line_ptr + columns, delta.to(logits_ptr.dtype.element_ty), mask=columns < stride)
+
+
+@triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
+def bias_gradient_kernel(
+    logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, owners_ptr, grads_ptr, lse_ptr, vocabulary, softcap, rows, sums_ptr,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """sums_v += sum_c dx_cv, from the logits: summed from their gradient, which is stored in bfloat16, it would be rounded twice.
+
+    One program a BLOCK of words walks all rows: no atomics, so the same sum every time.
+    """
+    block = tl.program_id(0)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for row in range(0, rows):
+        total += _row_gradient(
+            row, block, logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, owners_ptr, grads_ptr, lse_ptr, vocabulary,
+            softcap, HAS_BIAS, HAS_CAP, BLOCK,
+        )  # fmt: skip
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    total += tl.load(sums_ptr + columns, mask=columns < vocabulary, other=0.0)
+    tl.store(sums_ptr + columns, total, mask=columns < vocabulary)
 
 
 @triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
@@ -160,15 +196,28 @@ def token_logps(
 
 
 def logits_gradient(
-    logits: Tensor, bias: Tensor | None, softcap: float | None, order: Tensor, starts: Tensor, targets: Tensor, owners: Tensor,
-    grads: Tensor, lse: Tensor,
-) -> None:  # fmt: skip
-    """Overwrites logits (C, V) with their gradient; owners (M,) the completion of each token, grads (N,) float32, lse (C,)."""
+    logits: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    order: Tensor,
+    starts: Tensor,
+    targets: Tensor,
+    owners: Tensor,
+    grads: Tensor,
+    lse: Tensor,
+    bias_sums: Tensor | None,
+) -> None:
+    """Overwrites logits (C, V) with their gradient; adds its sum over rows to bias_sums (V,) float32, where that is wanted.
+
+    As token_logps; owners (M,) the completion of each token, grads (N,) float32, lse (C,).
+    """
+    numbers = (logits, logits.stride(0), bias, order, starts, targets, owners, grads, lse, logits.shape[1], softcap or 1.0)
+    flags = {"HAS_BIAS": bias is not None, "HAS_CAP": softcap is not None}
+    if bias_sums is not None:
+        blocks = triton.cdiv(logits.shape[1], BIAS_BLOCK)
+        bias_gradient_kernel[(blocks,)](*numbers, logits.shape[0], bias_sums, **flags, BLOCK=BIAS_BLOCK, num_warps=BIAS_WARPS)
     grid = (logits.shape[0], triton.cdiv(logits.shape[1], GRADIENT_BLOCK))  # 128 blocks at V = 262,144; axis 1 takes 65,535
-    logits_gradient_kernel[grid](
-        logits, logits.stride(0), bias, order, starts, targets, owners, grads, lse, logits.shape[1], softcap or 1.0,
-        HAS_BIAS=bias is not None, HAS_CAP=softcap is not None, BLOCK=GRADIENT_BLOCK, num_warps=GRADIENT_WARPS,
-    )  # fmt: skip
+    logits_gradient_kernel[grid](*numbers, **flags, BLOCK=GRADIENT_BLOCK, num_warps=GRADIENT_WARPS)
 
 
 def completion_sums(logps: Tensor, offsets: Tensor, sums: Tensor) -> None:

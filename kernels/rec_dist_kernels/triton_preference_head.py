@@ -118,7 +118,7 @@ class _PreferenceHead(torch.autograd.Function):
             kernels.completion_sums(token_logps, offsets, groups.logps[chunk.completions])
             slopes = groups.finish(chunk)
             if gradients.any:
-                kernels.logits_gradient(logits, *tokens, owners, slopes, lse)
+                kernels.logits_gradient(logits, *tokens, owners, slopes, lse, gradients.bias)
                 gradients.add(logits, own, inputs)
         ctx.save_for_backward(*gradients.results())
         ctx.mark_non_differentiable(groups.logps)

@@ -37,6 +37,9 @@ def sources(dtype: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str, An
         slope = {**flags, "BLOCK": logits.GRADIENT_BLOCK}
         types = head | {"owners_ptr": "*i64", "grads_ptr": "*fp32"}
         yield f"logits_gradient{suffix}", logits.logits_gradient_kernel, types, slope, logits.GRADIENT_WARPS
+        if with_all:
+            sums = types | {"rows": "i32", "sums_ptr": "*fp32"}
+            yield "bias_gradient", logits.bias_gradient_kernel, sums, flags | {"BLOCK": logits.BIAS_BLOCK}, logits.BIAS_WARPS
     scaled = {"values_ptr": f"*{dtype}", "scaled_ptr": f"*{dtype}", "factor_ptr": "*fp32", "size": "i64"}
     yield "scale", logits.scale_kernel, scaled, {"BLOCK": logits.SCALE_BLOCK}, 4
     sums = {"logps_ptr": "*fp32", "offsets_ptr": "*i64", "sums_ptr": "*fp32"}
