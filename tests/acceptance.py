@@ -61,7 +61,7 @@ def plain_logps(
         logits = softcap * torch.tanh(logits / softcap)
     token_logps = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
     sums = [token_logps[start:end].sum() for start, end in pairwise(offsets.tolist())]
-    return torch.stack(sums) if sums else hidden.sum() * token_logps.new_zeros(0)
+    return torch.stack(sums) if sums else token_logps[:0]
 
 
 def plain_preference(policy: Tensor, reference: Tensor, offsets: Tensor, kind: str, beta: float) -> Tensor:
@@ -75,4 +75,4 @@ def plain_preference(policy: Tensor, reference: Tensor, offsets: Tensor, kind: s
             losses.append(-F.logsigmoid(r[0] - r[1:].mean()))
         else:
             losses.append(-F.logsigmoid(-torch.logsumexp(r[1:] - r[0], dim=0)))
-    return torch.stack(losses) if losses else policy.sum() * policy.new_zeros(0)
+    return torch.stack(losses) if losses else policy[:0]

@@ -18,7 +18,7 @@ from torch import Tensor
 # machine's mood; more elements spill (see tests/triton/test_ahead_of_time.py).
 LSE_BLOCK, LSE_WARPS = 4096, 8
 GRADIENT_BLOCK, GRADIENT_WARPS = 2048, 4
-BIAS_BLOCK, BIAS_WARPS = 512, 4  # 250 programs at V = 128,000
+BIAS_BLOCK, BIAS_WARPS = 128, 1  # 1,000 programs at V = 128,000; more warps spill on chip 100
 TOKENS_BLOCK = 32  # of the tokens that one row predicts: K+1 at a fork, 1 elsewhere
 COMPLETION_BLOCK = 32  # tokens of a title
 SCALE_BLOCK = 2048
@@ -137,8 +137,8 @@ def logits_gradient_kernel(
 
 @triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
 def bias_gradient_kernel(
-    logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, owners_ptr, grads_ptr, lse_ptr, vocabulary, softcap, rows, sums_ptr,
-    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, owners_ptr, grads_ptr, lse_ptr, vocabulary, softcap,
+    rows, sums_ptr, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """sums_v += sum_c dx_cv, from the logits: summed from their gradient, which is stored in bfloat16, it would be rounded twice.
 
@@ -146,7 +146,7 @@ def bias_gradient_kernel(
     """
     block = tl.program_id(0)
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    for row in range(0, rows):
+    for row in range(rows):
         total += _row_gradient(
             row, block, logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, owners_ptr, grads_ptr, lse_ptr, vocabulary,
             softcap, HAS_BIAS, HAS_CAP, BLOCK,

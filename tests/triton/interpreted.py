@@ -3,6 +3,8 @@
 Not collected by name: test_interpreter.py runs this file in a process where TRITON_INTERPRET=1. Cost: about half a minute.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -95,7 +97,7 @@ def head_ops(stream, kind="sdpo", softcap=None, beta=0.2, weights=None):
 def test_streams_share_rows_within_and_between_groups():
     stream = stream_of(100)
     tokens = stream.completion_offsets[stream.group_offsets]
-    parts = [set(stream.rows[a:b].tolist()) for a, b in zip(tokens[:-1], tokens[1:], strict=True)]
+    parts = [set(stream.rows[a:b].tolist()) for a, b in pairwise(tokens.tolist())]
     assert sum(len(part) for part in parts) < len(stream.rows)
     assert len(set().union(*parts)) < sum(len(part) for part in parts)
     assert 1 in stream.group_offsets.diff().tolist()  # K = 0
@@ -226,9 +228,10 @@ def extreme(groups, lengths, vocabulary, values):
     tokens = int(offsets[-1])
     integers = lambda top, size: torch.from_numpy(rng.integers(0, top, size=size))
     stream = GroupedStream(
-        *(torch.zeros(max(tokens, 1), dtype=torch.int64),) * 5, integers(max(tokens, 1), tokens), integers(vocabulary, tokens), offsets,
+        *(torch.zeros(max(tokens, 1), dtype=torch.int64),) * 5,
+        integers(max(tokens, 1), tokens), integers(vocabulary, tokens), offsets,
         torch.tensor([0, *np.cumsum(groups)]).long(), torch.zeros(len(groups)), torch.ones(len(groups)),
-        torch.from_numpy(rng.normal(0, 5, size=completions)), 0,
+        torch.from_numpy(rng.normal(0, 5, size=completions)).float(), 0,
     )  # fmt: skip
     hidden = torch.full((max(tokens, 1), 1), float(values))
     hidden[::2] *= -1
@@ -243,7 +246,6 @@ def extreme(groups, lengths, vocabulary, values):
         ([3, 2, 4], [1, 2, 5], 300, 9984.0),  # a bfloat16 near 1e4
         ([3, 2, 4], [1, 2, 5], 300, 0.0),  # all equal
         ([1, 1], [3], 70, 1.0),  # no negatives at all
-        ([256], [1, 2], 40, 2.0),  # K = 255
         ([2, 3], [0], 50, 1.0),  # M = 0: completions without tokens
         ([], [1], 50, 1.0),  # G = 0
         ([0, 2, 0], [1], 1, 1.0),  # empty groups, a vocabulary of one word
@@ -253,6 +255,14 @@ def test_hard_inputs(dtype, kind, groups, lengths, vocabulary, values):
     stream, hidden, weight = extreme(groups, lengths, vocabulary, values)
     leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
     assert compare(*logps_ops(stream), leaves) == []
+    assert compare(*head_ops(stream, kind), leaves) == []
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, "dmpo"), (torch.bfloat16, "sdpo")])
+def test_255_negatives(dtype, kind):
+    stream, hidden, weight = extreme([256], [1], 40, 2.0)
+    stream.rows[:] = 3  # one fork
+    leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype)]
     assert compare(*head_ops(stream, kind), leaves) == []
 
 
