@@ -39,7 +39,8 @@ def choose(op: str, impl: Impl, tensor: Tensor, *, reference: Op, triton: Op) ->
 
 def _obstacle(tensor: Tensor) -> str | None:
     """Why no Triton kernel can take this tensor, or None."""
-    if importlib.util.find_spec("triton") is None:
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:  # a folder of that name on the path is found too, and has no origin
         return "the package triton is not installed"
     if tensor.dtype not in _TRITON_DTYPES:
         return f"the kernels take float32, bfloat16 and float16, not {str(tensor.dtype).removeprefix('torch.')}"
