@@ -1,6 +1,6 @@
 """The Triton kernels, run by Triton's interpreter on the CPU: against float64 truth, on hard inputs, in any chunking.
 
-Not collected by name: test_interpreter.py runs this file in a process where TRITON_INTERPRET=1. Cost: about half a minute.
+Not collected by name: test_interpreter.py runs this file in a process where TRITON_INTERPRET=1. Cost: about a minute on one busy core.
 """
 
 from itertools import pairwise
