@@ -2,7 +2,7 @@
 
 Why: logits of M = 10,000 scored tokens and V = 128,000 words are 5 GB in float32, and their gradient as much
 again. Here a chunk of rows at a time is multiplied, reduced to one number a token and dropped; the backward
-pass makes it again.
+pass makes it again. This file is the operation and its plain reference; triton_completion_logps.py is the fused one.
 Costs: 3 GEMMs with a frozen weight where the plain way has 2, 4 where it has 3; memory of 2 or 3 chunks of
 _CHUNK_BYTES. Each distinct row is multiplied once: the fork row of a prompt predicts the first token of all of
 its K+1 completions; at K = 15 and 5 tokens a completion, 640 tokens are 520 rows.
@@ -58,9 +58,25 @@ def completion_logps(
     Errors: ValueError for wrong shapes or dtypes; values of rows, targets and offsets are looked at on the
     CPU only.
     """
-    _check(hidden, weight, rows, targets, completion_offsets, bias, softcap)
-    chosen = choose("completion_logps", impl, reference=completion_logps_reference)
+    check_head(hidden, weight, rows, targets, completion_offsets, bias, softcap)
+    chosen = choose("completion_logps", impl, hidden, reference=completion_logps_reference, triton=_triton)
     return chosen(hidden, weight, rows, targets, completion_offsets, bias=bias, softcap=softcap)
+
+
+def _triton(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    completion_offsets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    # Imported at the first call: the package works without triton, and TRITON_INTERPRET is read at the import.
+    from rec_dist_kernels.triton_completion_logps import completion_logps_triton
+
+    return completion_logps_triton(hidden, weight, rows, targets, completion_offsets, bias=bias, softcap=softcap)
 
 
 def completion_logps_reference(
@@ -197,7 +213,7 @@ def _logits_gradient(
     return delta if slope is None else delta.mul_(slope)
 
 
-def _check(
+def check_head(
     hidden: Tensor,
     weight: Tensor,
     rows: Tensor,
@@ -206,6 +222,7 @@ def _check(
     bias: Tensor | None,
     softcap: float | None,
 ) -> None:
+    """Refuses what completion_logps does not take; ValueError."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden (T, D) and weight (V, D) must share D, got {tuple(hidden.shape)} and {tuple(weight.shape)}")
     if hidden.dtype != weight.dtype or not hidden.is_floating_point():

@@ -54,9 +54,20 @@ def preference_loss(
     looked at on the CPU only, as on a GPU that would stop the stream ("dpo" is computed as "sdpo", which it
     equals at K = 1).
     """
-    _check(policy_logps, reference_logps, group_offsets, kind, beta)
-    chosen = choose("preference_loss", impl, reference=preference_loss_reference)
+    check_preference(policy_logps, reference_logps, group_offsets, kind, beta)
+    wider = policy_logps if policy_logps.dtype == torch.float64 else reference_logps
+    chosen = choose("preference_loss", impl, wider, reference=preference_loss_reference, triton=_triton)
     return chosen(policy_logps, reference_logps, group_offsets, kind=kind, beta=beta)
+
+
+def _triton(
+    policy_logps: Tensor, reference_logps: Tensor, group_offsets: Tensor, *, kind: PreferenceKind, beta: float
+) -> tuple[Tensor, Tensor]:
+    # Imported at the first call: the package works without triton, and TRITON_INTERPRET is read at the import.
+    from rec_dist_kernels.triton_preference import FusedPreferenceLoss
+
+    loss, rewards = FusedPreferenceLoss.apply(policy_logps, reference_logps, group_offsets, kind, beta)  # type: ignore[no-untyped-call]
+    return loss, rewards
 
 
 def preference_loss_reference(
@@ -98,7 +109,8 @@ def _segment_logsumexp(values: Tensor, keep: Tensor, ids: Tensor, has_any: Tenso
     return highest + torch.where(has_any, total, 1.0).log()
 
 
-def _check(policy: Tensor, reference: Tensor, group_offsets: Tensor, kind: str, beta: float) -> None:
+def check_preference(policy: Tensor, reference: Tensor, group_offsets: Tensor, kind: str, beta: float) -> None:
+    """Refuses what preference_loss does not take; ValueError."""
     if kind not in get_args(PreferenceKind):
         raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(get_args(PreferenceKind))}")
     if not 0 < beta < float("inf"):

@@ -1,16 +1,23 @@
-"""The language-model head as a module of ours: completion log-probs without the (T, V) logits.
+"""The language-model head as a module of ours: completion log-probs, or a preference loss, without the (T, V) logits.
 
 Why a module: under ZeRO-3 a weight is whole only inside the forward of the module that owns it, tied or not; read from
 outside it is an empty shard. Called with hidden states alone it is the plain head, so generation still works.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rec_dist.stream.grouped import GroupedStream
-from rec_dist_kernels import completion_logps
+from rec_dist_kernels import PreferenceKind, completion_logps, preference_head
+
+
+class Preference(NamedTuple):
+    """A preference loss that the head computes itself, while the logits are at hand: one product of the vocabulary less a step."""
+
+    kind: PreferenceKind
+    beta: float
 
 
 class CompletionHead(nn.Module):
@@ -22,12 +29,35 @@ class CompletionHead(nn.Module):
         self.bias: nn.Parameter | None = getattr(lm_head, "bias", None)  # (V,)
         self.softcap = softcap
 
-    def forward(self, hidden: Tensor, stream: GroupedStream | None = None) -> Tensor:
-        """hidden (T, D) with a stream -> (N,) float32 summed log-probs; hidden (..., D) alone -> (..., V) logits."""
+    def forward(
+        self, hidden: Tensor, stream: GroupedStream | None = None, preference: Preference | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """hidden (T, D) with a stream -> (N,) float32 summed log-probs, or with a preference (loss_sum (), those without a graph).
+
+        hidden (..., D) alone -> (..., V) logits.
+        """
         if stream is None:
             return F.linear(hidden, self.weight, self.bias)
+        if preference is not None:
+            return self._preference(hidden, stream, preference)
         return completion_logps(
             hidden, self.weight, stream.rows, stream.targets, stream.completion_offsets, bias=self.bias, softcap=self.softcap
+        )
+
+    def _preference(self, hidden: Tensor, stream: GroupedStream, preference: Preference) -> tuple[Tensor, Tensor]:
+        return preference_head(
+            hidden,
+            self.weight,
+            stream.rows,
+            stream.targets,
+            stream.completion_offsets,
+            stream.reference_logps,
+            stream.group_offsets,
+            kind=preference.kind,
+            beta=preference.beta,
+            bias=self.bias,
+            softcap=self.softcap,
+            group_weights=stream.weights,
         )
 
 

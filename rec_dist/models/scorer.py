@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.models.attention import attention_masks
-from rec_dist.models.head import replace_head
+from rec_dist.models.head import Preference, replace_head
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
 from rec_dist.stream.trunk import Trunk
@@ -25,12 +25,18 @@ POLICY_ADAPTER, REFERENCE_ADAPTER = "default", "reference"
 
 
 class Scorer(nn.Module):
-    """model: a causal language model, with or without a PEFT adapter. T rows, D width, N completions."""
+    """model: a causal language model, with or without a PEFT adapter. T rows, D width, N completions.
 
-    def __init__(self, model: nn.Module, loss: LossFunction, metric_names: tuple[str, ...]) -> None:
+    preference: given where `loss` is one that the head can compute itself; `loss` then only counts and measures.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: LossFunction, metric_names: tuple[str, ...], preference: Preference | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
+        self.preference = preference
         self.metric_names = metric_names
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         replace_head(base)
@@ -45,8 +51,13 @@ class Scorer(nn.Module):
             attention_mask=attention_masks(stream, base.config, base.dtype),
             use_cache=False,
         )
-        logps = base.get_output_embeddings()(output.last_hidden_state[0], stream)
-        loss_sum, count, metrics = self.loss(logps, stream)
+        head, hidden = base.get_output_embeddings(), output.last_hidden_state[0]  # (T, D)
+        if self.preference is None:
+            logps = head(hidden, stream)
+            loss_sum, count, metrics = self.loss(logps, stream)
+        else:
+            loss_sum, logps = head(hidden, stream, self.preference)
+            _, count, metrics = self.loss(logps, stream)  # on N numbers without a graph: about 20 small launches
         numbers = [loss_sum.detach(), count, *(metrics[name] for name in self.metric_names)]
         return loss_sum, torch.stack([number.double() for number in numbers]), logps
 

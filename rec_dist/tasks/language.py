@@ -84,7 +84,7 @@ class LanguageTask:
         if spec.adapter is not None:
             start, keep = spec.start_adapter, spec.keep_reference
             model = add_lora(model, spec.adapter, seed=spec.seed, weights=start, keep_reference=keep)
-        return Scorer(model, self._method.loss, self._method.metric_names)
+        return Scorer(model, self._method.loss, self._method.metric_names, self._method.preference)
 
     def draw_epoch(self, epoch: int) -> int:
         """The epoch that the negatives of `epoch` are drawn for: 0 unless they are refreshed."""

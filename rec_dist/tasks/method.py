@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rec_dist.models.head import Preference
 from rec_dist.models.scorer import LossFunction
 
 REWARD_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
@@ -9,7 +10,10 @@ REWARD_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewa
 
 @dataclass(frozen=True)
 class Method:
-    """loss: (logps (N,), stream) -> LossSums, whose metrics are named `metric_names` in this order."""
+    """loss: (logps (N,), stream) -> LossSums, whose metrics are named `metric_names` in this order.
+
+    preference: the same loss as the head knows it, or None where the head gives log-probs only.
+    """
 
     name: str
     num_negatives: int
@@ -17,3 +21,4 @@ class Method:
     counts_tokens: bool
     metric_names: tuple[str, ...]
     loss: LossFunction
+    preference: Preference | None = None

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from rec_dist.losses import LossSums, preference_sums
+from rec_dist.models.head import Preference
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream
 from rec_dist.tasks.method import REWARD_METRICS, Method
@@ -22,5 +23,11 @@ def preference_method(kind: PreferenceKind, *, beta: float, num_negatives: int) 
         )
 
     return Method(
-        kind, num_negatives=num_negatives, needs_reference=True, counts_tokens=False, metric_names=REWARD_METRICS, loss=loss
+        kind,
+        num_negatives=num_negatives,
+        needs_reference=True,
+        counts_tokens=False,
+        metric_names=REWARD_METRICS,
+        loss=loss,
+        preference=Preference(kind, beta),
     )

@@ -1,6 +1,7 @@
 """completion_logps against log_softmax in float64: one Python loop over the completions."""
 
 import doctest
+import importlib.util
 from itertools import pairwise
 
 import pytest
@@ -182,7 +183,8 @@ def test_autocast_does_not_reach_inside():
         ({"completion_offsets": OFFSETS[:-1]}, "completion_offsets must run from 0 to 10"),
         ({"bias": torch.zeros(V + 1)}, "bias must have shape"),
         ({"softcap": 0.0}, "softcap must be positive"),
-        ({"impl": "triton"}, "completion_logps has no Triton implementation"),
+        ({"impl": "triton"}, 'completion_logps cannot run impl="triton": the tensors are on cpu'),
+        ({"hidden": torch.zeros(T, D).double(), "weight": torch.zeros(V, D).double(), "impl": "triton"}, "not float64"),
     ],
 )
 def test_faults_are_named(change, message):
@@ -200,3 +202,11 @@ def test_faults_are_named(change, message):
 def test_docstring_examples():
     result = doctest.testmod(rec_dist_kernels.segments)
     assert (result.attempted, result.failed) == (1, 0)
+
+
+def test_triton_is_asked_for_in_vain_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    hidden, weight, _ = inputs(6, torch.float32)
+    with pytest.raises(ValueError, match="the package triton is not installed; use impl="):
+        completion_logps(hidden, weight, ROWS, TARGETS, OFFSETS, impl="triton")
+    assert completion_logps(hidden, weight, ROWS, TARGETS, OFFSETS).shape == (6,)

@@ -167,7 +167,7 @@ def test_reference_log_probabilities_are_constants():
         ({"group_offsets": torch.tensor([0, 2, 1, 3])}, "must not decrease"),
         ({"group_offsets": torch.tensor([0.0, 3.0])}, "must be int32 or int64"),
         ({"group_offsets": torch.tensor(3)}, "must have shape"),
-        ({"impl": "triton"}, "no Triton implementation"),
+        ({"impl": "triton"}, 'preference_loss cannot run impl="triton": the tensors are on cpu'),
         ({"impl": "cuda"}, "impl='cuda' of preference_loss is unknown"),
     ],
 )
@@ -208,7 +208,52 @@ def test_head_is_the_two_composed(kind, impl):
     assert ours.grad.abs().sum() > 0
 
 
-def test_head_has_no_triton_yet():
-    integers, numbers = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1)
-    with pytest.raises(ValueError, match="preference_head has no Triton implementation"):
-        preference_head(numbers, numbers, integers, integers, integers, integers, integers, kind="dmpo", beta=1.0, impl="triton")
+HEAD = {
+    "hidden": torch.zeros(3, 2),
+    "weight": torch.zeros(5, 2),
+    "rows": torch.tensor([0, 0, 2]),
+    "targets": torch.tensor([4, 1, 0]),
+    "completion_offsets": torch.tensor([0, 1, 3]),
+    "reference_logps": torch.zeros(2),
+    "group_offsets": torch.tensor([0, 2]),
+    "kind": "sdpo",
+    "beta": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"impl": "triton"}, 'preference_head cannot run impl="triton": the tensors are on cpu'),
+        ({"reference_logps": torch.zeros(3)}, r"reference_logps must have shape \(N,\) = \(2,\), got \(3,\)"),
+        ({"group_offsets": torch.tensor([0, 3])}, "group_offsets must run from 0 to 2"),
+        ({"group_weights": torch.ones(2)}, r"group_weights must have shape \(G,\) = \(1,\)"),
+        ({"targets": torch.tensor([5, 1, 0])}, "targets must lie in 0..4"),
+    ],
+)
+def test_head_faults_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        preference_head(**(HEAD | change))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_head_weighs_groups_and_weight_zero_is_exactly_nothing(kind):
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    weight = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    rows, targets = torch.tensor([0, 1, 1, 2, 3, 4, 5]), torch.tensor([8, 0, 3, 3, 1, 2, 7])
+    completions, groups = torch.arange(8), torch.tensor([0, 3, 5, 7])
+    reference = torch.tensor([-1.0, -2.0, -3.0, torch.nan, -1.0, -4.0, -2.0], dtype=torch.float64)
+    weights = torch.tensor([2.0, 0.0, 0.5])
+    ours, composed = (hidden.clone().requires_grad_() for _ in range(2))
+    arguments = (rows, targets, completions, reference, groups)
+    loss_sum, logps = preference_head(ours, weight, *arguments, kind=kind, beta=0.4, group_weights=weights)
+    losses = truth(completion_logps(composed, weight, rows, targets, completions), reference, groups, kind, 0.4)
+    expected = 2 * losses[0] + 0.5 * losses[2]
+    loss_sum.backward()
+    expected.backward()
+    torch.testing.assert_close(loss_sum, expected, rtol=1e-13, atol=1e-14)
+    assert torch.isfinite(logps).all()
+    assert ours.grad[2:4].abs().sum() == 0  # the rows of the group of weight 0; row 2 is its alone
+    composed.grad[2:4] = 0  # NaN, from the reference of a group that was left out
+    torch.testing.assert_close(ours.grad, composed.grad, rtol=1e-12, atol=1e-14)

@@ -1,0 +1,84 @@
+"""completion_logps with Triton: chunks of logits by GEMM, one kernel a chunk for the log-probs, one for the gradient.
+
+Why this and not one kernel that multiplies too: a GEMM of cuBLAS with a pass over its result is as fast as a fused
+one where D is in the thousands (chunks.py has the numbers), and needs no tuning a chip.
+Costs: 1 GEMM forward; backward 2 with a frozen weight, 3 where it trains. Memory of one chunk.
+
+T rows of the stream, D width, V vocabulary, M scored tokens, N completions, U distinct rows, C rows of a chunk.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rec_dist_kernels import triton_logits as kernels
+from rec_dist_kernels.chunks import HeadGradients, LogitsBuffer, plan_rows, rows_of_chunk
+from rec_dist_kernels.segments import segment_ids
+
+
+def completion_logps_triton(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    completion_offsets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """completion_logps, unchecked. chunk_rows (default: by CHUNK_BYTES) sets the memory."""
+    chunk_rows = chunk_rows or rows_of_chunk(weight)
+    logps: Tensor = _CompletionLogps.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, None if bias is None else bias.contiguous(), rows, targets, completion_offsets, softcap, chunk_rows
+    )
+    return logps
+
+
+class _CompletionLogps(torch.autograd.Function):
+    """The formulas stand at token_logps_kernel, completion_sums_kernel and logits_gradient_kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor,
+        targets: Tensor,
+        offsets: Tensor,
+        softcap: float | None,
+        chunk_rows: int,
+    ) -> Tensor:
+        rows, targets, offsets = rows.contiguous(), targets.contiguous(), offsets.contiguous()
+        plan = plan_rows(rows, chunk_rows)
+        buffer = LogitsBuffer(weight, plan.largest)
+        token_logps = hidden.new_empty(rows.shape[0], dtype=torch.float32)  # (M,)
+        lse = hidden.new_empty(plan.rows.shape[0], dtype=torch.float32)  # (U,)
+        for first, last, *_ in plan.chunks:
+            logits = buffer.logits(hidden[plan.rows[first:last]])  # (C, V)
+            starts = plan.starts[first : last + 1]
+            kernels.token_logps(logits, bias, softcap, plan.order, starts, targets, lse[first:last], token_logps)
+        logps = hidden.new_empty(offsets.shape[0] - 1, dtype=torch.float32)  # (N,)
+        kernels.completion_sums(token_logps, offsets, logps)
+        ctx.save_for_backward(hidden, weight, bias, targets, offsets, lse, plan.rows, plan.order, plan.starts)
+        ctx.softcap, ctx.chunks, ctx.largest = softcap, plan.chunks, plan.largest
+        return logps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, offsets, lse, rows, order, starts = ctx.saved_tensors
+        gradients = HeadGradients(hidden, weight, bias, ctx.needs_input_grad[:3])
+        owners = segment_ids(offsets, targets.shape[0])  # (M,)
+        grad_logps = grad_logps.contiguous()
+        buffer = LogitsBuffer(weight, ctx.largest)
+        for first, last, *_ in ctx.chunks:
+            inputs = hidden[rows[first:last]]  # (C, D)
+            logits = buffer.logits(inputs)  # (C, V)
+            tokens = (order, starts[first : last + 1], targets, owners, grad_logps)
+            kernels.logits_gradient(logits, bias, ctx.softcap, *tokens, lse[first:last], gradients.bias)
+            gradients.add(logits, rows[first:last], inputs)
+        return *gradients.results(), *(None,) * 5

@@ -1,0 +1,78 @@
+"""When a fused operation is accepted, and the plain formulas that are its truth in float64.
+
+The rule is that of ml-cross-entropy: |truth - fused| <= |truth - the plain reference in the same dtype| + tolerance, element by
+element, for the output and for every gradient.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Of the largest element: one rounding of the dtype to nearest, for what reference and fused round at different places.
+TOLERANCE = {torch.float32: 2.0**-20, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+Op = Callable[..., Sequence[Tensor]]  # leaves -> outputs; gradients flow where a leaf requires them
+
+
+def rejection(truth: Tensor, plain: Tensor, fused: Tensor, dtype: torch.dtype) -> str | None:
+    """Why `fused` is not accepted, or None. truth is float64; dtype names the row of TOLERANCE."""
+    if truth.numel() == 0:
+        return None if fused.shape == truth.shape else f"shape {tuple(fused.shape)}"
+    error, allowed = (truth - fused.double()).abs(), (truth - plain.double()).abs()
+    # Not <= only: a NaN is never accepted.
+    accepted = error <= allowed + TOLERANCE[dtype] * truth.abs().max()
+    if bool(accepted.all()):
+        return None
+    worst = int((error - allowed).nan_to_num(nan=torch.inf).argmax())
+    numbers = (values.flatten()[worst].item() for values in (truth, plain, fused))
+    return "element {}: truth {:.9g}, plain {:.9g}, fused {:.9g}".format(worst, *numbers)
+
+
+def results(op: Op, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of op, and the gradient of their weighted sum to every leaf that requires one."""
+    leaves = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in leaves]
+    outputs = op(*leaves)
+    total = sum(
+        (output * torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype).view_as(output)).sum()  # told apart
+        for output in outputs
+        if output.requires_grad
+    )
+    assert isinstance(total, Tensor)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    return [*(output.detach() for output in outputs), *torch.autograd.grad(total, wanted)]
+
+
+def compare(truth: Op, plain: Op, fused: Op, leaves: Sequence[Tensor]) -> list[str]:
+    """The rejections of fused on `leaves`, which truth gets in float64. Empty where it is accepted."""
+    exact = results(truth, [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in leaves])
+    triples = zip(exact, results(plain, leaves), results(fused, leaves), strict=True)
+    found = [rejection(a.double(), b, c, leaves[0].dtype) for a, b, c in triples]
+    return [f"result {place}: {reason}" for place, reason in enumerate(found) if reason]
+
+
+def plain_logps(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor, offsets: Tensor, softcap: float | None
+) -> Tensor:
+    """(N,) one log_softmax over all logits (M, V)."""
+    logits = F.linear(hidden[rows], weight, bias)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    token_logps = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
+    sums = [token_logps[start:end].sum() for start, end in pairwise(offsets.tolist())]
+    return torch.stack(sums) if sums else token_logps[:0]
+
+
+def plain_preference(policy: Tensor, reference: Tensor, offsets: Tensor, kind: str, beta: float) -> Tensor:
+    """(G,) the papers' formulas, word for word, group by group."""
+    losses = []
+    for start, end in pairwise(offsets.tolist()):
+        r = beta * (policy[start:end] - reference[start:end])
+        if end - start < 2:
+            losses.append(policy.sum() * 0)
+        elif kind == "dmpo":
+            losses.append(-F.logsigmoid(r[0] - r[1:].mean()))
+        else:
+            losses.append(-F.logsigmoid(-torch.logsumexp(r[1:] - r[0], dim=0)))
+    return torch.stack(losses) if losses else policy[:0]

@@ -1,0 +1,64 @@
+"""A scorer whose head computes the preference loss is one whose loss follows the head: loss, log-probs, sums and gradients."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from random_trunks import random_tree
+from torch import Tensor
+
+from rec_dist.models.language import load_language_model
+from rec_dist.models.scorer import Scorer
+from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
+from rec_dist.tasks.dmpo import dmpo
+from rec_dist.tasks.method import Method
+from rec_dist.tasks.sdpo import sdpo
+
+METHODS = {"sdpo": sdpo(beta=0.3, num_negatives=3), "dmpo": dmpo(beta=0.3, num_negatives=3)}
+
+
+def stream() -> GroupedStream:
+    rng = np.random.default_rng(0)
+    packed = pack_trunks([random_tree(rng, vocab_size=320, prompt=11, groups=3).trunk() for _ in range(2)])
+    return packed.with_reference(torch.from_numpy(rng.normal(-20, 5, size=len(packed.reference_logps))))
+
+
+def scored(folder: Path, method: Method, pack: GroupedStream, *, inside: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+    model = load_language_model(folder, dtype=torch.float32)
+    scorer = Scorer(model, method.loss, method.metric_names, method.preference if inside else None).train()
+    loss_sum, sums, logps = scorer(pack)
+    (loss_sum / 3).backward()
+    gradients = {name: parameter.grad for name, parameter in scorer.named_parameters() if parameter.grad is not None}
+    return [loss_sum.detach(), sums, logps.detach()], gradients
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_inside_or_after_the_head_is_the_same(tiny_model_dir: Path, name: str, weighted: bool) -> None:
+    pack = stream()
+    if weighted:
+        pack = replace(pack, weights=torch.linspace(0, 1.5, len(pack.weights)))
+    after, after_gradients = scored(tiny_model_dir, METHODS[name], pack, inside=False)
+    inside, inside_gradients = scored(tiny_model_dir, METHODS[name], pack, inside=True)
+    for ours, expected in zip(inside, after, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    assert inside_gradients.keys() == after_gradients.keys()
+    assert len(inside_gradients) > 10
+    for parameter, gradient in inside_gradients.items():
+        torch.testing.assert_close(gradient, after_gradients[parameter], rtol=1e-5, atol=1e-7)
+    assert float(after[0]) > 0
+
+
+def test_a_stand_in_adds_nothing_and_has_a_graph(tiny_model_dir: Path) -> None:
+    (loss, sums, _), gradients = scored(tiny_model_dir, METHODS["sdpo"], stand_in(3), inside=True)
+    assert float(loss) == 0
+    assert sums.abs().sum() == 0
+    assert gradients
+    assert all(gradient.abs().sum() == 0 for gradient in gradients.values())
+
+
+def test_the_language_task_hands_the_loss_to_the_head() -> None:
+    for name, method in METHODS.items():
+        assert method.preference == (name, 0.3)

@@ -1,0 +1,88 @@
+"""Compiles every kernel for NVIDIA chips without one at hand, and prints what the assembler says of each, as JSON.
+
+A script, and not a module of tests: a process that interprets kernels cannot compile them. Cost: about a second a kernel.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rec_dist_kernels import triton_logits as logits
+from rec_dist_kernels import triton_preference as preference
+
+DTYPES = ("bf16", "fp32")
+# Pointers that PyTorch aligns to 16 bytes and numbers that are multiples of 16, as the launcher finds them.
+ALIGNED = ("logits_ptr", "bias_ptr", "values_ptr", "scaled_ptr", "stride", "size")
+
+
+def sources(dtype: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int]]:
+    """name, kernel, types, constants, warps: as the launch functions of the two files give them."""
+    tokens = {"order_ptr": "*i64", "starts_ptr": "*i64", "targets_ptr": "*i64", "lse_ptr": "*fp32", "vocabulary": "i32"}
+    for with_all in (True, False):
+        head = {"logits_ptr": f"*{dtype}", "stride": "i32", "softcap": "fp32", **tokens}
+        head |= {"bias_ptr": f"*{dtype}"} if with_all else {}
+        flags: dict[str, Any] = {"HAS_BIAS": with_all, "HAS_CAP": with_all} | ({} if with_all else {"bias_ptr": None})
+        suffix = " bias softcap" if with_all else ""
+        lse = {**flags, "BLOCK": logits.LSE_BLOCK, "TOKENS": logits.TOKENS_BLOCK}
+        yield f"token_logps{suffix}", logits.token_logps_kernel, head | {"logps_ptr": "*fp32"}, lse, logits.LSE_WARPS
+        slope = {**flags, "BLOCK": logits.GRADIENT_BLOCK}
+        types = head | {"owners_ptr": "*i64", "grads_ptr": "*fp32"}
+        yield f"logits_gradient{suffix}", logits.logits_gradient_kernel, types, slope, logits.GRADIENT_WARPS
+        if with_all:
+            sums = types | {"rows": "i32", "sums_ptr": "*fp32"}
+            yield "bias_gradient", logits.bias_gradient_kernel, sums, flags | {"BLOCK": logits.BIAS_BLOCK}, logits.BIAS_WARPS
+    scaled = {"values_ptr": f"*{dtype}", "scaled_ptr": f"*{dtype}", "factor_ptr": "*fp32", "size": "i64"}
+    yield "scale", logits.scale_kernel, scaled, {"BLOCK": logits.SCALE_BLOCK}, 4
+    sums = {"logps_ptr": "*fp32", "offsets_ptr": "*i64", "sums_ptr": "*fp32"}
+    yield "completion_sums", logits.completion_sums_kernel, sums, {"BLOCK": logits.COMPLETION_BLOCK}, 1
+    groups = {"policy_ptr": f"*{dtype}", "reference_ptr": f"*{dtype}", "offsets_ptr": "*i64", "loss_ptr": "*fp32"}
+    groups |= {"rewards_ptr": "*fp32", "slopes_ptr": "*fp32", "beta": "fp32"}
+    for mean in (True, False):
+        constants = {"MEAN": mean, "BLOCK": preference.GROUP_BLOCK}
+        yield f"preference {'dmpo' if mean else 'sdpo'}", preference.preference_kernel, groups, constants, 1
+    back = {"slopes_ptr": "*fp32", "weights_ptr": "*fp32", "offsets_ptr": "*i64", "grads_ptr": f"*{dtype}"}
+    yield "spread", preference.spread_kernel, back, {"BLOCK": preference.GROUP_BLOCK}, 1
+
+
+def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, chip: int) -> Any:
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in ALIGNED if types.get(name) and name in names}
+    values = {(names.index(name),): value for name, value in constants.items()}
+    target = GPUTarget("cuda", chip, 32)
+    return triton.compile(ASTSource(kernel, signature, values, attrs), target=target, options={"num_warps": warps})
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """What cuobjdump, which triton brings, says of a kernel: REG and SHARED a thread and a block; STACK and LOCAL hold spills."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        shown = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", shown)}
+
+
+def main(chips: list[int]) -> None:
+    found = []
+    for chip in chips:
+        for dtype in DTYPES:
+            for name, kernel, types, constants, warps in sources(dtype):
+                binary = compiled(kernel, types, constants, warps, chip)
+                used = resources(binary.asm["cubin"]) | {"shared": binary.metadata.shared, "warps": warps}
+                wide = len(re.findall(r"ld\.global[^;]*\.v[24]", binary.asm["ptx"]))
+                found.append({"kernel": name, "dtype": dtype, "chip": chip, "wide_loads": wide, **used})
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main([int(chip) for chip in sys.argv[1:]])

@@ -1,0 +1,358 @@
+"""The Triton kernels, run by Triton's interpreter on the CPU: against float64 truth, on hard inputs, in any chunking.
+
+Not collected by name: test_interpreter.py runs this file in a process where TRITON_INTERPRET=1. Cost: about a minute on one busy core.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from acceptance import compare, plain_logps, plain_preference
+from random_trunks import random_tree
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton import language as tl
+from triton.runtime import interpreter
+
+from rec_dist.stream.grouped import GroupedStream, pack_trunks
+from rec_dist_kernels import completion_logps, preference_head, preference_loss, triton_logits, triton_preference
+from rec_dist_kernels.triton_completion_logps import completion_logps_triton
+from rec_dist_kernels.triton_preference_head import preference_head_triton
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KINDS = ("sdpo", "dmpo")
+D = 8
+
+
+_convert = interpreter._convert_float
+
+
+def _convert_to_nearest(values, source, target, rounding_mode):
+    """The interpreter cuts bfloat16 off where a GPU rounds to the nearest even, which alone doubles every error."""
+    if (source, target) != (tl.float32, tl.bfloat16):
+        return _convert(values, source, target, rounding_mode)
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def rounding(monkeypatch):
+    monkeypatch.setattr(interpreter, "_convert_float", _convert_to_nearest)
+
+
+def test_the_interpreter_still_cuts_off():
+    """If this fails, Triton rounds by itself, and _convert_to_nearest can go."""
+    values = np.array([1 + 2.0**-8 + 2.0**-9], dtype=np.float32)
+    assert _convert(values, tl.float32, tl.bfloat16, None).tolist() == [0x3F80]
+    assert _convert_to_nearest(values, tl.float32, tl.bfloat16, None).tolist() == [0x3F81]
+
+
+def stream_of(vocabulary, seed=0, trunks=2):
+    """Trunks with two forks each: rows are shared within a group, and between groups. About 30 scored tokens."""
+    rng = np.random.default_rng(seed)
+    trees = [random_tree(rng, vocab_size=vocabulary, prompt=5, groups=2, max_negatives=2) for _ in range(trunks)]
+    stream = pack_trunks([tree.trunk() for tree in trees])
+    stream.targets[0], stream.targets[-1] = 0, vocabulary - 1
+    return stream.with_reference(torch.from_numpy(rng.normal(-15, 4, size=len(stream.reference_logps))))
+
+
+def leaves_of(stream, vocabulary, dtype, *, seed=0, scale=1.0, trainable=True, bias=True):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator) * scale
+    tensors = [draw(stream.num_tokens, D), draw(vocabulary, D), *([draw(vocabulary)] if bias else [])]
+    leaves = [tensor.to(dtype) for tensor in tensors]
+    return [leaf.requires_grad_(trainable or place == 0) for place, leaf in enumerate(leaves)]
+
+
+def logps_ops(stream, softcap=None, chunk_rows=None):
+    scored = (stream.rows, stream.targets, stream.completion_offsets)
+    truth = lambda h, w, b=None: [plain_logps(h, w, b, *scored, softcap)]
+    plain = lambda h, w, b=None: [completion_logps(h, w, *scored, bias=b, softcap=softcap, impl="reference")]
+    if chunk_rows is None:
+        return truth, plain, lambda h, w, b=None: [completion_logps(h, w, *scored, bias=b, softcap=softcap, impl="triton")]
+    return (
+        truth,
+        plain,
+        lambda h, w, b=None: [completion_logps_triton(h, w, *scored, bias=b, softcap=softcap, chunk_rows=chunk_rows)],
+    )
+
+
+def head_ops(stream, kind="sdpo", softcap=None, beta=0.2, weights=None):
+    scored = (stream.rows, stream.targets, stream.completion_offsets)
+    reference, groups = stream.reference_logps, stream.group_offsets
+
+    def truth(h, w, b=None):
+        logps = plain_logps(h, w, b, *scored, softcap)
+        losses = plain_preference(logps, reference.double(), groups, kind, beta)
+        return [(losses if weights is None else losses * weights).sum(), logps.detach()]
+
+    def run(impl):
+        settings = {"kind": kind, "beta": beta, "softcap": softcap, "group_weights": weights, "impl": impl}
+        return lambda h, w, b=None: preference_head(h, w, *scored, reference, groups, bias=b, **settings)
+
+    return truth, run("reference"), run("triton")
+
+
+def test_streams_share_rows_within_and_between_groups():
+    stream = stream_of(100)
+    tokens = stream.completion_offsets[stream.group_offsets]
+    parts = [set(stream.rows[a:b].tolist()) for a, b in pairwise(tokens.tolist())]
+    assert sum(len(part) for part in parts) < len(stream.rows)
+    assert len(set().union(*parts)) < sum(len(part) for part in parts)
+    assert 1 in stream.group_offsets.diff().tolist()  # K = 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bias", "softcap", "vocabulary"), [(False, None, 17), (True, 2.5, 128), (True, None, 2100)])
+def test_completion_logps(dtype, bias, softcap, vocabulary):
+    stream = stream_of(vocabulary)
+    assert compare(*logps_ops(stream, softcap), leaves_of(stream, vocabulary, dtype, bias=bias)) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("bias", "softcap", "vocabulary"), [(False, None, 130), (True, 2.5, 70)])
+def test_preference_head(dtype, kind, bias, softcap, vocabulary):
+    stream = stream_of(vocabulary, seed=1)
+    leaves = leaves_of(stream, vocabulary, dtype, seed=1, bias=bias)
+    assert compare(*head_ops(stream, kind, softcap), leaves) == []
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 10_000])
+def test_completion_logps_in_any_chunking_and_block(chunk_rows, monkeypatch):
+    for name in ("LSE_BLOCK", "GRADIENT_BLOCK", "BIAS_BLOCK", "SCALE_BLOCK"):
+        monkeypatch.setattr(triton_logits, name, 64)
+    for name in ("TOKENS_BLOCK", "COMPLETION_BLOCK"):
+        monkeypatch.setattr(triton_logits, name, 2)
+    stream = stream_of(150)
+    assert compare(*logps_ops(stream, 3.0, chunk_rows), leaves_of(stream, 150, torch.float32)) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_preference_head_in_any_chunking(kind, monkeypatch):
+    monkeypatch.setattr(triton_preference, "GROUP_BLOCK", 2)
+    stream = stream_of(150, seed=2)
+    truth, plain, _ = head_ops(stream, kind)
+    scored = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps, stream.group_offsets)
+    for chunk_rows in (1, 12, 10_000):  # one group a chunk, the larger ones beyond the budget, to all groups in one
+        run = lambda h, w, b, rows=chunk_rows: preference_head_triton(h, w, *scored, kind=kind, beta=0.2, bias=b, chunk_rows=rows)
+        assert compare(truth, plain, run, leaves_of(stream, 150, torch.float32)) == []
+
+
+class Record(TorchDispatchMode):
+    """Shapes of matrix products, and the most bytes that any result has."""
+
+    def __init__(self):
+        super().__init__()
+        self.products, self.largest = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel() * result.element_size())
+            if "mm" in str(function):
+                self.products.append(tuple(result.shape))
+        return result
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_head_costs_two_products_a_chunk_or_three_and_none_back(trainable):
+    vocabulary, stream = 900, stream_of(900)
+    leaves = leaves_of(stream, vocabulary, torch.float32, trainable=trainable, bias=False)
+    scored = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps, stream.group_offsets)
+    with Record() as forward:
+        loss, _ = preference_head_triton(*leaves, *scored, kind="sdpo", beta=0.1, chunk_rows=12)
+    with Record() as backward:
+        loss.backward()
+    chunks = sum(shape[1] == vocabulary for shape in forward.products)
+    assert chunks > 1
+    assert len(forward.products) == chunks * (3 if trainable else 2)
+    assert backward.products == []
+    assert sum(shape[0] for shape in forward.products if shape[1] == vocabulary) >= len(stream.rows.unique())
+    assert max(shape[0] for shape in forward.products if shape[1] == vocabulary) <= 12
+    assert forward.largest == max(12 * 960, trainable * vocabulary * D) * 4  # a chunk, its rows padded
+    assert (leaves[1].grad is not None) is trainable
+
+
+def test_nothing_is_made_for_a_backward_pass_that_cannot_come():
+    stream = stream_of(60)
+    leaves = leaves_of(stream, 60, torch.float32)
+    _, _, fused = head_ops(stream)
+    expected = fused(*leaves)
+    with torch.no_grad(), Record() as record:
+        loss, logps = fused(*leaves)
+    assert record.products == [(len(stream.rows.unique()), 60)]
+    assert not loss.requires_grad
+    assert torch.equal(loss, expected[0].detach())
+    assert torch.equal(logps, expected[1])
+
+
+def test_autocast_does_not_reach_inside():
+    stream = stream_of(60)
+    leaves = leaves_of(stream, 60, torch.float32)
+    for op in (logps_ops(stream)[2], head_ops(stream)[2]):
+        plain = op(*leaves)[0].detach()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(op(*leaves)[0], plain)
+
+
+def test_group_weights_and_int32_offsets():
+    stream = stream_of(60)
+    weights = torch.linspace(0, 2, len(stream.group_offsets) - 1)  # the first is 0
+    assert compare(*head_ops(stream, weights=weights), leaves_of(stream, 60, torch.float32)) == []
+    leaves = leaves_of(stream, 60, torch.float32)
+    offsets = (stream.completion_offsets, stream.group_offsets)
+    results = []
+    for dtype in (torch.int32, torch.int64):
+        completions, groups = (array.to(dtype) for array in offsets)
+        arrays = (stream.rows, stream.targets, completions, stream.reference_logps.float(), groups)
+        results.append(preference_head(*leaves[:2], *arrays, kind="dmpo", beta=0.1, impl="triton"))
+    assert torch.equal(results[0][0], results[1][0])
+    nan = stream.reference_logps.clone()
+    nan[: int(stream.group_offsets[1])] = torch.nan
+    hidden = leaves[0].clone().detach().requires_grad_()
+    arrays = (stream.rows, stream.targets, *offsets[:1], nan.float(), offsets[1])
+    loss, _ = preference_head(hidden, leaves[1], *arrays, kind="sdpo", beta=0.1, group_weights=weights, impl="triton")
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(hidden.grad).all()
+
+
+def extreme(groups, lengths, vocabulary, values):
+    """A stream whose logits are values exactly: width 1, hidden +-1e4, weight of -1, 0 and 1. Groups as lists of completion counts."""
+    rng = np.random.default_rng(3)
+    completions = sum(groups)
+    sizes = rng.choice(lengths, size=completions)
+    offsets = torch.tensor([0, *np.cumsum(sizes)])
+    tokens = int(offsets[-1])
+    integers = lambda top, size: torch.from_numpy(rng.integers(0, top, size=size))
+    stream = GroupedStream(
+        *(torch.zeros(max(tokens, 1), dtype=torch.int64),) * 5,
+        integers(max(tokens, 1), tokens), integers(vocabulary, tokens), offsets,
+        torch.tensor([0, *np.cumsum(groups)]).long(), torch.zeros(len(groups)), torch.ones(len(groups)),
+        torch.from_numpy(rng.normal(0, 5, size=completions)).float(), 0,
+    )  # fmt: skip
+    hidden = torch.full((max(tokens, 1), 1), float(values))
+    hidden[::2] *= -1
+    return stream, hidden, (integers(3, vocabulary) - 1).float()[:, None]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("groups", "lengths", "vocabulary", "values"),
+    [
+        ([3, 2, 4], [1, 2, 5], 300, 9984.0),  # a bfloat16 near 1e4
+        ([3, 2, 4], [1, 2, 5], 300, 0.0),  # all equal
+        ([1, 1], [3], 70, 1.0),  # no negatives at all
+        ([2, 3], [0], 50, 1.0),  # M = 0: completions without tokens
+        ([], [1], 50, 1.0),  # G = 0
+        ([0, 2, 0], [1], 1, 1.0),  # empty groups, a vocabulary of one word
+    ],
+)
+def test_hard_inputs(dtype, kind, groups, lengths, vocabulary, values):
+    stream, hidden, weight = extreme(groups, lengths, vocabulary, values)
+    leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+    assert compare(*logps_ops(stream), leaves) == []
+    assert compare(*head_ops(stream, kind), leaves) == []
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, "dmpo"), (torch.bfloat16, "sdpo")])
+def test_255_negatives(dtype, kind):
+    stream, hidden, weight = extreme([256], [1], 40, 2.0)
+    stream.rows[:] = 3  # one fork
+    leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype)]
+    assert compare(*head_ops(stream, kind), leaves) == []
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_forbidden_words_have_probability_zero(scale, monkeypatch):
+    """A bias of -inf, also over whole blocks of the vocabulary."""
+    monkeypatch.setattr(triton_logits, "LSE_BLOCK", 64)
+    stream = stream_of(200)
+    hidden, weight, bias = leaves_of(stream, 200, torch.float32, scale=scale**0.5)
+    bias = torch.zeros(200)
+    bias[:130] = -torch.inf
+    stream.targets.clamp_(min=130)
+    assert compare(*head_ops(stream), [hidden, weight, bias]) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [*KINDS, "dpo"])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 3.0, 1e4])
+def test_preference_loss(dtype, kind, scale):
+    sizes = [2, 2, 1, 2] if kind == "dpo" else [3, 2, 1, 5, 0, 256]
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    generator = torch.Generator().manual_seed(4)
+    policy, reference = torch.randn(2, sum(sizes), generator=generator).mul(scale).to(dtype)
+    truth = lambda p: [plain_preference(p, reference.double(), offsets, kind, 0.7), 0.7 * (p - reference.double()).detach()]
+    run = lambda impl: lambda p: preference_loss(p, reference, offsets, kind=kind, beta=0.7, impl=impl)
+    assert compare(truth, run("reference"), run("triton"), [policy.requires_grad_()]) == []
+
+
+def test_small_losses_keep_their_relative_precision():
+    policy = torch.tensor([0.0, -50.0, -50.0, 0.0, -9.0, 0.0, -3.0, 0.0, -1.0])
+    loss, _ = preference_loss(policy, torch.zeros(9), torch.tensor([0, 3, 5, 7, 9]), beta=1.0, impl="triton")
+    x = torch.tensor([-50 + np.log(2), -9.0, -3.0, -1.0], dtype=torch.float64)
+    torch.testing.assert_close(loss.double(), x.exp().log1p(), rtol=4e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_rule_rejects_what_is_wrong(dtype):
+    """A coefficient off by 2 %, a sum that misses one token, a NaN: else the tests above would prove nothing."""
+    stream = stream_of(130, seed=1)
+    leaves = leaves_of(stream, 130, dtype, seed=1)
+    truth, plain, fused = head_ops(stream, "sdpo")
+    assert compare(truth, plain, fused, leaves) == []
+    wrong_beta = head_ops(stream, "sdpo", beta=0.204)[2]
+    assert len(compare(truth, plain, wrong_beta, leaves)) >= 2
+    other = stream.targets.clone()
+    other[3] += 1
+    wrong_target = head_ops(GroupedStream(**{**vars(stream), "targets": other}))[2]
+    assert len(compare(truth, plain, wrong_target, leaves)) >= 4
+    assert compare(truth, plain, lambda *x: [value * torch.nan for value in fused(*x)], leaves)
+
+
+def test_a_kernel_with_a_wrong_coefficient_is_rejected(monkeypatch):
+    """The same through the kernel itself: it gets the slopes of the other pooling."""
+    kernel, stream = triton_preference.preference_kernel, stream_of(130, seed=1)
+
+    class Swapped:
+        def __getitem__(self, grid):
+            return lambda *arguments, MEAN, **rest: kernel[grid](*arguments, MEAN=not MEAN, **rest)  # noqa: N803
+
+    leaves = leaves_of(stream, 130, torch.float32, seed=1)
+    assert compare(*head_ops(stream, "sdpo"), leaves) == []
+    monkeypatch.setattr(triton_preference, "preference_kernel", Swapped())
+    assert len(compare(*head_ops(stream, "sdpo"), leaves)) == 4  # the loss and every gradient, and not the log-probs
+
+
+def test_thirty_steps_take_the_same_course():
+    """A small model on grouped streams, AdamW: fused and reference losses agree step by step, and fall."""
+
+    def train(impl):
+        torch.manual_seed(5)
+        embedding, hidden, head = torch.nn.Embedding(90, 16), torch.nn.Linear(16, 16), torch.nn.Linear(16, 90, bias=False)
+        parameters = [*embedding.parameters(), *hidden.parameters(), *head.parameters()]
+        optimizer, losses = torch.optim.AdamW(parameters, lr=1e-2), []
+        for step in range(30):
+            stream = stream_of(90, seed=step % 3, trunks=1)
+            states = torch.tanh(hidden(embedding(stream.input_ids) + 0.1 * stream.positions[:, None]))
+            arrays = (
+                stream.rows,
+                stream.targets,
+                stream.completion_offsets,
+                stream.reference_logps.float(),
+                stream.group_offsets,
+            )
+            loss, _ = preference_head(states, head.weight, *arrays, kind="sdpo", beta=0.1, impl=impl)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return torch.tensor(losses)
+
+    fused, reference = train("triton"), train("reference")
+    torch.testing.assert_close(fused, reference, rtol=1e-4, atol=1e-5)
+    assert fused[-3:].sum() < 0.5 * fused[:3].sum()

@@ -1,0 +1,54 @@
+"""Every kernel compiles for the chips it is meant for, without spilling registers, within shared memory, with wide loads.
+
+Costs: 15 s for 60 kernels; no GPU. What the assembler says is read, not what a GPU does: speed is another matter.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # a block's limit by compute capability; CUDA C++ programming guide
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """In a process of its own, which may not interpret; with a cache of its own, so that all is compiled now."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton-cache"))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "tests/triton/compile_kernels.py", *map(str, SHARED_BYTES)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4_000:]
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_all_kernels_are_compiled_for_all_chips(compiled: list[dict[str, Any]]) -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "kernels" / "rec_dist_kernels").glob("triton_*.py")]
+    kernels = {name for source in sources for name in re.findall(r"^def (\w+)_kernel\(", source, re.MULTILINE)}
+    assert kernels == {entry["kernel"].split()[0] for entry in compiled}
+    assert len(compiled) == 3 * 2 * 10
+
+
+@pytest.mark.parametrize("chip", sorted(SHARED_BYTES))
+def test_no_kernel_spills_or_is_too_large(compiled: list[dict[str, Any]], chip: int) -> None:
+    mine = [entry for entry in compiled if entry["chip"] == chip]
+    assert mine
+    for entry in mine:
+        assert entry["STACK"] == entry["LOCAL"] == 0, f"registers spill: {entry}"
+        assert 0 < entry["REG"] <= 255, entry
+        assert max(entry["shared"], entry["SHARED"]) <= SHARED_BYTES[chip], entry
+
+
+def test_logits_are_loaded_16_bytes_at_a_time(compiled: list[dict[str, Any]]) -> None:
+    """A mask by the vocabulary instead of the padded row would make each load one word wide."""
+    wide = [entry for entry in compiled if entry["kernel"].startswith(("token_logps", "logits_gradient", "scale"))]
+    assert len(wide) == 3 * 2 * 5
+    assert [entry for entry in wide if entry["wide_loads"] == 0] == []
