@@ -7,6 +7,7 @@ U units, G groups, N completions, H history items, S segments, I items of the ca
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -190,7 +191,5 @@ def _cut(
             lengths=lengths[group * size : next_group * size],
             targets=targets[target:next_target],
         )
-        for (token, group, branch, target), (next_token, next_group, next_branch, next_target) in zip(
-            bounds[:-1], bounds[1:], strict=True
-        )
+        for (token, group, branch, target), (next_token, next_group, next_branch, next_target) in pairwise(bounds)
     ]
