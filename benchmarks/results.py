@@ -3,6 +3,7 @@
 import datetime
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,12 @@ def facts(command: str, **more: Any) -> dict[str, Any]:
 
 
 def command_of(module: str, arguments: Sequence[str]) -> str:
-    """The command line as a reader would type it: an output path elsewhere is no part of it."""
-    kept = [argument for argument in arguments if not argument.startswith("/")]
-    return " ".join(["python", "-m", module, *kept])
+    """The command line as a reader would type it. Where a result was written is no part of it."""
+    kept = list(arguments)
+    if "--out" in kept:
+        place = kept.index("--out")
+        del kept[place : place + 2]
+    return shlex.join(["python", "-m", module, *kept])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
