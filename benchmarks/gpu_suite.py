@@ -3,8 +3,8 @@
     PYTHONPATH=kernels python -m benchmarks.gpu_suite --out results.json
     python -m benchmarks.gpu_suite --markdown results.json
 
-Needs torch >= 2.11, transformers >= 5.17, peft and numpy (and triton for its rows): no Ray, DeepSpeed, OmegaConf or network. Each row is
-guarded: a failure is written in its place and the next row runs. A row that would not fit the time left is skipped and says so.
+Needs torch >= 2.11, transformers >= 5.17, peft and numpy (and triton for its rows): no Ray, DeepSpeed, OmegaConf or network. Each
+row is guarded: a failure is written in its place and the next row runs. A row that would not fit the time left is skipped and says so.
 Without a GPU it runs tiny shapes on the CPU, which checks the script itself, and marks the rows of the GPU as not measured.
 """
 
@@ -114,7 +114,9 @@ def run_peers(suite: Suite, *, repeats: int) -> None:
             for method in ("d", "b", "a") if setting.lora else ("d", "b"):
                 here = {**about, "P": point.prompt, "K": point.negatives, "method": method}
 
-                def measure(method: str = method, point: Any = point, setting: Any = setting, holder: Any = holder) -> dict[str, Any]:
+                def measure(
+                    method: str = method, point: Any = point, setting: Any = setting, holder: Any = holder
+                ) -> dict[str, Any]:
                     runner = gpu_peers.build_method(method, holder[0], setting, point, suite.device)
                     clear = lambda: holder[0].zero_grad(set_to_none=True)
                     timed = suite.time(runner.step, clear=clear, repeats=repeats)
@@ -144,7 +146,14 @@ def not_measured() -> list[dict[str, Any]]:
         for vocab, scored, width, _ in gpu_heads.cases("cuda")
     ]
     peers = [
-        {"section": "peers", "device": "cuda", "model": setting.name, "pack": setting.pack, "P": point.prompt, "K": point.negatives}
+        {
+            "section": "peers",
+            "device": "cuda",
+            "model": setting.name,
+            "pack": setting.pack,
+            "P": point.prompt,
+            "K": point.negatives,
+        }
         for setting in gpu_peers.settings("cuda")
         for point in gpu_peers.points("cuda")
     ]

@@ -62,7 +62,9 @@ def by_point(rows: Sequence[dict[str, Any]]) -> Measured:
     return {(row["prompt"], row["negatives"], row["method"]): row for row in rows if row.get("groups_per_second")}
 
 
-def ratio(found: Measured, above: tuple[int, int, str], below: tuple[int, int, str], key: str = "groups_per_second") -> float | None:
+def ratio(
+    found: Measured, above: tuple[int, int, str], below: tuple[int, int, str], key: str = "groups_per_second"
+) -> float | None:
     """found[above][key] / found[below][key], None where one is missing."""
     if above not in found or below not in found or not found[below][key]:
         return None

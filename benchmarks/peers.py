@@ -55,6 +55,9 @@ class Child:
         """Ends the process."""
         self.process.kill()
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def methods_at(point: Point, wanted: list[str]) -> list[str]:
@@ -172,7 +175,9 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
     return "\n\n".join(parts)
 
 
-def run(points: list[Point], shape: dict[str, Any], *, threads: int, repeats: int, budget: float, wanted: list[str]) -> dict[str, Any]:
+def run(
+    points: list[Point], shape: dict[str, Any], *, threads: int, repeats: int, budget: float, wanted: list[str]
+) -> dict[str, Any]:
     """Measures `points`; budget: seconds a point."""
     from benchmarks.peer_methods import Shape
 
@@ -181,7 +186,6 @@ def run(points: list[Point], shape: dict[str, Any], *, threads: int, repeats: in
         wanted = [method for method in wanted if not method.startswith("c-")]
         notes.append("c skipped: trl is not installed (pip install -c constraints.txt -e '.[peers]')")
     else:
-
         from benchmarks.peer_trl import VARIANTS
 
         notes.append(f"c: trl {importlib.metadata.version('trl')}, DPOConfig defaults changed by {VARIANTS}")
