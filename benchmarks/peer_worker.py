@@ -65,10 +65,10 @@ class Worker:
         self.model.zero_grad(set_to_none=True)
         settle()
         before = resident("VmRSS")
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         loss = self.runner.step()
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, "loss": loss, "peak_bytes": max(0, resident("VmHWM") - before)}
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        return {"seconds": seconds, "cpu_seconds": busy, "loss": loss, "peak_bytes": max(0, resident("VmHWM") - before)}
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats:
     """Rows of one point. The first round warms up and checks the losses; then rounds until `repeats` or `budget` seconds are spent."""
     rows: dict[str, dict[str, Any]] = {}
     for method in methods_at(point, list(children)):
-        rows[method] = {"method": method, **asdict(point), "samples": [], "peaks": []}
+        rows[method] = {"method": method, **asdict(point), "samples": [], "cpu_samples": [], "peaks": []}
         needed = activation_bytes(method, point, shape)
         if needed > available_bytes():
             rows[method]["error"] = f"not run: needs about {needed / 2**30:.0f} GiB, more than is free"
@@ -110,6 +110,7 @@ def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats:
                 row["error"] = answer["error"]
                 continue
             row["samples"].append(answer["seconds"])
+            row["cpu_samples"].append(answer["cpu_seconds"])
             row["peaks"].append(answer["peak_bytes"])
         if number + 1 < repeats and (time.perf_counter() - start) * (number + 2) / (number + 1) > budget:
             break
