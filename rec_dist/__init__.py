@@ -1,7 +1,22 @@
-"""rec-dist: fine-tunes language models to rank items for users, on GPU clusters. The command line is `rec-dist`."""
+"""rec-dist: fine-tunes language models to rank items for users, on GPU clusters. The command line is `rec-dist`.
 
-from rec_dist.config.load import load_config
-from rec_dist.config.schema import RunConfig
-from rec_dist.runtime.errors import StopRequested, UserError
+The names below are imported when they are first asked for: the stream, the scorer and the kernels then need torch alone, and no
+configuration library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rec_dist.config.load import load_config
+    from rec_dist.config.schema import RunConfig
+    from rec_dist.runtime.errors import StopRequested, UserError
 
 __all__ = ["RunConfig", "StopRequested", "UserError", "load_config"]
+
+
+def __getattr__(name: str) -> Any:
+    homes = {"load_config": "config.load", "RunConfig": "config.schema"}
+    if name in __all__:
+        return getattr(import_module(f"rec_dist.{homes.get(name, 'runtime.errors')}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

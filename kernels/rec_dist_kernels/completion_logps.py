@@ -2,10 +2,12 @@
 
 Why: logits of M = 10,000 scored tokens and V = 128,000 words are 5 GB in float32, and their gradient as much
 again. Here a chunk of rows at a time is multiplied, reduced to one number a token and dropped; the backward
-pass makes it again. This file is the operation and its plain reference; triton_completion_logps.py is the fused one.
-Costs: 3 GEMMs with a frozen weight where the plain way has 2, 4 where it has 3; memory of 2 or 3 chunks of
-_CHUNK_BYTES. Each distinct row is multiplied once: the fork row of a prompt predicts the first token of all of
-its K+1 completions; at K = 15 and 5 tokens a completion, 640 tokens are 520 rows.
+pass makes it again, but for the last. This file is the operation and its plain reference;
+triton_completion_logps.py is the fused one.
+Costs: 3 GEMMs with a frozen weight where the plain way has 2, 4 where it has 3, and none more where one chunk is
+all; memory of 2 or 3 chunks of _CHUNK_BYTES. Each distinct row is multiplied once: the fork row of a prompt
+predicts the first token of all of its K+1 completions; at K = 15 and 5 tokens a completion, 640 tokens are 520
+rows.
 
 T rows of the stream, D width, V vocabulary, M scored tokens, N completions, U distinct rows among the M, C
 rows a chunk.
@@ -169,6 +171,8 @@ class _TokenLogps(torch.autograd.Function):
             normaliser[chunk.rows] = lse
         ctx.save_for_backward(hidden, weight, bias, targets, distinct, normaliser)
         ctx.softcap, ctx.chunks = softcap, chunks
+        # The backward pass begins with the last chunk: its logits are here already, and the peak stays one chunk.
+        ctx.last_logits = logits if chunks and any(ctx.needs_input_grad[:3]) else None
         return logps
 
     @staticmethod
@@ -181,9 +185,10 @@ class _TokenLogps(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for chunk in ctx.chunks:
+            for chunk in reversed(ctx.chunks):
                 rows = distinct[chunk.rows]  # (C,)
-                logits = _logits(hidden[rows], weight, bias, ctx.softcap)  # (C, V)
+                kept, ctx.last_logits = ctx.last_logits, None  # overwritten below: a second backward pass makes them again
+                logits = _logits(hidden[rows], weight, bias, ctx.softcap) if kept is None else kept  # (C, V)
                 delta = _logits_gradient(
                     logits, normaliser[chunk.rows], chunk.local, targets[chunk.tokens], grad_logps[chunk.tokens], ctx.softcap
                 )

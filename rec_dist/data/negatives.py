@@ -50,11 +50,59 @@ class NegativeSampler:
         rest = _draw_outside(keys, len(self.train_counts), self.num - len(chosen), seen, cumulative, key="negatives.num")
         return np.concatenate([chosen, rest])
 
+    def draw_many(self, *, epochs: I64, users: I64, positions: I64, units: I64, seen: I32, seen_offsets: I64) -> I32 | None:
+        """draw() of n targets at once, equal to it: (n, K). None for a kind that is drawn one by one.
+
+        epochs, users, positions, units (n,). Target j has seen the first positions[j] + 1 items of row units[j] of `seen`, whose
+        row u is seen[seen_offsets[u] : seen_offsets[u + 1]]. Cost: 6 us a target at K = 15 and 100 items seen, against 110.
+        """
+        num_items, length = len(self.train_counts), int(np.diff(seen_offsets).max(initial=0)) + 1
+        rows = len(seen_offsets) - 1
+        if self.kind == "low_rated" or self.num == 0 or rows * num_items * length >= 1 << 62:
+            return None
+        # A number a seen item, ordered by (row, item, place), so that one binary search finds whether and when it was seen.
+        row_of = np.repeat(np.arange(rows), np.diff(seen_offsets))
+        places = np.arange(len(seen)) - seen_offsets[row_of]
+        codes = np.sort((row_of * num_items + seen) * length + places)
+        twice = np.flatnonzero(codes[1:] // length == codes[:-1] // length)
+        repeats = np.zeros(rows, dtype=bool)
+        repeats[codes[twice] // length // num_items] = True  # such rows are left to draw(), which counts what differs
+
+        counter = np.arange(2 * self.num + 8)  # the first of those that draw() takes; a row that they do not fill is left to it
+        draws = uniform(self.seed, _NEGATIVES, epochs[:, None], users[:, None], positions[:, None], counter)  # (n, W)
+        if self.kind == "popularity":
+            items = np.searchsorted(self._cumulative, draws, side="right")
+        else:
+            items = (draws * num_items).astype(np.int64)
+        asked = (units[:, None] * num_items + items) * length
+        last = np.searchsorted(codes, asked + positions[:, None], side="right") - 1
+        usable = (items < num_items) & ((last < 0) | (codes[last] < asked)) & ~_seen_before(items)
+        rank = np.cumsum(usable, axis=1)
+        whole = (rank[:, -1] >= self.num) & ((self.num + positions + 1) * 2 < num_items) & ~repeats[units]
+        picked = np.empty((len(users), self.num), dtype=np.int32)
+        picked[whole] = items[usable & (rank <= self.num) & whole[:, None]].reshape(-1, self.num)
+        nothing = np.empty(0, dtype=np.int32)
+        for j in np.flatnonzero(~whole).tolist():
+            own = seen[seen_offsets[units[j]] :][: positions[j] + 1]
+            epoch, user, position = int(epochs[j]), int(users[j]), int(positions[j])
+            picked[j] = self.draw(epoch=epoch, user=user, position=position, seen=own, disliked=nothing)
+        return picked
+
     @cached_property
     def _cumulative(self) -> npt.NDArray[np.float64]:
         weights = self.train_counts.astype(np.float64) ** self.power
         cumulative: npt.NDArray[np.float64] = np.cumsum(weights) / max(weights.sum(), 1e-300)
         return cumulative
+
+
+def _seen_before(items: I64) -> npt.NDArray[np.bool_]:
+    """items (n, W) -> (n, W): whether an item stands further left in its row."""
+    width = items.shape[1]
+    ordered = np.sort(items * width + np.arange(width), axis=1)
+    row, place = np.nonzero(ordered[:, 1:] // width == ordered[:, :-1] // width)
+    repeated = np.zeros(items.shape, dtype=bool)
+    repeated[row, ordered[row, place + 1] % width] = True
+    return repeated
 
 
 def draw_candidates(*, seed: int, user: int, position: int, target: int, history: I32, num: int, num_items: int) -> I32:

@@ -4,7 +4,10 @@ Order and steps depend only on (seed, epoch, global batch). World size and token
 dealt out, so every packing computes the same sums. The state of the stream is one integer: the step.
 """
 
+from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heapreplace
 
 import numpy as np
 
@@ -50,19 +53,14 @@ def pack_by_tokens(lengths: I64, capacity: int) -> list[list[int]]:
     """
     assert len(lengths) == 0 or int(lengths.max()) <= capacity, "an item is longer than a pack; checked at set-up"
     packs: list[list[int]] = []
-    room = np.empty(len(lengths), dtype=np.int64)
-    for item in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[item])
-        left = room[: len(packs)] - length
-        fits = np.flatnonzero(left >= 0)
-        if len(fits):
-            pack = int(fits[np.argmin(left[fits])])
-        else:
-            pack = len(packs)
+    rooms: list[tuple[int, int]] = []  # (tokens left, pack), ascending
+    for item, length in _longest_first(lengths):
+        place = bisect_left(rooms, (length, -1))
+        left, pack = rooms.pop(place) if place < len(rooms) else (capacity, len(packs))
+        if pack == len(packs):
             packs.append([])
-            room[pack] = capacity
         packs[pack].append(item)
-        room[pack] -= length
+        insort(rooms, (left - length, pack))
     return packs
 
 
@@ -74,12 +72,18 @@ def pack_evenly(lengths: I64, capacity: int, world_size: int) -> list[list[int]]
     tight = pack_by_tokens(lengths, capacity)
     count = min(-(-len(tight) // world_size) * world_size, len(lengths))
     packs: list[list[int]] = [[] for _ in range(count)]
-    used = np.zeros(count, dtype=np.int64)
-    for item in np.argsort(-lengths, kind="stable").tolist():
-        pack = int(np.argmin(used))
+    used = [(0, pack) for pack in range(count)]  # a heap of (tokens, pack)
+    for item, length in _longest_first(lengths):
+        tokens, pack = used[0]
         packs[pack].append(item)
-        used[pack] += lengths[item]
-    return packs if count and int(used.max()) <= capacity else tight
+        heapreplace(used, (tokens + length, pack))
+    return packs if count and max(used)[0] <= capacity else tight
+
+
+def _longest_first(lengths: I64) -> Iterator[tuple[int, int]]:
+    """(item, length), longest first; ties in the order of the items."""
+    order = np.argsort(-lengths, kind="stable")
+    return zip(order.tolist(), lengths[order].tolist(), strict=True)
 
 
 def deal(packs: list[list[int]], lengths: I64, world_size: int) -> list[list[list[int]]]:

@@ -110,7 +110,7 @@ def pack_trunks(trunks: list[Trunk]) -> GroupedStream:
         keys=torch.from_numpy(np.concatenate([t.keys for t in trunks])),
         weights=torch.ones(len(group_sizes)),
         reference_logps=torch.zeros(len(lengths)),
-        num_logical_tokens=sum(t.num_logical_tokens for t in trunks),
+        num_logical_tokens=int((forks + 1).sum()) + len(rows),
     )
 
 

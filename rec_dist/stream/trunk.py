@@ -43,4 +43,4 @@ class Trunk:
     @property
     def num_logical_tokens(self) -> int:
         """Tokens of the same work with every prompt written out before each of its completions."""
-        return int(((self.forks + 1) * self.group_sizes).sum()) + len(self.targets)
+        return int(np.dot(self.forks + 1, self.group_sizes)) + len(self.targets)

@@ -6,6 +6,7 @@ Everything that is known before the first step is checked here (lengths, catalog
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from rec_dist.data.plan import Order
 from rec_dist.data.prompt import PromptBuilder
 from rec_dist.data.schema import ITEMS_NAME
 from rec_dist.data.targets import TargetIndex
+from rec_dist.data.trunks import TrunkFactory, build_units
 from rec_dist.models.language import ADAPTER_WEIGHTS, LoraSpec, add_lora, load_language_model
 from rec_dist.models.scorer import POLICY_ADAPTER, Scorer, check_forks
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import sampled_fingerprint, write_json
 from rec_dist.runtime.rng import hash_u64
 from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
-from rec_dist.stream.trunk import I32, Trunk
+from rec_dist.stream.trunk import I32, I64, Trunk
 from rec_dist.tasks.method import Method
 
 
@@ -104,6 +106,17 @@ class LanguageTask:
         keys = range(base + start, base + stop)
         return self._builder.trunk(items[begin : stop - 1], groups, keys, forks_at=[p - begin for p in range(start, stop)])
 
+    def units(self, indices: I64, epochs: I64) -> list[Trunk]:
+        """unit() of each, made all at once where the prompts list no candidates."""
+        if self._builder.listed:
+            return [self.unit(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
+        drawn = np.asarray([self.draw_epoch(epoch) for epoch in epochs.tolist()], dtype=np.int64)
+        return build_units(self._factory, self._split, self._targets, self._sampler, indices, drawn)
+
+    @cached_property
+    def _factory(self) -> TrunkFactory:
+        return TrunkFactory(self._builder)
+
     def _completions(self, row: int, position: int, items: I32, epoch: int) -> I32:
         negatives = self._sampler.draw(
             epoch=self.draw_epoch(epoch),
@@ -151,7 +164,7 @@ class LanguageTask:
                 f"prompt.num_candidates ({self._builder.listed}) is more than the catalogue of {self._data.num_items} allows"
             )
         tokens, positions = self._bounds()
-        if tokens > tokens_per_pack:  # the bound may be loose; building every planned unit is exact, about 60 us each
+        if tokens > tokens_per_pack:  # the bound may be loose; building every planned unit is exact, about 20 us each
             longest, user = self._longest_unit()
             if longest > tokens_per_pack:
                 raise UserError(
@@ -175,10 +188,11 @@ class LanguageTask:
     def _longest_unit(self) -> tuple[int, int]:
         longest, user = 0, -1
         for step in range(self.order.num_steps):
-            for index, epoch in zip(*(values.tolist() for values in self.order.units_of_step(step)), strict=True):
-                length = self.unit(index, epoch).num_tokens
-                if length > longest:
-                    longest, user = length, int(self._split.user_ids[self._targets.rows[index]])
+            indices, epochs = self.order.units_of_step(step)
+            lengths = [unit.num_tokens for unit in self.units(indices, epochs)]
+            if max(lengths) > longest:
+                longest = max(lengths)
+                user = int(self._split.user_ids[self._targets.rows[indices[lengths.index(longest)]]])
         return longest, user
 
     def notes(self) -> list[str]:

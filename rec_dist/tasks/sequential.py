@@ -23,7 +23,7 @@ from rec_dist.data.targets import TargetIndex, index_targets
 from rec_dist.models.sasrec import SASRec, SASRecShape, SequenceBatch, lay_out, stand_in
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json
-from rec_dist.stream.trunk import I32
+from rec_dist.stream.trunk import I32, I64
 
 WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
 
@@ -88,6 +88,10 @@ class SequentialTask:
         row, start, stop = int(self._targets.rows[index]), int(self._targets.starts[index]), int(self._targets.stops[index])
         items = self._split.items_of(row)
         return SequenceUnit(items[max(0, stop - 1 - self._shape.max_length) : stop - 1], items[start:stop])
+
+    def units(self, indices: I64, epochs: I64) -> list[SequenceUnit]:
+        """unit() of each."""
+        return [self.unit(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
 
     def collate(self, units: Sequence[SequenceUnit]) -> SequenceBatch:
         """One batch; the stand-in for none."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.data.plan import Order
+from rec_dist.stream.trunk import I64
 
 
 class Unit(Protocol):
@@ -49,6 +50,10 @@ class Task(Protocol):
 
     def unit(self, index: int, epoch: int) -> Any:
         """Builds unit `index` of 0..num_units-1 as epoch `epoch` has it: a pure function of its arguments."""
+        ...
+
+    def units(self, indices: I64, epochs: I64) -> Sequence[Any]:
+        """unit() of each; indices, epochs (u,)."""
         ...
 
     def collate(self, units: Sequence[Any]) -> Any:

@@ -47,7 +47,7 @@ def cached_reference(
 
     def work(number: int) -> Any:
         chosen = slice(number * block, (number + 1) * block)
-        built = [task.unit(u, e) for u, e in zip(units[chosen].tolist(), epochs[chosen].tolist(), strict=True)]
+        built = task.units(units[chosen], epochs[chosen])
         return divide(task, built, step=number, epoch=0, tokens_per_pack=tokens_per_pack, world=world)
 
     for plan in prefetch(work, range(-(-len(units) // block))):

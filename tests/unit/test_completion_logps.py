@@ -1,6 +1,7 @@
 """completion_logps against log_softmax in float64: one Python loop over the completions."""
 
 import doctest
+import importlib
 import importlib.util
 from itertools import pairwise
 
@@ -125,6 +126,27 @@ def test_no_intermediate_is_larger_than_a_chunk():
         value.sum().backward()
     assert max(chunk_rows, D) * vocabulary == largest  # the (V, D) weight itself, transposed, is the larger
     assert largest < len(ROWS) * vocabulary
+
+
+@pytest.mark.parametrize("chunk_rows", [3, 100])
+def test_a_second_backward_pass_finds_what_the_first_did(chunk_rows):
+    """The first takes the logits of the last chunk from the forward pass and overwrites them."""
+    leaves = [tensor.requires_grad_() for tensor in inputs()]
+    value = ours(*leaves, chunk_rows=chunk_rows).sum()
+    first = torch.autograd.grad(value, leaves, retain_graph=True)
+    second = torch.autograd.grad(value, leaves)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(("chunk_rows", "made"), [(100, 1), (4, 3)])
+def test_the_logits_of_the_last_chunk_are_made_once(monkeypatch, chunk_rows, made):
+    """7 distinct rows: one chunk, or two of which the first is made again."""
+    module = importlib.import_module("rec_dist_kernels.completion_logps")
+    calls = []
+    plain = module._logits
+    monkeypatch.setattr(module, "_logits", lambda *given: calls.append(1) or plain(*given))
+    gradients(ours, inputs(), chunk_rows=chunk_rows)
+    assert len(calls) == made
 
 
 def test_distinct_rows_are_multiplied_once():

@@ -94,3 +94,29 @@ def test_even_packs_leave_no_rank_waiting_for_a_full_one() -> None:
     assert [len(pack) for pack in pack_by_tokens(lengths, 1000)] == [10, 2]
     assert [len(pack) for pack in pack_evenly(lengths, 1000, 2)] == [6, 6]
     assert [len(pack) for pack in pack_evenly(np.asarray([10] * 4), 1000, 2)] == [2, 2]  # one pack would leave a rank idle
+
+
+@settings(max_examples=200, deadline=None)
+@given(LENGTHS, st.integers(30, 90), st.integers(1, 4))
+def test_packs_are_those_of_the_rules_in_words(lengths: np.ndarray, capacity: int, world_size: int) -> None:
+    """Longest first; into the fullest pack that has room, or into the emptiest of all; ties to the earlier."""
+    order = sorted(range(len(lengths)), key=lambda item: (-lengths[item], item))
+    tight: list[list[int]] = []
+    room: list[int] = []
+    for item in order:
+        fits = [pack for pack in range(len(tight)) if room[pack] >= lengths[item]]
+        pack = min(fits, key=lambda p: (room[p], p), default=len(tight))
+        if pack == len(tight):
+            tight.append([])
+            room.append(capacity)
+        tight[pack].append(item)
+        room[pack] -= int(lengths[item])
+    assert pack_by_tokens(lengths, capacity) == tight
+    count = min(-(-len(tight) // world_size) * world_size, len(lengths))
+    even: list[list[int]] = [[] for _ in range(count)]
+    used = [0] * count
+    for item in order:
+        pack = min(range(count), key=lambda p: (used[p], p))
+        even[pack].append(item)
+        used[pack] += int(lengths[item])
+    assert pack_evenly(lengths, capacity, world_size) == (even if max(used, default=0) <= capacity else tight)

@@ -1,0 +1,104 @@
+"""Whole training steps on a GPU: a, b and d of benchmarks/peer_methods.py at 1B and 8B shapes, bfloat16, random weights.
+
+Each method packs as many whole groups as fit its token budget, at least one, and is judged by groups a second. MFU counts the work
+that a method does itself: 2 FLOP a weight and token forward, as much backward, and as much again where the weights train; attention's
+scores and values are counted as dense over what a row sees, and the reference forward of a.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from benchmarks.peer_methods import TINY, Grouped, Published, Replicated, Shape, build_model, make_case, trunk_of
+from benchmarks.peer_targets import Point
+
+LLAMA_1B = Shape(hidden=2048, layers=16, heads=32, kv_heads=8, intermediate=8192, vocab=128256)
+LLAMA_8B = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, vocab=128256, tied=False)
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12}  # dense bfloat16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One model in one mode. pack: tokens of a forward pass."""
+
+    name: str
+    shape: Shape
+    lora: bool
+    pack: int
+    recompute: bool = False
+
+
+def settings(device: str) -> list[Setting]:
+    """In the order of what matters, as time may run out."""
+    if device == "cpu":
+        return [Setting("tiny LoRA", TINY, True, 256)]
+    return [
+        Setting("8B LoRA", LLAMA_8B, True, 8192),
+        Setting("1B LoRA", LLAMA_1B, True, 16384),
+        Setting("1B full", LLAMA_1B, False, 16384),
+        Setting("8B LoRA, recomputed", LLAMA_8B, True, 16384, recompute=True),
+    ]
+
+
+def points(device: str) -> list[Point]:
+    """P and K; the number of groups follows from the pack."""
+    if device == "cpu":
+        return [Point(20, 8, 3, 1)]
+    return [Point(512, 8, 3, 1), Point(512, 8, 15, 1), Point(128, 8, 3, 1)]
+
+
+def build_setting(setting: Setting, device: str) -> Any:
+    """The model of a setting, in training mode."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model: Any = build_model(setting.shape, lora=setting.lora, dtype=dtype, device=device)
+    if setting.recompute:
+        inner = model.get_base_model() if setting.lora else model
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner.enable_input_require_grads()
+    return model.train()
+
+
+def groups_of(method: str, point: Point, pack: int) -> int:
+    """Whole groups that fit, at least one."""
+    size = point.negatives + 1
+    rows = {"a": size * (point.prompt + point.completion), "b": size * (point.prompt + point.completion - 1)}
+    return max(1, pack // rows.get(method, point.prompt + size * (point.completion - 1)))
+
+
+def build_method(method: str, model: Any, setting: Setting, point: Point, device: str) -> Any:
+    """The method with as many groups as fit."""
+    point = replace(point, groups=groups_of(method, point, setting.pack))
+    case = make_case(point, setting.shape.vocab)
+    if method in ("a", "b"):
+        case = replace(case, prompts=case.prompts.to(device), completions=case.completions.to(device))
+        return Published(model, case) if method == "a" else Replicated(model, case, adapter=setting.lora)
+    pairs = zip(case.prompts, case.completions, strict=True)
+    trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
+    return Grouped(model, trunks, point.negatives, adapter=setting.lora, device=device)
+
+
+def step_flops(method: str, setting: Setting, point: Point) -> float:
+    """What one step of the method computes; see the module."""
+    shape, groups = setting.shape, groups_of(method, point, setting.pack)
+    head_dim = shape.hidden // shape.heads
+    attention = shape.hidden * head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    weights = shape.layers * (attention + 3 * shape.hidden * shape.intermediate)
+    size, whole = point.negatives + 1, point.prompt + point.completion
+    triangle = lambda rows: rows * rows / 2
+    if method == "d":
+        tokens = point.prompt + size * (point.completion - 1)
+        pairs = triangle(point.prompt) + size * (point.completion - 1) * (point.prompt + point.completion / 2)
+        scored: float = 1 + size * (point.completion - 1)
+    else:
+        length = whole if method == "a" else whole - 1
+        tokens, pairs = size * length, size * triangle(length)
+        scored = tokens if method == "a" else size * point.completion
+    forward = 2 * tokens * weights + 4 * pairs * shape.hidden * shape.layers + 2 * scored * shape.hidden * shape.vocab
+    passes = (2 if setting.lora else 3) + (1 if method == "a" else 0) + (1 if setting.recompute else 0)
+    return float(groups * passes * forward)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bfloat16 of a known device."""
+    return next((value for name, value in PEAK_FLOPS.items() if name in device_name), None)

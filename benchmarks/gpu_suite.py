@@ -1,0 +1,216 @@
+"""Everything that needs a GPU, in one command and under 9 minutes: heads against torch, training steps against peers.
+
+    PYTHONPATH=kernels python -m benchmarks.gpu_suite --out results.json
+    python -m benchmarks.gpu_suite --markdown results.json
+
+Needs torch >= 2.11, transformers >= 5.17, peft and numpy (and triton for its rows): no Ray, DeepSpeed, OmegaConf or network. Each
+row is guarded: a failure is written in its place and the next row runs. A row that would not fit the time left is skipped and says so.
+Without a GPU it runs tiny shapes on the CPU, which checks the script itself, and marks the rows of the GPU as not measured.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import gpu_heads, gpu_peers, results
+
+BUDGET_SECONDS = 520.0
+Measure = Callable[[], dict[str, Any]]
+
+
+class Suite:
+    """Runs rows one after another, each guarded and within the time."""
+
+    def __init__(self, device: str, budget: float) -> None:
+        self.device = device
+        self.deadline = time.perf_counter() + budget
+        self.rows: list[dict[str, Any]] = []
+
+    def row(self, about: dict[str, Any], expected_seconds: float, measure: Measure) -> dict[str, Any]:
+        """Adds about | measure(), or the reason why there is nothing."""
+        left = self.deadline - time.perf_counter()
+        row = {**about, "device": self.device, "status": "measured"}
+        if left < expected_seconds:
+            row["status"] = f"skipped: needs about {expected_seconds:.0f} s, {max(left, 0):.0f} s left"
+        else:
+            try:
+                row |= measure()
+            except Exception as fault:
+                text = str(fault).strip().splitlines()
+                row["status"] = f"failed: {type(fault).__name__}: {text[0][:160] if text else ''}"
+        self.rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        self.free()
+        return row
+
+    def free(self) -> None:
+        """What the last row left behind."""
+        gc.collect()
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+
+    def time(self, step: Callable[[], Any], *, clear: Callable[[], None], repeats: int) -> dict[str, Any]:
+        """Median milliseconds after two warm-ups, and peak bytes above what was held before."""
+        on_gpu = self.device != "cpu"
+        clear()
+        if on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated() if on_gpu else 0
+        samples = []
+        for number in range(repeats + 2):
+            clear()
+            start = time.perf_counter()
+            step()
+            if on_gpu:
+                torch.cuda.synchronize()
+            if number >= 2:
+                samples.append((time.perf_counter() - start) * 1e3)
+        peak = torch.cuda.max_memory_allocated() - held if on_gpu else None
+        clear()
+        return {"milliseconds": results.spread(samples), "peak_bytes": peak}
+
+
+def run_heads(suite: Suite, *, repeats: int) -> None:
+    """Every head method at every shape; the ratio is to the GEMMs that none can do without."""
+    for vocab, scored, width, trains in gpu_heads.cases(suite.device):
+        about = {"section": "head", "V": vocab, "M": scored, "D": width, "weight": "trains" if trains else "frozen"}
+        try:
+            case = gpu_heads.HeadCase(vocab, scored, width, trains, suite.device)
+        except Exception as fault:
+            suite.rows.append({**about, "method": "all", "status": f"failed: {type(fault).__name__}: {fault}"[:200]})
+            continue
+        bare = None
+        for name, step in case.methods(compiled=suite.device != "cpu").items():
+            expected = 25.0 if name == "torch.compile" else 4.0
+            measure = lambda step=step, case=case: suite.time(step, clear=case.clear, repeats=repeats)
+            row = suite.row({**about, "method": name}, expected, measure)
+            if "milliseconds" in row:
+                bare = row["milliseconds"]["median"] if name == "GEMMs alone" else bare
+                row["x GEMMs"] = row["milliseconds"]["median"] / bare if bare else None
+        del case, step, measure
+        suite.free()
+
+
+def run_peers(suite: Suite, *, repeats: int) -> None:
+    """a, b and d at every model and point; ours is compared with each."""
+    peak = gpu_peers.peak_flops(torch.cuda.get_device_name()) if suite.device != "cpu" else None
+    for setting in gpu_peers.settings(suite.device):
+        about = {"section": "peers", "model": setting.name, "pack": setting.pack}
+        holder: list[Any] = []
+        built = suite.row({**about, "method": "build"}, 25.0, lambda: _build(holder, setting, suite.device))  # noqa: B023
+        if not holder:
+            continue
+        suite.rows.remove(built)
+        for point in gpu_peers.points(suite.device):
+            speeds: dict[str, float] = {}
+            for method in ("d", "b", "a") if setting.lora else ("d", "b"):
+                here = {**about, "P": point.prompt, "K": point.negatives, "method": method}
+
+                def measure(
+                    method: str = method, point: Any = point, setting: Any = setting, holder: Any = holder
+                ) -> dict[str, Any]:
+                    runner = gpu_peers.build_method(method, holder[0], setting, point, suite.device)
+                    clear = lambda: holder[0].zero_grad(set_to_none=True)
+                    timed = suite.time(runner.step, clear=clear, repeats=repeats)
+                    seconds = timed["milliseconds"]["median"] / 1e3
+                    flops = gpu_peers.step_flops(method, setting, point)
+                    mfu = flops / seconds / peak if peak else None
+                    speed = {"groups/s": runner.groups / seconds, "tokens/s": runner.num_tokens / seconds, "mfu": mfu}
+                    return {**timed, **speed, "groups": runner.groups, "tokens": runner.num_tokens}
+
+                row = suite.row(here, 15.0, measure)
+                if "groups/s" in row:
+                    speeds[method] = row["groups/s"]
+                    row["d is x"] = speeds["d"] / row["groups/s"] if "d" in speeds else None
+        holder.clear()
+        suite.free()
+
+
+def _build(holder: list[Any], setting: gpu_peers.Setting, device: str) -> dict[str, Any]:
+    holder.append(gpu_peers.build_setting(setting, device))
+    return {}
+
+
+def not_measured() -> list[dict[str, Any]]:
+    """The rows that a GPU would fill."""
+    heads = [
+        {"section": "head", "device": "cuda", "V": vocab, "M": scored, "D": width, "method": "all"}
+        for vocab, scored, width, _ in gpu_heads.cases("cuda")
+    ]
+    peers = [
+        {
+            "section": "peers",
+            "device": "cuda",
+            "model": setting.name,
+            "pack": setting.pack,
+            "P": point.prompt,
+            "K": point.negatives,
+        }
+        for setting in gpu_peers.settings("cuda")
+        for point in gpu_peers.points("cuda")
+    ]
+    return [{**row, "method": row.get("method", "a, b, d"), "status": "not measured"} for row in (*heads, *peers)]
+
+
+def report(result: dict[str, Any], *, markdown: bool = False) -> str:
+    """The tables of a result file."""
+
+    def shown(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+        ms = row.get("milliseconds", {}).get("median")
+        gib = row["peak_bytes"] / 2**30 if row.get("peak_bytes") else None
+        status = "" if row["status"] == "measured" else row["status"]
+        return {**{name: row.get(name) for name in names}, "ms": ms, "peak GiB": gib, "note": status}
+
+    heads = ("device", "V", "M", "weight", "method", "x GEMMs")
+    peers = ("device", "model", "pack", "P", "K", "method", "groups", "tokens", "groups/s", "tokens/s", "mfu", "d is x")
+    rows = result["rows"]
+    parts = [[shown(row, heads) for row in rows if row["section"] == "head"]]
+    parts += [[shown(row, peers) for row in rows if row["section"] == "peers"]]
+    return "\n\n".join([*(results.table(part, markdown=markdown) for part in parts), results.stamp(result)])
+
+
+def run(*, budget: float, repeats: int, only: str = "all") -> list[dict[str, Any]]:
+    """All rows. The heads come first: half of the time is theirs at most."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    suite = Suite(device, budget if only != "all" else budget / 2)
+    end = time.perf_counter() + budget
+    if only in ("all", "heads"):
+        run_heads(suite, repeats=repeats)
+    suite.deadline = end
+    if only in ("all", "peers"):
+        run_peers(suite, repeats=repeats)
+    return suite.rows + (not_measured() if device == "cpu" else [])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """See the module."""
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds; rows that would not fit are skipped")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=("all", "heads", "peers"), default="all")
+    parser.add_argument("--commit", help="where the tree is no checkout: what it was taken from")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
+    given = parser.parse_args(words)
+    if given.markdown:
+        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+        return
+    about = results.facts(results.command_of("benchmarks.gpu_suite", words))
+    result = {**about, "commit": about["commit"] or given.commit}
+    result["rows"] = run(budget=given.budget, repeats=given.repeats, only=given.only)
+    if given.out:
+        results.write(given.out, result)
+    print(report(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The loader alone: packed tokens a second on one core, at the size of MovieLens-1M, for S-DPO with 15 negatives.
+
+    python -m benchmarks.loader --out results.json             synthetic interactions: 6,040 users, 3,533 items, 575k choices
+    python -m benchmarks.loader --source ml-1m                 the real ones, fetched on first use
+    python -m benchmarks.loader --markdown results.json
+
+Goes the project's own way: prepare, tokenise, plan, build, pack, deal, collate (train/loader.py: step_work). Prepare and tokenising
+happen once and are timed apart. Target: 500k packed tokens a second a core, a hundred times what a GPU takes of an 8B model.
+"""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from benchmarks import results
+from benchmarks.peer_targets import Verdict
+from rec_dist.config.schema import DataConfig, PromptConfig
+from rec_dist.data.dataset import PreparedData, SequenceSplit
+from rec_dist.data.negatives import NegativeSampler
+from rec_dist.data.plan import Order
+from rec_dist.data.prompt import PromptBuilder, build_prompt_builder
+from rec_dist.data.targets import index_targets
+from rec_dist.runtime.world import World
+from rec_dist.tasks.language import LanguageTask, ModelSpec
+from rec_dist.tasks.sdpo import sdpo
+from rec_dist.train.loader import step_work
+
+TARGET = 500_000
+NUM_USERS, NUM_ITEMS, NUM_CHOICES = 6040, 3533, 575_000
+CASES = [  # targets a trunk, groups a step, kind of negatives, world size
+    (1, 512, "uniform", 1),
+    (1, 512, "popularity", 1),
+    (10, 1000, "uniform", 1),
+    (1, 2048, "uniform", 8),
+]
+
+
+def write_synthetic(path: Path, *, users: int = NUM_USERS, items: int = NUM_ITEMS, choices: int = NUM_CHOICES) -> None:
+    """A csv file of that size: sequence lengths log-normal as in MovieLens, items by a power law, titles of 1 to 5 words."""
+    rng = np.random.default_rng(0)
+    words = np.asarray(["".join(rng.choice(list("aeioulnrstdm"), size=rng.integers(3, 9))) for _ in range(800)])
+    titles = [" ".join(rng.choice(words, size=rng.integers(1, 6))).title() + f" {number}" for number in range(items)]
+    raw = rng.lognormal(mean=4.0, sigma=1.0, size=users)
+    lengths = np.clip((raw * choices / raw.sum()).astype(int), 6, items // 3)
+    popularity = 1.0 / (np.arange(items) + 20.0)
+    lines = ["user,item,rating,timestamp,title"]
+    for user, length in enumerate(lengths.tolist()):
+        keys = rng.exponential(size=items) / popularity  # the smallest keys: a draw without replacement by popularity
+        for place, item in enumerate(np.argpartition(keys, length)[:length].tolist()):
+            lines.append(f"u{user},i{item},5,{user * 1000 + place},{titles[item]}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def small_tokenizer(texts: list[str]) -> Any:
+    """A byte-level BPE of 8k tokens learned from the titles, so that nothing is fetched; about 5 tokens a title."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=8000, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([f" {text}" for text in texts], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+
+
+def make_task(
+    data: PreparedData, split: SequenceSplit, builder: PromptBuilder, *, per_trunk: int, groups: int, kind: Any, negatives: int
+) -> LanguageTask:
+    """S-DPO on the training split, without a model."""
+    targets = index_targets(split, per_trunk)
+    return LanguageTask(
+        sdpo(beta=1.0, num_negatives=negatives),
+        ModelSpec(Path(), torch.float32, False, None, None, False, 0),
+        data,
+        split,
+        targets,
+        builder,
+        NegativeSampler(kind, negatives, 0, data.train_counts),
+        order=Order(len(targets), groups // per_trunk, 1, 0),
+        refresh_negatives=False,
+        reference_key="",
+        width=64,
+    )
+
+
+def measure(task: LanguageTask, *, steps: int, repeats: int, world: World) -> dict[str, Any]:
+    """Every rank builds a whole step and collates its own share: tokens are those of the step on one rank, times the ranks."""
+    step_work(task, 0, tokens_per_pack=8192, world=world)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work = [step_work(task, step, tokens_per_pack=8192, world=world) for step in range(1, steps + 1)]
+        seconds.append(time.perf_counter() - start)
+    tokens, groups = sum(step.num_tokens for step in work), sum(step.num_groups for step in work)
+    median = results.spread(seconds)
+    return {
+        "seconds": median,
+        "tokens": tokens,
+        "groups": groups,
+        "tokens_per_second": tokens / median["median"],
+        "logical_tokens_per_second": sum(step.num_logical_tokens for step in work) / median["median"],
+        "microseconds_per_group": median["median"] / groups * 1e6,
+    }
+
+
+def profile(task: LanguageTask, steps: int) -> list[dict[str, Any]]:
+    """Where the time goes: functions by their own time, under the profiler, which slows small calls."""
+    profiler = cProfile.Profile()
+    profiler.enable()
+    for step in range(steps):
+        step_work(task, step, tokens_per_pack=8192, world=World())
+    profiler.disable()
+    stats: Any = pstats.Stats(profiler)
+    total = stats.total_tt
+    entries = sorted(stats.stats.items(), key=lambda entry: -entry[1][2])[:10]
+    return [
+        {"function": f"{Path(file).name}:{name}", "share": own / total, "calls": calls}
+        for (file, _, name), (_, calls, own, _, _) in entries
+    ]
+
+
+def run(source: str | None, *, steps: int, repeats: int, negatives: int, sizes: dict[str, int] | None = None) -> dict[str, Any]:
+    """Prepares in a temporary folder and measures every case."""
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        if source is None:
+            source = str(Path(folder) / "interactions.csv")
+            write_synthetic(Path(source), **(sizes or {}))
+        start = time.perf_counter()
+        config = DataConfig(source=source, path=f"{folder}/prepared", split="leave_one_out", min_rating=4.0)
+        from rec_dist.data.prepare import prepare
+
+        prepare(config, log=lambda line: print(line, file=sys.stderr))
+        prepared = time.perf_counter()
+        data = PreparedData.open(config.path)
+        builder = build_prompt_builder(PromptConfig(), small_tokenizer(data.titles), data.titles)
+        tokenised = time.perf_counter()
+        split = data.split("train")
+        for per_trunk, groups, kind, ranks in CASES:
+            task = make_task(data, split, builder, per_trunk=per_trunk, groups=groups, kind=kind, negatives=negatives)
+            case = {"targets a trunk": per_trunk, "groups a step": groups, "negatives": kind, "ranks": ranks}
+            rows.append({**case, **measure(task, steps=steps, repeats=repeats, world=World(0, ranks))})
+        task = make_task(data, split, builder, per_trunk=1, groups=512, kind="uniform", negatives=negatives)
+        return {
+            "rows": rows,
+            "profile": profile(task, steps),
+            "prepare_seconds": prepared - start,
+            "tokenise_seconds": tokenised - prepared,
+            "tokens_per_title": float(builder.titles.lengths.mean()),
+            "users": len(split),
+            "items": data.num_items,
+            "num_negatives": negatives,
+        }
+
+
+def report(result: dict[str, Any], *, markdown: bool = False) -> str:
+    """The tables of a result file."""
+    rows = [
+        {
+            **{name: row[name] for name in ("targets a trunk", "groups a step", "negatives", "ranks")},
+            "tokens/s": row["tokens_per_second"],
+            "logical tokens/s": row["logical_tokens_per_second"],
+            "us a group": row["microseconds_per_group"],
+            "tokens a group": row["tokens"] / row["groups"],
+        }
+        for row in result["rows"]
+    ]
+    slowest = min(row["tokens_per_second"] for row in result["rows"])
+    where = [{**entry, "share": f"{entry['share']:.0%}"} for entry in result["profile"]]
+    head = (
+        f"K={result['num_negatives']}, {result['users']:,} users, {result['items']:,} items, {result['tokens_per_title']:.1f} tokens "
+        f"a title; prepare {result['prepare_seconds']:.1f} s, tokenise {result['tokenise_seconds']:.1f} s, one core"
+    )
+    target = Verdict("packed tokens a second on one core, slowest case", TARGET, slowest).row()
+    tables = [results.table(part, markdown=markdown) for part in (rows, where, [target])]
+    return "\n\n".join([head, *tables, results.stamp(result)])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """See the module."""
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", help="a known data set or a file; none: synthetic interactions of MovieLens-1M's size")
+    parser.add_argument("--negatives", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
+    given = parser.parse_args(words)
+    if given.markdown:
+        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+        return
+    measured = run(given.source, steps=given.steps, repeats=given.repeats, negatives=given.negatives)
+    result = {**results.facts(results.command_of("benchmarks.loader", words)), **measured}
+    print(report(result))
+    if given.out:
+        results.write(given.out, result)
+
+
+if __name__ == "__main__":
+    main()

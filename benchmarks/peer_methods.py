@@ -1,0 +1,242 @@
+"""One step of S-DPO training, forward and backward, as peers do it and as we do: the same model, tokens, adapter and loss.
+
+a: S-DPO as published (arXiv 2406.09215, section 4): every completion behind its own copy of the prompt, padded sequences with a
+   mask, logits of all positions in float32, the reference scored on the spot with the adapter off.
+b: the strongest replicated form: no padding, no position that nothing reads, the head on completion rows alone, reference cached.
+d: ours, grouped.  e: ours, 10 targets of one user on one trunk.
+
+G groups, N = K + 1 completions of a group, P prompt tokens, C completion tokens, L = P + C.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.peer_targets import Point
+from rec_dist.losses import preference_sums
+from rec_dist.models.scorer import Scorer
+from rec_dist.stream.grouped import GroupedStream, pack_trunks
+from rec_dist.stream.trunk import Trunk
+from rec_dist.tasks.sdpo import sdpo
+from rec_dist_kernels import completion_logps
+
+BETA, END, TIMELINE = 1.0, 0, 10
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a random Llama; the default is that of SmolLM2-135M."""
+
+    hidden: int = 576
+    layers: int = 30
+    heads: int = 9
+    kv_heads: int = 3
+    intermediate: int = 1536
+    vocab: int = 49152
+    tied: bool = True
+
+
+TINY = Shape(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64, vocab=320)
+
+
+def build_model(shape: Shape, *, lora: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+    """Random weights, the same in every process. LoRA r8 on all linear layers, its B moved off zero so that it has an effect."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=32768,
+        tie_word_embeddings=shape.tied,
+        bos_token_id=None,
+        eos_token_id=END,
+    )
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model: nn.Module = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(default)
+    if not lora:
+        return model
+    settings = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, settings, autocast_adapter_dtype=False)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return model
+
+
+@dataclass(frozen=True)
+class Case:
+    """The tokens of a step: prompts (G, P), completions (G, N, C), the chosen one first, each with END as its last token."""
+
+    prompts: Tensor
+    completions: Tensor
+
+
+def make_case(point: Point, vocab: int) -> Case:
+    """Random tokens, the same in every process."""
+    generator = torch.Generator().manual_seed(point.prompt * 1000 + point.negatives)
+    draw = lambda *size: torch.randint(1, vocab, size, generator=generator)
+    completions = draw(point.groups, point.negatives + 1, point.completion)
+    completions[:, :, -1] = END
+    return Case(draw(point.groups, point.prompt), completions)
+
+
+def timeline(point: Point, vocab: int) -> list[tuple[Tensor, Tensor]]:
+    """TIMELINE targets of one user: (prompt (P + i C,), completions (N, C)); each prompt is the next one's beginning."""
+    case = make_case(Point(point.prompt, point.completion, point.negatives, TIMELINE), vocab)
+    prompt, out = case.prompts[0], []
+    for completions in case.completions:
+        out.append((prompt, completions))
+        # The history goes on with the chosen title, and with one token where the next answer begins.
+        prompt = torch.cat([prompt, completions[0, :-1], case.prompts[1, :1]])
+    return out
+
+
+def trunk_of(prompt: Tensor, forks: list[int], completions: list[Tensor], key: int) -> Trunk:
+    """prompt (P,), a fork and completions (N, C) a group; a chosen one that the prompt goes on with takes no rows."""
+    branches, sizes = [], [len(group) for group in completions]
+    for fork, group in zip(forks, completions, strict=True):
+        for place, answer in enumerate(group):
+            stands = place == 0 and torch.equal(prompt[fork + 1 : fork + len(answer)], answer[:-1])
+            branches.append(answer[:0] if stands else answer[:-1])
+    answers = [answer for group in completions for answer in group]
+    array = lambda values: np.asarray(values, dtype=np.int32)
+    return Trunk(
+        tokens=array(prompt),
+        forks=array(forks),
+        keys=np.arange(key, key + len(forks), dtype=np.int64),
+        group_sizes=array(sizes),
+        branch_tokens=array(torch.cat(branches)),
+        branch_lengths=array([len(branch) for branch in branches]),
+        lengths=array([len(answer) for answer in answers]),
+        targets=array(torch.cat(answers)),
+    )
+
+
+def mean_loss(logps: Tensor, reference: Tensor, groups: int) -> Tensor:
+    """S-DPO over equal groups: logps, reference (G * N,) -> ()."""
+    offsets = torch.arange(0, len(logps) + 1, len(logps) // groups, device=logps.device)
+    return preference_sums(logps, reference, offsets, kind="sdpo", beta=BETA).loss_sum / groups
+
+
+class Published:
+    """a. One forward of policy and one of reference over G * N whole sequences, with all logits."""
+
+    def __init__(self, model: Any, case: Case) -> None:
+        self.model, self.groups, self.width = model, len(case.prompts), case.completions.shape[2]
+        size = case.completions.shape[1]
+        prompts = case.prompts[:, None].expand(-1, size, -1)
+        self.ids = torch.cat([prompts, case.completions], dim=2).flatten(0, 1)  # (G * N, L)
+        self.mask = torch.ones_like(self.ids)
+        self.scored = torch.zeros_like(self.ids, dtype=torch.bool)
+        self.scored[:, -self.width :] = True
+
+    @property
+    def num_tokens(self) -> int:
+        return self.ids.numel()
+
+    def logps(self) -> Tensor:
+        logits = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=False).logits.float()  # (G * N, L, V)
+        every = F.log_softmax(logits[:, :-1], dim=-1).gather(2, self.ids[:, 1:, None])[..., 0]
+        return (every * self.scored[:, 1:]).sum(1)
+
+    def step(self) -> float:
+        with torch.no_grad(), self.model.disable_adapter():
+            reference = self.logps()
+        loss = mean_loss(self.logps(), reference, self.groups)
+        loss.backward()
+        return float(loss.detach())
+
+
+class Replicated:
+    """b. Equal lengths, so a batch without padding; the last token is not fed; the head sees completion rows alone."""
+
+    def __init__(self, model: Any, case: Case, *, adapter: bool = True) -> None:
+        self.base = model.get_base_model() if adapter else model
+        self.groups, size, width = case.completions.shape
+        prompts = case.prompts[:, None].expand(-1, size, -1)
+        self.ids = torch.cat([prompts, case.completions], dim=2).flatten(0, 1)[:, :-1].contiguous()  # (G * N, L - 1)
+        starts = torch.arange(len(self.ids), device=self.ids.device)[:, None] * self.ids.shape[1]
+        begin = case.prompts.shape[1] - 1
+        self.rows = (starts + begin + torch.arange(width, device=self.ids.device)).flatten()  # (G * N * C,)
+        self.targets = case.completions.flatten()
+        self.offsets = torch.arange(0, len(self.targets) + 1, width, device=self.ids.device)
+        self.reference = torch.zeros(len(self.ids), device=self.ids.device)
+        if adapter:
+            with torch.no_grad(), model.disable_adapter():
+                self.reference = self.logps()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.ids.numel()
+
+    def logps(self) -> Tensor:
+        hidden = self.base.base_model(input_ids=self.ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        return completion_logps(hidden, self.base.get_output_embeddings().weight, self.rows, self.targets, self.offsets)
+
+    def step(self) -> float:
+        loss = mean_loss(self.logps(), self.reference, self.groups)
+        loss.backward()
+        return float(loss.detach())
+
+
+class Grouped:
+    """d and e. The project's own scorer and loss on a packed stream, reference cached."""
+
+    def __init__(self, model: Any, trunks: list[Trunk], negatives: int, *, adapter: bool = True, device: str = "cpu") -> None:
+        method = sdpo(beta=BETA, num_negatives=negatives)
+        self.scorer = Scorer(model, method.loss, method.metric_names)
+        self.stream: GroupedStream = pack_trunks(trunks).to(device)
+        if adapter:
+            with torch.no_grad(), self.scorer.as_reference():
+                self.stream = self.stream.with_reference(self.scorer(self.stream)[2])
+
+    @property
+    def groups(self) -> int:
+        return len(self.stream.group_offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stream.num_tokens
+
+    def step(self) -> float:
+        loss_sum, sums, _ = self.scorer(self.stream)
+        (loss_sum / self.groups).backward()
+        return float(sums[0]) / self.groups
+
+
+def build(method: str, model: Any, point: Point, vocab: int) -> Any:
+    """The method "a", "b", "d", "e" or "e-apart" (e's targets, each with a prompt of its own: what e must equal)."""
+    case = make_case(point, vocab)
+    if method == "a":
+        return Published(model, case)
+    if method == "b":
+        return Replicated(model, case)
+    if method == "d":
+        pairs = zip(case.prompts, case.completions, strict=True)
+        trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
+        return Grouped(model, trunks, point.negatives)
+    targets = timeline(point, vocab)
+    if method == "e":
+        forks = [len(prompt) - 1 for prompt, _ in targets]
+        return Grouped(model, [trunk_of(targets[-1][0], forks, [answers for _, answers in targets], 0)], point.negatives)
+    assert method == "e-apart", method
+    trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(targets)]
+    return Grouped(model, trunks, point.negatives)

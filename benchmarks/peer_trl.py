@@ -1,0 +1,81 @@
+"""c: TRL's DPOTrainer on the same pairs (K = 1), as it is and at its best on this machine. Needs the extra `peers`.
+
+Its loss is checked against ours. default: DPOConfig as it is, but for float32 on the CPU; that recomputes activations
+and scores the reference on the spot. best: no recomputation, reference log-probs precomputed. padding_free is switched off by TRL
+itself since its refactor, use_logits_to_keep is gone: its head is fused and reads completion positions alone.
+"""
+
+import inspect
+import os
+import tempfile
+from typing import Any
+
+import torch
+
+from benchmarks.peer_methods import BETA, END, make_case
+from benchmarks.peer_targets import Point
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "c-default": {},
+    "c-best": {"gradient_checkpointing": False, "precompute_ref_log_probs": True},
+}
+
+
+class TRLMethod:
+    """A DPOTrainer whose training_step is called by hand on one fixed batch."""
+
+    def __init__(self, model: Any, point: Point, vocab: int, variant: str) -> None:
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        self.folder = tempfile.TemporaryDirectory()
+        os.environ.setdefault("HF_DATASETS_CACHE", self.folder.name)
+        from datasets import Dataset, disable_progress_bars
+        from trl import DPOConfig, DPOTrainer
+
+        disable_progress_bars()
+        case = make_case(point, vocab)
+        rows = [
+            {"prompt_ids": prompt.tolist(), "chosen_ids": answers[0].tolist(), "rejected_ids": answers[1].tolist()}
+            for prompt, answers in zip(case.prompts, case.completions, strict=True)
+        ]
+
+        class Pretokenised(DPOTrainer):  # type: ignore[misc]
+            """The same tokens as the others, so none of its tokenising."""
+
+            def _prepare_dataset(self, dataset: Any, *rest: Any, **more: Any) -> Any:
+                return dataset
+
+        wanted = {
+            "output_dir": self.folder.name,
+            "per_device_train_batch_size": point.groups,
+            "beta": BETA,
+            "max_length": None,
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            **VARIANTS[variant],
+        }
+        config = DPOConfig(**{name: value for name, value in wanted.items() if name in inspect.signature(DPOConfig).parameters})
+        data = Dataset.from_list(rows)
+        self.trainer = Pretokenised(model=model, args=config, train_dataset=data, processing_class=_tokenizer(vocab))
+        self.trainer.current_gradient_accumulation_steps = 1
+        examples = [self.trainer.train_dataset[index] for index in range(point.groups)]
+        self.batch = self.trainer.data_collator(examples)
+        self.num_tokens = int(self.batch["input_ids"].numel())
+        self.groups = point.groups
+
+    def step(self) -> float:
+        batch = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in self.batch.items()}
+        return float(self.trainer.training_step(self.trainer.model, batch))
+
+
+def _tokenizer(vocab: int) -> Any:
+    """One word a token: TRL asks for a tokenizer even where nothing is left to tokenise."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<eos>": END, **{f"t{token}": token for token in range(1, vocab)}}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<eos>")

@@ -1,0 +1,244 @@
+"""Grouped training against peers, side by side on one machine: groups a second, peak memory, ratios, targets.
+
+    python -m benchmarks.peers --quick --out results.json      under 10 minutes on 2 cores
+    python -m benchmarks.peers --full --out results.json       every point
+    python -m benchmarks.peers --markdown results.json         the tables of docs/performance.md
+
+Methods and what they share: benchmarks/peer_methods.py; TRL: benchmarks/peer_trl.py; memory: benchmarks/peer_worker.py. Every method
+lives in a process of its own, and repeats are interleaved (a, b, d, a, b, d, ...), so that a slow minute of the machine meets all.
+Refuses to print a comparison whose losses differ by more than 1e-4.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from benchmarks.peer_targets import Point, by_point, ratio, rho, verdicts
+
+TOLERANCE = 1e-4
+METHODS = ("a", "b", "c-default", "c-best", "d", "e")
+SMOLLM: dict[str, Any] = {}  # the default shape
+FULL = [Point(p, 8, k, 4 if p == 100 else 1) for p in (100, 512) for k in (1, 3, 7, 15)]
+QUICK = [Point(100, 8, 1, 2), Point(100, 8, 3, 2), Point(512, 8, 1, 1), Point(512, 8, 3, 1), Point(100, 8, 15, 1)]
+
+
+class Child:
+    """One method's process."""
+
+    def __init__(self, method: str, shape: dict[str, Any], threads: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        arguments = [method, json.dumps(shape), str(threads)]
+        self.process = results.run_apart("benchmarks.peer_worker", arguments, env=environment, stderr=subprocess.DEVNULL)
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """One answer; a process that died is a failed measurement (most likely out of memory)."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        return dict(json.loads(line)) if line else {"error": f"its process ended ({self.process.poll()}); out of memory?"}
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def methods_at(point: Point, wanted: list[str]) -> list[str]:
+    """c: pairs only. e: the claim is about K = 3."""
+    skip = {"c-default", "c-best"} if point.negatives != 1 else set()
+    if point.negatives != 3:
+        skip |= {"e", "e-apart"}
+    return [method for method in wanted if method not in skip]
+
+
+def activation_bytes(method: str, point: Point, shape: Any) -> float:
+    """A floor for what a step holds: saved activations of every fed token, and for a three copies of its logits."""
+    size = point.negatives + 1
+    fed = {"a": size * (point.prompt + point.completion), "b": size * (point.prompt + point.completion - 1)}
+    tokens = fed.get(method, 0) * point.groups
+    logits = 3 * tokens * shape.vocab if method == "a" else 0
+    return 4.0 * (tokens * shape.layers * (10 * shape.hidden + 5 * shape.intermediate) + logits)
+
+
+def available_bytes() -> float:
+    """What this machine could still give."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats: int, budget: float) -> list[dict[str, Any]]:
+    """Rows of one point. The first round warms up and checks the losses; then rounds until `repeats` or `budget` seconds are spent."""
+    rows: dict[str, dict[str, Any]] = {}
+    for method in methods_at(point, list(children)):
+        rows[method] = {"method": method, **asdict(point), "samples": [], "cpu_samples": [], "peaks": []}
+        needed = activation_bytes(method, point, shape)
+        if needed > available_bytes():
+            rows[method]["error"] = f"not run: needs about {needed / 2**30:.0f} GiB, more than is free"
+            continue
+        rows[method] |= children[method].ask({"build": asdict(point)})
+        if "error" not in rows[method]:
+            first = children[method].ask({"step": True})
+            rows[method] |= {"error": first["error"]} if "error" in first else {"loss": first["loss"]}
+    check_losses(point, rows)
+    start = time.perf_counter()
+    for number in range(repeats):
+        for method, row in rows.items():
+            if "error" in row or method == "e-apart":
+                continue
+            answer = children[method].ask({"step": True})
+            if "error" in answer:
+                row["error"] = answer["error"]
+                continue
+            row["samples"].append(answer["seconds"])
+            row["cpu_samples"].append(answer["cpu_seconds"])
+            row["peaks"].append(answer["peak_bytes"])
+        if number + 1 < repeats and (time.perf_counter() - start) * (number + 2) / (number + 1) > budget:
+            break
+    for row in rows.values():
+        if row["samples"] and "error" not in row:
+            row["seconds"] = results.spread(row["samples"])
+            row["groups_per_second"] = row["groups"] / row["seconds"]["median"]
+            row["peak_bytes"] = max(row["peaks"])
+    return [row for method, row in rows.items() if method != "e-apart"]
+
+
+def check_losses(point: Point, rows: dict[str, dict[str, Any]]) -> None:
+    """SystemExit where two methods that do the same work do not have the same loss."""
+    pairs = [("a", "d"), ("b", "d"), ("c-default", "d"), ("c-best", "d"), ("e", "e-apart")]
+    for left, right in pairs:
+        values = [rows.get(method, {}).get("loss") for method in (left, right)]
+        if None in values:
+            continue
+        if not abs(values[0] - values[1]) <= TOLERANCE * max(1.0, abs(values[1])):
+            raise SystemExit(
+                f"{point.name}: {left} has the loss {values[0]:.7f} and {right} {values[1]:.7f}; a comparison would be wrong"
+            )
+
+
+def table_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line a measurement: speed, spread, memory, ratios of ours to the peers, share of the ideal."""
+    found = by_point(rows)
+    out = []
+    for row in rows:
+        here = (row["prompt"], row["negatives"], row["method"])
+        against = {
+            f"x {name}": ratio(found, here, (row["prompt"], row["negatives"], name)) if row["method"] in ("d", "e") else None
+            for name in ("a", "b", "c-default", "c-best")
+        }
+        ideal = rho(row["prompt"], row["completion"], row["negatives"])
+        seconds = row.get("seconds")
+        shown = f"{seconds['median']:.3g} [{seconds['low']:.3g}, {seconds['high']:.3g}]" if seconds else row.get("error", "-")
+        gain = against["x b"]
+        out.append(
+            {
+                "P": row["prompt"],
+                "K": row["negatives"],
+                "method": row["method"],
+                "groups/s": row.get("groups_per_second"),
+                "seconds a step": shown,
+                "groups a step": row["groups"],
+                "tokens a step": row.get("tokens"),
+                "peak MiB": row["peak_bytes"] / 2**20 if "peak_bytes" in row else None,
+                **against,
+                "rho": ideal if row["method"] == "d" else None,
+                "of rho": gain / ideal if gain and row["method"] == "d" else None,
+            }
+        )
+    return out
+
+
+def report(result: dict[str, Any], *, markdown: bool = False) -> str:
+    """The tables of a result file."""
+    rows = result["rows"]
+    parts = [results.table(table_rows(rows), markdown=markdown)]
+    parts += [results.table([verdict.row() for verdict in verdicts(rows)], markdown=markdown)]
+    parts += [*result["notes"], results.stamp(result)]
+    return "\n\n".join(parts)
+
+
+def run(
+    points: list[Point], shape: dict[str, Any], *, threads: int, repeats: int, budget: float, wanted: list[str]
+) -> dict[str, Any]:
+    """Measures `points`; budget: seconds a point."""
+    from benchmarks.peer_methods import Shape
+
+    notes = []
+    if importlib.util.find_spec("trl") is None:
+        wanted = [method for method in wanted if not method.startswith("c-")]
+        notes.append("c skipped: trl is not installed (pip install -c constraints.txt -e '.[peers]')")
+    else:
+        from benchmarks.peer_trl import VARIANTS
+
+        notes.append(f"c: trl {importlib.metadata.version('trl')}, DPOConfig defaults changed by {VARIANTS}")
+    if "e" in wanted:
+        wanted = [*wanted, "e-apart"]
+    needed = [method for method in wanted if any(method in methods_at(point, wanted) for point in points)]
+    children = {method: Child(method, shape, threads) for method in needed}
+    rows: list[dict[str, Any]] = []
+    try:
+        for point in points:
+            rows += measure_point(point, children, Shape(**shape), repeats, budget)
+            print(f"{point.name}: measured", file=sys.stderr, flush=True)
+    finally:
+        for child in children.values():
+            child.close()
+    return {"rows": rows, "notes": notes, "shape": asdict(Shape(**shape)), "threads": threads}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """See the module."""
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few points, few repeats: under 10 minutes on 2 cores (the default)")
+    parser.add_argument("--full", action="store_true", help="P in {100, 512}, K in {1, 3, 7, 15}")
+    parser.add_argument("--points", help="P:K[:G],... in place of the above, such as 100:3:4,512:15:1")
+    parser.add_argument("--methods", default=",".join(METHODS), help="which of a,b,c-default,c-best,d,e")
+    parser.add_argument("--repeats", type=int, help="rounds a point at most (3; full: 5)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--shape", default="{}", help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
+    parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
+    given = parser.parse_args(words)
+    if given.markdown:
+        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+        return
+    points = FULL if given.full else QUICK
+    if given.points:
+        split = [[int(number) for number in text.split(":")] for text in given.points.split(",")]
+        points = [Point(entry[0], 8, entry[1], entry[2] if len(entry) > 2 else 1) for entry in split]
+    measured = run(
+        points,
+        json.loads(given.shape),
+        threads=given.threads,
+        repeats=given.repeats or (5 if given.full else 3),
+        budget=1200.0 if given.full else 60.0,
+        wanted=given.methods.split(","),
+    )
+    result = {**results.facts(results.command_of("benchmarks.peers", words)), **measured}
+    print(report(result))
+    if given.out:
+        results.write(given.out, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What all benchmarks share: where and when a result was made, medians with their spread, tables, JSON."""
+
+import datetime
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rec_dist.runtime.environment import describe
+
+Row = Mapping[str, Any]
+
+
+def facts(command: str, **more: Any) -> dict[str, Any]:
+    """Date, commit, machine, versions and the command that makes this result again."""
+    about = describe()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": about["commit"],
+        "machine": {**about["hardware"], "python": platform.python_version()},
+        "versions": about["versions"],
+        "command": command,
+        **more,
+    }
+
+
+def command_of(module: str, arguments: Sequence[str]) -> str:
+    """The command line as a reader would type it. Where a result was written is no part of it."""
+    kept = list(arguments)
+    if "--out" in kept:
+        place = kept.index("--out")
+        del kept[place : place + 2]
+    return shlex.join(["python", "-m", module, *kept])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """median, low and high of repeats."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "n": len(values)}
+
+
+def table(rows: Sequence[Row], *, markdown: bool = False) -> str:
+    """Rows with the columns of the first, aligned; numbers are already text or are shown with 3 digits."""
+    if not rows:
+        return "(no rows)"
+    names = list(rows[0])
+    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in cells]
+    if not markdown:
+        return "\n".join("  ".join(line).rstrip() for line in padded)
+    rule = ["-" * width for width in widths]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def write(path: Path, value: Mapping[str, Any]) -> None:
+    """Pretty JSON, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(path)
+
+
+def stamp(result: Row) -> str:
+    """The line that stands below a table: command, date, commit, machine."""
+    machine = result["machine"]
+    name = ", ".join(machine.get("gpus") or []) or f"{machine['cpu']}, {machine['cpus']} cores"
+    return f"`{result['command']}`, {result['date'][:10]}, commit {str(result['commit'])[:9]}, {name}"
+
+
+def run_apart(module: str, arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """A child process of this interpreter that speaks JSON lines."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    )

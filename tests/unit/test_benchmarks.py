@@ -1,0 +1,176 @@
+"""The benchmarks measure what they say: ratios, targets, tables and files, and the same loss from every method."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu_peers, gpu_suite, loader, peers, results
+from benchmarks.peer_methods import END, TIMELINE, TINY, build, build_model, make_case, timeline
+from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
+
+
+def row(prompt: int, negatives: int, method: str, speed: float, peak: int = 100) -> dict[str, Any]:
+    about = {"prompt": prompt, "completion": 8, "negatives": negatives, "method": method}
+    return {**about, "groups": 2, "groups_per_second": speed, "peak_bytes": peak}
+
+
+def test_rho_counts_tokens() -> None:
+    assert rho(512, 8, 3) == 4 * 520 / (512 + 32)
+    assert rho(100, 8, 0) == 1.0
+    assert rho(512, 10, 15) == pytest.approx(12.4, abs=0.05)
+
+
+def test_targets_are_judged_by_what_was_measured() -> None:
+    rows = [
+        row(512, 1, "b", 1.0),
+        row(512, 1, "d", 0.96 * rho(512, 8, 1), peak=100),
+        row(512, 1, "c-best", 1.0),
+        row(512, 3, "b", 1.0),
+        row(512, 3, "d", 0.94 * rho(512, 8, 3)),
+        row(512, 3, "e", 10.0),
+        row(512, 15, "d", 3.0, peak=131),
+    ]
+    found = {verdict.claim: verdict for verdict in verdicts(rows)}
+    assert found["d/b over rho, P=512 K=1"].verdict == "met"
+    assert found["d/b over rho, P=512 K=3"].verdict == "not met"
+    assert found["d/b over rho, P=512 K=3"].value == pytest.approx(0.94)
+    assert found["d/b over rho, P=512 K=15"].verdict == "not measured"
+    assert found["d / c-best, P=512 K=1"].verdict == "not met"
+    assert found["d / c-default, P=512 K=1"].verdict == "not measured"
+    assert found["d: seconds a group, K=15 over K=3, P=512"].value == pytest.approx(0.94 * rho(512, 8, 3) / 3.0)
+    assert found["e / d, 10 targets a trunk, P=512 K=3"].verdict == "met"
+    assert found["d: peak memory, K=15 over K=1, P=512"].row() == {
+        "target": "d: peak memory, K=15 over K=1, P=512",
+        "limit": "<= 1.3",
+        "measured": 1.31,
+        "verdict": "not met",
+    }
+    assert ratio({}, (1, 1, "d"), (1, 1, "b")) is None
+    assert Verdict("x", 2.0, 2.0).verdict == Verdict("x", 2.0, 2.0, at_least=False).verdict == "met"
+
+
+def test_tables_are_aligned_and_render_as_markdown() -> None:
+    rows = [{"name": "a", "value": 1234.5}, {"name": "longer", "value": None}, {"name": "b", "value": 0.5}]
+    lines = results.table(rows).splitlines()
+    assert lines == ["name    value", "a       1,234", "longer  -", "b       0.5"]
+    assert results.table(rows, markdown=True).splitlines()[1] == "| ------ | ----- |"
+    assert results.table([]) == "(no rows)"
+
+
+def test_result_files_say_where_and_when(tmp_path: Path) -> None:
+    command = results.command_of(
+        "benchmarks.peers", ["--points", "20:1", "--out", "/somewhere/else.json", "--shape", '{"layers": 2}']
+    )
+    assert command == "python -m benchmarks.peers --points 20:1 --shape '{\"layers\": 2}'"
+    results.write(tmp_path / "r.json", results.facts(command, rows=[]))
+    read = json.loads((tmp_path / "r.json").read_text())
+    assert set(read) == {"date", "commit", "machine", "versions", "command", "rows"}
+    assert command in results.stamp(read)
+    assert results.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0, "n": 3}
+
+
+def losses(method: str, point: Point) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and adapter gradients of a fresh model."""
+    model = build_model(TINY)
+    runner = build(method, model, point, TINY.vocab)
+    loss = runner.step()
+    named = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return loss, {name: p.grad for name, p in named.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
+def test_all_methods_do_the_same_work(negatives: int) -> None:
+    point = Point(20, 5, negatives, 2)
+    found = {method: losses(method, point) for method in ("a", "b", "d")}
+    for method in ("a", "b"):
+        assert found[method][0] == pytest.approx(found["d"][0], abs=1e-5)
+        assert set(found[method][1]) == set(found["d"][1])
+        assert all(torch.allclose(found[method][1][name], grad, atol=1e-4) for name, grad in found["d"][1].items())
+    assert abs(found["d"][0] - torch.tensor(1.0 + negatives).log()) > 1e-3  # the adapter moves it off its value at the start
+
+
+def test_a_timeline_does_the_work_of_its_targets_alone() -> None:
+    point = Point(20, 5, 3, 1)
+    assert losses("e", point)[0] == pytest.approx(losses("e-apart", point)[0], abs=1e-5)
+    targets = timeline(point, TINY.vocab)
+    assert len(targets) == TIMELINE
+    runner = build("e", build_model(TINY), point, TINY.vocab)
+    trunk = 20 + 9 * 5
+    assert runner.num_tokens == trunk + (TIMELINE * 3 + 1) * 4  # of the chosen ones the last alone needs rows
+    assert runner.groups == TIMELINE
+
+
+def test_cases_are_the_same_in_every_process_and_end_as_one_ends() -> None:
+    left, right = make_case(Point(9, 4, 2, 3), 50), make_case(Point(9, 4, 2, 3), 50)
+    assert torch.equal(left.prompts, right.prompts)
+    assert torch.equal(left.completions, right.completions)
+    assert (left.completions[:, :, -1] == END).all()
+    assert (left.completions[:, :, :-1] != END).all()
+
+
+def test_losses_that_differ_stop_the_comparison() -> None:
+    point = Point(20, 8, 1, 1)
+    peers.check_losses(point, {"b": {"loss": 0.5}, "d": {"loss": 0.50001}, "a": {"error": "x"}})
+    with pytest.raises(SystemExit, match=r"P=20 K=1: b has the loss"):
+        peers.check_losses(point, {"b": {"loss": 0.5}, "d": {"loss": 0.51}})
+
+
+@pytest.mark.slow
+def test_the_comparison_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate": 64, "vocab": 320}
+    out = tmp_path / "r.json"
+    words = ["--points", "20:3:2", "--threads", "1", "--repeats", "1", "--methods", "a,b,d,e", "--shape", json.dumps(shape)]
+    peers.main([*words, "--out", str(out)])
+    printed = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert [row["method"] for row in result["rows"]] == ["a", "b", "d", "e"]
+    assert all(row["peak_bytes"] >= 0 and row["groups_per_second"] > 0 for row in result["rows"])
+    assert "d/b over rho, P=20 K=3" in printed
+    peers.main(["--markdown", str(out)])
+    assert "| 20 | 3 | d " in capsys.readouterr().out
+
+
+def test_the_gpu_suite_runs_its_part_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "g.json"
+    gpu_suite.main(["--repeats", "1", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    own = {(row["section"], row["method"]): row["status"] for row in rows if row["device"] == "cpu"}
+    for name in [("head", "GEMMs alone"), ("head", "preference_head auto"), ("peers", "a"), ("peers", "b"), ("peers", "d")]:
+        assert own[name] == "measured"
+    assert {row["status"] for row in rows if row["device"] == "cuda"} == {"not measured"}
+    gpu_suite.main(["--markdown", str(out)])
+    assert "| tiny LoRA " in capsys.readouterr().out
+
+
+def test_the_gpu_suite_guards_rows_and_keeps_to_its_time() -> None:
+    suite = gpu_suite.Suite("cpu", budget=10.0)
+
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("no memory\nand a long trace")
+
+    assert suite.row({"method": "x"}, 1.0, fail)["status"] == "failed: RuntimeError: no memory"
+    assert suite.row({"method": "y"}, 60.0, fail)["status"].startswith("skipped: needs about 60 s")
+    assert suite.row({"method": "z"}, 1.0, lambda: {"ms": 1})["status"] == "measured"
+
+
+def test_flops_of_a_step_follow_the_tokens() -> None:
+    setting, point = gpu_peers.settings("cuda")[0], Point(512, 8, 15, 1)
+    per_group = {
+        m: gpu_peers.step_flops(m, setting, point) / gpu_peers.groups_of(m, point, setting.pack) for m in ("a", "b", "d")
+    }
+    assert per_group["b"] / per_group["d"] == pytest.approx(rho(512, 8, 15), rel=0.1)
+    assert per_group["a"] / per_group["b"] == pytest.approx(1.5, rel=0.15)  # the reference forward, and the head on every row
+    assert gpu_peers.peak_flops("NVIDIA H200") == 989e12
+    assert gpu_peers.peak_flops("unheard of") is None
+
+
+def test_the_loader_benchmark_counts_its_tokens() -> None:
+    result = loader.run(None, steps=1, repeats=1, negatives=3, sizes={"users": 300, "items": 120, "choices": 9000})
+    assert len(result["rows"]) == len(loader.CASES)
+    assert all(row["groups"] > 0 and row["tokens_per_second"] > 0 for row in result["rows"])
+    report = loader.report({**results.facts("python -m benchmarks.loader"), **result})
+    assert "packed tokens a second on one core" in report
