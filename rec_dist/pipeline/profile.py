@@ -144,7 +144,10 @@ def table(report: dict[str, Any]) -> list[str]:
         ("what", f"{settings['workers']} x {settings['device']}, {settings['dtype']}, {real['steps']} steps after warm-up"),
         ("", f"{'real data':>16} {'random tokens':>16}"),
         *_side_by_side(real, synthetic),
-        ("data costs", f"{report['data_cost']:+.1%} of tokens/s (real against random tokens; within noise around 0)"),
+        (
+            "data costs",
+            f"{report['data_cost']:+.1%} of tokens/s (real against random tokens, one after the other: other load shows, too)",
+        ),
         ("padding", f"{report['padding_share']:.2%} of rows"),
         *_compute_rows(compute),
         ("collectives", f"{report['communication']['share_of_traced_step']:.1%} of the traced step, inside the phases above"),

@@ -133,14 +133,9 @@ def _profile(world: World, config: RunConfig, job: TrainJob, memory: MemoryWatch
         traced=trace,
         **_rows(plans, engine.module),
     )
-    return merge(
-        process_group.gather(record),
-        config,
-        count_weights(engine.module),
-        dtype=task.dtype,
-        device=world.device,
-        order=task.order,
-    )
+    ranks, weights = process_group.gather(record), count_weights(engine.module)
+    report = merge(ranks, config, weights, dtype=task.dtype, device=world.device, order=task.order) if world.is_main else None
+    return dict(process_group.share_from_main(report))
 
 
 @contextmanager

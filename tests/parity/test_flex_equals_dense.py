@@ -141,6 +141,23 @@ def test_flex_scores_as_the_dense_mask_does(name: str, tmp_path: Path) -> None:
     assert float((scores["dense"] - scores[FLEX]).abs().max()) <= 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile's own imports
+def test_one_compilation_serves_every_stream(tmp_path: Path) -> None:
+    """The kernel itself, compiled for the CPU (30 s): other streams, and going between training and evaluation, add no graph."""
+    transformers.AutoModelForCausalLM.from_config(configs()["gemma2"]).save_pretrained(tmp_path)
+    models: list[Any] = [load_language_model(tmp_path, dtype=torch.float32) for _ in range(2)]
+    models[1].set_attn_implementation(FLEX)
+    dense, flex = (Scorer(model, lambda a, b: (a.sum(), a.new_zeros(()), {}), (), tokens_per_pack=400) for model in models)
+    counts = []
+    for seed in range(4):
+        flex.train(seed % 2 == 1)
+        with torch.no_grad():
+            assert float((flex(stream_of(seed))[2] - dense(stream_of(seed))[2]).abs().max()) <= 1e-4
+        counts.append(num_compilations())
+    assert counts[0] > 0 and counts == [counts[0]] * 4
+
+
 def test_a_wrong_mask_would_be_seen(tmp_path: Path) -> None:
     """Forgetting that branches of a fork do not see each other moves the scores by far more than the tolerance above."""
     transformers.AutoModelForCausalLM.from_config(configs()["llama"]).save_pretrained(tmp_path)
