@@ -84,6 +84,11 @@ class Scorer(nn.Module):
                 layer._active_adapter, layer._disable_adapters = [POLICY_ADAPTER], False
 
 
+def rows_run(module: nn.Module, batch: Any) -> int:
+    """Rows that `module` runs for `batch`: its tokens, and the padding of a scorer under FlexAttention."""
+    return module.num_rows(batch) if isinstance(module, Scorer) else int(batch.num_tokens)
+
+
 def check_forks(score: Callable[[GroupedStream], Tensor], *, vocab_size: int, tolerance: float) -> None:
     """Scores a completion that has a neighbour on its prompt and another prompt before it, and then alone; UserError when they differ.
 

@@ -6,6 +6,7 @@ The run directory of the configuration is neither read nor written. profile.json
 import json
 import math
 import shutil
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from rec_dist.train.profile import profile_worker
 from rec_dist.train.worker import TrainJob
 
 PROFILE_NAME, _MARK = "profile.json", ".profile"
+_NAME_WIDTH, _TEXT_WIDTH = 18, 100
 Log = Callable[[str], None]
 
 
@@ -144,10 +146,7 @@ def table(report: dict[str, Any]) -> list[str]:
         ("what", f"{settings['workers']} x {settings['device']}, {settings['dtype']}, {real['steps']} steps after warm-up"),
         ("", f"{'real data':>16} {'random tokens':>16}"),
         *_side_by_side(real, synthetic),
-        (
-            "data costs",
-            f"{report['data_cost']:+.1%} of tokens/s (real against random tokens, one after the other: other load shows, too)",
-        ),
+        ("data costs", f"{report['data_cost']:+.1%} of tokens/s: random tokens against the same real steps once more"),
         ("padding", f"{report['padding_share']:.2%} of rows"),
         *_compute_rows(compute),
         ("collectives", f"{report['communication']['share_of_traced_step']:.1%} of the traced step, inside the phases above"),
@@ -160,7 +159,12 @@ def table(report: dict[str, Any]) -> list[str]:
         ("compilations", f"{report['recompilations_after_warmup']} after warm-up"),
         ("files", ", ".join(report["files"]) or "none"),
     ]
-    return [f"{name:<20} {value}" for name, value in rows]
+    lines = [(name if not part else "", text) for name, value in rows for part, text in enumerate(_folded(value))]
+    return [f"{name:<{_NAME_WIDTH}} {text}".rstrip() for name, text in lines]
+
+
+def _folded(text: str) -> list[str]:
+    return textwrap.wrap(text, _TEXT_WIDTH) if len(text) > _TEXT_WIDTH else [text]
 
 
 def _side_by_side(real: dict[str, Any], synthetic: dict[str, Any]) -> list[tuple[str, str]]:

@@ -57,11 +57,11 @@ class MemoryWatch:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.static_bytes = in_use_bytes(self.device)
 
-    def next_pack(self, num_tokens: int) -> None:
-        """Call before each pack: by then the ones before it have been through forward and backward passes."""
+    def next_pack(self, num_rows: int) -> None:
+        """Call before each pack of num_rows rows: by then the ones before it have been through forward and backward passes."""
         if self.static_bytes is not None and self.largest_pack:
             self.bytes_per_token = max(peak_bytes(self.device) - self.static_bytes, 0) / self.largest_pack
-        self.largest_pack = max(self.largest_pack, num_tokens)
+        self.largest_pack = max(self.largest_pack, num_rows)
 
 
 @dataclass(frozen=True)

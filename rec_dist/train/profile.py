@@ -1,8 +1,9 @@
 """What every worker of `rec-dist profile` does: the steps of a training run under a clock, and nothing kept of them.
 
 Set-up, plan, loader, packs, engine and loop are those of train/worker.py. The learning rate is 0, which costs the same and
-leaves the weights as they are. First real data, then one traced step, then packs of the same shape with random tokens, made
-before the clock starts: what the second is faster by, the data costs.
+leaves the weights as they are. First real data: the numbers that count. Then one traced step, then packs of the same lengths with
+random tokens, made before the clock starts, and the real ones through the loader again: by then libraries and allocators
+know all lengths, for which a first meeting costs, so that what random tokens are faster by than these is what the data costs.
 """
 
 import time
@@ -19,7 +20,7 @@ from rec_dist.config.schema import ProfileConfig, RunConfig
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine
 from rec_dist.models.flex import num_compilations
-from rec_dist.models.scorer import Scorer
+from rec_dist.models.scorer import rows_run
 from rec_dist.models.size import count_weights
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
@@ -104,7 +105,7 @@ def _profile(world: World, config: RunConfig, job: TrainJob, memory: MemoryWatch
 
     warm, total = settings.warmup_steps, settings.warmup_steps + settings.steps
     counted = range(warm, total)
-    done = _progress(run, world, total + 1 + 1 + settings.steps)
+    done = _progress(run, world, total + 1 + 1 + 2 * settings.steps)
 
     with _prefetched(plan, range(total)) as work:
         bench.run((next(work) for _ in range(warm)), prepare, done)
@@ -122,9 +123,12 @@ def _profile(world: World, config: RunConfig, job: TrainJob, memory: MemoryWatch
     online = prepare if store is None else lambda batch: batch
     bench.run(random[:1], online, done)
     synthetic = bench.run(random, online, done)
+    with _prefetched(plan, counted) as work:
+        again = bench.run(work, prepare, done)
     record = RankRecord(
         real=real,
         synthetic=synthetic,
+        again=again,
         peak_bytes=peak,
         total_bytes=total_bytes(world.device),
         static_bytes=memory.static_bytes or 0,
@@ -163,10 +167,9 @@ def _progress(run: RunDirectory, world: World, total: int) -> Callable[[], None]
 def _rows(plans: list[StepWork], module: Any) -> dict[str, int]:
     """Of this rank in the counted steps: rows that stand for tokens, rows run with padding and stand-ins, distinct scored rows."""
     batches = [batch for plan in plans for batch in plan.batches]
-    run = [module.num_rows(batch) if isinstance(module, Scorer) else batch.num_tokens for batch in batches]
     return {
         "rows_used": sum(batch.num_tokens for batch in batches if batch.num_groups),
-        "rows_run": sum(run),
+        "rows_run": sum(rows_run(module, batch) for batch in batches),
         "rows_scored": sum(len(torch.unique(batch.rows)) for batch in batches if batch.num_groups),
     }
 

@@ -20,10 +20,14 @@ _GEMM = {"cpu": 1024, "cuda": 8192}  # side of the square matrices a peak is mea
 
 @dataclass(frozen=True)
 class RankRecord:
-    """One rank's measurements. rows_*: over the counted steps of real data; recompilations: since the warm-up."""
+    """One rank's measurements; `again` repeats `real` after `synthetic`.
+
+    rows_*: over the counted steps of real data; recompilations: since the warm-up.
+    """
 
     real: list[StepTime]
     synthetic: list[StepTime]
+    again: list[StepTime]
     rows_used: int
     rows_run: int
     rows_scored: int
@@ -45,7 +49,7 @@ def merge(
     order: Order,
 ) -> dict[str, Any]:
     """The report of all ranks."""
-    real, synthetic = speed([rank.real for rank in ranks]), speed([rank.synthetic for rank in ranks])
+    real, synthetic, again = (speed([getattr(rank, name) for rank in ranks]) for name in ("real", "synthetic", "again"))
     run, used = sum(rank.rows_run for rank in ranks), sum(rank.rows_used for rank in ranks)
     traced = [rank.traced for rank in ranks]
     return {
@@ -53,7 +57,8 @@ def merge(
         "settings": _settings(config, ranks, dtype, device, order),
         "real": real,
         "synthetic": synthetic,
-        "data_cost": 1.0 - real["tokens_per_second"] / synthetic["tokens_per_second"],
+        "real_again": again,
+        "data_cost": 1.0 - again["tokens_per_second"] / synthetic["tokens_per_second"],
         "padding_share": 1.0 - used / run,
         "compute": _compute(ranks, config, weights, real, dtype=dtype, device=device),
         "communication": {

@@ -14,6 +14,7 @@ from rec_dist.engine import process_group
 from rec_dist.engine.checkpoint import Catalogue
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import EngineSettings
+from rec_dist.models.scorer import rows_run
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.tasks.build import Start, build_task
@@ -132,7 +133,7 @@ def preparer(engine: Engine, task: Task, store: Any, memory: MemoryWatch) -> Cal
     """The hook that gives a batch its reference log-probs, looked up or scored, just before its forward pass."""
 
     def prepare(batch: Any) -> Any:
-        memory.next_pack(batch.num_tokens)
+        memory.next_pack(rows_run(engine.module, batch))
         if store is not None:
             return reference.attach(store, batch)
         if task.needs_reference:

@@ -1,6 +1,9 @@
 """`rec-dist profile` on the tiny model: numbers that agree with the plan and with each other, and nothing touched but its folder."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ def planned(config: dict[str, Any], steps: range) -> dict[str, int]:
 
 def check_consistent(report: dict[str, Any], config: dict[str, Any], *, workers: int) -> None:
     expected = planned(config, range(1, 4))
-    for side in (report["real"], report["synthetic"]):
+    for side in (report["real"], report["synthetic"], report["real_again"]):
         assert side["steps"] == 3
         assert {name: side[name] for name in expected} == expected
         assert set(side["shares"]) == {*PHASES, "other"}
@@ -169,3 +172,19 @@ def _main_without_memory(words: list[str]) -> int:
 
     Engine.forward = forward  # type: ignore[method-assign]
     return main(words)
+
+
+@pytest.mark.slow
+def test_on_real_ray_workers(tmp_path: Path, tiny_config: Make) -> None:
+    """20 s: two Ray Train workers under ZeRO-3, with cached references, by the command line."""
+    config = tiny_config(tmp_path / "run", "task.kind=sdpo", "cluster.zero_stage=3", "train.tokens_per_pack=256")
+    config["cluster"] |= {"launcher": "ray", "num_workers": 2, "cpus_per_worker": 0.5}
+    command = [sys.executable, "-m", "rec_dist", "profile", str(write(tmp_path, config)), *STEPS]
+    outside = {
+        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RANK", "WORLD_SIZE", "MASTER_PORT")
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=outside, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run-profile" / "profile.json").read_text(encoding="utf-8"))
+    check_consistent(report, config, workers=2)
+    assert report["communication"]["share_of_traced_step"] > 0
