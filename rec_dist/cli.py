@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rec_dist.runtime.errors import StopRequested, UserError
+from rec_dist.runtime.errors import OutOfMemoryError, StopRequested, UserError
 from rec_dist.runtime.quiet import quieten
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
@@ -15,6 +15,7 @@ _COMMANDS = {
     "train": "one task -> run directory (resumes if it exists)",
     "evaluate": "a run directory, or the base model of a CONFIG, on a split -> metrics",
     "run": "a pipeline of stages from one file -> table and report",
+    "profile": "throughput of the real config, in a folder of its own",
     "verify": "hashes of a data set or of a run's checkpoints",
 }
 
@@ -37,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("target", metavar=target.replace(" ", "_"), help=target)
         if name != "verify":
             command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
+        if name == "profile":
+            command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
+            command.add_argument("--tolerance", type=float, default=0.05, help="share that counts as slower (0.05)")
     return parser
 
 
@@ -45,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quieten()
     try:
         parsed = _parser().parse_args(arguments)
+        if parsed.command == "profile":
+            return _profile(parsed)
         return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
@@ -52,9 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StopRequested as request:
         print(str(request), file=sys.stderr)
         return EXIT_STOPPED
+    except OutOfMemoryError as fault:
+        print(f"failed: {fault}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint is kept", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _profile(parsed: argparse.Namespace) -> int:
+    from rec_dist.config.load import load_config
+    from rec_dist.pipeline.profile import profile
+
+    against = Path(parsed.against) if parsed.against is not None else None
+    return profile(load_config(Path(parsed.target), parsed.overrides), against=against, tolerance=parsed.tolerance, log=_log)
 
 
 def _run(command: str, target: Path, overrides: Sequence[str]) -> int:
@@ -62,17 +83,14 @@ def _run(command: str, target: Path, overrides: Sequence[str]) -> int:
     from rec_dist.pipeline import commands
     from rec_dist.pipeline.chain import run_pipeline
 
-    def log(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     if command == "prepare":
-        commands.prepare(load_config(target, overrides), log=log)
+        commands.prepare(load_config(target, overrides), log=_log)
     elif command == "train":
-        commands.train(load_config(target, overrides), log=log)
+        commands.train(load_config(target, overrides), log=_log)
     elif command == "evaluate":
-        commands.evaluate(target, overrides, log=log)
+        commands.evaluate(target, overrides, log=_log)
     elif command == "verify":
-        commands.verify(target, log=log)
+        commands.verify(target, log=_log)
     else:
-        return run_pipeline(target, overrides, log=log)
+        return run_pipeline(target, overrides, log=_log)
     return 0

@@ -79,6 +79,10 @@ class ModelConfig(Section):
 
     path: str = Field("smollm2-135m-instruct", description="A Hugging Face folder, or a known name that is fetched.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs.")
+    attention: Literal["auto", "sdpa", "flex"] = Field(
+        "auto",
+        description="flex: FlexAttention, on CUDA only. sdpa: a dense mask. auto: flex where the model takes it, else sdpa.",
+    )
     activation_checkpointing: bool = Field(
         False, description="Recompute layers in the backward pass: less memory, ~1/3 more work."
     )
@@ -178,8 +182,23 @@ class TrackConfig(Section):
     tensorboard: bool = Field(False, description="Also write TensorBoard events into the run directory.")
 
 
+class ProfileConfig(Section):
+    """How `rec-dist profile` measures. Nothing here touches a run."""
+
+    warmup_steps: int = Field(3, ge=1, description="Steps before the first that counts: compilation, caches, allocator.")
+    steps: int = Field(10, ge=1, description="Steps that count, with real data and again with random tokens.")
+    trace_ranks: list[int] = Field(
+        default_factory=lambda: [0], description="Ranks that write a Chrome trace of one more step: trace-rank-N.json."
+    )
+    memory_snapshot: bool = Field(
+        False,
+        description="Also write the CUDA allocator's history of that step: memory-rank-N.pickle, for pytorch.org/memory_viz.",
+    )
+    output_dir: str | None = Field(None, description="Where results go; None: <run_dir>-profile.")
+
+
 class RunConfig(Section):
-    """One run: everything that `prepare`, `train` and `evaluate` read."""
+    """One run: everything that `prepare`, `train`, `evaluate` and `profile` read."""
 
     data: DataConfig
     prompt: PromptConfig = Field(default_factory=lambda: PromptConfig())
@@ -193,3 +212,4 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
     evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig())
     track: TrackConfig = Field(default_factory=lambda: TrackConfig())
+    profile: ProfileConfig = Field(default_factory=lambda: ProfileConfig())

@@ -60,11 +60,11 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     width = read_shape(job.start.model).width
     settings = EngineSettings(config.cluster.zero_stage, dtype == torch.bfloat16, max_grad_norm=0.0, hidden_size=width)
     with sharded_loading(settings):
-        model = load_language_model(job.start.model, dtype=dtype)
+        model = load_language_model(job.start.model, dtype=dtype, attention=config.model.attention, device=world.device)
         spec = lora_spec(config)
         if job.start.adapter is not None and spec is not None:
             model = add_lora(model, spec, seed=0, weights=job.start.adapter, keep_reference=False)
-        module = Scorer(model, _no_loss, ())
+        module = Scorer(model, _no_loss, (), tokens_per_pack=config.train.tokens_per_pack)
     engine = Engine(module, settings, device=world.device, optimizer=None)
     engine.train_mode(False)
 

@@ -1,10 +1,11 @@
-"""Who sees whom in a grouped stream, as a dense mask: the oracle, and the path on CPUs.
+"""Who sees whom in a grouped stream, as a dense mask: the oracle, and the path on CPUs. models/flex.py is the path on GPUs.
 
 A trunk row sees its trunk up to itself. A branch row sees its trunk up to the fork, and its own branch up to itself. Nothing else.
 Cost: T * T bytes as bool, shared by all layers; 64 MB at T = 8k.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,41 +13,51 @@ from torch import Tensor
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream
 
+Mask = TypeVar("Mask")  # a dense mask, or a BlockMask
+
 # Transforms of the logits between the head's GEMM and the softmax that the scorer does not know: refused instead of ignored.
 _UNKNOWN_LOGIT_TRANSFORMS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale")
 
 
 def visible(stream: GroupedStream, *, window: int | None = None) -> Tensor:
     """(T, T) bool: entry [q, k] says whether row q attends to row k. window: sliding attention's reach in positions."""
-    same_trunk = stream.trunk_ids[:, None] == stream.trunk_ids[None, :]
-    in_trunk = (stream.branch_ids[None, :] < 0) & (stream.positions[None, :] <= stream.limits[:, None])
-    same_branch = (stream.branch_ids[:, None] == stream.branch_ids[None, :]) & (stream.branch_ids[:, None] >= 0)
-    in_branch = same_branch & (stream.positions[None, :] <= stream.positions[:, None])
-    mask = same_trunk & (in_trunk | in_branch)
+    return visible_rows(stream, slice(None), window=window)
+
+
+def visible_rows(stream: GroupedStream, rows: slice, *, window: int | None) -> Tensor:
+    """The rows `rows` of visible(stream), without making the others."""
+    trunks, branches, positions = stream.trunk_ids[rows, None], stream.branch_ids[rows, None], stream.positions[rows, None]
+    in_trunk = (stream.branch_ids[None, :] < 0) & (stream.positions[None, :] <= stream.limits[rows, None])
+    in_branch = (branches >= 0) & (branches == stream.branch_ids[None, :]) & (stream.positions[None, :] <= positions)
+    mask = (trunks == stream.trunk_ids[None, :]) & (in_trunk | in_branch)
     if window is not None:
-        mask &= stream.positions[:, None] - stream.positions[None, :] < window
+        mask &= positions - stream.positions[None, :] < window
     return mask
 
 
 def attention_masks(stream: GroupedStream, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """The masks a transformers decoder takes: one (1, 1, T, T), or one for each kind of layer where some slide.
+    """The dense masks a transformers decoder takes: one (1, 1, T, T), or one for each kind of layer where some slide.
 
     bool for SDPA; additive in `dtype` for eager attention, which adds what it is given.
     """
-    additive = config._attn_implementation == "eager"
 
-    def shaped(mask: Tensor) -> Tensor:
-        if additive:
+    def make(window: int | None) -> Tensor:
+        mask = visible(stream, window=window)
+        if config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         return mask[None, None]
 
+    return for_layers(config, make)
+
+
+def for_layers(config: Any, make: Callable[[int | None], Mask]) -> Mask | dict[str, Mask]:
+    """make(window) once for all layers, or once for each kind of layer where a model has kinds."""
     layer_types = set(getattr(config, "layer_types", None) or ())
     if not layer_types:  # one window for all layers (Mistral, Phi-3), or none
-        return shaped(visible(stream, window=getattr(config, "sliding_window", None)))
-    full = shaped(visible(stream))
-    masks = {"full_attention": full}
+        return make(getattr(config, "sliding_window", None))
+    masks = {"full_attention": make(None)}
     if "sliding_attention" in layer_types:
-        masks["sliding_attention"] = shaped(visible(stream, window=int(config.sliding_window)))
+        masks["sliding_attention"] = make(int(config.sliding_window))
     return masks
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rec_dist.models.attention import check_architecture
+from rec_dist.models.flex import FLEX, allow_compilations, choose_attention
 from rec_dist.models.scorer import POLICY_ADAPTER, REFERENCE_ADAPTER
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.quiet import quieten_loaded
@@ -27,9 +28,12 @@ class LoraSpec:
     target_modules: str | list[str]
 
 
-def load_language_model(path: Path, *, dtype: torch.dtype, activation_checkpointing: bool = False) -> nn.Module:
+def load_language_model(
+    path: Path, *, dtype: torch.dtype, activation_checkpointing: bool = False, attention: str = "sdpa", device: str = "cpu"
+) -> nn.Module:
     """The causal language model in a Hugging Face folder, its dropout switched off, ready for masks of ours.
 
+    attention: as in models.flex.choose_attention; device: where the engine will run it.
     Under an active HfDeepSpeedConfig of stage 3 it is loaded sharded. Raises UserError for a model that cannot be used.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -42,10 +46,11 @@ def load_language_model(path: Path, *, dtype: torch.dtype, activation_checkpoint
     for name, value in config.to_dict().items():  # dropout would make a log-prob depend on its batch mates
         if name.endswith(("dropout", "_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
-    # SDPA has no soft cap on attention scores; eager attention does.
-    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    chosen = choose_attention(attention, config, device=device)
+    if chosen == FLEX:
+        allow_compilations()
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype, attn_implementation=chosen)
     except (OSError, ValueError) as fault:
         raise UserError(f"model.path ({path}) is no causal language model we can use: {str(fault).splitlines()[0]}") from fault
     check_architecture(model)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.models.attention import attention_masks
+from rec_dist.models.flex import FLEX, block_masks, padded_length
 from rec_dist.models.head import Preference, replace_head
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
@@ -28,10 +29,17 @@ class Scorer(nn.Module):
     """model: a causal language model, with or without a PEFT adapter. T rows, D width, N completions.
 
     preference: given where `loss` is one that the head can compute itself; `loss` then only counts and measures.
+    tokens_per_pack: under FlexAttention every stream is padded to this many rows, so that one compilation serves all.
     """
 
     def __init__(
-        self, model: nn.Module, loss: LossFunction, metric_names: tuple[str, ...], preference: Preference | None = None
+        self,
+        model: nn.Module,
+        loss: LossFunction,
+        metric_names: tuple[str, ...],
+        preference: Preference | None = None,
+        *,
+        tokens_per_pack: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -40,15 +48,23 @@ class Scorer(nn.Module):
         self.metric_names = metric_names
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         replace_head(base)
+        self._tokens_per_pack = tokens_per_pack
         self._base = [base]  # in a list: a second registration would give every parameter a second name
+
+    def num_rows(self, stream: GroupedStream) -> int:
+        """Rows that the model runs for `stream`, padding included; with a dense mask there is none."""
+        flex = self._base[0].config._attn_implementation == FLEX
+        return padded_length(stream.num_tokens, self._tokens_per_pack) if flex else stream.num_tokens
 
     def forward(self, stream: GroupedStream) -> tuple[Tensor, Tensor, Tensor]:
         """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without graph, logps (N,) float32)."""
         base = self._base[0]
+        padded = stream.padded_to(self.num_rows(stream))
+        flex = base.config._attn_implementation == FLEX
         output = base.base_model(
-            input_ids=stream.input_ids[None],
-            position_ids=stream.positions[None],
-            attention_mask=attention_masks(stream, base.config, base.dtype),
+            input_ids=padded.input_ids[None],
+            position_ids=padded.positions[None],
+            attention_mask=block_masks(padded, base.config) if flex else attention_masks(stream, base.config, base.dtype),
             use_cache=False,
         )
         head, hidden = base.get_output_embeddings(), output.last_hidden_state[0]  # (T, D)
@@ -81,6 +97,11 @@ class Scorer(nn.Module):
         finally:
             for layer in layers:
                 layer._active_adapter, layer._disable_adapters = [POLICY_ADAPTER], False
+
+
+def rows_run(module: nn.Module, batch: Any) -> int:
+    """Rows that `module` runs for `batch`: its tokens, and the padding of a scorer under FlexAttention."""
+    return module.num_rows(batch) if isinstance(module, Scorer) else int(batch.num_tokens)
 
 
 def check_forks(score: Callable[[GroupedStream], Tensor], *, vocab_size: int, tolerance: float) -> None:

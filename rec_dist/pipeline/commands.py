@@ -57,7 +57,8 @@ def pinned(config: RunConfig) -> RunConfig:
     for section, key in (("model", "path"), ("data", "source")):  # a known name is no path
         if Path(value[section][key]).expanduser().exists():
             value[section][key] = str(absolute(value[section][key]))
-    for section, key in (("data", "path"), ("train", "run_dir"), ("train", "init_from"), ("evaluate", "output_dir")):
+    own = (("data", "path"), ("train", "run_dir"), ("train", "init_from"), ("evaluate", "output_dir"), ("profile", "output_dir"))
+    for section, key in own:
         if value[section][key] is not None:
             value[section][key] = str(absolute(value[section][key]))
     return RunConfig.model_validate(value)

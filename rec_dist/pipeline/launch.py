@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.errors import OutOfMemoryError, UserError
 from rec_dist.runtime.quiet import quieten
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
@@ -162,7 +162,7 @@ def _gpu_index() -> int:
 
 
 def _cause(fault: BaseException) -> BaseException:
-    """The UserError inside what Ray raised, if there is one; else a short error with the first worker's traceback."""
+    """The UserError or OutOfMemoryError inside what Ray raised, if there is one; else a short error with a worker's traceback."""
     seen: list[BaseException] = []
     queue: list[BaseException | None] = [fault]
     while queue:
@@ -170,8 +170,9 @@ def _cause(fault: BaseException) -> BaseException:
         if current is None or any(current is known for known in seen):
             continue
         seen.append(current)
-        if isinstance(current, UserError):
-            return UserError(str(current).splitlines()[0])
+        for kind in (UserError, OutOfMemoryError):
+            if isinstance(current, kind):
+                return kind(str(current).splitlines()[0])
         queue += [current.__cause__, getattr(current, "cause", None), getattr(current, "controller_failure", None)]
         queue += list(getattr(current, "worker_failures", {}).values())
     return fault

@@ -1,4 +1,4 @@
-"""The two ways a run ends early on purpose. The command line turns them into exit codes 2 and 75."""
+"""The ways a run ends early that its user can do something about. The command line turns them into exit codes 2, 1 and 75."""
 
 
 class UserError(ValueError):
@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class StopRequested(Exception):  # noqa: N818 - a request, not an error
     """A signal or a stop file asked the run to stop, and its checkpoint is on disk: exit code 75."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """Memory ran out, and this is what to turn: shown as one line `failed: ...`, exit code 1."""

@@ -27,7 +27,11 @@ def quieten() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to guess
         # Read by glibc when a worker starts: it keeps freed memory. ZeRO-3 gathers into fresh tensors every step, and the page
         # faults of asking the system for them again took 0.5 s of a step of 3 s.
-        for name, value in {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(64 << 30), "MALLOC_TOP_PAD_": "67108864"}.items():
+        for name, value in {
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TRIM_THRESHOLD_": str(64 << 30),
+            "MALLOC_TOP_PAD_": "67108864",
+        }.items():
             os.environ.setdefault(name, value)
 
 

@@ -27,6 +27,8 @@ _FREE_KEYS = (
     "train.tokens_per_pack",
     "train.log_every_steps",
     "model.activation_checkpointing",
+    "model.attention",
+    "profile",
 )
 
 

@@ -51,6 +51,28 @@ class GroupedStream:
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "num_logical_tokens"}
         return replace(self, **moved)
 
+    def padded_to(self, length: int) -> "GroupedStream":
+        """The same stream with rows at its end up to `length`: each is a trunk of its own that sees itself and that nobody scores."""
+        missing = length - self.num_tokens
+        assert missing >= 0, f"a stream of {self.num_tokens} rows does not fit into {length}"
+        if not missing:
+            return self
+        zeros = self.positions.new_zeros(missing)
+        alone = torch.arange(missing, device=zeros.device) + self.trunk_ids[-1] + 1
+        return replace(
+            self,
+            input_ids=torch.cat([self.input_ids, zeros]),
+            positions=torch.cat([self.positions, zeros]),
+            trunk_ids=torch.cat([self.trunk_ids, alone]),
+            branch_ids=torch.cat([self.branch_ids, zeros - 1]),
+            limits=torch.cat([self.limits, zeros]),
+        )
+
+    def with_random_tokens(self, vocab_size: int, generator: np.random.Generator) -> "GroupedStream":
+        """The same stream, row for row, with token ids drawn from 0..vocab_size-1: what it costs without what it says."""
+        fed, scored = (generator.integers(0, vocab_size, len(ids)) for ids in (self.input_ids, self.targets))
+        return replace(self, input_ids=torch.from_numpy(fed), targets=torch.from_numpy(scored))
+
     def with_reference(self, logps: Tensor) -> "GroupedStream":
         """The same stream with reference log-probs (N,)."""
         return replace(self, reference_logps=logps.to(self.reference_logps))

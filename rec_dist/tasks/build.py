@@ -112,6 +112,9 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
         ModelSpec(
             path=start.model,
             dtype=model_dtype(config, device),
+            device=device,
+            attention=config.model.attention,
+            tokens_per_pack=config.train.tokens_per_pack,
             activation_checkpointing=config.model.activation_checkpointing,
             adapter=lora_spec(config),
             start_adapter=start.adapter,

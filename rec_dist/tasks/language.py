@@ -34,10 +34,16 @@ from rec_dist.tasks.method import Method
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where the model starts. adapter: None for full fine-tuning. start_adapter: an adapter folder to start from."""
+    """Where the model starts and how it runs. adapter: None for full fine-tuning. start_adapter: an adapter folder to start from.
+
+    attention, device: as in models.language.load_language_model. tokens_per_pack: as in models.scorer.Scorer.
+    """
 
     path: Path
     dtype: torch.dtype
+    device: str
+    attention: str
+    tokens_per_pack: int
     activation_checkpointing: bool
     adapter: LoraSpec | None
     start_adapter: Path | None
@@ -82,11 +88,18 @@ class LanguageTask:
     def build_module(self) -> nn.Module:
         """The scorer around the model; call inside the engine's sharded loading. Only the adapter requires gradients, if any."""
         spec = self._model
-        model = load_language_model(spec.path, dtype=spec.dtype, activation_checkpointing=spec.activation_checkpointing)
+        model = load_language_model(
+            spec.path,
+            dtype=spec.dtype,
+            activation_checkpointing=spec.activation_checkpointing,
+            attention=spec.attention,
+            device=spec.device,
+        )
         if spec.adapter is not None:
             start, keep = spec.start_adapter, spec.keep_reference
             model = add_lora(model, spec.adapter, seed=spec.seed, weights=start, keep_reference=keep)
-        return Scorer(model, self._method.loss, self._method.metric_names, self._method.preference)
+        method = self._method
+        return Scorer(model, method.loss, method.metric_names, method.preference, tokens_per_pack=spec.tokens_per_pack)
 
     def draw_epoch(self, epoch: int) -> int:
         """The epoch that the negatives of `epoch` are drawn for: 0 unless they are refreshed."""

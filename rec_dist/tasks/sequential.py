@@ -146,6 +146,8 @@ def build_sequential_task(config: RunConfig) -> SequentialTask:
         )
     if config.model.dtype == "bfloat16":
         raise UserError("model.dtype=bfloat16 has no effect on task.kind=sequential, which is float32; set model.dtype=auto")
+    if config.model.attention == "flex":
+        raise UserError("model.attention=flex has no effect on task.kind=sequential, whose batches have no forks; set it to auto")
     data = PreparedData.open(config.data.path)
     split = data.split("train")
     targets = index_targets(split, settings.max_length)

@@ -8,15 +8,22 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from rec_dist.engine import process_group
-from rec_dist.engine.engine import Engine
 from rec_dist.runtime.world import World
 from rec_dist.tasks.task import Task
 from rec_dist.train.loader import StepWork
+
+
+class Verbs(Protocol):
+    """What the loop asks of an engine; engine/engine.py, or train/phases.py with a clock around it."""
+
+    def forward(self, batch: Any) -> Any: ...
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None: ...
+    def step(self, lr: float) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Hooks:
 
 
 def train(
-    engine: Engine,
+    engine: Verbs,
     task: Task,
     work: Iterable[StepWork],
     hooks: Hooks,
@@ -58,7 +65,7 @@ def train(
     return True
 
 
-def run_step(engine: Engine, task: Task, plan: StepWork, hooks: Hooks, *, seed: int, world: World) -> dict[str, float]:
+def run_step(engine: Verbs, task: Task, plan: StepWork, hooks: Hooks, *, seed: int, world: World) -> dict[str, float]:
     """One global step: forward and backward over this rank's batches, one optimizer step, one reduction of the sums."""
     count = plan.num_scored if task.counts_tokens else plan.num_groups
     scale = world.size / count  # DeepSpeed takes the mean over ranks

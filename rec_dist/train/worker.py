@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from rec_dist.engine import process_group
 from rec_dist.engine.checkpoint import Catalogue
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import EngineSettings
+from rec_dist.models.scorer import rows_run
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.tasks.build import Start, build_task
 from rec_dist.tasks.task import Task
 from rec_dist.train import loop, reference
 from rec_dist.train.loader import prefetch, step_work
+from rec_dist.train.memory import MemoryWatch, advising
 from rec_dist.train.schedule import learning_rate
 from rec_dist.train.trackers import build_tracker
 
@@ -39,20 +42,16 @@ class TrainJob:
 def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
     """Trains to the end or to a stop. Returns {"finished": bool, "step": int, ...}, the same on every rank."""
     process_group.join(world)
-    result = _train(world, job)
+    config = job.parsed()
+    with advising(config, world) as memory:
+        result = _train(world, config, RunDirectory(Path(job.run_dir)), job.start, memory)
     process_group.leave()  # not after a fault: with NCCL it would wait for peers that wait for this rank
     return result
 
 
-def _train(world: World, job: TrainJob) -> dict[str, Any]:
-    config, run = job.parsed(), RunDirectory(Path(job.run_dir))
-    started = time.perf_counter()
-
-    def say(line: str) -> None:
-        if world.is_main:
-            run.log(line)
-
-    task = build_task(config, job.start, world.device)
+def set_up(config: RunConfig, start: Start, world: World, say: Callable[[str], None]) -> tuple[Task, Engine]:
+    """The task, and an engine in evaluation mode around its module, checked. say: takes lines for the log, on rank 0."""
+    task = build_task(config, start, world.device)
     settings = EngineSettings(
         zero_stage=config.cluster.zero_stage,
         bf16=task.dtype == torch.bfloat16,
@@ -63,22 +62,30 @@ def _train(world: World, job: TrainJob) -> dict[str, Any]:
         module = task.build_module()
     engine = Engine(module, settings, device=world.device, optimizer=_optimizer(module, config))
     trainable, whole = (sum(_size(p) for p in module.parameters() if p.requires_grad), sum(_size(p) for p in module.parameters()))
-    say(f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.order.num_units:,} units, {task.order.num_steps} steps")
-    for note in task.notes():
-        say(note)
+    if world.is_main:
+        say(
+            f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.order.num_units:,} units, {task.order.num_steps} steps"
+        )
+        for note in task.notes():
+            say(note)
     engine.train_mode(False)
     task.check_module(module, lambda batch: engine.score(batch)[2].float().cpu())
+    return task, engine
 
-    store = _reference(engine, task, config, run, world)
+
+def _train(world: World, config: RunConfig, run: RunDirectory, start: Start, memory: MemoryWatch) -> dict[str, Any]:
+    started = time.perf_counter()
+    task, engine = set_up(config, start, world, run.log)
+    memory.start()
+    store = open_reference(engine, task, config, run, world)
     catalogue = Catalogue(run.checkpoints, world, keep=config.checkpoint.keep, zero_stage=config.cluster.zero_stage, log=run.log)
     start_step = catalogue.restore(engine)
     if world.is_main:
         run.drop_steps_after(start_step)
-    if start_step:
-        say(f"resumed after step {start_step}")
-        if world.is_main:
-            run.append({"event": "resume", "step": start_step})
-    finished = _loop(engine, task, config, run, world, catalogue, store, start_step)
+    if start_step and world.is_main:
+        run.log(f"resumed after step {start_step}")
+        run.append({"event": "resume", "step": start_step})
+    finished = _loop(engine, task, config, run, world, catalogue, preparer(engine, task, store, memory), start_step)
     step = catalogue.committed()[-1] if not finished else task.order.num_steps
     if finished:
         _save_model(engine, task, run, world)
@@ -104,7 +111,7 @@ def _optimizer(module: torch.nn.Module, config: RunConfig) -> torch.optim.Optimi
     )
 
 
-def _reference(engine: Engine, task: Task, config: RunConfig, run: RunDirectory, world: World) -> Any:
+def open_reference(engine: Engine, task: Task, config: RunConfig, run: RunDirectory, world: World) -> Any:
     """The store of cached reference log-probs; None for a task without a reference, or with an online one."""
     if not task.needs_reference or config.task.reference == "online":
         return None
@@ -122,6 +129,20 @@ def _reference(engine: Engine, task: Task, config: RunConfig, run: RunDirectory,
     return store
 
 
+def preparer(engine: Engine, task: Task, store: Any, memory: MemoryWatch) -> Callable[[Any], Any]:
+    """The hook that gives a batch its reference log-probs, looked up or scored, just before its forward pass."""
+
+    def prepare(batch: Any) -> Any:
+        memory.next_pack(rows_run(engine.module, batch))
+        if store is not None:
+            return reference.attach(store, batch)
+        if task.needs_reference:
+            return batch.with_reference(_online(engine, batch))
+        return batch
+
+    return prepare
+
+
 def _loop(
     engine: Engine,
     task: Task,
@@ -129,18 +150,11 @@ def _loop(
     run: RunDirectory,
     world: World,
     catalogue: Catalogue,
-    store: Any,
+    prepare: Callable[[Any], Any],
     start_step: int,
 ) -> bool:
     total = task.order.num_steps
     tracker = build_tracker(run.path / "tensorboard", tensorboard=config.track.tensorboard and world.is_main)
-
-    def prepare(batch: Any) -> Any:
-        if store is not None:
-            return reference.attach(store, batch)
-        if task.needs_reference:
-            return batch.with_reference(_online(engine, batch))
-        return batch
 
     def log(row: dict[str, Any]) -> None:
         if not world.is_main:

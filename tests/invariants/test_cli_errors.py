@@ -86,11 +86,39 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["cluster.num_workers=0"], ("cluster.num_workers (0)", "1 or more")),
         (["cluster.num_workers=0", "cluster.launcher=ray"], ("cluster.num_workers (0)", "1 or more")),
         (["cluster.use_gpu=true"], ("cluster.use_gpu", "set cluster.use_gpu=false")),
+        (["model.attention=flex"], ("model.attention=flex", "needs a CUDA device", "set model.attention=auto or sdpa")),
+        (["model.attention=flex", "task.kind=sequential"], ("model.attention=flex", "set it to auto")),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )
 def test_train(case: Case, overrides: list[str], names: tuple[str, ...]) -> None:
     case.refuses("train", case.file, *overrides, names=names)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["profile.steps=0"], ("profile.steps", "greater than or equal to 1", "0")),
+        (["profile.warmup_steps=0"], ("profile.warmup_steps", "greater than or equal to 1")),
+        (["profile.trace_ranks=[0,1]"], ("profile.trace_ranks", "[1]", "0 to 0")),
+        (["profile.memory_snapshot=true"], ("profile.memory_snapshot", "GPU", "set it to false")),
+        (["profile.output_dir=${train.run_dir}"], ("profile.output_dir", "train.run_dir", "choose another folder")),
+        (["model.attention=flex"], ("model.attention=flex", "needs a CUDA device")),
+        (["--against", "no.json"], ("--against", "no.json")),
+        (["--tolerance", "-1"], ("--tolerance (-1.0)", "0 or more")),
+        (["--tolerance", "much"], ("--tolerance", "much")),
+        (["train.tokens_per_pack=40"], ("train.tokens_per_pack (40)", "longest group")),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_profile(case: Case, words: list[str], names: tuple[str, ...]) -> None:
+    case.refuses("profile", case.file, *words, names=names)
+
+
+def test_profile_keeps_out_of_a_folder_of_other_things(case: Case) -> None:
+    (case.folder / "run-profile").mkdir()
+    (case.folder / "run-profile" / "thesis.txt").write_text("x", encoding="utf-8")
+    case.refuses("profile", case.file, names=("profile.output_dir", "run-profile", "not empty"))
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.pipeline.launch import size_workers
-from rec_dist.runtime.errors import UserError
+from rec_dist.pipeline.launch import _cause, size_workers
+from rec_dist.runtime.errors import OutOfMemoryError, UserError
 
 HEAD = {"CPU": 64.0}
 GPU_NODE = {"CPU": 32.0, "GPU": 8.0}
@@ -40,3 +40,12 @@ def test_what_cannot_be_placed_is_refused(cluster: ClusterConfig, key: str) -> N
 def test_gpus_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError, match=r"cluster\.use_gpu"):
         size_workers(ClusterConfig(use_gpu=True), [HEAD])
+
+
+@pytest.mark.parametrize("kind", [UserError, OutOfMemoryError])
+def test_what_a_user_can_act_on_is_found_inside_what_ray_raises(kind: type[Exception]) -> None:
+    outer = RuntimeError("training failed")
+    outer.worker_failures = {1: kind("lower train.tokens_per_pack\ntraceback")}  # type: ignore[attr-defined]
+    found = _cause(outer)
+    assert type(found) is kind and str(found) == "lower train.tokens_per_pack"
+    assert _cause(outer.__class__("other")).args == ("other",)

@@ -1,0 +1,120 @@
+"""Who sees whom in a grouped stream, for FlexAttention: the path on GPUs. Equal to `visible` in models/attention.py, the oracle.
+
+Why: the dense mask costs T * T bytes, and attention through it visits every pair of rows. A block mask names the 128 x 128 blocks
+that hold a visible pair; the kernel visits those alone. Cost: one pass over T * T booleans a forward pass, 1,024 rows at a time.
+
+Every stream is padded to one length, since a new length compiles the kernel again (about 15 s on a GPU).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rec_dist.models.attention import for_layers, visible_rows
+from rec_dist.runtime.errors import UserError
+from rec_dist.stream.grouped import GroupedStream
+
+BLOCK = 128  # rows and columns of a block
+FLEX = "flex_attention"  # as transformers names it
+_ROWS_AT_ONCE = 8 * BLOCK
+_SMALLEST_HEAD = 16  # FlexAttention's GPU kernels take no narrower head
+_COMPILATIONS = 32  # of one function, before torch.compile gives up and runs it uncompiled: torch's own limit is 8
+
+
+def choose_attention(wanted: str, config: Any, *, device: str) -> str:
+    """The transformers implementation for model.attention = auto, sdpa or flex, a model's config and the worker's device.
+
+    sdpa: a dense mask; eager instead where scores are soft-capped, which SDPA does not know. auto: flex on CUDA where the model
+    takes it. Raises UserError for flex where it cannot work.
+    """
+    dense = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    if wanted == "sdpa":
+        return dense
+    fault = _why_not(config, device)
+    if wanted == "flex" and fault:
+        raise UserError(f"model.attention=flex {fault}; set model.attention=auto or sdpa")
+    return dense if fault else FLEX
+
+
+def _why_not(config: Any, device: str) -> str | None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if not device.startswith("cuda"):
+        return f"needs a CUDA device and this worker runs on {device}, where FlexAttention has no backward pass"
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if not getattr(model, "_supports_flex_attn", False):
+        return f"is not supported by {getattr(model, '__name__', type(config).__name__)} in transformers"
+    heads = int(config.num_attention_heads)
+    head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    if head < _SMALLEST_HEAD:
+        return f"needs attention heads of {_SMALLEST_HEAD} or wider and this model's have {head}"
+    return None
+
+
+def padded_length(num_tokens: int, tokens_per_pack: int) -> int:
+    """Rows that a stream of num_tokens is run with: tokens_per_pack in whole blocks; more only for a stream beyond that."""
+    return -(-max(num_tokens, tokens_per_pack) // BLOCK) * BLOCK
+
+
+def block_masks(stream: GroupedStream, config: Any) -> Any:
+    """The block masks a transformers decoder takes, made once a forward pass: one, or one for each kind of layer."""
+    return for_layers(config, lambda window: block_mask(stream, window=window))
+
+
+def block_mask(stream: GroupedStream, *, window: int | None = None) -> Any:
+    """A BlockMask of (1, 1, T, T) for a stream of T rows, T a multiple of 128. window: sliding attention's reach in positions."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    # A mask made under inference_mode cannot be saved for the backward pass of a later step that meets the same compiled code.
+    assert not torch.is_inference_mode_enabled(), "a BlockMask is never made under inference_mode"
+    assert stream.num_tokens % BLOCK == 0, "pad the stream first"
+    blocks = stream.num_tokens // BLOCK
+    seen = []
+    for first in range(0, stream.num_tokens, _ROWS_AT_ONCE):
+        rows = visible_rows(stream, slice(first, first + _ROWS_AT_ONCE), window=window)  # (C, T)
+        seen.append(rows.view(-1, BLOCK, blocks, BLOCK).sum(dim=(1, 3)))  # visible pairs in each block
+    pairs = torch.cat(seen)  # (blocks, blocks)
+    whole = pairs == BLOCK * BLOCK
+    return BlockMask.from_kv_blocks(
+        *_ordered((pairs > 0) & ~whole), *_ordered(whole), BLOCK_SIZE=BLOCK, mask_mod=mask_mod(stream, window=window)
+    )
+
+
+def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """chosen (Q, K) bool -> how many columns each row has (1, 1, Q) and their numbers, those first (1, 1, Q, K), int32."""
+    columns = torch.argsort(chosen.int(), dim=-1, descending=True, stable=True)
+    return chosen.sum(dim=-1, dtype=torch.int32)[None, None], columns.to(torch.int32)[None, None].contiguous()
+
+
+def mask_mod(stream: GroupedStream, *, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """(batch, head, q, k) -> whether row q attends to row k; the definition of `visible`, one pair at a time.
+
+    int32, since the kernel gathers from these for every pair of a block that is not whole.
+    """
+    trunk_ids, branch_ids = stream.trunk_ids.int(), stream.branch_ids.int()
+    positions, limits = stream.positions.int(), stream.limits.int()
+
+    def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        in_trunk = (branch_ids[k] < 0) & (positions[k] <= limits[q])
+        in_branch = (branch_ids[q] >= 0) & (branch_ids[k] == branch_ids[q]) & (positions[k] <= positions[q])
+        seen = (trunk_ids[q] == trunk_ids[k]) & (in_trunk | in_branch)
+        return seen if window is None else seen & (positions[q] - positions[k] < window)
+
+    return sees
+
+
+def allow_compilations() -> None:
+    """Lifts torch.compile's limit, above which it would run attention uncompiled without an error: passes with and without a
+    graph, sliding and full layers, and the lengths of an evaluation are each a compilation."""
+    import torch._dynamo.config as dynamo
+
+    dynamo.recompile_limit = max(int(dynamo.recompile_limit), _COMPILATIONS)
+
+
+def num_compilations() -> int:
+    """Graphs that torch.compile has made in this process so far: a step after warm-up must not add to it."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])

@@ -1,0 +1,44 @@
+"""How many weights a token meets on its way through a scorer: what the floating-point operations of a step are counted from.
+
+Only matrices count: a norm's or a bias's work is 1e-4 of theirs. Pure bookkeeping, exact also where ZeRO-3 has sharded the weights.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from rec_dist.models.scorer import REFERENCE_ADAPTER, Scorer
+
+
+@dataclass(frozen=True)
+class WeightCount:
+    """Elements of the matrices that every token passes, frozen and training, and of the head (V * D), which scored rows alone pass."""
+
+    frozen: int
+    training: int
+    head: int
+    head_trains: bool
+
+
+def count_weights(module: nn.Module) -> WeightCount | None:
+    """The count for a scorer; None for a module that is none, or whose tokens pass different weights (experts)."""
+    if not isinstance(module, Scorer):
+        return None
+    base: Any = module._base[0]
+    head = base.get_output_embeddings()
+    embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
+    frozen = training = 0
+    for name, parameter in module.named_parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        if len(shape) > 2 or ".experts." in name:
+            return None
+        if len(shape) < 2 or id(parameter) in embeddings or parameter is head.weight or f".{REFERENCE_ADAPTER}." in name:
+            continue
+        if parameter.requires_grad:
+            training += prod(shape)
+        else:
+            frozen += prod(shape)
+    size = prod(getattr(head.weight, "ds_shape", head.weight.shape))
+    return WeightCount(frozen, training, size, bool(head.weight.requires_grad))

@@ -1,0 +1,148 @@
+"""Memory of a worker, and what to turn when it runs out: how full the device is, what a token costs, which keys help.
+
+On a GPU: torch's allocator. On a CPU: this process's resident pages, against the machine's memory.
+"""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.runtime.errors import OutOfMemoryError
+from rec_dist.runtime.world import World
+
+_SAFETY = 0.9  # packs differ in what they cost, and an allocator never fills a device to the last byte
+_GIGA = 1e9
+
+
+def in_use_bytes(device: str) -> int:
+    """Held now."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.memory_allocated(device))
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes(device: str) -> int:
+    """The most held so far."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def total_bytes(device: str) -> int:
+    """What the device has; on a CPU the machine, shared by all of its workers."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class MemoryWatch:
+    """What a token of a pack has cost so far in this run."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.static_bytes: int | None = None  # weights and what else stands before the first pack
+        self.bytes_per_token: float | None = None  # of the packs that went through
+        self.largest_pack = 0
+
+    def start(self) -> None:
+        """Call when the model stands and before the first pack."""
+        if self.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.static_bytes = in_use_bytes(self.device)
+
+    def next_pack(self, num_rows: int) -> None:
+        """Call before each pack of num_rows rows: by then the ones before it have been through forward and backward passes."""
+        if self.static_bytes is not None and self.largest_pack:
+            self.bytes_per_token = max(peak_bytes(self.device) - self.static_bytes, 0) / self.largest_pack
+        self.largest_pack = max(self.largest_pack, num_rows)
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """What is known when memory has run out. bytes_per_token: None when no pack had gone through before."""
+
+    device: str
+    peak: int
+    total: int
+    static: int | None
+    bytes_per_token: float | None
+    tokens_per_pack: int
+    activation_checkpointing: bool
+    zero_stage: int
+    world_size: int
+    trains_adapter: bool
+
+
+def smaller_pack(tokens_per_pack: int, *, bytes_per_token: float | None, room_bytes: float) -> int:
+    """The train.tokens_per_pack to try next: what fits into 90 % of the room, or half where no pack has been measured."""
+    if bytes_per_token:
+        tokens = min(int(_SAFETY * room_bytes / bytes_per_token), int(_SAFETY * tokens_per_pack))
+    else:
+        tokens = tokens_per_pack // 2
+    return max(tokens // 128 * 128 or tokens, 8)
+
+
+def advice(shortage: Shortage) -> str:
+    """One line: what ran out, and what to turn, the cheapest first."""
+    text = f"out of memory on {shortage.device} (peak {shortage.peak / _GIGA:.1f} of {shortage.total / _GIGA:.1f} GB"
+    turns: list[str] = []
+    if shortage.static is None:
+        text += ", before the first pack)"
+    else:
+        smaller = smaller_pack(
+            shortage.tokens_per_pack, bytes_per_token=shortage.bytes_per_token, room_bytes=shortage.total - shortage.static
+        )
+        basis = "half, since no pack had gone through that could be measured"
+        if shortage.bytes_per_token:
+            basis = f"estimated from {shortage.bytes_per_token / 1e6:.3g} MB of activations a token"
+        text += f", {shortage.static / _GIGA:.1f} GB of it before the first pack)"
+        turns.append(f"train.tokens_per_pack from {shortage.tokens_per_pack} to {smaller} ({basis})")
+        if not shortage.activation_checkpointing:
+            turns.append("model.activation_checkpointing=true (keeps one row of activations a layer, ~1/3 more work)")
+    if shortage.zero_stage < 3 and shortage.world_size > 1:
+        turns.append(
+            f"cluster.zero_stage from {shortage.zero_stage} to 3 (weights shared out over {shortage.world_size} workers)"
+        )
+    elif shortage.zero_stage == 3 or shortage.world_size == 1:
+        turns.append("a higher cluster.num_workers with cluster.zero_stage=3 (each holds a smaller part of the weights)")
+    if not shortage.trains_adapter:
+        turns.append("adapter.kind=lora (no gradients and no optimizer state of the base model)")
+    return f"{text}; turn one of: {'; '.join(turns)}"
+
+
+def is_shortage(fault: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine; torch's CPU allocator has no exception of its own for it."""
+    if isinstance(fault, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(fault, RuntimeError) and "can't allocate memory" in str(fault)
+
+
+@contextmanager
+def advising(config: RunConfig, world: World) -> Iterator[MemoryWatch]:
+    """Inside, running out of memory raises OutOfMemoryError with the advice in place of the bare fault."""
+    watch = MemoryWatch(world.device)
+    try:
+        yield watch
+    except Exception as fault:
+        if not is_shortage(fault):
+            raise
+        shortage = Shortage(
+            device=world.device,
+            peak=peak_bytes(world.device),
+            total=total_bytes(world.device),
+            static=watch.static_bytes,
+            bytes_per_token=watch.bytes_per_token,
+            tokens_per_pack=config.train.tokens_per_pack,
+            activation_checkpointing=config.model.activation_checkpointing,
+            zero_stage=config.cluster.zero_stage,
+            world_size=world.size,
+            trains_adapter=config.adapter.kind != "none",
+        )
+        raise OutOfMemoryError(advice(shortage)) from fault

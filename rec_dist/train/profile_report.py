@@ -1,0 +1,161 @@
+"""What the ranks measured, as one report: the content of profile.json. Every number says what it is a share or a rate of."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.plan import Order
+from rec_dist.models.size import WeightCount
+from rec_dist.train import flops
+from rec_dist.train.phases import StepTime, lag, speed
+from rec_dist.train.trace import Traced
+
+FORMAT = 1
+_GEMM = {"cpu": 1024, "cuda": 8192}  # side of the square matrices a peak is measured with
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """One rank's measurements; `again` repeats `real` after `synthetic`.
+
+    rows_*: over the counted steps of real data; recompilations: since the warm-up.
+    """
+
+    real: list[StepTime]
+    synthetic: list[StepTime]
+    again: list[StepTime]
+    rows_used: int
+    rows_run: int
+    rows_scored: int
+    peak_bytes: int
+    total_bytes: int
+    static_bytes: int
+    bytes_per_token: float | None
+    recompilations: int
+    traced: Traced
+
+
+def merge(
+    ranks: Sequence[RankRecord],
+    config: RunConfig,
+    weights: WeightCount | None,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    order: Order,
+) -> dict[str, Any]:
+    """The report of all ranks."""
+    real, synthetic, again = (speed([getattr(rank, name) for rank in ranks]) for name in ("real", "synthetic", "again"))
+    run, used = sum(rank.rows_run for rank in ranks), sum(rank.rows_used for rank in ranks)
+    traced = [rank.traced for rank in ranks]
+    return {
+        "format": FORMAT,
+        "settings": _settings(config, ranks, dtype, device, order),
+        "real": real,
+        "synthetic": synthetic,
+        "real_again": again,
+        "data_cost": 1.0 - again["tokens_per_second"] / synthetic["tokens_per_second"],
+        "padding_share": 1.0 - used / run,
+        "compute": _compute(ranks, config, weights, real, dtype=dtype, device=device),
+        "communication": {
+            "share_of_traced_step": sum(t.collective_seconds for t in traced) / sum(t.seconds for t in traced),
+            "basis": "one traced step: time with a collective under way, mean over ranks; lies inside the phases, waits included",
+        },
+        "memory": _memory(ranks, device),
+        "ranks": lag([rank.real for rank in ranks]),
+        "recompilations_after_warmup": max(rank.recompilations for rank in ranks),
+        "files": [name for t in traced for name in t.files],
+    }
+
+
+def _settings(config: RunConfig, ranks: Sequence[RankRecord], dtype: torch.dtype, device: str, order: Order) -> dict[str, Any]:
+    """What a comparison with another report must know: the same numbers of another setting mean something else."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    return {
+        "model.path": config.model.path,
+        "task.kind": config.task.kind,
+        "adapter.kind": config.adapter.kind,
+        "negatives.num": config.negatives.num,
+        "train.groups_per_step": config.train.groups_per_step,
+        "train.targets_per_trunk": config.train.targets_per_trunk,
+        "train.tokens_per_pack": config.train.tokens_per_pack,
+        "model.attention": config.model.attention,
+        "model.activation_checkpointing": config.model.activation_checkpointing,
+        "cluster.zero_stage": config.cluster.zero_stage,
+        "workers": len(ranks),
+        "device": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "distinct_steps": order.num_steps,  # fewer than the steps run: some were run again
+    }
+
+
+def _compute(
+    ranks: Sequence[RankRecord],
+    config: RunConfig,
+    weights: WeightCount | None,
+    real: dict[str, Any],
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> dict[str, Any]:
+    peak, source = peak_flops(device, dtype)
+    result: dict[str, Any] = {"peak_flops": peak, "peak_source": source, "formula": flops.FORMULA}
+    if weights is None:
+        return {**result, "mfu": None, "hfu": None, "why": "operations are counted for dense language models only"}
+    tokens, rows = real["tokens"], sum(rank.rows_scored for rank in ranks)
+    count = {"frozen": weights.frozen, "training": weights.training, "head": weights.head}
+    once = flops.step_flops(tokens, rows, **count, head_trains=weights.head_trains)
+    twice = flops.recomputed_flops(tokens, rows, **count, checkpointing=config.model.activation_checkpointing)
+    seconds = real["step_seconds"]["mean"] * real["steps"]
+    return {
+        **result,
+        "weights": {**count, "head_trains": weights.head_trains},
+        "scored_rows": rows,
+        "flops": once,
+        "flops_recomputed": twice,
+        "flops_per_token": once / tokens,
+        "mfu": flops.utilisation(once, seconds, peak, len(ranks)),
+        "hfu": flops.utilisation(once + twice, seconds, peak, len(ranks)),
+    }
+
+
+def _memory(ranks: Sequence[RankRecord], device: str) -> dict[str, Any]:
+    fullest = max(range(len(ranks)), key=lambda rank: ranks[rank].peak_bytes / ranks[rank].total_bytes)
+    rank = ranks[fullest]
+    on_gpu = device.startswith("cuda")
+    return {
+        "basis": "torch's CUDA allocator" if on_gpu else "resident pages of the worker, against the machine's memory",
+        "fullest_rank": fullest,
+        "peak_bytes": rank.peak_bytes,
+        "total_bytes": rank.total_bytes,
+        "headroom_share": 1.0 - rank.peak_bytes / rank.total_bytes,
+        "before_first_pack_bytes": rank.static_bytes,
+        "activation_bytes_per_token": rank.bytes_per_token,
+    }
+
+
+def peak_flops(device: str, dtype: torch.dtype) -> tuple[float, str]:
+    """(FLOP/s, where it is from): a data sheet where the device is known in bfloat16, else a matrix product timed here."""
+    on_gpu = device.startswith("cuda")
+    if on_gpu and dtype == torch.bfloat16:
+        known = flops.known_peak(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
+    size = _GEMM["cuda" if on_gpu else "cpu"]
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    name = str(dtype).removeprefix("torch.")
+    return (
+        2 * size**3 / best,
+        f"measured: {name} product of {size} x {size} matrices, best of 5, {torch.get_num_threads()} threads",
+    )
