@@ -29,7 +29,8 @@ TOLERANCE = 1e-4
 METHODS = ("a", "b", "c-default", "c-best", "d", "e")
 SMOLLM: dict[str, Any] = {}  # the default shape
 FULL = [Point(p, 8, k, 4 if p == 100 else 1) for p in (100, 512) for k in (1, 3, 7, 15)]
-QUICK = [Point(100, 8, 1, 2), Point(100, 8, 3, 2), Point(512, 8, 1, 1), Point(512, 8, 3, 1), Point(100, 8, 15, 1)]
+# As many groups at every K of a P: memory is compared between them.
+QUICK = [Point(100, 8, 1, 2), Point(100, 8, 3, 2), Point(512, 8, 1, 1), Point(512, 8, 3, 1), Point(100, 8, 15, 2)]
 
 
 class Child:
@@ -92,8 +93,8 @@ def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats:
     for method in methods_at(point, list(children)):
         rows[method] = {"method": method, **asdict(point), "samples": [], "cpu_samples": [], "peaks": []}
         needed = activation_bytes(method, point, shape)
-        if needed > available_bytes():
-            rows[method]["error"] = f"not run: needs about {needed / 2**30:.0f} GiB, more than is free"
+        if 1.2 * needed + 2**30 > available_bytes():  # rather left out than ended by the kernel, with others
+            rows[method]["error"] = f"not run: needs about {needed / 2**30:.0f} GiB, too much for what is free"
             continue
         rows[method] |= children[method].ask({"build": asdict(point)})
         if "error" not in rows[method]:
