@@ -84,7 +84,18 @@ def make_task(
     targets = index_targets(split, per_trunk)
     return LanguageTask(
         sdpo(beta=1.0, num_negatives=negatives),
-        ModelSpec(Path(), torch.float32, False, None, None, False, 0),
+        ModelSpec(
+            path=Path(),
+            dtype=torch.float32,
+            device="cpu",
+            attention="sdpa",
+            tokens_per_pack=0,
+            activation_checkpointing=False,
+            adapter=None,
+            start_adapter=None,
+            keep_reference=False,
+            seed=0,
+        ),
         data,
         split,
         targets,

@@ -202,7 +202,7 @@ class Grouped:
 
     def __init__(self, model: Any, trunks: list[Trunk], negatives: int, *, adapter: bool = True, device: str = "cpu") -> None:
         method = sdpo(beta=BETA, num_negatives=negatives)
-        self.scorer = Scorer(model, method.loss, method.metric_names)
+        self.scorer = Scorer(model, method.loss, method.metric_names, method.preference)
         self.stream: GroupedStream = pack_trunks(trunks).to(device)
         if adapter:
             with torch.no_grad(), self.scorer.as_reference():
