@@ -39,11 +39,10 @@ class PromptPieces:
 class PromptBuilder:
     """Builds trunks from item ids. listed: how many candidates the prompt lists, 0 for none."""
 
-    def __init__(self, pieces: PromptPieces, titles: TokenTable, *, max_history: int, shared_trunks: bool, listed: int) -> None:
+    def __init__(self, pieces: PromptPieces, titles: TokenTable, *, max_history: int, listed: int) -> None:
         self.pieces = pieces
         self.titles = titles
         self.max_history = max_history
-        self.shared_trunks = shared_trunks
         self.listed = listed
         self._prefix = np.asarray(pieces.item_prefix, dtype=np.int32)
         self._end = np.asarray(pieces.end, dtype=np.int32)
@@ -150,10 +149,7 @@ def build_prompt_builder(config: PromptConfig, tokenizer: Any, titles: Sequence[
             f"prompt.item_prefix ({config.item_prefix!r}) tokenises to nothing; give it a visible text such as '\\n-'"
         )
     table = build_token_table(tokenizer, titles, after=config.item_prefix)
-    shared = config.style == "list" and not listed
-    return PromptBuilder(
-        pieces, table, max_history=config.max_history, shared_trunks=shared, listed=config.num_candidates if listed else 0
-    )
+    return PromptBuilder(pieces, table, max_history=config.max_history, listed=config.num_candidates if listed else 0)
 
 
 def _end_tokens(config: PromptConfig, tokenizer: Any) -> list[int]:

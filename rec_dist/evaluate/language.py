@@ -72,7 +72,7 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
         logps: Tensor = engine.score(stream)[2].float().cpu()
         return logps
 
-    check_forks(score, vocab_size=model.config.vocab_size, tolerance=1e-3 if dtype == torch.float32 else 5e-2)  # type: ignore[union-attr,arg-type]
+    check_forks(score, vocab_size=model.config.vocab_size, dtype=dtype)  # type: ignore[union-attr,arg-type]
 
     def report(done: int) -> None:
         if world.is_main:

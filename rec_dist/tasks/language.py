@@ -220,8 +220,7 @@ class LanguageTask:
 
     def check_module(self, module: nn.Module, score: Callable[[GroupedStream], Tensor]) -> None:
         """Raises UserError when the model's attention does not keep to the mask. score: stream -> (N,) log-probs."""
-        tolerance = 1e-3 if self._model.dtype == torch.float32 else 5e-2
-        check_forks(score, vocab_size=int(module._base[0].config.vocab_size), tolerance=tolerance)  # type: ignore[index,union-attr]
+        check_forks(score, vocab_size=int(module._base[0].config.vocab_size), dtype=self._model.dtype)  # type: ignore[index,union-attr]
 
     def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
         """Adapter or model, tokenizer, prompt builder and catalogue into `folder`; what is written is read back and compared."""

@@ -178,7 +178,7 @@ def test_packing_order_and_batch_mates_change_nothing(name: str, folder_of: Call
 def test_check_forks_passes_the_models_we_support(name: str, folder_of: Callable[[str], Path]) -> None:
     scorer = scorer_of(folder_of(name))
     with torch.no_grad():
-        check_forks(lambda stream: scorer(stream)[2], vocab_size=VOCAB, tolerance=1e-3)
+        check_forks(lambda stream: scorer(stream)[2], vocab_size=VOCAB, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -192,7 +192,7 @@ def test_check_forks_refuses_attention_that_drops_the_mask(name: str, folder_of:
         return base.get_output_embeddings()(output.last_hidden_state[0], stream)
 
     with torch.no_grad(), pytest.raises(UserError, match=r"model\.path.*share a prompt"):
-        check_forks(score, vocab_size=VOCAB, tolerance=1e-3)
+        check_forks(score, vocab_size=VOCAB, dtype=torch.float32)
 
 
 def test_check_forks_refuses_branches_that_see_each_other() -> None:
@@ -209,11 +209,11 @@ def test_check_forks_refuses_branches_that_see_each_other() -> None:
         offsets = stream.completion_offsets.tolist()
         return torch.stack([scored[a:b].sum() for a, b in pairwise(offsets)])
 
-    check_forks(lambda stream: score(stream, False), vocab_size=VOCAB, tolerance=1e-3)
+    check_forks(lambda stream: score(stream, False), vocab_size=VOCAB, dtype=torch.float32)
     with pytest.raises(UserError, match="keep to the mask"):
-        check_forks(lambda stream: score(stream, True), vocab_size=VOCAB, tolerance=1e-3)
+        check_forks(lambda stream: score(stream, True), vocab_size=VOCAB, dtype=torch.float32)
     with pytest.raises(UserError, match="keep to the mask"):
-        check_forks(lambda stream: score(stream, False) * float("nan"), vocab_size=VOCAB, tolerance=1e-3)
+        check_forks(lambda stream: score(stream, False) * float("nan"), vocab_size=VOCAB, dtype=torch.float32)
 
 
 REFUSED = {  # a state, no mask taken, distances in rows, logits scaled

@@ -91,7 +91,6 @@ def test_listed_candidates_stand_after_the_history_in_their_order(tokenizer: Any
         tokenizer.decode(ids(tokenizer, text)),
     )
     assert trunk.forks.tolist() == [len(trunk.tokens) - 1]
-    assert not builder.shared_trunks
 
 
 def test_chat_style_is_the_models_own_template(tokenizer: Any) -> None:
