@@ -87,13 +87,14 @@ def _memory(config: RunConfig, setup: Setup, hardware: Hardware, *, smallest: in
         "total_bytes": total,
         "fits": total <= hardware.memory,
         "largest_tokens_per_pack": largest_pack(setup, needs, hardware.memory, smallest=smallest),
-        "changes": [_change(change) for change in singles],
-        "together": None if both is None else _change(both),
+        "changes": [_change(change, hardware) for change in singles],
+        "together": None if both is None else _change(both, hardware),
     }
 
 
-def _change(change: Change) -> dict[str, Any]:
-    return {"keys": change.keys, "needs_bytes": change.needs}
+def _change(change: Change, hardware: Hardware) -> dict[str, Any]:
+    nodes = replace(hardware, workers=change.setup.workers).nodes
+    return {"keys": change.keys, "needs_bytes": change.needs, "nodes": nodes}
 
 
 def _model(config: RunConfig, setup: Setup) -> dict[str, Any]:

@@ -31,8 +31,10 @@ def _value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _keys(keys: dict[str, Any]) -> str:
-    return " ".join(f"{key}={_value(value)}" for key, value in keys.items())
+def _change(change: dict[str, Any]) -> str:
+    keys = " ".join(f"{key}={_value(value)}" for key, value in change["keys"].items())
+    nodes = f", {change['nodes']} node(s)" if "cluster.num_workers" in change["keys"] else ""
+    return f"{keys} ({change['needs_bytes'] / 1e9:.1f} GB{nodes})"
 
 
 def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
@@ -45,10 +47,9 @@ def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("", f"the largest train.tokens_per_pack that fits: {memory['largest_tokens_per_pack']:,}"))
         return rows
     for change in memory["changes"]:
-        rows.append(("  fits with", f"{_keys(change['keys'])} ({change['needs_bytes'] / 1e9:.1f} GB)"))
+        rows.append(("  fits with", _change(change)))
     if memory["together"] is not None:
-        both = memory["together"]
-        rows.append(("  fits with all of", f"{_keys(both['keys'])} ({both['needs_bytes'] / 1e9:.1f} GB)"))
+        rows.append(("  fits with all of", _change(memory["together"])))
     if not memory["changes"] and memory["together"] is None:
         rows.append(("", "no change of these keys makes it fit: choose a smaller model, adapter.kind=lora or larger devices"))
     return rows
