@@ -28,7 +28,10 @@ def plan(config: RunConfig, *, output: Path | None) -> int:
     """Prints the plan and writes its numbers to `output` if given. Returns 0, or 1 when the run does not fit."""
     report = make_plan(config)
     if output is not None:
-        write_json(output, report)
+        try:
+            write_json(output, report)
+        except OSError as fault:
+            raise UserError(f"--json ({output}) cannot be written: {fault.strerror}; give the path of a file") from fault
     print("\n".join(text_table(report)), flush=True)
     return 0 if report["memory"]["fits"] else 1
 

@@ -40,7 +40,7 @@ def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
     """Everything that decides memory. Raises UserError for a model that cannot be planned."""
     if config.model.attention == "flex" and not cluster.gpu:
         raise UserError("model.attention=flex needs GPUs and plan.cluster has none; set model.attention=auto or sdpa")
-    folder = config_folder(config.plan.model or config.model.path)
+    folder = _model_folder(config)
     shape = read_architecture(folder)
     workers = num_workers(config, cluster)
     parameters = count_parameters(folder, lora_spec(config))
@@ -59,6 +59,15 @@ def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
         rank=config.adapter.rank if config.adapter.kind == "lora" else 0,
         on_gpu=cluster.gpu,
     )
+
+
+def _model_folder(config: RunConfig) -> Path:
+    if config.plan.model is None:
+        return config_folder(config.model.path)
+    folder = Path(config.plan.model).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"plan.model ({folder}) has no config.json; give a folder that has one, such as configs/models/llama3-8b")
+    return folder
 
 
 def zero_of(stage: int, *, width: int, bf16: bool) -> Zero:
