@@ -16,6 +16,7 @@ _COMMANDS = {
     "evaluate": "a run directory, or the base model of a CONFIG, on a split -> metrics",
     "run": "a pipeline of stages from one file -> table and report",
     "profile": "throughput of the real config, in a folder of its own",
+    "plan": "memory, time and cost on a described cluster, without running",
     "verify": "hashes of a data set or of a run's checkpoints",
 }
 
@@ -41,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
             command.add_argument("--tolerance", type=float, default=0.05, help="share that counts as slower (0.05)")
+        if name == "plan":
+            command.add_argument("--json", metavar="OUT.json", help="also write the numbers to this file")
     return parser
 
 
@@ -51,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser().parse_args(arguments)
         if parsed.command == "profile":
             return _profile(parsed)
+        if parsed.command == "plan":
+            return _plan(parsed)
         return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
@@ -76,6 +81,14 @@ def _profile(parsed: argparse.Namespace) -> int:
 
     against = Path(parsed.against) if parsed.against is not None else None
     return profile(load_config(Path(parsed.target), parsed.overrides), against=against, tolerance=parsed.tolerance, log=_log)
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from rec_dist.config.load import load_config
+    from rec_dist.pipeline.plan import plan
+
+    output = Path(parsed.json) if parsed.json is not None else None
+    return plan(load_config(Path(parsed.target), parsed.overrides), output=output)
 
 
 def _run(command: str, target: Path, overrides: Sequence[str]) -> int:

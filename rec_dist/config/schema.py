@@ -197,8 +197,21 @@ class ProfileConfig(Section):
     output_dir: str | None = Field(None, description="Where results go; None: <run_dir>-profile.")
 
 
+class PlanConfig(Section):
+    """What `rec-dist plan` reckons with. Nothing here touches a run."""
+
+    cluster: str | None = Field(None, description="Cluster file, such as configs/clusters/8xh100.yaml; plan needs one.")
+    model: str | None = Field(None, description="Folder whose config.json is planned with; None: model.path.")
+    prompt_tokens: float | None = Field(
+        None, ge=1, description="Mean tokens of a prompt; None: 16 + items of history * plan.completion_tokens."
+    )
+    completion_tokens: float = Field(10.0, gt=1, description="Mean tokens of a title with what frames it.")
+    overlap: float = Field(0.5, ge=0, le=1, description="Share of ZeRO-3's gathers that hides behind compute: an assumption.")
+    margin: float = Field(0.08, ge=0, lt=1, description="Share added to torch's memory for fragmentation: an assumption.")
+
+
 class RunConfig(Section):
-    """One run: everything that `prepare`, `train`, `evaluate` and `profile` read."""
+    """One run: everything that `prepare`, `train`, `evaluate`, `profile` and `plan` read."""
 
     data: DataConfig
     prompt: PromptConfig = Field(default_factory=lambda: PromptConfig())
@@ -213,3 +226,4 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig())
     track: TrackConfig = Field(default_factory=lambda: TrackConfig())
     profile: ProfileConfig = Field(default_factory=lambda: ProfileConfig())
+    plan: PlanConfig = Field(default_factory=lambda: PlanConfig())

@@ -59,9 +59,25 @@ def resolve_model(path_or_name: str) -> Path:
     raise UserError(f"model.path ({path_or_name}) {fault}; give a Hugging Face model folder or a known name ({names}).")
 
 
-def _converted(name: str, known: _Published) -> Path:
+def config_folder(path_or_name: str) -> Path:
+    """The folder that holds config.json of `model.path`; weights may be missing, and nothing is fetched. Raises UserError for none."""
+    known = _KNOWN.get(path_or_name)
+    folder = Path(path_or_name).expanduser() if known is None else _cached(path_or_name, known)
+    if (folder / "config.json").is_file():
+        return folder.absolute()
+    fault = "has not been fetched yet" if known is not None else "is no folder with a config.json"
+    raise UserError(
+        f"model.path ({path_or_name}) {fault}; set plan.model to a folder that has one, such as configs/models/llama3-8b"
+    )
+
+
+def _cached(name: str, known: _Published) -> Path:
     # The hash is part of the name, so that another release never serves an old conversion.
-    target = cache_dir() / "models" / f"{name}-{known.sha256[:8]}"
+    return cache_dir() / "models" / f"{name}-{known.sha256[:8]}"
+
+
+def _converted(name: str, known: _Published) -> Path:
+    target = _cached(name, known)
     if (target / "config.json").is_file():
         return target
     if importlib.util.find_spec("gguf") is None:

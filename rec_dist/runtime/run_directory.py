@@ -29,6 +29,7 @@ _FREE_KEYS = (
     "model.activation_checkpointing",
     "model.attention",
     "profile",
+    "plan",
 )
 
 

@@ -1,0 +1,165 @@
+"""`rec-dist plan`: memory, time and cost of a configuration on a described cluster. Nothing runs, and no weights are read.
+
+Inputs come from pipeline/plan_inputs.py, formulas from rec_dist/planning, the table from pipeline/plan_table.py.
+"""
+
+from dataclasses import asdict, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from rec_dist.config.cluster_file import load_cluster
+from rec_dist.config.schema import RunConfig
+from rec_dist.pipeline.plan_inputs import Length, hardware_of, run_length, setup_of, workload_of, zero_of
+from rec_dist.pipeline.plan_table import text_table
+from rec_dist.planning.advice import Change, combined_change, largest_pack, single_changes
+from rec_dist.planning.hardware import Hardware
+from rec_dist.planning.memory import Setup, memory
+from rec_dist.planning.step import StepTime, limit, step_time
+from rec_dist.planning.workload import Packs, Workload, pack
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import write_json
+from rec_dist.tasks.build import choose_method
+
+FORMAT = 1
+
+
+def plan(config: RunConfig, *, output: Path | None) -> int:
+    """Prints the plan and writes its numbers to `output` if given. Returns 0, or 1 when the run does not fit."""
+    report = make_plan(config)
+    if output is not None:
+        try:
+            write_json(output, report)
+        except OSError as fault:
+            raise UserError(f"--json ({output}) cannot be written: {fault.strerror}; give the path of a file") from fault
+    print("\n".join(text_table(report)), flush=True)
+    return 0 if report["memory"]["fits"] else 1
+
+
+def make_plan(config: RunConfig) -> dict[str, Any]:
+    """The numbers of the plan. Raises UserError for what is missing."""
+    if config.task.kind == "sequential":
+        raise UserError("task.kind=sequential is a small model that fits anywhere; plan is for language models")
+    if config.plan.cluster is None:
+        raise UserError("plan.cluster is not set; give a cluster file such as configs/clusters/8xh100.yaml")
+    cluster = load_cluster(Path(config.plan.cluster))
+    length = run_length(config)
+    workload = workload_of(config, length.history)
+    if workload.rows > config.train.tokens_per_pack:
+        raise UserError(
+            f"train.tokens_per_pack ({config.train.tokens_per_pack}) is smaller than one trunk of mean length "
+            f"({workload.rows:.0f} tokens); raise it or lower prompt.max_history, negatives.num or train.targets_per_trunk"
+        )
+    setup = setup_of(config, cluster)
+    hardware = hardware_of(cluster, workers=setup.workers, bf16=setup.element == 2)
+    packs = pack(workload, tokens_per_pack=setup.tokens_per_pack, workers=setup.workers, flex=setup.flex)
+    reference = choose_method(config).needs_reference
+    online = reference and config.task.reference == "online"
+    time = step_time(setup, hardware, packs, workload, overlap=config.plan.overlap, online_reference=online)
+    room = _memory(config, setup, hardware, smallest=ceil(workload.rows))
+    return {
+        "format": FORMAT,
+        "cluster": {**cluster.model_dump(), "workers": setup.workers, "nodes_used": hardware.nodes},
+        "model": _model(config, setup),
+        "settings": _settings(config, setup),
+        "memory": room,
+        "workload": _workload(workload, packs, setup),
+        "step": _step(time, workload, peak=hardware.flops / cluster.achievable_fraction)
+        | {"limit": limit(time, fits=room["fits"], link=hardware.link[1])},
+        "run": _run(length, time, setup.workers, cached=reference and not online),
+    }
+
+
+def _memory(config: RunConfig, setup: Setup, hardware: Hardware, *, smallest: int) -> dict[str, Any]:
+    """The parts, and where they do not fit what to change, each change checked by the same formula."""
+
+    def needs(changed: Setup) -> float:
+        return sum(memory(changed, reserved=hardware.reserved, margin=config.plan.margin).values())
+
+    parts = memory(setup, reserved=hardware.reserved, margin=config.plan.margin)
+    total = sum(parts.values())
+    singles: list[Change] = []
+    both: Change | None = None
+    if total > hardware.memory:
+        sharded = replace(setup, zero=zero_of(3, width=setup.shape.width, bf16=setup.element == 2))
+        singles = single_changes(setup, sharded, needs, hardware.memory, smallest=smallest)
+        both = None if singles else combined_change(setup, sharded, needs, hardware.memory, smallest=smallest)
+    return {
+        "device_bytes": hardware.memory,
+        "parts": parts,
+        "total_bytes": total,
+        "fits": total <= hardware.memory,
+        "largest_tokens_per_pack": largest_pack(setup, needs, hardware.memory, smallest=smallest),
+        "changes": [_change(change, hardware) for change in singles],
+        "together": None if both is None else _change(both, hardware),
+    }
+
+
+def _change(change: Change, hardware: Hardware) -> dict[str, Any]:
+    nodes = replace(hardware, workers=change.setup.workers).nodes
+    return {"keys": change.keys, "needs_bytes": change.needs, "nodes": nodes}
+
+
+def _model(config: RunConfig, setup: Setup) -> dict[str, Any]:
+    parameters = setup.parameters
+    return {
+        "path": config.plan.model or config.model.path,
+        "parameters": parameters.total,
+        "base_parameters": parameters.total - (parameters.trainable if setup.rank else 0),
+        "trainable": parameters.trainable,
+        "tied_embeddings": parameters.tied,
+        "dtype": "bfloat16" if setup.element == 2 else "float32",
+        "shape": asdict(setup.shape),
+    }
+
+
+def _settings(config: RunConfig, setup: Setup) -> dict[str, Any]:
+    return {
+        "task.kind": config.task.kind,
+        "adapter.kind": config.adapter.kind,
+        "cluster.zero_stage": setup.zero.stage,
+        "train.tokens_per_pack": setup.tokens_per_pack,
+        "model.attention": "flex" if setup.flex else "sdpa",
+        "model.activation_checkpointing": setup.checkpointing,
+        "plan.overlap": config.plan.overlap,
+        "plan.margin": config.plan.margin,
+    }
+
+
+def _workload(workload: Workload, packs: Packs, setup: Setup) -> dict[str, Any]:
+    whole = int(setup.tokens_per_pack // workload.rows) * workload.targets * setup.workers * packs.count
+    return {
+        **asdict(workload),
+        "trunk_rows": workload.rows,
+        "packs_per_step": packs.count,
+        "rows_per_pack": packs.rows,
+        "fill": packs.fill,
+        "groups_for_full_packs": whole,
+    }
+
+
+def _step(time: StepTime, workload: Workload, *, peak: float) -> dict[str, Any]:
+    return {
+        "compute_seconds": time.compute,
+        "gather_seconds": time.gather,
+        "reduce_seconds": time.reduce,
+        "hidden_seconds": time.hidden,
+        "seconds": time.seconds,
+        "seconds_without_overlap": time.seconds + time.hidden,
+        "flops": time.flops,
+        "mfu": time.flops / (time.seconds * peak),
+        "tokens_per_second": workload.trunks * workload.rows / time.seconds,
+        "groups_per_second": workload.groups / time.seconds,
+    }
+
+
+def _run(length: Length, time: StepTime, workers: int, *, cached: bool) -> dict[str, Any]:
+    reference = length.reference_steps * time.reference if cached else 0.0
+    seconds = length.steps * time.seconds + reference
+    return {
+        "steps": length.steps,
+        "steps_from": length.basis,
+        "reference_seconds": reference,
+        "seconds": seconds,
+        "gpu_hours": seconds * workers / 3600,
+    }

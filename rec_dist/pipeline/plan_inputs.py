@@ -1,0 +1,145 @@
+"""What a plan is made from: the configuration, the cluster file, the model's config.json and, where it lies there, the data.
+
+The one place of the plan where configuration objects become plain values.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rec_dist.config.cluster_file import ClusterFile
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset import PreparedData
+from rec_dist.data.schema import MANIFEST_NAME
+from rec_dist.data.targets import index_targets
+from rec_dist.engine.settings import EngineSettings, deepspeed_config
+from rec_dist.models.architecture import count_parameters, read_architecture
+from rec_dist.models.pretrained import config_folder
+from rec_dist.planning.hardware import Hardware
+from rec_dist.planning.memory import Setup, Zero
+from rec_dist.planning.workload import Workload
+from rec_dist.runtime.errors import UserError
+from rec_dist.tasks.build import build_order, choose_method, lora_spec
+
+_FRAME_TOKENS = 16  # of a prompt beside its history: the instruction and the tail
+_GIGA, _TERA, _MICRO = 1e9, 1e12, 1e-6
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the run is: steps, those whose reference is computed, mean items of history, and where that is from."""
+
+    steps: int
+    reference_steps: int
+    history: float
+    basis: str
+
+
+def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
+    """Everything that decides memory. Raises UserError for a model that cannot be planned."""
+    if config.model.attention == "flex" and not cluster.gpu:
+        raise UserError("model.attention=flex needs GPUs and plan.cluster has none; set model.attention=auto or sdpa")
+    folder = _model_folder(config)
+    shape = read_architecture(folder)
+    workers = num_workers(config, cluster)
+    parameters = count_parameters(folder, lora_spec(config))
+    if parameters.work is None:
+        raise UserError(f"{folder} describes a mixture of experts, which is not planned; choose a dense decoder such as Llama")
+    bf16 = cluster.gpu if config.model.dtype == "auto" else config.model.dtype == "bfloat16"
+    return Setup(
+        shape=shape,
+        parameters=parameters,
+        zero=zero_of(config.cluster.zero_stage, width=shape.width, bf16=bf16),
+        workers=workers,
+        element=2 if bf16 else 4,
+        tokens_per_pack=config.train.tokens_per_pack,
+        flex=cluster.gpu and config.model.attention != "sdpa",
+        checkpointing=config.model.activation_checkpointing,
+        rank=config.adapter.rank if config.adapter.kind == "lora" else 0,
+        on_gpu=cluster.gpu,
+    )
+
+
+def _model_folder(config: RunConfig) -> Path:
+    if config.plan.model is None:
+        return config_folder(config.model.path)
+    folder = Path(config.plan.model).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"plan.model ({folder}) has no config.json; give a folder that has one, such as configs/models/llama3-8b")
+    return folder
+
+
+def zero_of(stage: int, *, width: int, bf16: bool) -> Zero:
+    """What the engine would tell DeepSpeed at this stage."""
+    settings = EngineSettings(zero_stage=stage, bf16=bf16, max_grad_norm=1.0, hidden_size=width)
+    zero = deepspeed_config(settings)["zero_optimization"]
+    return Zero(
+        stage=stage,
+        persistence=zero.get("stage3_param_persistence_threshold", 0),
+        reuse=min(zero.get("stage3_max_reuse_distance", 0), zero.get("stage3_max_live_parameters", 0)),
+        prefetch=zero.get("stage3_prefetch_bucket_size", 0),
+        bucket=zero.get("reduce_bucket_size", 0),
+    )
+
+
+def num_workers(config: RunConfig, cluster: ClusterFile) -> int:
+    """cluster.num_workers, or every device of the cluster file."""
+    wanted = config.cluster.num_workers
+    if config.cluster.launcher == "local" and wanted in ("auto", 1):
+        return 1
+    if wanted == "auto":
+        return cluster.num_devices
+    if not 1 <= wanted <= cluster.num_devices:
+        raise UserError(
+            f"cluster.num_workers ({wanted}) must be 1 to {cluster.num_devices}, the devices of plan.cluster "
+            f"({config.plan.cluster}); set it to auto or describe a larger cluster"
+        )
+    return wanted
+
+
+def hardware_of(cluster: ClusterFile, *, workers: int, bf16: bool) -> Hardware:
+    """The cluster file in bytes, seconds and achieved rates."""
+    peak = cluster.bf16_tflops if bf16 else cluster.fp32_tflops
+    return Hardware(
+        memory=cluster.device_memory_gb * _GIGA,
+        reserved=cluster.reserved_gb * _GIGA,
+        flops=peak * _TERA * cluster.achievable_fraction,
+        device_rate=cluster.nvlink_gb_per_second * _GIGA * cluster.link_efficiency,
+        network_rate=cluster.network_gb_per_second * _GIGA * cluster.link_efficiency,
+        device_latency=cluster.nvlink_latency_us * _MICRO,
+        network_latency=cluster.network_latency_us * _MICRO,
+        per_node=cluster.gpus_per_node,
+        workers=workers,
+    )
+
+
+def run_length(config: RunConfig) -> Length:
+    """From the prepared data where it lies at data.path, else from train.max_steps. Raises UserError without either."""
+    history = float(config.prompt.max_history)
+    if (Path(config.data.path).expanduser() / MANIFEST_NAME).is_file():
+        split = PreparedData.open(config.data.path).split("train")
+        targets = index_targets(split, config.train.targets_per_trunk)
+        if len(targets):
+            order = build_order(config, len(targets))
+            epoch = -(-len(targets) // order.units_per_step)
+            steps = order.num_steps
+            history = float(np.minimum(targets.starts, config.prompt.max_history).mean())
+            once = steps if config.negatives.refresh_each_epoch else min(steps, epoch)
+            return Length(steps, once, history, f"of the data at {config.data.path}")
+    if config.train.max_steps is None:
+        raise UserError(
+            f"data.path ({config.data.path}) holds no prepared data to count steps from; "
+            "set train.max_steps, or run `rec-dist prepare`"
+        )
+    build_order(config, 1)  # refuses a global batch that no whole trunks make
+    return Length(config.train.max_steps, config.train.max_steps, history, "train.max_steps; data.path holds no prepared data")
+
+
+def workload_of(config: RunConfig, history: float) -> Workload:
+    """Mean lengths, from the keys of plan or estimated from the items of history."""
+    completion, listed = config.plan.completion_tokens, config.prompt.candidates == "listed"
+    items = history + (config.prompt.num_candidates if listed else 0)
+    prompt = config.plan.prompt_tokens or _FRAME_TOKENS + items * completion
+    train, method = config.train, choose_method(config)
+    return Workload(train.groups_per_step, train.targets_per_trunk, method.num_negatives, prompt, completion)

@@ -1,0 +1,72 @@
+"""Tokens of a step: from groups of mean lengths to rows, pairs and packs.
+
+Letters: P tokens of a prompt, C of a completion with its end, K negatives, t targets on one trunk, W workers.
+"""
+
+from dataclasses import dataclass
+
+from rec_dist.models.flex import padded_length
+
+
+@dataclass(frozen=True)
+class Workload:
+    """groups of a global step in trunks of `targets` groups, each with `negatives` + 1 completions; lengths are means."""
+
+    groups: int
+    targets: int
+    negatives: int
+    prompt: float
+    completion: float
+
+    @property
+    def trunks(self) -> int:
+        """Trunks of a step."""
+        return self.groups // self.targets
+
+    @property
+    def trunk(self) -> float:
+        """Tokens of a prompt and of the chosen titles that stand on it: P + (t - 1) C."""
+        return self.prompt + (self.targets - 1) * self.completion
+
+    @property
+    def branches(self) -> float:
+        """Rows of branches: the negatives, and the last chosen item; a completion's last token is never fed. (tK + 1)(C - 1)."""
+        return (self.targets * self.negatives + 1) * (self.completion - 1)
+
+    @property
+    def rows(self) -> float:
+        """Rows of a trunk with its branches."""
+        return self.trunk + self.branches
+
+    @property
+    def scored(self) -> float:
+        """Distinct rows that the head multiplies: the fork of each group, and C - 1 a completion."""
+        return self.targets * (1 + (self.negatives + 1) * (self.completion - 1))
+
+    @property
+    def pairs(self) -> float:
+        """Pairs of rows that see each other; a branch sees half of the titles behind the first fork in the mean, and of itself."""
+        seen = self.prompt + (self.targets - 1) * self.completion / 2 + self.completion / 2
+        return self.trunk * (self.trunk + 1) / 2 + self.branches * seen
+
+
+@dataclass(frozen=True)
+class Packs:
+    """How a step falls onto the busiest worker: `count` forward passes, rows run in each (padding included), and what they hold."""
+
+    count: int
+    rows: float
+    trunks: float
+    fill: float  # of the budgets of all workers, the share that holds tokens
+
+
+def pack(workload: Workload, *, tokens_per_pack: int, workers: int, flex: bool) -> Packs:
+    """Whole trunks of the mean length into packs; a multiple of the workers, filled evenly, as the loader does. 0 if none fits."""
+    most = int(tokens_per_pack // workload.rows)
+    if most == 0:
+        return Packs(0, 0.0, 0.0, 0.0)
+    count = -(-workload.trunks // (most * workers))
+    trunks = -(-workload.trunks // (count * workers))
+    rows = float(padded_length(0, tokens_per_pack)) if flex else trunks * workload.rows
+    fill = workload.trunks * workload.rows / (count * workers * tokens_per_pack)
+    return Packs(count, rows, float(trunks), fill)

@@ -1,0 +1,61 @@
+"""What `rec-dist plan` says a rank holds is what the ranks of a real run held: exact, for each ZeRO stage, on 1 and 2 workers.
+
+Cost: the tiny runs are shared with other tests; with `-m slow` a model of SmolLM2-135M's shape and random weights, about 10 s a run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE_135M = ROOT / "configs" / "models" / "smollm2-135m"
+
+
+@pytest.fixture(scope="module")
+def model_135m(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """SmolLM2-135M's shape, random float32 weights, the tiny tokenizer: 540 MB."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("model-135m")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(SHAPE_135M)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def predicted(folder: Path, config: Any, *, stage: int, workers: int) -> tuple[int, int]:
+    """(bytes of parameters that a rank holds, bytes of all)."""
+    from rec_dist.models.architecture import count_parameters, read_architecture
+    from rec_dist.pipeline.plan_inputs import zero_of
+    from rec_dist.planning.memory import held_parameters
+    from rec_dist.tasks.build import lora_spec
+
+    parameters = count_parameters(folder, lora_spec(config))
+    zero = zero_of(stage, width=read_architecture(folder).width, bf16=False)
+    return 4 * held_parameters(parameters, zero, workers), 4 * parameters.total
+
+
+def compare(trainer: Any, model: Path, *changes: str, stage: int, workers: int) -> None:
+    from rec_dist.config.load import load_config
+
+    run = trainer.once(*changes, f"cluster.zero_stage={stage}", workers=workers)
+    measured = (run.finished["parameter_bytes_rank0"], run.finished["parameter_bytes_whole"])
+    expected = predicted(model, load_config(run.path / "config.yaml"), stage=stage, workers=workers)
+    print(f"{model.name} ZeRO-{stage} x {workers}: predicted {expected[0]:,}, measured {measured[0]:,} of {measured[1]:,} bytes")
+    assert measured == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_tiny_model(trainer: Any, tiny_model_dir: Path, stage: int, workers: int) -> None:
+    compare(trainer, tiny_model_dir, "task.kind=sft", stage=stage, workers=workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "workers"), [(0, 1), (0, 2), (2, 2), (3, 1), (3, 2)])
+def test_a_model_of_135_million(trainer: Any, model_135m: Path, stage: int, workers: int) -> None:
+    changes = (f"model.path={model_135m}", "train.max_steps=1", "train.groups_per_step=2", "checkpoint.every_steps=100")
+    compare(trainer, model_135m, "task.kind=sft", *changes, stage=stage, workers=workers)

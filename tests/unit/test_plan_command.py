@@ -1,0 +1,175 @@
+"""`rec-dist plan` from the outside: known parameter counts, the shipped clusters and configuration, mistakes, and its cost."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rec_dist.cli import main
+from rec_dist.config.cluster_file import load_cluster
+from rec_dist.config.load import load_config
+from rec_dist.config.schema import RunConfig
+from rec_dist.models.architecture import count_parameters
+from rec_dist.models.language import LoraSpec
+from rec_dist.pipeline.plan import make_plan
+from rec_dist.runtime.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS, CLUSTERS = ROOT / "configs" / "models", ROOT / "configs" / "clusters"
+CONFIG = ROOT / "configs" / "sdpo-llama3_8b-8xh100.yaml"
+Make = Callable[..., dict[str, Any]]
+
+
+def planned(*overrides: str) -> dict[str, Any]:
+    paths = [f"plan.cluster={CLUSTERS / '8xh100.yaml'}", f"plan.model={MODELS / 'llama3-8b'}", "data.path=nowhere"]
+    return make_plan(load_config(CONFIG, [*paths, *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "tied"),
+    [
+        ("smollm2-135m", 134_515_008, True),
+        ("llama3-1b", 1_235_814_400, True),
+        ("qwen2.5-7b", 7_615_616_512, False),
+        ("llama3-8b", 8_030_261_248, False),
+        ("llama3-70b", 70_553_706_496, False),
+        ("llama3.1-405b", 405_853_388_800, False),
+    ],
+)
+def test_parameters_are_those_that_were_published(name: str, parameters: int, tied: bool) -> None:
+    found = count_parameters(MODELS / name, None)
+    assert (found.total, found.trainable, found.tied) == (parameters, parameters, tied)
+
+
+def test_an_adapter_is_counted_by_rank_and_modules() -> None:
+    """8B: q and o 4096 + 4096, k and v 4096 + 1024, gate, up and down 4096 + 14336; 32 layers."""
+    everywhere = count_parameters(MODELS / "llama3-8b", LoraSpec(16, 32.0, 0.0, "all-linear"))
+    assert everywhere.trainable == 16 * 32 * (2 * 8192 + 2 * 5120 + 3 * 18432) == 41_943_040
+    assert (everywhere.total, everywhere.adapted) == (8_030_261_248 + 41_943_040, 7 * 32)
+    two = count_parameters(MODELS / "llama3-8b", LoraSpec(8, 32.0, 0.0, ["q_proj", "v_proj"]))
+    assert two.trainable == 8 * 32 * (8192 + 5120)
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTERS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_cluster_is_valid(path: Path) -> None:
+    cluster = load_cluster(path)
+    assert str(cluster.num_devices) in cluster.name
+
+
+def test_the_shipped_configuration_fits_and_is_what_it_says() -> None:
+    report = planned()
+    assert report["memory"]["fits"]
+    assert report["memory"]["total_bytes"] == pytest.approx(sum(report["memory"]["parts"].values()))
+    assert report["workload"]["packs_per_step"] == 1
+    assert report["run"]["gpu_hours"] == pytest.approx(report["run"]["seconds"] * 8 / 3600)
+    assert report["run"]["steps"] == 1000
+    step = report["step"]
+    assert step["seconds"] == pytest.approx(
+        step["compute_seconds"] + step["gather_seconds"] + step["reduce_seconds"] - step["hidden_seconds"]
+    )
+
+
+def test_what_does_not_fit_comes_with_changes_that_do() -> None:
+    report = planned("model.activation_checkpointing=false")
+    assert not report["memory"]["fits"] and report["step"]["limit"] == "memory"
+    changes = report["memory"]["changes"]
+    assert {key for change in changes for key in change["keys"]} >= {"model.activation_checkpointing", "train.tokens_per_pack"}
+    for change in changes:
+        if "cluster.num_workers" in change["keys"]:
+            continue
+        keys = [f"{key}={str(value).lower()}" for key, value in change["keys"].items()]
+        again = planned("model.activation_checkpointing=false", *keys)
+        assert again["memory"]["fits"]
+        assert again["memory"]["total_bytes"] == pytest.approx(change["needs_bytes"])
+
+
+def test_more_nodes_hold_less_each_and_pay_for_the_network() -> None:
+    one = planned("plan.model=" + str(MODELS / "llama3-70b"))
+    eight = planned(
+        "plan.model=" + str(MODELS / "llama3-70b"),
+        f"plan.cluster={CLUSTERS / '8x8xh100.yaml'}",
+        "cluster.num_workers=64",
+        "train.groups_per_step=1408",
+    )
+    assert eight["memory"]["total_bytes"] < one["memory"]["total_bytes"]
+    assert eight["step"]["gather_seconds"] > one["step"]["gather_seconds"]
+
+
+def test_the_table_and_the_json(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    file, output = tmp_path / "config.yaml", tmp_path / "out" / "plan.json"
+    cluster = f"plan.cluster={CLUSTERS / 'local-cpu.yaml'}"
+    file.write_text(yaml.safe_dump(tiny_config(tmp_path / "run", "task.kind=sdpo")), encoding="utf-8")
+    assert main(["plan", str(file), cluster, "--json", str(output)]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert f"{report['model']['base_parameters']:,} parameters" in printed
+    assert report["run"]["steps_from"].startswith("of the data at")
+    assert report["run"]["steps"] == 4
+    assert sorted(path.name for path in output.parent.iterdir()) == ["plan.json"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> None:
+    config = tiny_config(tmp_path / "run", {"train.max_steps": None, "plan": {"cluster": str(CLUSTERS / "local-cpu.yaml")}})
+    from rec_dist.data.dataset import PreparedData
+
+    targets = PreparedData.open(config["data"]["path"]).split("train").num_targets
+    report = make_plan(RunConfig.model_validate(config))
+    assert report["run"]["steps"] == -(-2 * targets // 8)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ([], ("plan.cluster is not set", "configs/clusters/")),
+        (["plan.cluster=nowhere.yaml"], ("plan.cluster (nowhere.yaml)", "does not exist")),
+        (["plan.cluster={cpu}", "plan.model={bare}"], ("hidden_size", "config.json")),
+        (["plan.cluster={cpu}", "plan.model=nowhere"], ("plan.model (nowhere)", "config.json")),
+        (["plan.cluster={cpu}", "model.path=nowhere"], ("model.path (nowhere)", "set plan.model", "config.json")),
+        (["plan.cluster={cpu}", "--json", "{bare}"], ("--json", "give the path of a file")),
+        (["plan.cluster={broken}"], ("plan.cluster", "nodes", "gpu_per_node is no key", "gpus_per_node")),
+        (["plan.cluster={cpu}", "data.path=nowhere", "train.max_steps=null"], ("data.path (nowhere)", "set train.max_steps")),
+        (["plan.cluster={cpu}", "cluster.num_workers=9"], ("cluster.num_workers (9)", "1 to 2")),
+        (["plan.cluster={cpu}", "model.attention=flex"], ("model.attention=flex", "set model.attention=auto or sdpa")),
+        (["plan.cluster={cpu}", "train.tokens_per_pack=16"], ("train.tokens_per_pack (16)", "raise it or lower")),
+        (["plan.cluster={cpu}", "task.kind=sequential"], ("task.kind=sequential",)),
+        (["plan.cluster={cpu}", "plan.overlap=2"], ("plan.overlap", "less than or equal to 1")),
+    ],
+)
+def test_mistakes_are_one_line(
+    overrides: list[str], names: tuple[str, ...], tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, bare, broken = tmp_path / "config.yaml", tmp_path / "bare", tmp_path / "broken.yaml"
+    file.write_text(yaml.safe_dump(tiny_config(tmp_path / "run")), encoding="utf-8")
+    bare.mkdir()
+    (bare / "config.json").write_text('{"model_type": "llama", "vocab_size": 10}', encoding="utf-8")
+    broken.write_text("name: x\ngpu_per_node: 8\n", encoding="utf-8")
+    places = {"cpu": CLUSTERS / "local-cpu.yaml", "bare": bare, "broken": broken}
+    if any("{broken}" in override for override in overrides):
+        names = ("broken.yaml", *names[1:])
+    assert main(["plan", str(file), *(override.format(**places) for override in overrides)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1 and printed.err.startswith("error: ")
+    assert [name for name in names if name not in printed.err] == []
+
+
+def test_experts_are_refused(tmp_path: Path, tiny_config: Make) -> None:
+    shape = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}
+    (tmp_path / "config.json").write_text(json.dumps(shape | experts), encoding="utf-8")
+    settings = {"cluster": str(CLUSTERS / "local-cpu.yaml"), "model": str(tmp_path)}
+    config = RunConfig.model_validate(tiny_config(tmp_path / "run", {"plan": settings, "adapter.kind": "none"}))
+    with pytest.raises(UserError, match="mixture of experts"):
+        make_plan(config)
+
+
+def test_the_largest_model_is_planned_in_under_five_seconds() -> None:
+    """Without the imports, which other tests have paid for: about 3 s of an idle core."""
+    began = time.process_time()
+    planned("plan.model=" + str(MODELS / "llama3.1-405b"))
+    assert time.process_time() - began < 5

@@ -1,0 +1,78 @@
+"""What is advised fits by the formula that said it did not, and is the most that does."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rec_dist.models.architecture import Architecture, Parameters
+from rec_dist.models.size import WeightCount
+from rec_dist.planning.advice import combined_change, largest_pack, single_changes
+from rec_dist.planning.memory import Setup, Zero, memory
+
+SHAPE = Architecture(width=1024, inner=4096, layers=8, heads=16, kv_heads=4, head_dim=64, vocabulary=32000, max_positions=None)
+LAYERS = (1 << 24,) * 8
+PARAMETERS = Parameters(
+    (32_768_000, *LAYERS, 32_768_000),
+    (True,) * 10,
+    head=32_768_000,
+    tied=False,
+    adapted=0,
+    work=WeightCount(0, 8 << 24, 32_768_000, True),
+)
+STAGE_3 = Zero(3, persistence=1000, reuse=10**8, prefetch=10**7, bucket=10**7)
+SMALLEST = 700
+
+
+def setup(**changes: Any) -> Setup:
+    base = Setup(SHAPE, PARAMETERS, Zero(2, bucket=10**7), 8, 2, 8192, flex=False, checkpointing=False, rank=0, on_gpu=True)
+    return replace(base, **changes)
+
+
+def needs(value: Setup) -> float:
+    return sum(memory(value, reserved=1e9, margin=0.08).values())
+
+
+def sharded(value: Setup) -> Setup:
+    return replace(value, zero=STAGE_3)
+
+
+def test_the_largest_pack_is_the_largest() -> None:
+    room = 6e9
+    tokens = largest_pack(setup(), needs, room, smallest=SMALLEST)
+    assert tokens is not None and tokens % 128 == 0 and tokens >= SMALLEST
+    assert needs(setup(tokens_per_pack=tokens)) <= room < needs(setup(tokens_per_pack=tokens + 128))
+    assert largest_pack(setup(), needs, 1e9, smallest=SMALLEST) is None
+
+
+@pytest.mark.parametrize("room", [3.5e9, 5e9, 8e9, 12e9, 16e9])
+@pytest.mark.parametrize("start", [setup(), setup(flex=True), setup(zero=STAGE_3), setup(workers=1), setup(zero=Zero(0))])
+def test_what_is_advised_fits(start: Setup, room: float) -> None:
+    if needs(start) <= room:
+        return
+    changes = single_changes(start, sharded(start), needs, room, smallest=SMALLEST)
+    for change in changes:
+        assert len(change.keys) == 1
+        assert needs(change.setup) == change.needs <= room
+        assert change.setup.tokens_per_pack >= SMALLEST
+    both = combined_change(start, sharded(start), needs, room, smallest=SMALLEST)
+    assert both is not None or not changes
+    if both is not None:
+        assert needs(both.setup) == both.needs <= room
+
+
+def test_the_keys_are_what_changed() -> None:
+    start = setup(tokens_per_pack=16384, zero=Zero(0))
+    both = combined_change(start, sharded(start), needs, 2.8e9, smallest=SMALLEST)
+    assert both is not None
+    assert both.keys["cluster.zero_stage"] == both.setup.zero.stage == 3
+    assert both.keys["model.activation_checkpointing"] is both.setup.checkpointing is True
+    assert both.keys["model.attention"] == "flex" and both.setup.flex
+    assert both.keys.get("train.tokens_per_pack", start.tokens_per_pack) == both.setup.tokens_per_pack
+    assert both.keys.get("cluster.num_workers", start.workers) == both.setup.workers
+
+
+def test_nothing_is_advised_where_nothing_helps() -> None:
+    start = setup()
+    assert single_changes(start, sharded(start), needs, 1e9, smallest=SMALLEST) == []
+    assert combined_change(start, sharded(start), needs, 1e9, smallest=SMALLEST) is None

@@ -1,0 +1,178 @@
+"""Memory by hand-worked numbers, by what autograd saves, and by what must be monotone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rec_dist.models.architecture import Architecture, Parameters
+from rec_dist.models.language import LoraSpec, add_lora
+from rec_dist.models.size import WeightCount
+from rec_dist.planning.memory import (
+    Setup,
+    Zero,
+    activation_bytes,
+    gathered_sizes,
+    gradient_bytes,
+    held_parameters,
+    kept_elements,
+    layer_bytes,
+    live_elements,
+    memory,
+    optimizer_bytes,
+    persistent_shards,
+    shard,
+)
+
+SHAPE = Architecture(width=8, inner=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocabulary=50, max_positions=None)
+PARAMETERS = Parameters((10, 7, 4), (False, True, True), head=10, tied=False, adapted=14, work=WeightCount(17, 4, 10, False))
+STAGE_3 = Zero(3, persistence=7, reuse=100, prefetch=5, bucket=50)
+
+
+def setup(**changes: Any) -> Setup:
+    base = Setup(
+        shape=SHAPE,
+        parameters=PARAMETERS,
+        zero=STAGE_3,
+        workers=2,
+        element=2,
+        tokens_per_pack=128,
+        flex=True,
+        checkpointing=False,
+        rank=2,
+        on_gpu=True,
+    )
+    return replace(base, **changes)
+
+
+def total(value: Setup) -> float:
+    return sum(memory(value, reserved=1.0, margin=0.1).values())
+
+
+def test_a_shard_is_padded() -> None:
+    assert [shard(10, 1), shard(10, 2), shard(10, 3), shard(1, 8)] == [10, 5, 4, 1]
+
+
+@pytest.mark.parametrize(("stage", "held"), [(0, 21), (1, 21), (2, 21), (3, 5 + 7 + 4)])
+def test_parameters_are_sharded_at_stage_3_but_for_the_small_ones(stage: int, held: int) -> None:
+    assert held_parameters(PARAMETERS, replace(STAGE_3, stage=stage), 2) == held
+    assert persistent_shards(PARAMETERS, replace(STAGE_3, stage=stage), 2) == (4 + 2 if stage == 3 else 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "element", "gradients", "optimizer"),
+    [
+        (0, 2, 11 * 2, 11 * 12),
+        (0, 4, 11 * 4, 11 * 8),
+        (1, 2, 11 * 2, 6 * 12),
+        (2, 2, 6 * 4, 6 * 12),
+        (2, 4, 6 * 4, 6 * 12),
+        (3, 2, 6 * 4, 6 * 12),
+        (3, 4, 6 * 4, 6 * 8),
+    ],
+)
+def test_gradients_and_optimizer_state_of_what_trains(stage: int, element: int, gradients: int, optimizer: int) -> None:
+    """11 of 21 elements train, 6 a worker: moments of 8 bytes, and 4 for the float32 copy where there is one."""
+    value = setup(zero=replace(STAGE_3, stage=stage), element=element)
+    assert (gradient_bytes(value), optimizer_bytes(value)) == (gradients, optimizer)
+
+
+def test_what_stays_gathered_until_the_backward_pass() -> None:
+    sizes = [4, 3, 2, 1]
+    assert kept_elements(sizes, replace(STAGE_3, reuse=7), tied=False) == 6  # behind 3 lie 2 * (2 + 1) < 7, behind 4 lie 12
+    assert kept_elements(sizes, replace(STAGE_3, reuse=100), tied=False) == 10
+    assert kept_elements([], STAGE_3, tied=False) == 0
+    assert kept_elements([5, 2, 5], STAGE_3, tied=True) == 7  # the tied embedding is held once
+
+
+def test_most_gathered_at_once() -> None:
+    parameters = replace(PARAMETERS, sizes=(40, 30, 20, 10, 7), trains=(False,) * 5)
+    assert gathered_sizes(parameters, STAGE_3) == [40, 30, 20, 10]
+    assert live_elements(parameters, replace(STAGE_3, reuse=70)) == 60 + 5
+    assert live_elements(parameters, replace(STAGE_3, reuse=1)) == 40 + 5
+    assert live_elements(parameters, replace(STAGE_3, reuse=1000)) == 100
+    assert live_elements(parameters, replace(STAGE_3, stage=2)) == 0
+    tied = replace(parameters, tied=True, head=40)
+    assert gathered_sizes(tied, STAGE_3) == [40, 30, 20, 10, 40]
+    assert live_elements(tied, replace(STAGE_3, reuse=1000)) == 100
+
+
+def test_a_layer_by_hand() -> None:
+    """h = 8, i = 16, q = 8, k = 4, b = 2, T = 128; 7 modules a layer have an adapter of rank 2."""
+    norms, attention, mlp, adapter = 2 * (6 * 8 + 4), 2 * (2 * 8 + 2 * 4) + 4 * 2, 4 * 2 * 16, 2 * 2 * 7
+    assert layer_bytes(setup()) == 128 * (norms + attention + mlp + adapter) == 128 * 316
+    dense = 2 * (2 * 8 + 2 * 8) + 4 * 2 + 2 * 128
+    assert layer_bytes(setup(flex=False)) == 128 * (norms + dense + mlp + adapter)
+    assert layer_bytes(setup(rank=0)) == 128 * (norms + attention + mlp + 2 * 2 * 8)
+
+
+def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
+    last_norm = 128 * 6 * 8
+    assert activation_bytes(setup()) == 2 * 128 * 316 + last_norm
+    assert activation_bytes(setup(checkpointing=True)) == 2 * 128 * 8 * 2 + 128 * 316 + last_norm
+
+
+def saved_bytes(layers: int, rows: int, dtype: torch.dtype, *, rank: int) -> int:
+    """Bytes of all distinct tensors that autograd keeps in a forward pass with a dense mask, weights left out."""
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="sdpa",
+    )
+    model: Any = transformers.LlamaForCausalLM(config).to(dtype)
+    base = model
+    if rank:
+        model = add_lora(model, LoraSpec(rank, 8.0, 0.0, "all-linear"), seed=0, weights=None, keep_reference=False)
+        base = model.get_base_model()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: list[torch.Tensor] = []  # alive, so that no storage is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    ids = torch.arange(rows)[None]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
+        base.base_model(input_ids=ids % 64, position_ids=ids, attention_mask=mask, use_cache=False)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(size for place, size in storages.items() if place not in weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_layer_is_what_autograd_saves(dtype: torch.dtype, rank: int) -> None:
+    rows = 128
+    measured = saved_bytes(3, rows, dtype, rank=rank) - saved_bytes(2, rows, dtype, rank=rank)
+    shape = Architecture(width=64, inner=160, layers=3, heads=4, kv_heads=2, head_dim=16, vocabulary=64, max_positions=None)
+    parameters = replace(PARAMETERS, adapted=21)
+    value = setup(shape=shape, parameters=parameters, element=dtype.itemsize, flex=False, rank=rank, tokens_per_pack=rows)
+    assert layer_bytes(value) == measured
+
+
+@pytest.mark.parametrize("flex", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_more_tokens_need_more_and_more_workers_never_do(flex: bool, checkpointing: bool, stage: int) -> None:
+    zero = STAGE_3 if stage == 3 else Zero(stage, bucket=50 if stage else 0)
+    base = setup(flex=flex, checkpointing=checkpointing, zero=zero)
+    needs = [total(replace(base, tokens_per_pack=tokens)) for tokens in (128, 256, 512, 4096)]
+    assert needs == sorted(set(needs))
+    by_workers = [total(replace(base, workers=workers)) for workers in (1, 2, 8, 64)]
+    assert by_workers == sorted(by_workers, reverse=True)
+    if stage:
+        assert by_workers[-1] < by_workers[0]
+
+
+def test_the_parts_add_up() -> None:
+    parts = memory(setup(), reserved=7.0, margin=0.1)
+    rest = sum(size for name, size in parts.items() if name not in ("fragmentation", "reserved"))
+    assert parts["fragmentation"] == pytest.approx(0.1 * rest)
+    assert parts["reserved"] == 7.0
+    assert all(size >= 0 for size in parts.values())

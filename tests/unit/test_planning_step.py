@@ -1,0 +1,143 @@
+"""Collectives, packs and step times by hand-worked numbers."""
+
+from dataclasses import replace
+
+import pytest
+from random_trunks import Tree
+
+from rec_dist.models.architecture import Architecture, Parameters
+from rec_dist.models.attention import visible
+from rec_dist.models.size import WeightCount
+from rec_dist.planning.hardware import Hardware, ring_seconds
+from rec_dist.planning.memory import Setup, Zero
+from rec_dist.planning.step import gather_seconds, limit, num_collectives, reduce_seconds, step_time
+from rec_dist.planning.workload import Packs, Workload, pack
+from rec_dist.stream.grouped import pack_trunks
+
+NODE = Hardware(
+    memory=80e9,
+    reserved=2e9,
+    flops=1e12,
+    device_rate=400e9,
+    network_rate=200e9,
+    device_latency=3e-6,
+    network_latency=10e-6,
+    per_node=8,
+    workers=8,
+)
+SHAPE = Architecture(width=8, inner=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocabulary=50, max_positions=None)
+PARAMETERS = Parameters(
+    (100, 60, 40), (False, False, True), head=100, tied=False, adapted=0, work=WeightCount(60, 40, 100, False)
+)
+SETUP = Setup(
+    shape=SHAPE,
+    parameters=PARAMETERS,
+    zero=Zero(3, persistence=0, reuse=90, prefetch=100, bucket=30),
+    workers=8,
+    element=2,
+    tokens_per_pack=1024,
+    flex=True,
+    checkpointing=False,
+    rank=0,
+    on_gpu=True,
+)
+
+
+def test_a_ring_within_a_node() -> None:
+    """7/8 of 8 GB over 400 GB/s; two calls of 7 hops."""
+    assert ring_seconds(8e9, NODE, collectives=2) == pytest.approx(0.0175 + 2 * 7 * 3e-6)
+    assert ring_seconds(8e9, replace(NODE, workers=1)) == 0.0
+
+
+def test_a_ring_over_nodes_goes_at_the_slower_link() -> None:
+    """15/16 of 16 GB over 200 GB/s; 14 hops within the nodes and one between them."""
+    two = replace(NODE, workers=16)
+    assert two.nodes == 2
+    assert two.link == (200e9, "network")
+    assert ring_seconds(16e9, two) == pytest.approx(0.075 + 14 * 3e-6 + 10e-6)
+    assert replace(two, network_rate=500e9).link == (400e9, "node")
+
+
+def test_calls_fill_buckets() -> None:
+    assert num_collectives([50, 60, 40, 200, 10], 100) == 4  # 50 | 60 40 | 200 | 10
+    assert num_collectives([], 100) == 0
+
+
+def test_gathers_of_a_pack() -> None:
+    """100 + 60 + 40 elements forward; of them 60 + 40 stay (behind 60 lie 80 < 90, behind 100 lie 200): 100 backward."""
+    forward, backward = gather_seconds(SETUP, NODE)
+    assert forward == pytest.approx(7 / 8 * 400 / 400e9 + 2 * 7 * 3e-6)
+    assert backward == pytest.approx(7 / 8 * 200 / 400e9 + 1 * 7 * 3e-6)
+    assert gather_seconds(replace(SETUP, zero=Zero(2, bucket=30)), NODE) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 4), (3, 3)])
+def test_reductions_of_a_step_of_three_packs(stage: int, times: int) -> None:
+    """80 bytes train: two buckets of 30 elements, a pack or a step, and the weights gathered again below stage 3."""
+    once = 7 / 8 * 80 / 400e9 + 2 * 7 * 3e-6
+    assert reduce_seconds(replace(SETUP, zero=replace(SETUP.zero, stage=stage)), NODE, 3) == pytest.approx(times * once)
+
+
+def test_rows_of_a_trunk_as_in_the_architecture_page() -> None:
+    one = Workload(groups=32, targets=1, negatives=3, prompt=512, completion=10)
+    assert (one.rows, one.scored) == (548, 37)
+    assert replace(one, negatives=15).rows == 656
+    assert replace(one, negatives=0).rows == 521
+
+
+@pytest.mark.parametrize(("targets", "negatives"), [(1, 0), (1, 3), (4, 2)])
+def test_a_workload_is_what_a_stream_holds(targets: int, negatives: int) -> None:
+    """P = 20, C = 5: a stream with these lengths, every chosen title but the last one on the trunk."""
+    prompt, completion = 20, 5
+    trunk = list(range(prompt + (targets - 1) * completion))
+    groups = []
+    for target in range(targets):
+        fork = prompt - 1 + target * completion
+        chosen = trunk[fork + 1 : fork + completion] if target < targets - 1 else [200, 201, 202, 203]
+        others = [[300 + 10 * (target * negatives + other) + token for token in range(completion)] for other in range(negatives)]
+        groups.append((fork, [[*chosen, 999], *others]))
+    stream = pack_trunks([Tree(trunk, groups).trunk()])
+    work = Workload(groups=targets, targets=targets, negatives=negatives, prompt=prompt, completion=completion)
+    assert work.rows == stream.num_tokens
+    assert work.scored == len(set(stream.rows.tolist()))
+    assert work.pairs == pytest.approx(int(visible(stream).sum()), rel=0 if targets == 1 else 0.02)
+
+
+def test_packs_of_a_step() -> None:
+    """100 rows a trunk, 10 a pack of 1,024; 176 trunks on 8 workers are 3 packs each, of 8 trunks."""
+    work = Workload(groups=176, targets=1, negatives=0, prompt=91, completion=10)
+    assert work.rows == 100
+    flex = pack(work, tokens_per_pack=1024, workers=8, flex=True)
+    assert (flex.count, flex.rows, flex.trunks) == (3, 1024.0, 8.0)
+    assert flex.fill == pytest.approx(176 * 100 / (3 * 8 * 1024))
+    assert pack(work, tokens_per_pack=1024, workers=8, flex=False).rows == 800
+    assert pack(work, tokens_per_pack=64, workers=8, flex=False).count == 0
+
+
+def test_a_step_by_hand() -> None:
+    work = Workload(groups=8, targets=1, negatives=0, prompt=91, completion=10)
+    packs = Packs(count=1, rows=1000.0, trunks=1.0, fill=1.0)
+    hardware = replace(NODE, device_latency=0.0, network_latency=0.0)
+    time = step_time(SETUP, hardware, packs, work, overlap=0.5, online_reference=False)
+    pairs = work.pairs + 128 * 100
+    once = 1000 * (4 * 60 + 6 * 40) + 10 * 4 * 100 + 3 * 4 * 8 * 2 * pairs
+    assert time.flops == pytest.approx(once)
+    assert time.compute == pytest.approx((once + 2 * 10 * 100) / 1e12)  # the head makes its logits twice
+    assert time.gather == pytest.approx(7 / 8 * 600 / 400e9)
+    assert time.hidden == pytest.approx(time.gather / 2)
+    assert time.seconds == pytest.approx(time.compute + time.reduce + time.gather / 2)
+    online = step_time(SETUP, hardware, packs, work, overlap=0.5, online_reference=True)
+    assert online.seconds == pytest.approx(time.seconds + time.reference)
+    again = step_time(replace(SETUP, checkpointing=True), hardware, packs, work, overlap=0.5, online_reference=False)
+    assert again.compute - time.compute == pytest.approx((2 * 1000 * 100 + 4 * 8 * 2 * pairs) / 1e12)
+
+
+def test_what_limits() -> None:
+    work = Workload(groups=8, targets=1, negatives=0, prompt=91, completion=10)
+    packs = Packs(count=1, rows=1000.0, trunks=1.0, fill=1.0)
+    fast = step_time(SETUP, replace(NODE, flops=1e18), packs, work, overlap=0.5, online_reference=False)
+    slow = step_time(SETUP, replace(NODE, flops=1e9), packs, work, overlap=0.5, online_reference=False)
+    assert limit(slow, fits=True, link="network") == "compute"
+    assert limit(fast, fits=True, link="network") == "network"
+    assert limit(fast, fits=True, link="node") == "links within the node"
+    assert limit(slow, fits=False, link="node") == "memory"
