@@ -10,7 +10,7 @@ def text_table(report: dict[str, Any]) -> list[str]:
     """Lines of name and fact."""
     cluster, model, settings = report["cluster"], report["model"], report["settings"]
     what = f"{cluster['workers']} of {cluster['nodes'] * cluster['gpus_per_node']} x {cluster['device']}"
-    keys = ", ".join(f"{key.split('.')[-1]}={_value(value)}" for key, value in settings.items() if not key.startswith("plan."))
+    keys = ", ".join(f"{key}={_value(value)}" for key, value in settings.items() if not key.startswith("plan."))
     rows = [
         ("cluster", f"{cluster['name']}; {what}, {cluster['nodes_used']} node(s)"),
         ("model", f"{model['path']}: {model['base_parameters']:,} parameters, {model['trainable']:,} train, {model['dtype']}"),
