@@ -31,7 +31,7 @@ def load_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             raise UserError(f"override {override!r} is not section.key=value; for example optimizer.lr=1e-4")
         try:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError, TypeError) as fault:
+        except (OmegaConfBaseException, YAMLError, TypeError, UnicodeError) as fault:
             raise UserError(f"override {override!r} cannot be applied: {_first_line(fault)}") from fault
     try:
         value = OmegaConf.to_container(merged, resolve=True)
@@ -42,19 +42,30 @@ def load_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Any:
-    path = path.expanduser().absolute()
+    try:
+        path = path.expanduser().resolve()
+        found = path.is_file()
+    except (OSError, RuntimeError, ValueError) as fault:
+        raise UserError(
+            f"{str(path)[:200]} is no usable path ({_first_line(fault)[:200]}); give the path of a YAML file"
+        ) from fault
     if path in above:
         raise UserError(f"{path} extends itself through {' -> '.join(p.name for p in above)}; remove one `extends`")
-    if not path.is_file():
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the path of a YAML configuration in it")
+    if not found:
         raise UserError(f"{path} does not exist; give the path of a YAML configuration, such as configs/quickstart-sdpo.yaml")
     try:
         own = OmegaConf.load(path)
-    except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as fault:
+    except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as fault:
         raise UserError(f"{path} is not readable YAML: {' '.join(str(fault).split())}") from fault
     if not isinstance(own, DictConfig):
         raise UserError(f"{path} holds no mapping of sections; see configs/quickstart-sdpo.yaml")
-    parent = own.pop(_EXTENDS, None)
-    return own if parent is None else OmegaConf.merge(_read(path.parent / str(parent), (*above, path)), own)
+    try:
+        parent = own.pop(_EXTENDS, None)
+        return own if parent is None else OmegaConf.merge(_read(path.parent / str(parent), (*above, path)), own)
+    except (OmegaConfBaseException, TypeError) as fault:
+        raise UserError(f"{path} and what it extends do not fit together: {_first_line(fault)}") from fault
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

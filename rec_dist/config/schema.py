@@ -3,17 +3,20 @@
 Config objects stop at builders: below tasks/ functions take plain values. Units stand in the names or the descriptions.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Auto = Literal["auto"]
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """A section: unknown keys are faults, values are not coerced across kinds, nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
+    )
 
 
 class DataConfig(Section):
@@ -125,13 +128,16 @@ class TrainConfig(Section):
     epochs: int = Field(1, ge=1, description="Passes over the training targets; train.max_steps may end earlier.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; None: as many as the epochs need.")
     groups_per_step: int = Field(
-        32, ge=1, description="Global batch: groups (kind=sequential: sequences) an optimizer step, over all workers."
+        32,
+        ge=1,
+        description="Global batch: at most so many groups (kind=sequential: sequences) an optimizer step, over all workers; a user with "
+        "fewer targets than targets_per_trunk fills a smaller unit.",
     )
     targets_per_trunk: int = Field(
         1, ge=1, description="Targets of one user that share one prompt (a timeline). Style list only."
     )
     tokens_per_pack: int = Field(1024, ge=8, description="Tokens of one forward pass on one worker.")
-    seed: int = Field(0, ge=0, description="Of order, negatives, initial weights and dropout.")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="Of order, negatives, initial weights and dropout.")
     log_every_steps: int = Field(1, ge=1, description="Steps between rows of metrics.jsonl.")
 
 
@@ -139,7 +145,7 @@ class OptimizerConfig(Section):
     """AdamW with linear warm-up and then a constant, linear or cosine schedule, all a pure function of the step."""
 
     lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="AdamW's decay rates.")
+    betas: tuple[_Decay, _Decay] = Field((0.9, 0.999), strict=False, description="AdamW's decay rates.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="After warm-up.")
@@ -172,7 +178,9 @@ class EvaluateConfig(Section):
     ranker: Literal["model", "popularity"] = Field("model", description="The run's (or base) model, or the popularity floor.")
     num_candidates: int | Literal["all"] = Field(20, description="1 target + the rest drawn by hash; all: the whole catalogue.")
     max_users: int | None = Field(None, ge=1, description="Users evaluated, drawn by hash. None: all.")
-    seed: int = Field(0, ge=0, description="Of candidates and of the users drawn. Shared by all models of a comparison.")
+    seed: int = Field(
+        0, ge=0, lt=1 << 32, description="Of candidates and of the users drawn. Shared by all models of a comparison."
+    )
     output_dir: str | None = Field(None, description="Where results go; None: the run directory, or <run_dir>-base for a CONFIG.")
 
 

@@ -35,6 +35,12 @@ def metrics_per_user(predictions: Predictions) -> dict[str, npt.NDArray[np.float
     return dict(ranking_metrics(predictions.ranks, sizes, CUTOFFS))
 
 
+def metric_names() -> tuple[str, ...]:
+    """The names that metrics_per_user gives."""
+    one = np.zeros(1, dtype=np.int64)
+    return tuple(ranking_metrics(one, one + 2, CUTOFFS))
+
+
 def summarize(predictions: Predictions, *, seed: int) -> dict[str, dict[str, Any]]:
     """Each metric's mean over users with its 95 % bootstrap interval: {"value", "low", "high", "n"}."""
     return {name: bootstrap_interval(values, seed=seed).to_dict() for name, values in metrics_per_user(predictions).items()}

@@ -20,6 +20,7 @@ from pydantic import Field
 from rec_dist.config.load import load_config, load_mapping, validate
 from rec_dist.config.schema import Section
 from rec_dist.data.manifest import Manifest
+from rec_dist.evaluate.measure import metric_names
 from rec_dist.pipeline.commands import base_results_dir
 from rec_dist.pipeline.compare import compare
 from rec_dist.pipeline.report import Report, StageSummary, read_run, write_report
@@ -97,6 +98,12 @@ def _check(config: PipelineSection, path: Path) -> None:
     faults = [f"pipeline.stages has the name {name} twice" for name in sorted({n for n in names if names.count(n) > 1})]
     faults += [
         f"pipeline.pairs names {name}, which is no evaluate stage" for pair in config.pairs for name in pair if name not in rows
+    ]
+    known = metric_names()
+    faults += [
+        f"pipeline.metrics names {metric}, which is not measured; choose of {', '.join(known)}"
+        for metric in config.metrics
+        if metric not in known
     ]
     if not rows:
         faults.append("pipeline.stages has no evaluate stage, so there is nothing to compare")

@@ -101,8 +101,11 @@ def read_profile(path: Path) -> dict[str, Any]:
     """A profile.json. Raises UserError when it is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        float(value["real"]["tokens_per_second"]), float(value["real"]["step_seconds"]["p50"]), dict(value["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+        numbers = float(value["real"]["tokens_per_second"]), float(value["real"]["step_seconds"]["p50"])
+        dict(value["settings"])
+        if not all(0 < number < float("inf") for number in numbers):
+            raise ValueError(f"tokens/s and p50 are {numbers}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as fault:
         raise UserError(
             f"--against ({path}) is no readable {PROFILE_NAME} ({fault!r}); give one that this command wrote"
         ) from fault

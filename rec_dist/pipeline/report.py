@@ -27,7 +27,7 @@ _LOSS_CAPTION = (
 )
 _REWARD_CAPTION = (
     "Left: implicit rewards, smoothed: beta times the log-probability gained over the reference. "
-    "Right: the share of groups in which the chosen item is ahead."
+    "Right: the share of rejected items that the chosen one is ahead of."
 )
 
 FloatArray = npt.NDArray[np.float64]

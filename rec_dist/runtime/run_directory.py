@@ -84,18 +84,25 @@ class RunDirectory:
                 yield
             except UserError:
                 if new and not any(self.checkpoints.glob("step-*")):
-                    shutil.rmtree(self.path)
+                    shutil.rmtree(self.path.resolve())  # of a link, what it points to
                 raise
 
     def _refuse_others(self) -> None:
-        if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        try:
+            others = self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir())
+        except (OSError, ValueError) as fault:
+            raise self._unusable(fault) from fault
+        if others:
             raise UserError(f"train.run_dir ({self.path}) is not empty and holds no run; choose another folder")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the directory for this process; a second run on it is refused (UserError)."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        except (OSError, ValueError) as fault:
+            raise self._unusable(fault) from fault
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,6 +113,11 @@ class RunDirectory:
             yield
         finally:
             os.close(handle)
+
+    def _unusable(self, fault: Exception) -> UserError:
+        return UserError(
+            f"train.run_dir ({str(self.path)[:200]}) cannot be a run directory: {fault}; choose another folder"[:600]
+        )
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds one object to metrics.jsonl; on disk when it returns to the system, torn at most at the last line."""
