@@ -48,7 +48,8 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     if workload.rows > config.train.tokens_per_pack:
         raise UserError(
             f"train.tokens_per_pack ({config.train.tokens_per_pack}) is smaller than one trunk of mean length "
-            f"({workload.rows:.0f} tokens); raise it or lower prompt.max_history, negatives.num or train.targets_per_trunk"
+            f"({workload.rows:.0f} tokens); raise it, lower prompt.max_history, negatives.num or train.targets_per_trunk, or set "
+            "plan.prompt_tokens and plan.completion_tokens to the means of your data"
         )
     setup = setup_of(config, cluster)
     hardware = hardware_of(cluster, workers=setup.workers, bf16=setup.element == 2)

@@ -64,7 +64,7 @@ def _step(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("a step", f"{work['groups']} groups, {work['trunk_rows']:,.0f} rows a trunk (prompt {work['prompt']:,.0f})"),
         ("", packs),
     ]
-    if work["fill"] < 0.85:
+    if work["fill"] < 0.85 and work["groups_for_full_packs"] > work["groups"]:
         rows.append(("", f"train.groups_per_step={work['groups_for_full_packs']} would fill the same packs"))
     hidden = f"{step['hidden_seconds']:.4g} s of the gathers hidden behind compute"
     return [

@@ -135,7 +135,10 @@ def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> N
         (["plan.cluster={cpu}", "data.path=nowhere", "train.max_steps=null"], ("data.path (nowhere)", "set train.max_steps")),
         (["plan.cluster={cpu}", "cluster.num_workers=9"], ("cluster.num_workers (9)", "1 to 2")),
         (["plan.cluster={cpu}", "model.attention=flex"], ("model.attention=flex", "set model.attention=auto or sdpa")),
-        (["plan.cluster={cpu}", "train.tokens_per_pack=16"], ("train.tokens_per_pack (16)", "raise it or lower")),
+        (
+            ["plan.cluster={cpu}", "train.tokens_per_pack=16"],
+            ("train.tokens_per_pack (16)", "raise it, lower", "plan.completion_tokens"),
+        ),
         (["plan.cluster={cpu}", "task.kind=sequential"], ("task.kind=sequential",)),
         (["plan.cluster={cpu}", "plan.overlap=2"], ("plan.overlap", "less than or equal to 1")),
     ],
