@@ -130,8 +130,8 @@ class TrainConfig(Section):
     groups_per_step: int = Field(
         32,
         ge=1,
-        description="Global batch: at most so many groups (kind=sequential: sequences) an optimizer step, over all workers; a user with "
-        "fewer targets than targets_per_trunk fills a smaller unit.",
+        description="Global batch: at most so many groups (kind=sequential: sequences) an optimizer step, over all workers; a user "
+        "with fewer targets than targets_per_trunk fills a smaller unit.",
     )
     targets_per_trunk: int = Field(
         1, ge=1, description="Targets of one user that share one prompt (a timeline). Style list only."

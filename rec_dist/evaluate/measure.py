@@ -37,8 +37,8 @@ def metrics_per_user(predictions: Predictions) -> dict[str, npt.NDArray[np.float
 
 def metric_names() -> tuple[str, ...]:
     """The names that metrics_per_user gives."""
-    one = np.zeros(1, dtype=np.int64)
-    return tuple(ranking_metrics(one, one + 2, CUTOFFS))
+    one = np.ones(1, dtype=np.int64)
+    return tuple(ranking_metrics(one, one + 1, CUTOFFS))
 
 
 def summarize(predictions: Predictions, *, seed: int) -> dict[str, dict[str, Any]]:

@@ -84,7 +84,7 @@ class RunDirectory:
                 yield
             except UserError:
                 if new and not any(self.checkpoints.glob("step-*")):
-                    shutil.rmtree(self.path.resolve())  # of a link, what it points to
+                    self._take_back()
                 raise
 
     def _refuse_others(self) -> None:
@@ -113,6 +113,13 @@ class RunDirectory:
             yield
         finally:
             os.close(handle)
+
+    def _take_back(self) -> None:
+        if not self.path.is_symlink():
+            shutil.rmtree(self.path)
+            return
+        for entry in self.path.iterdir():  # a link and the folder it points to are the user's
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _unusable(self, fault: Exception) -> UserError:
         return UserError(

@@ -86,6 +86,10 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["cluster.num_workers=0"], ("cluster.num_workers (0)", "1 or more")),
         (["cluster.num_workers=0", "cluster.launcher=ray"], ("cluster.num_workers (0)", "1 or more")),
         (["cluster.use_gpu=true"], ("cluster.use_gpu", "set cluster.use_gpu=false")),
+        (["optimizer.betas=[1,2]"], ("optimizer.betas", "less than 1")),
+        (["optimizer.lr=inf"], ("optimizer.lr", "finite")),
+        (["train.seed=99999999999999999999999"], ("train.seed", "less than 4294967296")),
+        (["train.run_dir=/dev/null/run"], ("train.run_dir", "choose another folder")),
         (["model.attention=flex"], ("model.attention=flex", "needs a CUDA device", "set model.attention=auto or sdpa")),
         (["model.attention=flex", "task.kind=sequential"], ("model.attention=flex", "set it to auto")),
     ],
@@ -150,6 +154,25 @@ def _csv(case: Case, rows: list[str]) -> list[object]:
     source = case.folder / "source.csv"
     source.write_text("\n".join(["user,item,rating,timestamp,title", *rows]) + "\n", encoding="utf-8")
     return ["prepare", case.file, f"data.source={source}", f"data.path={case.folder / 'prepared'}", "data.min_rating=null"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("extends: ${nope}\n", "nope"), ("extends: .\n", "is a folder"), ("extends: ../{name}/run.yaml\n", "extends itself")],
+)
+def test_what_a_file_extends(case: Case, tmp_path: Path, text: str, says: str) -> None:
+    folder = tmp_path / "extending"
+    folder.mkdir()
+    (folder / "run.yaml").write_text(text.replace("{name}", folder.name), encoding="utf-8")
+    case.refuses("train", folder / "run.yaml", names=(says,))
+
+
+def test_a_refusal_in_a_linked_run_directory_leaves_nothing(case: Case, tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    words = (f"train.run_dir={tmp_path / 'link'}", "adapter.target_modules=[nothing]")
+    case.refuses("train", case.file, *words, names=("adapter.target_modules",))
+    assert not list(tmp_path.glob("target/*"))
 
 
 def test_data_that_is_empty(case: Case) -> None:
