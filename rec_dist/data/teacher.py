@@ -7,7 +7,7 @@ I items of the catalogue, D width, R training targets, h items a list.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def write_teacher(
         _embedding_schema(embeddings.shape[1]),
         [[np.arange(len(embeddings), dtype=np.int32), embeddings]],
     )
-    rows = ([part.user_ids, part.positions.astype(np.int32), part.items] for part in lists)
+    rows = ((part.user_ids, part.positions.astype(np.int32), part.items) for part in lists)
     num_rows = _write(folder / TOP_ITEMS_NAME, _top_schema(top_h), rows)
     write_json(
         folder / TEACHER_NAME,
@@ -119,7 +119,7 @@ def _top_schema(top_h: int) -> pa.Schema:
     )
 
 
-def _write(path: Path, schema: pa.Schema, parts: Iterable[list[npt.NDArray[Any]]]) -> int:
+def _write(path: Path, schema: pa.Schema, parts: Iterable[Sequence[npt.NDArray[Any]]]) -> int:
     """Writes each part, columns in the schema's order, as a record batch; whole or not at all. Returns the rows."""
     num_rows = 0
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:

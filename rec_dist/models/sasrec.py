@@ -49,7 +49,8 @@ class Block(nn.Module):
     def _attend(self, x: Tensor, batch: SequenceBatch) -> Tensor:
         """(T, D) -> (T, D). Only here are sequences padded, on the right, where a causal mask lets nothing look."""
         width, heads = x.shape[1], self.num_heads
-        parts = to_grid(self.queries_keys_values(x), batch).unflatten(2, (3, heads, width // heads))
+        grid = to_grid(self.queries_keys_values(x), batch)  # (B, L, 3 * D)
+        parts = grid.view(*grid.shape[:2], 3, heads, width // heads)
         queries, keys, values = parts.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
         seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)  # (B, H, L, D / H)
         return from_grid(seen.transpose(1, 2).flatten(2), batch)
