@@ -202,6 +202,24 @@ def hits(task, ranker) -> float:
     return float(np.mean([(values >= values[item]).sum() == 1 for item, values in zip(wanted, scores, strict=True)]))
 
 
+@pytest.mark.parametrize("num_sampled", [CYCLE, CYCLE + 1, 10_000])
+def test_as_many_sampled_items_as_the_catalogue_is_the_full_softmax(tmp_path, kind, num_sampled):
+    tasks = [build_sequential_task(config(tmp_path, kind=kind, more={"num_sampled": num})) for num in (0, num_sampled)]
+    full, sampled = (task.build_module()(task.collate([task.unit(index, 0) for index in range(5)], step=3)) for task in tasks)
+    assert torch.equal(full[0], sampled[0])
+    assert torch.equal(full[2], sampled[2])
+    assert "the softmax is the full one" in tasks[1].notes()[0]
+
+
+def test_sampled_items_are_those_of_the_step(tmp_path):
+    first, again = (build_sequential_task(config(tmp_path, more={"num_sampled": 6})) for _ in range(2))
+    units = [first.unit(index, 0) for index in range(3)]
+    batch, same, later = first.collate(units, step=3), again.collate(units[:1], step=3), first.collate(units, step=4)
+    assert torch.equal(batch.negatives, same.negatives)
+    assert torch.equal(batch.negatives, first.collate([], step=3).negatives)
+    assert not torch.equal(batch.negatives, later.negatives)
+
+
 @pytest.mark.parametrize("num_sampled", [0, 8])
 def test_learns_a_deterministic_pattern(tmp_path, kind, num_sampled):
     task = build_sequential_task(config(tmp_path, kind=kind, epochs=30, more={"num_sampled": num_sampled}))
