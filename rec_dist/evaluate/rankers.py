@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rec_dist.models.sasrec import SASRec, history_batch
+from rec_dist.models.next_item import Recommender, last_scores
+from rec_dist.models.sequences import history_batch
 from rec_dist.stream.trunk import I32, I64
 
 Floats = npt.NDArray[np.float64]
@@ -30,7 +31,7 @@ class Ranker(Protocol):
 class SequentialRanker:
     """Scores by log-probability, in nats, under the model's softmax over the whole catalogue."""
 
-    def __init__(self, model: SASRec, *, device: str = "cpu") -> None:
+    def __init__(self, model: Recommender, *, device: str = "cpu") -> None:
         self._model = model.to(device).eval()
         self._device = device
 
@@ -43,7 +44,7 @@ class SequentialRanker:
         scores: list[Floats] = []
         for start in range(0, len(histories), at_once):
             batch = history_batch(histories[start : start + at_once], shape.max_length).to(self._device)
-            logps = self._model.scores(batch).double().log_softmax(dim=-1).cpu().numpy()  # (B, I)
+            logps = last_scores(self._model, batch).double().log_softmax(dim=-1).cpu().numpy()  # (B, I)
             scores += [row[items] for row, items in zip(logps, candidates[start : start + at_once], strict=True)]
         return scores
 

@@ -35,7 +35,7 @@ from rec_dist.runtime.errors import StopRequested, UserError
 from rec_dist.runtime.files import fingerprint, write_json
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import Start, base_of, build_task, resolve_start
-from rec_dist.tasks.sequential import check_catalogue, load_sasrec
+from rec_dist.tasks.recommender import check_catalogue, load_recommender
 from rec_dist.train.worker import TrainJob, train_worker
 
 Log = Callable[[str], None]
@@ -219,7 +219,7 @@ def _answer(
         return PopularityRanker(data.train_counts).score(histories, candidates), {}
     if config.task.kind == "sequential":
         check_catalogue(start.model, data)
-        return SequentialRanker(load_sasrec(start.model)).score(histories, candidates), {}
+        return SequentialRanker(load_recommender(start.model)).score(histories, candidates), {}
     job = EvaluateJob(config.model_dump(), str(run.path), start, saved)
     build_checked_builder(config, job, data)  # refused here, before a worker is started
     clear_parts(run.path)

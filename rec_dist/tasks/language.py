@@ -156,8 +156,8 @@ class LanguageTask:
         history = items[max(0, position - self._builder.max_history) : position]
         return self._builder.trunk(history, [group], [key], listed=listed)
 
-    def collate(self, units: Sequence[Any]) -> GroupedStream:
-        """One pack; the stand-in for none."""
+    def collate(self, units: Sequence[Any], *, step: int) -> GroupedStream:
+        """One pack, the same at any step; the stand-in for none."""
         return pack_trunks(list(units)) if units else stand_in(self._method.num_negatives)
 
     def check(self, tokens_per_pack: int, *, max_positions: int | None) -> None:

@@ -1,31 +1,29 @@
-"""SASRec as a task: next-item prediction on ids, the baseline beside every language model and the teacher of some.
+"""Sequential recommenders as a task: next-item prediction on ids, the baselines beside every language model and the teachers of some.
 
 A unit is a run of up to max_length neighbouring targets of one user with the items before them. A row longer than that makes
 several units, so no target is dropped, and each is scored once an epoch.
 """
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset import PreparedData, SequenceSplit
+from rec_dist.data.item_sampler import ItemSampler
 from rec_dist.data.plan import Order
-from rec_dist.data.schema import ITEMS_NAME
 from rec_dist.data.targets import TargetIndex, index_targets
-from rec_dist.models.sasrec import SASRec, SASRecShape, SequenceBatch, lay_out, stand_in
+from rec_dist.data.teacher import write_teacher
+from rec_dist.models.next_item import NextItem, Recommender, Shape, build_recommender
+from rec_dist.models.sequences import SequenceBatch, lay_out, stand_in
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import write_json
 from rec_dist.stream.trunk import I32, I64
-
-WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
+from rec_dist.tasks.recommender import WEIGHTS_NAME, kind_of, save_recommender, shape_of
+from rec_dist.tasks.teacher import top_items
 
 
 @dataclass(frozen=True)
@@ -67,21 +65,32 @@ class SequentialTask:
     reference_key = ""
 
     def __init__(
-        self, shape: SASRecShape, data: PreparedData, split: SequenceSplit, targets: TargetIndex, *, order: Order, seed: int
+        self,
+        shape: Shape,
+        data: PreparedData,
+        split: SequenceSplit,
+        targets: TargetIndex,
+        *,
+        order: Order,
+        seed: int,
+        num_sampled: int,
+        top_h: int,
     ) -> None:
         self.order = order
         self.width = shape.width
         self._shape, self._data, self._split, self._targets, self._seed = shape, data, split, targets, seed
+        self._sampler = ItemSampler(num_sampled, seed, data.train_counts) if 0 < num_sampled < data.num_items else None
+        self._num_sampled, self._top_h = num_sampled, top_h
 
     def draw_epoch(self, epoch: int) -> int:
         """0: a unit draws nothing."""
         return 0
 
-    def build_module(self) -> nn.Module:
-        """SASRec with initial weights that are a function of the seed alone; the caller's generator is left as it was."""
+    def build_module(self) -> NextItem:
+        """The model with initial weights that are a function of the seed alone; the caller's generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            return SASRec(self._shape)
+            return NextItem(build_recommender(kind_of(self._shape), asdict(self._shape)))
 
     def unit(self, index: int, epoch: int) -> SequenceUnit:
         """The run of targets of unit `index`, after as many of the items before them as max_length leaves room for."""
@@ -93,9 +102,10 @@ class SequentialTask:
         """unit() of each."""
         return [self.unit(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
 
-    def collate(self, units: Sequence[SequenceUnit]) -> SequenceBatch:
-        """One batch; the stand-in for none."""
-        return lay_out([unit.items for unit in units], [unit.targets for unit in units]) if units else stand_in()
+    def collate(self, units: Sequence[SequenceUnit], *, step: int) -> SequenceBatch:
+        """One batch, with the negatives of global step `step` where the softmax is sampled; the stand-in for none."""
+        batch = lay_out([unit.items for unit in units], [unit.targets for unit in units]) if units else stand_in()
+        return batch if self._sampler is None else batch.with_negatives(*self._sampler.draw(step))
 
     def check(self, tokens_per_pack: int) -> None:
         """Raises UserError for a split without targets or a pack that the longest sequence does not fit into."""
@@ -108,35 +118,62 @@ class SequentialTask:
                 f"train.tokens_per_pack ({tokens_per_pack}) is smaller than a sequence may be (task.sequential.max_length is "
                 f"{self._shape.max_length}); raise it or lower task.sequential.max_length"
             )
+        longest = int((self._split.offsets[1:] - self._split.offsets[:-1]).max()) - 1
+        if self._top_h > self._data.num_items - longest:
+            raise UserError(
+                f"task.sequential.top_h ({self._top_h}) is more than the longest history leaves: {self._data.num_items} items of the "
+                f"catalogue less {longest}; lower it"
+            )
 
     def notes(self) -> list[str]:
-        """Nothing to tell."""
+        """Which softmax trains, where that is not plain from the configuration."""
+        if self._sampler is not None:
+            return [
+                f"the loss is an estimate from {self._num_sampled:,} sampled items of {self._data.num_items:,}, lower on average"
+            ]
+        if self._num_sampled:
+            return [f"task.sequential.num_sampled ({self._num_sampled:,}) covers the catalogue: the softmax is the full one"]
         return []
 
     def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
         """Nothing to check: the module is ours, and its tests stand in for what a foreign model must show."""
 
     def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
-        """Weights, shape and catalogue into `folder`; what is written is read back and compared."""
+        """Weights, shape and catalogue into `folder`, read back and compared; with top_h, what that model leaves as a teacher."""
         assert weights, "no trainable weights were gathered: an empty model would be saved"
-        save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-        write_json(folder / SHAPE_NAME, {"shape": self._shape.as_dict(), "data_fingerprint": self._data.manifest.fingerprint})
-        shutil.copyfile(self._data.path / ITEMS_NAME, folder / ITEMS_NAME)
-        read_back = load_sasrec(folder).state_dict()
-        assert all(torch.equal(read_back[name], value) for name, value in weights.items()), folder
+        model = save_recommender(
+            self._shape, {name.removeprefix("model."): value for name, value in weights.items()}, self._data, folder
+        )
+        if self._top_h:
+            self._write_teacher(model, str(next(module.parameters()).device), folder)
+
+    def _write_teacher(self, model: Recommender, device: str, folder: Path) -> None:
+        """Rank 0's work while the others wait."""
+        embeddings = model.catalogue.weight.detach().numpy()
+        lists = top_items(
+            model.to(device),
+            self._split,
+            num_items=self._shape.num_items,
+            max_length=self._shape.max_length,
+            top_h=self._top_h,
+            device=device,
+        )
+        write_teacher(
+            folder,
+            embeddings,
+            lists,
+            top_h=self._top_h,
+            weights=folder / WEIGHTS_NAME,
+            data_fingerprint=self._data.manifest.fingerprint,
+        )
 
 
 def build_sequential_task(config: RunConfig) -> SequentialTask:
     """The task on the training split of data.path, checked.
 
-    UserError: a width that the heads do not divide, a pack too small, no target, or a setting that cannot take effect.
+    UserError: a shape that cannot work, a pack too small, no target, or a setting that cannot take effect.
     """
     settings, train = config.task.sequential, config.train
-    if settings.width % settings.num_heads:
-        raise UserError(
-            f"task.sequential.width ({settings.width}) is not a multiple of task.sequential.num_heads ({settings.num_heads}); "
-            "change one of them"
-        )
     if train.init_from is not None:
         raise UserError(f"train.init_from ({train.init_from}) has no effect on task.kind=sequential; remove it")
     if train.targets_per_trunk != 1:
@@ -152,38 +189,14 @@ def build_sequential_task(config: RunConfig) -> SequentialTask:
     split = data.split("train")
     targets = index_targets(split, settings.max_length)
     task = SequentialTask(
-        SASRecShape(num_items=data.num_items, **settings.model_dump()),
+        shape_of(settings, data.num_items),
         data,
         split,
         targets,
         order=Order(max(len(targets), 1), train.groups_per_step, train.epochs, train.seed, train.max_steps),
         seed=train.seed,
+        num_sampled=settings.num_sampled,
+        top_h=settings.top_h,
     )
     task.check(train.tokens_per_pack)
     return task
-
-
-def load_sasrec(folder: Path) -> SASRec:
-    """The model that save_model wrote into `folder`, on the CPU, in evaluation mode.
-
-    UserError: no such model there, or weights of another shape.
-    """
-    if not (folder / SHAPE_NAME).is_file() or not (folder / WEIGHTS_NAME).is_file():
-        raise UserError(f"{folder} holds no sequential model ({SHAPE_NAME} and {WEIGHTS_NAME}); let its run finish first")
-    try:
-        shape = SASRecShape(**json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8"))["shape"])
-        with torch.random.fork_rng(devices=[]):
-            model = SASRec(shape)
-        model.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    except (ValueError, KeyError, TypeError, RuntimeError) as fault:
-        raise UserError(f"{folder} holds a damaged sequential model ({' '.join(str(fault).split())}); train it again") from fault
-    return model.eval()
-
-
-def check_catalogue(folder: Path, data: PreparedData) -> None:
-    """UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items."""
-    saved = json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8")).get("data_fingerprint")
-    if saved != data.manifest.fingerprint:
-        raise UserError(
-            f"the model in {folder} was trained on another data set than {data.path}; its item ids mean other items there"
-        )

@@ -56,8 +56,8 @@ class Task(Protocol):
         """unit() of each; indices, epochs (u,)."""
         ...
 
-    def collate(self, units: Sequence[Any]) -> Any:
-        """One batch of the units; for none, the stand-in that a rank with nothing to do runs."""
+    def collate(self, units: Sequence[Any], *, step: int) -> Any:
+        """One batch of units of global step `step`; for none, the stand-in that a rank with nothing to do runs."""
         ...
 
     def notes(self) -> list[str]:

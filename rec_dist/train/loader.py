@@ -36,7 +36,7 @@ def divide(task: Task, units: Sequence[Unit], *, step: int, epoch: int, tokens_p
     return StepWork(
         step=step,
         epoch=epoch,
-        batches=tuple(task.collate([units[i] for i in pack]) for pack in ranks[world.rank]),
+        batches=tuple(task.collate([units[i] for i in pack], step=step) for pack in ranks[world.rank]),
         num_groups=sum(unit.num_groups for unit in units),
         num_scored=sum(unit.num_scored for unit in units),
         num_tokens=int(lengths.sum()),

@@ -7,7 +7,9 @@ import torch
 from rec_dist.evaluate import rankers
 from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
 from rec_dist.metrics.ranking import target_ranks
-from rec_dist.models.sasrec import SASRec, SASRecShape, history_batch
+from rec_dist.models.next_item import last_scores
+from rec_dist.models.sasrec import SASRec, SASRecShape
+from rec_dist.models.sequences import history_batch
 
 
 def i32(*values: int) -> np.ndarray:
@@ -35,7 +37,7 @@ def test_sequential_scores_are_log_probabilities_of_the_whole_catalogue(model):
     everything = np.arange(20, dtype=np.int32)
     (scores,) = SequentialRanker(model).score([i32(4, 1, 9)], [everything])
     assert np.exp(scores).sum() == pytest.approx(1.0, abs=1e-12)
-    truth = model.eval().scores(history_batch([i32(4, 1, 9)], 6))[0].double().log_softmax(-1)
+    truth = last_scores(model.eval(), history_batch([i32(4, 1, 9)], 6))[0].double().log_softmax(-1)
     assert scores == pytest.approx(truth.detach().numpy(), abs=1e-12)
 
 

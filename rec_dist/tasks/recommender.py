@@ -1,0 +1,89 @@
+"""A sequential recommender between configuration, training and disk: what shape the keys give it, how it is saved and read back."""
+
+import json
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rec_dist.config.schema import SequentialConfig
+from rec_dist.data.dataset import PreparedData
+from rec_dist.data.schema import ITEMS_NAME
+from rec_dist.models.next_item import SHAPES, Recommender, Shape, build_recommender
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import write_json
+
+WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
+_OF_EVERY_MODEL = ("model", "num_sampled", "top_h")
+
+
+def shape_of(settings: SequentialConfig, num_items: int) -> Shape:
+    """The shape of the model that the section task.sequential describes. UserError: a key that has no effect on it, or cannot work."""
+    kind = settings.model
+    keys = {field.name for field in fields(SHAPES[kind])} - {"num_items"}
+    for name, field in SequentialConfig.model_fields.items():
+        value = getattr(settings, name)
+        if name not in keys and name not in _OF_EVERY_MODEL and value != field.default:
+            raise UserError(
+                f"task.sequential.{name} ({value}) has no effect on task.sequential.model={kind}, which reads "
+                f"{', '.join(sorted(keys))}; remove it"
+            )
+    if kind == "sasrec" and settings.width % settings.num_heads:
+        raise UserError(
+            f"task.sequential.width ({settings.width}) is not a multiple of task.sequential.num_heads ({settings.num_heads}); "
+            "change one of them"
+        )
+    if kind == "caser" and settings.window > settings.max_length:
+        raise UserError(
+            f"task.sequential.window ({settings.window}) is larger than task.sequential.max_length ({settings.max_length}); "
+            "lower it, or raise that"
+        )
+    return SHAPES[kind](num_items=num_items, **{name: getattr(settings, name) for name in keys})
+
+
+def kind_of(shape: Shape) -> str:
+    """The name under which task.sequential.model knows the model of this shape."""
+    return next(kind for kind, known in SHAPES.items() if isinstance(shape, known))
+
+
+def save_recommender(shape: Shape, weights: dict[str, Tensor], data: PreparedData, folder: Path) -> Recommender:
+    """Weights, shape and catalogue into `folder`; what is written is read back, compared and returned, on the CPU."""
+    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    described = {"model": kind_of(shape), "shape": asdict(shape), "data_fingerprint": data.manifest.fingerprint}
+    write_json(folder / SHAPE_NAME, described)
+    shutil.copyfile(data.path / ITEMS_NAME, folder / ITEMS_NAME)
+    model = load_recommender(folder)
+    read_back = model.state_dict()
+    assert weights.keys() == read_back.keys() and all(torch.equal(read_back[name], value) for name, value in weights.items()), (
+        folder
+    )
+    return model
+
+
+def load_recommender(folder: Path) -> Recommender:
+    """The model that save_recommender wrote into `folder`, on the CPU, in evaluation mode.
+
+    UserError: no such model there, or weights of another shape.
+    """
+    if not (folder / SHAPE_NAME).is_file() or not (folder / WEIGHTS_NAME).is_file():
+        raise UserError(f"{folder} holds no sequential model ({SHAPE_NAME} and {WEIGHTS_NAME}); let its run finish first")
+    try:
+        saved = json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8"))
+        with torch.random.fork_rng(devices=[]):
+            model = build_recommender(saved["model"], saved["shape"])
+        model.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    except (ValueError, KeyError, TypeError, RuntimeError) as fault:
+        raise UserError(f"{folder} holds a damaged sequential model ({' '.join(str(fault).split())}); train it again") from fault
+    return model.eval()
+
+
+def check_catalogue(folder: Path, data: PreparedData) -> None:
+    """UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items."""
+    saved = json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8")).get("data_fingerprint")
+    if saved != data.manifest.fingerprint:
+        raise UserError(
+            f"the model in {folder} was trained on another data set than {data.path}; its item ids mean other items there"
+        )

@@ -1,0 +1,146 @@
+"""What a teacher leaves: lists that know only the history before their position, tied to the model and the data they came from."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_recommenders import SHAPES, config, train
+
+from rec_dist.data.dataset import SequenceSplit
+from rec_dist.data.teacher import TopItems, read_teacher, write_teacher
+from rec_dist.models.next_item import build_recommender, last_scores
+from rec_dist.models.sequences import history_batch
+from rec_dist.runtime.errors import UserError
+from rec_dist.tasks import teacher
+from rec_dist.tasks.sequential import build_sequential_task
+
+NUM_ITEMS, MAX_LENGTH, TOP_H = 37, 12, 5
+
+
+def split_of(rows: list[np.ndarray], first: list[int]) -> SequenceSplit:
+    none = np.empty(0, dtype=np.int32)
+    return SequenceSplit(
+        name="train",
+        user_ids=np.arange(len(rows), dtype=np.int64) * 10 + 3,
+        offsets=np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
+        items=np.concatenate(rows).astype(np.int32),
+        first_target=np.asarray(first, dtype=np.int32),
+        disliked_offsets=np.zeros(len(rows) + 1, dtype=np.int64),
+        disliked=none,
+        raw_user_column=None,
+    )
+
+
+def lists_of(kind: str, split: SequenceSplit) -> TopItems:
+    torch.manual_seed(0)
+    model = build_recommender(kind, SHAPES[kind].__dict__).double().eval()
+    parts = list(teacher.top_items(model, split, num_items=NUM_ITEMS, max_length=MAX_LENGTH, top_h=TOP_H, device="cpu"))
+    return TopItems(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("user_ids", "positions", "items")))
+
+
+def rows(*lengths: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(NUM_ITEMS)[:n].astype(np.int32) for n in lengths]
+
+
+@pytest.mark.parametrize("kind", list(SHAPES))
+@pytest.mark.parametrize("at_once", [1 << 24, 3 * NUM_ITEMS])
+def test_lists_are_those_of_each_history_alone(kind, at_once, monkeypatch):
+    """Rows shorter and longer than max_length, in passes of few rows, against one history at a time."""
+    monkeypatch.setattr(teacher, "_LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(teacher, "_ROWS_AT_ONCE", 20)
+    split = split_of(rows(2, 20, 13, 12, 1, 7), [1, 1, 13, 4, 1, 6])
+    found = lists_of(kind, split)
+    torch.manual_seed(0)
+    model = build_recommender(kind, SHAPES[kind].__dict__).double().eval()
+    expected = []
+    for row in range(len(split)):
+        items = split.items_of(row)
+        for position in range(int(split.first_target[row]), len(items)):
+            history = items[:position]
+            scores = last_scores(model, history_batch([history], MAX_LENGTH))[0].detach().numpy().copy()
+            scores[history] = -np.inf
+            expected.append((int(split.user_ids[row]), position, np.argsort(-scores)[:TOP_H].tolist()))
+    assert list(zip(found.user_ids.tolist(), found.positions.tolist(), found.items.tolist(), strict=True)) == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(kind=st.sampled_from(list(SHAPES)), length=st.integers(2, 20), position=st.integers(1, 19), seed=st.integers(0, 1000))
+def test_items_at_and_after_a_position_change_no_list_up_to_it(kind, length, position, seed):
+    position = min(position, length - 1)
+    row, mate = rows(length, 9, seed=seed)
+    changed = row.copy()
+    changed[position:] = np.random.default_rng(seed + 1).permutation(NUM_ITEMS)[: length - position]  # repeats and all
+    before, after = (lists_of(kind, split_of([items, mate], [1, 1])) for items in (row, changed))
+    own = (before.user_ids == 3) & (before.positions <= position)
+    assert own.sum() == position
+    assert np.array_equal(before.items[own], after.items[own])
+    others = before.user_ids != 3
+    assert np.array_equal(before.items[others], after.items[others])
+
+
+def saved(tmp_path, **changes):
+    task = build_sequential_task(config(tmp_path, kind="caser", epochs=2, more={"top_h": 3, **changes}))
+    model, folder = train(task), tmp_path / "model"
+    folder.mkdir()
+    task.save_model({f"model.{name}": value for name, value in model.state_dict().items()}, model, folder)
+    return task, model, folder
+
+
+def test_a_run_leaves_embeddings_and_a_list_for_every_training_target(tmp_path):
+    task, model, folder = saved(tmp_path)
+    found = read_teacher(folder, data_fingerprint=task._data.manifest.fingerprint)
+    assert np.array_equal(found.embeddings, model.catalogue.weight.detach().numpy())
+    assert found.lists.items.shape == (task._split.num_targets, 3)
+    assert (np.lexsort((found.lists.positions, found.lists.user_ids)) == np.arange(task._split.num_targets)).all()
+    train_items = {int(user): task._split.items_of(row) for row, user in enumerate(task._split.user_ids)}
+    for user, position, items in zip(found.lists.user_ids, found.lists.positions, found.lists.items, strict=True):
+        assert not set(items.tolist()) & set(train_items[int(user)][:position].tolist())
+    manifest = json.loads((folder / "teacher.json").read_text())
+    assert (manifest["top_h"], manifest["data_fingerprint"]) == (3, task._data.manifest.fingerprint)
+    assert not list(folder.glob(".*")), "a temporary file was left"
+
+
+def test_nothing_is_written_without_top_h(tmp_path):
+    _, _, folder = saved(tmp_path, top_h=0)
+    assert sorted(path.name for path in folder.iterdir()) == ["items.arrow", "model.safetensors", "sequential.json"]
+    with pytest.raises(UserError, match=r"teacher\.json is missing.*task\.sequential\.top_h above 0"):
+        read_teacher(folder, data_fingerprint="any")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "item_embeddings.arrow", "top_items.arrow"])
+def test_a_changed_byte_is_noticed(tmp_path, name):
+    task, _, folder = saved(tmp_path)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is not what teacher.json says"):
+        read_teacher(folder, data_fingerprint=task._data.manifest.fingerprint)
+
+
+def test_other_data_are_refused(tmp_path):
+    _, _, folder = saved(tmp_path)
+    with pytest.raises(UserError, match="another data set"):
+        read_teacher(folder, data_fingerprint="other")
+
+
+def test_no_list_is_written_half(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"w")
+    whole = TopItems(np.asarray([1]), np.asarray([2]), np.zeros((1, 4), dtype=np.int32))
+
+    def broken():
+        yield whole
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_teacher(tmp_path, np.zeros((2, 3), dtype=np.float32), broken(), top_h=4, weights=weights, data_fingerprint="d")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["item_embeddings.arrow", "model.safetensors"]
+    write_teacher(
+        tmp_path, np.zeros((2, 3), dtype=np.float32), [whole, replace(whole)], top_h=4, weights=weights, data_fingerprint="d"
+    )
+    assert len(read_teacher(tmp_path, data_fingerprint="d").lists.user_ids) == 2
