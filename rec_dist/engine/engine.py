@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rec_dist.engine import whole_state
 from rec_dist.engine.settings import EngineSettings, deepspeed_config
 
 
@@ -99,13 +100,25 @@ class Engine:
         """One forward pass without a graph."""
         return self._engine(batch.to(self._device))
 
-    def save_state(self, folder: Path) -> None:
-        """Every rank writes its part of the trainable weights and the optimizer's state into `folder`. A collective."""
-        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+    @property
+    def state_format(self) -> str:
+        """What save_state writes: "whole", for any world size and stage, or "shards", where more trains than one rank should hold."""
+        return "whole" if whole_state.num_trainable(self.module) <= whole_state.MAX_WEIGHTS else "shards"
 
-    def load_state(self, folder: Path) -> None:
-        """Reads what save_state wrote at the same world size and ZeRO stage. A collective."""
-        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+    def save_state(self, folder: Path) -> None:
+        """The trainable weights and the optimizer's state into `folder`, in state_format. A collective."""
+        if self.state_format == "whole":
+            is_main = self._engine.global_rank == 0
+            whole_state.save(self._engine, self._settings.zero_stage, folder / whole_state.FILE_NAME, is_main=is_main)
+        else:
+            self._engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+
+    def load_state(self, folder: Path, form: str) -> None:
+        """Reads what save_state wrote in format `form`: "shards" at the same world size and ZeRO stage only. A collective."""
+        if form == "whole":
+            whole_state.load(self._engine, self._settings.zero_stage, folder / whole_state.FILE_NAME)
+        else:
+            self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
 
     def trainable_weights(self) -> dict[str, Tensor]:
         """name -> whole weight on the CPU, of the parameters that train; empty on ranks other than 0 under ZeRO-3. A collective."""

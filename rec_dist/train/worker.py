@@ -78,7 +78,14 @@ def _train(world: World, config: RunConfig, run: RunDirectory, start: Start, mem
     task, engine = set_up(config, start, world, run.log)
     memory.start()
     store = open_reference(engine, task, config, run, world)
-    catalogue = Catalogue(run.checkpoints, world, keep=config.checkpoint.keep, zero_stage=config.cluster.zero_stage, log=run.log)
+    catalogue = Catalogue(
+        run.checkpoints,
+        world,
+        keep=config.checkpoint.keep,
+        zero_stage=config.cluster.zero_stage,
+        base=start.fingerprints()["model"] if world.is_main else None,
+        log=run.log,
+    )
     start_step = catalogue.restore(engine)
     if world.is_main:
         run.drop_steps_after(start_step)

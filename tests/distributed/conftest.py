@@ -73,8 +73,11 @@ class Trainer:
             self._made[key] = self.train(self.new_dir(), *changes, workers=workers)
         return self._made[key]
 
-    def train(self, run_dir: Path, *changes: Any, workers: int = 1, stop_after: int | None = None) -> Run:
-        """Trains to the end, or to a stop after step `stop_after`; goes on where the directory stands. All ranks must agree."""
+    def train(self, run_dir: Path, *changes: Any, workers: int = 1, stop_after: int | None = None, worker: Any = None) -> Run:
+        """Trains to the end, or to a stop after step `stop_after`; goes on where the directory stands. All ranks must agree.
+
+        worker: in the place of train_worker.
+        """
         from rec_dist.runtime.run_directory import RunDirectory
         from rec_dist.train.worker import train_worker
 
@@ -82,7 +85,7 @@ class Trainer:
         run = RunDirectory(run_dir)
         if stop_after is not None:
             (run_dir / "stop").write_text(str(stop_after), encoding="utf-8")
-        results = run_workers(train_worker, [job] * workers, run_dir.with_name(run_dir.name + "-workers"))
+        results = run_workers(worker or train_worker, [job] * workers, run_dir.with_name(run_dir.name + "-workers"))
         assert len({(result["finished"], result["step"]) for result in results}) == 1
         run.clear_stop()
         assert results[0]["finished"] == (stop_after is None)
