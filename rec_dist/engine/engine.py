@@ -4,6 +4,7 @@ The only room that imports deepspeed. Losses come in as sums already scaled to t
 over ranks, so the caller multiplies by the world size (train/loop.py does).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,12 +79,23 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
-    def step(self, lr: float) -> float:
-        """Clips, steps with learning rate `lr`, clears gradients. Returns the global gradient norm before clipping."""
+    def step(self, lr: float, *, discard: bool = False) -> float:
+        """Clips, steps with learning rate `lr`, clears gradients. Returns the global gradient norm before clipping.
+
+        When that norm is not finite, or with `discard` (all ranks alike), weights and optimizer stay as they are on every rank, and
+        the norm returned is not finite.
+        """
         assert self._optimizer is not None
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         own = self._plain_grad_norm()
+        if self._settings.zero_stage == 0 and (discard or not math.isfinite(own)):  # DeepSpeed would apply it in float32
+            self._engine.zero_grad()
+            return float("nan") if discard else own
+        if discard:  # it leaves out a step whose gradients are not finite, with all that must be cleared; so they are made that
+            for gradients in self._engine.optimizer.averaged_gradients.values():
+                for gradient in gradients or ():
+                    gradient.fill_(float("nan"))
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return float(own if norm is None else norm)

@@ -20,6 +20,7 @@ from rec_dist.runtime.world import World
 from rec_dist.tasks.build import Start, build_task
 from rec_dist.tasks.task import Task
 from rec_dist.train import loop, reference
+from rec_dist.train.bad_steps import BadSteps, describe
 from rec_dist.train.loader import prefetch, step_work
 from rec_dist.train.memory import MemoryWatch, advising
 from rec_dist.train.schedule import learning_rate
@@ -166,6 +167,11 @@ def _loop(
     def log(row: dict[str, Any]) -> None:
         if not world.is_main:
             return
+        if row["event"] == "bad_step":
+            run.progress("train", row["step"], total, "left out")
+            run.append(row)
+            run.log(f"WARNING: {describe(row)}")
+            return
         note = f"loss {row['loss']:.4f}, {row['tokens_per_second']:.0f} tokens/s"
         run.progress("train", row["step"], total, note)
         if row["step"] % config.train.log_every_steps == 0 or row["step"] == total:
@@ -193,6 +199,7 @@ def _loop(
     )
     tokens_per_pack = config.train.tokens_per_pack
     work = prefetch(lambda step: step_work(task, step, tokens_per_pack=tokens_per_pack, world=world), range(start_step, total))
+    before = process_group.share_from_main(run.bad_steps_until(start_step) if world.is_main else 0)
     engine.train_mode(True)
     try:
         return loop.train(
@@ -203,6 +210,7 @@ def _loop(
             every_steps=config.checkpoint.every_steps,
             seed=config.train.seed,
             world=world,
+            bad_steps=BadSteps(config.train.max_bad_steps, before),
         )
     finally:
         tracker.close()
