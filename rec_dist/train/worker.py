@@ -24,7 +24,7 @@ from rec_dist.train.bad_steps import BadSteps, describe
 from rec_dist.train.loader import prefetch, step_work
 from rec_dist.train.memory import MemoryWatch, advising
 from rec_dist.train.schedule import learning_rate
-from rec_dist.train.trackers import build_tracker
+from rec_dist.train.trackers import Tracker, build_tracker
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,28 @@ def preparer(engine: Engine, task: Task, store: Any, memory: MemoryWatch) -> Cal
     return prepare
 
 
+def _recorder(
+    run: RunDirectory, tracker: Tracker, world: World, *, total: int, every_steps: int
+) -> Callable[[dict[str, Any]], None]:
+    """Takes the row of each step: rank 0 writes it down and says where the run stands."""
+
+    def record(row: dict[str, Any]) -> None:
+        if not world.is_main:
+            return
+        if row["event"] == "bad_step":
+            run.progress("train", row["step"], total, "left out")
+            run.append(row)
+            run.log(f"WARNING: {describe(row)}")
+            return
+        note = f"loss {row['loss']:.4f}, {row['tokens_per_second']:.0f} tokens/s"
+        run.progress("train", row["step"], total, note)
+        if row["step"] % every_steps == 0 or row["step"] == total:
+            run.append(row)
+            tracker.log(row)
+
+    return record
+
+
 def _loop(
     engine: Engine,
     task: Task,
@@ -163,20 +185,6 @@ def _loop(
 ) -> bool:
     total = task.order.num_steps
     tracker = build_tracker(run.path / "tensorboard", tensorboard=config.track.tensorboard and world.is_main)
-
-    def log(row: dict[str, Any]) -> None:
-        if not world.is_main:
-            return
-        if row["event"] == "bad_step":
-            run.progress("train", row["step"], total, "left out")
-            run.append(row)
-            run.log(f"WARNING: {describe(row)}")
-            return
-        note = f"loss {row['loss']:.4f}, {row['tokens_per_second']:.0f} tokens/s"
-        run.progress("train", row["step"], total, note)
-        if row["step"] % config.train.log_every_steps == 0 or row["step"] == total:
-            run.append(row)
-            tracker.log(row)
 
     def checkpoint(step: int) -> None:
         began = time.perf_counter()
@@ -194,7 +202,7 @@ def _loop(
             schedule=config.optimizer.schedule,
         ),
         stop_wanted=run.stop_wanted,
-        log=log,
+        log=_recorder(run, tracker, world, total=total, every_steps=config.train.log_every_steps),
         checkpoint=checkpoint,
     )
     tokens_per_pack = config.train.tokens_per_pack
