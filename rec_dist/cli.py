@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rec_dist.runtime.errors import OutOfMemoryError, StopRequested, UserError
+from rec_dist.runtime.errors import NotFiniteError, OutOfMemoryError, StopRequested, UserError, WorkerFailedError
 from rec_dist.runtime.quiet import quieten
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StopRequested as request:
         print(str(request), file=sys.stderr)
         return EXIT_STOPPED
-    except OutOfMemoryError as fault:
+    except (OutOfMemoryError, NotFiniteError, WorkerFailedError) as fault:
         print(f"failed: {fault}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:

@@ -151,6 +151,11 @@ class TrainConfig(Section):
     )
     tokens_per_pack: int = Field(1024, ge=8, description="Tokens of one forward pass on one worker.")
     seed: int = Field(0, ge=0, lt=1 << 32, description="Of order, negatives, initial weights and dropout.")
+    max_bad_steps: int = Field(
+        3,
+        ge=0,
+        description="Steps in a row with a loss or gradient that is not finite that are left out; one more fails the run.",
+    )
     log_every_steps: int = Field(1, ge=1, description="Steps between rows of metrics.jsonl.")
 
 
@@ -174,6 +179,11 @@ class ClusterConfig(Section):
     use_gpu: bool | Auto = Field("auto", description="auto: when the cluster has any.")
     cpus_per_worker: float | Auto = Field("auto", description="auto: the cluster's cores shared out evenly.")
     zero_stage: Literal[0, 1, 2, 3] = Field(3, description="DeepSpeed ZeRO stage: what is sharded over the workers.")
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="ray, train: restarts from the newest checkpoint after a worker failed; twice at one step is the end.",
+    )
     address: str | None = Field(None, description="Ray address; None: RAY_ADDRESS or a cluster of this machine alone.")
 
 

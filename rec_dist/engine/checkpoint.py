@@ -23,12 +23,14 @@ MANIFEST_NAME, COMMIT_NAME = "manifest.json", "COMMITTED"
 
 @dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint: after `step` steps."""
+    """A committed checkpoint: after `step` steps. form: Engine.state_format; base: a hash of the frozen model, or None."""
 
     step: int
     folder: Path
     world_size: int
     zero_stage: int
+    form: str
+    base: str | None
 
 
 def verify(folder: Path) -> list[str]:
@@ -56,11 +58,14 @@ def verify(folder: Path) -> list[str]:
 class Catalogue:
     """The checkpoints of one run. Every method but `committed` is a collective: all ranks call it together."""
 
-    def __init__(self, folder: Path, world: World, *, keep: int, zero_stage: int, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, world: World, *, keep: int, zero_stage: int, base: str | None, log: Callable[[str], None]
+    ) -> None:
         self._folder = folder
         self._world = world
         self._keep = keep
         self._zero_stage = zero_stage
+        self._base = base  # on rank 0; what does not train is not saved, so it must be the same when a run goes on
         self._log = log
 
     def committed(self) -> list[int]:
@@ -79,15 +84,22 @@ class Catalogue:
         engine.save_state(partial)
         process_group.barrier()
         if self._world.is_main:
-            self._commit(partial, final, step)
+            self._commit(partial, final, step, engine.state_format)
         process_group.barrier()
 
-    def _commit(self, partial: Path, final: Path, step: int) -> None:
+    def _commit(self, partial: Path, final: Path, step: int, form: str) -> None:
         files: dict[str, Any] = {}
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
             _sync(path)
             files[str(path.relative_to(partial))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        manifest = {"step": step, "world_size": self._world.size, "zero_stage": self._zero_stage, "files": files}
+        manifest = {
+            "step": step,
+            "world_size": self._world.size,
+            "zero_stage": self._zero_stage,
+            "format": form,
+            "base": self._base,
+            "files": files,
+        }
         write_json(partial / MANIFEST_NAME, manifest)
         (partial / COMMIT_NAME).touch()
         _sync(partial / COMMIT_NAME)
@@ -103,19 +115,36 @@ class Catalogue:
     def restore(self, engine: Engine) -> int:
         """Loads the newest valid checkpoint into `engine` and returns its step, or 0 when there is none.
 
-        Raises UserError on every rank when it was written at another world size or ZeRO stage.
+        Raises UserError on every rank when it belongs to another base model, or is in shards of another world size or ZeRO stage.
         """
-        saved = process_group.share_from_main(self._newest_valid() if self._world.is_main else None)
+        saved, fault = process_group.share_from_main(self._choose() if self._world.is_main else None)
+        if fault is not None:
+            raise UserError(fault)
         if saved is None:
             return 0
-        if (saved.world_size, saved.zero_stage) != (self._world.size, self._zero_stage):
-            raise UserError(
-                f"{saved.folder} was written by {saved.world_size} workers at ZeRO stage {saved.zero_stage}, and this run has "
-                f"{self._world.size} at stage {self._zero_stage}; resume with cluster.num_workers={saved.world_size} "
-                f"cluster.zero_stage={saved.zero_stage}"
-            )
-        engine.load_state(saved.folder)
+        engine.load_state(saved.folder, saved.form)
         return int(saved.step)
+
+    def _choose(self) -> tuple[Saved | None, str | None]:
+        """On rank 0: the checkpoint to load, and why it cannot be."""
+        saved = self._newest_valid()
+        if saved is None:
+            return None, None
+        if saved.base is not None and saved.base != self._base:
+            return saved, (
+                f"{saved.folder} belongs to a base model of fingerprint {saved.base}, and model.path holds one of {self._base}; put "
+                "the model back or choose another train.run_dir"
+            )
+        there, here = (saved.world_size, saved.zero_stage), (self._world.size, self._zero_stage)
+        if there == here:
+            return saved, None
+        if saved.form == "shards":
+            return saved, (
+                f"{saved.folder} was written by {there[0]} workers at ZeRO stage {there[1]}, in shards that fit no other, and this "
+                f"run has {here[0]} at stage {here[1]}; resume with cluster.num_workers={there[0]} cluster.zero_stage={there[1]}"
+            )
+        self._log(f"{saved.folder.name}: from {there[0]} worker(s) at ZeRO stage {there[1]} to {here[0]} at stage {here[1]}")
+        return saved, None
 
     def _newest_valid(self) -> Saved | None:
         for step in reversed(self.committed()):
@@ -123,7 +152,8 @@ class Catalogue:
             problems = verify(folder)
             if not problems:
                 manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-                return Saved(step, folder, int(manifest["world_size"]), int(manifest["zero_stage"]))
+                form, base = manifest.get("format", "shards"), manifest.get("base")
+                return Saved(step, folder, int(manifest["world_size"]), int(manifest["zero_stage"]), form, base)
             self._log(f"WARNING: checkpoint passed over: {'; '.join(problems)}")
             bad = folder.with_name(folder.name + ".bad")  # kept to be looked at; no longer counted
             shutil.rmtree(bad, ignore_errors=True)

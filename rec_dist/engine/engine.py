@@ -4,6 +4,7 @@ The only room that imports deepspeed. Losses come in as sums already scaled to t
 over ranks, so the caller multiplies by the world size (train/loop.py does).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rec_dist.engine import whole_state
 from rec_dist.engine.settings import EngineSettings, deepspeed_config
 
 
@@ -77,12 +79,23 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
-    def step(self, lr: float) -> float:
-        """Clips, steps with learning rate `lr`, clears gradients. Returns the global gradient norm before clipping."""
+    def step(self, lr: float, *, discard: bool = False) -> float:
+        """Clips, steps with learning rate `lr`, clears gradients. Returns the global gradient norm before clipping.
+
+        When that norm is not finite, or with `discard` (all ranks alike), weights and optimizer stay as they are on every rank, and
+        the norm returned is not finite.
+        """
         assert self._optimizer is not None
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         own = self._plain_grad_norm()
+        if self._settings.zero_stage == 0 and (discard or not math.isfinite(own)):  # DeepSpeed would apply it in float32
+            self._engine.zero_grad()
+            return float("nan") if discard else own
+        if discard:  # it leaves out a step whose gradients are not finite, with all that must be cleared; so they are made that
+            for gradients in self._engine.optimizer.averaged_gradients.values():
+                for gradient in gradients or ():
+                    gradient.fill_(float("nan"))
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return float(own if norm is None else norm)
@@ -99,13 +112,25 @@ class Engine:
         """One forward pass without a graph."""
         return self._engine(batch.to(self._device))
 
-    def save_state(self, folder: Path) -> None:
-        """Every rank writes its part of the trainable weights and the optimizer's state into `folder`. A collective."""
-        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+    @property
+    def state_format(self) -> str:
+        """What save_state writes: "whole", for any world size and stage, or "shards", where more trains than one rank should hold."""
+        return "whole" if whole_state.num_trainable(self.module) <= whole_state.MAX_WEIGHTS else "shards"
 
-    def load_state(self, folder: Path) -> None:
-        """Reads what save_state wrote at the same world size and ZeRO stage. A collective."""
-        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+    def save_state(self, folder: Path) -> None:
+        """The trainable weights and the optimizer's state into `folder`, in state_format. A collective."""
+        if self.state_format == "whole":
+            is_main = self._engine.global_rank == 0
+            whole_state.save(self._engine, self._settings.zero_stage, folder / whole_state.FILE_NAME, is_main=is_main)
+        else:
+            self._engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+
+    def load_state(self, folder: Path, form: str) -> None:
+        """Reads what save_state wrote in format `form`: "shards" at the same world size and ZeRO stage only. A collective."""
+        if form == "whole":
+            whole_state.load(self._engine, self._settings.zero_stage, folder / whole_state.FILE_NAME)
+        else:
+            self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
 
     def trainable_weights(self) -> dict[str, Tensor]:
         """name -> whole weight on the CPU, of the parameters that train; empty on ranks other than 0 under ZeRO-3. A collective."""

@@ -8,12 +8,14 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.runtime.errors import OutOfMemoryError, UserError
+from rec_dist.pipeline.restart import FINAL, with_restarts
+from rec_dist.runtime.errors import UserError, WorkerFailedError
 from rec_dist.runtime.quiet import quieten
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
@@ -26,18 +28,22 @@ def launch(
 ) -> dict[str, Any]:
     """Runs `worker` on every worker of `cluster` and returns what rank 0 returned.
 
-    stoppable: SIGINT and SIGTERM ask the run to save and stop; otherwise they end it.
-    Raises UserError when the cluster cannot hold the workers, or when a worker met one.
+    stoppable: SIGINT and SIGTERM ask the run to save and stop, and a failure of a Ray worker is followed by another attempt, up to
+    cluster.max_restarts; otherwise they end it.
+    Raises UserError when the cluster cannot hold the workers or a worker met one, WorkerFailedError when a Ray worker failed.
     """
     if cluster.num_workers != "auto" and cluster.num_workers < 1:
         raise UserError(f"cluster.num_workers ({cluster.num_workers}) must be 1 or more, or auto")
-    start = _local if cluster.launcher == "local" else _on_ray
-    return start(worker, job, cluster, run, stop_on_signal(run) if stoppable else nullcontext())
+    signals = stop_on_signal(run) if stoppable else nullcontext()
+    if cluster.launcher == "local":
+        with signals:
+            return _local(worker, job, cluster)
+    _connect(cluster.address)
+    with signals:  # only now: ray.init() has put its own handlers in the place of any that stood before
+        return with_restarts(lambda: _on_ray(worker, job, cluster, run), run, limit=cluster.max_restarts if stoppable else 0)
 
 
-def _local(
-    worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, signals: AbstractContextManager[None]
-) -> dict[str, Any]:
+def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig) -> dict[str, Any]:
     import torch
 
     if cluster.num_workers not in ("auto", 1):
@@ -47,19 +53,16 @@ def _local(
     if cluster.use_gpu is True and not torch.cuda.is_available():
         raise UserError("cluster.use_gpu is true but this machine has no GPU that torch sees; set cluster.use_gpu=false")
     on_gpu = torch.cuda.is_available() if cluster.use_gpu == "auto" else cluster.use_gpu
-    with signals:
-        return worker(World(device="cuda:0" if on_gpu else "cpu"), job)
+    return worker(World(device="cuda:0" if on_gpu else "cpu"), job)
 
 
-def _on_ray(
-    worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, signals: AbstractContextManager[None]
-) -> dict[str, Any]:
+def _on_ray(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory) -> dict[str, Any]:
+    """One attempt, on as many workers as the cluster holds now."""
     import ray
     import ray.train
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    _connect(cluster.address)
     num_workers, use_gpu, cpus = size_workers(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
     def on_worker(_: Any) -> None:
@@ -67,7 +70,12 @@ def _on_ray(
         context = ray.train.get_context()
         device = f"cuda:{_gpu_index()}" if use_gpu else "cpu"
         world = World(context.get_world_rank(), context.get_world_size(), context.get_local_rank(), device)
-        result = worker(world, job)
+        try:
+            result = worker(world, job)
+        except FINAL:
+            raise
+        except Exception:  # as text: Ray hands the exception on without its traceback
+            raise WorkerFailedError(traceback.format_exc()) from None
         if world.is_main:
             run.write_result(result)
 
@@ -94,10 +102,9 @@ def _on_ray(
 
     # In a thread, so that Ray leaves the signals to us: its own handler aborts without a checkpoint.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    with signals:  # only now: ray.init() has put its own handlers in the place of any that stood before
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
     if faults:
         raise _cause(faults[0])
     return run.take_result()
@@ -162,7 +169,7 @@ def _gpu_index() -> int:
 
 
 def _cause(fault: BaseException) -> BaseException:
-    """The UserError or OutOfMemoryError inside what Ray raised, if there is one; else a short error with a worker's traceback."""
+    """What a user can act on (one of our errors) inside what Ray raised, if there is such; else what Ray raised."""
     seen: list[BaseException] = []
     queue: list[BaseException | None] = [fault]
     while queue:
@@ -170,7 +177,7 @@ def _cause(fault: BaseException) -> BaseException:
         if current is None or any(current is known for known in seen):
             continue
         seen.append(current)
-        for kind in (UserError, OutOfMemoryError):
+        for kind in FINAL:
             if isinstance(current, kind):
                 return kind(str(current).splitlines()[0])
         queue += [current.__cause__, getattr(current, "cause", None), getattr(current, "controller_failure", None)]

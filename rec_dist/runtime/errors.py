@@ -12,5 +12,13 @@ class StopRequested(Exception):  # noqa: N818 - a request, not an error
     """A signal or a stop file asked the run to stop, and its checkpoint is on disk: exit code 75."""
 
 
+class WorkerFailedError(RuntimeError):
+    """A worker failed, and no restart is left or would help: shown as `failed: ...` with its traceback, exit code 1."""
+
+
+class NotFiniteError(RuntimeError):
+    """Too many losses or gradients in a row were not finite: shown as one line `failed: ...`, exit code 1."""
+
+
 class OutOfMemoryError(RuntimeError):
     """Memory ran out, and this is what to turn: shown as one line `failed: ...`, exit code 1."""

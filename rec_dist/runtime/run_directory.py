@@ -26,6 +26,7 @@ _FREE_KEYS = (
     "evaluate",
     "train.tokens_per_pack",
     "train.log_every_steps",
+    "train.max_bad_steps",
     "model.activation_checkpointing",
     "model.attention",
     "profile",
@@ -145,9 +146,17 @@ class RunDirectory:
 
     def drop_steps_after(self, step: int) -> None:
         """Removes step rows after `step`: they belong to work that a restart does again."""
-        kept = [row for row in self.rows() if not (row.get("event") in ("step", "checkpoint") and row["step"] > step)]
+        kept = [row for row in self.rows() if not (row.get("event") in ("step", "bad_step", "checkpoint") and row["step"] > step)]
         if self.metrics_path.is_file():
             write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def bad_steps_until(self, step: int) -> int:
+        """How many steps in a row, the last of them `step`, were left out."""
+        bad = {row["step"] for row in self.rows() if row.get("event") == "bad_step"}
+        first = step
+        while first in bad:
+            first -= 1
+        return step - first
 
     def log(self, line: str) -> None:
         """Adds a line to log.txt, which the driver shows."""

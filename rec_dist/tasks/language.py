@@ -96,8 +96,7 @@ class LanguageTask:
             device=spec.device,
         )
         if spec.adapter is not None:
-            start, keep = spec.start_adapter, spec.keep_reference
-            model = add_lora(model, spec.adapter, seed=spec.seed, weights=start, keep_reference=keep)
+            model = add_lora(model, spec.adapter, seed=spec.seed, weights=spec.start_adapter, keep_reference=spec.keep_reference)
         method = self._method
         return Scorer(model, method.loss, method.metric_names, method.preference, tokens_per_pack=spec.tokens_per_pack)
 
@@ -108,8 +107,7 @@ class LanguageTask:
     def unit(self, index: int, epoch: int) -> Trunk:
         """The trunk of unit `index` with the negatives of `epoch`."""
         row, start, stop = int(self._targets.rows[index]), int(self._targets.starts[index]), int(self._targets.stops[index])
-        offset, end = int(self._split.offsets[row]), int(self._split.offsets[row + 1])
-        items = self._split.items[offset:end]
+        offset, items = int(self._split.offsets[row]), self._split.items_of(row)
         begin = max(0, start - self._builder.max_history)
         # A key names a target and the draw of its negatives, so that epochs with other negatives have other references.
         base = self.draw_epoch(epoch) * len(self._split.items) + offset
@@ -155,6 +153,10 @@ class LanguageTask:
         group = np.concatenate([items[position : position + 1], listed[listed != target][: self._sampler.num]])
         history = items[max(0, position - self._builder.max_history) : position]
         return self._builder.trunk(history, [group], [key], listed=listed)
+
+    def users(self, indices: I64) -> list[str]:
+        """The source's names of the users of these units, each once, in the order of the data."""
+        return [self._split.raw_user(row) for row in np.unique(self._targets.rows[indices]).tolist()]
 
     def collate(self, units: Sequence[Any], *, step: int) -> GroupedStream:
         """One pack, the same at any step; the stand-in for none."""
@@ -204,8 +206,8 @@ class LanguageTask:
             indices, epochs = self.order.units_of_step(step)
             lengths = [unit.num_tokens for unit in self.units(indices, epochs)]
             if max(lengths) > longest:
-                longest = max(lengths)
-                user = int(self._split.user_ids[self._targets.rows[indices[lengths.index(longest)]]])
+                row = self._targets.rows[indices[int(np.argmax(lengths))]]
+                longest, user = max(lengths), int(self._split.user_ids[row])
         return longest, user
 
     def notes(self) -> list[str]:

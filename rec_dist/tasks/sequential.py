@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -101,6 +102,10 @@ class SequentialTask:
     def units(self, indices: I64, epochs: I64) -> list[SequenceUnit]:
         """unit() of each."""
         return [self.unit(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
+
+    def users(self, indices: I64) -> list[str]:
+        """The source's names of the users of these units, each once, in the order of the data."""
+        return [self._split.raw_user(row) for row in np.unique(self._targets.rows[indices]).tolist()]
 
     def collate(self, units: Sequence[SequenceUnit], *, step: int) -> SequenceBatch:
         """One batch, with the negatives of global step `step` where the softmax is sampled; the stand-in for none."""

@@ -56,6 +56,10 @@ class Task(Protocol):
         """unit() of each; indices, epochs (u,)."""
         ...
 
+    def users(self, indices: I64) -> list[str]:
+        """The source's names of the users whose targets are in these units, each once; indices (u,)."""
+        ...
+
     def collate(self, units: Sequence[Any], *, step: int) -> Any:
         """One batch of units of global step `step`; for none, the stand-in that a rank with nothing to do runs."""
         ...

@@ -18,11 +18,12 @@ from rec_dist.tasks.task import Task, Unit
 
 @dataclass(frozen=True)
 class StepWork:
-    """One global step as one rank sees it: its batches, and the totals of all ranks."""
+    """One global step as one rank sees it: its batches, which of the step's units are in each, and the totals of all ranks."""
 
     step: int
     epoch: int
     batches: tuple[Any, ...]
+    packs: tuple[tuple[int, ...], ...]
     num_groups: int
     num_scored: int
     num_tokens: int
@@ -37,6 +38,7 @@ def divide(task: Task, units: Sequence[Unit], *, step: int, epoch: int, tokens_p
         step=step,
         epoch=epoch,
         batches=tuple(task.collate([units[i] for i in pack], step=step) for pack in ranks[world.rank]),
+        packs=tuple(tuple(pack) for pack in ranks[world.rank]),
         num_groups=sum(unit.num_groups for unit in units),
         num_scored=sum(unit.num_scored for unit in units),
         num_tokens=int(lengths.sum()),

@@ -15,6 +15,7 @@ import torch
 from rec_dist.engine import process_group
 from rec_dist.runtime.world import World
 from rec_dist.tasks.task import Task
+from rec_dist.train.bad_steps import BadSteps, is_bad, suspects
 from rec_dist.train.loader import StepWork
 
 
@@ -23,7 +24,7 @@ class Verbs(Protocol):
 
     def forward(self, batch: Any) -> Any: ...
     def backward(self, loss: torch.Tensor, *, last: bool) -> None: ...
-    def step(self, lr: float) -> float: ...
+    def step(self, lr: float, *, discard: bool = False) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Hooks:
     checkpoint: Callable[[int], None]
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to, over all ranks. bad_users: None when it was applied, else whose groups it may have been."""
+
+    numbers: dict[str, float]  # loss, grad_norm, lr and the task's metrics
+    stop: bool
+    bad_users: list[str] | None
+
+
 def train(
     engine: Verbs,
     task: Task,
@@ -46,18 +56,28 @@ def train(
     every_steps: int,
     seed: int,
     world: World,
+    bad_steps: BadSteps,
 ) -> bool:
-    """Runs the steps of `work`. Returns True when it came to the end, False when asked to stop."""
+    """Runs the steps of `work`. Returns True when it came to the end, False when asked to stop.
+
+    NotFiniteError: too many bad steps in a row.
+    """
     total = task.order.num_steps
     last = time.perf_counter()
     for plan in work:
         waited = time.perf_counter() - last
-        sums = run_step(engine, task, plan, hooks, seed=seed, world=world)
+        result = run_step(engine, task, plan, hooks, seed=seed, world=world)
         done = plan.step + 1
         now = time.perf_counter()
-        hooks.log(step_row(task, plan, sums, seconds=now - last, waited=waited))
+        if result.bad_users is None:
+            bad_steps.good()
+            hooks.log(step_row(task, plan, result.numbers, seconds=now - last, waited=waited))
+        else:
+            row = bad_steps.row(plan, result.numbers, result.bad_users)
+            hooks.log(row)
+            bad_steps.check(row)
         last = now
-        stop = sums["stop"] > 0 and done < total
+        stop = result.stop and done < total
         if stop or done == total or done % every_steps == 0:
             hooks.checkpoint(done)
         if stop:
@@ -65,43 +85,45 @@ def train(
     return True
 
 
-def run_step(engine: Verbs, task: Task, plan: StepWork, hooks: Hooks, *, seed: int, world: World) -> dict[str, float]:
-    """One global step: forward and backward over this rank's batches, one optimizer step, one reduction of the sums."""
+def run_step(engine: Verbs, task: Task, plan: StepWork, hooks: Hooks, *, seed: int, world: World) -> StepResult:
+    """One global step: forward and backward over this rank's batches, one optimizer step, one reduction of the sums.
+
+    A loss or gradient that is not finite leaves the weights as they were, on every rank.
+    """
     count = plan.num_scored if task.counts_tokens else plan.num_groups
     scale = world.size / count  # DeepSpeed takes the mean over ranks
     torch.manual_seed(
         (seed * 1_000_003 + plan.step) * 4099 + world.rank
     )  # dropout, where there is any, as a function of the step
+    spoiled: list[int] = []
     totals = torch.zeros(3 + len(task.metric_names), dtype=torch.float64)
     for number, batch in enumerate(plan.batches):
         loss_sum, sums, _ = engine.forward(hooks.prepare(batch))
         engine.backward(loss_sum * scale, last=number == len(plan.batches) - 1)
-        totals[:-1] += sums.cpu()
+        sums = sums.cpu()
+        totals[:-1] += sums
+        if not math.isfinite(float(sums[0])):
+            spoiled.append(number)
     totals[-1] = float(world.is_main and hooks.stop_wanted(plan.step + 1))
     totals = process_group.sum_over_ranks(totals)
     loss = float(totals[0]) / count
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss of step {plan.step + 1} is {loss}; lower optimizer.lr or look at the data of that step"
-        )
     lr = hooks.learning_rate(plan.step)
-    grad_norm = engine.step(lr)
-    if not math.isfinite(grad_norm):
-        raise FloatingPointError(f"the gradient norm of step {plan.step + 1} is {grad_norm}; lower optimizer.lr or task.beta")
+    grad_norm = engine.step(lr, discard=not math.isfinite(loss))
     means = {name: float(totals[2 + i]) / max(float(totals[1]), 1.0) for i, name in enumerate(task.metric_names)}
-    return {"loss": loss, "grad_norm": grad_norm, "lr": lr, **means, "stop": float(totals[-1])}
+    numbers = {"loss": loss, "grad_norm": grad_norm, "lr": lr, **means}
+    return StepResult(numbers, float(totals[-1]) > 0, suspects(task, plan, spoiled) if is_bad(numbers) else None)
 
 
-def step_row(task: Task, plan: StepWork, sums: dict[str, float], *, seconds: float, waited: float) -> dict[str, Any]:
+def step_row(task: Task, plan: StepWork, numbers: dict[str, float], *, seconds: float, waited: float) -> dict[str, Any]:
     """The row of metrics.jsonl for one step."""
     return {
         "event": "step",
         "step": plan.step + 1,
         "epoch": plan.epoch,
-        "loss": sums["loss"],
-        "grad_norm": sums["grad_norm"],
-        "lr": sums["lr"],
-        **{name: sums[name] for name in task.metric_names},
+        "loss": numbers["loss"],
+        "grad_norm": numbers["grad_norm"],
+        "lr": numbers["lr"],
+        **{name: numbers[name] for name in task.metric_names},
         "tokens": plan.num_tokens,
         "logical_tokens": plan.num_logical_tokens,
         "groups": plan.num_groups,

@@ -77,10 +77,10 @@ class TimedVerbs:
         if last:
             self._clock.begin("reduce")
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *, discard: bool = False) -> float:
         """As Engine.step."""
         with self._clock.phase("optimizer"):
-            return self._engine.step(lr)
+            return self._engine.step(lr, discard=discard)
 
 
 @dataclass(frozen=True)

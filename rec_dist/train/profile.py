@@ -22,7 +22,7 @@ from rec_dist.engine.engine import Engine
 from rec_dist.models.flex import num_compilations
 from rec_dist.models.scorer import rows_run
 from rec_dist.models.size import count_weights
-from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.errors import NotFiniteError, UserError
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.stream.grouped import GroupedStream
@@ -82,7 +82,11 @@ class _Bench:
         last = time.perf_counter()
         for plan in work:
             waited = time.perf_counter() - last
-            loop.run_step(verbs, self.task, plan, hooks, seed=self.seed, world=self.world)
+            result = loop.run_step(verbs, self.task, plan, hooks, seed=self.seed, world=self.world)
+            if result.bad_users is not None:  # no optimizer step was made, so there is none to measure
+                raise NotFiniteError(
+                    f"step {plan.step + 1} cannot be measured: {result.numbers}; lower task.beta or optimizer.lr"
+                )
             phases = {**self.clock.take(), "data": waited}
             now = time.perf_counter()
             times.append(StepTime(now - last, phases, plan.num_tokens, plan.num_logical_tokens, plan.num_groups))

@@ -20,10 +20,11 @@ from rec_dist.runtime.world import World
 from rec_dist.tasks.build import Start, build_task
 from rec_dist.tasks.task import Task
 from rec_dist.train import loop, reference
+from rec_dist.train.bad_steps import BadSteps, describe
 from rec_dist.train.loader import prefetch, step_work
 from rec_dist.train.memory import MemoryWatch, advising
 from rec_dist.train.schedule import learning_rate
-from rec_dist.train.trackers import build_tracker
+from rec_dist.train.trackers import Tracker, build_tracker
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,14 @@ def _train(world: World, config: RunConfig, run: RunDirectory, start: Start, mem
     task, engine = set_up(config, start, world, run.log)
     memory.start()
     store = open_reference(engine, task, config, run, world)
-    catalogue = Catalogue(run.checkpoints, world, keep=config.checkpoint.keep, zero_stage=config.cluster.zero_stage, log=run.log)
+    catalogue = Catalogue(
+        run.checkpoints,
+        world,
+        keep=config.checkpoint.keep,
+        zero_stage=config.cluster.zero_stage,
+        base=start.fingerprints()["model"] if world.is_main else None,
+        log=run.log,
+    )
     start_step = catalogue.restore(engine)
     if world.is_main:
         run.drop_steps_after(start_step)
@@ -143,6 +151,28 @@ def preparer(engine: Engine, task: Task, store: Any, memory: MemoryWatch) -> Cal
     return prepare
 
 
+def _recorder(
+    run: RunDirectory, tracker: Tracker, world: World, *, total: int, every_steps: int
+) -> Callable[[dict[str, Any]], None]:
+    """Takes the row of each step: rank 0 writes it down and says where the run stands."""
+
+    def record(row: dict[str, Any]) -> None:
+        if not world.is_main:
+            return
+        if row["event"] == "bad_step":
+            run.progress("train", row["step"], total, "left out")
+            run.append(row)
+            run.log(f"WARNING: {describe(row)}")
+            return
+        note = f"loss {row['loss']:.4f}, {row['tokens_per_second']:.0f} tokens/s"
+        run.progress("train", row["step"], total, note)
+        if row["step"] % every_steps == 0 or row["step"] == total:
+            run.append(row)
+            tracker.log(row)
+
+    return record
+
+
 def _loop(
     engine: Engine,
     task: Task,
@@ -155,15 +185,6 @@ def _loop(
 ) -> bool:
     total = task.order.num_steps
     tracker = build_tracker(run.path / "tensorboard", tensorboard=config.track.tensorboard and world.is_main)
-
-    def log(row: dict[str, Any]) -> None:
-        if not world.is_main:
-            return
-        note = f"loss {row['loss']:.4f}, {row['tokens_per_second']:.0f} tokens/s"
-        run.progress("train", row["step"], total, note)
-        if row["step"] % config.train.log_every_steps == 0 or row["step"] == total:
-            run.append(row)
-            tracker.log(row)
 
     def checkpoint(step: int) -> None:
         began = time.perf_counter()
@@ -181,11 +202,12 @@ def _loop(
             schedule=config.optimizer.schedule,
         ),
         stop_wanted=run.stop_wanted,
-        log=log,
+        log=_recorder(run, tracker, world, total=total, every_steps=config.train.log_every_steps),
         checkpoint=checkpoint,
     )
     tokens_per_pack = config.train.tokens_per_pack
     work = prefetch(lambda step: step_work(task, step, tokens_per_pack=tokens_per_pack, world=world), range(start_step, total))
+    before = process_group.share_from_main(run.bad_steps_until(start_step) if world.is_main else 0)
     engine.train_mode(True)
     try:
         return loop.train(
@@ -196,6 +218,7 @@ def _loop(
             every_steps=config.checkpoint.every_steps,
             seed=config.train.seed,
             world=world,
+            bad_steps=BadSteps(config.train.max_bad_steps, before),
         )
     finally:
         tracker.close()

@@ -73,16 +73,27 @@ class Trainer:
             self._made[key] = self.train(self.new_dir(), *changes, workers=workers)
         return self._made[key]
 
-    def train(self, run_dir: Path, *changes: Any, workers: int = 1, stop_after: int | None = None) -> Run:
-        """Trains to the end, or to a stop after step `stop_after`; goes on where the directory stands. All ranks must agree."""
+    def train(
+        self,
+        run_dir: Path,
+        *changes: Any,
+        workers: int = 1,
+        stop_after: int | None = None,
+        worker: Any = None,
+        change_job: Callable[[Any], Any] = lambda job: job,
+    ) -> Run:
+        """Trains to the end, or to a stop after step `stop_after`; goes on where the directory stands. All ranks must agree.
+
+        worker: in the place of train_worker; it is given change_job(TrainJob).
+        """
         from rec_dist.runtime.run_directory import RunDirectory
         from rec_dist.train.worker import train_worker
 
-        job = self._claim(run_dir, changes)
+        job = change_job(self.claim(run_dir, changes))
         run = RunDirectory(run_dir)
         if stop_after is not None:
             (run_dir / "stop").write_text(str(stop_after), encoding="utf-8")
-        results = run_workers(train_worker, [job] * workers, run_dir.with_name(run_dir.name + "-workers"))
+        results = run_workers(worker or train_worker, [job] * workers, run_dir.with_name(run_dir.name + "-workers"))
         assert len({(result["finished"], result["step"]) for result in results}) == 1
         run.clear_stop()
         assert results[0]["finished"] == (stop_after is None)
@@ -94,11 +105,10 @@ class Trainer:
         """The workers of a run, on their way."""
         from rec_dist.train.worker import train_worker
 
-        return start_workers(
-            train_worker, [self._claim(run_dir, changes)] * workers, run_dir.with_name(run_dir.name + "-workers")
-        )
+        return start_workers(train_worker, [self.claim(run_dir, changes)] * workers, run_dir.with_name(run_dir.name + "-workers"))
 
-    def _claim(self, run_dir: Path, changes: Any) -> Any:
+    def claim(self, run_dir: Path, changes: Any) -> Any:
+        """Makes the directory this configuration's, or checks that it is; the job of its workers."""
         from rec_dist.config.load import to_yaml
         from rec_dist.config.schema import RunConfig
         from rec_dist.pipeline.commands import find_start, pinned

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -109,3 +110,62 @@ def test_a_fault_inside_a_worker_is_one_line(trainer: Any, tmp_path: Path) -> No
     assert "adapter.target_modules" in errors[0]
     assert "Traceback" not in err
     assert not run_dir.exists()
+
+
+def descendants_named(process: subprocess.Popen[str], name: str) -> list[Any]:
+    """Processes below `process` whose command line has `name`."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(trainer: Any, tmp_path: Path) -> None:
+    """SIGKILL of one worker of two, once: the same command goes on from the newest checkpoint to the same weights."""
+    run_dir = tmp_path / "run"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(trainer.config(run_dir, *_CHANGES, *_RAY, "checkpoint.every_steps=3")), encoding="utf-8")
+    process = command("train", path)
+    deadline = time.monotonic() + _MINUTES
+    metrics = run_dir / "metrics.jsonl"
+    while not (metrics.is_file() and '"step": 4,' in metrics.read_text(encoding="utf-8")):
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline, process.kill()
+        time.sleep(0.01)
+    workers = descendants_named(process, "ray::RayTrainWorker")
+    assert len(workers) == 2
+    workers[-1].kill()
+    code, err = finish(process)
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert "restart 1 of 3" in err
+    expected = trainer.once(*_CHANGES, workers=2)
+    run = type(expected)(run_dir)
+    assert [row["event"] for row in run.rows if row["event"] in ("restart", "resume")] == ["restart", "resume"]
+    assert run.steps == expected.steps
+    assert all(torch.equal(run.weights[name], value) for name, value in expected.weights.items())
+
+
+def test_a_bug_is_tried_twice_and_told_once(trainer: Any, tmp_path: Path) -> None:
+    """A file where the checkpoint of step 4 goes: every attempt fails there, the second from the checkpoint of step 2."""
+    run_dir = tmp_path / "run"
+    changes = (*_CHANGES, *_RAY, "checkpoint.every_steps=2")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(trainer.config(run_dir, *changes)), encoding="utf-8")
+    trainer.claim(run_dir, changes)
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints" / "step-00000004.tmp").write_text("in the way", encoding="utf-8")
+    code, err = finish(command("train", path))
+    assert code == 1, err
+    assert err.count("Traceback") == 1
+    assert "failed: a worker failed after step 4, as in an earlier attempt" in err
+    assert "FileExistsError" in err.splitlines()[-1]
+    rows = type(trainer.once(*_CHANGES, workers=2))(run_dir).rows
+    assert [(row["event"], row["step"]) for row in rows if row["event"] in ("restart", "resume")] == [
+        ("restart", 4),
+        ("resume", 2),
+    ]

@@ -172,3 +172,11 @@ def test_progress_result_and_summary(run: RunDirectory) -> None:
     assert run.finished() == {"step": 10}
     assert json.loads((run.path / "finished.json").read_text()) == {"step": 10}
     assert not any(name.endswith(".tmp") for name in os.listdir(run.path))
+
+
+def test_bad_steps_in_a_row_are_counted_back_from_where_a_restart_goes_on(run: RunDirectory) -> None:
+    for step, event in enumerate(("bad_step", "step", "bad_step", "bad_step", "step"), start=1):
+        run.append({"event": event, "step": step})
+    assert [run.bad_steps_until(step) for step in range(6)] == [0, 1, 0, 1, 2, 0]
+    run.drop_steps_after(3)
+    assert [row["step"] for row in run.rows()] == [1, 2, 3]

@@ -1,0 +1,56 @@
+"""Another attempt after a worker has failed: what may be restarted, how often, and when to stop. Knows no Ray.
+
+A lost worker or node costs the steps since the newest checkpoint. A bug costs one repetition: two failures at one step end the run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from rec_dist.runtime.errors import NotFiniteError, OutOfMemoryError, UserError, WorkerFailedError
+from rec_dist.runtime.run_directory import RunDirectory
+
+FINAL = (UserError, OutOfMemoryError, NotFiniteError)  # another attempt would end the same way
+# What the other ranks raise when a peer is gone: not the cause.
+_ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "DistBackendError", "Socket Timeout")
+
+
+_REASON = 200  # characters of a reason; Ray explains at length what may have killed a process
+
+
+def with_restarts(attempt: Callable[[], dict[str, Any]], run: RunDirectory, *, limit: int) -> dict[str, Any]:
+    """attempt(), and again after a failure, at most `limit` times; each goes on from the newest checkpoint.
+
+    Raises what the user can act on (FINAL) as it is, and anything else as WorkerFailedError with one worker's traceback.
+    """
+    failed_at: list[int] = []
+    while True:
+        run.clear_progress()
+        try:
+            return attempt()
+        except FINAL:
+            raise
+        except Exception as fault:
+            step, text = _last_step(run), cause_of(fault)
+        place = f"after step {step}" if step else "before the first step"
+        if step in failed_at:
+            raise WorkerFailedError(f"a worker failed {place}, as in an earlier attempt, so no other is made:\n{text}")
+        if len(failed_at) == limit:
+            tried = f" after {limit} restart(s) (cluster.max_restarts)" if limit else ""
+            raise WorkerFailedError(f"a worker failed {place}{tried}:\n{text}")
+        failed_at.append(step)
+        reason = text.splitlines()[-1][:_REASON]
+        run.append({"event": "restart", "step": step, "restart": len(failed_at), "reason": reason})
+        run.log(f"WARNING: a worker failed {place} ({reason}); restart {len(failed_at)} of {limit} from the newest checkpoint")
+
+
+def cause_of(fault: Exception) -> str:
+    """The traceback of the worker that failed first, as text; never empty. Ray's worker_failures holds one exception a rank."""
+    failures = [str(failure).strip() for failure in getattr(fault, "worker_failures", {}).values()]
+    own = [text for text in failures if not any(echo in text.rpartition("\n")[2] for echo in _ECHOES)]
+    return next((text for text in [*own, *failures, str(fault).strip()] if text), repr(fault))
+
+
+def _last_step(run: RunDirectory) -> int:
+    """The last step that this attempt finished, 0 when it came to none."""
+    state = run.read_progress()
+    return int(state["done"]) if state is not None and state["phase"] == "train" else 0
