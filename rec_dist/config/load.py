@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -149,6 +149,8 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _numbers(value: Any, annotation: Any) -> Any:
     """An environment variable is a string, and so is 1e-4 in YAML 1.1; where a float is wanted it becomes one. Nothing else does."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     models = _models_in(annotation)
     if isinstance(value, dict) and models:
         fields = models[0].model_fields

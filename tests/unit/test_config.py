@@ -91,9 +91,9 @@ def test_a_number_is_a_float_where_a_float_is_wanted(path: Path, text: str, valu
 def test_a_number_in_an_environment_variable_is_a_float(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REC_DIST_TEST_LR", "1e-4")
     assert load_config(path, ["optimizer.lr=${oc.env:REC_DIST_TEST_LR}"]).optimizer.lr == 1e-4
-    path.write_text(f"{BASE}optimizer: {{lr: '3e-4', betas: ['0.8', 1]}}\n")
+    path.write_text(f"{BASE}optimizer: {{lr: '3e-4', betas: ['0.8', 0]}}\n")
     found = load_config(path).optimizer
-    assert (found.lr, found.betas) == (3e-4, (0.8, 1.0))
+    assert (found.lr, found.betas) == (3e-4, (0.8, 0.0))
 
 
 @pytest.mark.parametrize(

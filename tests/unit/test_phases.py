@@ -76,8 +76,8 @@ class Recorder:
     def backward(self, loss: Any, *, last: bool) -> None:
         self.calls.append(("backward", loss, last))
 
-    def step(self, lr: float) -> float:
-        self.calls.append(("step", lr))
+    def step(self, lr: float, *, discard: bool) -> float:
+        self.calls.append(("step", lr, discard))
         return 1.5
 
 
@@ -89,7 +89,7 @@ def test_the_verbs_are_passed_on() -> None:
     verbs.backward(3, last=True)
     clock.end("reduce")
     assert verbs.step(0.25) == 1.5
-    assert engine.calls == [("forward", 1), ("backward", 2, False), ("backward", 3, True), ("step", 0.25)]
+    assert engine.calls == [("forward", 1), ("backward", 2, False), ("backward", 3, True), ("step", 0.25, False)]
     taken = clock.take()
     assert all(taken[phase] > 0 for phase in ("forward", "backward", "reduce", "optimizer"))
 
