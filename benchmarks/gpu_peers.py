@@ -72,10 +72,10 @@ def build_method(method: str, model: Any, setting: Setting, point: Point, device
     case = make_case(point, setting.shape.vocab)
     if method in ("a", "b"):
         case = replace(case, prompts=case.prompts.to(device), completions=case.completions.to(device))
-        return Published(model, case) if method == "a" else Replicated(model, case, adapter=setting.lora)
+        return Published(model, [case]) if method == "a" else Replicated(model, [case], adapter=setting.lora)
     pairs = zip(case.prompts, case.completions, strict=True)
     trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
-    return Grouped(model, trunks, point.negatives, adapter=setting.lora, device=device)
+    return Grouped(model, [trunks], point.negatives, adapter=setting.lora, device=device)
 
 
 def step_flops(method: str, setting: Setting, point: Point) -> float:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.peer_targets import Point
+from benchmarks.peer_targets import PACK, Point
 from rec_dist.losses import preference_sums
+from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.scorer import Scorer
+from rec_dist.models.trunkwise import register
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
 from rec_dist.stream.trunk import Trunk
 from rec_dist.tasks.sdpo import sdpo
@@ -43,8 +45,13 @@ class Shape:
 TINY = Shape(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64, vocab=320)
 
 
-def build_model(shape: Shape, *, lora: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
-    """Random weights, the same in every process. LoRA r8 on all linear layers, its B moved off zero so that it has an effect."""
+def build_model(
+    shape: Shape, *, lora: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa"
+) -> nn.Module:
+    """Random weights, the same in every process. LoRA r8 on all linear layers, its B moved off zero so that it has an effect.
+
+    attention: as model.attention; a, b and c need none of our masks and take transformers' default, "sdpa".
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -60,7 +67,8 @@ def build_model(shape: Shape, *, lora: bool = True, dtype: torch.dtype = torch.f
         bos_token_id=None,
         eos_token_id=END,
     )
-    config._attn_implementation = "sdpa"
+    register()
+    config._attn_implementation = choose_attention(attention, config, device=device)
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -136,107 +144,148 @@ def mean_loss(logps: Tensor, reference: Tensor, groups: int) -> Tensor:
     return preference_sums(logps, reference, offsets, kind="sdpo", beta=BETA).loss_sum / groups
 
 
-class Published:
-    """a. One forward of policy and one of reference over G * N whole sequences, with all logits."""
-
-    def __init__(self, model: Any, case: Case) -> None:
-        self.model, self.groups, self.width = model, len(case.prompts), case.completions.shape[2]
-        size = case.completions.shape[1]
-        prompts = case.prompts[:, None].expand(-1, size, -1)
-        self.ids = torch.cat([prompts, case.completions], dim=2).flatten(0, 1)  # (G * N, L)
-        self.mask = torch.ones_like(self.ids)
-        self.scored = torch.zeros_like(self.ids, dtype=torch.bool)
-        self.scored[:, -self.width :] = True
-
-    @property
-    def num_tokens(self) -> int:
-        return self.ids.numel()
-
-    def logps(self) -> Tensor:
-        logits = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=False).logits.float()  # (G * N, L, V)
-        every = F.log_softmax(logits[:, :-1], dim=-1).gather(2, self.ids[:, 1:, None])[..., 0]
-        return (every * self.scored[:, 1:]).sum(1)
-
-    def step(self) -> float:
-        with torch.no_grad(), self.model.disable_adapter():
-            reference = self.logps()
-        loss = mean_loss(self.logps(), reference, self.groups)
-        loss.backward()
-        return float(loss.detach())
+def in_packs(case: Case, pack: int) -> list[Case]:
+    """The groups of `case` in parts of as many whole ones as `pack` tokens hold written out, at least one: what memory is for."""
+    groups, size, width = case.completions.shape
+    held = max(1, pack // (size * (case.prompts.shape[1] + width)))
+    return [Case(*parts) for parts in zip(case.prompts.split(held), case.completions.split(held), strict=True)]
 
 
-class Replicated:
-    """b. Equal lengths, so a batch without padding; the last token is not fed; the head sees completion rows alone."""
-
-    def __init__(self, model: Any, case: Case, *, adapter: bool = True) -> None:
-        self.base = model.get_base_model() if adapter else model
-        self.groups, size, width = case.completions.shape
-        prompts = case.prompts[:, None].expand(-1, size, -1)
-        self.ids = torch.cat([prompts, case.completions], dim=2).flatten(0, 1)[:, :-1].contiguous()  # (G * N, L - 1)
-        starts = torch.arange(len(self.ids), device=self.ids.device)[:, None] * self.ids.shape[1]
-        begin = case.prompts.shape[1] - 1
-        self.rows = (starts + begin + torch.arange(width, device=self.ids.device)).flatten()  # (G * N * C,)
-        self.targets = case.completions.flatten()
-        self.offsets = torch.arange(0, len(self.targets) + 1, width, device=self.ids.device)
-        self.reference = torch.zeros(len(self.ids), device=self.ids.device)
-        if adapter:
-            with torch.no_grad(), model.disable_adapter():
-                self.reference = self.logps()
-
-    @property
-    def num_tokens(self) -> int:
-        return self.ids.numel()
-
-    def logps(self) -> Tensor:
-        hidden = self.base.base_model(input_ids=self.ids, use_cache=False).last_hidden_state.flatten(0, 1)
-        return completion_logps(hidden, self.base.get_output_embeddings().weight, self.rows, self.targets, self.offsets)
-
-    def step(self) -> float:
-        loss = mean_loss(self.logps(), self.reference, self.groups)
-        loss.backward()
-        return float(loss.detach())
+def written_out(case: Case) -> Tensor:
+    """(G * N, P + C) every completion behind its own copy of the prompt."""
+    prompts = case.prompts[:, None].expand(-1, case.completions.shape[1], -1)
+    return torch.cat([prompts, case.completions], dim=2).flatten(0, 1)
 
 
-class Grouped:
-    """d and e. The project's own scorer and loss on a packed stream, reference cached."""
+class Separate:
+    """Of a and b: a forward and a backward for each of `packs`. logps(pack) -> (G * N,) with the sequences of that pack."""
 
-    def __init__(self, model: Any, trunks: list[Trunk], negatives: int, *, adapter: bool = True, device: str = "cpu") -> None:
-        method = sdpo(beta=BETA, num_negatives=negatives)
-        self.scorer = Scorer(model, method.loss, method.metric_names, method.preference)
-        self.stream: GroupedStream = pack_trunks(trunks).to(device)
-        if adapter:
-            with torch.no_grad(), self.scorer.as_reference():
-                self.stream = self.stream.with_reference(self.scorer(self.stream)[2])
+    def __init__(self, packs: list[Case]) -> None:
+        self.sizes = [len(pack.prompts) for pack in packs]
 
     @property
     def groups(self) -> int:
-        return len(self.stream.group_offsets) - 1
+        return sum(self.sizes)
+
+    def logps(self, pack: int) -> Tensor:
+        raise NotImplementedError
+
+    def reference(self, pack: int) -> Tensor:
+        raise NotImplementedError
+
+    def step(self) -> float:
+        total = 0.0
+        for pack, size in enumerate(self.sizes):
+            reference = self.reference(pack)
+            loss = mean_loss(self.logps(pack), reference, size) * size / self.groups
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
+
+
+class Published(Separate):
+    """a. One forward of policy and one of reference over G * N whole sequences, with all logits."""
+
+    def __init__(self, model: Any, packs: list[Case]) -> None:
+        super().__init__(packs)
+        self.model = model
+        self.ids = [written_out(pack) for pack in packs]  # (G * N, L) each
+        self.masks = [torch.ones_like(ids) for ids in self.ids]
+        self.scored = [torch.zeros_like(ids, dtype=torch.bool) for ids in self.ids]
+        for scored, pack in zip(self.scored, packs, strict=True):
+            scored[:, -pack.completions.shape[2] :] = True
 
     @property
     def num_tokens(self) -> int:
-        return self.stream.num_tokens
+        return sum(ids.numel() for ids in self.ids)
+
+    def logps(self, pack: int) -> Tensor:
+        ids = self.ids[pack]
+        logits = self.model(input_ids=ids, attention_mask=self.masks[pack], use_cache=False).logits.float()  # (G * N, L, V)
+        every = F.log_softmax(logits[:, :-1], dim=-1).gather(2, ids[:, 1:, None])[..., 0]
+        return (every * self.scored[pack][:, 1:]).sum(1)
+
+    def reference(self, pack: int) -> Tensor:
+        with torch.no_grad(), self.model.disable_adapter():
+            return self.logps(pack)
+
+
+class Replicated(Separate):
+    """b. Equal lengths, so a batch without padding; the last token is not fed; the head sees completion rows alone."""
+
+    def __init__(self, model: Any, packs: list[Case], *, adapter: bool = True) -> None:
+        super().__init__(packs)
+        self.base = model.get_base_model() if adapter else model
+        self.ids = [written_out(pack)[:, :-1].contiguous() for pack in packs]  # (G * N, L - 1) each
+        self.scored = []
+        for ids, pack in zip(self.ids, packs, strict=True):
+            width, device = pack.completions.shape[2], ids.device
+            starts = torch.arange(len(ids), device=device)[:, None] * ids.shape[1] + pack.prompts.shape[1] - 1
+            rows = (starts + torch.arange(width, device=device)).flatten()  # (G * N * C,)
+            offsets = torch.arange(0, len(rows) + 1, width, device=device)
+            self.scored.append((rows, pack.completions.flatten(), offsets))
+        self.references = [torch.zeros(len(ids), device=ids.device) for ids in self.ids]
+        if adapter:
+            with torch.no_grad(), model.disable_adapter():
+                self.references = [self.logps(pack) for pack in range(len(packs))]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(ids.numel() for ids in self.ids)
+
+    def logps(self, pack: int) -> Tensor:
+        hidden = self.base.base_model(input_ids=self.ids[pack], use_cache=False).last_hidden_state.flatten(0, 1)
+        return completion_logps(hidden, self.base.get_output_embeddings().weight, *self.scored[pack])
+
+    def reference(self, pack: int) -> Tensor:
+        return self.references[pack]
+
+
+class Grouped:
+    """d and e. The project's own scorer and loss on packed streams, reference cached. Each of `packs` is a forward and a backward."""
+
+    def __init__(
+        self, model: Any, packs: list[list[Trunk]], negatives: int, *, adapter: bool = True, device: str = "cpu"
+    ) -> None:
+        method = sdpo(beta=BETA, num_negatives=negatives)
+        self.scorer = Scorer(model, method.loss, method.metric_names, method.preference)
+        self.streams: list[GroupedStream] = [pack_trunks(trunks).to(device) for trunks in packs]
+        if adapter:
+            with torch.no_grad(), self.scorer.as_reference():
+                self.streams = [stream.with_reference(self.scorer(stream)[2]) for stream in self.streams]
+
+    @property
+    def groups(self) -> int:
+        return sum(stream.num_groups for stream in self.streams)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(stream.num_tokens for stream in self.streams)
 
     def step(self) -> float:
-        loss_sum, sums, _ = self.scorer(self.stream)
-        (loss_sum / self.groups).backward()
-        return float(sums[0]) / self.groups
+        total, groups = 0.0, self.groups
+        for stream in self.streams:
+            loss_sum, sums, _ = self.scorer(stream)
+            (loss_sum / groups).backward()
+            total += float(sums[0])
+        return total / groups
 
 
 def build(method: str, model: Any, point: Point, vocab: int) -> Any:
     """The method "a", "b", "d", "e" or "e-apart" (e's targets, each with a prompt of its own: what e must equal)."""
     case = make_case(point, vocab)
     if method == "a":
-        return Published(model, case)
+        return Published(model, in_packs(case, PACK))
     if method == "b":
-        return Replicated(model, case)
+        return Replicated(model, in_packs(case, PACK))
     if method == "d":
         pairs = zip(case.prompts, case.completions, strict=True)
         trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
-        return Grouped(model, trunks, point.negatives)
+        return Grouped(model, [trunks], point.negatives)
     targets = timeline(point, vocab)
     if method == "e":
         forks = [len(prompt) - 1 for prompt, _ in targets]
-        return Grouped(model, [trunk_of(targets[-1][0], forks, [answers for _, answers in targets], 0)], point.negatives)
+        return Grouped(model, [[trunk_of(targets[-1][0], forks, [answers for _, answers in targets], 0)]], point.negatives)
     assert method == "e-apart", method
     trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(targets)]
-    return Grouped(model, trunks, point.negatives)
+    return Grouped(model, [[trunk] for trunk in trunks], point.negatives)  # ten prompts at once would not fit

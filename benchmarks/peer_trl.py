@@ -8,6 +8,8 @@ itself since its refactor, use_logits_to_keep is gone: its head is fused and rea
 import inspect
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,7 +60,9 @@ class TRLMethod:
         }
         config = DPOConfig(**{name: value for name, value in wanted.items() if name in inspect.signature(DPOConfig).parameters})
         data = Dataset.from_list(rows)
-        self.trainer = Pretokenised(model=model, args=config, train_dataset=data, processing_class=_tokenizer(vocab))
+        # Its reference is a copy of the adapter as it is given, ours is the adapter off: given one without effect they are the same.
+        with _without_effect(model):
+            self.trainer = Pretokenised(model=model, args=config, train_dataset=data, processing_class=_tokenizer(vocab))
         self.trainer.current_gradient_accumulation_steps = 1
         examples = [self.trainer.train_dataset[index] for index in range(point.groups)]
         self.batch = self.trainer.data_collator(examples)
@@ -68,6 +72,18 @@ class TRLMethod:
     def step(self) -> float:
         batch = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in self.batch.items()}
         return float(self.trainer.training_step(self.trainer.model, batch))
+
+
+@contextmanager
+def _without_effect(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the B of every LoRA layer is zero."""
+    moved = {parameter: parameter.detach().clone() for name, parameter in model.named_parameters() if "lora_B" in name}
+    with torch.no_grad():
+        for parameter in moved:
+            parameter.zero_()
+        yield
+        for parameter, value in moved.items():
+            parameter.copy_(value)
 
 
 def _tokenizer(vocab: int) -> Any:

@@ -16,6 +16,8 @@ from typing import Any
 
 from benchmarks.peer_targets import Point
 
+OURS = ("d", "e", "e-apart")
+
 
 def resident(key: str) -> int:
     """VmRSS or VmHWM of this process in bytes; 0 where there is no /proc."""
@@ -54,7 +56,7 @@ class Worker:
         # A fresh model a point: the scorer and TRL change the one they are given.
         self.model = None
         settle()
-        self.model = build_model(self.shape)
+        self.model = build_model(self.shape, attention="auto" if self.method in OURS else "sdpa")
         if self.method in VARIANTS:
             self.runner = TRLMethod(self.model, point, self.shape.vocab, self.method)
         else:

@@ -10,6 +10,7 @@ Refuses to print a comparison whose losses differ by more than 1e-4.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -18,19 +19,22 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.peer_targets import Point, by_point, ratio, rho, verdicts
+from benchmarks.peer_targets import PACK, Point, by_point, ratio, rho, verdicts
 
 TOLERANCE = 1e-4
 METHODS = ("a", "b", "c-default", "c-best", "d", "e")
 SMOLLM: dict[str, Any] = {}  # the default shape
-FULL = [Point(p, 8, k, 4 if p == 100 else 1) for p in (100, 512) for k in (1, 3, 7, 15)]
-# As many groups at every K of a P: memory is compared between them.
-QUICK = [Point(100, 8, 1, 2), Point(100, 8, 3, 2), Point(512, 8, 1, 1), Point(512, 8, 3, 1), Point(100, 8, 15, 2)]
+# As many groups at every K of a P, since memory is compared between them, and so many that a step of ours has 900 tokens or more:
+# with fewer, matrix products that are too small to be efficient are what is measured.
+FULL = [Point(p, 8, k, 8 if p == 100 else 2) for p in (100, 512) for k in (1, 3, 7, 15)]
+QUICK = [point for point in FULL if point.negatives <= 3]
+ONCE = {"a": 1}  # rounds of a method that no target is about and that takes most of the time
 
 
 class Child:
@@ -58,7 +62,8 @@ class Child:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # of a process that died with an order unread
+                    pipe.close()
 
 
 def methods_at(point: Point, wanted: list[str]) -> list[str]:
@@ -73,7 +78,7 @@ def activation_bytes(method: str, point: Point, shape: Any) -> float:
     """A floor for what a step holds: saved activations of every fed token, and for a three copies of its logits."""
     size = point.negatives + 1
     fed = {"a": size * (point.prompt + point.completion), "b": size * (point.prompt + point.completion - 1)}
-    tokens = fed.get(method, 0) * point.groups
+    tokens = fed.get(method, 0) * max(1, min(point.groups, PACK // max(1, fed.get(method, 1))))
     logits = 3 * tokens * shape.vocab if method == "a" else 0
     return 4.0 * (tokens * shape.layers * (10 * shape.hidden + 5 * shape.intermediate) + logits)
 
@@ -101,10 +106,11 @@ def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats:
             first = children[method].ask({"step": True})
             rows[method] |= {"error": first["error"]} if "error" in first else {"loss": first["loss"]}
     check_losses(point, rows)
-    start = time.perf_counter()
+    rounds: list[float] = []
     for number in range(repeats):
+        start = time.perf_counter()
         for method, row in rows.items():
-            if "error" in row or method == "e-apart":
+            if "error" in row or method == "e-apart" or number >= ONCE.get(method, repeats):
                 continue
             answer = children[method].ask({"step": True})
             if "error" in answer:
@@ -113,7 +119,8 @@ def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats:
             row["samples"].append(answer["seconds"])
             row["cpu_samples"].append(answer["cpu_seconds"])
             row["peaks"].append(answer["peak_bytes"])
-        if number + 1 < repeats and (time.perf_counter() - start) * (number + 2) / (number + 1) > budget:
+        rounds.append(time.perf_counter() - start)
+        if sum(rounds) + rounds[-1] > budget:
             break
     for row in rows.values():
         if row["samples"] and "error" not in row:
@@ -178,9 +185,16 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 
 
 def run(
-    points: list[Point], shape: dict[str, Any], *, threads: int, repeats: int, budget: float, wanted: list[str]
+    points: list[Point],
+    shape: dict[str, Any],
+    *,
+    threads: int,
+    repeats: int,
+    budget: float,
+    wanted: list[str],
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Measures `points`; budget: seconds a point."""
+    """Measures `points` and hands what there is to `save` after each; budget: seconds a point."""
     from benchmarks.peer_methods import Shape
 
     notes = []
@@ -196,14 +210,16 @@ def run(
     needed = [method for method in wanted if any(method in methods_at(point, wanted) for point in points)]
     children = {method: Child(method, shape, threads) for method in needed}
     rows: list[dict[str, Any]] = []
+    result = {"rows": rows, "notes": notes, "shape": asdict(Shape(**shape)), "threads": threads}
     try:
         for point in points:
             rows += measure_point(point, children, Shape(**shape), repeats, budget)
+            save(result)
             print(f"{point.name}: measured", file=sys.stderr, flush=True)
     finally:
         for child in children.values():
             child.close()
-    return {"rows": rows, "notes": notes, "shape": asdict(Shape(**shape)), "threads": threads}
+    return result
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -227,18 +243,17 @@ def main(arguments: list[str] | None = None) -> None:
     if given.points:
         split = [[int(number) for number in text.split(":")] for text in given.points.split(",")]
         points = [Point(entry[0], 8, entry[1], entry[2] if len(entry) > 2 else 1) for entry in split]
+    facts = results.facts(results.command_of("benchmarks.peers", words))
     measured = run(
         points,
         json.loads(given.shape),
         threads=given.threads,
         repeats=given.repeats or (5 if given.full else 3),
-        budget=1200.0 if given.full else 60.0,
+        budget=180.0 if given.full else 60.0,
         wanted=given.methods.split(","),
+        save=lambda measured: results.write(given.out, {**facts, **measured}) if given.out else None,
     )
-    result = {**results.facts(results.command_of("benchmarks.peers", words)), **measured}
-    print(report(result))
-    if given.out:
-        results.write(given.out, result)
+    print(report({**facts, **measured}))
 
 
 if __name__ == "__main__":

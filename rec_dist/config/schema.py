@@ -82,9 +82,10 @@ class ModelConfig(Section):
 
     path: str = Field("smollm2-135m-instruct", description="A Hugging Face folder, or a known name that is fetched.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs.")
-    attention: Literal["auto", "sdpa", "flex"] = Field(
+    attention: Literal["auto", "flex", "trunkwise", "sdpa"] = Field(
         "auto",
-        description="flex: FlexAttention, on CUDA only. sdpa: a dense mask. auto: flex where the model takes it, else sdpa.",
+        description="flex: FlexAttention, on CUDA only. trunkwise: SDPA one prompt at a time. sdpa: a dense mask. "
+        "auto: the first that model and device take.",
     )
     activation_checkpointing: bool = Field(
         False, description="Recompute layers in the backward pass: less memory, ~1/3 more work."

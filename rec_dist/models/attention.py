@@ -1,4 +1,4 @@
-"""Who sees whom in a grouped stream, as a dense mask: the oracle, and the path on CPUs. models/flex.py is the path on GPUs.
+"""Who sees whom in a grouped stream, as a dense mask: the oracle of the faster paths, models/trunkwise.py and models/flex.py.
 
 A trunk row sees its trunk up to itself. A branch row sees its trunk up to the fork, and its own branch up to itself. Nothing else.
 Cost: T * T bytes as bool, shared by all layers; 64 MB at T = 8k.
@@ -21,17 +21,18 @@ _UNKNOWN_LOGIT_TRANSFORMS = ("logit_scale", "logits_scaling", "lm_head_multiplie
 
 def visible(stream: GroupedStream, *, window: int | None = None) -> Tensor:
     """(T, T) bool: entry [q, k] says whether row q attends to row k. window: sliding attention's reach in positions."""
-    return visible_rows(stream, slice(None), window=window)
+    return visible_rows(stream, slice(None), slice(None), window=window)
 
 
-def visible_rows(stream: GroupedStream, rows: slice, *, window: int | None) -> Tensor:
-    """The rows `rows` of visible(stream), without making the others."""
+def visible_rows(stream: GroupedStream, rows: slice, columns: slice, *, window: int | None) -> Tensor:
+    """visible(stream)[rows, columns], without making the rest."""
     trunks, branches, positions = stream.trunk_ids[rows, None], stream.branch_ids[rows, None], stream.positions[rows, None]
-    in_trunk = (stream.branch_ids[None, :] < 0) & (stream.positions[None, :] <= stream.limits[rows, None])
-    in_branch = (branches >= 0) & (branches == stream.branch_ids[None, :]) & (stream.positions[None, :] <= positions)
-    mask = (trunks == stream.trunk_ids[None, :]) & (in_trunk | in_branch)
+    branches_there, positions_there = stream.branch_ids[None, columns], stream.positions[None, columns]
+    in_trunk = (branches_there < 0) & (positions_there <= stream.limits[rows, None])
+    in_branch = (branches >= 0) & (branches == branches_there) & (positions_there <= positions)
+    mask = (trunks == stream.trunk_ids[None, columns]) & (in_trunk | in_branch)
     if window is not None:
-        mask &= positions - stream.positions[None, :] < window
+        mask &= positions - positions_there < window
     return mask
 
 

@@ -13,44 +13,13 @@ import torch
 from torch import Tensor
 
 from rec_dist.models.attention import for_layers, visible_rows
-from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream
 
 BLOCK = 128  # rows and columns of a block
 FLEX = "flex_attention"  # as transformers names it
+SMALLEST_HEAD = 16  # its GPU kernels take no narrower head
 _ROWS_AT_ONCE = 8 * BLOCK
-_SMALLEST_HEAD = 16  # FlexAttention's GPU kernels take no narrower head
 _COMPILATIONS = 32  # of one function, before torch.compile gives up and runs it uncompiled: torch's own limit is 8
-
-
-def choose_attention(wanted: str, config: Any, *, device: str) -> str:
-    """The transformers implementation for model.attention = auto, sdpa or flex, a model's config and the worker's device.
-
-    sdpa: a dense mask; eager instead where scores are soft-capped, which SDPA does not know. auto: flex on CUDA where the model
-    takes it. Raises UserError for flex where it cannot work.
-    """
-    dense = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
-    if wanted == "sdpa":
-        return dense
-    fault = _why_not(config, device)
-    if wanted == "flex" and fault:
-        raise UserError(f"model.attention=flex {fault}; set model.attention=auto or sdpa")
-    return dense if fault else FLEX
-
-
-def _why_not(config: Any, device: str) -> str | None:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if not device.startswith("cuda"):
-        return f"needs a CUDA device and this worker runs on {device}, where FlexAttention has no backward pass"
-    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if not getattr(model, "_supports_flex_attn", False):
-        return f"is not supported by {getattr(model, '__name__', type(config).__name__)} in transformers"
-    heads = int(config.num_attention_heads)
-    head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    if head < _SMALLEST_HEAD:
-        return f"needs attention heads of {_SMALLEST_HEAD} or wider and this model's have {head}"
-    return None
 
 
 def padded_length(num_tokens: int, tokens_per_pack: int) -> int:
@@ -73,7 +42,7 @@ def block_mask(stream: GroupedStream, *, window: int | None = None) -> Any:
     blocks = stream.num_tokens // BLOCK
     seen = []
     for first in range(0, stream.num_tokens, _ROWS_AT_ONCE):
-        rows = visible_rows(stream, slice(first, first + _ROWS_AT_ONCE), window=window)  # (C, T)
+        rows = visible_rows(stream, slice(first, first + _ROWS_AT_ONCE), slice(None), window=window)  # (C, T)
         seen.append(rows.view(-1, BLOCK, blocks, BLOCK).sum(dim=(1, 3)))  # visible pairs in each block
     pairs = torch.cat(seen)  # (blocks, blocks)
     whole = pairs == BLOCK * BLOCK

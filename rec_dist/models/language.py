@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rec_dist.models.attention import check_architecture
-from rec_dist.models.flex import FLEX, allow_compilations, choose_attention
+from rec_dist.models.attention_paths import choose_attention
+from rec_dist.models.flex import FLEX, allow_compilations
 from rec_dist.models.scorer import POLICY_ADAPTER, REFERENCE_ADAPTER
+from rec_dist.models.trunkwise import register
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.quiet import quieten_loaded
 
@@ -29,11 +31,11 @@ class LoraSpec:
 
 
 def load_language_model(
-    path: Path, *, dtype: torch.dtype, activation_checkpointing: bool = False, attention: str = "sdpa", device: str = "cpu"
+    path: Path, *, dtype: torch.dtype, activation_checkpointing: bool = False, attention: str = "auto", device: str = "cpu"
 ) -> nn.Module:
     """The causal language model in a Hugging Face folder, its dropout switched off, ready for masks of ours.
 
-    attention: as in models.flex.choose_attention; device: where the engine will run it.
+    attention: as in models.attention_paths.choose_attention; device: where the engine will run it.
     Under an active HfDeepSpeedConfig of stage 3 it is loaded sharded. Raises UserError for a model that cannot be used.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -49,13 +51,15 @@ def load_language_model(
     chosen = choose_attention(attention, config, device=device)
     if chosen == FLEX:
         allow_compilations()
+    register()
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype, attn_implementation=chosen)
     except (OSError, ValueError) as fault:
         raise UserError(f"model.path ({path}) is no causal language model we can use: {str(fault).splitlines()[0]}") from fault
     check_architecture(model)
     if activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # its older name
+        enable({"use_reentrant": False})
     result: nn.Module = model
     return result
 

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rec_dist.models.attention import attention_masks
-from rec_dist.models.flex import FLEX, block_masks, padded_length
+from rec_dist.models.attention_paths import masks_for, num_rows
 from rec_dist.models.head import Preference, replace_head
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
@@ -52,19 +51,17 @@ class Scorer(nn.Module):
         self._base = [base]  # in a list: a second registration would give every parameter a second name
 
     def num_rows(self, stream: GroupedStream) -> int:
-        """Rows that the model runs for `stream`, padding included; with a dense mask there is none."""
-        flex = self._base[0].config._attn_implementation == FLEX
-        return padded_length(stream.num_tokens, self._tokens_per_pack) if flex else stream.num_tokens
+        """Rows that the model runs for `stream`, padding included; there is some under FlexAttention alone."""
+        return num_rows(stream, self._base[0].config, self._tokens_per_pack)
 
     def forward(self, stream: GroupedStream) -> tuple[Tensor, Tensor, Tensor]:
         """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without graph, logps (N,) float32)."""
         base = self._base[0]
         padded = stream.padded_to(self.num_rows(stream))
-        flex = base.config._attn_implementation == FLEX
         output = base.base_model(
             input_ids=padded.input_ids[None],
             position_ids=padded.positions[None],
-            attention_mask=block_masks(padded, base.config) if flex else attention_masks(stream, base.config, base.dtype),
+            attention_mask=masks_for(padded, base.config, base.dtype),
             use_cache=False,
         )
         head, hidden = base.get_output_embeddings(), output.last_hidden_state[0]  # (T, D)

@@ -16,9 +16,11 @@ from random_trunks import random_tree
 from torch import Tensor
 
 from rec_dist.models.attention import visible
-from rec_dist.models.flex import BLOCK, FLEX, block_mask, choose_attention, mask_mod, num_compilations, padded_length
+from rec_dist.models.attention_paths import choose_attention
+from rec_dist.models.flex import BLOCK, FLEX, block_mask, mask_mod, num_compilations, padded_length
 from rec_dist.models.language import load_language_model
 from rec_dist.models.scorer import Scorer
+from rec_dist.models.trunkwise import TRUNKWISE
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
 
@@ -130,7 +132,7 @@ def test_flex_scores_as_the_dense_mask_does(name: str, tmp_path: Path) -> None:
     scores = {}
     loss: Callable[..., Any] = lambda logps, stream: (logps.sum(), logps.new_zeros(()), {})
     for way in ("dense", FLEX):
-        model: Any = load_language_model(tmp_path, dtype=torch.float32)
+        model: Any = load_language_model(tmp_path, dtype=torch.float32, attention="sdpa")
         if way == FLEX:
             model.set_attn_implementation(FLEX)
         scorer = Scorer(model, loss, (), tokens_per_pack=400)
@@ -146,7 +148,7 @@ def test_flex_scores_as_the_dense_mask_does(name: str, tmp_path: Path) -> None:
 def test_one_compilation_serves_every_stream(tmp_path: Path) -> None:
     """The kernel itself, compiled for the CPU (30 s): other streams, and going between training and evaluation, add no graph."""
     transformers.AutoModelForCausalLM.from_config(configs()["gemma2"]).save_pretrained(tmp_path)
-    models: list[Any] = [load_language_model(tmp_path, dtype=torch.float32) for _ in range(2)]
+    models: list[Any] = [load_language_model(tmp_path, dtype=torch.float32, attention="sdpa") for _ in range(2)]
     models[1].set_attn_implementation(FLEX)
     dense, flex = (Scorer(model, lambda a, b: (a.sum(), a.new_zeros(()), {}), (), tokens_per_pack=400) for model in models)
     counts = []
@@ -161,7 +163,9 @@ def test_one_compilation_serves_every_stream(tmp_path: Path) -> None:
 def test_a_wrong_mask_would_be_seen(tmp_path: Path) -> None:
     """Forgetting that branches of a fork do not see each other moves the scores by far more than the tolerance above."""
     transformers.AutoModelForCausalLM.from_config(configs()["llama"]).save_pretrained(tmp_path)
-    scorer = Scorer(load_language_model(tmp_path, dtype=torch.float32), lambda a, b: (a.sum(), a.new_zeros(()), {}), ())
+    scorer = Scorer(
+        load_language_model(tmp_path, dtype=torch.float32, attention="sdpa"), lambda a, b: (a.sum(), a.new_zeros(()), {}), ()
+    )
     stream = stream_of(0)
     merged = stream.branch_ids.clamp(max=0)  # all branches are one
     with torch.no_grad():
@@ -183,9 +187,13 @@ def test_one_length_serves_every_pack() -> None:
 def test_the_choice() -> None:
     llama, gemma, gpt2 = configs()["llama"], configs()["gemma2"], transformers.GPT2Config(n_embd=64, n_head=4)
     narrow = transformers.LlamaConfig(**{**SHAPE, "hidden_size": 32})
-    assert [choose_attention("auto", c, device="cuda:0") for c in (llama, gemma, gpt2, narrow)] == [FLEX, FLEX, "sdpa", "sdpa"]
-    assert [choose_attention("auto", c, device="cpu") for c in (llama, gemma)] == ["sdpa", "eager"]
-    assert [choose_attention("sdpa", c, device="cuda:0") for c in (llama, gemma)] == ["sdpa", "eager"]
+    found = [choose_attention("auto", config, device="cuda:0") for config in (llama, gemma, gpt2, narrow)]
+    assert found == [FLEX, FLEX, TRUNKWISE, TRUNKWISE]
+    assert [choose_attention("auto", config, device="cpu") for config in (llama, gemma)] == [TRUNKWISE, "eager"]
+    assert [choose_attention("trunkwise", config, device="cuda:0") for config in (llama, gpt2)] == [TRUNKWISE] * 2
+    assert [choose_attention("sdpa", config, device="cuda:0") for config in (llama, gemma)] == ["sdpa", "eager"]
+    with pytest.raises(UserError, match=r"model.attention=trunkwise .*soft-capped.*set model.attention=auto or sdpa"):
+        choose_attention("trunkwise", gemma, device="cpu")
     for config, device, words in (
         (llama, "cpu", "needs a CUDA device"),
         (gpt2, "cuda:0", "GPT2LMHeadModel"),

@@ -19,6 +19,7 @@ from torch import Tensor
 from rec_dist.models.attention import visible
 from rec_dist.models.language import load_language_model
 from rec_dist.models.scorer import Scorer, check_forks
+from rec_dist.models.trunkwise import TRUNKWISE
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
 
@@ -61,6 +62,7 @@ def configs() -> dict[str, Any]:
 
 
 ALL = sorted(configs())
+MakeScorer = Callable[[Path], Scorer]
 SLIDING = ["gemma2", "gemma3", "mistral-sliding", "qwen2-sliding"]
 
 
@@ -92,8 +94,15 @@ def weighted_loss(logps: Tensor, stream: GroupedStream) -> tuple[Tensor, Tensor,
     return (weights * logps).sum(), logps.new_zeros(()), {}
 
 
-def scorer_of(folder: Path) -> Scorer:
-    return Scorer(load_language_model(folder, dtype=torch.float32), weighted_loss, ()).train()  # train: dropout must be off
+@pytest.fixture(params=["sdpa", "auto"])
+def scorer_of(request: pytest.FixtureRequest) -> MakeScorer:
+    """Under the dense mask, and as `auto` has it on a CPU: trunk by trunk, but for soft-capped scores."""
+
+    def make(folder: Path) -> Scorer:
+        model = load_language_model(folder, dtype=torch.float32, attention=request.param)
+        return Scorer(model, weighted_loss, ()).train()  # train: dropout must be off
+
+    return make
 
 
 def oracle_of(folder: Path, **changes: Any) -> Any:
@@ -129,7 +138,9 @@ def logps_of(scorer: Scorer, trees: list[Tree]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_packed_stream_has_the_log_probs_of_plain_transformers(name: str, folder_of: Callable[[str], Path]) -> None:
+def test_a_packed_stream_has_the_log_probs_of_plain_transformers(
+    name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
+) -> None:
     trees = forest()
     with torch.no_grad():
         expected = replicated_logps(oracle_of(folder_of(name)), trees)
@@ -139,7 +150,7 @@ def test_a_packed_stream_has_the_log_probs_of_plain_transformers(name: str, fold
 
 
 @pytest.mark.parametrize("name", SLIDING)
-def test_the_window_is_felt(name: str, folder_of: Callable[[str], Path]) -> None:
+def test_the_window_is_felt(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
     """Else the test above could not tell a sliding layer from a full one."""
     trees = forest()
     with torch.no_grad():
@@ -149,7 +160,7 @@ def test_the_window_is_felt(name: str, folder_of: Callable[[str], Path]) -> None
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "gpt2-tied", "gpt2-untied", "gemma2", "mistral-sliding"])
-def test_gradients_equal_plain_transformers(name: str, folder_of: Callable[[str], Path]) -> None:
+def test_gradients_equal_plain_transformers(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
     trees, oracle, scorer = forest(1), oracle_of(folder_of(name)), scorer_of(folder_of(name))
     stream = pack(trees)
     weighted_loss(replicated_logps(oracle, trees), stream)[0].backward()
@@ -163,7 +174,7 @@ def test_gradients_equal_plain_transformers(name: str, folder_of: Callable[[str]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_packing_order_and_batch_mates_change_nothing(name: str, folder_of: Callable[[str], Path]) -> None:
+def test_packing_order_and_batch_mates_change_nothing(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
     trees, scorer = forest(2), scorer_of(folder_of(name))
     alone = [logps_of(scorer, [tree])[0] for tree in trees]
     mate = random_tree(np.random.default_rng(9), vocab_size=VOCAB, prompt=20, groups=3)
@@ -175,14 +186,16 @@ def test_packing_order_and_batch_mates_change_nothing(name: str, folder_of: Call
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_check_forks_passes_the_models_we_support(name: str, folder_of: Callable[[str], Path]) -> None:
+def test_check_forks_passes_the_models_we_support(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
     scorer = scorer_of(folder_of(name))
     with torch.no_grad():
         check_forks(lambda stream: scorer(stream)[2], vocab_size=VOCAB, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_check_forks_refuses_attention_that_drops_the_mask(name: str, folder_of: Callable[[str], Path]) -> None:
+def test_check_forks_refuses_attention_that_drops_the_mask(
+    name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
+) -> None:
     """transformers' own causal mask over the stream: every row sees the trunks and branches before it."""
     scorer = scorer_of(folder_of(name))
     base = scorer._base[0]
@@ -245,3 +258,50 @@ def test_an_encoder_decoder_is_refused_at_loading(tmp_path: Path) -> None:
 def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no model that loads"):
         load_language_model(tmp_path, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "mistral-sliding", "gpt2-tied", "gemma3"])
+def test_trunk_by_trunk_is_the_dense_mask(name: str, folder_of: Callable[[str], Path]) -> None:
+    """Long trunks, many branches and a trunk without any, padded rows at the end: log-probs and every gradient."""
+    rng = np.random.default_rng(5)
+    trees = [random_tree(rng, vocab_size=VOCAB, prompt=prompt, groups=groups) for prompt, groups in [(30, 6), (2, 1), (25, 2)]]
+    plain = pack(trees)
+    stream = plain.padded_to(plain.num_tokens + 3)
+    scorers = {}
+    for way in ("sdpa", "trunkwise"):
+        model: Any = load_language_model(folder_of(name), dtype=torch.float32, attention=way)
+        assert model.config._attn_implementation == {"sdpa": "sdpa", "trunkwise": TRUNKWISE}[way]
+        scorers[way] = Scorer(model, weighted_loss, ())
+    loss = {way: scorer(stream)[0] for way, scorer in scorers.items()}
+    assert float((loss["sdpa"] - loss["trunkwise"]).detach().abs()) <= 1e-4 * (1 + float(loss["sdpa"].detach().abs()))
+    for value in loss.values():
+        value.backward()
+    gradients = [{key: parameter.grad for key, parameter in scorer.named_parameters()} for scorer in scorers.values()]
+    assert max(float(grad.abs().max()) for grad in gradients[0].values()) > 0.1
+    for key, grad in gradients[0].items():
+        assert (gradients[1][key] - grad).abs().max() <= 1e-4 * (1 + grad.abs().max()), key
+
+
+def test_recomputed_activations_meet_their_own_masks(folder_of: Callable[[str], Path]) -> None:
+    """Two packs forward before either goes backward: a mask kept outside the call would be the wrong one when layers run again."""
+    gradients = []
+    for again in (False, True):
+        model = load_language_model(folder_of("llama-tied"), dtype=torch.float32, activation_checkpointing=again)
+        scorer = Scorer(model, weighted_loss, ()).train()
+        losses = [scorer(pack(forest(seed)))[0] for seed in (1, 2)]
+        sum(losses[1:], losses[0]).backward()
+        gradients.append([parameter.grad for parameter in scorer.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert (plain - recomputed).abs().max() <= 1e-6 * (1 + plain.abs().max())
+
+
+def test_a_model_that_generates_keeps_its_own_mask(folder_of: Callable[[str], Path]) -> None:
+    """Called without a stream, as generation does, the attention is plain causal SDPA."""
+    outputs = []
+    for way in ("sdpa", "trunkwise"):
+        model: Any = load_language_model(folder_of("llama-tied"), dtype=torch.float32, attention=way)
+        prompt = torch.tensor([[3, 5, 7, 9], [0, 0, 4, 8]])
+        mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+        with torch.no_grad():
+            outputs.append(model(input_ids=prompt, attention_mask=mask).logits[mask.bool()])
+    assert float((outputs[0] - outputs[1]).abs().max()) <= 1e-5

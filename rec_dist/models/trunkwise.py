@@ -1,0 +1,109 @@
+"""Attention one trunk at a time: the path on CPUs, and where FlexAttention cannot go. Equal to `visible` in models/attention.py.
+
+Why: through the dense mask every row of a pack of U prompts visits all T rows of the pack. Here it visits its own prompt and the
+branches on it, T / U rows, and a trunk alone is plain causal attention, for which SDPA needs no mask at all. Cost: two calls of
+SDPA a trunk and layer, about 0.1 ms each on a CPU beside the work itself.
+
+A trunk's rows and those of its branches stand next to each other in a stream, so all are slices. P rows of a trunk, B of its branches.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
+
+from rec_dist.models.attention import for_layers, visible_rows
+from rec_dist.stream.grouped import GroupedStream
+
+TRUNKWISE = "rec_dist_trunkwise"  # as it is registered with transformers
+
+
+class TrunkMasks(BlockMask):
+    """What each trunk's rows may see. A BlockMask in name alone: with a dense (1, 1, T, T), all that transformers hands on unread."""
+
+    ndim = 4  # asked for by GPT-2
+
+    def __init__(self, sizes: list[tuple[int, int]], trunks: list[Tensor | None], branches: list[Tensor]) -> None:
+        self.sizes = sizes  # (P, B) of each trunk
+        self.trunks = trunks  # (P, P) added to its scores, or None for plain causal attention
+        self.branches = branches  # (B, P + B) added to the scores of its branch rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(1, 1, T, T), as of the mask that it stands for."""
+        length = sum(trunk + branches for trunk, branches in self.sizes)
+        return (1, 1, length, length)
+
+
+def trunk_masks(stream: GroupedStream, config: Any, dtype: torch.dtype) -> Any:
+    """The masks a transformers decoder takes under TRUNKWISE, made once a forward pass: one, or one for each kind of layer."""
+    return for_layers(config, lambda window: _masks(stream, window, dtype))
+
+
+def _masks(stream: GroupedStream, window: int | None, dtype: torch.dtype) -> TrunkMasks:
+    whole = torch.unique_consecutive(stream.trunk_ids, return_counts=True)[1]
+    branch_rows = torch.zeros_like(whole).index_add_(
+        0, torch.repeat_interleave(torch.arange(len(whole), device=whole.device), whole), (stream.branch_ids >= 0).to(whole.dtype)
+    )
+    sizes = [(rows - branches, branches) for rows, branches in zip(whole.tolist(), branch_rows.tolist(), strict=True)]
+    trunks: list[Tensor | None] = []
+    branches, start = [], 0
+    for trunk, branch in sizes:
+        end = start + trunk + branch
+        windowed = window is not None and trunk > window
+        trunks.append(
+            _added(stream, slice(start, start + trunk), slice(start, start + trunk), window, dtype) if windowed else None
+        )
+        branches.append(_added(stream, slice(start + trunk, end), slice(start, end), window, dtype))
+        start = end
+    return TrunkMasks(sizes, trunks, branches)
+
+
+def _added(stream: GroupedStream, rows: slice, columns: slice, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(rows, columns): 0 where a row sees a column, else minus infinity. A row always sees itself."""
+    seen = visible_rows(stream, rows, columns, window=window)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def trunkwise_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """As transformers calls it. query (1, H, T, D), key and value (1, H / n, T, D) -> (1, T, H, D)."""
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    if not isinstance(attention_mask, TrunkMasks):  # called without a stream: generation, or a mask made elsewhere
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+    shared = query.shape[1] // key.shape[1]
+    grouped = shared > 1 and query.device.type == "cpu"  # on CUDA a mask and shared keys together leave the fast kernels
+    if shared > 1 and not grouped:
+        key, value = repeat_kv(key, shared), repeat_kv(value, shared)
+    sizes = attention_mask.sizes
+    # split, not slices: the gradient of a slice is a tensor of zeros as long as the stream.
+    queries = torch.split(query, [size for pair in sizes for size in pair], dim=2)
+    keys, values = (torch.split(whole, [sum(pair) for pair in sizes], dim=2) for whole in (key, value))
+    scale, outputs = options.get("scaling"), []
+    for number, (trunk, branch) in enumerate(sizes):
+        mask, k, v = attention_mask.trunks[number], keys[number], values[number]
+        own_k, own_v = (torch.split(part, [trunk, branch], dim=2)[0] for part in (k, v))
+        outputs.append(_attend(queries[2 * number], own_k, own_v, mask, scale, grouped))
+        if branch:
+            outputs.append(_attend(queries[2 * number + 1], k, v, attention_mask.branches[number], scale, grouped))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, grouped: bool) -> Tensor:
+    """SDPA; without a mask, plain causal attention."""
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+
+
+def register() -> None:
+    """Makes TRUNKWISE known to transformers; calling it again changes nothing."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(TRUNKWISE, trunkwise_attention)
+    AttentionMaskInterface.register(TRUNKWISE, sdpa_mask)
