@@ -146,7 +146,7 @@ def mean_loss(logps: Tensor, reference: Tensor, groups: int) -> Tensor:
 
 def in_packs(case: Case, pack: int) -> list[Case]:
     """The groups of `case` in parts of as many whole ones as `pack` tokens hold written out, at least one: what memory is for."""
-    groups, size, width = case.completions.shape
+    size, width = case.completions.shape[1:]
     held = max(1, pack // (size * (case.prompts.shape[1] + width)))
     return [Case(*parts) for parts in zip(case.prompts.split(held), case.completions.split(held), strict=True)]
 
