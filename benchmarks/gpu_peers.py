@@ -12,10 +12,11 @@ import torch
 
 from benchmarks.peer_methods import TINY, Grouped, Published, Replicated, Shape, build_model, make_case, trunk_of
 from benchmarks.peer_targets import Point
+from rec_dist.models.attention_paths import choose_attention
+from rec_dist.models.flex import allow_compilations
 
 LLAMA_1B = Shape(hidden=2048, layers=16, heads=32, kv_heads=8, intermediate=8192, vocab=128256)
 LLAMA_8B = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, vocab=128256, tied=False)
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12}  # dense bfloat16
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ def groups_of(method: str, point: Point, pack: int) -> int:
 
 
 def build_method(method: str, model: Any, setting: Setting, point: Point, device: str) -> Any:
-    """The method with as many groups as fit."""
+    """The method with as many groups as fit. Ours runs with the attention that model.attention=auto has on `device`."""
+    base = model.get_base_model() if setting.lora else model
+    base.set_attn_implementation(choose_attention("auto" if method == "d" else "sdpa", base.config, device=device))
+    allow_compilations()
     point = replace(point, groups=groups_of(method, point, setting.pack))
     case = make_case(point, setting.shape.vocab)
     if method in ("a", "b"):
@@ -75,7 +79,7 @@ def build_method(method: str, model: Any, setting: Setting, point: Point, device
         return Published(model, [case]) if method == "a" else Replicated(model, [case], adapter=setting.lora)
     pairs = zip(case.prompts, case.completions, strict=True)
     trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
-    return Grouped(model, [trunks], point.negatives, adapter=setting.lora, device=device)
+    return Grouped(model, [trunks], point.negatives, adapter=setting.lora, device=device, tokens_per_pack=setting.pack)
 
 
 def step_flops(method: str, setting: Setting, point: Point) -> float:
@@ -97,8 +101,3 @@ def step_flops(method: str, setting: Setting, point: Point) -> float:
     forward = 2 * tokens * weights + 4 * pairs * shape.hidden * shape.layers + 2 * scored * shape.hidden * shape.vocab
     passes = (2 if setting.lora else 3) + (1 if method == "a" else 0) + (1 if setting.recompute else 0)
     return float(groups * passes * forward)
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 of a known device."""
-    return next((value for name, value in PEAK_FLOPS.items() if name in device_name), None)

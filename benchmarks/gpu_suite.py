@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_heads, gpu_peers, results
+from rec_dist.train.flops import known_peak
 
 BUDGET_SECONDS = 520.0
 Measure = Callable[[], dict[str, Any]]
@@ -101,7 +102,7 @@ def run_heads(suite: Suite, *, repeats: int) -> None:
 
 def run_peers(suite: Suite, *, repeats: int) -> None:
     """a, b and d at every model and point; ours is compared with each."""
-    peak = gpu_peers.peak_flops(torch.cuda.get_device_name()) if suite.device != "cpu" else None
+    peak = known_peak(torch.cuda.get_device_name()) if suite.device != "cpu" else None
     for setting in gpu_peers.settings(suite.device):
         about = {"section": "peers", "model": setting.name, "pack": setting.pack}
         holder: list[Any] = []
@@ -122,7 +123,7 @@ def run_peers(suite: Suite, *, repeats: int) -> None:
                     timed = suite.time(runner.step, clear=clear, repeats=repeats)
                     seconds = timed["milliseconds"]["median"] / 1e3
                     flops = gpu_peers.step_flops(method, setting, point)
-                    mfu = flops / seconds / peak if peak else None
+                    mfu = flops / seconds / peak[0] if peak else None
                     speed = {"groups/s": runner.groups / seconds, "tokens/s": runner.num_tokens / seconds, "mfu": mfu}
                     return {**timed, **speed, "groups": runner.groups, "tokens": runner.num_tokens}
 

@@ -245,10 +245,17 @@ class Grouped:
     """d and e. The project's own scorer and loss on packed streams, reference cached. Each of `packs` is a forward and a backward."""
 
     def __init__(
-        self, model: Any, packs: list[list[Trunk]], negatives: int, *, adapter: bool = True, device: str = "cpu"
+        self,
+        model: Any,
+        packs: list[list[Trunk]],
+        negatives: int,
+        *,
+        adapter: bool = True,
+        device: str = "cpu",
+        tokens_per_pack: int = 0,
     ) -> None:
         method = sdpo(beta=BETA, num_negatives=negatives)
-        self.scorer = Scorer(model, method.loss, method.metric_names, method.preference)
+        self.scorer = Scorer(model, method.loss, method.metric_names, method.preference, tokens_per_pack=tokens_per_pack)
         self.streams: list[GroupedStream] = [pack_trunks(trunks).to(device) for trunks in packs]
         if adapter:
             with torch.no_grad(), self.scorer.as_reference():

@@ -42,7 +42,7 @@ def predicted_flops(scorer: Any, shape: Shape, groups: int, rows: int) -> float:
         workers=1,
         element=4,
         tokens_per_pack=rows,
-        flex=False,
+        attention="sdpa",
         checkpointing=False,
         rank=8,
         on_gpu=False,

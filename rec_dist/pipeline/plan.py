@@ -120,7 +120,7 @@ def _settings(config: RunConfig, setup: Setup) -> dict[str, Any]:
         "adapter.kind": config.adapter.kind,
         "cluster.zero_stage": setup.zero.stage,
         "train.tokens_per_pack": setup.tokens_per_pack,
-        "model.attention": "flex" if setup.flex else "sdpa",
+        "model.attention": setup.attention,
         "model.activation_checkpointing": setup.checkpointing,
         "plan.overlap": config.plan.overlap,
         "plan.margin": config.plan.margin,

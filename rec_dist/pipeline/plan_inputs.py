@@ -39,7 +39,7 @@ class Length:
 def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
     """Everything that decides memory. Raises UserError for a model that cannot be planned."""
     if config.model.attention == "flex" and not cluster.gpu:
-        raise UserError("model.attention=flex needs GPUs and plan.cluster has none; set model.attention=auto or sdpa")
+        raise UserError("model.attention=flex needs GPUs and plan.cluster has none; set model.attention=auto")
     folder = _model_folder(config)
     shape = read_architecture(folder)
     workers = num_workers(config, cluster)
@@ -54,11 +54,18 @@ def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
         workers=workers,
         element=2 if bf16 else 4,
         tokens_per_pack=config.train.tokens_per_pack,
-        flex=cluster.gpu and config.model.attention != "sdpa",
+        attention=_attention(config.model.attention, on_gpu=cluster.gpu),
         checkpointing=config.model.activation_checkpointing,
         rank=config.adapter.rank if config.adapter.kind == "lora" else 0,
         on_gpu=cluster.gpu,
     )
+
+
+def _attention(wanted: str, *, on_gpu: bool) -> str:
+    """As models.attention_paths chooses for a decoder that takes all of them."""
+    if wanted == "auto":
+        return "flex" if on_gpu else "trunkwise"
+    return wanted
 
 
 def _model_folder(config: RunConfig) -> Path:

@@ -60,7 +60,7 @@ def _switches(setup: Setup, sharded: Setup) -> Iterator[tuple[dict[str, Any], Se
     if not setup.checkpointing:
         yield {"model.activation_checkpointing": True}, replace(setup, checkpointing=True)
     if not setup.flex and setup.on_gpu:
-        yield {"model.attention": "flex"}, replace(setup, flex=True)
+        yield {"model.attention": "flex"}, replace(setup, attention="flex")
 
 
 def single_changes(setup: Setup, sharded: Setup, needs: Needs, room: float, *, smallest: int) -> list[Change]:

@@ -34,10 +34,15 @@ class Setup:
     workers: int
     element: int
     tokens_per_pack: int
-    flex: bool
+    attention: str  # flex, trunkwise or sdpa
     checkpointing: bool
     rank: int
     on_gpu: bool
+
+    @property
+    def flex(self) -> bool:
+        """Whether attention is FlexAttention."""
+        return self.attention == "flex"
 
     @property
     def rows(self) -> int:
@@ -118,14 +123,16 @@ def layer_bytes(setup: Setup) -> int:
         adapter     b * rank           a module that has one
         full        2 * bh             fine-tuning of all weights: the normalised input of each norm's weight
 
-    s = k under FlexAttention; with a dense mask keys and values are repeated to s = q, and each layer holds the mask as numbers,
-    b * T a row. Equal, byte for byte, to what autograd saves on a CPU (tests/unit/test_planning_memory.py).
+    s = k under FlexAttention. With a dense mask keys and values are repeated to s = q, and each layer holds the mask as numbers,
+    b * T a row. Trunk by trunk s = k on a CPU and q on a GPU, and the output is held once more, laid together: b * q. Equal, byte for
+    byte, to what autograd saves on a CPU (tests/unit/test_planning_memory.py).
     """
     shape, b, rows = setup.shape, setup.element, setup.rows
     q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 2 * ((4 + b) * shape.width + 4)
-    attention = b * (2 * q + 2 * (k if setup.flex else q)) + 4 * shape.heads
-    mask = 0 if setup.flex else b * rows
+    shared = setup.flex or (setup.attention == "trunkwise" and not setup.on_gpu)
+    attention = b * (2 * q + 2 * (k if shared else q)) + 4 * shape.heads + (b * q if setup.attention == "trunkwise" else 0)
+    mask = b * rows if setup.attention == "sdpa" else 0
     extra = b * setup.rank * setup.parameters.adapted // shape.layers if setup.rank else 2 * b * shape.width
     return rows * (norms + attention + mask + 4 * b * shape.inner + extra)
 
@@ -151,7 +158,7 @@ def head_bytes(setup: Setup) -> int:
 
 
 def mask_bytes(setup: Setup) -> int:
-    """Booleans while the mask is made: a band of rows under FlexAttention, all pairs with a dense one."""
+    """Booleans while the mask is made: a band of rows under FlexAttention, else all pairs, as of one trunk that fills the pack."""
     return setup.rows * (_MASK_ROWS if setup.flex else setup.rows) * _MASK_COPIES
 
 

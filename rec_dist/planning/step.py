@@ -36,9 +36,9 @@ class StepTime:
 def attention_flops(setup: Setup, packs: Packs, workload: Workload) -> float:
     """Forward, of the busiest worker: 4 q a pair of rows and layer (scores, and the sum of values), q = heads * head width.
 
-    Pairs: all T * T with a dense mask; under FlexAttention those that see each other, and about one block of 128 columns a row.
+    Pairs: all T * T with a dense mask; else those that see each other, and about one block of 128 columns a row.
     """
-    if setup.flex:
+    if setup.attention != "sdpa":
         pairs = packs.count * packs.trunks * (workload.pairs + _BLOCK * workload.rows)
     else:
         pairs = packs.count * packs.rows**2

@@ -106,12 +106,12 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
     data = PreparedData.open(config.data.path)
     split = data.split("train")
     targets = index_targets(split, config.train.targets_per_trunk)
-    builder, shape = build_builder(config, start.model, data), read_shape(start.model)
+    builder, shape, dtype = build_builder(config, start.model, data), read_shape(start.model), model_dtype(config, device)
     task = LanguageTask(
         method,
         ModelSpec(
             path=start.model,
-            dtype=model_dtype(config, device),
+            dtype=dtype,
             device=device,
             attention=config.model.attention,
             tokens_per_pack=config.train.tokens_per_pack,
@@ -128,7 +128,7 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
         build_sampler(config, method.num_negatives, data.train_counts),
         order=build_order(config, max(len(targets), 1)),
         refresh_negatives=config.negatives.refresh_each_epoch,
-        reference_key=reference_key(config, start, builder, data, dtype=str(model_dtype(config, device))),
+        reference_key=reference_key(config, start, builder, data, dtype=str(dtype)),
         width=shape.width,
     )
     task.check(config.train.tokens_per_pack, max_positions=shape.max_positions)

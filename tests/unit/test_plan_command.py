@@ -134,7 +134,7 @@ def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> N
         (["plan.cluster={broken}"], ("plan.cluster", "nodes", "gpu_per_node is no key", "gpus_per_node")),
         (["plan.cluster={cpu}", "data.path=nowhere", "train.max_steps=null"], ("data.path (nowhere)", "set train.max_steps")),
         (["plan.cluster={cpu}", "cluster.num_workers=9"], ("cluster.num_workers (9)", "1 to 2")),
-        (["plan.cluster={cpu}", "model.attention=flex"], ("model.attention=flex", "set model.attention=auto or sdpa")),
+        (["plan.cluster={cpu}", "model.attention=flex"], ("model.attention=flex", "set model.attention=auto")),
         (
             ["plan.cluster={cpu}", "train.tokens_per_pack=16"],
             ("train.tokens_per_pack (16)", "raise it, lower", "plan.completion_tokens"),

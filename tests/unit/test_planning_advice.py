@@ -25,7 +25,7 @@ SMALLEST = 700
 
 
 def setup(**changes: Any) -> Setup:
-    base = Setup(SHAPE, PARAMETERS, Zero(2, bucket=10**7), 8, 2, 8192, flex=False, checkpointing=False, rank=0, on_gpu=True)
+    base = Setup(SHAPE, PARAMETERS, Zero(2, bucket=10**7), 8, 2, 8192, attention="sdpa", checkpointing=False, rank=0, on_gpu=True)
     return replace(base, **changes)
 
 
@@ -46,7 +46,7 @@ def test_the_largest_pack_is_the_largest() -> None:
 
 
 @pytest.mark.parametrize("room", [3.5e9, 5e9, 8e9, 12e9, 16e9])
-@pytest.mark.parametrize("start", [setup(), setup(flex=True), setup(zero=STAGE_3), setup(workers=1), setup(zero=Zero(0))])
+@pytest.mark.parametrize("start", [setup(), setup(attention="flex"), setup(zero=STAGE_3), setup(workers=1), setup(zero=Zero(0))])
 def test_what_is_advised_fits(start: Setup, room: float) -> None:
     if needs(start) <= room:
         return

@@ -3,13 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from random_trunks import random_tree
 
 from rec_dist.models.architecture import Architecture, Parameters
+from rec_dist.models.attention_paths import masks_for
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.size import WeightCount
+from rec_dist.models.trunkwise import TRUNKWISE, register
 from rec_dist.planning.memory import (
     Setup,
     Zero,
@@ -25,6 +29,7 @@ from rec_dist.planning.memory import (
     persistent_shards,
     shard,
 )
+from rec_dist.stream.grouped import GroupedStream, pack_trunks
 
 SHAPE = Architecture(width=8, inner=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocabulary=50, max_positions=None)
 PARAMETERS = Parameters((10, 7, 4), (False, True, True), head=10, tied=False, adapted=14, work=WeightCount(17, 4, 10, False))
@@ -39,7 +44,7 @@ def setup(**changes: Any) -> Setup:
         workers=2,
         element=2,
         tokens_per_pack=128,
-        flex=True,
+        attention="flex",
         checkpointing=False,
         rank=2,
         on_gpu=True,
@@ -104,7 +109,7 @@ def test_a_layer_by_hand() -> None:
     norms, attention, mlp, adapter = 2 * (6 * 8 + 4), 2 * (2 * 8 + 2 * 4) + 4 * 2, 4 * 2 * 16, 2 * 2 * 7
     assert layer_bytes(setup()) == 128 * (norms + attention + mlp + adapter) == 128 * 316
     dense = 2 * (2 * 8 + 2 * 8) + 4 * 2 + 2 * 128
-    assert layer_bytes(setup(flex=False)) == 128 * (norms + dense + mlp + adapter)
+    assert layer_bytes(setup(attention="sdpa")) == 128 * (norms + dense + mlp + adapter)
     assert layer_bytes(setup(rank=0)) == 128 * (norms + attention + mlp + 2 * 2 * 8)
 
 
@@ -114,8 +119,9 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
     assert activation_bytes(setup(checkpointing=True)) == 2 * 128 * 8 * 2 + 128 * 316 + last_norm
 
 
-def saved_bytes(layers: int, rows: int, dtype: torch.dtype, *, rank: int) -> int:
-    """Bytes of all distinct tensors that autograd keeps in a forward pass with a dense mask, weights left out."""
+def saved_bytes(layers: int, stream: GroupedStream, dtype: torch.dtype, *, rank: int, attention: str) -> int:
+    """Bytes of all distinct tensors that autograd keeps in a forward pass, weights left out."""
+    register()
     config = transformers.LlamaConfig(
         vocab_size=64,
         hidden_size=64,
@@ -123,7 +129,7 @@ def saved_bytes(layers: int, rows: int, dtype: torch.dtype, *, rank: int) -> int
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        attn_implementation="sdpa",
+        attn_implementation={"sdpa": "sdpa", "trunkwise": TRUNKWISE}[attention],
     )
     model: Any = transformers.LlamaForCausalLM(config).to(dtype)
     base = model
@@ -137,31 +143,42 @@ def saved_bytes(layers: int, rows: int, dtype: torch.dtype, *, rank: int) -> int
         kept.append(tensor)
         return tensor
 
-    ids = torch.arange(rows)[None]
+    ids, positions = stream.input_ids[None] % 64, stream.positions[None]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
-        base.base_model(input_ids=ids % 64, position_ids=ids, attention_mask=mask, use_cache=False)
+        mask = masks_for(stream, config, dtype)
+        base.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     return sum(size for place, size in storages.items() if place not in weights)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [0, 4])
-def test_a_layer_is_what_autograd_saves(dtype: torch.dtype, rank: int) -> None:
-    rows = 128
-    measured = saved_bytes(3, rows, dtype, rank=rank) - saved_bytes(2, rows, dtype, rank=rank)
+@pytest.mark.parametrize("attention", ["sdpa", "trunkwise"])
+def test_a_layer_is_what_autograd_saves(dtype: torch.dtype, rank: int, attention: str) -> None:
+    rng = np.random.default_rng(0)
+    stream = pack_trunks([random_tree(rng, vocab_size=61, prompt=prompt, groups=2).trunk() for prompt in (40, 30)])
+    by_layers = [saved_bytes(layers, stream, dtype, rank=rank, attention=attention) for layers in (3, 2)]
+    measured, rows = by_layers[0] - by_layers[1], stream.num_tokens
     shape = Architecture(width=64, inner=160, layers=3, heads=4, kv_heads=2, head_dim=16, vocabulary=64, max_positions=None)
     parameters = replace(PARAMETERS, adapted=21)
-    value = setup(shape=shape, parameters=parameters, element=dtype.itemsize, flex=False, rank=rank, tokens_per_pack=rows)
+    value = setup(
+        shape=shape,
+        parameters=parameters,
+        element=dtype.itemsize,
+        attention=attention,
+        rank=rank,
+        tokens_per_pack=rows,
+        on_gpu=False,
+    )
     assert layer_bytes(value) == measured
 
 
-@pytest.mark.parametrize("flex", [True, False])
+@pytest.mark.parametrize("attention", ["flex", "trunkwise", "sdpa"])
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_more_tokens_need_more_and_more_workers_never_do(flex: bool, checkpointing: bool, stage: int) -> None:
+def test_more_tokens_need_more_and_more_workers_never_do(attention: str, checkpointing: bool, stage: int) -> None:
     zero = STAGE_3 if stage == 3 else Zero(stage, bucket=50 if stage else 0)
-    base = setup(flex=flex, checkpointing=checkpointing, zero=zero)
+    base = setup(attention=attention, checkpointing=checkpointing, zero=zero)
     needs = [total(replace(base, tokens_per_pack=tokens)) for tokens in (128, 256, 512, 4096)]
     assert needs == sorted(set(needs))
     by_workers = [total(replace(base, workers=workers)) for workers in (1, 2, 8, 64)]
