@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,9 @@ def run(
     budget: float,
     wanted: list[str],
     save: Callable[[dict[str, Any]], None] = lambda result: None,
+    done: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Measures `points` and hands what there is to `save` after each; budget: seconds a point."""
+    """Measures `points` but those of the rows `done`, and hands what there is to `save` after each; budget: seconds a point."""
     from benchmarks.peer_methods import Shape
 
     notes = []
@@ -207,9 +208,12 @@ def run(
         notes.append(f"c: trl {importlib.metadata.version('trl')}, DPOConfig defaults changed by {VARIANTS}")
     if "e" in wanted:
         wanted = [*wanted, "e-apart"]
+    points = [
+        point for point in points if not any((point.prompt, point.negatives) == (row["prompt"], row["negatives"]) for row in done)
+    ]
     needed = [method for method in wanted if any(method in methods_at(point, wanted) for point in points)]
     children = {method: Child(method, shape, threads) for method in needed}
-    rows: list[dict[str, Any]] = []
+    rows = [*done]
     result = {"rows": rows, "notes": notes, "shape": asdict(Shape(**shape)), "threads": threads}
     try:
         for point in points:
@@ -234,6 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--shape", default="{}", help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
     parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--resume", action="store_true", help="keeps the points that --out has already, of the same commit")
     parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
     given = parser.parse_args(words)
     if given.markdown:
@@ -244,6 +249,12 @@ def main(arguments: list[str] | None = None) -> None:
         split = [[int(number) for number in text.split(":")] for text in given.points.split(",")]
         points = [Point(entry[0], 8, entry[1], entry[2] if len(entry) > 2 else 1) for entry in split]
     facts = results.facts(results.command_of("benchmarks.peers", words))
+    done: list[dict[str, Any]] = []
+    if given.resume and given.out and given.out.exists():
+        earlier = json.loads(given.out.read_text(encoding="utf-8"))
+        if earlier["commit"] != facts["commit"]:
+            parser.error(f"--resume: {given.out} is of commit {earlier['commit']}, this is {facts['commit']}; give another --out")
+        done = earlier["rows"]
     measured = run(
         points,
         json.loads(given.shape),
@@ -251,6 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
         repeats=given.repeats or (5 if given.full else 3),
         budget=180.0 if given.full else 60.0,
         wanted=given.methods.split(","),
+        done=done,
         save=lambda measured: results.write(given.out, {**facts, **measured}) if given.out else None,
     )
     print(report({**facts, **measured}))
