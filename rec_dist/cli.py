@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rec_dist.runtime.disk import as_disk_error
 from rec_dist.runtime.errors import NotFiniteError, OutOfMemoryError, StopRequested, UserError, WorkerFailedError
 from rec_dist.runtime.quiet import quieten
 
@@ -68,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint is kept", file=sys.stderr)
+        return EXIT_FAILED
+    except Exception as fault:
+        disk = as_disk_error(fault)
+        if disk is None:
+            raise
+        print(f"failed: {disk}", file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -193,6 +193,19 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(50, ge=1, description="Steps between checkpoints; the last step and a stop are always saved.")
     keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    asynchronous: bool = Field(
+        False, description="Train on while a checkpoint is written; takes 12 bytes of host memory a trainable weight."
+    )
+    on_error: Literal["stop", "continue"] = Field(
+        "stop", description="When the disk is full or fails under a checkpoint. stop: exit code 1. continue: a warning."
+    )
+    validation_units: int = Field(
+        0, ge=0, description="Validation units (users' targets) whose loss is taken with each checkpoint; 0: none."
+    )
+    keep_best: Literal["none", "valid_loss"] = Field(
+        "none", description="valid_loss: the checkpoint of lowest validation loss is kept besides the newest."
+    )
+    use_best: bool = Field(False, description="model/ is saved from the best checkpoint, not from the last step.")
 
 
 class EvaluateConfig(Section):

@@ -36,6 +36,7 @@ from rec_dist.runtime.files import fingerprint, write_json
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import Start, base_of, build_task, resolve_start
 from rec_dist.tasks.recommender import check_catalogue, load_recommender
+from rec_dist.train.validation import validation_task
 from rec_dist.train.worker import TrainJob, train_worker
 
 Log = Callable[[str], None]
@@ -78,6 +79,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     run = RunDirectory(Path(config.train.run_dir))
     start = find_start(config)
     build_task(config, start, "cpu")  # all that a worker would refuse is refused here, before one is started
+    validation_task(config, start, "cpu")
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         bind_inputs(run, config, start)
         done = run.finished()
@@ -234,7 +236,7 @@ def verify(target: Path, *, log: Log) -> None:
         Manifest.load(target)
         problems, what = verify_data(target), "data set"
     elif (target / "checkpoints").is_dir():
-        folders = sorted(path for path in (target / "checkpoints").glob("step-*") if not path.name.endswith(".tmp"))
+        folders = sorted(path for path in (target / "checkpoints").glob("step-*") if path.suffix not in (".tmp", ".bad"))
         problems, what = [problem for folder in folders for problem in verify_checkpoint(folder)], f"{len(folders)} checkpoints"
     else:
         raise UserError(f"{target} is neither a prepared data set nor a run directory with checkpoints")

@@ -15,6 +15,7 @@ from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.pipeline.restart import FINAL, with_restarts
+from rec_dist.runtime.disk import as_disk_error
 from rec_dist.runtime.errors import UserError, WorkerFailedError
 from rec_dist.runtime.quiet import quieten
 from rec_dist.runtime.run_directory import RunDirectory
@@ -74,8 +75,8 @@ def _on_ray(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDi
             result = worker(world, job)
         except FINAL:
             raise
-        except Exception:  # as text: Ray hands the exception on without its traceback
-            raise WorkerFailedError(traceback.format_exc()) from None
+        except Exception as fault:  # as text: Ray hands the exception on without its traceback
+            raise as_disk_error(fault) or WorkerFailedError(traceback.format_exc()) from None
         if world.is_main:
             run.write_result(result)
 

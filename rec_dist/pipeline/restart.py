@@ -6,10 +6,10 @@ A lost worker or node costs the steps since the newest checkpoint. A bug costs o
 from collections.abc import Callable
 from typing import Any
 
-from rec_dist.runtime.errors import NotFiniteError, OutOfMemoryError, UserError, WorkerFailedError
+from rec_dist.runtime.errors import DiskError, NotFiniteError, OutOfMemoryError, UserError, WorkerFailedError
 from rec_dist.runtime.run_directory import RunDirectory
 
-FINAL = (UserError, OutOfMemoryError, NotFiniteError)  # another attempt would end the same way
+FINAL = (UserError, OutOfMemoryError, NotFiniteError, DiskError)  # another attempt would end the same way
 # What the other ranks raise when a peer is gone: not the cause.
 _ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "DistBackendError", "Socket Timeout")
 

@@ -22,3 +22,7 @@ class NotFiniteError(RuntimeError):
 
 class OutOfMemoryError(RuntimeError):
     """Memory ran out, and this is what to turn: shown as one line `failed: ...`, exit code 1."""
+
+
+class DiskError(RuntimeError):
+    """The disk is full, read-only, broken or closed to this user: shown as one line `failed: ...`, exit code 1."""

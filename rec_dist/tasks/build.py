@@ -86,8 +86,8 @@ def lora_spec(config: RunConfig) -> LoraSpec | None:
     return LoraSpec(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules)
 
 
-def build_language_task(config: RunConfig, start: Start, device: str) -> LanguageTask:
-    """The task on the training split of data.path, checked: what would fail later raises UserError here."""
+def build_language_task(config: RunConfig, start: Start, device: str, *, split: str = "train") -> LanguageTask:
+    """The task on `split` of data.path, checked: what would fail later raises UserError here."""
     method = choose_method(config)
     if config.train.targets_per_trunk > 1 and (config.prompt.style == "chat" or config.prompt.candidates == "listed"):
         raise UserError(
@@ -104,8 +104,8 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
     if config.task.reference == "online" and method.needs_reference and config.adapter.kind == "none":
         raise UserError("task.reference=online needs an adapter to switch off; set task.reference=cached for adapter.kind=none")
     data = PreparedData.open(config.data.path)
-    split = data.split("train")
-    targets = index_targets(split, config.train.targets_per_trunk)
+    rows = data.split(split)
+    targets = index_targets(rows, config.train.targets_per_trunk)
     builder, shape, dtype = build_builder(config, start.model, data), read_shape(start.model), model_dtype(config, device)
     task = LanguageTask(
         method,
@@ -122,7 +122,7 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
             seed=config.train.seed,
         ),
         data,
-        split,
+        rows,
         targets,
         builder,
         build_sampler(config, method.num_negatives, data.train_counts),
@@ -161,11 +161,11 @@ def read_shape(model_path: Path) -> ModelShape:
     return ModelShape(width=int(width), max_positions=int(positions) if positions is not None else None)
 
 
-def build_task(config: RunConfig, start: Start, device: str) -> Task:
-    """The task that task.kind names, on the training split of data.path."""
+def build_task(config: RunConfig, start: Start, device: str, *, split: str = "train") -> Task:
+    """The task that task.kind names, on `split` (train, valid) of data.path."""
     if config.task.kind == "sequential":
-        return build_sequential_task(config)
-    return build_language_task(config, start, device)
+        return build_sequential_task(config, split=split)
+    return build_language_task(config, start, device, split=split)
 
 
 def resolve_start(model_path: Path, init_from: Path | None, *, trains_adapter: bool) -> Start:

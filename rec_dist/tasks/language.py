@@ -166,7 +166,7 @@ class LanguageTask:
         """Raises UserError for a catalogue too small, a pack too small, or prompts longer than the model's positions."""
         if not len(self._targets):
             raise UserError(
-                "data.path: the training split has no target with an item before it; prepare data with longer sequences"
+                f"data.path: the split {self._split.name} has no target with an item before it; prepare data with longer sequences"
             )
         longest_row = int(np.diff(self._split.offsets).max())
         if not self._builder.listed and self._sampler.num > self._data.num_items - longest_row:

@@ -116,7 +116,7 @@ class SequentialTask:
         """Raises UserError for a split without targets or a pack that the longest sequence does not fit into."""
         if not len(self._targets):
             raise UserError(
-                "data.path: the training split has no target with an item before it; prepare data with longer sequences"
+                f"data.path: the split {self._split.name} has no target with an item before it; prepare data with longer sequences"
             )
         if tokens_per_pack < self._shape.max_length:
             raise UserError(
@@ -173,8 +173,8 @@ class SequentialTask:
         )
 
 
-def build_sequential_task(config: RunConfig) -> SequentialTask:
-    """The task on the training split of data.path, checked.
+def build_sequential_task(config: RunConfig, *, split: str = "train") -> SequentialTask:
+    """The task on `split` of data.path, checked.
 
     UserError: a shape that cannot work, a pack too small, no target, or a setting that cannot take effect.
     """
@@ -191,17 +191,17 @@ def build_sequential_task(config: RunConfig) -> SequentialTask:
     if config.model.attention == "flex":
         raise UserError("model.attention=flex has no effect on task.kind=sequential, whose batches have no forks; set it to auto")
     data = PreparedData.open(config.data.path)
-    split = data.split("train")
-    targets = index_targets(split, settings.max_length)
+    rows = data.split(split)
+    targets = index_targets(rows, settings.max_length)
     task = SequentialTask(
         shape_of(settings, data.num_items),
         data,
-        split,
+        rows,
         targets,
         order=Order(max(len(targets), 1), train.groups_per_step, train.epochs, train.seed, train.max_steps),
         seed=train.seed,
         num_sampled=settings.num_sampled,
-        top_h=settings.top_h,
+        top_h=settings.top_h if split == "train" else 0,
     )
     task.check(train.tokens_per_pack)
     return task

@@ -99,7 +99,7 @@ def _profile(world: World, config: RunConfig, job: TrainJob, memory: MemoryWatch
     settings, run = config.profile, RunDirectory(Path(job.run_dir))
     task, engine = set_up(config, job.start, world, run.log)
     memory.start()
-    store = open_reference(engine, task, config, run, world)
+    store = open_reference(engine, task, config, run, world, run.reference)
     engine.train_mode(True)
     bench = _Bench(engine, task, config.train.seed, world, Clock(world.device))
     prepare = preparer(engine, task, store, memory)

@@ -1,6 +1,5 @@
 """What every worker of a training run does, from joining its group to the saved model. The launcher is not known here."""
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ import torch
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.engine import process_group
-from rec_dist.engine.checkpoint import Catalogue
+from rec_dist.engine.catalogue import Catalogue
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import EngineSettings
 from rec_dist.models.scorer import rows_run
+from rec_dist.runtime.errors import NotFiniteError
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.tasks.build import Start, build_task
@@ -23,8 +23,10 @@ from rec_dist.train import loop, reference
 from rec_dist.train.bad_steps import BadSteps, describe
 from rec_dist.train.loader import prefetch, step_work
 from rec_dist.train.memory import MemoryWatch, advising
+from rec_dist.train.saving import Saver, best_or_last, check_host_memory, open_catalogue, save_model
 from rec_dist.train.schedule import learning_rate
 from rec_dist.train.trackers import Tracker, build_tracker
+from rec_dist.train.validation import Validation, validation_task
 
 
 @dataclass(frozen=True)
@@ -78,29 +80,29 @@ def _train(world: World, config: RunConfig, run: RunDirectory, start: Start, mem
     started = time.perf_counter()
     task, engine = set_up(config, start, world, run.log)
     memory.start()
-    store = open_reference(engine, task, config, run, world)
-    catalogue = Catalogue(
-        run.checkpoints,
-        world,
-        keep=config.checkpoint.keep,
-        zero_stage=config.cluster.zero_stage,
-        base=start.fingerprints()["model"] if world.is_main else None,
-        log=run.log,
-    )
+    store = open_reference(engine, task, config, run, world, run.reference)
+    validation = _validation(engine, config, start, run, world, memory)
+    if config.checkpoint.asynchronous:
+        check_host_memory(engine, world)
+    catalogue = open_catalogue(config, task, start, run, world)
     start_step = catalogue.restore(engine)
     if world.is_main:
         run.drop_steps_after(start_step)
     if start_step and world.is_main:
         run.log(f"resumed after step {start_step}")
         run.append({"event": "resume", "step": start_step})
-    finished = _loop(engine, task, config, run, world, catalogue, preparer(engine, task, store, memory), start_step)
-    step = catalogue.committed()[-1] if not finished else task.order.num_steps
+    saver = Saver(engine, task, catalogue, validation, run, world, every_steps=config.checkpoint.every_steps)
+    finished = _loop(engine, task, config, run, world, catalogue, saver, preparer(engine, task, store, memory), start_step)
+    step = model_step = task.order.num_steps if finished else max(catalogue.committed(), default=0)
     if finished:
-        _save_model(engine, task, run, world)
+        if config.checkpoint.use_best:
+            model_step = best_or_last(engine, catalogue, run.log if world.is_main else lambda line: None, last=step)
+        save_model(engine, task, run, world)
     local, all_bytes = engine.local_parameter_bytes()
     return {
         "finished": finished,
         "step": step,
+        "model_step": model_step,
         "seconds": time.perf_counter() - started,
         "parameter_bytes_rank0": local,
         "parameter_bytes_whole": all_bytes,
@@ -119,8 +121,8 @@ def _optimizer(module: torch.nn.Module, config: RunConfig) -> torch.optim.Optimi
     )
 
 
-def open_reference(engine: Engine, task: Task, config: RunConfig, run: RunDirectory, world: World) -> Any:
-    """The store of cached reference log-probs; None for a task without a reference, or with an online one."""
+def open_reference(engine: Engine, task: Task, config: RunConfig, run: RunDirectory, world: World, folder: Path) -> Any:
+    """The store of cached reference log-probs in `folder`; None for a task without a reference, or with an online one."""
     if not task.needs_reference or config.task.reference == "online":
         return None
 
@@ -129,12 +131,24 @@ def open_reference(engine: Engine, task: Task, config: RunConfig, run: RunDirect
             run.progress("reference", done, total)
 
     store, cost = reference.cached_reference(
-        engine, task, run.reference, task.reference_key, tokens_per_pack=config.train.tokens_per_pack, world=world, report=report
+        engine, task, folder, task.reference_key, tokens_per_pack=config.train.tokens_per_pack, world=world, report=report
     )
     if cost is not None and world.is_main:
         run.append({"event": "reference", **cost})
         run.log(f"reference log-probs of {cost['groups']:,} groups cached in {cost['seconds']:.1f} s")
     return store
+
+
+def _validation(
+    engine: Engine, config: RunConfig, start: Start, run: RunDirectory, world: World, memory: MemoryWatch
+) -> Validation | None:
+    """The validation of this run, with the reference of the weights it starts from; None where none is wanted."""
+    task = validation_task(config, start, world.device)
+    if task is None:
+        return None
+    store = open_reference(engine, task, config, run, world, run.valid_reference)
+    prepare = preparer(engine, task, store, memory)
+    return Validation(task, prepare, run.append, tokens_per_pack=config.train.tokens_per_pack, world=world)
 
 
 def preparer(engine: Engine, task: Task, store: Any, memory: MemoryWatch) -> Callable[[Any], Any]:
@@ -180,17 +194,12 @@ def _loop(
     run: RunDirectory,
     world: World,
     catalogue: Catalogue,
+    checkpoint: Callable[[int], None],
     prepare: Callable[[Any], Any],
     start_step: int,
 ) -> bool:
     total = task.order.num_steps
     tracker = build_tracker(run.path / "tensorboard", tensorboard=config.track.tensorboard and world.is_main)
-
-    def checkpoint(step: int) -> None:
-        began = time.perf_counter()
-        catalogue.save(engine, step)
-        if world.is_main:
-            run.append({"event": "checkpoint", "step": step, "seconds": time.perf_counter() - began})
 
     hooks = loop.Hooks(
         prepare=prepare,
@@ -204,13 +213,15 @@ def _loop(
         stop_wanted=run.stop_wanted,
         log=_recorder(run, tracker, world, total=total, every_steps=config.train.log_every_steps),
         checkpoint=checkpoint,
+        writing=lambda: catalogue.writing,
+        settle=catalogue.settle,
     )
     tokens_per_pack = config.train.tokens_per_pack
     work = prefetch(lambda step: step_work(task, step, tokens_per_pack=tokens_per_pack, world=world), range(start_step, total))
     before = process_group.share_from_main(run.bad_steps_until(start_step) if world.is_main else 0)
     engine.train_mode(True)
     try:
-        return loop.train(
+        finished = loop.train(
             engine,
             task,
             work,
@@ -220,8 +231,13 @@ def _loop(
             world=world,
             bad_steps=BadSteps(config.train.max_bad_steps, before),
         )
+    except NotFiniteError:  # met by all ranks at once, so that what is on its way to the disk can still be committed
+        catalogue.settle()
+        raise
     finally:
         tracker.close()
+    catalogue.settle()
+    return finished
 
 
 def _online(engine: Engine, batch: Any) -> torch.Tensor:
@@ -230,15 +246,3 @@ def _online(engine: Engine, batch: Any) -> torch.Tensor:
         logps: torch.Tensor = engine.score(batch)[2]
     engine.train_mode(True)
     return logps.float().cpu()
-
-
-def _save_model(engine: Engine, task: Task, run: RunDirectory, world: World) -> None:
-    weights = engine.trainable_weights()
-    if world.is_main:
-        partial = run.model.with_name("model.tmp")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        task.save_model(weights, engine.module, partial)
-        shutil.rmtree(run.model, ignore_errors=True)
-        partial.rename(run.model)
-    process_group.barrier()
