@@ -18,7 +18,8 @@ from typing import Any
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json, write_text
 
-# What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0).
+# What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0). Where the data lie and
+# in how many shards is free; that they are the same data, inputs.json knows (pipeline/commands.py: bind_inputs).
 _FREE_KEYS = (
     "cluster",
     "checkpoint",
@@ -31,6 +32,10 @@ _FREE_KEYS = (
     "model.attention",
     "profile",
     "plan",
+    "data.path",
+    "data.num_shards",
+    "data.cache_dir",
+    "data.cache_bytes",
 )
 
 
