@@ -101,9 +101,9 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _verify(target: str) -> int:
-    from rec_dist.pipeline import commands
+    from rec_dist.pipeline.verify import verify
 
-    commands.verify(target, log=_log)
+    verify(target, log=_log)
     return 0
 
 

@@ -9,13 +9,10 @@ from typing import Any
 from rec_dist.config.load import load_config, to_yaml
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset import PreparedData, open_data
-from rec_dist.data.location import Location, is_remote
+from rec_dist.data.location import is_remote
 from rec_dist.data.manifest import Manifest
 from rec_dist.data.predictions import PREDICTIONS_NAME
 from rec_dist.data.prepare import prepare as prepare_data
-from rec_dist.data.schema import MANIFEST_NAME as DATA_MANIFEST
-from rec_dist.data.verify import verify as verify_data
-from rec_dist.engine.checkpoint import verify as verify_checkpoint
 from rec_dist.evaluate.language import (
     EvaluateJob,
     build_checked_builder,
@@ -234,23 +231,3 @@ def _answer(
     cost = launch(evaluate_worker, job, config.cluster, run)
     merged = gather_parts(run.path)
     return [values[: len(c)] for values, c in zip(merged, candidates, strict=True)], cost
-
-
-def verify(target: str, *, log: Log) -> None:
-    """Checks every hash of a prepared data set (a folder or a URI), or of all checkpoints of a run.
-
-    Raises UserError that names what is damaged.
-    """
-    location = Location(target)
-    if location.is_remote or (location.folder / DATA_MANIFEST).is_file():
-        Manifest.load(location)
-        problems, what = verify_data(location), "data set"
-    elif (location.folder / "checkpoints").is_dir():
-        folders = sorted(path for path in (location.folder / "checkpoints").glob("step-*") if not path.name.endswith(".tmp"))
-        problems, what = [problem for folder in folders for problem in verify_checkpoint(folder)], f"{len(folders)} checkpoints"
-    else:
-        raise UserError(f"{location} is neither a prepared data set nor a run directory with checkpoints")
-    if problems:
-        way_out = "remove it and run `rec-dist prepare CONFIG`" if what == "data set" else "a restart walks past what is damaged"
-        raise UserError(f"{location}: {len(problems)} fault(s): {'; '.join(problems)}; {way_out}")
-    log(f"{location}: {what} whole")
