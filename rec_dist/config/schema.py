@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Auto = Literal["auto"]
+_INT32 = 1 << 31  # above all that is counted, below what overflows in numpy
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -24,7 +25,9 @@ class DataConfig(Section):
 
     source: str = Field(description="Raw data: a known name (ml-100k, ml-1m) or the folder or file of your own.")
     format: Literal["auto", "recbole", "movielens", "csv"] = Field("auto", description="How to read the source.")
-    path: str = Field(description="Folder of the prepared data set; written by `prepare`, read by everything else.")
+    path: str = Field(description="The prepared data set, written by `prepare`: a folder, or an s3://, gs:// or hdfs:// URI.")
+    cache_dir: str | None = Field(None, description="Folder on each node for fetched files; None: ~/.cache/rec-dist/data.")
+    cache_bytes: int = Field(64 << 30, ge=1, lt=1 << 62, description="Fetched shards a node keeps; oldest use goes first.")
     split: Literal["leave_one_out", "global_temporal", "user_ratio"] = Field(
         "global_temporal", description="leave_one_out: last item of each user tests. global_temporal: one cut in time for all."
     )
@@ -57,9 +60,9 @@ class PromptConfig(Section):
     question: str = Field("Which movie does the user watch next?", description="chat only: asked after the history.")
     item_prefix: str = Field("\n-", description="Stands before each title of the history, and before the answer in style list.")
     end: str = Field("\n", description="Ends a completion; `<eos>` means the tokenizer's end-of-sequence token.")
-    max_history: int = Field(10, ge=1, description="Most recent items shown.")
+    max_history: int = Field(10, ge=1, lt=_INT32, description="Most recent items shown.")
     candidates: Literal["none", "listed"] = Field("none", description="listed: the candidates stand, shuffled, in the prompt.")
-    num_candidates: int = Field(20, ge=2, description="candidates=listed: how many are listed, the answer included.")
+    num_candidates: int = Field(20, ge=2, lt=_INT32, description="candidates=listed: how many are listed, the answer included.")
     candidates_header: str = Field("\nThe next one is among:", description="candidates=listed: stands before the list.")
     answer_header: str = Field("\nThe user's next movie:", description="candidates=listed: stands after the list.")
 
@@ -114,7 +117,7 @@ class SequentialConfig(Section):
     num_horizontal: int = Field(16, ge=1, description="caser: horizontal filters of each height from 1 to window.")
     num_vertical: int = Field(4, ge=1, description="caser: vertical filters.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout in layers and embeddings.")
-    max_length: int = Field(100, ge=2, description="Most recent items a sequence keeps.")
+    max_length: int = Field(100, ge=2, lt=_INT32, description="Most recent items a sequence keeps.")
     num_sampled: int = Field(
         0, ge=0, description="Items drawn a step to estimate the softmax, for large catalogues; 0, or the catalogue's size: all."
     )
@@ -139,18 +142,19 @@ class TrainConfig(Section):
 
     run_dir: str = Field(description="Run directory; a finished or stopped one is resumed, never overwritten.")
     init_from: str | None = Field(None, description="A finished run directory whose adapter or model this run starts from.")
-    epochs: int = Field(1, ge=1, description="Passes over the training targets; train.max_steps may end earlier.")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; None: as many as the epochs need.")
+    epochs: int = Field(1, ge=1, lt=_INT32, description="Passes over the training targets; train.max_steps may end earlier.")
+    max_steps: int | None = Field(None, ge=1, lt=_INT32, description="Optimizer steps; None: as many as the epochs need.")
     groups_per_step: int = Field(
         32,
         ge=1,
+        lt=_INT32,
         description="Global batch: at most so many groups (kind=sequential: sequences) an optimizer step, over all workers; a user "
         "with fewer targets than targets_per_trunk fills a smaller unit.",
     )
     targets_per_trunk: int = Field(
-        1, ge=1, description="Targets of one user that share one prompt (a timeline). Style list only."
+        1, ge=1, lt=_INT32, description="Targets of one user that share one prompt (a timeline). Style list only."
     )
-    tokens_per_pack: int = Field(1024, ge=8, description="Tokens of one forward pass on one worker.")
+    tokens_per_pack: int = Field(1024, ge=8, lt=_INT32, description="Tokens of one forward pass on one worker.")
     seed: int = Field(0, ge=0, lt=1 << 32, description="Of order, negatives, initial weights and dropout.")
     max_bad_steps: int = Field(
         3,

@@ -16,13 +16,15 @@ from rec_dist.config.schema import DataConfig
 from rec_dist.data import splits as split_rules
 from rec_dist.data.choices import Rows, count_ties, first_of_each_pair, in_time_order, k_core, renumber
 from rec_dist.data.interactions import Interactions, ItemTable
-from rec_dist.data.manifest import Manifest, describe_file, verify
+from rec_dist.data.location import Location
+from rec_dist.data.manifest import Manifest, describe_file
 from rec_dist.data.readers import FileSet, find_files, read_interactions
 from rec_dist.data.schema import FORMAT_VERSION, MANIFEST_NAME, SPLITS
 from rec_dist.data.shards import Sequences, prefix_index, write_items, write_split
 from rec_dist.data.sources import resolve_source
 from rec_dist.data.splits import Split
 from rec_dist.data.titles import make_distinct
+from rec_dist.data.verify import folder_faults
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint
 from rec_dist.stream.trunk import I64
@@ -61,8 +63,9 @@ def prepare(config: DataConfig, *, log: Log) -> Manifest:
     found = find_files(resolve_source(config.source, log), config.format)
     sources = [describe_file(path, 0) for path in found.files]
     settings = _settings(config, found)
-    mark = fingerprint([FORMAT_VERSION, settings, [(entry.name, entry.sha256) for entry in sources]])
-    kept = _existing(target, mark)
+    shaping = {name: value for name, value in settings.items() if name != "num_shards"}  # a run may go on with other shards
+    mark = fingerprint([FORMAT_VERSION, shaping, [(entry.name, entry.sha256) for entry in sources]])
+    kept = _existing(target, mark, config.num_shards)
     if kept is not None:
         log(f"{target} is already prepared from these files with these settings (fingerprint {mark}): kept")
         return kept
@@ -91,18 +94,18 @@ def prepare(config: DataConfig, *, log: Log) -> Manifest:
             splits={name: write_split(temporary, name, cuts[name], sequences, config.num_shards) for name in SPLITS},
         )
         manifest.save(temporary)
-        return _publish(temporary, target, manifest, log)
+        return _publish(temporary, target, manifest, config.num_shards, log)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _settings(config: DataConfig, found: FileSet) -> dict[str, object]:
-    """What shapes the result. Where the files lie and where the result goes do not; max_bad_rows only refuses."""
-    settings = config.model_dump(exclude={"source", "path", "max_bad_rows"})
+    """What shapes the result. Where the files lie, where the result goes and how it is read do not; max_bad_rows only refuses."""
+    settings = config.model_dump(exclude={"source", "path", "max_bad_rows", "cache_dir", "cache_bytes"})
     return {**settings, "format": found.format}
 
 
-def _existing(target: Path, mark: str) -> Manifest | None:
+def _existing(target: Path, mark: str, num_shards: int) -> Manifest | None:
     """The manifest at `target` if it is this very data set, None if nothing is there; UserError otherwise."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
@@ -114,16 +117,22 @@ def _existing(target: Path, mark: str) -> Manifest | None:
             f"data.path ({target}) holds a data set of other settings or files "
             f"(fingerprint {manifest.fingerprint}, asked for {mark}); choose another data.path or remove that folder."
         )
-    if problems := verify(target, hashes=False):
+    found = len(manifest.splits["train"].shards)
+    if found != num_shards:
+        raise UserError(
+            f"data.path ({target}) holds this data set in {found} shards a split, and data.num_shards is {num_shards}; "
+            "choose another data.path or remove that folder."
+        )
+    if problems := folder_faults(Location(target), manifest):
         raise UserError(f"data.path ({target}) is damaged: {problems[0]}; remove the folder and prepare again.")
     return manifest
 
 
-def _publish(temporary: Path, target: Path, manifest: Manifest, log: Log) -> Manifest:
+def _publish(temporary: Path, target: Path, manifest: Manifest, num_shards: int, log: Log) -> Manifest:
     try:
         temporary.rename(target)
     except OSError:
-        kept = _existing(target, manifest.fingerprint)  # another process prepared it meanwhile
+        kept = _existing(target, manifest.fingerprint, num_shards)  # another process prepared it meanwhile
         if kept is None:
             raise
         return kept

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from rec_dist.data.index import write_index
 from rec_dist.data.interactions import F32, ItemTable
 from rec_dist.data.manifest import FileEntry, SplitEntry, describe_file
 from rec_dist.data.schema import ITEM_SCHEMA, ITEMS_NAME, SEQUENCE_SCHEMA, shard_name
@@ -38,14 +39,14 @@ def prefix_index(offsets: I64, users: I64, length: I64) -> tuple[I64, I64]:
 
 
 def write_split(folder: Path, split: str, cut: Cut, sequences: Sequences, num_shards: int) -> SplitEntry:
-    """Writes the rows of one split, in user order, spread evenly over num_shards files (some empty if there are fewer rows)."""
+    """Writes the rows of one split, in user order, spread evenly over num_shards files (some may be empty), and their index."""
     shards = []
     for index, rows in enumerate(np.array_split(np.arange(len(cut.users)), num_shards)):
         part = Cut(cut.users[rows], cut.length[rows], cut.first_target[rows])
         path = folder / shard_name(split, index, num_shards)
         _write(path, _table(part, sequences))
         shards.append(describe_file(path, len(rows)))
-    return SplitEntry(rows=len(cut.users), targets=cut.num_targets, shards=shards)
+    return SplitEntry(len(cut.users), cut.num_targets, shards, write_index(folder, split, shards))
 
 
 def write_items(folder: Path, items: ItemTable, train_count: I64) -> FileEntry:

@@ -8,13 +8,11 @@ from typing import Any
 
 from rec_dist.config.load import load_config, to_yaml
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
+from rec_dist.data.dataset import PreparedData, open_data
+from rec_dist.data.location import is_remote
 from rec_dist.data.manifest import Manifest
-from rec_dist.data.manifest import verify as verify_data
 from rec_dist.data.predictions import PREDICTIONS_NAME
 from rec_dist.data.prepare import prepare as prepare_data
-from rec_dist.data.schema import MANIFEST_NAME as DATA_MANIFEST
-from rec_dist.engine.checkpoint import verify as verify_checkpoint
 from rec_dist.evaluate.language import (
     EvaluateJob,
     build_checked_builder,
@@ -58,9 +56,16 @@ def pinned(config: RunConfig) -> RunConfig:
     for section, key in (("model", "path"), ("data", "source")):  # a known name is no path
         if Path(value[section][key]).expanduser().exists():
             value[section][key] = str(absolute(value[section][key]))
-    own = (("data", "path"), ("train", "run_dir"), ("train", "init_from"), ("evaluate", "output_dir"), ("profile", "output_dir"))
+    own = (
+        ("data", "path"),
+        ("data", "cache_dir"),
+        ("train", "run_dir"),
+        ("train", "init_from"),
+        ("evaluate", "output_dir"),
+        ("profile", "output_dir"),
+    )
     for section, key in own:
-        if value[section][key] is not None:
+        if value[section][key] is not None and not (key == "path" and is_remote(value[section][key])):
             value[section][key] = str(absolute(value[section][key]))
     return RunConfig.model_validate(value)
 
@@ -87,7 +92,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
             log(f"{run.path} is finished ({done['step']} steps); nothing to do")
             return done
         run.drop_stale_stop()
-        _describe(run, Manifest.load(Path(config.data.path)), start)
+        _describe(run, Manifest.load(config.data.path), start)
         with watching(run):
             job = TrainJob(config.model_dump(), config.train.run_dir, start)
             result = launch(train_worker, job, config.cluster, run, stoppable=True)
@@ -103,7 +108,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
 def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> None:
     """Ties a run to the contents of its inputs, not only to their paths. Raises UserError when they have changed since it began."""
     inputs = {
-        "data": Manifest.load(Path(config.data.path)).fingerprint,
+        "data": Manifest.load(config.data.path).fingerprint,
         **start.fingerprints(),
     }
     path = run.path / "inputs.json"
@@ -127,7 +132,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     An evaluation that is there already, with the same questions and the same model, is kept.
     """
     config, run, start, saved = _evaluation_target(target, overrides)
-    data = PreparedData.open(config.data.path)
+    data = open_data(config.data)
     questions = questions_of(config, data)
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)) if saved is None else run.locked():
         if saved is None:
@@ -228,19 +233,3 @@ def _answer(
     cost = launch(evaluate_worker, job, config.cluster, run)
     merged = gather_parts(run.path)
     return [values[: len(c)] for values, c in zip(merged, candidates, strict=True)], cost
-
-
-def verify(target: Path, *, log: Log) -> None:
-    """Checks every hash of a prepared data set, or of all checkpoints of a run. Raises UserError that names what is damaged."""
-    if (target / DATA_MANIFEST).is_file():
-        Manifest.load(target)
-        problems, what = verify_data(target), "data set"
-    elif (target / "checkpoints").is_dir():
-        folders = sorted(path for path in (target / "checkpoints").glob("step-*") if path.suffix not in (".tmp", ".bad"))
-        problems, what = [problem for folder in folders for problem in verify_checkpoint(folder)], f"{len(folders)} checkpoints"
-    else:
-        raise UserError(f"{target} is neither a prepared data set nor a run directory with checkpoints")
-    if problems:
-        way_out = "remove it and run `rec-dist prepare CONFIG`" if what == "data set" else "a restart walks past what is damaged"
-        raise UserError(f"{target}: {len(problems)} fault(s): {'; '.join(problems)}; {way_out}")
-    log(f"{target}: {what} whole")

@@ -6,32 +6,36 @@ from typing import Any
 
 from rec_dist.runtime.files import fingerprint
 
-# What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0).
+# What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0). Where the data lie and
+# in how many shards is free; that they are the same data, inputs.json knows (pipeline/commands.py: bind_inputs).
 _FREE_KEYS = (
-    "cluster",
-    "checkpoint",
-    "track",
-    "evaluate",
-    "train.tokens_per_pack",
-    "train.log_every_steps",
-    "train.max_bad_steps",
-    "model.activation_checkpointing",
-    "model.attention",
-    "profile",
-    "plan",
+    *("cluster", "checkpoint", "track", "evaluate", "profile", "plan"),
+    *("train.tokens_per_pack", "train.log_every_steps", "train.max_bad_steps"),
+    *("model.activation_checkpointing", "model.attention"),
+    *("data.path", "data.num_shards", "data.cache_dir", "data.cache_bytes"),
 )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys that differ and may not."""
-    changed = sorted(_differences(old, new))
-    return [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS)]
+    return sorted(key for key in _differences(old, new) if not _is_free(key))
 
 
 def identity(config: Mapping[str, Any]) -> str:
     """A short hash of a configuration without what may differ between two attempts at one run; equal where `differences` is empty."""
-    kept = sorted(differences({}, json.loads(json.dumps(config))))
-    return fingerprint(kept)
+    return fingerprint(sorted((key, value) for key, value in _flat(json.loads(json.dumps(config))) if not _is_free(key)))
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield prefix, value
+        return
+    for key, below in value.items():
+        yield from _flat(below, f"{prefix}.{key}" if prefix else key)
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
+from rec_dist.data.dataset import PreparedData, open_data
 from rec_dist.data.negatives import NegativeSampler
 from rec_dist.data.plan import Order
 from rec_dist.data.prompt import PromptBuilder, build_prompt_builder
@@ -103,7 +103,7 @@ def build_language_task(config: RunConfig, start: Start, device: str, *, split: 
         )
     if config.task.reference == "online" and method.needs_reference and config.adapter.kind == "none":
         raise UserError("task.reference=online needs an adapter to switch off; set task.reference=cached for adapter.kind=none")
-    data = PreparedData.open(config.data.path)
+    data = open_data(config.data)
     rows = data.split(split)
     targets = index_targets(rows, config.train.targets_per_trunk)
     builder, shape, dtype = build_builder(config, start.model, data), read_shape(start.model), model_dtype(config, device)

@@ -110,7 +110,7 @@ class LanguageTask:
         offset, items = int(self._split.offsets[row]), self._split.items_of(row)
         begin = max(0, start - self._builder.max_history)
         # A key names a target and the draw of its negatives, so that epochs with other negatives have other references.
-        base = self.draw_epoch(epoch) * len(self._split.items) + offset
+        base = self.draw_epoch(epoch) * self._split.num_items + offset
         if self._builder.listed:
             return self._listed_unit(row, start, items, key=base + start, epoch=epoch)
         groups = [self._completions(row, position, items, epoch) for position in range(start, stop)]
@@ -246,4 +246,4 @@ class LanguageTask:
             ):
                 shutil.copyfile(source, folder / source.name)
         self._builder.save(folder)
-        shutil.copyfile(self._data.path / ITEMS_NAME, folder / ITEMS_NAME)
+        self._data.copy_items(folder / ITEMS_NAME)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData, SequenceSplit
+from rec_dist.data.dataset import PreparedData, SequenceSplit, open_data
 from rec_dist.data.item_sampler import ItemSampler
 from rec_dist.data.plan import Order
 from rec_dist.data.targets import TargetIndex, index_targets
@@ -190,7 +190,7 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Sequent
         raise UserError("model.dtype=bfloat16 has no effect on task.kind=sequential, which is float32; set model.dtype=auto")
     if config.model.attention == "flex":
         raise UserError("model.attention=flex has no effect on task.kind=sequential, whose batches have no forks; set it to auto")
-    data = PreparedData.open(config.data.path)
+    data = open_data(config.data)
     rows = data.split(split)
     targets = index_targets(rows, settings.max_length)
     task = SequentialTask(
