@@ -23,7 +23,9 @@ class DataConfig(Section):
     """Raw files in, prepared data set out."""
 
     source: str = Field(description="Raw data: a known name (ml-100k, ml-1m) or the folder or file of your own.")
-    format: Literal["auto", "recbole", "movielens", "csv"] = Field("auto", description="How to read the source.")
+    format: Literal["auto", "recbole", "movielens", "amazon", "parquet", "csv"] = Field(
+        "auto", description="How to read the source."
+    )
     path: str = Field(description="Folder of the prepared data set; written by `prepare`, read by everything else.")
     split: Literal["leave_one_out", "global_temporal", "user_ratio"] = Field(
         "global_temporal", description="leave_one_out: last item of each user tests. global_temporal: one cut in time for all."
@@ -41,9 +43,13 @@ class DataConfig(Section):
     min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer choices are dropped.")
     max_bad_rows: int = Field(0, ge=0, description="Rows that cannot be read: more than this many is an error.")
     num_shards: int = Field(2, ge=1, description="Arrow shards a split.")
+    prepare_on: Literal["auto", "memory", "disk", "ray"] = Field(
+        "auto", description="memory: 0.3 GB a million rows. disk, ray: in bounded memory. auto: ray from 128 MiB of source on."
+    )
     max_train_users: int | None = Field(None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all.")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="csv, recbole: which column is user, item, rating, timestamp, title, year, categories."
+        default_factory=dict,
+        description="csv, parquet, recbole: the column of each role: user, item, rating, timestamp, title, ...",
     )
 
 
