@@ -47,10 +47,7 @@ class DataConfig(Section):
         "auto", description="memory: 0.3 GB a million rows. disk, ray: in bounded memory. auto: ray from 128 MiB of source on."
     )
     max_train_users: int | None = Field(None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all.")
-    columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="csv, parquet, recbole: the column of each role: user, item, rating, timestamp, title, ...",
-    )
+    columns: dict[str, str] = Field(default_factory=dict, description="csv, parquet, recbole: which column plays which role.")
 
 
 class PromptConfig(Section):
