@@ -24,7 +24,9 @@ class DataConfig(Section):
     """Raw files in, prepared data set out."""
 
     source: str = Field(description="Raw data: a known name (ml-100k, ml-1m) or the folder or file of your own.")
-    format: Literal["auto", "recbole", "movielens", "csv"] = Field("auto", description="How to read the source.")
+    format: Literal["auto", "recbole", "movielens", "amazon", "parquet", "csv"] = Field(
+        "auto", description="How to read the source."
+    )
     path: str = Field(description="The prepared data set, written by `prepare`: a folder, or an s3://, gs:// or hdfs:// URI.")
     cache_dir: str | None = Field(None, description="Folder on each node for fetched files; None: ~/.cache/rec-dist/data.")
     cache_bytes: int = Field(64 << 30, ge=1, lt=1 << 62, description="Fetched shards a node keeps; oldest use goes first.")
@@ -44,10 +46,11 @@ class DataConfig(Section):
     min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer choices are dropped.")
     max_bad_rows: int = Field(0, ge=0, description="Rows that cannot be read: more than this many is an error.")
     num_shards: int = Field(2, ge=1, description="Arrow shards a split.")
-    max_train_users: int | None = Field(None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all.")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="csv, recbole: which column is user, item, rating, timestamp, title, year, categories."
+    prepare_on: Literal["auto", "memory", "disk", "ray"] = Field(
+        "auto", description="memory: 0.3 GB a million rows. disk, ray: in bounded memory. auto: ray from 128 MiB of source on."
     )
+    max_train_users: int | None = Field(None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all.")
+    columns: dict[str, str] = Field(default_factory=dict, description="csv, parquet, recbole: which column plays which role.")
 
 
 class PromptConfig(Section):

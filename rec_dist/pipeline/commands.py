@@ -26,6 +26,7 @@ from rec_dist.evaluate.protocol import Question
 from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.pipeline.launch import launch
+from rec_dist.pipeline.prepare_on_ray import ray_map
 from rec_dist.pipeline.table import ComparisonRow, text_table
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
@@ -42,7 +43,7 @@ Log = Callable[[str], None]
 
 def prepare(config: RunConfig, *, log: Log) -> Manifest:
     """Raw files -> the prepared data set at data.path; kept when it is there already."""
-    return prepare_data(config.data, log=log)
+    return prepare_data(config.data, log=log, ray_map=lambda: ray_map(config.cluster.address))
 
 
 def absolute(path: str) -> Path:

@@ -1,4 +1,4 @@
-"""Starts a worker function on Ray Train workers, or here. The only file that imports ray.
+"""Starts a worker function on Ray Train workers, or here. This file and prepare_on_ray.py alone import ray.
 
 A worker function takes (World, job) and returns a dict. It tells of its progress through the run directory, so what a person
 sees is the same for both launchers, and a stop is a file that rank 0 looks for.
@@ -39,7 +39,7 @@ def launch(
     if cluster.launcher == "local":
         with signals:
             return _local(worker, job, cluster)
-    _connect(cluster.address)
+    connect(cluster.address)
     with signals:  # only now: ray.init() has put its own handlers in the place of any that stood before
         return with_restarts(lambda: _on_ray(worker, job, cluster, run), run, limit=cluster.max_restarts if stoppable else 0)
 
@@ -111,7 +111,8 @@ def _on_ray(worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDi
     return run.take_result()
 
 
-def _connect(address: str | None) -> None:
+def connect(address: str | None) -> None:
+    """Joins the cluster at `address` (or RAY_ADDRESS), or starts one on this machine. Raises UserError when none answers."""
     import ray
 
     if ray.is_initialized():
