@@ -3,7 +3,9 @@
 from rec_dist.config.schema import RunConfig
 from rec_dist.runtime.identity import differences, identity
 
-BASE = RunConfig().model_dump(mode="json")
+BASE = RunConfig.model_validate(
+    {"data": {"source": "s", "path": "p"}, "train": {"run_dir": "r"}, "task": {"kind": "sft"}}
+).model_dump(mode="json")
 
 
 def changed(section: str, key: str, value: object) -> dict[str, object]:
@@ -11,7 +13,12 @@ def changed(section: str, key: str, value: object) -> dict[str, object]:
 
 
 def test_what_trains_is_in_the_identity() -> None:
-    for section, key, value in (("optimizer", "lr", 0.5), ("train", "seed", 7), ("negatives", "num", 9), ("prompt", "max_history", 3)):
+    for section, key, value in (
+        ("optimizer", "lr", 0.5),
+        ("train", "seed", 7),
+        ("negatives", "num", 9),
+        ("prompt", "max_history", 3),
+    ):
         other = changed(section, key, value)
         assert differences(BASE, other) == [f"{section}.{key}"]
         assert identity(other) != identity(BASE)
