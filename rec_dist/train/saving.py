@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rec_dist.config.schema import RunConfig
+from rec_dist.config.schema import CheckpointConfig, RunConfig
 from rec_dist.engine import process_group
 from rec_dist.engine.catalogue import Catalogue, Keeping
 from rec_dist.engine.checkpoint import Origin
@@ -56,10 +56,26 @@ def check_host_memory(engine: Engine, world: World) -> None:
 
 
 def _available_bytes() -> float:
+    """Of the machine, or of the container that this process is in where that has a limit."""
+    available = float("inf")
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024
-    return float("inf")
+            available = float(line.split()[1]) * 1024
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
+        available = min(available, float(text) - float(used.read_text(encoding="utf-8")))
+    return available
+
+
+def room_note(num_bytes: int, missing: int, folder: Path) -> str | None:
+    """A line when the disk of `folder` has no room for `missing` more checkpoints of num_bytes each."""
+    free = shutil.disk_usage(folder).free
+    if missing * num_bytes <= free:
+        return None
+    return (
+        f"{missing} more checkpoint(s) of {num_bytes / _GIGA:.2f} GB will not fit: {folder} has {free / _GIGA:.2f} GB free; free "
+        "space there, or lower checkpoint.keep (one more than it is written before the oldest goes)"
+    )
 
 
 class Saver:
@@ -74,17 +90,24 @@ class Saver:
         run: RunDirectory,
         world: World,
         *,
-        every_steps: int,
+        settings: CheckpointConfig,
     ) -> None:
         self._engine, self._task, self._catalogue, self._validation = engine, task, catalogue, validation
-        self._run, self._world, self._every = run, world, every_steps
+        self._run, self._world, self._every = run, world, settings.every_steps
         self._last_end = time.perf_counter()
+        missing = settings.keep + 1 + (settings.keep_best != "none") - len(catalogue.committed())
+        place = run.checkpoints if run.checkpoints.is_dir() else run.path
+        if world.is_main and (note := room_note(engine.num_state_bytes(), missing, place)) is not None:
+            run.log(f"WARNING: {note}")
 
     def __call__(self, step: int) -> None:
         """After `step` steps. A step that only a stop saves is not validated, so that which ones are does not depend on stops."""
         valid_loss = None
         if self._validation is not None and (step % self._every == 0 or step == self._task.order.num_steps):
             valid_loss = self._validation.run(self._engine, step)
+            if self._world.is_main:
+                shown = "not finite" if valid_loss is None else f"{valid_loss:.6g}"
+                self._run.log(f"validation loss after step {step}: {shown}")
         began = time.perf_counter()
         _, epochs = self._task.order.units_of_step(step - 1)
         self._catalogue.save(self._engine, step, epoch=int(epochs[-1]), valid_loss=valid_loss)

@@ -101,7 +101,7 @@ def _train(
             run.log(f"resumed after step {start_step}")
         if start_step or repeated:
             run.append({"event": "resume", "step": start_step, "repeated": repeated})
-    saver = Saver(engine, task, catalogue, validation, run, world, every_steps=config.checkpoint.every_steps)
+    saver = Saver(engine, task, catalogue, validation, run, world, settings=config.checkpoint)
     prepare = preparer(engine, task, store, memory, heart.beat)
     finished = _loop(engine, task, config, run, world, catalogue, saver, prepare, start_step, heart)
     step = model_step = task.order.num_steps if finished else max(catalogue.committed(), default=0)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from worker_processes import WorkerFailedError, run_command
 
+pytestmark = pytest.mark.slow  # minutes on a busy machine
 _RUN = ("train.max_steps=6", "task.kind=sft", "train.groups_per_step=4", "train.tokens_per_pack=200", "checkpoint.every_steps=2")
 _ADAPTER = (*_RUN, "cluster.zero_stage=3")
 _FULL = (*_ADAPTER, "adapter.kind=none", "optimizer.lr=1e-3")  # 0.4 MB a checkpoint
@@ -188,7 +189,7 @@ def crowded_worker(world: Any, job: Any) -> Any:
     return train_worker(world, job)
 
 
-@pytest.mark.parametrize("free_kilobytes", [4, 24, 48, 80, 160, 240])
+@pytest.mark.parametrize("free_kilobytes", [4, 24, 80, 160])
 def test_a_disk_that_fills_at_any_moment_of_a_run(trainer: Any, mount: Mount, tmp_path: Path, free_kilobytes: int) -> None:
     """The whole run directory on a disk with so much room: exit code 1 and one line. With room the same command ends as it should."""
     changes = (*_RUN, "task.kind=sdpo", "cluster.zero_stage=0", "checkpoint.keep=1")

@@ -262,10 +262,13 @@ def wait_for_step(run_dir: Path, step: int, alive: Callable[[], bool]) -> None:
     raise TimeoutError(f"{run_dir} did not come to step {step}")
 
 
-def test_killed_command_goes_on(trainer: Any, tmp_path: Path) -> None:
-    """SIGKILL between two checkpoints, twice."""
+@pytest.mark.parametrize(
+    "more", [(), ("checkpoint.asynchronous=true", "checkpoint.every_steps=1")], ids=["", "in the background"]
+)
+def test_killed_command_goes_on(trainer: Any, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """SIGKILL between two checkpoints, twice; or while one is being written, as one is most of the time."""
     run_dir = trainer.new_dir()
-    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *_LONG))
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *_LONG, *more))
     for step in (5, 11):
         child = start_command(tmp_path, "train", config)
         wait_for_step(run_dir, step, child.process.is_alive)
@@ -278,6 +281,7 @@ def test_killed_command_goes_on(trainer: Any, tmp_path: Path) -> None:
     assert len(resumed) == 2
     assert resumed[0] >= 3
     assert resumed[1] >= 9
+    assert not list((run_dir / "checkpoints").glob("*.tmp"))
     assert_same(run, trainer.once(*_LONG))
 
 

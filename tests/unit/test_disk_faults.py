@@ -16,7 +16,7 @@ from rec_dist.runtime.disk import as_disk_error, describe, writing
 from rec_dist.runtime.errors import DiskError
 from rec_dist.runtime.files import write_json
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.train.saving import cost_note
+from rec_dist.train.saving import cost_note, room_note
 
 
 @contextmanager
@@ -84,3 +84,12 @@ def test_a_slow_disk_is_named_when_it_costs_a_tenth() -> None:
     note = cost_note(5.0, 49.0)
     assert note is not None
     assert "5.0 s" in note and "10%" in note and "checkpoint.every_steps" in note and "checkpoint.asynchronous=true" in note
+
+
+def test_a_disk_without_room_is_named_before_it_is_full(tmp_path: Path) -> None:
+    assert room_note(1000, 3, tmp_path) is None
+    assert room_note(10**18, 0, tmp_path) is None  # all that will be kept is there
+    note = room_note(10**18, 3, tmp_path)
+    assert note is not None
+    assert note.startswith("3 more checkpoint(s) of 1000000000.00 GB will not fit")
+    assert "checkpoint.keep" in note
