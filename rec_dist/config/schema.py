@@ -5,10 +5,15 @@ Config objects stop at builders: below tasks/ functions take plain values. Units
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Auto = Literal["auto"]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _no_bool(value: object) -> object:
+    """A Literal of numbers takes true for 1."""
+    return repr(value).lower() if isinstance(value, bool) else value
 
 
 class Section(BaseModel):
@@ -177,12 +182,30 @@ class ClusterConfig(Section):
     launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers. local: in this process, one worker.")
     num_workers: int | Auto = Field("auto", description="auto: every GPU; without GPUs two workers (one on a single core).")
     use_gpu: bool | Auto = Field("auto", description="auto: when the cluster has any.")
-    cpus_per_worker: float | Auto = Field("auto", description="auto: the cluster's cores shared out evenly.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(3, description="DeepSpeed ZeRO stage: what is sharded over the workers.")
+    min_workers: int | None = Field(
+        None, ge=1, description="ray, train: go on with this many after nodes were lost, and grow back later. None: num_workers."
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto", description="auto: the cluster's cores shared out evenly."
+    )
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_bool)] = Field(
+        3, description="DeepSpeed ZeRO stage: what is sharded over the workers."
+    )
     max_restarts: int = Field(
         3,
         ge=0,
         description="ray, train: restarts from the newest checkpoint after a worker failed; twice at one step is the end.",
+    )
+    hang_seconds: float = Field(
+        1800.0,
+        ge=0,
+        description="train: no worker got on for so long is a failure, told with all stacks; longer than a model load, a step or a "
+        "checkpoint takes. 0: never.",
+    )
+    node_wait_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="ray, train: after a failure, how long lost nodes may take to come back before fewer workers go on.",
     )
     address: str | None = Field(None, description="Ray address; None: RAY_ADDRESS or a cluster of this machine alone.")
 
@@ -205,6 +228,11 @@ class CheckpointConfig(Section):
         "none", description="valid_loss: the checkpoint of lowest validation loss is kept besides the newest."
     )
     use_best: bool = Field(False, description="model/ is saved from the best checkpoint, not from the last step.")
+    grace_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="After a stop was asked for: how long the step and its checkpoint may take before it ends without.",
+    )
 
 
 class EvaluateConfig(Section):

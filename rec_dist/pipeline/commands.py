@@ -32,7 +32,7 @@ from rec_dist.pipeline.table import ComparisonRow, text_table
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
 from rec_dist.runtime.errors import StopRequested, UserError
-from rec_dist.runtime.files import fingerprint, write_json
+from rec_dist.runtime.files import fingerprint, read_object, write_json
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import Start, base_of, build_task, resolve_start
 from rec_dist.tasks.recommender import check_catalogue, load_recommender
@@ -90,7 +90,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
         _describe(run, Manifest.load(Path(config.data.path)), start)
         with watching(run):
             job = TrainJob(config.model_dump(), config.train.run_dir, start)
-            result = launch(train_worker, job, config.cluster, run, stoppable=True)
+            result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
         if not result["finished"]:
             run.clear_stop()
             raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
@@ -107,7 +107,7 @@ def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> None:
         **start.fingerprints(),
     }
     path = run.path / "inputs.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != inputs:
+    if path.is_file() and read_object(path, "remove that folder or choose another train.run_dir") != inputs:
         raise UserError(
             f"train.run_dir ({run.path}) was started from other data, model or train.init_from than lie there now; remove that folder "
             "or choose another"
@@ -167,8 +167,10 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
                 f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
             )
         config = pinned(load_config(run.config_path, overrides))
-        if run.finished() is None or not run.model.is_dir():
+        if run.finished() is None:
             raise UserError(f"{target} is not finished, so it has no model to evaluate; run `rec-dist train` on it to the end")
+        if not any(run.model.glob("*.safetensors")):
+            raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
         if config.evaluate.output_dir is not None or config.evaluate.ranker != "model":
             raise UserError("evaluate.output_dir and evaluate.ranker go with a CONFIG; a run directory keeps its own results")
         return config, run, _trained(config, run), run.model
@@ -205,11 +207,13 @@ def _evaluation_key(config: RunConfig, data: PreparedData, start: Start) -> str:
 
 
 def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:
-    path = run.evaluation
-    if not path.is_file() or not (run.path / PREDICTIONS_NAME).is_file():
+    if not run.evaluation.is_file() or not (run.path / PREDICTIONS_NAME).is_file():
         return None
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return dict(value["row"]) if value.get("key") == key else None
+    try:
+        value = json.loads(run.evaluation.read_text(encoding="utf-8"))
+        return dict(value["row"]) if value["key"] == key else None
+    except (ValueError, TypeError, KeyError):  # damaged: measured again
+        return None
 
 
 def _answer(

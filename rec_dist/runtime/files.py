@@ -3,6 +3,7 @@
 Why: a run dies at any moment, and a half-written manifest or config is worse than none. Cost: one fsync a file.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.runtime.disk import writing
+from rec_dist.runtime.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -60,6 +62,28 @@ def append_line(path: Path, line: str) -> None:
                 raise
         finally:
             os.close(handle)
+
+
+def read_object(path: Path, way_out: str) -> dict[str, Any]:
+    """The JSON object in `path`, a file of ours. UserError with the way out: it has been damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise UserError(f"{path} cannot be read ({' '.join(str(fault).split())}); {way_out}") from fault
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; {way_out}")
+    return value
+
+
+def lock(path: Path) -> int:
+    """Holds `path` for this process until the handle it returns is closed. BlockingIOError: another process does."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 def sha256(path: Path) -> str:

@@ -5,7 +5,6 @@ evaluation.json, log.txt, progress.json (where it stands), stop (a request),
 finished.json (the last thing written), checkpoints/, reference/, reference-valid/, model/, predictions.arrow.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from rec_dist.runtime.disk import writing
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import append_line, write_json, write_text
+from rec_dist.runtime.files import append_line, lock, read_object, write_json, write_text
 from rec_dist.runtime.identity import differences
 
 _OF_A_STEP = ("step", "bad_step", "validation", "checkpoint", "checkpoint_failed")  # done again by a restart from before it
@@ -38,6 +37,7 @@ class RunDirectory:
         self._log_path = path / "log.txt"
         self._progress_path = path / "progress.json"
         self._stop_path = path / "stop"
+        self.attempt, self.stacks = path / "attempt", path / "stacks"  # signs of life of the workers; what hung ones did
         self._finished_path = path / "finished.json"
 
     def claim(self, config: Mapping[str, Any], text: str) -> None:
@@ -47,11 +47,14 @@ class RunDirectory:
         """
         saved = self.path / "config.json"
         if saved.is_file():
-            changed = differences(json.loads(saved.read_text(encoding="utf-8")), json.loads(json.dumps(config)))
+            old = read_object(saved, "choose another train.run_dir, or remove that folder")
+            changed = differences(old, json.loads(json.dumps(config)))
             if changed:
+                longer = self._finished_path.is_file() and set(changed) <= {"train.max_steps", "train.epochs"}
+                on = f"; to train on from its model, set train.init_from={self.path} with another train.run_dir" if longer else ""
                 raise UserError(
                     f"train.run_dir ({self.path}) holds a run of another configuration (different: {', '.join(changed[:6])}); "
-                    "choose another train.run_dir, or remove that folder"
+                    f"choose another train.run_dir, or remove that folder{on}"
                 )
         else:
             self._refuse_others()
@@ -90,19 +93,15 @@ class RunDirectory:
         """Holds the directory for this process; a second run on it is refused (UserError)."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+            held = lock(self.path / ".lock")
+        except BlockingIOError as fault:
+            raise UserError(f"train.run_dir ({self.path}) is in use by another process; wait for it or choose another") from fault
         except (OSError, ValueError) as fault:
             raise self._unusable(fault) from fault
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as fault:
-                raise UserError(
-                    f"train.run_dir ({self.path}) is in use by another process; wait for it or choose another"
-                ) from fault
             yield
         finally:
-            os.close(handle)
+            os.close(held)
 
     def _take_back(self) -> None:
         if not self.path.is_symlink():
@@ -132,11 +131,14 @@ class RunDirectory:
                 continue
         return rows
 
-    def drop_steps_after(self, step: int) -> None:
-        """Removes step rows after `step`: they belong to work that a restart does again."""
-        kept = [row for row in self.rows() if not (row.get("event") in _OF_A_STEP and row["step"] > step)]
+    def drop_steps_after(self, step: int) -> int:
+        """Removes step rows after `step`: they belong to work that a restart does again. Returns how many steps that is."""
+        rows = self.rows()
+        late = [row["step"] for row in rows if row.get("event") in _OF_A_STEP and row["step"] > step]
+        kept = [row for row in rows if not (row.get("event") in _OF_A_STEP and row["step"] > step)]
         if self.metrics_path.is_file():
             write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+        return max(late, default=step) - step
 
     def bad_steps_until(self, step: int) -> int:
         """How many steps in a row, the last of them `step`, were left out."""
@@ -220,8 +222,7 @@ class RunDirectory:
         """The summary of a finished run, or None."""
         if not self._finished_path.is_file():
             return None
-        value: dict[str, Any] = json.loads(self._finished_path.read_text(encoding="utf-8"))
-        return value
+        return read_object(self._finished_path, "remove that file and run `rec-dist train` again, which ends where the run ended")
 
     def clear_progress(self) -> None:
         """Forgets where an earlier attempt stood."""

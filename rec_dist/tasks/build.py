@@ -15,7 +15,7 @@ from rec_dist.data.targets import index_targets
 from rec_dist.data.tokens import load_tokenizer
 from rec_dist.models.language import ADAPTER_WEIGHTS, LoraSpec
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import fingerprint, sampled_fingerprint, sha256
+from rec_dist.runtime.files import fingerprint, read_object, sampled_fingerprint, sha256
 from rec_dist.stream.trunk import I64
 from rec_dist.tasks.dmpo import dmpo
 from rec_dist.tasks.dpo import dpo
@@ -187,7 +187,7 @@ def resolve_start(model_path: Path, init_from: Path | None, *, trains_adapter: b
 
 def base_of(adapter: Path, model_path: Path) -> Path:
     """The model that a saved adapter belongs to: model_path, or the one it was trained on. Raises UserError for neither."""
-    saved = json.loads((adapter / BASE_NAME).read_text(encoding="utf-8"))
+    saved = read_object(adapter / BASE_NAME, "remove finished.json of that run and train it again, which ends where it ended")
     for folder in (model_path, Path(saved["path"])):
         if folder.is_dir() and sampled_fingerprint(folder, "*.safetensors") == saved["fingerprint"]:
             return folder

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from worker_processes import run_command
 
 Make = Callable[..., dict[str, Any]]
 
@@ -85,6 +86,10 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["cluster.num_workers=2"], ("cluster.num_workers (2)", "cluster.launcher=ray")),
         (["cluster.num_workers=0"], ("cluster.num_workers (0)", "1 or more")),
         (["cluster.num_workers=0", "cluster.launcher=ray"], ("cluster.num_workers (0)", "1 or more")),
+        (
+            ["cluster.num_workers=2", "cluster.min_workers=3", "cluster.launcher=ray"],
+            ("cluster.min_workers (3)", "num_workers (2)"),
+        ),
         (["cluster.use_gpu=true"], ("cluster.use_gpu", "set cluster.use_gpu=false")),
         (["optimizer.betas=[1,2]"], ("optimizer.betas", "less than 1")),
         (["optimizer.lr=inf"], ("optimizer.lr", "finite")),
@@ -254,6 +259,23 @@ def test_a_run_that_is_not_finished(case: Case) -> None:
 def test_a_folder_that_is_no_run(case: Case) -> None:
     (case.folder / "empty").mkdir()
     case.refuses("evaluate", case.folder / "empty", names=("empty", "no run directory", "config.yaml"))
+
+
+def test_a_finished_run_that_was_damaged_or_is_to_go_on(case: Case) -> None:
+    code, child = run_command(case.folder / "out", "train", case.file)
+    assert code == 0, child.err
+    names = ("train.max_steps", f"train.init_from={case.run_dir}", "another train.run_dir")
+    case.refuses("train", case.file, "train.max_steps=9", names=names)
+    weights = next((case.run_dir / "model").glob("*.safetensors"))
+    weights.rename(case.folder / "elsewhere")
+    case.refuses("evaluate", case.run_dir, names=("model holds no weights", "remove finished.json", "rec-dist train"))
+    for name, way_out in (("finished.json", "remove that file"), ("config.json", "remove that folder")):
+        path = case.run_dir / name
+        whole = path.read_text(encoding="utf-8")
+        for damaged in (whole[: len(whole) // 2], "[]", ""):
+            path.write_text(damaged, encoding="utf-8")
+            case.refuses("train", case.file, names=(name, way_out))
+        path.write_text(whole, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
