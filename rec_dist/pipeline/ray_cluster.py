@@ -86,7 +86,8 @@ class Head:
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._address = (host.strip("[]"), int(port))
         self._well = self._asked = time.monotonic()
-        self._reachable = self._answers()  # a head behind something that takes no plain connection is not judged by one
+        self._reachable = True
+        self._reachable = self.answers()  # a head behind something that takes no plain connection is not judged by one
 
     def check(self) -> None:
         """WorkerFailedError when it has not answered for _HEAD_SECONDS."""
@@ -94,7 +95,7 @@ class Head:
         if not self._reachable or now - self._asked < 1.0:
             return
         self._asked = now
-        if self._answers():
+        if self.answers():
             self._well = now
         elif now - self._well > _HEAD_SECONDS:
             raise HeadLostError(
@@ -102,7 +103,10 @@ class Head:
                 "command again, which goes on from the newest checkpoint"
             )
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether it takes a connection; True where it never did, since then a connection says nothing."""
+        if not self._reachable:
+            return True
         try:
             with socket.create_connection(self._address, timeout=2.0):
                 return True

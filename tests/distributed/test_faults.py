@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,35 +124,38 @@ def test_the_newest_checkpoint_is_damaged(trainer: Any, tmp_path: Path, record: 
     record.update(outcome="the one before is taken: same parameters, bit for bit")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system in memory of 128 KB: room for one checkpoint of these runs (52 KB) and its files, not for two."""
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    """Inside, a file system in memory of that size lies at `folder`."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small file system")
-    folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)], capture_output=True, check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False)
     if done.returncode != 0:
         pytest.skip(f"this machine does not let root mount: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_the_disk_is_full(trainer: Any, tmp_path: Path, small_disk: Path, record: dict[str, Any]) -> None:
+def test_the_disk_is_full(trainer: Any, tmp_path: Path, record: dict[str, Any]) -> None:
+    """Room for the first checkpoint (60 KB) and not for the second beside it."""
     record.update(fault="no space", where="the disk of the checkpoints")
     run_dir = tmp_path / "run"
     trainer.claim(run_dir, CHANGES)
     config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *CHANGES))
-    code, err = finish(command("train", config))
-    assert code == 1, err
-    failed = [line for line in err.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 1 and "No space left on device" in failed[0] and "free space there" in failed[0]
-    assert "Traceback" not in err
-    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    code, err = finish(command("train", config))
-    assert code == 0, err
+    with mounted(run_dir / "checkpoints", "100k"):
+        code, err = finish(command("train", config))
+        assert code == 1, err
+        failed = [line for line in err.splitlines() if line.startswith("failed: ")]
+        assert len(failed) == 1 and "No space left on device" in failed[0] and "free space there" in failed[0]
+        assert "Traceback" not in err
+        subprocess.run(["mount", "-o", "remount,size=8m", str(run_dir / "checkpoints")], check=True)
+        code, err = finish(command("train", config))
+        assert code == 0, err
     run = type(undisturbed(trainer))(run_dir)
-    assert [row["event"] for row in run.rows].count("resume") == 1
+    assert [row["step"] for row in run.rows if row["event"] == "resume"] == [3]
     assert_same(run, undisturbed(trainer))
     record.update(outcome="exit 1, one line; with room run again: same parameters, bit for bit")
 
