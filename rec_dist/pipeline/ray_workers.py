@@ -72,7 +72,7 @@ class Attempts:
     def _size(self) -> Size:
         """The group of the next attempt; after a failure, once lost nodes are back or cluster.node_wait_seconds are over."""
         if self._elastic.wanted is None:
-            return self._elastic.first(ray_cluster.nodes())
+            return self._elastic.first(ray_cluster.nodes(asked=False))
         deadline = time.monotonic() + self._cluster.node_wait_seconds
         while True:
             late = time.monotonic() >= deadline
