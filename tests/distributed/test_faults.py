@@ -179,3 +179,34 @@ def test_a_stop_that_takes_too_long_is_cut_short(trainer: Any, tmp_path: Path, r
     assert [row["step"] for row in run.rows if row["event"] == "resume"] == [3]
     assert_same(run, undisturbed(trainer))
     record.update(outcome="exit 75 without a new checkpoint; run again: same parameters, bit for bit")
+
+
+_LOCAL = (*CHANGES, "cluster.launcher=local", "cluster.num_workers=1", "cluster.zero_stage=0")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("stopped", [False, True], ids=["hang", "late stop"])
+def test_where_the_worker_is_the_driver(trainer: Any, tmp_path: Path, record: dict[str, Any], stopped: bool) -> None:
+    """cluster.launcher=local: nobody can restart it, so a hang ends it with 1 and a stop that comes too late with 75."""
+    record.update(fault="late stop" if stopped else "hang", where="a run with cluster.launcher=local")
+    run_dir, stuck = tmp_path / "run", {"kind": "slow", "phase": "in a step", "call": 5, "seconds": 600, "driver": True}
+    limit = "checkpoint.grace_seconds=1" if stopped else "cluster.hang_seconds=15"
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *_LOCAL, limit))
+    process = command("train", config, **plugged(stuck))
+    wait_until(came_to(run_dir, 4), process)
+    if stopped:
+        process.send_signal(signal.SIGTERM)
+    code, err = finish(process)
+    if stopped:
+        assert code == 75 and "stopped without a new checkpoint" in err, err
+    else:
+        assert code == 1 and "failed: hang: no worker got on for 1" in err, err
+        assert "in call" in (run_dir / "stacks" / "rank-0.txt").read_text(encoding="utf-8")
+    assert "Traceback" not in err
+    code, err = finish(command("train", config))
+    assert code == 0, err
+    expected = trainer.once(*_LOCAL)
+    run = type(expected)(run_dir)
+    assert [row["step"] for row in run.rows if row["event"] == "resume"] == [3]
+    assert_same(run, expected)
+    record.update(outcome=f"exit {75 if stopped else 1}, one line; run again: same parameters, bit for bit")
