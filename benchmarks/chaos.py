@@ -64,7 +64,7 @@ def make_inputs(folder: Path) -> dict[str, Any]:
         "task": {"kind": "sdpo", "reference": "online"},
         "train": {"run_dir": str(folder / "chaos"), "epochs": 50, "groups_per_step": 8, "tokens_per_pack": 512},
         "optimizer": {"schedule": "constant"},
-        "cluster": {"num_workers": 2, "cpus_per_worker": 0.5, "use_gpu": False, "hang_seconds": 20.0, "max_restarts": 1000},
+        "cluster": {"num_workers": 2, "cpus_per_worker": 0.5, "use_gpu": False, "hang_seconds": 30.0, "max_restarts": 1000},
         "checkpoint": {"every_steps": 10, "grace_seconds": 60.0},
     }
 

@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rec_dist.pipeline.restart import HeadLostError
@@ -40,12 +41,29 @@ def connect(address: str | None) -> None:
         ) from fault
 
 
-def nodes(leaving: Sequence[str] = ()) -> list[Node]:
-    """The resources of the nodes that are there to stay."""
+def nodes(leaving: Sequence[str] = (), *, asked: bool = True) -> list[Node]:
+    """The resources of the nodes that are there to stay.
+
+    asked: each must take a connection. A node that has just died counts as alive for up to half a minute, in which workers would
+    be placed on it in vain.
+    """
     import ray
 
     gone = {*leaving, *draining()}
-    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in gone]
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in gone]
+    if not asked:
+        return [node["Resources"] for node in alive]
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        well = list(pool.map(lambda node: _answers((node["NodeManagerAddress"], int(node["NodeManagerPort"]))), alive))
+    return [node["Resources"] for node, answers in zip(alive, well, strict=True) if answers]
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, timeout=2.0):
+            return True
+    except OSError:
+        return False
 
 
 def draining() -> set[str]:
@@ -86,7 +104,8 @@ class Head:
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._address = (host.strip("[]"), int(port))
         self._well = self._asked = time.monotonic()
-        self._reachable = self._answers()  # a head behind something that takes no plain connection is not judged by one
+        self._reachable = True
+        self._reachable = self.answers()  # a head behind something that takes no plain connection is not judged by one
 
     def check(self) -> None:
         """WorkerFailedError when it has not answered for _HEAD_SECONDS."""
@@ -94,7 +113,7 @@ class Head:
         if not self._reachable or now - self._asked < 1.0:
             return
         self._asked = now
-        if self._answers():
+        if self.answers():
             self._well = now
         elif now - self._well > _HEAD_SECONDS:
             raise HeadLostError(
@@ -102,9 +121,6 @@ class Head:
                 "command again, which goes on from the newest checkpoint"
             )
 
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(self._address, timeout=2.0):
-                return True
-        except OSError:
-            return False
+    def answers(self) -> bool:
+        """Whether it takes a connection; True where it never did, since then a connection says nothing."""
+        return not self._reachable or _answers(self._address)

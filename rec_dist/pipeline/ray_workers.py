@@ -72,7 +72,7 @@ class Attempts:
     def _size(self) -> Size:
         """The group of the next attempt; after a failure, once lost nodes are back or cluster.node_wait_seconds are over."""
         if self._elastic.wanted is None:
-            return self._elastic.first(ray_cluster.nodes())
+            return self._elastic.first(ray_cluster.nodes(asked=False))
         deadline = time.monotonic() + self._cluster.node_wait_seconds
         while True:
             late = time.monotonic() >= deadline
@@ -99,11 +99,13 @@ class Attempts:
             except UserError:
                 return 0
 
+        lacking = size.num_workers < (self._elastic.wanted or 0)
         cluster = Cluster(
             end=lambda beats, stacks: ray_cluster.end(beats, self._run.attempt, stacks),
-            leaving=lambda nodes: sorted(nodes & ray_cluster.draining()),
+            # Only of a head that answers: what asks a dead one waits for it, and then ends this process.
+            leaving=lambda nodes: sorted(nodes & ray_cluster.draining()) if self._head.answers() else [],
             without=lambda leaving: self._cluster.min_workers is not None and fits_without(leaving) > 0,
-            more=lambda: fits_without(()) - size.num_workers if size.num_workers < (self._elastic.wanted or 0) else 0,
+            more=lambda: fits_without(()) - size.num_workers if lacking and self._head.answers() else 0,
         )
         return Supervisor(self._run, self._patience, cluster, every_steps=self._every)
 

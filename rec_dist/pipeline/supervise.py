@@ -68,7 +68,6 @@ class Supervisor:
         self._still = Stillness(run.attempt, clock)
         self._look_seconds = min(max(patience.hang_seconds / _LOOKS, _TICK_SECONDS), _SLOWEST_SECONDS)
         self._ticked = self._looked = self._asked = clock()
-        self._beats: list[Beat] = []
         self._stop_since: float | None = None
         self.pausing = False
         self.fault: Exception | None = None
@@ -84,13 +83,13 @@ class Supervisor:
             return
         if now - self._looked >= self._look_seconds:
             self._looked = now
-            quiet, self._beats = self._still.look()
+            quiet, beats = self._still.look()
             if self._patience.hang_seconds and quiet > self._patience.hang_seconds:
-                self._hung(quiet, self._beats)
+                self._hung(quiet, beats)
                 return
-        if now - self._asked > _NODES_SECONDS and self._beats and not self.pausing and self._stop_since is None:
+        if now - self._asked > _NODES_SECONDS and not self.pausing and self._stop_since is None:
             self._asked = now
-            self._mind_nodes(self._beats)
+            self._mind_nodes(read_beats(self._run.attempt))
 
     def _hung(self, quiet: float, beats: list[Beat]) -> None:
         lines = self._cluster.end(beats, self._run.stacks)
@@ -116,6 +115,8 @@ class Supervisor:
 
     def _mind_nodes(self, beats: list[Beat]) -> None:
         """A machine that is about to be taken away ends the attempt now, one that came back ends it at the next checkpoint."""
+        if not beats:
+            return
         leaving = self._cluster.leaving({beat.node for beat in beats})
         step = max(beat.step for beat in beats)
         if leaving and self._cluster.without(leaving):

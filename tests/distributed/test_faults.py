@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ CASES = [(kind, phase, rank) for phase in PHASES for kind in KINDS for rank in (
 def test_a_worker_fails(trainer: Any, tmp_path: Path, record: dict[str, Any], kind: str, phase: str, rank: int) -> None:
     record.update(fault=kind, where=phase, rank=rank)
     run_dir, marker = tmp_path / "run", tmp_path / "struck"
-    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *CHANGES))
+    limit = ["cluster.hang_seconds=30"] if kind == "SIGSTOP" else []  # more than the imports take on a busy machine
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *CHANGES, *limit))
     if phase == "while loading":  # there must be a checkpoint to load
         trainer.train(run_dir, *CHANGES, workers=2, stop_after=4)
     fault = {"kind": kind, "phase": phase, "rank": rank, "call": CALLS[phase], "marker": str(marker)}
@@ -48,7 +50,7 @@ def test_a_worker_fails(trainer: Any, tmp_path: Path, record: dict[str, Any], ki
     restarts = [row for row in run.rows if row["event"] == "restart"]
     assert len(restarts) == 1, err
     if kind == "SIGSTOP":
-        assert "no worker got on for 2" in restarts[0]["reason"]
+        assert "no worker got on for 3" in restarts[0]["reason"]
         stopped, other = ((run_dir / "stacks" / f"rank-{number}.txt").read_text(encoding="utf-8") for number in (rank, 1 - rank))
         assert "stopped by a signal" in stopped and "strike" in stopped
         assert "stopped by a signal" not in other and "most recent call first" in other
@@ -122,35 +124,38 @@ def test_the_newest_checkpoint_is_damaged(trainer: Any, tmp_path: Path, record: 
     record.update(outcome="the one before is taken: same parameters, bit for bit")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system in memory of 128 KB: room for one checkpoint of these runs (52 KB) and its files, not for two."""
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    """Inside, a file system in memory of that size lies at `folder`."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small file system")
-    folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)], capture_output=True, check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False)
     if done.returncode != 0:
         pytest.skip(f"this machine does not let root mount: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_the_disk_is_full(trainer: Any, tmp_path: Path, small_disk: Path, record: dict[str, Any]) -> None:
+def test_the_disk_is_full(trainer: Any, tmp_path: Path, record: dict[str, Any]) -> None:
+    """Room for the first checkpoint (60 KB) and not for the second beside it."""
     record.update(fault="no space", where="the disk of the checkpoints")
     run_dir = tmp_path / "run"
     trainer.claim(run_dir, CHANGES)
     config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *CHANGES))
-    code, err = finish(command("train", config))
-    assert code == 1, err
-    failed = [line for line in err.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 1 and "No space left on device" in failed[0] and "free space there" in failed[0]
-    assert "Traceback" not in err
-    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    code, err = finish(command("train", config))
-    assert code == 0, err
+    with mounted(run_dir / "checkpoints", "100k"):
+        code, err = finish(command("train", config))
+        assert code == 1, err
+        failed = [line for line in err.splitlines() if line.startswith("failed: ")]
+        assert len(failed) == 1 and "No space left on device" in failed[0] and "free space there" in failed[0]
+        assert "Traceback" not in err
+        subprocess.run(["mount", "-o", "remount,size=8m", str(run_dir / "checkpoints")], check=True)
+        code, err = finish(command("train", config))
+        assert code == 0, err
     run = type(undisturbed(trainer))(run_dir)
-    assert [row["event"] for row in run.rows].count("resume") == 1
+    assert [row["step"] for row in run.rows if row["event"] == "resume"] == [3]
     assert_same(run, undisturbed(trainer))
     record.update(outcome="exit 1, one line; with room run again: same parameters, bit for bit")
 
@@ -174,3 +179,34 @@ def test_a_stop_that_takes_too_long_is_cut_short(trainer: Any, tmp_path: Path, r
     assert [row["step"] for row in run.rows if row["event"] == "resume"] == [3]
     assert_same(run, undisturbed(trainer))
     record.update(outcome="exit 75 without a new checkpoint; run again: same parameters, bit for bit")
+
+
+_LOCAL = (*CHANGES, "cluster.launcher=local", "cluster.num_workers=1", "cluster.zero_stage=0")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("stopped", [False, True], ids=["hang", "late stop"])
+def test_where_the_worker_is_the_driver(trainer: Any, tmp_path: Path, record: dict[str, Any], stopped: bool) -> None:
+    """cluster.launcher=local: nobody can restart it, so a hang ends it with 1 and a stop that comes too late with 75."""
+    record.update(fault="late stop" if stopped else "hang", where="a run with cluster.launcher=local")
+    run_dir, stuck = tmp_path / "run", {"kind": "slow", "phase": "in a step", "call": 5, "seconds": 600, "driver": True}
+    limit = "checkpoint.grace_seconds=1" if stopped else "cluster.hang_seconds=15"
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *_LOCAL, limit))
+    process = command("train", config, **plugged(stuck))
+    wait_until(came_to(run_dir, 4), process)
+    if stopped:
+        process.send_signal(signal.SIGTERM)
+    code, err = finish(process)
+    if stopped:
+        assert code == 75 and "stopped without a new checkpoint" in err, err
+    else:
+        assert code == 1 and "failed: hang: no worker got on for 1" in err, err
+        assert "in call" in (run_dir / "stacks" / "rank-0.txt").read_text(encoding="utf-8")
+    assert "Traceback" not in err
+    code, err = finish(command("train", config))
+    assert code == 0, err
+    expected = trainer.once(*_LOCAL)
+    run = type(expected)(run_dir)
+    assert [row["step"] for row in run.rows if row["event"] == "resume"] == [3]
+    assert_same(run, expected)
+    record.update(outcome=f"exit {75 if stopped else 1}, one line; run again: same parameters, bit for bit")

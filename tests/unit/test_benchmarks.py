@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checkpoint, gpu_peers, gpu_suite, loader, peers, results
+from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, loader, peers, results
 from benchmarks.peer_methods import END, TIMELINE, TINY, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
 
@@ -193,3 +193,27 @@ def test_the_cost_of_a_checkpoint_is_measured_from_end_to_end(tmp_path: Path) ->
         assert 0 < row["stall_seconds"]["low"] <= row["write_seconds"]["high"]
     assert list(tmp_path.iterdir()) == [out]
     assert "| LoRA r8 " in checkpoint.report(json.loads(out.read_text()), markdown=True)
+
+
+def test_goodput_counts_repeated_steps_and_lost_time() -> None:
+    """100 useful steps of 2 s in 400 s are half the time; 25 were done twice."""
+    faults = [
+        {"target": "worker", "signal": "SIGKILL", "seconds": 20.0},
+        {"target": "worker", "signal": "SIGKILL", "seconds": 30.0},
+        {"target": "driver", "signal": "SIGTERM", "seconds": 40.0},
+    ]
+    measured = {
+        "faults": faults,
+        "seconds": 400.0,
+        "steps": 100,
+        "steps_executed": 125,
+        "undisturbed_step_seconds": 2.0,
+        "same": True,
+    }
+    text = chaos.report({**results.facts("python -m benchmarks.chaos"), **measured}, markdown=True)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    totals = dict(zip(lines[0], lines[2], strict=True))
+    assert (totals["useful / executed"], totals["goodput in time"], totals["restart s, p50"]) == ("80.0%", "50.0%", "30")
+    assert totals["same result"] == "yes, bit for bit"
+    assert ["SIGKILL to a worker", "2", "25", "30"] in lines
+    assert "NO" in chaos.report({**results.facts(""), **measured, "same": False})

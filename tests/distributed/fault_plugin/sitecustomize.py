@@ -3,7 +3,8 @@
 The package has no hooks for it: in Ray's worker processes, methods of the package are wrapped as they are imported. The faults are
 real ones: the process raises there, or sends itself the signal. Described by REC_DIST_TEST_FAULT (JSON):
 {"kind": "exception" | "SIGKILL" | "SIGSTOP" | "SIGTERM", "phase", "rank", "call": the how manyth call, "marker": made once it came},
-or {"kind": "slow", "phase", "seconds": added to each call}.
+or {"kind": "slow", "phase", "seconds": added to each call, or to the one that "call" names}. With "driver": true the place is in the
+command itself, where cluster.launcher=local trains.
 """
 
 import importlib.machinery
@@ -45,9 +46,10 @@ def wrapped(function: Callable[..., Any], when: str, fault: dict[str, Any]) -> C
     def call(*arguments: Any, **keywords: Any) -> Any:
         nonlocal calls
         calls += 1
-        if fault["kind"] == "slow":
-            time.sleep(fault["seconds"])
         now = calls == fault.get("call")
+        if fault["kind"] == "slow":
+            time.sleep(fault["seconds"] if now or "call" not in fault else 0)
+            return function(*arguments, **keywords)
         if now and when == "before":
             strike(fault)
         result = function(*arguments, **keywords)
@@ -81,5 +83,7 @@ class Finder:
         return spec
 
 
-if "REC_DIST_TEST_FAULT" in os.environ and any("default_worker.py" in word for word in sys.orig_argv):
-    sys.meta_path.insert(0, Finder(json.loads(os.environ["REC_DIST_TEST_FAULT"])))
+if "REC_DIST_TEST_FAULT" in os.environ:
+    described = json.loads(os.environ["REC_DIST_TEST_FAULT"])
+    if any(("rec_dist" if described.get("driver") else "default_worker.py") in word for word in sys.orig_argv):
+        sys.meta_path.insert(0, Finder(described))
