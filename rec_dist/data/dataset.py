@@ -130,6 +130,16 @@ class PreparedData:
             shards=Shards(self.source, entry.shards, index),
         )
 
+    def cache_notes(self, split: str, window: int | None) -> list[str]:
+        """A warning where an order that is shuffled in windows of so many units would fetch the same shards again and again."""
+        size, room = sum(entry.bytes for entry in self.manifest.splits[split].shards), self.source.cache.max_bytes
+        if not self.location.is_remote or window is not None or size <= room:
+            return []
+        return [
+            f"WARNING: the {split} split ({size:,} bytes) is larger than data.cache_bytes ({room:,}), so that a node "
+            "fetches its shards again and again; raise that, or set train.shuffle_window"
+        ]
+
     def copy_items(self, target: Path) -> None:
         """Writes items.arrow to the path `target`."""
         with self.source.cache.opened(self.location, self.manifest.items) as path:
