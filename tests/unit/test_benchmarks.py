@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_peers, gpu_suite, loader, peers, results
+from benchmarks import gpu_peers, gpu_suite, loader, peers, results, resume
 from benchmarks.peer_methods import END, TIMELINE, TINY, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
 
@@ -174,3 +174,10 @@ def test_the_loader_benchmark_counts_its_tokens() -> None:
     assert all(row["groups"] > 0 and row["tokens_per_second"] > 0 for row in result["rows"])
     report = loader.report({**results.facts("python -m benchmarks.loader"), **result})
     assert "packed tokens a second on one core" in report
+
+
+def test_the_resume_benchmark_measures_the_position_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "POSITIONS", (1, 50_000))
+    result = resume.run(repeats=1, sizes={"users": 300, "items": 120, "choices": 9000})
+    assert [(row["group"], row["epoch"]) for row in result["rows"][:2]] == [(1, 0), (50_000, 49_999 // result["units"])]
+    assert "seconds at group 50,000 over group 1, whole epoch" in resume.report({**results.facts("python -m x"), **result})
