@@ -41,7 +41,7 @@ LIMIT = 1.1
 def resume(path: str, cache: str, builder: PromptBuilder, position: int, *, window: int | None) -> dict[str, Any]:
     """Opens the data and gets the batches of the step that holds group `position` (counted from 1)."""
     began = time.perf_counter()
-    data = PreparedData.open(path, cache_folder=cache)
+    data = PreparedData.open(path, cache=cache)
     split = data.split("train")
     task = make_task(data, split, builder, per_trunk=1, groups=GROUPS_PER_STEP, kind="uniform", negatives=NEGATIVES)
     epochs = -(-max(POSITIONS) // task.order.num_units) + 1
@@ -81,7 +81,7 @@ def run(*, repeats: int, sizes: dict[str, int] | None = None) -> dict[str, Any]:
         config = DataConfig(source=str(source), path=f"{folder}/prepared", split="leave_one_out", min_rating=4.0)
         prepare(config, log=lambda line: print(line, file=sys.stderr))
         cache = f"{folder}/cache"
-        data = PreparedData.open(config.path, cache_folder=cache)
+        data = PreparedData.open(config.path, cache=cache)
         builder = build_prompt_builder(PromptConfig(), small_tokenizer(data.titles), data.titles)
         cases = [(position, window) for window in (None, 65_536) for position in POSITIONS]
         found: dict[tuple[int, int | None], list[dict[str, Any]]] = {case: [] for case in cases}

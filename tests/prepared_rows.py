@@ -57,7 +57,7 @@ def write_prepared(
         items=write_items(folder, table, counts),
         splits=entries,
     ).save(folder)
-    return PreparedData.open(folder, cache_folder=str(cache or folder.with_name(folder.name + "-cache")))
+    return PreparedData.open(folder, cache=str(cache or folder.with_name(folder.name + "-cache")))
 
 
 def _sequences(rows: list[Row]) -> Sequences:
