@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from rec_dist.data.dataset import PreparedData
 from rec_dist.data.interactions import ItemTable
@@ -57,7 +58,7 @@ def write_prepared(
         items=write_items(folder, table, counts),
         splits=entries,
     ).save(folder)
-    return PreparedData.open(folder, cache_folder=str(cache or folder.with_name(folder.name + "-cache")))
+    return PreparedData.open(folder, cache=str(cache or folder.with_name(folder.name + "-cache")))
 
 
 def _sequences(rows: list[Row]) -> Sequences:
@@ -68,7 +69,7 @@ def _sequences(rows: list[Row]) -> Sequences:
         lengths[row.user], dislikes[row.user] = len(row.items), len(row.disliked)
     items = np.asarray([item for row in rows for item in row.items], dtype=np.int64)
     return Sequences(
-        raw_users=[f"u{user}" for user in range(num_users)],
+        raw_users=pa.array([f"u{user}" for user in range(num_users)], pa.string()),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         item=items,
         timestamp=np.arange(len(items), dtype=np.int64),

@@ -163,6 +163,7 @@ class TrainConfig(Section):
         1, ge=1, lt=_INT32, description="Targets of one user that share one prompt (a timeline). Style list only."
     )
     tokens_per_pack: int = Field(1024, ge=8, lt=_INT32, description="Tokens of one forward pass on one worker.")
+    shuffle_window: int | None = Field(None, ge=1, lt=_INT32, description="Units shuffled together; None: the whole epoch.")
     seed: int = Field(0, ge=0, lt=1 << 32, description="Of order, negatives, initial weights and dropout.")
     max_bad_steps: int = Field(
         3,

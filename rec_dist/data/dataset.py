@@ -83,7 +83,7 @@ class PreparedData:
     train_counts: I64
 
     @staticmethod
-    def open(path: str | Path, *, cache_folder: str | None = None, cache_bytes: int = CACHE_BYTES) -> "PreparedData":
+    def open(path: str | Path, *, cache: str | None = None, cache_bytes: int = CACHE_BYTES) -> "PreparedData":
         """Opens the data set at `path` (data.path), a folder or a URI, through the node's cache.
 
         Reads the manifest, compares the sizes of all files with it and reads items.arrow. UserError: no prepared data set, a file that
@@ -93,8 +93,7 @@ class PreparedData:
         manifest = Manifest.load(location)
         if problems := folder_faults(location, manifest):
             raise UserError(f"data.path ({location}) is damaged, {len(problems)} fault(s): {problems[0]}; {REMEDY}.")
-        folder = Path(cache_folder).expanduser().absolute() if cache_folder else cache_dir() / "data"
-        source = Source(location, NodeCache(folder, cache_bytes))
+        source = Source(location, NodeCache(cache_folder(cache), cache_bytes))
         table, _ = source.table(manifest.items, ITEM_SCHEMA)
         return PreparedData(
             source=source,
@@ -130,6 +129,16 @@ class PreparedData:
             shards=Shards(self.source, entry.shards, index),
         )
 
+    def cache_notes(self, split: str, window: int | None) -> list[str]:
+        """A warning where an order that is shuffled in windows of so many units would fetch the same shards again and again."""
+        size, room = sum(entry.bytes for entry in self.manifest.splits[split].shards), self.source.cache.max_bytes
+        if not self.location.is_remote or window is not None or size <= room:
+            return []
+        return [
+            f"WARNING: the {split} split ({size:,} bytes) is larger than data.cache_bytes ({room:,}), so that a node "
+            "fetches its shards again and again; raise that, or set train.shuffle_window"
+        ]
+
     def copy_items(self, target: Path) -> None:
         """Writes items.arrow to the path `target`."""
         with self.source.cache.opened(self.location, self.manifest.items) as path:
@@ -138,4 +147,9 @@ class PreparedData:
 
 def open_data(config: DataConfig) -> PreparedData:
     """The data set at data.path. UserError: as PreparedData.open."""
-    return PreparedData.open(config.path, cache_folder=config.cache_dir, cache_bytes=config.cache_bytes)
+    return PreparedData.open(config.path, cache=config.cache_dir, cache_bytes=config.cache_bytes)
+
+
+def cache_folder(named: str | None) -> Path:
+    """data.cache_dir, absolute; by default in this package's cache."""
+    return Path(named).expanduser().absolute() if named else cache_dir() / "data"

@@ -13,6 +13,7 @@ from rec_dist.data.location import is_remote
 from rec_dist.data.manifest import Manifest
 from rec_dist.data.predictions import PREDICTIONS_NAME
 from rec_dist.data.prepare import prepare as prepare_data
+from rec_dist.data.upload import prepare_remote
 from rec_dist.evaluate.language import (
     EvaluateJob,
     build_checked_builder,
@@ -43,7 +44,8 @@ Log = Callable[[str], None]
 
 def prepare(config: RunConfig, *, log: Log) -> Manifest:
     """Raw files -> the prepared data set at data.path; kept when it is there already."""
-    return prepare_data(config.data, log=log, ray_map=lambda: ray_map(config.cluster.address))
+    place = prepare_remote if is_remote(config.data.path) else prepare_data
+    return place(config.data, log=log, ray_map=lambda: ray_map(config.cluster.address))
 
 
 def absolute(path: str) -> Path:

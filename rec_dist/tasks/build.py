@@ -57,7 +57,8 @@ def build_order(config: RunConfig, num_units: int) -> Order:
     per_step, per_unit = config.train.groups_per_step, config.train.targets_per_trunk
     if per_step % per_unit:
         raise UserError(f"train.groups_per_step ({per_step}) must be a multiple of train.targets_per_trunk ({per_unit})")
-    return Order(num_units, per_step // per_unit, config.train.epochs, config.train.seed, config.train.max_steps)
+    train = config.train
+    return Order(num_units, per_step // per_unit, train.epochs, train.seed, train.max_steps, train.shuffle_window)
 
 
 def model_dtype(config: RunConfig, device: str) -> torch.dtype:
@@ -140,7 +141,7 @@ def reference_key(config: RunConfig, start: Start, builder: PromptBuilder, data:
     adapter = sha256(start.adapter / ADAPTER_WEIGHTS) if start.adapter else None
     model = sampled_fingerprint(start.model, "*.safetensors")
     draws = [config.negatives.model_dump(), config.train.seed, config.train.targets_per_trunk, config.train.groups_per_step]
-    extent = [config.train.epochs, config.train.max_steps]
+    extent = [config.train.epochs, config.train.max_steps, config.train.shuffle_window]
     return fingerprint([model, adapter, builder.fingerprint, data.manifest.fingerprint, draws, extent, dtype])
 
 

@@ -212,13 +212,14 @@ class LanguageTask:
 
     def notes(self) -> list[str]:
         """What the user should know of the data this task is on."""
-        if self._sampler.kind != "low_rated":
-            return []
-        short = int((np.diff(self._split.disliked_offsets) < self._sampler.num).sum())
-        return [
-            f"WARNING: negatives.kind=low_rated: {short:,} of {len(self._split):,} users have fewer than {self._sampler.num} "
-            "items rated below data.min_rating; uniform negatives fill up"
-        ]
+        notes = self._data.cache_notes(self._split.name, self.order.window)
+        if self._sampler.kind == "low_rated":
+            short = int((np.diff(self._split.disliked_offsets) < self._sampler.num).sum())
+            notes.append(
+                f"WARNING: negatives.kind=low_rated: {short:,} of {len(self._split):,} users have fewer than {self._sampler.num} "
+                "items rated below data.min_rating; uniform negatives fill up"
+            )
+        return notes
 
     def check_module(self, module: nn.Module, score: Callable[[GroupedStream], Tensor]) -> None:
         """Raises UserError when the model's attention does not keep to the mask. score: stream -> (N,) log-probs."""

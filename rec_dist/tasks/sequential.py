@@ -131,14 +131,19 @@ class SequentialTask:
             )
 
     def notes(self) -> list[str]:
-        """Which softmax trains, where that is not plain from the configuration."""
+        """Which softmax trains, where that is not plain from the configuration, and whether the data fit the cache."""
+        notes = self._data.cache_notes(self._split.name, self.order.window)
         if self._sampler is not None:
             return [
-                f"the loss is an estimate from {self._num_sampled:,} sampled items of {self._data.num_items:,}, lower on average"
+                *notes,
+                f"the loss is an estimate from {self._num_sampled:,} sampled items of {self._data.num_items:,}, lower on average",
             ]
         if self._num_sampled:
-            return [f"task.sequential.num_sampled ({self._num_sampled:,}) covers the catalogue: the softmax is the full one"]
-        return []
+            return [
+                *notes,
+                f"task.sequential.num_sampled ({self._num_sampled:,}) covers the catalogue: the softmax is the full one",
+            ]
+        return notes
 
     def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
         """Nothing to check: the module is ours, and its tests stand in for what a foreign model must show."""
@@ -198,7 +203,7 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Sequent
         data,
         rows,
         targets,
-        order=Order(max(len(targets), 1), train.groups_per_step, train.epochs, train.seed, train.max_steps),
+        order=Order(max(len(targets), 1), train.groups_per_step, train.epochs, train.seed, train.max_steps, train.shuffle_window),
         seed=train.seed,
         num_sampled=settings.num_sampled,
         top_h=settings.top_h if split == "train" else 0,

@@ -94,6 +94,10 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["optimizer.betas=[1,2]"], ("optimizer.betas", "less than 1")),
         (["optimizer.lr=inf"], ("optimizer.lr", "finite")),
         (["train.seed=99999999999999999999999"], ("train.seed", "less than 4294967296")),
+        (["prompt.max_history=99999999999999999999"], ("prompt.max_history", "less than 2147483648")),
+        (["train.targets_per_trunk=99999999999999999999"], ("train.targets_per_trunk", "less than 2147483648")),
+        (["prompt.max_history=2147483647"], ("positions", "512", "lower prompt.max_history")),
+        (["data.path=s5://bucket/data"], ("data.path (s5://bucket/data)", "cannot be opened")),
         (["train.run_dir=/dev/null/run"], ("train.run_dir", "choose another folder")),
         (["model.attention=flex"], ("model.attention=flex", "needs a CUDA device", "set model.attention=auto or sdpa")),
         (["model.attention=flex", "task.kind=sequential"], ("model.attention=flex", "set it to auto")),
@@ -310,6 +314,17 @@ def test_a_flipped_bit_in_a_data_set(case: Case, tiny_data: Path) -> None:
     shard = next(copy.glob("train-*.arrow"))
     _flip(shard)
     case.refuses("verify", copy, names=(shard.name, "SHA-256", "prepare"))
+
+
+def test_a_flipped_bit_is_refused_before_training(case: Case, tiny_data: Path) -> None:
+    copy = case.folder / "prepared"
+    shutil.copytree(tiny_data, copy)
+    _flip(copy / "items.arrow")
+    case.refuses("train", case.file, f"data.path={copy}", names=("items.arrow: SHA-256 is", "rec-dist prepare"))
+
+
+def test_a_cache_that_cannot_be_written(case: Case) -> None:
+    case.refuses("train", case.file, "data.cache_dir=/dev/null/x", names=("data.cache_dir (/dev/null/x)", "cannot be used"))
 
 
 @pytest.mark.parametrize(

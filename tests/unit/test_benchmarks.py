@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, loader, peers, results
+from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, loader, peers, results, resume
 from benchmarks.peer_methods import END, TIMELINE, TINY, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
 
@@ -217,3 +217,10 @@ def test_goodput_counts_repeated_steps_and_lost_time() -> None:
     assert totals["same result"] == "yes, bit for bit"
     assert ["SIGKILL to a worker", "2", "25", "30"] in lines
     assert "NO" in chaos.report({**results.facts(""), **measured, "same": False})
+
+
+def test_the_resume_benchmark_measures_the_position_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "POSITIONS", (1, 50_000))
+    result = resume.run(repeats=1, sizes={"users": 300, "items": 120, "choices": 9000})
+    assert [(row["group"], row["epoch"]) for row in result["rows"][:2]] == [(1, 0), (50_000, 49_999 // result["units"])]
+    assert "seconds at group 50,000 over group 1, whole epoch" in resume.report({**results.facts("python -m x"), **result})

@@ -66,7 +66,7 @@ def contents(split: SequenceSplit) -> list[object]:
 
 
 def opened(server: S3Server, prefix: str, cache: Path, cache_bytes: int = 1 << 30) -> PreparedData:
-    return PreparedData.open(server.uri(prefix), cache_folder=str(cache), cache_bytes=cache_bytes)
+    return PreparedData.open(server.uri(prefix), cache=str(cache), cache_bytes=cache_bytes)
 
 
 def cached(cache: Path) -> dict[str, int]:
@@ -136,7 +136,7 @@ def test_processes_of_a_node_fetch_a_shard_once(
     prefix = put()
     program = (
         "import sys; from rec_dist.data.dataset import PreparedData;"
-        "split = PreparedData.open(sys.argv[1], cache_folder=sys.argv[2], cache_bytes=int(sys.argv[3])).split('train');"
+        "split = PreparedData.open(sys.argv[1], cache=sys.argv[2], cache_bytes=int(sys.argv[3])).split('train');"
         "print(sum(int(split.items_of(row).sum()) * (row + 1) for row in range(len(split))))"
     )
     everything = sum(entry.bytes for entry in local.manifest.files)
@@ -235,7 +235,7 @@ def test_verify_says_whole_of_what_is_whole(server: S3Server, put: Callable[[], 
 def test_a_server_that_goes_gives_one_error_that_says_so(put: Callable[[], str], local: PreparedData, tmp_path: Path) -> None:
     running = S3Server()
     try:
-        split = PreparedData.open(running.put(local.location.folder, "p"), cache_folder=str(tmp_path / "cache")).split("train")
+        split = PreparedData.open(running.put(local.location.folder, "p"), cache=str(tmp_path / "cache")).split("train")
         assert len(split.items_of(0))
     finally:
         running.kill()
@@ -257,6 +257,6 @@ def test_a_server_that_goes_gives_one_error_that_says_so(put: Callable[[], str],
 )
 def test_a_place_that_holds_nothing_is_refused(server: S3Server, place: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        PreparedData.open(place.format(port=server.port), cache_folder=str(tmp_path))
+        PreparedData.open(place.format(port=server.port), cache=str(tmp_path))
     assert "secret" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
