@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart quickstart-dmpo test test-fast lint clean
+.PHONY: help install quickstart quickstart-dmpo test test-faults test-fast lint clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -21,8 +21,13 @@ quickstart: install ## the main job on real data: about 20 minutes on 2 cores; e
 quickstart-dmpo: install ## the same with DMPO in place of S-DPO
 	$(BIN)/rec-dist run configs/quickstart.yaml vars.method=dmpo
 
-test: install ## all tests
-	$(BIN)/python -m pytest
+test: install ## all tests, with a few of the fault matrix
+	$(BIN)/python -m pytest -m 'not faults or quick'
+
+test-faults: install ## the whole fault matrix: about 50 minutes on 2 idle cores; writes its table into docs/reliability.md
+	mkdir -p runs && rm -f runs/faults.jsonl
+	REC_DIST_FAULTS=$(CURDIR)/runs/faults.jsonl $(BIN)/python -m pytest -m faults; status=$$?; \
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/fault_table.py runs/faults.jsonl docs/reliability.md && exit $$status
 
 test-fast: install ## without real Ray workers
 	$(BIN)/python -m pytest -m 'not slow and not launch'

@@ -5,7 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rec_dist.runtime.errors import NotFiniteError, OutOfMemoryError, StopRequested, UserError, WorkerFailedError
+from rec_dist.runtime.disk import as_disk_error
+from rec_dist.runtime.errors import (
+    NotFiniteError,
+    OutOfMemoryError,
+    StopRequested,
+    UnreachableError,
+    UserError,
+    WorkerFailedError,
+)
 from rec_dist.runtime.quiet import quieten
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
@@ -35,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=meaning)
-        target = {"evaluate": "RUN_DIR or CONFIG.yaml", "verify": "DATA_DIR or RUN_DIR"}.get(name, "CONFIG.yaml")
+        target = {"evaluate": "RUN_DIR or CONFIG.yaml", "verify": "DATA_DIR, URI or RUN_DIR"}.get(name, "CONFIG.yaml")
         command.add_argument("target", metavar=target.replace(" ", "_"), help=target)
         if name != "verify":
             command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
@@ -56,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _profile(parsed)
         if parsed.command == "plan":
             return _plan(parsed)
+        if parsed.command == "verify":
+            return _verify(parsed.target)
         return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
@@ -63,11 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StopRequested as request:
         print(str(request), file=sys.stderr)
         return EXIT_STOPPED
-    except (OutOfMemoryError, NotFiniteError, WorkerFailedError) as fault:
+    except (OutOfMemoryError, NotFiniteError, UnreachableError, WorkerFailedError) as fault:
         print(f"failed: {fault}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint is kept", file=sys.stderr)
+        return EXIT_FAILED
+    except Exception as fault:
+        disk = as_disk_error(fault)
+        if disk is None:
+            raise
+        print(f"failed: {disk}", file=sys.stderr)
         return EXIT_FAILED
 
 
@@ -91,6 +107,13 @@ def _plan(parsed: argparse.Namespace) -> int:
     return plan(load_config(Path(parsed.target), parsed.overrides), output=output)
 
 
+def _verify(target: str) -> int:
+    from rec_dist.pipeline.verify import verify
+
+    verify(target, log=_log)
+    return 0
+
+
 def _run(command: str, target: Path, overrides: Sequence[str]) -> int:
     from rec_dist.config.load import load_config
     from rec_dist.pipeline import commands
@@ -102,8 +125,7 @@ def _run(command: str, target: Path, overrides: Sequence[str]) -> int:
         commands.train(load_config(target, overrides), log=_log)
     elif command == "evaluate":
         commands.evaluate(target, overrides, log=_log)
-    elif command == "verify":
-        commands.verify(target, log=_log)
+
     else:
         return run_pipeline(target, overrides, log=_log)
     return 0

@@ -113,7 +113,7 @@ def run_workers(worker: Any, jobs: Sequence[Any], folder: Path) -> list[Any]:
 
 def start_workers(worker: Any, jobs: Sequence[Any], folder: Path) -> list[Child]:
     """As run_workers, without waiting: one child a rank."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     folders = [folder / f"rank-{rank}-{time.time_ns()}" for rank in range(len(jobs))]
     return [
         start(_work, worker, rank, len(jobs), job, folders[rank], folder=folders[rank], environment=address)
@@ -134,7 +134,8 @@ def _work(worker: Any, rank: int, size: int, job: Any, folder: Path) -> int:
     return int("raised" in value)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -5,10 +5,16 @@ Config objects stop at builders: below tasks/ functions take plain values. Units
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Auto = Literal["auto"]
+_INT32 = 1 << 31  # above all that is counted, below what overflows in numpy
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _no_bool(value: object) -> object:
+    """A Literal of numbers takes true for 1."""
+    return repr(value).lower() if isinstance(value, bool) else value
 
 
 class Section(BaseModel):
@@ -23,8 +29,12 @@ class DataConfig(Section):
     """Raw files in, prepared data set out."""
 
     source: str = Field(description="Raw data: a known name (ml-100k, ml-1m) or the folder or file of your own.")
-    format: Literal["auto", "recbole", "movielens", "csv"] = Field("auto", description="How to read the source.")
-    path: str = Field(description="Folder of the prepared data set; written by `prepare`, read by everything else.")
+    format: Literal["auto", "recbole", "movielens", "amazon", "parquet", "csv"] = Field(
+        "auto", description="How to read the source."
+    )
+    path: str = Field(description="The prepared data set, written by `prepare`: a folder, or an s3://, gs:// or hdfs:// URI.")
+    cache_dir: str | None = Field(None, description="Folder on each node for fetched files; None: ~/.cache/rec-dist/data.")
+    cache_bytes: int = Field(64 << 30, ge=1, lt=1 << 62, description="Fetched shards a node keeps; oldest use goes first.")
     split: Literal["leave_one_out", "global_temporal", "user_ratio"] = Field(
         "global_temporal", description="leave_one_out: last item of each user tests. global_temporal: one cut in time for all."
     )
@@ -41,10 +51,11 @@ class DataConfig(Section):
     min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer choices are dropped.")
     max_bad_rows: int = Field(0, ge=0, description="Rows that cannot be read: more than this many is an error.")
     num_shards: int = Field(2, ge=1, description="Arrow shards a split.")
-    max_train_users: int | None = Field(None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all.")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="csv, recbole: which column is user, item, rating, timestamp, title, year, categories."
+    prepare_on: Literal["auto", "memory", "disk", "ray"] = Field(
+        "auto", description="memory: 0.3 GB a million rows. disk, ray: in bounded memory. auto: ray from 128 MiB of source on."
     )
+    max_train_users: int | None = Field(None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all.")
+    columns: dict[str, str] = Field(default_factory=dict, description="csv, parquet, recbole: which column plays which role.")
 
 
 class PromptConfig(Section):
@@ -57,9 +68,9 @@ class PromptConfig(Section):
     question: str = Field("Which movie does the user watch next?", description="chat only: asked after the history.")
     item_prefix: str = Field("\n-", description="Stands before each title of the history, and before the answer in style list.")
     end: str = Field("\n", description="Ends a completion; `<eos>` means the tokenizer's end-of-sequence token.")
-    max_history: int = Field(10, ge=1, description="Most recent items shown.")
+    max_history: int = Field(10, ge=1, lt=_INT32, description="Most recent items shown.")
     candidates: Literal["none", "listed"] = Field("none", description="listed: the candidates stand, shuffled, in the prompt.")
-    num_candidates: int = Field(20, ge=2, description="candidates=listed: how many are listed, the answer included.")
+    num_candidates: int = Field(20, ge=2, lt=_INT32, description="candidates=listed: how many are listed, the answer included.")
     candidates_header: str = Field("\nThe next one is among:", description="candidates=listed: stands before the list.")
     answer_header: str = Field("\nThe user's next movie:", description="candidates=listed: stands after the list.")
 
@@ -114,7 +125,7 @@ class SequentialConfig(Section):
     num_horizontal: int = Field(16, ge=1, description="caser: horizontal filters of each height from 1 to window.")
     num_vertical: int = Field(4, ge=1, description="caser: vertical filters.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout in layers and embeddings.")
-    max_length: int = Field(100, ge=2, description="Most recent items a sequence keeps.")
+    max_length: int = Field(100, ge=2, lt=_INT32, description="Most recent items a sequence keeps.")
     num_sampled: int = Field(
         0, ge=0, description="Items drawn a step to estimate the softmax, for large catalogues; 0, or the catalogue's size: all."
     )
@@ -139,18 +150,20 @@ class TrainConfig(Section):
 
     run_dir: str = Field(description="Run directory; a finished or stopped one is resumed, never overwritten.")
     init_from: str | None = Field(None, description="A finished run directory whose adapter or model this run starts from.")
-    epochs: int = Field(1, ge=1, description="Passes over the training targets; train.max_steps may end earlier.")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; None: as many as the epochs need.")
+    epochs: int = Field(1, ge=1, lt=_INT32, description="Passes over the training targets; train.max_steps may end earlier.")
+    max_steps: int | None = Field(None, ge=1, lt=_INT32, description="Optimizer steps; None: as many as the epochs need.")
     groups_per_step: int = Field(
         32,
         ge=1,
+        lt=_INT32,
         description="Global batch: at most so many groups (kind=sequential: sequences) an optimizer step, over all workers; a user "
         "with fewer targets than targets_per_trunk fills a smaller unit.",
     )
     targets_per_trunk: int = Field(
-        1, ge=1, description="Targets of one user that share one prompt (a timeline). Style list only."
+        1, ge=1, lt=_INT32, description="Targets of one user that share one prompt (a timeline). Style list only."
     )
-    tokens_per_pack: int = Field(1024, ge=8, description="Tokens of one forward pass on one worker.")
+    tokens_per_pack: int = Field(1024, ge=8, lt=_INT32, description="Tokens of one forward pass on one worker.")
+    shuffle_window: int | None = Field(None, ge=1, lt=_INT32, description="Units shuffled together; None: the whole epoch.")
     seed: int = Field(0, ge=0, lt=1 << 32, description="Of order, negatives, initial weights and dropout.")
     max_bad_steps: int = Field(
         3,
@@ -178,12 +191,30 @@ class ClusterConfig(Section):
     launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers. local: in this process, one worker.")
     num_workers: int | Auto = Field("auto", description="auto: every GPU; without GPUs two workers (one on a single core).")
     use_gpu: bool | Auto = Field("auto", description="auto: when the cluster has any.")
-    cpus_per_worker: float | Auto = Field("auto", description="auto: the cluster's cores shared out evenly.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(3, description="DeepSpeed ZeRO stage: what is sharded over the workers.")
+    min_workers: int | None = Field(
+        None, ge=1, description="ray, train: go on with this many after nodes were lost, and grow back later. None: num_workers."
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto", description="auto: the cluster's cores shared out evenly."
+    )
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_bool)] = Field(
+        3, description="DeepSpeed ZeRO stage: what is sharded over the workers."
+    )
     max_restarts: int = Field(
         3,
         ge=0,
         description="ray, train: restarts from the newest checkpoint after a worker failed; twice at one step is the end.",
+    )
+    hang_seconds: float = Field(
+        1800.0,
+        ge=0,
+        description="train: no worker got on for so long is a failure, told with all stacks; longer than a model load, a step or a "
+        "checkpoint takes. 0: never.",
+    )
+    node_wait_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="ray, train: after a failure, how long lost nodes may take to come back before fewer workers go on.",
     )
     address: str | None = Field(None, description="Ray address; None: RAY_ADDRESS or a cluster of this machine alone.")
 
@@ -193,6 +224,24 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(50, ge=1, description="Steps between checkpoints; the last step and a stop are always saved.")
     keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    asynchronous: bool = Field(
+        False, description="Train on while a checkpoint is written; takes 12 bytes of host memory a trainable weight."
+    )
+    on_error: Literal["stop", "continue"] = Field(
+        "stop", description="When the disk is full or fails under a checkpoint. stop: exit code 1. continue: a warning."
+    )
+    validation_units: int = Field(
+        0, ge=0, description="Validation units (users' targets) whose loss is taken with each checkpoint; 0: none."
+    )
+    keep_best: Literal["none", "valid_loss"] = Field(
+        "none", description="valid_loss: the checkpoint of lowest validation loss is kept besides the newest."
+    )
+    use_best: bool = Field(False, description="model/ is saved from the best checkpoint, not from the last step.")
+    grace_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="After a stop was asked for: how long the step and its checkpoint may take before it ends without.",
+    )
 
 
 class EvaluateConfig(Section):

@@ -1,41 +1,42 @@
-"""A prepared data set, opened for reading: memory-mapped, flat numpy columns, no copy unless a split lies in several shards.
+"""A prepared data set, opened for reading: the catalogue and the index of a split in memory, its shards mapped as they are needed.
 
-Letters: U rows (users) of a split, N items over all its rows, D dislikes over all its rows, I items of the catalogue.
+Letters: U rows (users) of a split, N items over all its rows, I items of the catalogue.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
-from rec_dist.data.manifest import Manifest, read_arrow, verify
-from rec_dist.data.schema import ITEM_SCHEMA, SEQUENCE_SCHEMA
+from rec_dist.config.schema import DataConfig
+from rec_dist.data.index import flat, read_index
+from rec_dist.data.location import REMEDY, Location
+from rec_dist.data.manifest import Manifest
+from rec_dist.data.node_cache import NodeCache
+from rec_dist.data.reading import Shards, Source
+from rec_dist.data.schema import INDEX_SCHEMA, ITEM_SCHEMA
+from rec_dist.data.verify import folder_faults
 from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.packages import cache_dir
 from rec_dist.stream.trunk import I32, I64
 
-_Scalar = TypeVar("_Scalar", bound=np.generic)
+CACHE_BYTES = 64 << 30  # data.cache_bytes where no configuration says
 
 
 @dataclass(frozen=True)
 class SequenceSplit:
-    """One split; row r's items are items[offsets[r]:offsets[r+1]], its targets those from position first_target[r] on.
+    """One split; row r has offsets[r + 1] - offsets[r] items, and its targets are those from position first_target[r] on.
 
-    user_ids (U,) int64 ascending; offsets (U+1,) int64; items (N,) int32; first_target (U,) int32 >= 1;
-    disliked_offsets (U+1,) int64; disliked (D,) int32, rated below
-    data.min_rating within the training part. The arrays are read-only.
+    user_ids (U,) int64 ascending; offsets, disliked_offsets (U+1,) int64; first_target (U,) int32 >= 1. The arrays are read-only.
     """
 
     name: str
     user_ids: I64
     offsets: I64
-    items: I32
     first_target: I32
     disliked_offsets: I64
-    disliked: I32
-    raw_user_column: pa.ChunkedArray
+    shards: Shards
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -45,27 +46,36 @@ class SequenceSplit:
         """Targets over all rows."""
         return int((np.diff(self.offsets) - self.first_target).sum())
 
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return int(self.offsets[-1])
+
+    def take(self, rows: I64, counts: I64) -> I32:
+        """The first counts (R,) items of each of rows (R,), one after another."""
+        return self.shards.items(rows, counts)
+
     def items_of(self, row: int) -> I32:
         """The items of row `row` in time order, history and targets."""
-        return self.items[self.offsets[row] : self.offsets[row + 1]]
+        return self.shards.items_of(row)
 
     def disliked_of(self, row: int) -> I32:
-        """What the user of row `row` disliked within the training part."""
-        return self.disliked[self.disliked_offsets[row] : self.disliked_offsets[row + 1]]
+        """What the user of row `row` disliked within the training part: rated below data.min_rating."""
+        return self.shards.disliked_of(row)
 
     def raw_user(self, row: int) -> str:
         """The source's name of the user of row `row`."""
-        return str(self.raw_user_column[row].as_py())
+        return self.shards.raw_user(row)
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The catalogue in memory, the splits on disk until asked for.
+    """The catalogue in memory, the splits where they lie until asked for.
 
     titles[i], raw_items[i] and categories[i] are item i's; train_counts (I,) says how often it stands in rows of the train split.
     """
 
-    path: Path
+    source: Source
     manifest: Manifest
     titles: list[str]
     raw_items: list[str]
@@ -73,27 +83,31 @@ class PreparedData:
     train_counts: I64
 
     @staticmethod
-    def open(path: str | Path, *, check_hashes: bool = False) -> "PreparedData":
-        """Opens the folder `path` (data.path). check_hashes reads every file once, about 1 GB/s, and finds flipped bits.
+    def open(path: str | Path, *, cache: str | None = None, cache_bytes: int = CACHE_BYTES) -> "PreparedData":
+        """Opens the data set at `path` (data.path), a folder or a URI, through the node's cache.
 
-        UserError: no prepared data set, or a file that is missing, of another size, or of another schema.
+        Reads the manifest, compares the sizes of all files with it and reads items.arrow. UserError: no prepared data set, a file that
+        is missing, of another size or not in the manifest, or a damaged items.arrow.
         """
-        folder = Path(path).expanduser().absolute()
-        manifest = Manifest.load(folder)
-        if problems := verify(folder, hashes=check_hashes):
-            raise UserError(
-                f"data.path ({folder}) is damaged, {len(problems)} fault(s): {problems[0]}; "
-                "remove the folder and run `rec-dist prepare CONFIG`."
-            )
-        table = _columns(folder / manifest.items.name, ITEM_SCHEMA)
+        location = Location(path)
+        manifest = Manifest.load(location)
+        if problems := folder_faults(location, manifest):
+            raise UserError(f"data.path ({location}) is damaged, {len(problems)} fault(s): {problems[0]}; {REMEDY}.")
+        source = Source(location, NodeCache(cache_folder(cache), cache_bytes))
+        table, _ = source.table(manifest.items, ITEM_SCHEMA)
         return PreparedData(
-            path=folder,
+            source=source,
             manifest=manifest,
             titles=table["title"].to_pylist(),
             raw_items=table["raw_item"].to_pylist(),
             categories=table["categories"].to_pylist(),
-            train_counts=_flat(table["train_count"].chunks, np.int64),
+            train_counts=flat(table["train_count"].chunks, np.int64),
         )
+
+    @property
+    def location(self) -> Location:
+        """Where it lies."""
+        return self.source.location
 
     @property
     def num_items(self) -> int:
@@ -101,49 +115,41 @@ class PreparedData:
         return len(self.titles)
 
     def split(self, name: str) -> SequenceSplit:
-        """The split "train", "valid" or "test". UserError: another name."""
+        """The split "train", "valid" or "test": its index; shards are opened later. UserError: another name, or a damaged index."""
         entry = self.manifest.splits.get(name)
         if entry is None:
-            raise UserError(f"{name} is no split of {self.path}; splits are {', '.join(self.manifest.splits)}.")
-        table = pa.concat_tables([_columns(self.path / shard.name, SEQUENCE_SCHEMA) for shard in entry.shards])
-        offsets, items = _flat_lists(table["items"])
-        disliked_offsets, disliked = _flat_lists(table["disliked"])
+            raise UserError(f"{name} is no split of {self.location}; splits are {', '.join(self.manifest.splits)}.")
+        index = read_index(self.source.table(entry.index, INDEX_SCHEMA)[0])
         return SequenceSplit(
             name=name,
-            user_ids=_flat(table["user_id"].chunks, np.int64),
-            offsets=offsets,
-            items=items,
-            first_target=_flat(table["first_target"].chunks, np.int32),
-            disliked_offsets=disliked_offsets,
-            disliked=disliked,
-            raw_user_column=table["raw_user"],
+            user_ids=index.user_ids,
+            offsets=index.offsets,
+            first_target=index.first_target,
+            disliked_offsets=index.disliked_offsets,
+            shards=Shards(self.source, entry.shards, index),
         )
 
+    def cache_notes(self, split: str, window: int | None) -> list[str]:
+        """A warning where an order that is shuffled in windows of so many units would fetch the same shards again and again."""
+        size, room = sum(entry.bytes for entry in self.manifest.splits[split].shards), self.source.cache.max_bytes
+        if not self.location.is_remote or window is not None or size <= room:
+            return []
+        return [
+            f"WARNING: the {split} split ({size:,} bytes) is larger than data.cache_bytes ({room:,}), so that a node "
+            "fetches its shards again and again; raise that, or set train.shuffle_window"
+        ]
 
-def _columns(path: Path, schema: pa.Schema) -> pa.Table:
-    table = read_arrow(path)
-    if not table.schema.equals(schema):
-        raise UserError(
-            f"{path} has other columns than this release writes; remove the data set and run `rec-dist prepare CONFIG`."
-        )
-    return table
-
-
-def _flat(chunks: list[pa.Array], dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
-    """Chunks without nulls as one array: a view of the mapped file if there is one chunk with rows."""
-    filled: list[npt.NDArray[_Scalar]] = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks if len(chunk)]
-    if len(filled) == 1:
-        return filled[0]
-    out = np.concatenate(filled) if filled else np.zeros(0, dtype=dtype)
-    out.flags.writeable = False
-    return out
+    def copy_items(self, target: Path) -> None:
+        """Writes items.arrow to the path `target`."""
+        with self.source.cache.opened(self.location, self.manifest.items) as path:
+            shutil.copyfile(path, target)
 
 
-def _flat_lists(column: pa.ChunkedArray) -> tuple[I64, I32]:
-    """A list<int32> column as (offsets (rows+1,) int64, values)."""
-    lengths = [np.diff(chunk.offsets.to_numpy(zero_copy_only=True)) for chunk in column.chunks if len(chunk)]
-    offsets: I64 = np.zeros(len(column) + 1, dtype=np.int64)
-    if lengths:
-        np.cumsum(np.concatenate(lengths), out=offsets[1:])
-    offsets.flags.writeable = False
-    return offsets, _flat([chunk.flatten() for chunk in column.chunks], np.int32)
+def open_data(config: DataConfig) -> PreparedData:
+    """The data set at data.path. UserError: as PreparedData.open."""
+    return PreparedData.open(config.path, cache=config.cache_dir, cache_bytes=config.cache_bytes)
+
+
+def cache_folder(named: str | None) -> Path:
+    """data.cache_dir, absolute; by default in this package's cache."""
+    return Path(named).expanduser().absolute() if named else cache_dir() / "data"

@@ -11,15 +11,19 @@ from heapq import heapreplace
 
 import numpy as np
 
-from rec_dist.runtime.rng import permute
+from rec_dist.runtime.rng import hash_u64, permute
 from rec_dist.stream.trunk import I64
+
+_RUN, _BEGIN = -1, -2  # streams of draws beside those of the windows, which are numbered from 0
+_RUNS_A_WINDOW = 16  # so that a window mixes users of as many places
 
 
 @dataclass(frozen=True)
 class Order:
-    """The endless order of units: epoch after epoch, each a pseudo-random permutation in O(1) memory.
+    """The endless order of units: epoch after epoch, each a pseudo-random permutation in O(1) memory and O(1) in the position.
 
     num_units: units of one epoch. units_per_step: units of one global step. max_steps: ends the run within the epochs.
+    window: units that are shuffled together, so that a stretch of steps reads few shards; None: all of an epoch.
     """
 
     num_units: int
@@ -27,6 +31,7 @@ class Order:
     epochs: int
     seed: int
     max_steps: int | None = None
+    window: int | None = None
 
     @property
     def num_steps(self) -> int:
@@ -42,8 +47,30 @@ class Order:
         units = np.empty_like(index)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            units[here] = permute(index[here] % self.num_units, self.num_units, self.seed, epoch)
+            units[here] = self._shuffled(index[here] % self.num_units, epoch)
         return units, epochs
+
+    def _shuffled(self, position: I64, epoch: int) -> I64:
+        """The units at these positions of an epoch."""
+        if self.window is None or self.window >= self.num_units:
+            return permute(position, self.num_units, self.seed, epoch)
+        mixed = np.empty_like(position)
+        for number in np.unique(position // self.window).tolist():
+            here = position // self.window == number
+            start = number * self.window
+            size = min(self.window, self.num_units - start)
+            mixed[here] = start + permute(position[here] - start, size, self.seed, epoch, number)
+        return self._from_runs(mixed, epoch)
+
+    def _from_runs(self, place: I64, epoch: int) -> I64:
+        """Runs of neighbouring units in a shuffled order, from another unit on each epoch; what makes no whole run is its end."""
+        assert self.window is not None
+        length = max(1, self.window // _RUNS_A_WINDOW)
+        num_runs = self.num_units // length
+        run = permute(np.minimum(place // length, num_runs - 1), num_runs, self.seed, epoch, _RUN)
+        neighbour = np.where(place < num_runs * length, run * length + place % length, place)
+        begin = int(hash_u64(self.seed, epoch, _BEGIN) % np.uint64(self.num_units))
+        return (neighbour + begin) % self.num_units
 
 
 def pack_by_tokens(lengths: I64, capacity: int) -> list[list[int]]:

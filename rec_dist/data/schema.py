@@ -1,12 +1,13 @@
 """The prepared data set on disk: names, Arrow schemas and the manifest's format. Everything in data/ agrees on this page.
 
-A prepared data set is a folder: manifest.json, items.arrow, {train,valid,test}-00000-of-000NN.arrow (Arrow IPC file format,
-uncompressed, so that it can be memory-mapped: 5.6 GB/s sequential, 50k random rows/s, against 3-15x slower compressed).
+A prepared data set is a folder: manifest.json, items.arrow, {train,valid,test}-00000-of-000NN.arrow and index-{train,valid,test}.arrow
+(Arrow IPC file format, uncompressed, so that it can be memory-mapped: 5.6 GB/s sequential, 50k random rows/s, against 3-15x slower
+compressed).
 """
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: an index a split
 SPLITS = ("train", "valid", "test")
 MANIFEST_NAME = "manifest.json"
 ITEMS_NAME = "items.arrow"
@@ -25,6 +26,16 @@ SEQUENCE_SCHEMA = pa.schema(
     ]
 )
 
+# What a plan needs of each row of a split, in the order of the rows of its shards: 20 bytes a user, so that no shard has to be opened.
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("num_items", pa.int32(), nullable=False),
+        pa.field("first_target", pa.int32(), nullable=False),
+        pa.field("num_disliked", pa.int32(), nullable=False),
+    ]
+)
+
 # item_id is dense and 0-based: row i is item i. train_count counts the training part's targets and histories, never valid or test.
 ITEM_SCHEMA = pa.schema(
     [
@@ -40,3 +51,8 @@ ITEM_SCHEMA = pa.schema(
 def shard_name(split: str, index: int, count: int) -> str:
     """`train-00003-of-00016.arrow`."""
     return f"{split}-{index:05d}-of-{count:05d}.arrow"
+
+
+def index_name(split: str) -> str:
+    """`index-train.arrow`."""
+    return f"index-{split}.arrow"

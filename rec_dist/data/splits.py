@@ -32,6 +32,10 @@ class Cut:
         """Targets over all rows."""
         return int((self.length - self.first_target).sum())
 
+    def part(self, rows: range) -> "Cut":
+        """Some neighbouring rows."""
+        return Cut(*(values[rows.start : rows.stop] for values in (self.users, self.length, self.first_target)))
+
 
 @dataclass(frozen=True)
 class Split:
@@ -68,18 +72,21 @@ def leave_one_out(lengths: I64) -> Split:
     )
 
 
-def global_temporal(timestamp: I64, offsets: I64, valid_fraction: float, test_fraction: float) -> Split:
+def cut_places(count: int, valid_fraction: float, test_fraction: float) -> tuple[int, int]:
+    """Of `count` timestamps in ascending order: the places of those where validation and test begin."""
+    return (
+        min(round(count * (1.0 - test_fraction - valid_fraction)), count - 1),
+        min(round(count * (1.0 - test_fraction)), count - 1),
+    )
+
+
+def global_temporal(timestamp: I64, offsets: I64, valid_from: int, test_from: int) -> Split:
     """One cut in time for all: timestamp (N,) ordered within each user, offsets (U+1,).
 
-    The cuts are the timestamps at the quantiles 1 - test - valid and 1 - test; whatever carries a cut's own timestamp
-    is after it, so equal times are never on both sides. A test row's history holds everything before the cut, the
-    validation part included.
+    The cuts are the timestamps at the quantiles 1 - test - valid and 1 - test of all choices (cut_places); whatever carries a
+    cut's own timestamp is after it, so equal times are never on both sides. A test row's history holds everything before the
+    cut, the validation part included.
     """
-    ordered = np.sort(timestamp)
-    last = len(ordered) - 1
-    test_at = min(round(len(ordered) * (1.0 - test_fraction)), last)
-    valid_at = min(round(len(ordered) * (1.0 - test_fraction - valid_fraction)), last)
-    valid_from, test_from = int(ordered[valid_at]), int(ordered[test_at])
     before_valid = _count_before(timestamp, offsets, valid_from)
     before_test = _count_before(timestamp, offsets, test_from)
     return Split(
@@ -141,9 +148,13 @@ def few_shot(train: Cut, user_hashes: I64, max_users: int | None) -> Cut:
     """Keeps the rows of the max_users users with the smallest hash; a larger number keeps all of a smaller one's."""
     if max_users is None or max_users >= len(train.users):
         return train
-    draw = uniform(_SALT_FEW_SHOT, user_hashes[train.users])
-    kept = np.sort(np.argsort(draw, kind="stable")[:max_users])
+    kept = np.sort(np.argsort(few_shot_draw(user_hashes[train.users]), kind="stable")[:max_users])
     return Cut(train.users[kept], train.length[kept], train.first_target[kept])
+
+
+def few_shot_draw(user_hashes: I64) -> npt.NDArray[np.float64]:
+    """What users (R,) are ordered by for few-shot training."""
+    return uniform(_SALT_FEW_SHOT, user_hashes)
 
 
 def hash_users(raw_users: list[str]) -> npt.NDArray[np.int64]:

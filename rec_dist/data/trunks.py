@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from rec_dist.data.dataset import SequenceSplit
+from rec_dist.data.flat import offsets_of, runs
 from rec_dist.data.negatives import NegativeSampler
 from rec_dist.data.prompt import PromptBuilder
 from rec_dist.data.targets import TargetIndex
@@ -30,19 +31,6 @@ class Segments:
         """Pieces chosen (S,) one after another -> (tokens (sum,), offsets (S+1,))."""
         lengths = self.lengths[chosen]
         return self.table[runs(self.starts[chosen], lengths)], offsets_of(lengths)
-
-
-def offsets_of(lengths: I64) -> I64:
-    """lengths (S,) -> (S+1,): where each of them begins, and the end."""
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def runs(starts: I64, lengths: I64) -> I64:
-    """starts[0], starts[0] + 1, ... lengths[0] of them, then the run of starts[1], ..."""
-    offsets = offsets_of(lengths)
-    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
 
 
 class TrunkFactory:
@@ -130,40 +118,45 @@ def build_units(
     """The units `indices` (U,) of `targets` with the negatives that epochs (U,) draw."""
     rows, starts, stops = targets.rows[indices], targets.starts[indices], targets.stops[indices]
     begins = np.maximum(0, starts - factory.max_history)
-    row_starts = split.offsets[rows]
-    history = split.items[runs(row_starts + begins, stops - 1 - begins)]
+    seen, seen_offsets = split.take(rows, stops), offsets_of(stops)
+    history = seen[runs(seen_offsets[:-1] + begins, stops - 1 - begins)]
     owner = np.repeat(np.arange(len(rows)), stops - starts)  # (G,) the unit of each target
     positions = runs(starts, stops - starts)  # (G,)
-    places = row_starts[owner] + positions
     completions = np.empty((len(owner), 1 + sampler.num), dtype=np.int32)
-    completions[:, 0] = split.items[places]
-    completions[:, 1:] = _negatives(split, sampler, rows, stops, owner, positions, epochs)
+    completions[:, 0] = seen[seen_offsets[owner] + positions]
+    completions[:, 1:] = _negatives(split, sampler, rows, seen, seen_offsets, owner, positions, epochs)
     return factory.build(
         history,
         offsets_of(stops - 1 - begins),
         completions,
-        keys=epochs[owner] * len(split.items) + places,
+        keys=epochs[owner] * split.num_items + split.offsets[rows][owner] + positions,
         forks_at=positions - begins[owner],
         group_offsets=offsets_of(stops - starts),
     )
 
 
 def _negatives(
-    split: SequenceSplit, sampler: NegativeSampler, rows: I64, stops: I64, owner: I64, positions: I64, epochs: I64
+    split: SequenceSplit,
+    sampler: NegativeSampler,
+    rows: I64,
+    seen: I32,
+    seen_offsets: I64,
+    owner: I64,
+    positions: I64,
+    epochs: I64,
 ) -> I32:
-    """(G, K) for the targets at positions (G,) of units owner (G,), which end at stops (U,) of their rows (U,)."""
-    seen = split.items[runs(split.offsets[rows], stops)]
+    """(G, K) for the targets at positions (G,) of units owner (G,), whose rows (U,) begin with seen[seen_offsets (U+1,)]."""
     users = split.user_ids[rows]
     drawn = sampler.draw_many(
-        epochs=epochs[owner], users=users[owner], positions=positions, units=owner, seen=seen, seen_offsets=offsets_of(stops)
+        epochs=epochs[owner], users=users[owner], positions=positions, units=owner, seen=seen, seen_offsets=seen_offsets
     )
     if drawn is None:
         drawn = np.empty((len(owner), sampler.num), dtype=np.int32)
         for group, (unit, position) in enumerate(zip(owner.tolist(), positions.tolist(), strict=True)):
-            row = int(rows[unit])
-            seen, disliked = split.items_of(row)[: position + 1], split.disliked_of(row)
+            own = seen[seen_offsets[unit] :][: position + 1]
             epoch, user = int(epochs[unit]), int(users[unit])
-            drawn[group] = sampler.draw(epoch=epoch, user=user, position=position, seen=seen, disliked=disliked)
+            disliked = split.disliked_of(int(rows[unit])) if sampler.kind == "low_rated" else own[:0]
+            drawn[group] = sampler.draw(epoch=epoch, user=user, position=position, seen=own, disliked=disliked)
     return drawn
 
 

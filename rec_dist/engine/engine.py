@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rec_dist.engine import whole_state
 from rec_dist.engine.settings import EngineSettings, deepspeed_config
+from rec_dist.engine.state_files import StateWriter
 
 
 @contextmanager
@@ -112,25 +113,27 @@ class Engine:
         """One forward pass without a graph."""
         return self._engine(batch.to(self._device))
 
-    @property
-    def state_format(self) -> str:
-        """What save_state writes: "whole", for any world size and stage, or "shards", where more trains than one rank should hold."""
-        return "whole" if whole_state.num_trainable(self.module) <= whole_state.MAX_WEIGHTS else "shards"
+    def num_state_bytes(self) -> int:
+        """Of what save_state writes, over all ranks: 12 a weight that trains."""
+        return sum(entry.num_bytes for entry in whole_state.entries_of(self.module))
 
-    def save_state(self, folder: Path) -> None:
-        """The trainable weights and the optimizer's state into `folder`, in state_format. A collective."""
-        if self.state_format == "whole":
-            is_main = self._engine.global_rank == 0
-            whole_state.save(self._engine, self._settings.zero_stage, folder / whole_state.FILE_NAME, is_main=is_main)
-        else:
-            self._engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+    def save_state(self, folder: Path, *, asynchronous: bool) -> StateWriter:
+        """Begins to write the trainable weights and the optimizer's state into `folder`. A collective; what it returns is not.
 
-    def load_state(self, folder: Path, form: str) -> None:
-        """Reads what save_state wrote in format `form`: "shards" at the same world size and ZeRO stage only. A collective."""
-        if form == "whole":
-            whole_state.load(self._engine, self._settings.zero_stage, folder / whole_state.FILE_NAME)
-        else:
-            self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+        The next step may come when this returns with `asynchronous`, else only after the writer's finish().
+        """
+        rank, size = self._engine.global_rank, self._engine.world_size
+        return whole_state.save(
+            self._engine, self._settings.zero_stage, folder, rank=rank, world_size=size, asynchronous=asynchronous
+        )
+
+    def load_state(self, folder: Path) -> None:
+        """Reads what save_state wrote, at any world size and ZeRO stage. A collective."""
+        whole_state.load(self._engine, self._settings.zero_stage, folder)
+
+    def load_shards(self, folder: Path) -> None:
+        """Reads DeepSpeed's shards, as early versions wrote them for large models: at the same world size and stage only."""
+        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
 
     def trainable_weights(self) -> dict[str, Tensor]:
         """name -> whole weight on the CPU, of the parameters that train; empty on ranks other than 0 under ZeRO-3. A collective."""

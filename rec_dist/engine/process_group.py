@@ -23,9 +23,8 @@ def join(world: World) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # The shared-memory collective for CPUs is compiled at first use: 70 s and a compiler on every node, for a few percent of a step.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not dist.is_initialized():
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    if not dist.is_initialized() and world.size == 1:  # alone: whatever address is set belongs to another group
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
     os.environ.update(
         RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=world.device.partition(":")[2] or str(world.local_rank)
     )

@@ -1,56 +1,67 @@
-"""What trains, free of topology: every trainable weight in float32 with its Adam state, whole, in one safetensors file.
+"""What trains, free of topology: every trainable weight in float32 with its Adam state, whole, in safetensors files.
 
-Any number of workers at any ZeRO stage can read it. Gathered tensor by tensor to rank 0's host memory, 12 bytes a trainable weight:
-a LoRA of rank 8 on 8B parameters is 21M weights, 250 MB. Frozen weights are not in it.
+Any number of workers at any ZeRO stage can read it. Gathered tensor by tensor, 12 bytes a trainable weight: a LoRA of rank 8 on 8B
+parameters is 21M weights, 250 MB in one file; 8B weights that train are 96 GB in files that all ranks write. Frozen weights are not
+in it. Nor is a schedule or a generator: both are functions of the step.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-FILE_NAME = "state.safetensors"
-MAX_WEIGHTS = 1_000_000_000  # 12 GB on rank 0; what trains more keeps DeepSpeed's shards, which all ranks write at once
+from rec_dist.engine import state_files
+from rec_dist.engine.state_files import Entry, StateWriter
+
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _WEIGHT, _STEP = "weight", "step"
 
 
-def num_trainable(module: nn.Module) -> int:
-    """Weights that train, of all ranks together."""
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters() if p.requires_grad)
+def entries_of(module: nn.Module) -> list[Entry]:
+    """The tensors of the state: Adam's step count, then weight and moments of each parameter that trains."""
+    named = [(name, tuple(getattr(p, "ds_shape", p.shape))) for name, p in module.named_parameters() if p.requires_grad]
+    return [Entry(_STEP, ()), *(Entry(f"{kind}.{name}", shape) for name, shape in named for kind in (_WEIGHT, *_MOMENTS))]
 
 
-def save(engine: Any, stage: int, path: Path, *, is_main: bool) -> None:
-    """Rank 0 writes `path`. engine: DeepSpeed's. A collective at stages 1 to 3."""
-    if stage == 0 and not is_main:
-        return
+def save(engine: Any, stage: int, folder: Path, *, rank: int, world_size: int, asynchronous: bool) -> StateWriter:
+    """Gives every tensor to the rank that writes it. engine: DeepSpeed's. A collective at stages 1 to 3.
+
+    The state may change when this returns with `asynchronous`, else only after the writer's finish().
+    """
     state = _State(engine, stage)
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in state.parameters():
-        for kind in (_WEIGHT, *_MOMENTS):
-            whole = state.read(parameter, kind)
-            if is_main:
-                tensors[f"{kind}.{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous()
-    if is_main:
-        tensors[_STEP] = torch.tensor(state.num_steps())
-        save_file(tensors, path)
+    files = state_files.lay_out(entries_of(engine.module), state_files.MAX_FILE_BYTES)
+    writer = StateWriter(folder, files[rank::world_size], asynchronous=asynchronous)
+    parameters = dict(state.parameters())
+    for owner, entry in state_files.in_turn(files, world_size):
+        kind, _, name = entry.name.partition(".")
+        if entry.name == _STEP:
+            whole = torch.tensor(state.num_steps())
+        elif stage == 0 and owner != rank:
+            continue
+        else:
+            whole = state.read(parameters[name], kind)
+        if owner == rank:
+            writer.put(whole)
+    return writer
 
 
 @torch.no_grad()
-def load(engine: Any, stage: int, path: Path) -> None:
-    """Puts what `save` wrote into an engine that trains the same parameters. A collective at stage 3."""
+def load(engine: Any, stage: int, folder: Path) -> None:
+    """Puts what `save` wrote into an engine that trains the same parameters, one tensor at a time. A collective at stage 3."""
     state = _State(engine, stage)
-    with safe_open(path, framework="pt") as file:
-        names = {f"{kind}.{name}" for name, _ in state.parameters() for kind in (_WEIGHT, *_MOMENTS)}
-        assert names | {_STEP} == set(file.keys()), f"{path} holds other parameters than those that train"
+    with ExitStack() as stack:
+        paths = sorted(folder.glob(state_files.PATTERN))
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        place = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - a safetensors file is no mapping
+        assert place.keys() == {entry.name for entry in entries_of(engine.module)}, f"{folder} holds other parameters"
         for name, parameter in state.parameters():
             for kind in (_WEIGHT, *_MOMENTS):
-                state.write(parameter, kind, file.get_tensor(f"{kind}.{name}"))
-        state.settle(float(file.get_tensor(_STEP)))
+                state.write(parameter, kind, place[f"{kind}.{name}"].get_tensor(f"{kind}.{name}"))
+        state.settle(float(place[_STEP].get_tensor(_STEP)))
 
 
 class _State:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
+from rec_dist.data.dataset import PreparedData, open_data
 from rec_dist.data.plan import deal, pack_evenly
 from rec_dist.data.prompt import PromptBuilder, check_saved
 from rec_dist.engine import process_group
@@ -53,7 +53,7 @@ def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
 
 def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     config, run = RunConfig.model_validate(job.config), RunDirectory(Path(job.output_dir))
-    data = PreparedData.open(config.data.path)
+    data = open_data(config.data)
     questions = questions_of(config, data)
     trunks = Trunks(build_checked_builder(config, job, data), questions, config.train.tokens_per_pack)
     dtype = model_dtype(config, world.device)

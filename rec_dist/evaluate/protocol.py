@@ -37,7 +37,7 @@ def ask(
         raise UserError(f"evaluate.num_candidates ({num_candidates}) must be 2 or more (the target and another), or all")
     rows = data.split(split)
     if not len(rows):
-        raise UserError(f"evaluate.split ({split}) of {data.path} has no user")
+        raise UserError(f"evaluate.split ({split}) of {data.location} has no user")
     chosen = np.arange(len(rows))
     if max_users is not None and max_users < len(rows):
         chosen = np.sort(np.argsort(hash_u64(seed, _USERS, rows.user_ids), kind="stable")[:max_users])

@@ -198,7 +198,7 @@ def _stage_summary(stage: StageConfig, beside: Path, records: _Records) -> Stage
 def _data_facts(evaluated: dict[str, Path]) -> dict[str, Any]:
     """What the manifest of the data set behind the first row says of it."""
     config = load_mapping(next(iter(evaluated.values())) / "config.yaml")
-    manifest = Manifest.load(Path(config["data"]["path"]))
+    manifest = Manifest.load(config["data"]["path"])
     targets = {f"{name} users (targets)": f"{part.rows:,} ({part.targets:,})" for name, part in manifest.splits.items()}
     return {
         "source": manifest.source,

@@ -8,13 +8,12 @@ from typing import Any
 
 from rec_dist.config.load import load_config, to_yaml
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
+from rec_dist.data.dataset import PreparedData, open_data
+from rec_dist.data.location import is_remote
 from rec_dist.data.manifest import Manifest
-from rec_dist.data.manifest import verify as verify_data
 from rec_dist.data.predictions import PREDICTIONS_NAME
 from rec_dist.data.prepare import prepare as prepare_data
-from rec_dist.data.schema import MANIFEST_NAME as DATA_MANIFEST
-from rec_dist.engine.checkpoint import verify as verify_checkpoint
+from rec_dist.data.upload import prepare_remote
 from rec_dist.evaluate.language import (
     EvaluateJob,
     build_checked_builder,
@@ -28,14 +27,16 @@ from rec_dist.evaluate.protocol import Question
 from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.pipeline.launch import launch
+from rec_dist.pipeline.prepare_on_ray import ray_map
 from rec_dist.pipeline.table import ComparisonRow, text_table
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
 from rec_dist.runtime.errors import StopRequested, UserError
-from rec_dist.runtime.files import fingerprint, write_json
+from rec_dist.runtime.files import fingerprint, read_object, write_json
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import Start, base_of, build_task, resolve_start
 from rec_dist.tasks.recommender import check_catalogue, load_recommender
+from rec_dist.train.validation import validation_task
 from rec_dist.train.worker import TrainJob, train_worker
 
 Log = Callable[[str], None]
@@ -43,7 +44,8 @@ Log = Callable[[str], None]
 
 def prepare(config: RunConfig, *, log: Log) -> Manifest:
     """Raw files -> the prepared data set at data.path; kept when it is there already."""
-    return prepare_data(config.data, log=log)
+    place = prepare_remote if is_remote(config.data.path) else prepare_data
+    return place(config.data, log=log, ray_map=lambda: ray_map(config.cluster.address))
 
 
 def absolute(path: str) -> Path:
@@ -57,9 +59,16 @@ def pinned(config: RunConfig) -> RunConfig:
     for section, key in (("model", "path"), ("data", "source")):  # a known name is no path
         if Path(value[section][key]).expanduser().exists():
             value[section][key] = str(absolute(value[section][key]))
-    own = (("data", "path"), ("train", "run_dir"), ("train", "init_from"), ("evaluate", "output_dir"), ("profile", "output_dir"))
+    own = (
+        ("data", "path"),
+        ("data", "cache_dir"),
+        ("train", "run_dir"),
+        ("train", "init_from"),
+        ("evaluate", "output_dir"),
+        ("profile", "output_dir"),
+    )
     for section, key in own:
-        if value[section][key] is not None:
+        if value[section][key] is not None and not (key == "path" and is_remote(value[section][key])):
             value[section][key] = str(absolute(value[section][key]))
     return RunConfig.model_validate(value)
 
@@ -78,6 +87,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     run = RunDirectory(Path(config.train.run_dir))
     start = find_start(config)
     build_task(config, start, "cpu")  # all that a worker would refuse is refused here, before one is started
+    validation_task(config, start, "cpu")
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         bind_inputs(run, config, start)
         done = run.finished()
@@ -85,10 +95,10 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
             log(f"{run.path} is finished ({done['step']} steps); nothing to do")
             return done
         run.drop_stale_stop()
-        _describe(run, Manifest.load(Path(config.data.path)), start)
+        _describe(run, Manifest.load(config.data.path), start)
         with watching(run):
             job = TrainJob(config.model_dump(), config.train.run_dir, start)
-            result = launch(train_worker, job, config.cluster, run, stoppable=True)
+            result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
         if not result["finished"]:
             run.clear_stop()
             raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
@@ -101,11 +111,11 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
 def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> None:
     """Ties a run to the contents of its inputs, not only to their paths. Raises UserError when they have changed since it began."""
     inputs = {
-        "data": Manifest.load(Path(config.data.path)).fingerprint,
+        "data": Manifest.load(config.data.path).fingerprint,
         **start.fingerprints(),
     }
     path = run.path / "inputs.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != inputs:
+    if path.is_file() and read_object(path, "remove that folder or choose another train.run_dir") != inputs:
         raise UserError(
             f"train.run_dir ({run.path}) was started from other data, model or train.init_from than lie there now; remove that folder "
             "or choose another"
@@ -125,7 +135,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     An evaluation that is there already, with the same questions and the same model, is kept.
     """
     config, run, start, saved = _evaluation_target(target, overrides)
-    data = PreparedData.open(config.data.path)
+    data = open_data(config.data)
     questions = questions_of(config, data)
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)) if saved is None else run.locked():
         if saved is None:
@@ -165,8 +175,10 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
                 f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
             )
         config = pinned(load_config(run.config_path, overrides))
-        if run.finished() is None or not run.model.is_dir():
+        if run.finished() is None:
             raise UserError(f"{target} is not finished, so it has no model to evaluate; run `rec-dist train` on it to the end")
+        if not any(run.model.glob("*.safetensors")):
+            raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
         if config.evaluate.output_dir is not None or config.evaluate.ranker != "model":
             raise UserError("evaluate.output_dir and evaluate.ranker go with a CONFIG; a run directory keeps its own results")
         return config, run, _trained(config, run), run.model
@@ -203,11 +215,13 @@ def _evaluation_key(config: RunConfig, data: PreparedData, start: Start) -> str:
 
 
 def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:
-    path = run.evaluation
-    if not path.is_file() or not (run.path / PREDICTIONS_NAME).is_file():
+    if not run.evaluation.is_file() or not (run.path / PREDICTIONS_NAME).is_file():
         return None
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return dict(value["row"]) if value.get("key") == key else None
+    try:
+        value = json.loads(run.evaluation.read_text(encoding="utf-8"))
+        return dict(value["row"]) if value["key"] == key else None
+    except (ValueError, TypeError, KeyError):  # damaged: measured again
+        return None
 
 
 def _answer(
@@ -226,19 +240,3 @@ def _answer(
     cost = launch(evaluate_worker, job, config.cluster, run)
     merged = gather_parts(run.path)
     return [values[: len(c)] for values, c in zip(merged, candidates, strict=True)], cost
-
-
-def verify(target: Path, *, log: Log) -> None:
-    """Checks every hash of a prepared data set, or of all checkpoints of a run. Raises UserError that names what is damaged."""
-    if (target / DATA_MANIFEST).is_file():
-        Manifest.load(target)
-        problems, what = verify_data(target), "data set"
-    elif (target / "checkpoints").is_dir():
-        folders = sorted(path for path in (target / "checkpoints").glob("step-*") if not path.name.endswith(".tmp"))
-        problems, what = [problem for folder in folders for problem in verify_checkpoint(folder)], f"{len(folders)} checkpoints"
-    else:
-        raise UserError(f"{target} is neither a prepared data set nor a run directory with checkpoints")
-    if problems:
-        way_out = "remove it and run `rec-dist prepare CONFIG`" if what == "data set" else "a restart walks past what is damaged"
-        raise UserError(f"{target}: {len(problems)} fault(s): {'; '.join(problems)}; {way_out}")
-    log(f"{target}: {what} whole")

@@ -10,7 +10,8 @@ import numpy as np
 
 from rec_dist.config.cluster_file import ClusterFile
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
+from rec_dist.data.dataset import open_data
+from rec_dist.data.location import Location
 from rec_dist.data.schema import MANIFEST_NAME
 from rec_dist.data.targets import index_targets
 from rec_dist.engine.settings import EngineSettings, deepspeed_config
@@ -124,8 +125,8 @@ def hardware_of(cluster: ClusterFile, *, workers: int, bf16: bool) -> Hardware:
 def run_length(config: RunConfig) -> Length:
     """From the prepared data where it lies at data.path, else from train.max_steps. Raises UserError without either."""
     history = float(config.prompt.max_history)
-    if (Path(config.data.path).expanduser() / MANIFEST_NAME).is_file():
-        split = PreparedData.open(config.data.path).split("train")
+    if Location(config.data.path).read(MANIFEST_NAME) is not None:
+        split = open_data(config.data).split("train")
         targets = index_targets(split, config.train.targets_per_trunk)
         if len(targets):
             order = build_order(config, len(targets))

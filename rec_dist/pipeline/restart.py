@@ -6,39 +6,63 @@ A lost worker or node costs the steps since the newest checkpoint. A bug costs o
 from collections.abc import Callable
 from typing import Any
 
-from rec_dist.runtime.errors import NotFiniteError, OutOfMemoryError, UserError, WorkerFailedError
+from rec_dist.runtime.errors import DiskError, NotFiniteError, OutOfMemoryError, StopRequested, UserError, WorkerFailedError
 from rec_dist.runtime.run_directory import RunDirectory
 
-FINAL = (UserError, OutOfMemoryError, NotFiniteError)  # another attempt would end the same way
+FINAL = (UserError, OutOfMemoryError, NotFiniteError, DiskError)  # another attempt would end the same way
 # What the other ranks raise when a peer is gone: not the cause.
 _ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "DistBackendError", "Socket Timeout")
 
-
 _REASON = 200  # characters of a reason; Ray explains at length what may have killed a process
+
+
+class Paused(Exception):  # noqa: N818 - an agreement, no error
+    """The attempt saved and ended because the cluster has changed; another follows at once."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class HeadLostError(WorkerFailedError):
+    """The cluster is gone, so that another attempt has nowhere to run."""
+
+
+class NotPlacedError(RuntimeError):
+    """The cluster looked large enough and did not take the workers: no fault of any step."""
 
 
 def with_restarts(attempt: Callable[[], dict[str, Any]], run: RunDirectory, *, limit: int) -> dict[str, Any]:
     """attempt(), and again after a failure, at most `limit` times; each goes on from the newest checkpoint.
 
-    Raises what the user can act on (FINAL) as it is, and anything else as WorkerFailedError with one worker's traceback.
+    Raises what the user can act on (FINAL) and a granted stop as they are, and anything else as WorkerFailedError with one worker's
+    traceback. After a failure while a stop is asked for there is no other attempt: StopRequested.
     """
-    failed_at: list[int] = []
+    failed_at: list[tuple[int, int] | None] = []
     while True:
         run.clear_progress()
         try:
             return attempt()
-        except FINAL:
+        except (*FINAL, StopRequested, HeadLostError):
             raise
+        except Paused as pause:
+            run.append({"event": "resize", "step": pause.step})
+            continue
         except Exception as fault:
+            placed = not isinstance(fault, NotPlacedError)
             step, text = _last_step(run), cause_of(fault)
+            where = (step, 0 if step else _last_checkpoint(run))
         place = f"after step {step}" if step else "before the first step"
-        if step in failed_at:
+        reason = text.splitlines()[-1][:_REASON]
+        if run.stop_wanted(-1) and limit:
+            run.log(f"WARNING: a worker failed {place} ({reason}) while the run was stopping")
+            raise StopRequested("stopped; a worker failed meanwhile, so run the same command to go on from the newest checkpoint")
+        if placed and where in failed_at:
             raise WorkerFailedError(f"a worker failed {place}, as in an earlier attempt, so no other is made:\n{text}")
         if len(failed_at) == limit:
             tried = f" after {limit} restart(s) (cluster.max_restarts)" if limit else ""
             raise WorkerFailedError(f"a worker failed {place}{tried}:\n{text}")
-        failed_at.append(step)
-        reason = text.splitlines()[-1][:_REASON]
+        failed_at.append(where if placed else None)
         run.append({"event": "restart", "step": step, "restart": len(failed_at), "reason": reason})
         run.log(f"WARNING: a worker failed {place} ({reason}); restart {len(failed_at)} of {limit} from the newest checkpoint")
 
@@ -54,3 +78,8 @@ def _last_step(run: RunDirectory) -> int:
     """The last step that this attempt finished, 0 when it came to none."""
     state = run.read_progress()
     return int(state["done"]) if state is not None and state["phase"] == "train" else 0
+
+
+def _last_checkpoint(run: RunDirectory) -> int:
+    """Tells failures before an attempt's first step apart: with a new checkpoint between them they are not the same."""
+    return max((int(row["step"]) for row in run.rows() if row.get("event") == "checkpoint"), default=0)

@@ -14,12 +14,17 @@ _PACKAGES = ("rec-dist", "torch", "deepspeed", "transformers", "peft", "ray", "p
 def describe(**facts: Any) -> dict[str, Any]:
     """The environment of this process; `facts` (hashes of data and model) are added as they are."""
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": versions(),
         "commit": _commit(),
         "command": sys.argv,
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "cpu": _cpu_name(), "gpus": _gpu_names()},
         **facts,
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that a result depends on; None where one is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
 def _version(name: str) -> str | None:

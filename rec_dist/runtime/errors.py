@@ -16,9 +16,17 @@ class WorkerFailedError(RuntimeError):
     """A worker failed, and no restart is left or would help: shown as `failed: ...` with its traceback, exit code 1."""
 
 
+class UnreachableError(RuntimeError):
+    """A store of data did not answer in the middle of a run: shown as one line `failed: ...`, exit code 1; a restart may help."""
+
+
 class NotFiniteError(RuntimeError):
     """Too many losses or gradients in a row were not finite: shown as one line `failed: ...`, exit code 1."""
 
 
 class OutOfMemoryError(RuntimeError):
     """Memory ran out, and this is what to turn: shown as one line `failed: ...`, exit code 1."""
+
+
+class DiskError(RuntimeError):
+    """The disk is full, read-only, broken or closed to this user: shown as one line `failed: ...`, exit code 1."""

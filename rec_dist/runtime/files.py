@@ -3,6 +3,7 @@
 Why: a run dies at any moment, and a half-written manifest or config is worse than none. Cost: one fsync a file.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rec_dist.runtime.disk import writing
+from rec_dist.runtime.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -24,6 +28,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as fault:
+        fault.filename = fault.filename or str(path)  # a write that fails does not name its file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -37,6 +44,46 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, keys in the order given. NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds `line` to a file, whole or not at all: half a line of a full disk is taken back. Raises DiskError."""
+    data = f"{line}\n".encode()
+    with writing(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(handle).st_size
+            try:
+                done = 0
+                while done < len(data):
+                    done += os.write(handle, data[done:])
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
+        finally:
+            os.close(handle)
+
+
+def read_object(path: Path, way_out: str) -> dict[str, Any]:
+    """The JSON object in `path`, a file of ours. UserError with the way out: it has been damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise UserError(f"{path} cannot be read ({' '.join(str(fault).split())}); {way_out}") from fault
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; {way_out}")
+    return value
+
+
+def lock(path: Path) -> int:
+    """Holds `path` for this process until the handle it returns is closed. BlockingIOError: another process does."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 def sha256(path: Path) -> str:

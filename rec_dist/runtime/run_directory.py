@@ -2,10 +2,9 @@
 
 config.yaml and config.json (the same), environment.json, metrics.jsonl (append only),
 evaluation.json, log.txt, progress.json (where it stands), stop (a request),
-finished.json (the last thing written), checkpoints/, reference/, model/, predictions.arrow.
+finished.json (the last thing written), checkpoints/, reference/, reference-valid/, model/, predictions.arrow.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,23 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rec_dist.runtime.disk import writing
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import write_json, write_text
+from rec_dist.runtime.files import append_line, lock, read_object, write_json, write_text
+from rec_dist.runtime.identity import differences
 
-# What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0).
-_FREE_KEYS = (
-    "cluster",
-    "checkpoint",
-    "track",
-    "evaluate",
-    "train.tokens_per_pack",
-    "train.log_every_steps",
-    "train.max_bad_steps",
-    "model.activation_checkpointing",
-    "model.attention",
-    "profile",
-    "plan",
-)
+_OF_A_STEP = ("step", "bad_step", "validation", "checkpoint", "checkpoint_failed")  # done again by a restart from before it
 
 
 class RunDirectory:
@@ -43,11 +31,13 @@ class RunDirectory:
         self.metrics_path = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.reference = path / "reference"
+        self.valid_reference = path / "reference-valid"
         self.model = path / "model"
         self.evaluation = path / "evaluation.json"
         self._log_path = path / "log.txt"
         self._progress_path = path / "progress.json"
         self._stop_path = path / "stop"
+        self.attempt, self.stacks = path / "attempt", path / "stacks"  # signs of life of the workers; what hung ones did
         self._finished_path = path / "finished.json"
 
     def claim(self, config: Mapping[str, Any], text: str) -> None:
@@ -57,12 +47,14 @@ class RunDirectory:
         """
         saved = self.path / "config.json"
         if saved.is_file():
-            changed = sorted(_differences(json.loads(saved.read_text(encoding="utf-8")), json.loads(json.dumps(config))))
-            changed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS)]
+            old = read_object(saved, "choose another train.run_dir, or remove that folder")
+            changed = differences(old, json.loads(json.dumps(config)))
             if changed:
+                longer = self._finished_path.is_file() and set(changed) <= {"train.max_steps", "train.epochs"}
+                on = f"; to train on from its model, set train.init_from={self.path} with another train.run_dir" if longer else ""
                 raise UserError(
                     f"train.run_dir ({self.path}) holds a run of another configuration (different: {', '.join(changed[:6])}); "
-                    "choose another train.run_dir, or remove that folder"
+                    f"choose another train.run_dir, or remove that folder{on}"
                 )
         else:
             self._refuse_others()
@@ -101,19 +93,15 @@ class RunDirectory:
         """Holds the directory for this process; a second run on it is refused (UserError)."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+            held = lock(self.path / ".lock")
+        except BlockingIOError as fault:
+            raise UserError(f"train.run_dir ({self.path}) is in use by another process; wait for it or choose another") from fault
         except (OSError, ValueError) as fault:
             raise self._unusable(fault) from fault
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as fault:
-                raise UserError(
-                    f"train.run_dir ({self.path}) is in use by another process; wait for it or choose another"
-                ) from fault
             yield
         finally:
-            os.close(handle)
+            os.close(held)
 
     def _take_back(self) -> None:
         if not self.path.is_symlink():
@@ -128,9 +116,8 @@ class RunDirectory:
         )
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds one object to metrics.jsonl; on disk when it returns to the system, torn at most at the last line."""
-        with self.metrics_path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, allow_nan=False) + "\n")
+        """Adds one object to metrics.jsonl, whole or not at all; a kill may tear the last line. Raises DiskError."""
+        append_line(self.metrics_path, json.dumps(row, allow_nan=False))
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows of metrics.jsonl."""
@@ -144,11 +131,14 @@ class RunDirectory:
                 continue
         return rows
 
-    def drop_steps_after(self, step: int) -> None:
-        """Removes step rows after `step`: they belong to work that a restart does again."""
-        kept = [row for row in self.rows() if not (row.get("event") in ("step", "bad_step", "checkpoint") and row["step"] > step)]
+    def drop_steps_after(self, step: int) -> int:
+        """Removes step rows after `step`: they belong to work that a restart does again. Returns how many steps that is."""
+        rows = self.rows()
+        late = [row["step"] for row in rows if row.get("event") in _OF_A_STEP and row["step"] > step]
+        kept = [row for row in rows if not (row.get("event") in _OF_A_STEP and row["step"] > step)]
         if self.metrics_path.is_file():
             write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+        return max(late, default=step) - step
 
     def bad_steps_until(self, step: int) -> int:
         """How many steps in a row, the last of them `step`, were left out."""
@@ -159,9 +149,8 @@ class RunDirectory:
         return step - first
 
     def log(self, line: str) -> None:
-        """Adds a line to log.txt, which the driver shows."""
-        with self._log_path.open("a", encoding="utf-8") as handle:
-            handle.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        """Adds a line to log.txt, which the driver shows. Raises DiskError."""
+        append_line(self._log_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def log_size(self) -> int:
         """Bytes of log.txt so far."""
@@ -180,8 +169,9 @@ class RunDirectory:
     def progress(self, phase: str, done: int, total: int, note: str = "") -> None:
         """Says where the run stands: `done` of `total` in `phase`."""
         temporary = self._progress_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"phase": phase, "done": done, "total": total, "note": note}), encoding="utf-8")
-        temporary.replace(self._progress_path)
+        with writing(self._progress_path):
+            temporary.write_text(json.dumps({"phase": phase, "done": done, "total": total, "note": note}), encoding="utf-8")
+            temporary.replace(self._progress_path)
 
     def read_progress(self) -> dict[str, Any] | None:
         """The last `progress`, or None."""
@@ -232,17 +222,8 @@ class RunDirectory:
         """The summary of a finished run, or None."""
         if not self._finished_path.is_file():
             return None
-        value: dict[str, Any] = json.loads(self._finished_path.read_text(encoding="utf-8"))
-        return value
+        return read_object(self._finished_path, "remove that file and run `rec-dist train` again, which ends where the run ended")
 
     def clear_progress(self) -> None:
         """Forgets where an earlier attempt stood."""
         self._progress_path.unlink(missing_ok=True)
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-    elif old != new:
-        yield prefix

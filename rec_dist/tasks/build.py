@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
+from rec_dist.data.dataset import PreparedData, open_data
 from rec_dist.data.negatives import NegativeSampler
 from rec_dist.data.plan import Order
 from rec_dist.data.prompt import PromptBuilder, build_prompt_builder
@@ -15,7 +15,7 @@ from rec_dist.data.targets import index_targets
 from rec_dist.data.tokens import load_tokenizer
 from rec_dist.models.language import ADAPTER_WEIGHTS, LoraSpec
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import fingerprint, sampled_fingerprint, sha256
+from rec_dist.runtime.files import fingerprint, read_object, sampled_fingerprint, sha256
 from rec_dist.stream.trunk import I64
 from rec_dist.tasks.dmpo import dmpo
 from rec_dist.tasks.dpo import dpo
@@ -57,7 +57,8 @@ def build_order(config: RunConfig, num_units: int) -> Order:
     per_step, per_unit = config.train.groups_per_step, config.train.targets_per_trunk
     if per_step % per_unit:
         raise UserError(f"train.groups_per_step ({per_step}) must be a multiple of train.targets_per_trunk ({per_unit})")
-    return Order(num_units, per_step // per_unit, config.train.epochs, config.train.seed, config.train.max_steps)
+    train = config.train
+    return Order(num_units, per_step // per_unit, train.epochs, train.seed, train.max_steps, train.shuffle_window)
 
 
 def model_dtype(config: RunConfig, device: str) -> torch.dtype:
@@ -86,8 +87,8 @@ def lora_spec(config: RunConfig) -> LoraSpec | None:
     return LoraSpec(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules)
 
 
-def build_language_task(config: RunConfig, start: Start, device: str) -> LanguageTask:
-    """The task on the training split of data.path, checked: what would fail later raises UserError here."""
+def build_language_task(config: RunConfig, start: Start, device: str, *, split: str = "train") -> LanguageTask:
+    """The task on `split` of data.path, checked: what would fail later raises UserError here."""
     method = choose_method(config)
     if config.train.targets_per_trunk > 1 and (config.prompt.style == "chat" or config.prompt.candidates == "listed"):
         raise UserError(
@@ -103,9 +104,9 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
         )
     if config.task.reference == "online" and method.needs_reference and config.adapter.kind == "none":
         raise UserError("task.reference=online needs an adapter to switch off; set task.reference=cached for adapter.kind=none")
-    data = PreparedData.open(config.data.path)
-    split = data.split("train")
-    targets = index_targets(split, config.train.targets_per_trunk)
+    data = open_data(config.data)
+    rows = data.split(split)
+    targets = index_targets(rows, config.train.targets_per_trunk)
     builder, shape, dtype = build_builder(config, start.model, data), read_shape(start.model), model_dtype(config, device)
     task = LanguageTask(
         method,
@@ -122,7 +123,7 @@ def build_language_task(config: RunConfig, start: Start, device: str) -> Languag
             seed=config.train.seed,
         ),
         data,
-        split,
+        rows,
         targets,
         builder,
         build_sampler(config, method.num_negatives, data.train_counts),
@@ -140,7 +141,7 @@ def reference_key(config: RunConfig, start: Start, builder: PromptBuilder, data:
     adapter = sha256(start.adapter / ADAPTER_WEIGHTS) if start.adapter else None
     model = sampled_fingerprint(start.model, "*.safetensors")
     draws = [config.negatives.model_dump(), config.train.seed, config.train.targets_per_trunk, config.train.groups_per_step]
-    extent = [config.train.epochs, config.train.max_steps]
+    extent = [config.train.epochs, config.train.max_steps, config.train.shuffle_window]
     return fingerprint([model, adapter, builder.fingerprint, data.manifest.fingerprint, draws, extent, dtype])
 
 
@@ -161,11 +162,11 @@ def read_shape(model_path: Path) -> ModelShape:
     return ModelShape(width=int(width), max_positions=int(positions) if positions is not None else None)
 
 
-def build_task(config: RunConfig, start: Start, device: str) -> Task:
-    """The task that task.kind names, on the training split of data.path."""
+def build_task(config: RunConfig, start: Start, device: str, *, split: str = "train") -> Task:
+    """The task that task.kind names, on `split` (train, valid) of data.path."""
     if config.task.kind == "sequential":
-        return build_sequential_task(config)
-    return build_language_task(config, start, device)
+        return build_sequential_task(config, split=split)
+    return build_language_task(config, start, device, split=split)
 
 
 def resolve_start(model_path: Path, init_from: Path | None, *, trains_adapter: bool) -> Start:
@@ -187,7 +188,7 @@ def resolve_start(model_path: Path, init_from: Path | None, *, trains_adapter: b
 
 def base_of(adapter: Path, model_path: Path) -> Path:
     """The model that a saved adapter belongs to: model_path, or the one it was trained on. Raises UserError for neither."""
-    saved = json.loads((adapter / BASE_NAME).read_text(encoding="utf-8"))
+    saved = read_object(adapter / BASE_NAME, "remove finished.json of that run and train it again, which ends where it ended")
     for folder in (model_path, Path(saved["path"])):
         if folder.is_dir() and sampled_fingerprint(folder, "*.safetensors") == saved["fingerprint"]:
             return folder

@@ -110,7 +110,7 @@ class LanguageTask:
         offset, items = int(self._split.offsets[row]), self._split.items_of(row)
         begin = max(0, start - self._builder.max_history)
         # A key names a target and the draw of its negatives, so that epochs with other negatives have other references.
-        base = self.draw_epoch(epoch) * len(self._split.items) + offset
+        base = self.draw_epoch(epoch) * self._split.num_items + offset
         if self._builder.listed:
             return self._listed_unit(row, start, items, key=base + start, epoch=epoch)
         groups = [self._completions(row, position, items, epoch) for position in range(start, stop)]
@@ -166,7 +166,7 @@ class LanguageTask:
         """Raises UserError for a catalogue too small, a pack too small, or prompts longer than the model's positions."""
         if not len(self._targets):
             raise UserError(
-                "data.path: the training split has no target with an item before it; prepare data with longer sequences"
+                f"data.path: the split {self._split.name} has no target with an item before it; prepare data with longer sequences"
             )
         longest_row = int(np.diff(self._split.offsets).max())
         if not self._builder.listed and self._sampler.num > self._data.num_items - longest_row:
@@ -212,13 +212,14 @@ class LanguageTask:
 
     def notes(self) -> list[str]:
         """What the user should know of the data this task is on."""
-        if self._sampler.kind != "low_rated":
-            return []
-        short = int((np.diff(self._split.disliked_offsets) < self._sampler.num).sum())
-        return [
-            f"WARNING: negatives.kind=low_rated: {short:,} of {len(self._split):,} users have fewer than {self._sampler.num} "
-            "items rated below data.min_rating; uniform negatives fill up"
-        ]
+        notes = self._data.cache_notes(self._split.name, self.order.window)
+        if self._sampler.kind == "low_rated":
+            short = int((np.diff(self._split.disliked_offsets) < self._sampler.num).sum())
+            notes.append(
+                f"WARNING: negatives.kind=low_rated: {short:,} of {len(self._split):,} users have fewer than {self._sampler.num} "
+                "items rated below data.min_rating; uniform negatives fill up"
+            )
+        return notes
 
     def check_module(self, module: nn.Module, score: Callable[[GroupedStream], Tensor]) -> None:
         """Raises UserError when the model's attention does not keep to the mask. score: stream -> (N,) log-probs."""
@@ -246,4 +247,4 @@ class LanguageTask:
             ):
                 shutil.copyfile(source, folder / source.name)
         self._builder.save(folder)
-        shutil.copyfile(self._data.path / ITEMS_NAME, folder / ITEMS_NAME)
+        self._data.copy_items(folder / ITEMS_NAME)

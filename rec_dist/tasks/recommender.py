@@ -1,7 +1,6 @@
 """A sequential recommender between configuration, training and disk: what shape the keys give it, how it is saved and read back."""
 
 import json
-import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def save_recommender(shape: Shape, weights: dict[str, Tensor], data: PreparedDat
     save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     described = {"model": kind_of(shape), "shape": asdict(shape), "data_fingerprint": data.manifest.fingerprint}
     write_json(folder / SHAPE_NAME, described)
-    shutil.copyfile(data.path / ITEMS_NAME, folder / ITEMS_NAME)
+    data.copy_items(folder / ITEMS_NAME)
     model = load_recommender(folder)
     read_back = model.state_dict()
     assert weights.keys() == read_back.keys() and all(torch.equal(read_back[name], value) for name, value in weights.items()), (
@@ -85,5 +84,5 @@ def check_catalogue(folder: Path, data: PreparedData) -> None:
     saved = json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8")).get("data_fingerprint")
     if saved != data.manifest.fingerprint:
         raise UserError(
-            f"the model in {folder} was trained on another data set than {data.path}; its item ids mean other items there"
+            f"the model in {folder} was trained on another data set than {data.location}; its item ids mean other items there"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData, SequenceSplit
+from rec_dist.data.dataset import PreparedData, SequenceSplit, open_data
 from rec_dist.data.item_sampler import ItemSampler
 from rec_dist.data.plan import Order
 from rec_dist.data.targets import TargetIndex, index_targets
@@ -116,7 +116,7 @@ class SequentialTask:
         """Raises UserError for a split without targets or a pack that the longest sequence does not fit into."""
         if not len(self._targets):
             raise UserError(
-                "data.path: the training split has no target with an item before it; prepare data with longer sequences"
+                f"data.path: the split {self._split.name} has no target with an item before it; prepare data with longer sequences"
             )
         if tokens_per_pack < self._shape.max_length:
             raise UserError(
@@ -131,14 +131,19 @@ class SequentialTask:
             )
 
     def notes(self) -> list[str]:
-        """Which softmax trains, where that is not plain from the configuration."""
+        """Which softmax trains, where that is not plain from the configuration, and whether the data fit the cache."""
+        notes = self._data.cache_notes(self._split.name, self.order.window)
         if self._sampler is not None:
             return [
-                f"the loss is an estimate from {self._num_sampled:,} sampled items of {self._data.num_items:,}, lower on average"
+                *notes,
+                f"the loss is an estimate from {self._num_sampled:,} sampled items of {self._data.num_items:,}, lower on average",
             ]
         if self._num_sampled:
-            return [f"task.sequential.num_sampled ({self._num_sampled:,}) covers the catalogue: the softmax is the full one"]
-        return []
+            return [
+                *notes,
+                f"task.sequential.num_sampled ({self._num_sampled:,}) covers the catalogue: the softmax is the full one",
+            ]
+        return notes
 
     def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
         """Nothing to check: the module is ours, and its tests stand in for what a foreign model must show."""
@@ -173,8 +178,8 @@ class SequentialTask:
         )
 
 
-def build_sequential_task(config: RunConfig) -> SequentialTask:
-    """The task on the training split of data.path, checked.
+def build_sequential_task(config: RunConfig, *, split: str = "train") -> SequentialTask:
+    """The task on `split` of data.path, checked.
 
     UserError: a shape that cannot work, a pack too small, no target, or a setting that cannot take effect.
     """
@@ -190,18 +195,18 @@ def build_sequential_task(config: RunConfig) -> SequentialTask:
         raise UserError("model.dtype=bfloat16 has no effect on task.kind=sequential, which is float32; set model.dtype=auto")
     if config.model.attention == "flex":
         raise UserError("model.attention=flex has no effect on task.kind=sequential, whose batches have no forks; set it to auto")
-    data = PreparedData.open(config.data.path)
-    split = data.split("train")
-    targets = index_targets(split, settings.max_length)
+    data = open_data(config.data)
+    rows = data.split(split)
+    targets = index_targets(rows, settings.max_length)
     task = SequentialTask(
         shape_of(settings, data.num_items),
         data,
-        split,
+        rows,
         targets,
-        order=Order(max(len(targets), 1), train.groups_per_step, train.epochs, train.seed, train.max_steps),
+        order=Order(max(len(targets), 1), train.groups_per_step, train.epochs, train.seed, train.max_steps, train.shuffle_window),
         seed=train.seed,
         num_sampled=settings.num_sampled,
-        top_h=settings.top_h,
+        top_h=settings.top_h if split == "train" else 0,
     )
     task.check(train.tokens_per_pack)
     return task

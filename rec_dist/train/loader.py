@@ -5,7 +5,7 @@ Every rank builds every unit of a step, since lengths decide the packing, and co
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,14 @@ def step_work(task: Task, step: int, *, tokens_per_pack: int, world: World) -> S
     return divide(
         task, task.units(indices, epochs), step=step, epoch=int(epochs[0]), tokens_per_pack=tokens_per_pack, world=world
     )
+
+
+def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> Iterator[StepWork]:
+    """The same, telling which step it is in and when it waits for the next one's data."""
+    for plan in work:
+        beat("step", plan.step + 1)
+        yield plan
+        beat("data", plan.step + 2)
 
 
 def prefetch(make: Callable[[int], Any], indices: Sequence[int], *, depth: int = 2) -> Iterator[Any]:

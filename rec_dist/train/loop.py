@@ -29,13 +29,18 @@ class Verbs(Protocol):
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls out to. prepare: a batch just before its forward pass (adds the reference). All ranks call all of them."""
+    """What the loop calls out to. prepare: a batch just before its forward pass (adds the reference). All ranks call all of them.
+
+    writing: whether this rank still writes a checkpoint; settle: what is to be done once none does.
+    """
 
     prepare: Callable[[Any], Any]
     learning_rate: Callable[[int], float]
     stop_wanted: Callable[[int], bool]  # asked on rank 0 only
     log: Callable[[dict[str, Any]], None]
     checkpoint: Callable[[int], None]
+    writing: Callable[[], bool] = lambda: False
+    settle: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class StepResult:
 
     numbers: dict[str, float]  # loss, grad_norm, lr and the task's metrics
     stop: bool
+    writing: bool
     bad_users: list[str] | None
 
 
@@ -77,6 +83,8 @@ def train(
             hooks.log(row)
             bad_steps.check(row)
         last = now
+        if not result.writing:
+            hooks.settle()
         stop = result.stop and done < total
         if stop or done == total or done % every_steps == 0:
             hooks.checkpoint(done)
@@ -96,14 +104,15 @@ def run_step(engine: Verbs, task: Task, plan: StepWork, hooks: Hooks, *, seed: i
         (seed * 1_000_003 + plan.step) * 4099 + world.rank
     )  # dropout, where there is any, as a function of the step
     spoiled: list[int] = []
-    totals = torch.zeros(3 + len(task.metric_names), dtype=torch.float64)
+    totals = torch.zeros(4 + len(task.metric_names), dtype=torch.float64)
     for number, batch in enumerate(plan.batches):
         loss_sum, sums, _ = engine.forward(hooks.prepare(batch))
         engine.backward(loss_sum * scale, last=number == len(plan.batches) - 1)
         sums = sums.cpu()
-        totals[:-1] += sums
+        totals[:-2] += sums
         if not math.isfinite(float(sums[0])):
             spoiled.append(number)
+    totals[-2] = float(hooks.writing())
     totals[-1] = float(world.is_main and hooks.stop_wanted(plan.step + 1))
     totals = process_group.sum_over_ranks(totals)
     loss = float(totals[0]) / count
@@ -111,7 +120,8 @@ def run_step(engine: Verbs, task: Task, plan: StepWork, hooks: Hooks, *, seed: i
     grad_norm = engine.step(lr, discard=not math.isfinite(loss))
     means = {name: float(totals[2 + i]) / max(float(totals[1]), 1.0) for i, name in enumerate(task.metric_names)}
     numbers = {"loss": loss, "grad_norm": grad_norm, "lr": lr, **means}
-    return StepResult(numbers, float(totals[-1]) > 0, suspects(task, plan, spoiled) if is_bad(numbers) else None)
+    bad_users = suspects(task, plan, spoiled) if is_bad(numbers) else None
+    return StepResult(numbers, stop=float(totals[-1]) > 0, writing=float(totals[-2]) > 0, bad_users=bad_users)
 
 
 def step_row(task: Task, plan: StepWork, numbers: dict[str, float], *, seconds: float, waited: float) -> dict[str, Any]:

@@ -30,10 +30,11 @@ from rec_dist.tasks.task import Task
 from rec_dist.train import loop
 from rec_dist.train.loader import StepWork, prefetch, step_work
 from rec_dist.train.memory import MemoryWatch, advising, peak_bytes, total_bytes
+from rec_dist.train.packs import open_reference, preparer
 from rec_dist.train.phases import Clock, StepTime, TimedVerbs
 from rec_dist.train.profile_report import RankRecord, merge
 from rec_dist.train.trace import traced
-from rec_dist.train.worker import TrainJob, open_reference, preparer, set_up
+from rec_dist.train.worker import TrainJob, set_up
 
 Prepare = Callable[[Any], Any]
 
@@ -99,7 +100,7 @@ def _profile(world: World, config: RunConfig, job: TrainJob, memory: MemoryWatch
     settings, run = config.profile, RunDirectory(Path(job.run_dir))
     task, engine = set_up(config, job.start, world, run.log)
     memory.start()
-    store = open_reference(engine, task, config, run, world)
+    store = open_reference(engine, task, config, run, world, run.reference)
     engine.train_mode(True)
     bench = _Bench(engine, task, config.train.seed, world, Clock(world.device))
     prepare = preparer(engine, task, store, memory)

@@ -1,6 +1,5 @@
 """What every worker of a training run does, from joining its group to the saved model. The launcher is not known here."""
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,20 +10,25 @@ import torch
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.engine import process_group
-from rec_dist.engine.checkpoint import Catalogue
+from rec_dist.engine.catalogue import Catalogue
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import EngineSettings
-from rec_dist.models.scorer import rows_run
+from rec_dist.runtime.errors import NotFiniteError
+from rec_dist.runtime.heartbeat import Heartbeat, pause_wanted
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.tasks.build import Start, build_task
 from rec_dist.tasks.task import Task
-from rec_dist.train import loop, reference
-from rec_dist.train.bad_steps import BadSteps, describe
-from rec_dist.train.loader import prefetch, step_work
+from rec_dist.train import loop
+from rec_dist.train.bad_steps import BadSteps
+from rec_dist.train.loader import prefetch, step_work, with_beats
 from rec_dist.train.memory import MemoryWatch, advising
+from rec_dist.train.packs import open_reference, preparer
+from rec_dist.train.recorder import recorder
+from rec_dist.train.saving import Saver, best_or_last, check_host_memory, open_catalogue, save_model
 from rec_dist.train.schedule import learning_rate
-from rec_dist.train.trackers import Tracker, build_tracker
+from rec_dist.train.trackers import build_tracker
+from rec_dist.train.validation import Validation, validation_task
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,12 @@ class TrainJob:
 
 def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
     """Trains to the end or to a stop. Returns {"finished": bool, "step": int, ...}, the same on every rank."""
-    process_group.join(world)
-    config = job.parsed()
-    with advising(config, world) as memory:
-        result = _train(world, config, RunDirectory(Path(job.run_dir)), job.start, memory)
+    config, run = job.parsed(), RunDirectory(Path(job.run_dir))
+    with Heartbeat(run.attempt, world.rank, world.node) as heart:
+        heart.beat("start")
+        process_group.join(world)
+        with advising(config, world) as memory:
+            result = _train(world, config, run, job.start, memory, heart)
     process_group.leave()  # not after a fault: with NCCL it would wait for peers that wait for this rank
     return result
 
@@ -74,33 +80,41 @@ def set_up(config: RunConfig, start: Start, world: World, say: Callable[[str], N
     return task, engine
 
 
-def _train(world: World, config: RunConfig, run: RunDirectory, start: Start, memory: MemoryWatch) -> dict[str, Any]:
+def _train(
+    world: World, config: RunConfig, run: RunDirectory, start: Start, memory: MemoryWatch, heart: Heartbeat
+) -> dict[str, Any]:
     started = time.perf_counter()
+    heart.beat("load")
     task, engine = set_up(config, start, world, run.log)
     memory.start()
-    store = open_reference(engine, task, config, run, world)
-    catalogue = Catalogue(
-        run.checkpoints,
-        world,
-        keep=config.checkpoint.keep,
-        zero_stage=config.cluster.zero_stage,
-        base=start.fingerprints()["model"] if world.is_main else None,
-        log=run.log,
-    )
+    heart.beat("reference")
+    store = open_reference(engine, task, config, run, world, run.reference, heart.beat)
+    validation = _validation(engine, config, start, run, world, memory, heart.beat)
+    if config.checkpoint.asynchronous:
+        check_host_memory(engine, world)
+    catalogue = open_catalogue(config, task, start, run, world)
+    heart.beat("restore")
     start_step = catalogue.restore(engine)
     if world.is_main:
-        run.drop_steps_after(start_step)
-    if start_step and world.is_main:
-        run.log(f"resumed after step {start_step}")
-        run.append({"event": "resume", "step": start_step})
-    finished = _loop(engine, task, config, run, world, catalogue, preparer(engine, task, store, memory), start_step)
-    step = catalogue.committed()[-1] if not finished else task.order.num_steps
+        repeated = run.drop_steps_after(start_step)
+        if start_step:
+            run.log(f"resumed after step {start_step}")
+        if start_step or repeated:
+            run.append({"event": "resume", "step": start_step, "repeated": repeated})
+    saver = Saver(engine, task, catalogue, validation, run, world, settings=config.checkpoint)
+    prepare = preparer(engine, task, store, memory, heart.beat)
+    finished = _loop(engine, task, config, run, world, catalogue, saver, prepare, start_step, heart)
+    step = model_step = task.order.num_steps if finished else max(catalogue.committed(), default=0)
     if finished:
-        _save_model(engine, task, run, world)
+        heart.beat("model")
+        if config.checkpoint.use_best:
+            model_step = best_or_last(engine, catalogue, run.log if world.is_main else lambda line: None, last=step)
+        save_model(engine, task, run, world)
     local, all_bytes = engine.local_parameter_bytes()
     return {
         "finished": finished,
         "step": step,
+        "model_step": model_step,
         "seconds": time.perf_counter() - started,
         "parameter_bytes_rank0": local,
         "parameter_bytes_whole": all_bytes,
@@ -119,58 +133,22 @@ def _optimizer(module: torch.nn.Module, config: RunConfig) -> torch.optim.Optimi
     )
 
 
-def open_reference(engine: Engine, task: Task, config: RunConfig, run: RunDirectory, world: World) -> Any:
-    """The store of cached reference log-probs; None for a task without a reference, or with an online one."""
-    if not task.needs_reference or config.task.reference == "online":
+def _validation(
+    engine: Engine,
+    config: RunConfig,
+    start: Start,
+    run: RunDirectory,
+    world: World,
+    memory: MemoryWatch,
+    beat: Callable[[], None],
+) -> Validation | None:
+    """The validation of this run, with the reference of the weights it starts from; None where none is wanted."""
+    task = validation_task(config, start, world.device)
+    if task is None:
         return None
-
-    def report(done: int, total: int) -> None:
-        if world.is_main:
-            run.progress("reference", done, total)
-
-    store, cost = reference.cached_reference(
-        engine, task, run.reference, task.reference_key, tokens_per_pack=config.train.tokens_per_pack, world=world, report=report
-    )
-    if cost is not None and world.is_main:
-        run.append({"event": "reference", **cost})
-        run.log(f"reference log-probs of {cost['groups']:,} groups cached in {cost['seconds']:.1f} s")
-    return store
-
-
-def preparer(engine: Engine, task: Task, store: Any, memory: MemoryWatch) -> Callable[[Any], Any]:
-    """The hook that gives a batch its reference log-probs, looked up or scored, just before its forward pass."""
-
-    def prepare(batch: Any) -> Any:
-        memory.next_pack(rows_run(engine.module, batch))
-        if store is not None:
-            return reference.attach(store, batch)
-        if task.needs_reference:
-            return batch.with_reference(_online(engine, batch))
-        return batch
-
-    return prepare
-
-
-def _recorder(
-    run: RunDirectory, tracker: Tracker, world: World, *, total: int, every_steps: int
-) -> Callable[[dict[str, Any]], None]:
-    """Takes the row of each step: rank 0 writes it down and says where the run stands."""
-
-    def record(row: dict[str, Any]) -> None:
-        if not world.is_main:
-            return
-        if row["event"] == "bad_step":
-            run.progress("train", row["step"], total, "left out")
-            run.append(row)
-            run.log(f"WARNING: {describe(row)}")
-            return
-        note = f"loss {row['loss']:.4f}, {row['tokens_per_second']:.0f} tokens/s"
-        run.progress("train", row["step"], total, note)
-        if row["step"] % every_steps == 0 or row["step"] == total:
-            run.append(row)
-            tracker.log(row)
-
-    return record
+    store = open_reference(engine, task, config, run, world, run.valid_reference, beat)
+    prepare = preparer(engine, task, store, memory, beat)
+    return Validation(task, prepare, run.append, tokens_per_pack=config.train.tokens_per_pack, world=world)
 
 
 def _loop(
@@ -180,17 +158,17 @@ def _loop(
     run: RunDirectory,
     world: World,
     catalogue: Catalogue,
+    checkpoint: Callable[[int], None],
     prepare: Callable[[Any], Any],
     start_step: int,
+    heart: Heartbeat,
 ) -> bool:
     total = task.order.num_steps
     tracker = build_tracker(run.path / "tensorboard", tensorboard=config.track.tensorboard and world.is_main)
 
-    def checkpoint(step: int) -> None:
-        began = time.perf_counter()
-        catalogue.save(engine, step)
-        if world.is_main:
-            run.append({"event": "checkpoint", "step": step, "seconds": time.perf_counter() - began})
+    def save(step: int) -> None:
+        heart.beat("checkpoint", step)
+        checkpoint(step)
 
     hooks = loop.Hooks(
         prepare=prepare,
@@ -201,44 +179,31 @@ def _loop(
             total_steps=total,
             schedule=config.optimizer.schedule,
         ),
-        stop_wanted=run.stop_wanted,
-        log=_recorder(run, tracker, world, total=total, every_steps=config.train.log_every_steps),
-        checkpoint=checkpoint,
+        stop_wanted=lambda step: run.stop_wanted(step) or pause_wanted(run.attempt, step),
+        log=recorder(run, tracker, world, total=total, every_steps=config.train.log_every_steps),
+        checkpoint=save,
+        writing=lambda: catalogue.writing,
+        settle=catalogue.settle,
     )
     tokens_per_pack = config.train.tokens_per_pack
     work = prefetch(lambda step: step_work(task, step, tokens_per_pack=tokens_per_pack, world=world), range(start_step, total))
     before = process_group.share_from_main(run.bad_steps_until(start_step) if world.is_main else 0)
     engine.train_mode(True)
     try:
-        return loop.train(
+        finished = loop.train(
             engine,
             task,
-            work,
+            with_beats(work, heart.beat),
             hooks,
             every_steps=config.checkpoint.every_steps,
             seed=config.train.seed,
             world=world,
             bad_steps=BadSteps(config.train.max_bad_steps, before),
         )
+    except NotFiniteError:  # met by all ranks at once, so that what is on its way to the disk can still be committed
+        catalogue.settle()
+        raise
     finally:
         tracker.close()
-
-
-def _online(engine: Engine, batch: Any) -> torch.Tensor:
-    engine.train_mode(False)
-    with engine.module.as_reference():  # type: ignore[operator]
-        logps: torch.Tensor = engine.score(batch)[2]
-    engine.train_mode(True)
-    return logps.float().cpu()
-
-
-def _save_model(engine: Engine, task: Task, run: RunDirectory, world: World) -> None:
-    weights = engine.trainable_weights()
-    if world.is_main:
-        partial = run.model.with_name("model.tmp")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        task.save_model(weights, engine.module, partial)
-        shutil.rmtree(run.model, ignore_errors=True)
-        partial.rename(run.model)
-    process_group.barrier()
+    catalogue.settle()
+    return finished

@@ -1,7 +1,9 @@
 """Training runs for tests: a run is made once a session, however many tests compare with it."""
 
 import json
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,16 @@ class Trainer:
 def trainer(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., dict[str, Any]]) -> Trainer:
     """One for the session, so that runs are shared."""
     return Trainer(tmp_path_factory.mktemp("runs"), tiny_config)
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """What a test found, for the table; written where REC_DIST_FAULTS says, if it does, with how the test ended."""
+    row: dict[str, Any] = {"fault": "", "where": "", "rank": "", "restarts": 0, "outcome": ""}
+    began = time.monotonic()
+    yield row
+    place = os.environ.get("REC_DIST_FAULTS")
+    if place:
+        with Path(place).open("a", encoding="utf-8") as handle:
+            ended = {"seconds": round(time.monotonic() - began, 1), "passed": bool(row["outcome"]), "test": request.node.name}
+            handle.write(json.dumps({**row, **ended}) + "\n")

@@ -110,7 +110,7 @@ def test_a_profile_and_its_comparison(tmp_path: Path, tiny_config: Make) -> None
         assert code == wanted, child.err
         assert "tokens/s " in child.out and ("failed: tokens/s fell" in child.err) == bool(wanted)
     visible = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
-    assert visible == ["log.txt", "metrics.jsonl", "profile.json", "progress.json", "reference"]
+    assert visible == ["attempt", "log.txt", "metrics.jsonl", "profile.json", "progress.json", "reference"]
 
 
 @pytest.mark.parametrize("stage", [0, 3])

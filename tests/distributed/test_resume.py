@@ -152,26 +152,75 @@ def test_a_checkpoint_of_an_adapter_is_one_small_file_without_pickles(trainer: A
     assert float(state["step"]) == 3
 
 
-def sharded_worker(world: Any, job: Any) -> Any:
-    """train_worker where everything is too large for one rank to hold."""
-    from rec_dist.engine import whole_state
+def early_worker(world: Any, job: Any) -> Any:
+    """train_worker that saves as early versions did where more than 1e9 weights trained: DeepSpeed's shards, a shorter manifest."""
+    from rec_dist.engine import process_group
+    from rec_dist.engine.catalogue import Catalogue
+    from rec_dist.engine.checkpoint import commit
+    from rec_dist.runtime.files import sha256
     from rec_dist.train.worker import train_worker
 
-    whole_state.MAX_WEIGHTS = 0
+    def save(self: Any, engine: Any, step: int, **_: Any) -> None:
+        final = self._folder / f"step-{step:08d}"
+        partial = final.with_name(final.name + ".tmp")
+        partial.mkdir(parents=True, exist_ok=True)
+        engine._engine.save_checkpoint(str(partial), tag="state", save_latest=False, exclude_frozen_parameters=True)
+        process_group.barrier()
+        if world.is_main:
+            paths = [path for path in partial.rglob("*") if path.is_file()]
+            files = {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
+            about = {"step": step, "world_size": world.size, "zero_stage": 3, "format": "shards", "base": self._origin.base}
+            commit(partial, final, {**about, "files": files})
+        process_group.barrier()
+
+    Catalogue.save = save  # type: ignore[method-assign]
     return train_worker(world, job)
 
 
-def test_shards_resume_where_they_fit_and_are_refused_elsewhere(trainer: Any) -> None:
+def test_early_shards_resume_where_they_fit_and_are_refused_elsewhere(trainer: Any) -> None:
     changes = _CASES["two workers, ZeRO-3"][1]
     run_dir = trainer.new_dir()
-    trainer.train(run_dir, *changes, workers=2, stop_after=3, worker=sharded_worker)
+    trainer.train(run_dir, *changes, workers=2, stop_after=3, worker=early_worker)
+    assert list((run_dir / "checkpoints" / "step-00000003" / "state").iterdir())
     for other in ((1, ()), (2, ("cluster.zero_stage=2",))):
         with pytest.raises(WorkerFailedError, match="2 workers at ZeRO stage 3") as caught:
             trainer.train(run_dir, *changes, *other[1], workers=other[0])
         assert caught.value.kind == "UserError"
         assert "cluster.num_workers=2 cluster.zero_stage=3" in str(caught.value)
-    run = trainer.train(run_dir, *changes, workers=2, worker=sharded_worker)  # nothing was spoiled
+    run = trainer.train(run_dir, *changes, workers=2)  # nothing was spoiled
     assert_same(run, trainer.once(*changes, workers=2))
+
+
+def small_files_worker(world: Any, job: Any) -> Any:
+    """train_worker whose states are as if they were large: many files, some with several tensors and some with one."""
+    from rec_dist.engine import state_files
+    from rec_dist.train.worker import train_worker
+
+    state_files.MAX_FILE_BYTES = 3000
+    return train_worker(world, job)
+
+
+def test_a_large_state_is_many_files_written_by_all_ranks_and_read_anywhere(trainer: Any) -> None:
+    """The files hold what one file would hold, whoever wrote them, and another number of workers goes on from them."""
+    changes = (*_FULL, _SMALL)
+    states = []
+    for workers, stage in ((1, 0), (2, 3)):
+        run_dir = trainer.new_dir()
+        here = (*changes, f"cluster.zero_stage={stage}")
+        trainer.train(run_dir, *here, workers=workers, stop_after=2, worker=small_files_worker)
+        folder = run_dir / "checkpoints" / "step-00000002"
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        assert len(names) > 10
+        assert names[0] == f"state-00001-of-{len(names):05d}.safetensors"
+        tensors = [load_file(folder / name) for name in names]
+        assert max(len(part) for part in tensors) > 1
+        states.append({name: value for part in tensors for name, value in part.items()})
+        assert len(states[-1]) == sum(len(part) for part in tensors)
+        run = trainer.train(run_dir, *changes, "cluster.zero_stage=2", workers=3 - workers)
+        assert_near(run, trainer.once(*_FULL, "cluster.zero_stage=0"))
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert float((states[1][name] - value).norm()) <= 1e-5 * float(value.norm()) + 1e-12, name
 
 
 def test_another_base_model_is_refused(trainer: Any) -> None:
@@ -213,10 +262,13 @@ def wait_for_step(run_dir: Path, step: int, alive: Callable[[], bool]) -> None:
     raise TimeoutError(f"{run_dir} did not come to step {step}")
 
 
-def test_killed_command_goes_on(trainer: Any, tmp_path: Path) -> None:
-    """SIGKILL between two checkpoints, twice."""
+@pytest.mark.parametrize(
+    "more", [(), ("checkpoint.asynchronous=true", "checkpoint.every_steps=1")], ids=["", "in the background"]
+)
+def test_killed_command_goes_on(trainer: Any, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """SIGKILL between two checkpoints, twice; or while one is being written, as one is most of the time."""
     run_dir = trainer.new_dir()
-    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *_LONG))
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *_LONG, *more))
     for step in (5, 11):
         child = start_command(tmp_path, "train", config)
         wait_for_step(run_dir, step, child.process.is_alive)
@@ -229,6 +281,7 @@ def test_killed_command_goes_on(trainer: Any, tmp_path: Path) -> None:
     assert len(resumed) == 2
     assert resumed[0] >= 3
     assert resumed[1] >= 9
+    assert not list((run_dir / "checkpoints").glob("*.tmp"))
     assert_same(run, trainer.once(*_LONG))
 
 

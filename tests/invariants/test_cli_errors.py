@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from worker_processes import run_command
 
 Make = Callable[..., dict[str, Any]]
 
@@ -85,10 +86,18 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["cluster.num_workers=2"], ("cluster.num_workers (2)", "cluster.launcher=ray")),
         (["cluster.num_workers=0"], ("cluster.num_workers (0)", "1 or more")),
         (["cluster.num_workers=0", "cluster.launcher=ray"], ("cluster.num_workers (0)", "1 or more")),
+        (
+            ["cluster.num_workers=2", "cluster.min_workers=3", "cluster.launcher=ray"],
+            ("cluster.min_workers (3)", "num_workers (2)"),
+        ),
         (["cluster.use_gpu=true"], ("cluster.use_gpu", "set cluster.use_gpu=false")),
         (["optimizer.betas=[1,2]"], ("optimizer.betas", "less than 1")),
         (["optimizer.lr=inf"], ("optimizer.lr", "finite")),
         (["train.seed=99999999999999999999999"], ("train.seed", "less than 4294967296")),
+        (["prompt.max_history=99999999999999999999"], ("prompt.max_history", "less than 2147483648")),
+        (["train.targets_per_trunk=99999999999999999999"], ("train.targets_per_trunk", "less than 2147483648")),
+        (["prompt.max_history=2147483647"], ("positions", "512", "lower prompt.max_history")),
+        (["data.path=s5://bucket/data"], ("data.path (s5://bucket/data)", "cannot be opened")),
         (["train.run_dir=/dev/null/run"], ("train.run_dir", "choose another folder")),
         (["model.attention=flex"], ("model.attention=flex", "needs a CUDA device", "set model.attention=auto or sdpa")),
         (["model.attention=flex", "task.kind=sequential"], ("model.attention=flex", "set it to auto")),
@@ -256,6 +265,23 @@ def test_a_folder_that_is_no_run(case: Case) -> None:
     case.refuses("evaluate", case.folder / "empty", names=("empty", "no run directory", "config.yaml"))
 
 
+def test_a_finished_run_that_was_damaged_or_is_to_go_on(case: Case) -> None:
+    code, child = run_command(case.folder / "out", "train", case.file)
+    assert code == 0, child.err
+    names = ("train.max_steps", f"train.init_from={case.run_dir}", "another train.run_dir")
+    case.refuses("train", case.file, "train.max_steps=9", names=names)
+    weights = next((case.run_dir / "model").glob("*.safetensors"))
+    weights.rename(case.folder / "elsewhere")
+    case.refuses("evaluate", case.run_dir, names=("model holds no weights", "remove finished.json", "rec-dist train"))
+    for name, way_out in (("finished.json", "remove that file"), ("config.json", "remove that folder")):
+        path = case.run_dir / name
+        whole = path.read_text(encoding="utf-8")
+        for damaged in (whole[: len(whole) // 2], "[]", ""):
+            path.write_text(damaged, encoding="utf-8")
+            case.refuses("train", case.file, names=(name, way_out))
+        path.write_text(whole, encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
@@ -288,6 +314,17 @@ def test_a_flipped_bit_in_a_data_set(case: Case, tiny_data: Path) -> None:
     shard = next(copy.glob("train-*.arrow"))
     _flip(shard)
     case.refuses("verify", copy, names=(shard.name, "SHA-256", "prepare"))
+
+
+def test_a_flipped_bit_is_refused_before_training(case: Case, tiny_data: Path) -> None:
+    copy = case.folder / "prepared"
+    shutil.copytree(tiny_data, copy)
+    _flip(copy / "items.arrow")
+    case.refuses("train", case.file, f"data.path={copy}", names=("items.arrow: SHA-256 is", "rec-dist prepare"))
+
+
+def test_a_cache_that_cannot_be_written(case: Case) -> None:
+    case.refuses("train", case.file, "data.cache_dir=/dev/null/x", names=("data.cache_dir (/dev/null/x)", "cannot be used"))
 
 
 @pytest.mark.parametrize(

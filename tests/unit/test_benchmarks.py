@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_peers, gpu_suite, loader, peers, results
+from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, loader, peers, results, resume
 from benchmarks.peer_methods import END, TIMELINE, TINY, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
 
@@ -172,3 +172,55 @@ def test_the_loader_benchmark_counts_its_tokens() -> None:
     assert all(row["groups"] > 0 and row["tokens_per_second"] > 0 for row in result["rows"])
     report = loader.report({**results.facts("python -m benchmarks.loader"), **result})
     assert "packed tokens a second on one core" in report
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_checkpoint_is_measured_from_end_to_end(tmp_path: Path) -> None:
+    """In a process of its own: it joins a group of workers."""
+    shape = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate": 64, "vocab": 320}
+    out = tmp_path / "r.json"
+    words = ["--repeats", "2", "--tokens", "40", "--shape", json.dumps(shape), "--folder", str(tmp_path), "--out", str(out)]
+    with results.run_apart("benchmarks.checkpoint", words) as child:
+        assert child.wait(180) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["trains"], row["mode"]) for row in rows] == [
+        (what, mode) for what in ("LoRA r8", "all weights") for mode in ("foreground", "background")
+    ]
+    for row in rows:
+        assert row["bytes"] == 12 * row["weights"] + 4
+        assert row["stall_seconds"]["n"] == row["write_seconds"]["n"] == 2
+        assert row["steps_meanwhile"] == 0 or row["mode"] == "background"
+        assert 0 < row["stall_seconds"]["low"] <= row["write_seconds"]["high"]
+    assert list(tmp_path.iterdir()) == [out]
+    assert "| LoRA r8 " in checkpoint.report(json.loads(out.read_text()), markdown=True)
+
+
+def test_goodput_counts_repeated_steps_and_lost_time() -> None:
+    """100 useful steps of 2 s in 400 s are half the time; 25 were done twice."""
+    faults = [
+        {"target": "worker", "signal": "SIGKILL", "seconds": 20.0},
+        {"target": "worker", "signal": "SIGKILL", "seconds": 30.0},
+        {"target": "driver", "signal": "SIGTERM", "seconds": 40.0},
+    ]
+    measured = {
+        "faults": faults,
+        "seconds": 400.0,
+        "steps": 100,
+        "steps_executed": 125,
+        "undisturbed_step_seconds": 2.0,
+        "same": True,
+    }
+    text = chaos.report({**results.facts("python -m benchmarks.chaos"), **measured}, markdown=True)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    totals = dict(zip(lines[0], lines[2], strict=True))
+    assert (totals["useful / executed"], totals["goodput in time"], totals["restart s, p50"]) == ("80.0%", "50.0%", "30")
+    assert totals["same result"] == "yes, bit for bit"
+    assert ["SIGKILL to a worker", "2", "25", "30"] in lines
+    assert "NO" in chaos.report({**results.facts(""), **measured, "same": False})
+
+
+def test_the_resume_benchmark_measures_the_position_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "POSITIONS", (1, 50_000))
+    result = resume.run(repeats=1, sizes={"users": 300, "items": 120, "choices": 9000})
+    assert [(row["group"], row["epoch"]) for row in result["rows"][:2]] == [(1, 0), (50_000, 49_999 // result["units"])]
+    assert "seconds at group 50,000 over group 1, whole epoch" in resume.report({**results.facts("python -m x"), **result})

@@ -176,3 +176,13 @@ def test_every_run_configuration_we_ship_loads(config: Path) -> None:
 
 def test_we_ship_run_configurations() -> None:
     assert len(RUN_CONFIGS) >= 2
+
+
+@pytest.mark.parametrize(
+    "override", ["cluster.zero_stage=true", "cluster.zero_stage=4", "cluster.cpus_per_worker=-1", "cluster.cpus_per_worker=0"]
+)
+def test_what_the_cluster_cannot_be(path: Path, override: str) -> None:
+    """true is 1 to Python, and fewer than no CPUs would have been taken where no cluster asks for them."""
+    key, _, value = override.partition("=")
+    message = fault(path, override)
+    assert key in message and value in message

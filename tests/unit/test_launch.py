@@ -3,7 +3,8 @@
 import pytest
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.pipeline.launch import _cause, size_workers
+from rec_dist.pipeline.ray_workers import cause
+from rec_dist.pipeline.sizing import Elastic, Size, size_workers
 from rec_dist.runtime.errors import OutOfMemoryError, UserError
 
 HEAD = {"CPU": 64.0}
@@ -11,17 +12,17 @@ GPU_NODE = {"CPU": 32.0, "GPU": 8.0}
 
 
 def test_two_workers_share_a_machine_without_gpus() -> None:
-    assert size_workers(ClusterConfig(), [{"CPU": 2.0}]) == (2, False, 1.0)
-    assert size_workers(ClusterConfig(), [{"CPU": 16.0}]) == (2, False, 8.0)
-    assert size_workers(ClusterConfig(), [{"CPU": 1.0}]) == (1, False, 1.0)
+    assert size_workers(ClusterConfig(), [{"CPU": 2.0}]) == Size(2, False, 1.0)
+    assert size_workers(ClusterConfig(), [{"CPU": 16.0}]) == Size(2, False, 8.0)
+    assert size_workers(ClusterConfig(), [{"CPU": 1.0}]) == Size(1, False, 1.0)
 
 
 def test_a_large_head_does_not_make_a_workers_share_too_large_for_its_node() -> None:
-    assert size_workers(ClusterConfig(), [HEAD, GPU_NODE, GPU_NODE]) == (16, True, 4.0)
+    assert size_workers(ClusterConfig(), [HEAD, GPU_NODE, GPU_NODE]) == Size(16, True, 4.0)
 
 
 def test_uneven_nodes_get_the_largest_share_that_places_all() -> None:
-    assert size_workers(ClusterConfig(num_workers=4), [{"CPU": 3.0}, {"CPU": 5.0}]) == (4, False, 1.0)
+    assert size_workers(ClusterConfig(num_workers=4), [{"CPU": 3.0}, {"CPU": 5.0}]) == Size(4, False, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,29 @@ def test_gpus_that_are_not_there_are_refused() -> None:
 def test_what_a_user_can_act_on_is_found_inside_what_ray_raises(kind: type[Exception]) -> None:
     outer = RuntimeError("training failed")
     outer.worker_failures = {1: kind("lower train.tokens_per_pack\ntraceback")}  # type: ignore[attr-defined]
-    found = _cause(outer)
+    found = cause(outer)
     assert type(found) is kind and str(found) == "lower train.tokens_per_pack"
-    assert _cause(outer.__class__("other")).args == ("other",)
+    assert cause(outer.__class__("other")).args == ("other",)
+
+
+def test_what_is_left_after_a_lost_node() -> None:
+    """Down to min_workers and not below; back to what is wanted, and never beyond."""
+    nodes = [{"CPU": 2.0}] * 3
+    elastic = Elastic(ClusterConfig(num_workers=6, min_workers=3, cpus_per_worker=1.0))
+    assert elastic.first(nodes) == Size(6, False, 1.0)
+    assert elastic.largest(nodes[:2]) == Size(4, False, 1.0)
+    with pytest.raises(UserError, match=r"cluster\.num_workers \(6\)"):
+        elastic.largest(nodes[:1])
+    assert elastic.largest([{"CPU": 9.0}]) == Size(6, False, 1.0)
+
+
+def test_automatic_is_what_was_there_at_first() -> None:
+    elastic = Elastic(ClusterConfig(min_workers=1))
+    assert elastic.first([GPU_NODE, GPU_NODE]).num_workers == 16
+    assert elastic.largest([GPU_NODE]).num_workers == 8
+    with pytest.raises(UserError, match="GPU"):  # a run does not move from GPUs to CPUs
+        elastic.largest([HEAD])
+    rigid = Elastic(ClusterConfig())
+    assert rigid.first([GPU_NODE, GPU_NODE]).num_workers == 16
+    with pytest.raises(UserError, match=r"cluster\.num_workers \(16\)"):
+        rigid.largest([GPU_NODE])

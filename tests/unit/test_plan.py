@@ -1,5 +1,7 @@
 """The plan: what is trained on does not depend on who trains it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,10 @@ from hypothesis import strategies as st
 
 from rec_dist.data.plan import Order, deal, pack_by_tokens, pack_evenly
 
-ORDERS = st.builds(Order, st.integers(1, 60), st.integers(1, 25), st.integers(1, 4), st.integers(0, 2**31))
+WINDOWS = st.none() | st.integers(1, 70)
+ORDERS = st.builds(
+    Order, st.integers(1, 60), st.integers(1, 25), st.integers(1, 4), st.integers(0, 2**31), st.none(), window=WINDOWS
+)
 LENGTHS = st.lists(st.integers(1, 30), max_size=40).map(lambda values: np.asarray(values, dtype=np.int64))
 
 
@@ -26,7 +31,7 @@ def test_every_unit_comes_once_an_epoch_and_none_is_dropped(order: Order) -> Non
 @settings(max_examples=50, deadline=None)
 @given(ORDERS, st.integers(1, 25))
 def test_another_batch_size_cuts_the_same_order_elsewhere(order: Order, units_per_step: int) -> None:
-    other = Order(order.num_units, units_per_step, order.epochs, order.seed)
+    other = replace(order, units_per_step=units_per_step)
     whole = lambda o: np.concatenate([o.units_of_step(step)[0] for step in range(o.num_steps)]).tolist()
     assert whole(order) == whole(other)
 
@@ -35,6 +40,31 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     first, second = (Order(50, 50, 2, seed=1).units_of_step(step)[0].tolist() for step in (0, 1))
     other = Order(50, 50, 2, seed=2).units_of_step(0)[0].tolist()
     assert len({tuple(first), tuple(second), tuple(other), tuple(range(50))}) == 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(40, 4000), st.integers(1, 400), st.integers(0, 2**31))
+def test_a_window_draws_from_few_places_and_mixes_them(num_units: int, window: int, seed: int) -> None:
+    order = Order(num_units, 10**6, 2, seed, window=window)
+    units, epochs = order.units_of_step(0)
+    for epoch in (0, 1):
+        own = units[epochs == epoch]
+        assert sorted(own.tolist()) == list(range(num_units))
+        if window >= num_units:
+            continue
+        for start in range(0, num_units, window):
+            places = np.sort(own[start : start + window])
+            runs = 1 + int((np.diff(places) > 1).sum())
+            assert runs <= 16 * 2 + 2, "runs of a sixteenth of a window, of which two may be cut at its ends"
+
+
+def test_windows_are_shuffled_inside_and_among_themselves() -> None:
+    (units, _), (later, _) = (Order(10_000, 10_000, 2, 5, window=1600).units_of_step(step) for step in (0, 1))
+    assert abs(np.corrcoef(units[:1600], np.arange(1600))[0, 1]) < 0.1
+    assert np.abs(np.corrcoef(np.argsort(units), np.argsort(later))[0, 1]) < 0.5
+    firsts = [units[start : start + 1600].mean() for start in range(0, 10_000 - 1600, 1600)]
+    assert firsts != sorted(firsts)
+    assert len(set(units[:1600].tolist()) & set(later[:1600].tolist())) < 800
 
 
 @pytest.mark.parametrize(("max_steps", "expected"), [(None, 7), (3, 3), (100, 7)])

@@ -1,13 +1,14 @@
 """The questions of an evaluation: the same for every model, and without a trace of the answer."""
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prepared_rows import Row, write_prepared
 
-from rec_dist.data.dataset import PreparedData, SequenceSplit
+from rec_dist.data.dataset import PreparedData
 from rec_dist.evaluate.protocol import Question, ask
 from rec_dist.runtime.errors import UserError
 
@@ -21,14 +22,15 @@ def questions(data: PreparedData, **changes: object) -> list[Question]:
     return ask(data, **{"split": "test", "num_candidates": 10, "max_users": None, "seed": 0, **changes})
 
 
-def with_targets(data: PreparedData, choose: Callable[[int], int], monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+def with_targets(data: PreparedData, choose: Callable[[int], int]) -> list[Question]:
     """The questions if row r's target were choose(r), everything else as it was."""
     split = data.split("test")
-    items = split.items.copy()
-    items[split.offsets[1:] - 1] = [choose(row) for row in range(len(split))]
-    changed: SequenceSplit = replace(split, items=items)
-    monkeypatch.setattr(PreparedData, "split", lambda self, name: changed)
-    return questions(data)
+    rows = [
+        Row(int(split.user_ids[row]), [*split.items_of(row)[:-1].tolist(), choose(row)], int(split.first_target[row]))
+        for row in range(len(split))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        return questions(write_prepared(Path(folder) / "data", {"test": rows}, data.titles))
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
@@ -63,7 +65,7 @@ def test_the_target_never_influences_its_candidates(data: PreparedData, monkeypa
     """With another target, the other candidates stay, but that the new target is left out and the next draw moves up."""
     before = questions(data)
     unused = [next(i for i in range(80) if i not in q.history and i not in q.candidates) for q in before]
-    after = with_targets(data, lambda row: unused[row], monkeypatch)
+    after = with_targets(data, lambda row: unused[row])
     moved = 0
     for old, new in zip(before, after, strict=True):
         assert new.target not in old.candidates

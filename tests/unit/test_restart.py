@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rec_dist.pipeline.restart import FINAL, cause_of, with_restarts
-from rec_dist.runtime.errors import WorkerFailedError
+from rec_dist.pipeline.restart import FINAL, HeadLostError, NotPlacedError, Paused, cause_of, with_restarts
+from rec_dist.runtime.errors import StopRequested, WorkerFailedError
 from rec_dist.runtime.run_directory import RunDirectory
 
 TRACEBACK = "Traceback (most recent call last):\n  ...\nOSError: disk"
@@ -58,7 +58,7 @@ def test_the_limit_is_kept(run: RunDirectory, limit: int) -> None:
     assert len(run.rows()) == limit
 
 
-@pytest.mark.parametrize("kind", FINAL)
+@pytest.mark.parametrize("kind", [*FINAL, StopRequested, HeadLostError])
 def test_what_a_restart_cannot_help_is_raised_as_it_is(run: RunDirectory, kind: type[Exception]) -> None:
     ends: list[Any] = [kind("lower it"), {}]
     with pytest.raises(kind, match="lower it"):
@@ -74,3 +74,37 @@ def test_the_cause_is_not_what_its_peers_say_of_it() -> None:
     fault.worker_failures = {0: RuntimeError(echo)}  # type: ignore[attr-defined]
     assert cause_of(fault) == echo
     assert cause_of(RuntimeError()) == "RuntimeError()"
+
+
+def test_a_pause_is_no_failure(run: RunDirectory) -> None:
+    assert with_restarts(attempts(run, [Paused(4), Paused(6), 5, {"step": 9}]), run, limit=1) == {"step": 9}
+    assert [(row["event"], row["step"]) for row in run.rows()] == [("resize", 4), ("resize", 6), ("restart", 5)]
+
+
+def test_no_room_is_no_fault_of_a_step_but_counts(run: RunDirectory) -> None:
+    assert with_restarts(attempts(run, [NotPlacedError("full"), NotPlacedError("full"), {}]), run, limit=2) == {}
+    with pytest.raises(WorkerFailedError, match=r"after 1 restart\(s\)"):
+        with_restarts(attempts(run, [NotPlacedError("full"), NotPlacedError("full"), {}]), run, limit=1)
+
+
+def test_a_failure_while_stopping_is_the_stop(run: RunDirectory) -> None:
+    """SIGTERM to a whole process group: the workers die of it before they could save."""
+    run.request_stop()
+    with pytest.raises(StopRequested, match="from the newest checkpoint"):
+        with_restarts(attempts(run, [5, {}]), run, limit=3)
+    assert "while the run was stopping" in (run.path / "log.txt").read_text(encoding="utf-8")
+
+
+def test_lost_at_the_start_twice_with_progress_between_is_no_bug(run: RunDirectory) -> None:
+    """Days of training meet several lost nodes; two of them while workers start are not the same step."""
+    ends: list[Any] = [0, 7, 0, {"step": 12}]
+    attempt = attempts(run, ends)
+
+    def saving() -> dict[str, Any]:
+        if len(ends) == 3:
+            run.append({"event": "checkpoint", "step": 6})
+        return attempt()
+
+    assert with_restarts(saving, run, limit=9) == {"step": 12}
+    with pytest.raises(WorkerFailedError, match="before the first step, as in an earlier attempt"):
+        with_restarts(attempts(run, [0, 0, {}]), run, limit=9)

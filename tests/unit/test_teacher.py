@@ -1,13 +1,16 @@
 """What a teacher leaves: lists that know only the history before their position, tied to the model and the data they came from."""
 
 import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared_rows import Row, write_prepared
 from small_recommenders import SHAPES, config, train
 
 from rec_dist.data.dataset import SequenceSplit
@@ -22,17 +25,11 @@ NUM_ITEMS, MAX_LENGTH, TOP_H = 37, 12, 5
 
 
 def split_of(rows: list[np.ndarray], first: list[int]) -> SequenceSplit:
-    none = np.empty(0, dtype=np.int32)
-    return SequenceSplit(
-        name="train",
-        user_ids=np.arange(len(rows), dtype=np.int64) * 10 + 3,
-        offsets=np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
-        items=np.concatenate(rows).astype(np.int32),
-        first_target=np.asarray(first, dtype=np.int32),
-        disliked_offsets=np.zeros(len(rows) + 1, dtype=np.int64),
-        disliked=none,
-        raw_user_column=None,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        users = [Row(user * 10 + 3, items.tolist(), start) for user, (items, start) in enumerate(zip(rows, first, strict=True))]
+        split = write_prepared(Path(folder) / "data", {"train": users}, [f"t{i}" for i in range(NUM_ITEMS)]).split("train")
+        split.take(np.arange(len(split)), np.diff(split.offsets))  # opens its shards, which stay mapped when the folder goes
+        return split
 
 
 def lists_of(kind: str, split: SequenceSplit) -> TopItems:

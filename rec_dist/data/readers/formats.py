@@ -1,21 +1,27 @@
-"""Which format a source is in, which of its files are read, and the one call that reads them."""
+"""Which format a source is in, which of its files are read, and the one call that opens them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rec_dist.data.interactions import Interactions
-from rec_dist.data.readers.columns import read_columns
-from rec_dist.data.readers.movielens import LAYOUTS, read_movielens
-from rec_dist.data.readers.recbole import read_recbole
+from rec_dist.data.readers.amazon import find_amazon, open_amazon
+from rec_dist.data.readers.blocks import kind_of
+from rec_dist.data.readers.columns import open_csv
+from rec_dist.data.readers.movielens import LAYOUTS, open_movielens
+from rec_dist.data.readers.parquet import open_parquet
+from rec_dist.data.readers.recbole import open_recbole
+from rec_dist.data.readers.source import Source, read_all
 from rec_dist.runtime.errors import UserError
 
 _TEXT_TABLES = (".csv", ".tsv")
+_PARQUET = ".parquet"
+_OTHERS = (".inter", ".item", ".json", ".jsonl", _PARQUET)
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """A format ("recbole", "movielens" or "csv") and its files: interactions first, then items where the format has them."""
+    """A format (a value of data.format but auto) and its files: interactions first, then items where the format has them."""
 
     format: str
     files: list[Path]
@@ -24,10 +30,16 @@ class FileSet:
 def find_files(source: Path, format_name: str) -> FileSet:
     """Finds the files to read in `source` (a file or a folder); format_name is data.format.
 
-    auto takes the first that fits of recbole (*.inter), movielens (a known pair of names), csv (one .csv or .tsv file).
-    UserError: nothing fits, or several files do.
+    auto takes the first that fits of recbole (*.inter), movielens (a known pair of names), amazon (reviews in JSON lines), parquet
+    (*.parquet), csv (one .csv or .tsv file). UserError: nothing fits, or several files do.
     """
-    finders = {"recbole": _find_recbole, "movielens": _find_movielens, "csv": _find_csv}
+    finders = {
+        "recbole": _find_recbole,
+        "movielens": _find_movielens,
+        "amazon": find_amazon,
+        "parquet": _find_parquet,
+        "csv": _find_csv,
+    }
     for name, finder in finders.items():
         if format_name in (name, "auto"):
             files = finder(source)
@@ -37,21 +49,33 @@ def find_files(source: Path, format_name: str) -> FileSet:
     expected = {
         "recbole": "one NAME.inter and its NAME.item",
         "movielens": pairs,
+        "amazon": "one NAME.json or NAME.jsonl (or .gz) and its meta_NAME",
+        "parquet": ".parquet files",
         "csv": "one .csv or .tsv file",
     }
     wanted = expected.get(format_name, "; or ".join(expected.values()))
     raise UserError(f"data.source ({source}) holds no files for data.format={format_name}; expected {wanted}.")
 
 
-def read_interactions(found: FileSet, columns: Mapping[str, str], max_bad_rows: int) -> Interactions:
-    """Reads the files. columns is data.columns (csv, recbole); more than max_bad_rows unreadable rows are a UserError."""
+def open_source(found: FileSet, columns: Mapping[str, str]) -> Source:
+    """Opens the files; rows are read later, a block at a time. columns is data.columns (csv, parquet, recbole)."""
+    if found.format in ("movielens", "amazon") and columns:
+        raise UserError(f"data.columns has no effect on data.format={found.format}; remove it, or set data.format=csv.")
+    second = found.files[1] if len(found.files) > 1 else None
     if found.format == "movielens":
-        if columns:
-            raise UserError("data.columns has no effect on data.format=movielens; remove it, or set data.format=csv.")
-        return read_movielens(found.files[0], found.files[1], max_bad_rows)
+        return open_movielens(found.files[0], found.files[1])
     if found.format == "recbole":
-        return read_recbole(found.files[0], found.files[1] if len(found.files) > 1 else None, columns, max_bad_rows)
-    return read_columns(found.files[0], columns, max_bad_rows)
+        return open_recbole(found.files[0], second, columns)
+    if found.format == "amazon":
+        return open_amazon(found.files[0], second)
+    if found.format == "parquet":
+        return open_parquet(found.files, columns)
+    return open_csv(found.files[0], columns)
+
+
+def read_interactions(found: FileSet, columns: Mapping[str, str], max_bad_rows: int) -> Interactions:
+    """Reads the files into memory; more than max_bad_rows unreadable rows are a UserError."""
+    return read_all(open_source(found, columns), max_bad_rows)
 
 
 def _one(source: Path, files: list[Path], kind: str) -> list[Path]:
@@ -82,12 +106,18 @@ def _find_movielens(source: Path) -> list[Path]:
     return []
 
 
+def _find_parquet(source: Path) -> list[Path]:
+    if source.is_dir():
+        return sorted(source.glob(f"*{_PARQUET}"))
+    return [source] if source.suffix == _PARQUET else []
+
+
 def _find_csv(source: Path) -> list[Path]:
     if source.is_dir():
         return _one(
             source,
-            sorted(path for path in source.iterdir() if path.suffix in _TEXT_TABLES),
+            sorted(path for path in source.iterdir() if kind_of(path) in _TEXT_TABLES),
             " or ".join(_TEXT_TABLES),
         )
     # A file that is named outright is read whatever its suffix, but only where nothing else claims it.
-    return [] if source.suffix in (".inter", ".item") else [source]
+    return [] if kind_of(source) in _OTHERS else [source]

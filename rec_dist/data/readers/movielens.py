@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rec_dist.data.interactions import BadRows, Interactions, ItemTable
-from rec_dist.data.readers.assemble import Checked, Roles, assemble, item_index, read_keys, unique_items
-from rec_dist.data.readers.table import Table, read_table
+from rec_dist.data.interactions import BadRows, ItemTable
+from rec_dist.data.readers.assemble import Roles, unique_items
+from rec_dist.data.readers.blocks import whole
+from rec_dist.data.readers.delimited import DelimitedRows
+from rec_dist.data.readers.source import Source
+from rec_dist.data.readers.table import Table, parse_table, read_header
 from rec_dist.data.titles import restore_article, split_year
+from rec_dist.runtime.errors import UserError
 
 # The order of u.item's last 19 columns, as u.genre lists them.
 _GENRES = (
@@ -64,35 +68,39 @@ LAYOUTS = (
 )
 
 
-def read_movielens(ratings: Path, movies: Path, max_bad_rows: int) -> Interactions:
-    """Reads a pair of files whose names are those of a layout. The year in a title becomes the item's year.
+def open_movielens(ratings: Path, movies: Path) -> Source:
+    """A pair of files whose names are those of a layout. The year in a title becomes the item's year.
 
     movies.dat is tried as UTF-8 first: 10M's is, 1M's is Latin-1.
     """
     layout = next(known for known in LAYOUTS if known.ratings == ratings.name)
-    bad = BadRows()
-    table = read_table(ratings, bad, delimiter=layout.ratings_delimiter, names=layout.ratings_names, quoted=layout.quoted)
-    roles = Roles(*_RATING_NAMES)
-    checked = Checked(table, bad)
-    keys = read_keys(checked, roles)
+    bad = BadRows(file=1)
+    names, skip = _names(ratings, layout.ratings_names, layout.ratings_delimiter)
+    rows = DelimitedRows(names, layout.ratings_delimiter, layout.quoted, Roles(*_RATING_NAMES), items_path=movies)
+    for name in _RATING_NAMES:
+        if name not in names:
+            raise UserError(f"{ratings}:1: the column {name!r} is missing; its columns are {', '.join(names)}.")
     items = _read_movies(movies, layout, bad)
-    index = item_index(checked, roles, keys, items, movies)
-    interactions = assemble(checked, roles, keys, index, items, bad, [])
-    bad.check(max_bad_rows)
-    return interactions
+    return Source([whole(0, ratings, skip)], rows, header_lines=int(skip > 0), items=items, bad=bad)
+
+
+def _names(path: Path, names: Sequence[str] | None, delimiter: str) -> tuple[list[str], int]:
+    return read_header(path, delimiter, quoted=True) if names is None else (list(names), 0)
 
 
 def _read_movies(path: Path, layout: Layout, bad: BadRows) -> ItemTable:
     encoding = layout.encoding
     if encoding == "latin-1" and _is_utf8(path):
         encoding = "utf8"
-    table = read_table(
-        path,
+    names, skip = _names(path, layout.movies_names, layout.movies_delimiter)
+    table = parse_table(
+        whole(1, path, skip),
         bad,
+        names=names,
         delimiter=layout.movies_delimiter,
-        names=layout.movies_names,
         quoted=layout.quoted,
         encoding=encoding,
+        lines_before=int(skip > 0),
     )
     cut = [split_year(text) for text in table.texts("title")]
     items = ItemTable(

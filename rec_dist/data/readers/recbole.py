@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rec_dist.data.interactions import BadRows, Interactions, ItemTable
-from rec_dist.data.readers.assemble import Checked, Roles, assemble, item_index, read_keys, unique_items
+from rec_dist.data.interactions import BadRows, ItemTable
+from rec_dist.data.readers.assemble import Roles, unique_items
+from rec_dist.data.readers.blocks import whole
 from rec_dist.data.readers.columns import check_roles, chosen
-from rec_dist.data.readers.table import Table, read_table
+from rec_dist.data.readers.delimited import DelimitedRows
+from rec_dist.data.readers.source import Source
+from rec_dist.data.readers.table import Table, parse_table, read_header
 from rec_dist.data.titles import parse_year, restore_article, split_year
 
 # RecBole's published data sets name these columns differently; the first that exists is taken.
@@ -22,51 +25,50 @@ _NAMES = {
 _MOVIE_TITLE = "movie_title"
 
 
-def read_recbole(inter: Path, item: Path | None, columns: Mapping[str, str], max_bad_rows: int) -> Interactions:
-    """Reads a pair of atomic files; columns overrides which column is user, item, rating, timestamp, title, categories, year.
+def open_recbole(inter: Path, item: Path | None, columns: Mapping[str, str]) -> Source:
+    """A pair of atomic files; columns overrides which column is user, item, rating, timestamp, title, categories, year.
 
     Without an .item file, or without a title in it, the raw item name is the title, and a note says so.
     """
     check_roles(columns, _NAMES)
-    bad = BadRows()
+    header, skip = read_header(inter, "\t", quoted=False)
+
+    def column(role: str) -> str | None:
+        return chosen(inter, header, columns, role, _NAMES[role], required=role in ("user", "item"))
+
+    user, name = column("user"), column("item")
+    assert user is not None and name is not None, "both are required"
+    roles = Roles(user, name, column("rating"), column("timestamp"))
     notes: list[str] = []
-    table = read_table(inter, bad, delimiter="\t")
-    roles = Roles(
-        user=chosen(table, columns, "user", _NAMES["user"], required=True),
-        item=chosen(table, columns, "item", _NAMES["item"], required=True),
-        rating=chosen(table, columns, "rating", _NAMES["rating"], required=False) or None,
-        timestamp=chosen(table, columns, "timestamp", _NAMES["timestamp"], required=False) or None,
-    )
-    checked = Checked(table, bad)
-    keys = read_keys(checked, roles)
+    bad, items = BadRows(file=1), None
     if item is None:
-        items = ItemTable(keys.items, keys.items, [None] * len(keys.items), [[] for _ in keys.items])
         notes.append(f"{inter.with_suffix('.item').name} does not exist: raw item names are used as titles")
-        index = keys.item
     else:
         items = _read_items(item, columns, bad, notes)
-        index = item_index(checked, roles, keys, items, item)
-    interactions = assemble(checked, roles, keys, index, items, bad, notes)
-    bad.check(max_bad_rows)
-    return interactions
+    rows = DelimitedRows(header, "\t", quoted=False, roles=roles, items_path=item)
+    return Source([whole(0, inter, skip)], rows, header_lines=1, items=items, bad=bad, notes=notes)
 
 
 def _read_items(path: Path, columns: Mapping[str, str], bad: BadRows, notes: list[str]) -> ItemTable:
-    table = read_table(path, bad, delimiter="\t")
-    key = chosen(table, columns, "item", _NAMES["item"], required=True)
-    title = chosen(table, columns, "title", _NAMES["title"], required="title" in columns)
-    raw, titles, years = table.texts(key), *_titles(table, columns, title or key)
+    header, skip = read_header(path, "\t", quoted=False)
+    table = parse_table(whole(1, path, skip), bad, names=header, delimiter="\t", lines_before=1)
+
+    def column(role: str) -> str | None:
+        return chosen(path, header, columns, role, _NAMES[role], required=role == "item" or role in columns)
+
+    key = column("item")
+    assert key is not None, "it is required"
+    title, year, category = column("title"), column("year"), column("categories")
+    raw, titles, years = table.texts(key), *_titles(table, title or key, year)
     if not title:
         notes.append(f"{path.name} has no title column: raw item names are used as titles; data.columns.title names one")
-    category = chosen(table, columns, "categories", _NAMES["categories"], required="categories" in columns)
     categories = [text.split() for text in table.texts(category)] if category else [[] for _ in raw]
     return unique_items(table, key, ItemTable(raw, titles, years, categories), bad)
 
 
-def _titles(table: Table, columns: Mapping[str, str], title: str) -> tuple[list[str], list[int | None]]:
+def _titles(table: Table, title: str, year: str | None) -> tuple[list[str], list[int | None]]:
     """Titles and years. Only `movie_title` has MovieLens' habits: "Matrix, The", and here and there the year in the title."""
     titles = table.texts(title)
-    year = chosen(table, columns, "year", _NAMES["year"], required="year" in columns)
     years: list[int | None] = [None] * len(titles)
     if year:
         years = [parse_year(text) for text in table.texts(year)]

@@ -1,7 +1,7 @@
-"""Delimited text into string columns, with the physical line of each row kept so that a fault can be named as file:line.
+"""Columns of one block of a file, with the physical line of each row kept so that a fault can be named as file:line.
 
-Why pyarrow and not a loop: millions of rows take seconds and no Python object a cell. Cost: one thread, because only
-then are the line numbers of malformed rows known.
+Delimited text becomes string columns; Parquet and JSON bring their own types. Why pyarrow and not a loop: millions of rows
+take seconds and no Python object a cell. Cost: one thread, because only then are the line numbers of malformed rows known.
 """
 
 import csv
@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,41 +17,61 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from rec_dist.data.interactions import BadRows, Bool
+from rec_dist.data.readers.blocks import Block, first_bytes, read_buffer
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.trunk import I64
 
 _INTEGER = r"^-?\d{1,18}$"
 _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _LARGEST_TIMESTAMP = 2.0**62
+CATEGORY_SEPARATOR = "|"
 
 
 @dataclass(frozen=True)
 class Table:
-    """The readable rows of one file: names (C,), columns (C,) of strings with surrounding blanks cut, lines (R,) 1-based."""
+    """The readable rows of one block: names (C,), columns (C,) of Arrow values, lines (R,) 1-based, num_lines of the block."""
 
     path: Path
     names: list[str]
     columns: list[pa.ChunkedArray]
     lines: I64
+    num_lines: int
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column as it was read."""
+        return self.columns[self.names.index(name)]
+
+    def strings(self, name: str) -> pa.ChunkedArray:
+        """One column as strings; what is missing is empty, lists of strings are joined by "|"."""
+        column = self.column(name)
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            column = pc.binary_join(pc.cast(column, pa.list_(pa.string())), CATEGORY_SEPARATOR)
+        if column.type == pa.string() and column.null_count == 0:
+            return column
+        return pc.fill_null(pc.cast(column, pa.string()), "")
 
     def texts(self, name: str) -> list[str]:
         """One column as Python strings; for small tables such as items."""
-        return [str(text) for text in self.columns[self.names.index(name)].to_pylist()]
+        return [str(text) for text in self.strings(name).to_pylist()]
 
-    def codes(self, name: str) -> tuple[I64, list[str]]:
+    def codes(self, name: str) -> tuple[I64, pa.Array]:
         """One column as (R,) indices into its distinct values, which stand in order of first appearance."""
-        encoded = self.columns[self.names.index(name)].dictionary_encode().combine_chunks()
+        encoded = self.strings(name).dictionary_encode().combine_chunks()
         if isinstance(encoded, pa.ChunkedArray):  # a column without rows has no chunk to combine
-            return np.zeros(0, dtype=np.int64), []
-        return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), [str(v) for v in encoded.dictionary.to_pylist()]
+            return np.zeros(0, dtype=np.int64), pa.array([], pa.string())
+        return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
 
     def cell(self, name: str, row: int) -> str:
         """The text of one cell."""
-        return str(self.columns[self.names.index(name)][row].as_py())
+        value = self.column(name)[row].as_py()
+        return "" if value is None else str(value)
 
     def floats(self, name: str) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], Bool]:
         """One column as (R,) float64 and which of them are finite numbers."""
-        column = self.columns[self.names.index(name)]
+        column = self.column(name)
+        if not _is_text(column):
+            values = pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy()
+            return values, np.isfinite(values)
         try:
             values = pc.cast(column, pa.float64()).to_numpy()
         except pa.ArrowInvalid:
@@ -59,8 +80,13 @@ class Table:
         return values, np.isfinite(values)
 
     def timestamps(self, name: str) -> tuple[I64, Bool]:
-        """One column as (R,) int64 and which of them are numbers; floats are rounded down, integers keep all their digits."""
-        column = self.columns[self.names.index(name)]
+        """One column as (R,) int64 and which of them are numbers; floats are rounded down, integers keep all their digits.
+
+        A column of dates or times counts its own unit (days, milliseconds, ...).
+        """
+        column = self.column(name)
+        if not _is_text(column):
+            return self._typed_timestamps(column)
         try:
             return pc.cast(column, pa.int64()).to_numpy(), np.ones(len(self.lines), dtype=bool)
         except pa.ArrowInvalid:
@@ -72,28 +98,37 @@ class Table:
         rounded = np.floor(np.where(readable, values, 0)).astype(np.int64)
         return np.where(integer.to_numpy(), exact, rounded), readable
 
+    def _typed_timestamps(self, column: pa.ChunkedArray) -> tuple[I64, Bool]:
+        readable = pc.is_valid(column).to_numpy()
+        if pa.types.is_floating(column.type):
+            values = pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy()
+            readable = np.isfinite(values) & (np.abs(np.where(np.isfinite(values), values, 0)) < _LARGEST_TIMESTAMP)
+            return np.floor(np.where(readable, values, 0)).astype(np.int64), readable
+        if pa.types.is_date32(column.type):
+            column = pc.cast(column, pa.int32())
+        return pc.fill_null(pc.cast(column, pa.int64()), 0).to_numpy(), readable
 
-def read_table(
-    path: Path,
+
+def _is_text(column: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+
+
+def parse_table(
+    block: Block,
     bad: BadRows,
     *,
+    names: Sequence[str],
     delimiter: str,
-    names: Sequence[str] | None = None,
     quoted: bool = False,
     encoding: str = "utf8",
+    lines_before: int = 0,
 ) -> Table:
-    """Reads a delimited file; names=None takes them from the first line. Rows with another number of columns go to `bad`.
+    """Reads a block of delimited text; rows with another number of columns than `names` go to `bad`.
 
-    delimiter may be "::". A type after a colon in the header (RecBole's `user_id:token`) is cut off. UserError: no such file, no
-    header, bytes that are not in the encoding, or text that cannot be cut into rows at all.
+    delimiter may be "::". The first row counts as line lines_before + 1. UserError: bytes that are not in the encoding, or
+    text that cannot be cut into rows at all.
     """
-    if not path.is_file():
-        raise UserError(f"data.source: the file {path} does not exist; give a folder that holds it.")
-    raw = pa.memory_map(str(path)) if path.stat().st_size else pa.BufferReader(b"")
-    data = raw.read_buffer()
-    skip = 0
-    if names is None:
-        names, skip = _header(path, data, delimiter, quoted), 1
+    data, path = read_buffer(block.data, block.begin, block.end), block.path
     if len(delimiter) > 1:
         # MovieLens 1M separates by "::", which a parser of one-byte separators cannot; no title there holds a unit separator.
         data, delimiter = pa.py_buffer(data.to_pybytes().replace(delimiter.encode(), b"\x1f")), "\x1f"
@@ -102,16 +137,19 @@ def read_table(
     def keep_going(row: pyarrow.csv.InvalidRow) -> str:
         malformed.append(row.number)
         reason = f"{row.actual_columns} columns instead of {row.expected_columns}"
-        bad.add(reason, path, np.array([row.number]), row.text)
+        bad.add(reason, path, np.array([lines_before + row.number]), row.text)
         return "skip"
 
-    columns = _parse(path, data, delimiter, list(names), skip, quoted, encoding, keep_going)
-    lines = np.arange(skip + 1, skip + 1 + len(columns[0]) + len(malformed), dtype=np.int64)
-    lines = np.setdiff1d(lines, np.array(malformed, dtype=np.int64))
+    try:
+        columns = _parse(data, list(names), delimiter, quoted, encoding, keep_going)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as fault:
+        raise UserError(_unreadable(block, encoding, str(fault))) from None
+    num_lines = len(columns[0]) + len(malformed)
+    lines = lines_before + np.setdiff1d(np.arange(1, num_lines + 1, dtype=np.int64), np.array(malformed, dtype=np.int64))
     filled = _filled(columns)
     if not filled.all():
         columns, lines = [column.filter(pa.array(filled)) for column in columns], lines[filled]
-    return Table(path, list(names), columns, lines)
+    return Table(path, list(names), columns, lines, num_lines)
 
 
 def _filled(columns: list[pa.ChunkedArray]) -> Bool:
@@ -124,9 +162,13 @@ def _filled(columns: list[pa.ChunkedArray]) -> Bool:
     return ~blank
 
 
-def _header(path: Path, data: pa.Buffer, delimiter: str, quoted: bool) -> list[str]:
-    first = io.BytesIO(data.slice(0, min(data.size, 1 << 16)).to_pybytes()).readline()
-    text = first.decode("utf-8-sig", errors="replace").rstrip("\r\n")
+def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str], int]:
+    """The names in the first line, and how many bytes that line takes. A type after a colon (RecBole's `user_id:token`) is cut off.
+
+    UserError: no such file, an empty line, or a name that stands there twice.
+    """
+    line = io.BytesIO(first_bytes(path)).readline()
+    text = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
     if not text:
         raise UserError(f"{path}:1: the first line is empty; it must name the columns.")
     cells = next(csv.reader([text], delimiter=delimiter)) if quoted else text.split(delimiter)
@@ -134,44 +176,33 @@ def _header(path: Path, data: pa.Buffer, delimiter: str, quoted: bool) -> list[s
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path}:1: the column {name!r} stands there twice; rename one.")
-    return names
+    return names, len(line)
 
 
-def _parse(
-    path: Path,
-    data: pa.Buffer,
-    delimiter: str,
-    names: list[str],
-    skip: int,
-    quoted: bool,
-    encoding: str,
-    on_bad: object,
-) -> list[pa.ChunkedArray]:
+def _parse(data: pa.Buffer, names: list[str], delimiter: str, quoted: bool, encoding: str, on_bad: Any) -> list[pa.ChunkedArray]:
     if data.size == 0:
         return [pa.chunked_array([], pa.string()) for _ in names]
-    try:
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(data),
-            read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=skip, encoding=encoding),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char='"' if quoted else False,
-                newlines_in_values=quoted,
-                ignore_empty_lines=False,  # skipping them silently would shift the line numbers
-                invalid_row_handler=on_bad,
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names}),
-        )
-    except (pa.ArrowInvalid, UnicodeDecodeError) as fault:
-        raise UserError(_unreadable(path, encoding, str(fault))) from None
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(data),
+        read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=names, encoding=encoding),
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter=delimiter,
+            quote_char='"' if quoted else False,
+            newlines_in_values=quoted,
+            ignore_empty_lines=False,  # skipping them silently would shift the line numbers
+            invalid_row_handler=on_bad,
+        ),
+        convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names}),
+    )
     return [pc.utf8_trim_whitespace(column) for column in table.columns]
 
 
-def _unreadable(path: Path, encoding: str, fault: str) -> str:
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            try:
-                line.decode(encoding)
-            except UnicodeDecodeError:
-                return f"{path}:{number}: this line is not {encoding.upper()} text; save the file in that encoding."
-    return f"{path} cannot be read as delimited text ({' '.join(fault.split())}); look for a quote that is never closed."
+def _unreadable(block: Block, encoding: str, fault: str) -> str:
+    before = read_buffer(block.data, 0, block.begin).to_pybytes().count(b"\n")
+    rows = read_buffer(block.data, block.begin, block.end).to_pybytes()
+    for number, line in enumerate(io.BytesIO(rows), start=before + 1):
+        try:
+            line.decode(encoding)
+        except UnicodeDecodeError:
+            return f"{block.path}:{number}: this line is not {encoding.upper()} text; save the file in that encoding."
+    return f"{block.path} cannot be read as delimited text ({' '.join(fault.split())}); look for a quote that is never closed."

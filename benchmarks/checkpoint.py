@@ -1,0 +1,172 @@
+"""What a checkpoint costs: how long training stands still for it, written in the foreground and in the background.
+
+    python -m benchmarks.checkpoint --out results.json         LoRA r8 and full fine-tuning of SmolLM2-135M's shape, random weights
+    python -m benchmarks.checkpoint --markdown results.json
+
+One process, ZeRO stage 0. Goes the project's own way: Catalogue.save, steps, Catalogue.settle (engine/catalogue.py). Foreground and
+background take turns on one engine. The stall is the time in save(). The cost is what save, the steps until the checkpoint is
+committed and the commit take together, less as many plain steps: the background's share of the processor is in it.
+Disk: three states, 12 bytes a trainable weight each.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from benchmarks import results
+from benchmarks.peer_methods import Shape, build_model, trunk_of
+from rec_dist.engine import process_group
+from rec_dist.engine.catalogue import Catalogue, Keeping
+from rec_dist.engine.checkpoint import Origin
+from rec_dist.engine.engine import Engine
+from rec_dist.engine.settings import EngineSettings
+from rec_dist.models.scorer import Scorer
+from rec_dist.runtime.world import World
+from rec_dist.stream.grouped import GroupedStream, pack_trunks
+from rec_dist.tasks.sft import sft
+
+MODES = {"foreground": False, "background": True}
+
+
+def make_engine(shape: Shape, *, lora: bool, tokens: int) -> tuple[Engine, GroupedStream]:
+    """An engine, and a stream of about `tokens` rows for it."""
+    method, device = sft(), "cuda:0" if torch.cuda.is_available() else "cpu"
+    model = build_model(shape, lora=lora, device=device)
+    module = Scorer(model, method.loss, method.metric_names)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    settings = EngineSettings(zero_stage=0, bf16=False, max_grad_norm=1.0, hidden_size=shape.hidden)
+    engine = Engine(module, settings, device=device, optimizer=torch.optim.AdamW(trained, lr=1e-5))
+    engine.train_mode(True)
+    drawn = torch.from_numpy(np.random.default_rng(0).integers(1, shape.vocab, tokens))
+    return engine, pack_trunks([trunk_of(drawn[:-8], [tokens - 9], [drawn[None, -8:]], 0)])
+
+
+def step(engine: Engine, stream: GroupedStream) -> None:
+    """One forward, backward and optimizer step, finished."""
+    engine.backward(engine.forward(stream)[0] / tokens_of(stream), last=True)
+    engine.step(1e-5)
+
+
+def tokens_of(stream: GroupedStream) -> int:
+    """Scored ones."""
+    return int(stream.targets.numel())
+
+
+def one(catalogue: Catalogue, engine: Engine, stream: GroupedStream, number: int, plain: float) -> dict[str, float]:
+    """One checkpoint, and steps until it is committed."""
+    start = time.perf_counter()
+    catalogue.save(engine, number, epoch=0)
+    stall, steps = time.perf_counter() - start, 0
+    while catalogue.writing:
+        step(engine, stream)
+        steps += 1
+    catalogue.settle()
+    return {"stall": stall, "cost": time.perf_counter() - start - steps * plain, "steps": steps}
+
+
+def measure(shape: Shape, folder: Path, *, lora: bool, tokens: int, repeats: int) -> list[dict[str, Any]]:
+    """A row a mode."""
+    engine, stream = make_engine(shape, lora=lora, tokens=tokens)
+    written: dict[str, list[float]] = {mode: [] for mode in MODES}
+    found: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
+    catalogues = {}
+    for mode, asynchronous in MODES.items():
+        keeping = Keeping(keep=1, best=False, asynchronous=asynchronous, stop_on_fault=True)
+        rows = written[mode]
+        catalogues[mode] = Catalogue(
+            folder / mode,
+            World(),
+            Origin(None, "benchmark", {}, {}),
+            keeping,
+            zero_stage=0,
+            log=print,
+            record=lambda row, rows=rows: rows.append(row["write_seconds"]),  # type: ignore[misc]
+        )
+    times = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        step(engine, stream)
+        times.append(time.perf_counter() - start)
+    plain = statistics.median(times[1:])
+    for number in range(1, repeats + 2):
+        for mode, catalogue in catalogues.items():
+            measured = one(catalogue, engine, stream, number, plain)
+            if number > 1:  # the first makes Adam's copies and meets a cold disk
+                found[mode].append(measured)
+    weights = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
+    about = {"trains": "LoRA r8" if lora else "all weights", "weights": weights, "bytes": engine.num_state_bytes()}
+    return [
+        {
+            **about,
+            "mode": mode,
+            "stall_seconds": results.spread([entry["stall"] for entry in found[mode]]),
+            "cost_seconds": results.spread([entry["cost"] for entry in found[mode]]),
+            "steps_meanwhile": statistics.median(entry["steps"] for entry in found[mode]),
+            "write_seconds": results.spread(written[mode][1:]),
+            "plain_step_seconds": plain,
+        }
+        for mode in MODES
+    ]
+
+
+def report(result: dict[str, Any], *, markdown: bool = False) -> str:
+    """The table of a result file."""
+    rows = [
+        {
+            "trains": row["trains"],
+            "state": f"{row['bytes'] / 1e6:,.0f} MB",
+            "written in the": row["mode"],
+            "stall, s": row["stall_seconds"]["median"],
+            "lowest": row["stall_seconds"]["low"],
+            "highest": row["stall_seconds"]["high"],
+            "cost, s": row["cost_seconds"]["median"],
+            "committed after, s": row["write_seconds"]["median"],
+            "steps meanwhile": row["steps_meanwhile"],
+            "a plain step, s": row["plain_step_seconds"],
+        }
+        for row in result["rows"]
+    ]
+    return "\n\n".join([results.table(rows, markdown=markdown), results.stamp(result)])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """See the module."""
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=256, help="of a step")
+    parser.add_argument("--trains", choices=["lora", "full", "both"], default="both")
+    parser.add_argument("--shape", default="{}", help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written; none: a temporary folder")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
+    given = parser.parse_args(words)
+    if given.markdown:
+        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+        return
+    process_group.join(World(device="cuda:0" if torch.cuda.is_available() else "cpu"))
+    rows: list[dict[str, Any]] = []
+    for lora in {"lora": [True], "full": [False], "both": [True, False]}[given.trains]:
+        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+            shape = Shape(**json.loads(given.shape))
+            rows += measure(shape, Path(folder), lora=lora, tokens=given.tokens, repeats=given.repeats)
+    process_group.leave()
+    result = {**results.facts(results.command_of("benchmarks.checkpoint", words)), "rows": rows}
+    print(report(result))
+    if given.out:
+        results.write(given.out, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Where a prepared data set lies: a folder of this machine, or one of an object store or file system that pyarrow knows.
+
+`s3://bucket/prefix`, `gs://bucket/prefix` and `hdfs://host:port/path`, with the options that pyarrow takes behind a question mark
+(`?endpoint_override=host:9000&scheme=http`). Credentials come from where the store's own tools look for them; those written into
+a URI work and are never shown.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from rec_dist.runtime.errors import UnreachableError, UserError
+
+_CHUNK_BYTES = 16 << 20  # one request of an object store; at 4 MiB its latency would show
+_REASON = 200  # characters of a reason; a missing libhdfs is explained on forty lines
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a data.path names a file system by its scheme. file:// is this machine's."""
+    return "://" in str(path) and not str(path).startswith("file://")
+
+
+class Location:
+    """A folder of files. str() of it is what messages show: an absolute path, or the URI without options and credentials."""
+
+    def __init__(self, path: str | Path) -> None:
+        """UserError: a scheme that pyarrow does not know, or a file system that cannot be opened."""
+        text = str(path)
+        self.is_remote = is_remote(text)
+        if not self.is_remote:
+            self.folder = Path(text.removeprefix("file://")).expanduser().absolute()
+            self._system, self._base, self._shown = fs.LocalFileSystem(), str(self.folder), str(self.folder)
+            return
+        scheme, rest = text.split("://", 1)
+        self._shown = f"{scheme}://{rest.split('?')[0].rpartition('@')[2].rstrip('/')}"
+        try:
+            self._system, base = fs.FileSystem.from_uri(text)
+        except (OSError, ValueError, pa.ArrowException) as fault:
+            raise UserError(f"data.path ({self._shown}) cannot be opened: {reason(fault)}; {_WAY_OUT}") from None
+        self._base = base.rstrip("/")
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def name(self, file: str) -> str:
+        """How messages call a file of this folder."""
+        return f"{self._shown}/{file}"
+
+    def read(self, file: str) -> bytes | None:
+        """The bytes of a small file; None where there is no such file. UserError: the folder cannot be read."""
+        try:
+            with self._system.open_input_stream(f"{self._base}/{file}") as stream:
+                return bytes(stream.read())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, pa.ArrowException) as fault:
+            raise UserError(f"data.path: {self.name(file)} cannot be read: {reason(fault)}; {_WAY_OUT}") from None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file of this folder by its name. UserError: it cannot be listed."""
+        try:
+            found = self._system.get_file_info(fs.FileSelector(self._base, allow_not_found=True))
+        except (OSError, pa.ArrowException) as fault:
+            raise UserError(f"data.path ({self}) cannot be listed: {reason(fault)}; {_WAY_OUT}") from None
+        return {entry.base_name: entry.size for entry in found if entry.type == fs.FileType.File}
+
+    def copy(self, file: str, target: Path) -> str:
+        """Writes a file's bytes to `target` as they come and returns their SHA-256 in hex.
+
+        UserError: there is no such file. UnreachableError: it cannot be read to its end. OSError: `target` cannot be written.
+        """
+        digest = hashlib.sha256()
+        with target.open("wb") as written, self._opened(file) as stream:
+            while chunk := self._next(stream, file):
+                digest.update(chunk)
+                written.write(chunk)
+        return digest.hexdigest()
+
+    def write(self, source: Path, file: str) -> None:
+        """Copies the file `source` to here under the name `file`. UserError: it cannot be written."""
+        try:
+            with source.open("rb") as stream, self._system.open_output_stream(f"{self._base}/{file}") as sink:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    sink.write(chunk)
+        except (OSError, pa.ArrowException) as fault:
+            raise UserError(f"data.path: {self.name(file)} cannot be written: {reason(fault)}; {_WAY_OUT}") from None
+
+    def _opened(self, file: str) -> Any:
+        try:
+            return self._system.open_input_stream(f"{self._base}/{file}")
+        except FileNotFoundError:
+            raise UserError(f"{self.name(file)}: the file is missing; {REMEDY}") from None
+        except (OSError, pa.ArrowException) as fault:
+            raise self._unreachable(file, fault) from None
+
+    def _next(self, stream: Any, file: str) -> bytes:
+        try:
+            return bytes(stream.read(_CHUNK_BYTES))
+        except (OSError, pa.ArrowException) as fault:
+            raise self._unreachable(file, fault) from None
+
+    def _unreachable(self, file: str, fault: Exception) -> UnreachableError:
+        return UnreachableError(
+            f"{self.name(file)} cannot be read: {reason(fault)}; see that the store answers and run the same command again"
+        )
+
+
+REMEDY = "remove the data set and run `rec-dist prepare CONFIG` again"
+_WAY_OUT = "check the address, the credentials and the network"
+
+
+def reason(fault: Exception) -> str:
+    """The first line of what a library says, not too long."""
+    return next(iter(str(fault).splitlines()), type(fault).__name__)[:_REASON]

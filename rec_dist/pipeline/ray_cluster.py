@@ -1,0 +1,126 @@
+"""What is asked of a Ray cluster: the connection, its nodes, whether its head answers, and the end of a group of workers."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rec_dist.pipeline.restart import HeadLostError
+from rec_dist.pipeline.sizing import Node
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.heartbeat import Beat
+from rec_dist.runtime.stacks import end_group
+
+_HEAD_SECONDS = 10.0  # the head may be restarting; Ray itself ends the driver after 60 s, without a word a user could use
+
+
+def connect(address: str | None) -> None:
+    """Joins the cluster at `address` or RAY_ADDRESS, or starts one on this machine. UserError: none answers."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Says at each start that it is on for a cluster of this machine alone, which is Ray's default.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # Workers tell through the run directory; Ray's repetition of their output would say it twice.
+    try:
+        ray.init(
+            address=address or os.environ.get("RAY_ADDRESS"),
+            include_dashboard=None if address or "RAY_ADDRESS" in os.environ else False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+        )
+    except (ConnectionError, ValueError) as fault:
+        raise UserError(
+            f"cluster.address ({address or os.environ.get('RAY_ADDRESS')}): no Ray cluster answers ({fault}); start one, or unset it "
+            "to use this machine"
+        ) from fault
+
+
+def nodes(leaving: Sequence[str] = (), *, asked: bool = True) -> list[Node]:
+    """The resources of the nodes that are there to stay.
+
+    asked: each must take a connection. A node that has just died counts as alive for up to half a minute, in which workers would
+    be placed on it in vain.
+    """
+    import ray
+
+    gone = {*leaving, *draining()}
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in gone]
+    if not asked:
+        return [node["Resources"] for node in alive]
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        well = list(pool.map(lambda node: _answers((node["NodeManagerAddress"], int(node["NodeManagerPort"]))), alive))
+    return [node["Resources"] for node, answers in zip(alive, well, strict=True) if answers]
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, timeout=2.0):
+            return True
+    except OSError:
+        return False
+
+
+def draining() -> set[str]:
+    """Nodes that are about to be taken away (preempted, or drained by hand): what Ray Train's own watcher asks."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
+def end(beats: Sequence[Beat], folder: Path, stacks: Path | None) -> list[str]:
+    """end_group on every machine that a rank runs on: by a task there, and here directly."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    lines: list[str] = []
+    tasks = {}
+    task = ray.remote(num_cpus=0, max_retries=0)(end_group)
+    for node in sorted({beat.node for beat in beats} - {here}):
+        group = [beat for beat in beats if beat.node == node]
+        pinned = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        tasks[node] = pinned.remote(group, folder, stacks)
+    for node, answer in tasks.items():  # before those here are dead, since the others fail when they find them gone
+        try:
+            lines += ray.get(answer, timeout=60.0)
+        except (GetTimeoutError, RayError) as fault:
+            lines.append(f"node {node} does not answer ({type(fault).__name__}); its workers are left to Ray")
+    return lines + end_group([beat for beat in beats if beat.node == here], folder, stacks)
+
+
+class Head:
+    """Whether the cluster's head still answers. Ray's own calls would wait for a dead one, and then end this process."""
+
+    def __init__(self) -> None:
+        import ray
+
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._address = (host.strip("[]"), int(port))
+        self._well = self._asked = time.monotonic()
+        self._reachable = True
+        self._reachable = self.answers()  # a head behind something that takes no plain connection is not judged by one
+
+    def check(self) -> None:
+        """WorkerFailedError when it has not answered for _HEAD_SECONDS."""
+        now = time.monotonic()
+        if not self._reachable or now - self._asked < 1.0:
+            return
+        self._asked = now
+        if self.answers():
+            self._well = now
+        elif now - self._well > _HEAD_SECONDS:
+            raise HeadLostError(
+                f"the Ray head at {self._address[0]}:{self._address[1]} does not answer any more; start the cluster and run the same "
+                "command again, which goes on from the newest checkpoint"
+            )
+
+    def answers(self) -> bool:
+        """Whether it takes a connection; True where it never did, since then a connection says nothing."""
+        return not self._reachable or _answers(self._address)

@@ -1,0 +1,92 @@
+"""What the processes of a hung group are doing, and their end. Runs on the machine that they run on.
+
+A process that runs writes its own Python stack when it gets a signal. One that was stopped cannot; it is told to go on just long
+enough to write it, after its peers are dead. What the kernel says of each (state, what it waits for) is written in any case.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rec_dist.runtime.heartbeat import STACK_SIGNAL, Beat, born, stack_path
+
+_PATIENCE_SECONDS = 3.0
+
+
+def end_group(beats: Sequence[Beat], folder: Path, stacks: Path | None) -> list[str]:
+    """Kills the processes of `beats`, after writing what each was doing to stacks/rank-N.txt. Returns a line for each.
+
+    stacks: None: nothing is written. A process that has ended, or whose number another one has now, is left alone.
+    """
+    alive = [beat for beat in beats if born(beat.pid) == beat.born]
+    states = {beat.rank: _state(beat.pid) for beat in alive}
+    stopped = [beat for beat in alive if states[beat.rank] in ("T", "t")]
+    running = [beat for beat in alive if beat not in stopped]
+    headers = {beat.rank: _kernel_view(beat) for beat in alive if stacks is not None}
+    if stacks is not None:
+        _ask(running, folder)
+    _kill(running)
+    if stacks is not None:
+        _ask(stopped, folder)
+    _kill(stopped)
+    lines = []
+    for beat in beats:
+        state = states.get(beat.rank)
+        what = "gone" if state is None else "stopped by a signal" if state in ("T", "t") else f"state {state}"
+        lines.append(f"rank {beat.rank} (process {beat.pid}): {what}, in phase {beat.phase} of step {beat.step}")
+        if stacks is not None and beat.rank in headers:
+            stacks.mkdir(parents=True, exist_ok=True)
+            text = _read(stack_path(folder, beat.rank)) or "no Python stack: the process did not answer the signal\n"
+            (stacks / f"rank-{beat.rank}.txt").write_text(f"{lines[-1]}\n\n{text}\n{headers[beat.rank]}\n", encoding="utf-8")
+    return lines
+
+
+def _ask(beats: Sequence[Beat], folder: Path) -> None:
+    """Has each write its stack, and waits until all have."""
+    for beat in beats:
+        _send(beat, STACK_SIGNAL)
+        _send(beat, signal.SIGCONT)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    waiting = list(beats)
+    while waiting and time.monotonic() < deadline:
+        waiting = [beat for beat in waiting if "most recent call first" not in _read(stack_path(folder, beat.rank))]
+        time.sleep(0.05)
+    if beats:
+        time.sleep(0.2)  # the stacks of the other threads follow the first
+
+
+def _kill(beats: Sequence[Beat]) -> None:
+    for beat in beats:
+        _send(beat, signal.SIGKILL)
+
+
+def _send(beat: Beat, number: signal.Signals) -> None:
+    if born(beat.pid) == beat.born:
+        with suppress(ProcessLookupError):
+            os.kill(beat.pid, number)
+
+
+def _state(pid: int) -> str:
+    return _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[0] or "?"
+
+
+def _kernel_view(beat: Beat) -> str:
+    """State, wait channel and system call of each thread, as /proc has them."""
+    lines = []
+    for task in sorted(Path(f"/proc/{beat.pid}/task").glob("*"), key=lambda path: int(path.name)):
+        fields = {name: " ".join(_read(task / name).split()) or "?" for name in ("comm", "wchan", "syscall")}
+        state = _read(task / "stat").rpartition(")")[2].split()[:1] or ["?"]
+        lines.append(
+            f"thread {task.name} {fields['comm']}: state {state[0]}, wchan {fields['wchan']}, syscall {fields['syscall'].split()[0]}"
+        )
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

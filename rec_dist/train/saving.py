@@ -1,0 +1,159 @@
+"""What a run keeps of its progress: the catalogue of checkpoints as the configuration wants it, what a save costs, and model/."""
+
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rec_dist.config.schema import CheckpointConfig, RunConfig
+from rec_dist.engine import process_group
+from rec_dist.engine.catalogue import Catalogue, Keeping
+from rec_dist.engine.checkpoint import Origin
+from rec_dist.engine.engine import Engine
+from rec_dist.runtime.disk import writing
+from rec_dist.runtime.environment import versions
+from rec_dist.runtime.errors import DiskError, UserError
+from rec_dist.runtime.identity import identity
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.runtime.world import World
+from rec_dist.tasks.build import Start
+from rec_dist.tasks.task import Task
+from rec_dist.train.validation import Validation
+
+_WORTH_SAYING_SECONDS, _WORTH_SAYING_SHARE = 1.0, 0.1
+_GIGA = 1e9
+
+
+def open_catalogue(config: RunConfig, task: Task, start: Start, run: RunDirectory, world: World) -> Catalogue:
+    """The checkpoints of this run."""
+    settings, order = config.checkpoint, task.order
+    origin = Origin(
+        base=start.fingerprints()["model"] if world.is_main else None,
+        config=identity(config.model_dump(mode="json")),
+        stream={"seed": order.seed, "units": order.num_units, "units_per_step": order.units_per_step},
+        versions=versions(),
+    )
+    keeping = Keeping(settings.keep, settings.keep_best != "none", settings.asynchronous, settings.on_error == "stop")
+    return Catalogue(
+        run.checkpoints, world, origin, keeping, zero_stage=config.cluster.zero_stage, log=run.log, record=run.append
+    )
+
+
+def check_host_memory(engine: Engine, world: World) -> None:
+    """Raises UserError on every rank when the copies of asynchronous checkpoints do not fit beside what runs. A collective."""
+    share = engine.num_state_bytes() / world.size  # files are dealt to the ranks evenly
+    nodes: dict[str, list[float]] = {}
+    for node, needed, free in process_group.gather((socket.gethostname(), share, _available_bytes())):
+        total, least = nodes.get(node, [0.0, free])
+        nodes[node] = [total + needed, min(least, free)]
+    for node, (needed, free) in nodes.items():
+        if needed > free:
+            raise UserError(
+                f"checkpoint.asynchronous=true needs {needed / _GIGA:.1f} GB of the memory of {node}, where {free / _GIGA:.1f} GB are "
+                "free; set checkpoint.asynchronous=false, or run fewer workers a node"
+            )
+
+
+def _available_bytes() -> float:
+    """Of the machine, or of the container that this process is in where that has a limit."""
+    available = float("inf")
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemAvailable:"):
+            available = float(line.split()[1]) * 1024
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
+        available = min(available, float(text) - float(used.read_text(encoding="utf-8")))
+    return available
+
+
+def room_note(num_bytes: int, missing: int, folder: Path) -> str | None:
+    """A line when the disk of `folder` has no room for `missing` more checkpoints of num_bytes each."""
+    free = shutil.disk_usage(folder).free
+    if missing * num_bytes <= free:
+        return None
+    return (
+        f"{missing} more checkpoint(s) of {num_bytes / _GIGA:.2f} GB will not fit: {folder} has {free / _GIGA:.2f} GB free; free "
+        "space there, or lower checkpoint.keep (one more than it is written before the oldest goes)"
+    )
+
+
+class Saver:
+    """The loop's checkpoint hook: the validation where one is due, the save, and a word when saving costs much of the time."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        task: Task,
+        catalogue: Catalogue,
+        validation: Validation | None,
+        run: RunDirectory,
+        world: World,
+        *,
+        settings: CheckpointConfig,
+    ) -> None:
+        self._engine, self._task, self._catalogue, self._validation = engine, task, catalogue, validation
+        self._run, self._world, self._every = run, world, settings.every_steps
+        self._last_end = time.perf_counter()
+        missing = settings.keep + 1 + (settings.keep_best != "none") - len(catalogue.committed())
+        place = run.checkpoints if run.checkpoints.is_dir() else run.path
+        if world.is_main and (note := room_note(engine.num_state_bytes(), missing, place)) is not None:
+            run.log(f"WARNING: {note}")
+
+    def __call__(self, step: int) -> None:
+        """After `step` steps. A step that only a stop saves is not validated, so that which ones are does not depend on stops."""
+        valid_loss = None
+        if self._validation is not None and (step % self._every == 0 or step == self._task.order.num_steps):
+            valid_loss = self._validation.run(self._engine, step)
+            if self._world.is_main:
+                shown = "not finite" if valid_loss is None else f"{valid_loss:.6g}"
+                self._run.log(f"validation loss after step {step}: {shown}")
+        began = time.perf_counter()
+        _, epochs = self._task.order.units_of_step(step - 1)
+        self._catalogue.save(self._engine, step, epoch=int(epochs[-1]), valid_loss=valid_loss)
+        now = time.perf_counter()
+        note = cost_note(now - began, now - self._last_end)
+        if note is not None and self._world.is_main:
+            self._run.log(f"WARNING: step {step}: {note}")
+        self._last_end = now
+
+
+def cost_note(stall_seconds: float, since_seconds: float) -> str | None:
+    """A line when a save took more than a tenth of the time since the one before."""
+    if stall_seconds < _WORTH_SAYING_SECONDS or stall_seconds < _WORTH_SAYING_SHARE * since_seconds:
+        return None
+    return (
+        f"training stood still {stall_seconds:.1f} s for a checkpoint, {stall_seconds / since_seconds:.0%} of the time since the "
+        "last; raise checkpoint.every_steps, set checkpoint.asynchronous=true, or use a faster disk"
+    )
+
+
+def save_model(engine: Engine, task: Task, run: RunDirectory, world: World) -> None:
+    """model/, whole or not at all. A collective; DiskError on every rank when rank 0 cannot write it."""
+    weights = engine.trainable_weights()
+    fault = None
+    if world.is_main:
+        partial = run.model.with_name("model.tmp")
+        try:
+            with writing(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                task.save_model(weights, engine.module, partial)
+                shutil.rmtree(run.model, ignore_errors=True)
+                partial.rename(run.model)
+        except DiskError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            fault = f"the model could not be written: {error}"
+    fault = process_group.share_from_main(fault)
+    if fault is not None:
+        raise DiskError(fault)
+
+
+def best_or_last(engine: Engine, catalogue: Catalogue, log: Callable[[str], None], *, last: int) -> int:
+    """The step whose weights are in the engine now: those of the best checkpoint, which are loaded. A collective."""
+    saved = catalogue.load_best(engine)
+    if saved is None:
+        log("WARNING: checkpoint.use_best: no validated checkpoint is there; the model is saved from the last step")
+        return last
+    log(f"the model is saved from {saved.folder.name}, the best: validation loss {saved.valid_loss:.6g}")
+    return saved.step

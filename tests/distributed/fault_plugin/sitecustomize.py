@@ -1,0 +1,89 @@
+"""A fault at a chosen place of a chosen rank of a real run. Python imports this at its start where the folder is on PYTHONPATH.
+
+The package has no hooks for it: in Ray's worker processes, methods of the package are wrapped as they are imported. The faults are
+real ones: the process raises there, or sends itself the signal. Described by REC_DIST_TEST_FAULT (JSON):
+{"kind": "exception" | "SIGKILL" | "SIGSTOP" | "SIGTERM", "phase", "rank", "call": the how manyth call, "marker": made once it came},
+or {"kind": "slow", "phase", "seconds": added to each call, or to the one that "call" names}. With "driver": true the place is in the
+command itself, where cluster.launcher=local trains.
+"""
+
+import importlib.machinery
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# phase -> (module, class or None, function, whether the fault comes before or after the call)
+PLACES = {
+    "in a step": ("rec_dist.engine.engine", "Engine", "step", "before"),
+    "before commit": ("rec_dist.engine.engine", "Engine", "save_state", "after"),
+    "after commit": ("rec_dist.engine.catalogue", "Catalogue", "save", "after"),
+    "while loading": ("rec_dist.engine.engine", "Engine", "load_state", "before"),
+    "in the loader": ("rec_dist.train.loader", None, "step_work", "before"),
+}
+
+
+def strike(fault: dict[str, Any]) -> None:
+    """Once, on the rank that was chosen."""
+    if int(os.environ["RANK"]) != fault["rank"]:
+        return
+    try:
+        os.close(os.open(fault["marker"], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    if fault["kind"] == "exception":
+        raise OSError("an injected fault")
+    os.kill(os.getpid(), getattr(signal, fault["kind"]))
+    time.sleep(0.2)  # a signal to the process may come a little later than the call that sends it
+
+
+def wrapped(function: Callable[..., Any], when: str, fault: dict[str, Any]) -> Callable[..., Any]:
+    calls = 0
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        now = calls == fault.get("call")
+        if fault["kind"] == "slow":
+            time.sleep(fault["seconds"] if now or "call" not in fault else 0)
+            return function(*arguments, **keywords)
+        if now and when == "before":
+            strike(fault)
+        result = function(*arguments, **keywords)
+        if now and when == "after":
+            strike(fault)
+        return result
+
+    return call
+
+
+class Finder:
+    """Wraps the place when its module is imported."""
+
+    def __init__(self, fault: dict[str, Any]) -> None:
+        self._fault = fault
+        self._module, self._owner, self._function, self._when = PLACES[fault["phase"]]
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != self._module:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        assert spec is not None and spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def execute_and_wrap(module: Any) -> None:
+            execute(module)
+            owner = getattr(module, self._owner) if self._owner else module
+            setattr(owner, self._function, wrapped(getattr(owner, self._function), self._when, self._fault))
+
+        spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
+        return spec
+
+
+if "REC_DIST_TEST_FAULT" in os.environ:
+    described = json.loads(os.environ["REC_DIST_TEST_FAULT"])
+    if any(("rec_dist" if described.get("driver") else "default_worker.py") in word for word in sys.orig_argv):
+        sys.meta_path.insert(0, Finder(described))

@@ -1,0 +1,166 @@
+"""Nodes that come and go, on real Ray nodes of one machine: lost, announced to leave, and back. About two minutes each."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from real_runs import CHANGES, assert_near, assert_same, came_to, command, finish, plugged, undisturbed, wait_until, write_config
+from worker_processes import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+_ONE_A_NODE = ("cluster.cpus_per_worker=1.0", "cluster.node_wait_seconds=3", "checkpoint.every_steps=5", "train.max_steps=60")
+_SLOW = {"kind": "slow", "phase": "in a step", "seconds": 1.0}  # so that a run is still there when a node comes back
+
+
+class Nodes:
+    """A Ray cluster of several nodes on this machine, one CPU each, with a temporary folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self.environment = {**os.environ, **plugged(_SLOW), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.address}
+        self.environment["RAY_memory_monitor_refresh_ms"] = "0"
+        self._folder = folder
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """One more node, the head first; its processes live as long as it does."""
+        head = not self._started
+        words = ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false"]
+        words = [*(words if head else [f"--address={self.address}"]), f"--temp-dir={self._folder}", "--num-cpus=1", "--block"]
+        line = [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
+        before = len(self.alive()) if not head else 0
+        node = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment)
+        self._started.append(node)
+        deadline = time.monotonic() + 120
+        while len(self.alive()) <= before:
+            assert node.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        return node
+
+    def alive(self) -> list[str]:
+        """The ids of the nodes that the head counts, in the order in which they joined."""
+        code = (
+            "import json, ray; ray.init(logging_level='ERROR', log_to_driver=False); print(json.dumps([n for n in ray.nodes()]))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], env=self.environment, capture_output=True, text=True, check=False)
+        nodes = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
+        return [node["NodeID"] for node in nodes if node["Alive"]]
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """All of its processes at once, as when the machine loses power."""
+        processes = [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        node.wait()
+
+    def announce(self, node_id: str) -> None:
+        """That a node is about to be taken away, as a cloud does for a spot machine."""
+        words = ["drain-node", "--address", self.address, "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        words += ["--reason-message", "a test", "--deadline-remaining-seconds", "90"]
+        subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", *words], env=self.environment, check=True, capture_output=True
+        )
+
+    def close(self) -> None:
+        for node in reversed(self._started):
+            if node.poll() is None:
+                self.kill(node)
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    # A folder of its own, or any ray.init() on this machine would join; a short name, since sockets lie in it.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        cluster = Nodes(Path(folder))
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def environment(nodes: Nodes) -> dict[str, str]:
+    return {name: nodes.environment[name] for name in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+
+
+def events(run: Any) -> list[str]:
+    return [row["event"] for row in run.rows if row["event"] in ("restart", "resume", "resize")]
+
+
+def test_a_lost_node_and_one_that_comes_back(trainer: Any, tmp_path: Path, nodes: Nodes, record: dict[str, Any]) -> None:
+    """Two workers, then one, then two again; the parameters are those of two throughout, within 1e-5."""
+    record.update(fault="SIGKILL", where="a node, with cluster.min_workers; later another joins")
+    changes = (*CHANGES, *_ONE_A_NODE, "cluster.min_workers=1")
+    run_dir = tmp_path / "run"
+    nodes.start()
+    lost = nodes.start()
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *changes))
+    process = command("train", config, **environment(nodes))
+    wait_until(came_to(run_dir, 7), process)
+    nodes.kill(lost)
+    log = run_dir / "log.txt"
+    wait_until(lambda: "starting 1 worker with" in log.read_text(encoding="utf-8"), process)
+    wait_until(came_to(run_dir, 8), process)
+    nodes.start()
+    code, err = finish(process)
+    assert code == 0, err
+    assert "room for 1 more worker(s)" in err
+    run = type(undisturbed(trainer, *_ONE_A_NODE))(run_dir)
+    assert events(run) == ["restart", "resume", "resize", "resume"], err
+    assert run.log.count("starting 2 workers with") == 2
+    assert_near(run, undisturbed(trainer, *_ONE_A_NODE))
+    record.update(restarts=1, outcome="goes on with 1 worker, grows back at a checkpoint: same parameters within 1e-5")
+
+
+def test_a_node_that_is_announced_to_leave(trainer: Any, tmp_path: Path, nodes: Nodes, record: dict[str, Any]) -> None:
+    """The run saves and ends with 75; with another node the same command goes on, bit for bit."""
+    record.update(fault="preemption", where="a node")
+    changes = (*CHANGES, *_ONE_A_NODE, "train.max_steps=20")
+    run_dir = tmp_path / "run"
+    nodes.start()
+    leaving = nodes.start()
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *changes))
+    process = command("train", config, **environment(nodes))
+    wait_until(came_to(run_dir, 2), process)
+    nodes.announce(nodes.alive()[-1])
+    code, err = finish(process)
+    assert code == 75, err
+    assert "1 node(s) are being taken away; saving a checkpoint, then stopping" in err
+    nodes.kill(leaving)
+    nodes.start()
+    code, err = finish(command("train", config, **environment(nodes)))
+    assert code == 0, err
+    expected = undisturbed(trainer, *_ONE_A_NODE, "train.max_steps=20")
+    run = type(expected)(run_dir)
+    assert events(run) == ["resume"]
+    assert_same(run, expected)
+    record.update(outcome="exit 75 with a checkpoint; run again: same parameters, bit for bit")
+
+
+def test_with_enough_left_a_node_may_leave(trainer: Any, tmp_path: Path, nodes: Nodes, record: dict[str, Any]) -> None:
+    record.update(fault="preemption", where="a node, with cluster.min_workers")
+    changes = (*CHANGES, *_ONE_A_NODE, "train.max_steps=20", "cluster.min_workers=1")
+    run_dir = tmp_path / "run"
+    nodes.start()
+    nodes.start()
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *changes))
+    process = command("train", config, **environment(nodes))
+    wait_until(came_to(run_dir, 2), process)
+    nodes.announce(nodes.alive()[-1])
+    code, err = finish(process)
+    assert code == 0, err
+    expected = undisturbed(trainer, *_ONE_A_NODE, "train.max_steps=20")
+    run = type(expected)(run_dir)
+    assert events(run) == ["resize", "resume"]
+    assert_near(run, expected)
+    record.update(outcome="saves, goes on with 1 worker: same parameters within 1e-5")

@@ -1,0 +1,75 @@
+"""An S3 server of this machine's loopback for tests: moto's, in a process of its own, which a test may kill."""
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pyarrow import fs
+
+BUCKET = "rec-dist-tests"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+class S3Server:
+    """Started at once, with an empty bucket. The environment must hold CREDENTIALS."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._log = tempfile.NamedTemporaryFile(prefix="s3-server-")  # noqa: SIM115 - open as long as the server
+        words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self._process = subprocess.Popen(words, stdout=self._log, stderr=self._log)
+        self._wait()
+        self.files = fs.S3FileSystem(
+            endpoint_override=f"127.0.0.1:{self.port}", scheme="http", region="us-east-1", allow_bucket_creation=True
+        )
+        self.files.create_dir(BUCKET)
+
+    def _wait(self) -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert self._process.poll() is None, "the server ended at its start"
+                time.sleep(0.05)
+        raise TimeoutError("the server did not come up")
+
+    def uri(self, prefix: str) -> str:
+        """What data.path says for the objects under `prefix`."""
+        return f"s3://{BUCKET}/{prefix}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
+
+    def put(self, folder: Path, prefix: str) -> str:
+        """Uploads the files of `folder` and returns their URI."""
+        for path in folder.iterdir():
+            self.write(f"{prefix}/{path.name}", path.read_bytes())
+        return self.uri(prefix)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes one object."""
+        with self.files.open_output_stream(f"{BUCKET}/{name}") as sink:
+            sink.write(content)
+
+    def read(self, name: str) -> bytes:
+        """Reads one object."""
+        with self.files.open_input_stream(f"{BUCKET}/{name}") as stream:
+            return bytes(stream.read())
+
+    def delete(self, name: str) -> None:
+        """Removes one object."""
+        self.files.delete_file(f"{BUCKET}/{name}")
+
+    def num_fetches(self, name: str) -> int:
+        """How often an object's bytes were asked for so far."""
+        return Path(self._log.name).read_text(encoding="utf-8").count(f"GET /{BUCKET}/{name} ")
+
+    def kill(self) -> None:
+        """Ends the server as a crash would."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()

@@ -1,0 +1,208 @@
+"""Preparation through files on disk writes the bytes that preparation in memory writes, however small its pieces are."""
+
+import gzip
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rec_dist.config.schema import DataConfig
+from rec_dist.data import prepare as prepare_module
+from rec_dist.data import shards
+from rec_dist.data.blockwise.driver import STEP, Sizes
+from rec_dist.data.blockwise.selection import last_of_few_shot, nth_smallest
+from rec_dist.data.prepare import choose_place, prepare
+from rec_dist.data.readers.blocks import cut_text, whole
+from rec_dist.data.verify import verify
+from rec_dist.runtime.errors import UserError
+
+SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
+
+
+def both(folder: Path, sizes: Sizes = SMALL, **changes: object) -> tuple[list[str] | str, list[str] | str]:
+    """What each way says: its log lines, or its error; where both succeed, every file must be the same."""
+    said: list[list[str] | str] = []
+    for place in ("memory", "disk"):
+        lines: list[str] = []
+        shutil.rmtree(folder / place, ignore_errors=True)
+        config = DataConfig(**{"path": str(folder / place), "prepare_on": place, **changes})
+        try:
+            prepare(config, log=lines.append, sizes=sizes)
+            said.append([line.replace(f"/{place}:", "/PLACE:") for line in lines if not line.startswith(STEP)])
+        except UserError as fault:
+            said.append(str(fault))
+    if isinstance(said[0], list):
+        names = sorted(path.name for path in (folder / "memory").iterdir())
+        assert names == sorted(path.name for path in (folder / "disk").iterdir())
+        for name in names:
+            assert (folder / "memory" / name).read_bytes() == (folder / "disk" / name).read_bytes(), name
+    return said[0], said[1]
+
+
+# Few users, items and times, so that ties, repeats, shared titles and short users are common. Titles hold quotes and line ends.
+ROW = st.tuples(st.integers(0, 14), st.integers(0, 9), st.integers(1, 5), st.integers(0, 30), st.integers(0, 40))
+RULES = ["leave_one_out", "global_temporal", "user_ratio"]
+
+
+def as_csv(raw: list[tuple[int, ...]]) -> str:
+    """Rows of csv; now and then one that cannot be read."""
+    lines = ["user,item,rating,timestamp,title,categories"]
+    for user, item, rating, time, odd in raw:
+        title = f'"The ""{item // 2}""\nfilm"' if item % 3 == 0 else f"Film {item}{'!' if odd == 7 else ''}"
+        lines.append(f"u{user},i{item},{'x' if odd == 3 else rating},{'' if odd == 5 else time},{title},a|{item}")
+        if odd == 9:
+            lines.append("one cell")
+        if odd == 11:
+            lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(ROW, min_size=60, max_size=200),
+    st.sampled_from(RULES),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([None, 2, 5]),
+    st.sampled_from([None, 3.0]),
+    st.integers(1, 4),
+)
+def test_disk_writes_what_memory_writes(tmp_path, raw, rule, min_user, min_item, few, least, num_shards):
+    folder = tmp_path / "case"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "log.csv").write_text(as_csv(raw))
+    memory, disk = both(
+        folder,
+        source=str(folder / "log.csv"),
+        split=rule,
+        valid_fraction=0.2,
+        test_fraction=0.2,
+        min_user_interactions=min_user,
+        min_item_interactions=min_item,
+        max_train_users=few,
+        min_rating=least,
+        num_shards=num_shards,
+        max_bad_rows=1000,
+    )
+    assert memory == disk
+
+
+def test_many_blocks_buckets_ranges_and_batches(tmp_path, monkeypatch):
+    """Every loop of the blockwise way turns more than once, also that over record batches."""
+    monkeypatch.setattr(shards, "BATCH_ROWS", 13)
+    generator = random.Random(1)
+    rows = [(generator.randrange(90), generator.randrange(40), generator.randrange(1, 6), t, 0) for t in range(3000)]
+    (tmp_path / "log.csv").write_text(as_csv(rows))
+    sizes = Sizes(block_bytes=4000, bucket_rows=500, range_rows=300, num_bins=64)
+    settings = {"source": str(tmp_path / "log.csv"), "split": "global_temporal", "min_item_interactions": 40, "min_rating": 2.0}
+    memory, disk = both(tmp_path, sizes, num_shards=2, **settings)
+    assert memory == disk
+    assert verify(tmp_path / "disk") == []
+    import pyarrow as pa
+
+    with pa.memory_map(str(tmp_path / "disk" / "train-00000-of-00002.arrow")) as mapped:
+        assert pa.ipc.open_file(mapped).num_record_batches > 1
+
+
+def test_the_catalogue_of_an_items_file_and_times_that_are_missing(tmp_path):
+    generator = random.Random(2)
+    rows = [(generator.randrange(30), generator.randrange(20)) for _ in range(600)]
+    (tmp_path / "a.inter").write_text("user_id:token\titem_id:token\n" + "".join(f"u{u}\ti{i}\n" for u, i in rows))
+    names = "".join(f"i{i}\tTitle {i // 2}\n" for i in range(19, 2, -1))
+    (tmp_path / "a.item").write_text("item_id:token\ttitle:token_seq\n" + names)
+    source = str(tmp_path / "a.inter")
+    memory, disk = both(tmp_path, source=source, split="leave_one_out", max_bad_rows=600)
+    assert memory == disk
+    assert any("item is not in a.item" in line for line in memory)
+    memory, disk = both(tmp_path, source=source, split="leave_one_out", max_bad_rows=5)
+    assert memory == disk
+    assert "data.max_bad_rows (5) is exceeded" in str(memory)
+
+
+def test_a_packed_source(tmp_path):
+    text = "user,item,timestamp\n" + "".join(f"u{r % 17},i{r % 11},{r}\n" for r in range(900))
+    with gzip.open(tmp_path / "log.csv.gz", "wt") as file:
+        file.write(text)
+    memory, disk = both(tmp_path, source=str(tmp_path / "log.csv.gz"), split="leave_one_out")
+    assert memory == disk
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("user,item,rating,timestamp\n", {}),
+        ("user,item,timestamp\na,x,1\n", {"min_rating": 4.0}),
+        ("user,item,rating\na,x,5\n", {"split": "global_temporal"}),
+        ("user,item,rating,timestamp\na,x,1,1\n", {"min_rating": 4.0}),
+        ("user,item,rating,timestamp\na,x,5,1\na,y,5,1\n", {}),
+        ("user,item,rating,timestamp,title\na,x,5,1,\na,y,5,1,Y\n", {}),
+        ("user,item\n" + "a,x\n" * 50 + "b,\xe9\n", {}),
+    ],
+)
+def test_the_same_mistakes_are_refused_with_the_same_words(text, changes, tmp_path):
+    (tmp_path / "log.csv").write_bytes(text.encode("latin-1"))
+    settings = {"source": str(tmp_path / "log.csv"), "split": "leave_one_out", "min_user_interactions": 1, **changes}
+    memory, disk = both(tmp_path, **settings)
+    assert isinstance(memory, str)
+    assert memory == disk
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "log.csv").write_text("user,item,timestamp\n" + "".join(f"u{r % 7},i{r % 5},{r}\n" for r in range(90)))
+    monkeypatch.setattr(prepare_module, "_publish", die)
+    config = DataConfig(source=str(tmp_path / "log.csv"), path=str(tmp_path / "out"), split="leave_one_out", prepare_on="disk")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, log=lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 9), st.text('ab"\n,', max_size=6)), max_size=40), st.integers(1, 30))
+def test_blocks_of_quoted_text_end_between_rows(tmp_path, cells, size):
+    rows = [f'{number},"{text.replace(chr(34), chr(34) * 2)}"\n' for number, text in cells]
+    path = tmp_path / "x.csv"
+    path.write_text("head\n" + "".join(rows))
+    blocks = cut_text(whole(0, path, len("head\n")), quoted=True, size=size)
+    data = path.read_text()
+    ends, place = {len("head\n")}, len("head\n")
+    for row in rows:
+        place += len(row)
+        ends.add(place)
+    assert "".join(data[block.begin : block.end] for block in blocks) == "".join(rows)
+    assert all(block.begin in ends and block.end in ends for block in blocks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(-(2**62), 2**62) | st.integers(-3, 3), max_size=8), min_size=1, max_size=5), st.data())
+def test_the_nth_smallest_of_many_arrays(parts, data):
+    together = sorted(value for part in parts for value in part)
+    if not together:
+        return
+    place = data.draw(st.integers(0, len(together) - 1))
+    assert nth_smallest([np.sort(np.array(part, dtype=np.int64)) for part in parts], place) == together[place]
+
+
+def test_few_shot_takes_the_smallest_draws_and_then_the_first_users():
+    lowest = [(np.array([0.1, 0.5]), np.array([4, 1])), (np.array([0.5]), np.array([9]))]
+    assert [last_of_few_shot(lowest, limit) for limit in (1, 2, 3, None)] == [(0.1, 4), (0.5, 1), None, None]
+
+
+def test_where_the_work_is_done(tmp_path, monkeypatch):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\n")
+    assert choose_place("auto", [path], with_ray=True) == "memory"
+    monkeypatch.setattr(prepare_module, "LARGE_BYTES", 5)
+    assert choose_place("auto", [path], with_ray=True) == "ray"
+    assert choose_place("auto", [path], with_ray=False) == "disk"
+    assert choose_place("memory", [path], with_ray=True) == "memory"
+    with pytest.raises(UserError, match=r"data.prepare_on=ray works from the command line"):
+        choose_place("ray", [path], with_ray=False)
