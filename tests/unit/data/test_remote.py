@@ -18,7 +18,7 @@ from rec_dist.data.verify import verify
 from rec_dist.runtime.errors import UnreachableError, UserError
 
 TITLES = [f"title {item}" for item in range(40)]
-NUM_ROWS, NUM_SHARDS = 60, 6
+NUM_ROWS, NUM_SHARDS = 60, 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,6 +120,10 @@ def test_the_cache_keeps_its_bound_and_lets_the_oldest_go(
     shards = local.manifest.splits["train"].shards
     split.items_of(0)
     assert shards[0].sha256 in cached(cache), "just used"
+    rows = np.arange(NUM_ROWS)
+    assert split.take(rows, np.diff(split.offsets)).tolist() == [item for row in rows for item in expected[3 + row][0]]
+    assert split.shards.num_open <= 8 + 3 < NUM_SHARDS, "a step that needs every shard does not map all at once"
+    assert sum(cached(cache).values()) <= bound
 
 
 def test_a_file_larger_than_the_cache_says_which_key_to_raise(server: S3Server, put: Callable[[], str], tmp_path: Path) -> None:
