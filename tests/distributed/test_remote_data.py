@@ -48,7 +48,8 @@ def rows(run: Path, event: str) -> list[dict[str, Any]]:
 
 
 def wait_for_steps(run: Path, count: int) -> None:
-    while not (run / "metrics.jsonl").is_file() or len(rows(run, "step")) < count:
+    end = time.monotonic() + 150
+    while time.monotonic() < end and (not (run / "metrics.jsonl").is_file() or len(rows(run, "step")) < count):
         time.sleep(0.02)
 
 
