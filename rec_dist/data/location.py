@@ -73,10 +73,12 @@ class Location:
         UserError: there is no such file. UnreachableError: it cannot be read to its end. OSError: `target` cannot be written.
         """
         digest = hashlib.sha256()
-        with target.open("wb") as written, self._opened(file) as stream:
+        target.touch()
+        with target.open("r+b") as written, self._opened(file) as stream:  # not emptied: its size may hold room in a cache
             while chunk := self._next(stream, file):
                 digest.update(chunk)
                 written.write(chunk)
+            written.truncate()
         return digest.hexdigest()
 
     def write(self, source: Path, file: str) -> None:

@@ -15,7 +15,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rec_dist.data.location import REMEDY, Location, reason
@@ -62,15 +62,22 @@ class NodeCache:
 
     def _fetch(self, location: Location, entry: FileEntry, path: Path) -> None:
         temporary = path.with_suffix(".tmp")
-        for left in (path, temporary):  # by a process that was killed, or a disk
-            left.unlink(missing_ok=True)
+        with self._room():
+            for left in (path, temporary):  # by a process that was killed, or a disk
+                left.unlink(missing_ok=True)
         self._reserve(temporary, location.name(entry.name), entry.bytes)
         try:
             found = location.copy(entry.name, temporary)
             _compare(location.name(entry.name), entry, temporary.stat().st_size, found)
-            temporary.replace(path)
+            with self._room():
+                temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with self._room():
+                temporary.unlink(missing_ok=True)
+
+    def _room(self) -> AbstractContextManager[bool]:
+        """Held where files come, go or are counted, so that none is missed on its way from one name to another."""
+        return self._lock(self.folder / "room.lock")
 
     @staticmethod
     def touch(path: Path) -> None:
@@ -83,7 +90,7 @@ class NodeCache:
         if needed > self.max_bytes:
             raise UserError(f"data.cache_bytes ({self.max_bytes}) is smaller than {name} ({needed} bytes); raise it")
         while True:
-            with self._lock(self.folder / "room.lock"):
+            with self._room():
                 if self._make_room(needed):
                     with temporary.open("wb") as handle:
                         handle.truncate(needed)

@@ -1,7 +1,7 @@
 """Tables of a prepared data set, checked and memory-mapped, and the shards of a split, each opened when a row of it is asked for.
 
-A step's rows lie in many shards; those that are not open yet are fetched several at once. What is open stays mapped: its pages
-come and go with the page cache. Letters: R rows asked for, S shards.
+A step's rows lie in many shards; those that are not open yet are fetched eight at once. What is open stays mapped: its pages come
+and go with the page cache. What the node's cache has removed is unmapped before the next fetch. Letters: R rows asked for, S shards.
 """
 
 import threading
@@ -81,15 +81,15 @@ class Shards:
         """The first counts (R,) items of each of rows (R,), one after another."""
         shards = np.searchsorted(self._first, rows, side="right") - 1
         starts = self._index.offsets[rows] - self._index.offsets[self._first[shards]]  # (R,) within their shards
-        used = np.unique(shards)
-        found = self._get(used)
+        used, offsets = np.unique(shards), offsets_of(counts)
         if len(used) == 1:
-            return found[0].items[runs(starts, counts)]
-        offsets = offsets_of(counts)
+            return self._get(used)[0].items[runs(starts, counts)]
         out = np.empty(offsets[-1], dtype=np.int32)
-        for shard, opened in zip(used.tolist(), found, strict=True):
-            here = np.flatnonzero(shards == shard)
-            out[runs(offsets[here], counts[here])] = opened.items[runs(starts[here], counts[here])]
+        for first in range(0, len(used), _AT_ONCE):  # so that no more than these are mapped beyond what the cache holds
+            some = used[first : first + _AT_ONCE]
+            for shard, opened in zip(some.tolist(), self._get(some), strict=True):
+                here = np.flatnonzero(shards == shard)
+                out[runs(offsets[here], counts[here])] = opened.items[runs(starts[here], counts[here])]
         return out
 
     def items_of(self, row: int) -> I32:
@@ -120,7 +120,7 @@ class Shards:
             wanted = shards.tolist()
             missing = [shard for shard in wanted if shard not in self._open]
             if missing:
-                self._let_go()
+                self._let_go(set(wanted))
                 with ThreadPoolExecutor(min(_AT_ONCE, len(missing))) as pool:
                     self._open.update(zip(missing, pool.map(self._read, missing), strict=True))
             found = [self._open[shard] for shard in wanted]
@@ -132,10 +132,10 @@ class Shards:
                     opened.touched = now
         return found
 
-    def _let_go(self) -> None:
-        """Unmaps what the cache has removed, so that its room is free."""
+    def _let_go(self, wanted: set[int]) -> None:
+        """Unmaps what the cache has removed and nobody wants now, so that its room is free."""
         if self._source.location.is_remote:
-            self._open = {shard: opened for shard, opened in self._open.items() if opened.path.exists()}
+            self._open = {shard: kept for shard, kept in self._open.items() if shard in wanted or kept.path.exists()}
 
     def _read(self, shard: int) -> _Open:
         entry = self._entries[shard]
