@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 from benchmarks import results
 from benchmarks.loader import small_tokenizer, write_synthetic
 from rec_dist.runtime.heartbeat import read_beats
+from rec_dist.runtime.quiet import quieten
 
 FAULTS = (("worker", "SIGKILL"), ("worker", "SIGTERM"), ("worker", "SIGSTOP"), ("driver", "SIGKILL"), ("driver", "SIGTERM"))
 _PATIENCE_SECONDS = 600.0
@@ -185,6 +186,7 @@ def state_of(run: Run, step: int) -> dict[str, torch.Tensor]:
 
 def measure(minutes: float, every: float, seed: int) -> dict[str, Any]:
     """Both runs, compared."""
+    quieten()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = make_inputs(folder)

@@ -25,7 +25,7 @@ CHANGES = (
     "cluster.num_workers=2",
     "cluster.cpus_per_worker=0.5",
 )
-PATIENCE_SECONDS = 300.0  # many times what a case takes; a hang fails instead of lasting for ever
+PATIENCE_SECONDS = 600.0  # many times what a case takes; a hang fails instead of lasting for ever
 
 
 def command(*words: object, **environment: str) -> subprocess.Popen[str]:
