@@ -34,7 +34,9 @@ SMOLLM: dict[str, Any] = {}  # the default shape
 # with fewer, matrix products that are too small to be efficient are what is measured.
 FULL = [Point(p, 8, k, 8 if p == 100 else 2) for p in (100, 512) for k in (1, 3, 7, 15)]
 QUICK = [point for point in FULL if point.negatives <= 3]
-ONCE = {"a": 1}  # rounds of a method that no target is about and that takes most of the time
+ONCE = (
+    "a",
+)  # no target is about it and it takes most of the time: its first step, which warms the others up, is its measurement
 
 
 class Child:
@@ -105,20 +107,20 @@ def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats:
         if "error" not in rows[method]:
             first = children[method].ask({"step": True})
             rows[method] |= {"error": first["error"]} if "error" in first else {"loss": first["loss"]}
+            if method in ONCE and "error" not in first:
+                add_sample(rows[method], first)
     check_losses(point, rows)
     rounds: list[float] = []
     for number in range(repeats):
         start = time.perf_counter()
         for method, row in rows.items():
-            if "error" in row or method == "e-apart" or number >= ONCE.get(method, repeats):
+            if "error" in row or method == "e-apart" or method in ONCE:
                 continue
             answer = children[method].ask({"step": True})
             if "error" in answer:
                 row["error"] = answer["error"]
                 continue
-            row["samples"].append(answer["seconds"])
-            row["cpu_samples"].append(answer["cpu_seconds"])
-            row["peaks"].append(answer["peak_bytes"])
+            add_sample(row, answer)
         rounds.append(time.perf_counter() - start)
         if sum(rounds) + rounds[-1] > budget:
             break
@@ -128,6 +130,13 @@ def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats:
             row["groups_per_second"] = row["groups"] / row["seconds"]["median"]
             row["peak_bytes"] = max(row["peaks"])
     return [row for method, row in rows.items() if method != "e-apart"]
+
+
+def add_sample(row: dict[str, Any], answer: dict[str, Any]) -> None:
+    """One measured step."""
+    row["samples"].append(answer["seconds"])
+    row["cpu_samples"].append(answer["cpu_seconds"])
+    row["peaks"].append(answer["peak_bytes"])
 
 
 def check_losses(point: Point, rows: dict[str, dict[str, Any]]) -> None:
