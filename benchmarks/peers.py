@@ -111,7 +111,7 @@ def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats:
                 add_sample(rows[method], first)
     check_losses(point, rows)
     rounds: list[float] = []
-    for number in range(repeats):
+    for _ in range(repeats):
         start = time.perf_counter()
         for method, row in rows.items():
             if "error" in row or method == "e-apart" or method in ONCE:
