@@ -59,7 +59,10 @@ finish() {
   trap - EXIT TERM INT
   if [[ -n $ray ]]; then
     kill -TERM "$ray" 2> /dev/null || true
-    wait "$ray" 2> /dev/null || true
+    for _ in {1..15}; do # what is left of it then, SLURM ends with this script
+      kill -0 "$ray" 2> /dev/null || break
+      sleep 1
+    done
   fi
   mkdir -p "$folder/ray-$SLURM_PROCID"
   cp -r "$own"/session_latest/logs/. "$folder/ray-$SLURM_PROCID/" 2> /dev/null || true
@@ -129,7 +132,7 @@ nodes='' driver='' stop=''
 teardown() {
   trap '' USR1 TERM
   touch "$folder/done"
-  for _ in {1..30}; do # Ray ends and its logs are copied
+  for _ in {1..60}; do # Ray ends and its logs are copied
     if [[ -z $nodes ]] || ! kill -0 "$nodes" 2> /dev/null; then break; fi
     sleep 1
   done

@@ -5,6 +5,7 @@ keeps no exit code of a stopped job, so the entrypoint says it in the log, as it
 """
 
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -106,6 +107,8 @@ def stop(submission_id: str, address: str | None, *, log: Callable[[str], None])
 def _client(address: str | None) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # uploads and closed connections are of no use to the user
     known = os.environ.get("RAY_API_SERVER_ADDRESS")
     if address is not None and known is not None and known != address:
         raise UserError(
