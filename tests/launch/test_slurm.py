@@ -26,9 +26,9 @@ pytestmark = [
 ]
 
 _STEPS = (
-    "train.max_steps=3000",
+    "train.max_steps=600",
     "train.epochs=2000",
-    "checkpoint.every_steps=1500",
+    "checkpoint.every_steps=300",
     "train.groups_per_step=4",
 )
 
@@ -111,16 +111,16 @@ def test_before_its_limit_a_run_saves_and_is_queued_again_and_ends_as_if_nothing
     job = slurm.wait_for_end(number)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), run.output()
     stopped_at = run.rows("resume")[0]["step"]
-    assert 5 < stopped_at < 3000
-    assert stopped_at % 1500, "saved on request, not by the way"
-    assert [row["step"] for row in run.rows("step")] == list(range(1, 3001))
+    assert 5 < stopped_at < 600
+    assert stopped_at % 300, "saved on request, not by the way"
+    assert [row["step"] for row in run.rows("step")] == list(range(1, 601))
     ours, theirs = (load_file(next((path / "model").glob("*.safetensors"))) for path in (run.path, whole))
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()] == [], "bit for bit"
 
 
 def test_scancel_ends_everything_and_the_run_goes_on_when_submitted_again(run: Run, slurm: Slurm) -> None:
-    steps = [step.replace("=1500", "=5").replace("=3000", "=400") for step in _STEPS]
+    steps = [step.replace("=300", "=5").replace("=600", "=200") for step in _STEPS]
     _, number, _ = run.submit(*steps)
     wait_for(lambda: run.rows("checkpoint"), "a checkpoint")
     slurm.ask("scancel", number)
@@ -129,7 +129,7 @@ def test_scancel_ends_everything_and_the_run_goes_on_when_submitted_again(run: R
     _, number, err = run.submit(*steps)
     assert slurm.wait_for_end(number)["JobState"] == "COMPLETED", (err, run.output())
     assert run.rows("resume")
-    assert [row["step"] for row in run.rows("step")] == list(range(1, 401))
+    assert [row["step"] for row in run.rows("step")] == list(range(1, 201))
 
 
 def test_stopped_for_good_it_ends_with_75_and_is_not_queued_again(run: Run, slurm: Slurm) -> None:
