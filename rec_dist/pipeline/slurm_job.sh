@@ -53,7 +53,7 @@ PYTHON
 read -r ip gcs agent agent_grpc metrics <<< "$(address)"
 [[ -n $ip ]]
 own=$scratch/rd$SLURM_JOB_ID.$SLURM_PROCID
-mkdir -p -m 700 "$own"
+(umask 077 && mkdir -p "$own")
 ray=
 finish() {
   trap - EXIT TERM INT
@@ -70,6 +70,7 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 143' TERM INT
+# shellcheck disable=SC2153 # SLURM sets both this and SLURM_GPUS_ON_NODE
 options=(--block --disable-usage-stats "--node-ip-address=$ip" "--temp-dir=$own" "--num-cpus=$SLURM_CPUS_ON_NODE"
   --min-worker-port=0 --max-worker-port=0 "--dashboard-agent-listen-port=$agent" "--dashboard-agent-grpc-port=$agent_grpc"
   "--metrics-export-port=$metrics")

@@ -114,7 +114,7 @@ def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Itera
     step_options, inside = _container(job, settings)
     yield f"step_options=({shlex.join(step_options)})"
     yield f"inside=({shlex.join(inside)})"
-    yield "# shellcheck disable=SC2317 # called by the scripts that are written below"
+    yield "# shellcheck disable=SC2317,SC2329 # called by the scripts that are written below"
     yield "setup() {"
     yield from (f"  {line}" for line in [*settings.setup, ":"])
     yield "}"
