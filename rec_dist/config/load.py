@@ -86,7 +86,7 @@ def to_yaml(config: BaseModel) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
-class _Dumper(SafeDumper):
+class _Dumper(SafeDumper):  # type: ignore[misc]  # PyYAML has no types here
     """Writes text of several lines as such."""
 
 

@@ -83,9 +83,6 @@ class SubmitConfig(Section):
         None, description="Absolute folder that all nodes see; relative paths lie in it. None (slurm only): this folder."
     )
     env: dict[str, str] = Field(default_factory=dict, description="Environment variables of the run, such as REC_DIST_CACHE.")
-    grace_seconds: int = Field(
-        300, ge=10, description="From the request to stop until the end: a step and a checkpoint must fit, seconds."
-    )
     ray: RayJobConfig = Field(default_factory=lambda: RayJobConfig(), description="--to ray.")
     slurm: SlurmConfig = Field(default_factory=lambda: SlurmConfig(), description="--to slurm.")
     kuberay: KubeRayConfig = Field(default_factory=lambda: KubeRayConfig(), description="--to kuberay.")

@@ -4,6 +4,7 @@ What is sent is the resolved configuration without the sections `submit` and `pl
 that waits in a queue, and the run directory holds the same configuration wherever the run goes on.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from rec_dist.pipeline.paths import PATHS, PATHS_OR_NAMES
 from rec_dist.runtime.errors import UserError
 
 CONFIG_NAME = "config.yaml"
+_MARGIN_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Job:
     def run_dir(self) -> str:
         """The run directory, absolute on the cluster."""
         return self.config.train.run_dir
+
+    @property
+    def grace_seconds(self) -> int:
+        """From the scheduler's request to stop until it kills: what the run takes for itself, and time to tear down."""
+        return math.ceil(self.config.checkpoint.grace_seconds) + _MARGIN_SECONDS
 
     def words(self, config_path: str) -> list[str]:
         """The command line, given where the configuration lies there."""

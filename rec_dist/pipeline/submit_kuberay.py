@@ -44,7 +44,7 @@ def send(job: Job, *, log: Callable[[str], None]) -> int:
 
 
 def _spec(job: Job, settings: KubeRayConfig) -> dict[str, Any]:
-    runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(job.submit.grace_seconds)}}
+    runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(job.grace_seconds)}}
     return {
         "entrypoint": shlex.join(job.words(f"{_CONFIG_FOLDER}/{CONFIG_NAME}")),
         "submissionMode": "K8sJobMode",

@@ -38,7 +38,7 @@ def request_of(job: Job) -> dict[str, Any]:
         "runtime_env": {
             "excludes": submit.ray.excludes,
             # Ray kills a stopped job after 3 s by default: less than a step and a checkpoint take.
-            "env_vars": {**submit.env, "RAY_JOB_STOP_WAIT_TIME_S": str(submit.grace_seconds)},
+            "env_vars": {**submit.env, "RAY_JOB_STOP_WAIT_TIME_S": str(job.grace_seconds)},
         },
         "metadata": {"run_dir": job.run_dir},
     }

@@ -84,7 +84,7 @@ def _options(job: Job, settings: SlurmConfig) -> Iterator[str]:
         "time": settings.time,
         "partition": settings.partition,
         "account": settings.account,
-        "signal": f"B:USR1@{job.submit.grace_seconds}",
+        "signal": f"B:USR1@{job.grace_seconds}",
         "array": _array(settings),
     }
     options = [f"--{name}={value}" for name, value in found.items() if value is not None]

@@ -88,7 +88,7 @@ class User:
         self._environment = {**environment, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.file, self.run_dir = folder / "run.yaml", folder / "run"
         cluster = ("cluster.launcher=ray", "cluster.num_workers=2", "cluster.cpus_per_worker=0.5")
-        config = {**make(self.run_dir, *cluster), "submit": {"grace_seconds": 60, "ray": {"ship": "source"}}}
+        config = {**make(self.run_dir, *cluster, "checkpoint.grace_seconds=60"), "submit": {"ray": {"ship": "source"}}}
         self.file.write_text(yaml.safe_dump(config), encoding="utf-8")
 
     def start(self, *words: str) -> subprocess.Popen[str]:

@@ -52,7 +52,7 @@ class Run:
         self._slurm, self.folder = slurm, folder
         self.file, self.path = folder / "run.yaml", folder / "run"
         cluster = ("cluster.launcher=ray", "cluster.num_workers=2")
-        submit = {"grace_seconds": 30, "slurm": {"nodes": 2, "cpus_per_node": 1, "time": "20"}}
+        submit = {"slurm": {"nodes": 2, "cpus_per_node": 1, "time": "20"}}
         self.file.write_text(yaml.safe_dump({**make(self.path, *cluster), "submit": submit}), encoding="utf-8")
 
     def submit(self, *overrides: str) -> tuple[int, str, str]:
