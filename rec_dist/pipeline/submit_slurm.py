@@ -112,8 +112,8 @@ def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Itera
     yield from (f"{name}={shlex.quote(value)}" for name, value in values.items())
     yield from (f"export {name}={shlex.quote(value)}" for name, value in job.submit.env.items())
     step_options, inside = _container(job, settings)
-    yield f"step_options=({shlex.join(step_options)})"
-    yield f"inside=({shlex.join(inside)})"
+    yield f"step_options=({_quoted(step_options)})"
+    yield f"inside=({_quoted(inside)})"
     yield "# shellcheck disable=SC2317,SC2329 # called by the scripts that are written below"
     yield "setup() {"
     yield from (f"  {line}" for line in [*settings.setup, ":"])
@@ -130,6 +130,11 @@ def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Itera
     yield job.config_text.rstrip("\n")
     yield _END_OF_CONFIG
     yield ")"
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """Words of an array, all in quotes: with commas in them shellcheck takes bare ones for a mistake."""
+    return " ".join("'" + word.replace("'", "'\"'\"'") + "'" for word in words)
 
 
 def _container(job: Job, settings: SlurmConfig) -> tuple[list[str], list[str]]:
