@@ -16,9 +16,9 @@ ENV DEBIAN_FRONTEND=noninteractive \
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
-# gcc and the Python headers: Triton builds its launcher at the first kernel.
+# gcc and the Python headers: Triton builds its launcher at the first kernel. wget: KubeRay's probes call it.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc g++ libc6-dev make git python3 python3-venv python3-dev \
+    && apt-get install -y --no-install-recommends gcc g++ libc6-dev make git wget python3 python3-venv python3-dev \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /workspace

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart quickstart-dmpo test test-faults test-fast lint clean
+.PHONY: help install quickstart quickstart-dmpo test test-faults test-fast test-launch lint clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -31,6 +31,11 @@ test-faults: install ## the whole fault matrix: about 50 minutes on 2 idle cores
 
 test-fast: install ## without real Ray workers
 	$(BIN)/python -m pytest -m 'not slow and not launch'
+
+test-launch: install ## on a real Ray cluster and a real SLURM, both on this machine; installs Debian's SLURM, so it needs root
+	command -v slurmctld slurmd munged > /dev/null || \
+		{ apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; }
+	$(BIN)/python -m pytest tests/launch
 
 lint: install ## style, types, floors
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -25,6 +25,8 @@ _COMMANDS = {
     "run": "a pipeline of stages from one file -> table and report",
     "profile": "throughput of the real config, in a folder of its own",
     "plan": "memory, time and cost on a described cluster, without running",
+    "submit": "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent",
+    "status": "step, ETA, goodput and last error of a run, from its run directory",
     "verify": "hashes of a data set or of a run's checkpoints",
 }
 
@@ -43,9 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=meaning)
-        target = {"evaluate": "RUN_DIR or CONFIG.yaml", "verify": "DATA_DIR, URI or RUN_DIR"}.get(name, "CONFIG.yaml")
+        if name == "submit":
+            _add_submit(command)
+            continue
+        target = {"evaluate": "RUN_DIR or CONFIG.yaml", "verify": "DATA_DIR, URI or RUN_DIR", "status": "RUN_DIR"}.get(
+            name, "CONFIG.yaml"
+        )
         command.add_argument("target", metavar=target.replace(" ", "_"), help=target)
-        if name != "verify":
+        if name not in ("verify", "status"):
             command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
@@ -55,17 +62,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_submit(command: argparse.ArgumentParser) -> None:
+    command.add_argument("overrides", nargs="*", metavar="CONFIG.yaml [section.key=value ...]", help="what to send, with changes")
+    command.add_argument("--to", choices=("ray", "slurm", "kuberay"), help="where to")
+    command.add_argument("--dry-run", action="store_true", help="print exactly what would be sent, and send nothing")
+    command.add_argument("--follow", metavar="ID", help="ray: show a job's output until it ends; its exit code is ours")
+    command.add_argument("--stop", metavar="ID", help="ray: let a job save a checkpoint and stop")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes positional words in one place only; here overrides may also stand behind options."""
+    parsed, rest = _parser().parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(parsed, "overrides")]
+    if unknown:
+        raise UserError(f"unrecognized arguments: {' '.join(unknown)}; see `rec-dist {parsed.command} --help`")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     quieten()
     try:
-        parsed = _parser().parse_args(arguments)
+        parsed = _parse(arguments)
         if parsed.command == "profile":
             return _profile(parsed)
         if parsed.command == "plan":
             return _plan(parsed)
         if parsed.command == "verify":
             return _verify(parsed.target)
+        if parsed.command == "submit":
+            return _submit(parsed)
         return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
@@ -114,10 +142,26 @@ def _verify(target: str) -> int:
     return 0
 
 
+def _submit(parsed: argparse.Namespace) -> int:
+    from rec_dist.pipeline import submit
+
+    path, overrides = Path(parsed.overrides[0]) if parsed.overrides else None, parsed.overrides[1:]
+    known_job = parsed.follow or parsed.stop
+    if known_job is not None:
+        if parsed.to not in (None, "ray") or parsed.dry_run or None not in (parsed.follow, parsed.stop):
+            raise UserError("--follow and --stop take one job of a Ray cluster and go with no other option")
+        ask = submit.follow if parsed.follow is not None else submit.stop
+        return ask(known_job, path, overrides, log=_log)
+    if path is None or parsed.to is None:
+        raise UserError("submit needs a CONFIG and --to ray, slurm or kuberay; or --follow ID, --stop ID")
+    return submit.submit(path, overrides, to=parsed.to, dry_run=parsed.dry_run, log=_log)
+
+
 def _run(command: str, target: Path, overrides: Sequence[str]) -> int:
     from rec_dist.config.load import load_config
     from rec_dist.pipeline import commands
     from rec_dist.pipeline.chain import run_pipeline
+    from rec_dist.pipeline.status import status
 
     if command == "prepare":
         commands.prepare(load_config(target, overrides), log=_log)
@@ -125,7 +169,8 @@ def _run(command: str, target: Path, overrides: Sequence[str]) -> int:
         commands.train(load_config(target, overrides), log=_log)
     elif command == "evaluate":
         commands.evaluate(target, overrides, log=_log)
-
+    elif command == "status":
+        status(target)
     else:
         return run_pipeline(target, overrides, log=_log)
     return 0

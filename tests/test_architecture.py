@@ -24,7 +24,12 @@ BARE_FOLDERS: set[str] = set()
 # Library -> the modules (or packages) that may import it.
 ROOMS = {
     "deepspeed": ("rec_dist.engine",),
-    "ray": ("rec_dist.pipeline.ray_cluster", "rec_dist.pipeline.ray_workers", "rec_dist.pipeline.prepare_on_ray"),
+    "ray": (
+        "rec_dist.pipeline.ray_cluster",
+        "rec_dist.pipeline.ray_workers",
+        "rec_dist.pipeline.prepare_on_ray",
+        "rec_dist.pipeline.submit_ray",
+    ),
     "triton": ("rec_dist_kernels",),
     "pyarrow": ("rec_dist.data",),
     "matplotlib": ("rec_dist.pipeline.plots",),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError
+from yaml import SafeDumper, YAMLError, dump
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.runtime.errors import UserError
@@ -84,6 +84,20 @@ def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:
 def to_yaml(config: BaseModel) -> str:
     """The resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+class _Dumper(SafeDumper):  # type: ignore[misc]  # PyYAML has no types here
+    """Writes text of several lines as such."""
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if text.endswith("\n") else None)
+)
+
+
+def to_plain_yaml(value: Any) -> str:
+    """Mappings, lists and scalars as YAML, in their order."""
+    return str(dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000))
 
 
 def _explain(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:

@@ -5,7 +5,10 @@ Config objects stop at builders: below tasks/ functions take plain values. Units
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+
+from rec_dist.config.section import Section
+from rec_dist.config.submit import SubmitConfig
 
 Auto = Literal["auto"]
 _INT32 = 1 << 31  # above all that is counted, below what overflows in numpy
@@ -15,14 +18,6 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 def _no_bool(value: object) -> object:
     """A Literal of numbers takes true for 1."""
     return repr(value).lower() if isinstance(value, bool) else value
-
-
-class Section(BaseModel):
-    """A section: unknown keys are faults, values are not coerced across kinds, nothing changes after validation."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
-    )
 
 
 class DataConfig(Section):
@@ -292,7 +287,7 @@ class PlanConfig(Section):
 
 
 class RunConfig(Section):
-    """One run: everything that `prepare`, `train`, `evaluate`, `profile` and `plan` read."""
+    """One run: everything that `prepare`, `train`, `evaluate`, `profile`, `plan` and `submit` read."""
 
     data: DataConfig
     prompt: PromptConfig = Field(default_factory=lambda: PromptConfig())
@@ -308,3 +303,4 @@ class RunConfig(Section):
     track: TrackConfig = Field(default_factory=lambda: TrackConfig())
     profile: ProfileConfig = Field(default_factory=lambda: ProfileConfig())
     plan: PlanConfig = Field(default_factory=lambda: PlanConfig())
+    submit: SubmitConfig = Field(default_factory=lambda: SubmitConfig())

@@ -27,7 +27,9 @@ from rec_dist.evaluate.protocol import Question
 from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.pipeline.launch import launch
+from rec_dist.pipeline.paths import absolute, pinned
 from rec_dist.pipeline.prepare_on_ray import ray_map
+from rec_dist.pipeline.status import noting_failure
 from rec_dist.pipeline.table import ComparisonRow, text_table
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
@@ -48,31 +50,6 @@ def prepare(config: RunConfig, *, log: Log) -> Manifest:
     return place(config.data, log=log, ray_map=lambda: ray_map(config.cluster.address))
 
 
-def absolute(path: str) -> Path:
-    """Workers run in another folder: every path is made absolute in the driver."""
-    return Path(path).expanduser().absolute()
-
-
-def pinned(config: RunConfig) -> RunConfig:
-    """The configuration with every path absolute, as workers need it."""
-    value = config.model_dump()
-    for section, key in (("model", "path"), ("data", "source")):  # a known name is no path
-        if Path(value[section][key]).expanduser().exists():
-            value[section][key] = str(absolute(value[section][key]))
-    own = (
-        ("data", "path"),
-        ("data", "cache_dir"),
-        ("train", "run_dir"),
-        ("train", "init_from"),
-        ("evaluate", "output_dir"),
-        ("profile", "output_dir"),
-    )
-    for section, key in own:
-        if value[section][key] is not None and not (key == "path" and is_remote(value[section][key])):
-            value[section][key] = str(absolute(value[section][key]))
-    return RunConfig.model_validate(value)
-
-
 def find_start(config: RunConfig) -> Start:
     """The model and adapter that a run starts from. Raises UserError when either is missing."""
     if config.task.kind == "sequential":
@@ -81,13 +58,19 @@ def find_start(config: RunConfig) -> Start:
     return resolve_start(resolve_model(config.model.path), init_from, trains_adapter=config.adapter.kind != "none")
 
 
+def check_train(config: RunConfig) -> Start:
+    """Refuses (UserError) all that a worker of this training run would refuse; returns what the run starts from."""
+    start = find_start(config)
+    build_task(config, start, "cpu")
+    validation_task(config, start, "cpu")
+    return start
+
+
 def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     """Trains to the end, resuming what is there. Raises StopRequested after a stop, UserError before anything is written."""
     config = pinned(config)
     run = RunDirectory(Path(config.train.run_dir))
-    start = find_start(config)
-    build_task(config, start, "cpu")  # all that a worker would refuse is refused here, before one is started
-    validation_task(config, start, "cpu")
+    start = check_train(config)
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         bind_inputs(run, config, start)
         done = run.finished()
@@ -96,7 +79,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
             return done
         run.drop_stale_stop()
         _describe(run, Manifest.load(config.data.path), start)
-        with watching(run):
+        with watching(run), noting_failure(run):
             job = TrainJob(config.model_dump(), config.train.run_dir, start)
             result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
         if not result["finished"]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset import open_data
-from rec_dist.pipeline.commands import absolute, find_start, pinned
+from rec_dist.pipeline.commands import find_start
 from rec_dist.pipeline.launch import launch
+from rec_dist.pipeline.paths import absolute, pinned
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
 from rec_dist.runtime.errors import UserError

@@ -9,7 +9,7 @@ from rec_dist.runtime.files import fingerprint
 # What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0). Where the data lie and
 # in how many shards is free; that they are the same data, inputs.json knows (pipeline/commands.py: bind_inputs).
 _FREE_KEYS = (
-    *("cluster", "checkpoint", "track", "evaluate", "profile", "plan"),
+    *("cluster", "checkpoint", "track", "evaluate", "profile", "plan", "submit"),
     *("train.tokens_per_pack", "train.log_every_steps", "train.max_bad_steps"),
     *("model.activation_checkpointing", "model.attention"),
     *("data.path", "data.num_shards", "data.cache_dir", "data.cache_bytes"),

@@ -1,0 +1,88 @@
+"""What `rec-dist submit` can be told: how a run is sent to a Ray cluster, to SLURM or to Kubernetes. Nothing here changes a run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rec_dist.config.section import Section
+
+_Words = Annotated[list[str], Field(min_length=1)]
+
+
+class RayJobConfig(Section):
+    """--to ray: a running Ray cluster, through its job server."""
+
+    address: str | None = Field(None, description="The cluster's dashboard, http://HEAD:8265; None: RAY_API_SERVER_ADDRESS.")
+    submission_id: str | None = Field(None, description="Name of the job on the cluster; None: submit.name and the time.")
+    ship: Literal["installed", "source", "wheel"] = Field(
+        "installed",
+        description="installed: the nodes have rec-dist. source: these packages go along. wheel: submit.ray.wheel's do.",
+    )
+    wheel: str | None = Field(None, description="ship=wheel: a wheel of rec-dist; it is unpacked, and nothing is installed.")
+    excludes: list[str] = Field(
+        default_factory=lambda: ["__pycache__", "*.pyc"], description="Left out of what goes along; patterns as in .gitignore."
+    )
+
+
+class SlurmConfig(Section):
+    """--to slurm: a batch job that starts one Ray node a machine."""
+
+    nodes: int = Field(1, ge=1, description="Nodes.")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs of a node.")
+    cpus_per_node: int | None = Field(None, ge=1, description="CPUs of a node; None: the cluster's default.")
+    memory_per_node: str | None = Field(None, description="Such as 200G; 0: all of a node; None: the cluster's default.")
+    time: str | None = Field(None, description="Limit of one attempt, such as 1-00:00:00; None: the cluster's default.")
+    partition: str | None = Field(None, description="Partition; None: the cluster's default.")
+    account: str | None = Field(None, description="Account that pays; None: yours.")
+    options: list[str] = Field(default_factory=list, description="Further options of sbatch, such as --qos=high.")
+    requeue: bool = Field(True, description="A run that was stopped before the limit goes back into the queue by itself.")
+    interface: str | None = Field(
+        None, description="Network interface of Ray, NCCL and gloo, such as ib0; None: the one of the default route."
+    )
+    setup: list[str] = Field(default_factory=list, description="Shell lines that each node runs first, such as module load cuda.")
+    container: Literal["none", "enroot", "apptainer"] = Field("none", description="enroot: through srun's pyxis options.")
+    image: str | None = Field(None, description="The container's image.")
+    mounts: list[str] = Field(default_factory=list, description="Further folders of the host in the container, HOST:INSIDE.")
+    scratch: str = Field("/tmp", description="Local folder of a node for Ray's sockets and logs; short, sockets allow 107 bytes.")
+    log_dir: str | None = Field(None, description="Script, output and Ray's logs; None: <run_dir>-slurm.")
+    start_seconds: int = Field(600, ge=1, description="How long the nodes may take to join before the job fails, seconds.")
+    sweep: list[_Words] = Field(
+        default_factory=list, description="An array job: overrides of each element; its run goes to <run_dir>-INDEX."
+    )
+    sweep_at_once: int | None = Field(None, ge=1, description="Elements that may run at the same time; None: all.")
+
+
+class KubeRayConfig(Section):
+    """--to kuberay: a RayJob for the KubeRay operator."""
+
+    image: str = Field("rec-dist:latest", description="Image with rec-dist, such as Dockerfile builds.")
+    namespace: str = Field("default", description="Namespace.")
+    claim: str = Field("rec-dist", description="PersistentVolumeClaim that all pods mount at submit.storage.")
+    workers: int = Field(1, ge=1, description="Worker pods.")
+    gpus_per_worker: int = Field(1, ge=0, description="GPUs of a worker pod.")
+    gpu_resource: str = Field("nvidia.com/gpu", description="What the GPUs are called on this cluster.")
+    cpus_per_worker: int = Field(8, ge=1, description="CPUs of a worker pod.")
+    memory_per_worker: str = Field("64Gi", description="Memory of a worker pod.")
+    shared_memory: str = Field("16Gi", description="Of it, /dev/shm, for Ray's object store and NCCL.")
+    head_cpus: int = Field(2, ge=1, description="CPUs of the head pod, which runs no worker.")
+    head_memory: str = Field("8Gi", description="Memory of the head pod.")
+    retries: int = Field(3, ge=0, description="New clusters after a failed one; each goes on from the newest checkpoint.")
+    suspend: bool = Field(False, description="Created asleep, for a queue (Kueue) that wakes it.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels of the RayJob, such as kueue.x-k8s.io/queue-name.")
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of the nodes that worker pods may go to.")
+    ttl_seconds: int = Field(600, ge=0, description="How long the pods stay after the end, seconds.")
+    ray_version: str | None = Field(None, description="Ray's version in the image; None: the one installed here.")
+
+
+class SubmitConfig(Section):
+    """How `rec-dist submit` sends a run."""
+
+    command: Literal["prepare", "train", "evaluate", "profile"] = Field("train", description="What runs there.")
+    name: str | None = Field(None, description="Name of the job; None: rec-dist- and the run directory's name.")
+    storage: str | None = Field(
+        None, description="Absolute folder that all nodes see; relative paths lie in it. None (slurm only): this folder."
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="Environment variables of the run, such as REC_DIST_CACHE.")
+    ray: RayJobConfig = Field(default_factory=lambda: RayJobConfig(), description="--to ray.")
+    slurm: SlurmConfig = Field(default_factory=lambda: SlurmConfig(), description="--to slurm.")
+    kuberay: KubeRayConfig = Field(default_factory=lambda: KubeRayConfig(), description="--to kuberay.")

@@ -1,0 +1,34 @@
+"""Which keys are paths, and how they become absolute."""
+
+from pathlib import Path
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.location import is_remote
+
+# (section, key) of every path that a run reads or writes; data.path may be a URI, and the second kind a known name.
+PATHS = (
+    ("data", "path"),
+    ("data", "cache_dir"),
+    ("train", "run_dir"),
+    ("train", "init_from"),
+    ("evaluate", "output_dir"),
+    ("profile", "output_dir"),
+)
+PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
+
+
+def absolute(path: str) -> Path:
+    """Workers run in another folder: every path is made absolute in the driver."""
+    return Path(path).expanduser().absolute()
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The configuration with every path absolute, as workers need it."""
+    value = config.model_dump()
+    for section, key in PATHS_OR_NAMES:
+        if Path(value[section][key]).expanduser().exists():
+            value[section][key] = str(absolute(value[section][key]))
+    for section, key in PATHS:
+        if value[section][key] is not None and not (key == "path" and is_remote(value[section][key])):
+            value[section][key] = str(absolute(value[section][key]))
+    return RunConfig.model_validate(value)

@@ -1,0 +1,139 @@
+"""`rec-dist status`: where a run stands, from the files of its run directory alone, on whatever machine it runs."""
+
+import fcntl
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rec_dist.runtime.errors import NotFiniteError, OutOfMemoryError, UserError, WorkerFailedError
+from rec_dist.runtime.run_directory import RunDirectory
+
+_RECENT_STEPS = 20  # the ETA goes by their median, so that one slow step does not move it
+
+
+@dataclass(frozen=True)
+class Status:
+    """Times are in seconds. seen: since anything was last written. goodput: share of the time since the first start that went
+    into steps that still count; what was lost, waited for or done twice is the rest."""
+
+    state: str
+    phase: str
+    done: int
+    total: int
+    seen: float
+    eta: float | None
+    goodput: float | None
+    restarts: int
+    checkpoint: int | None
+    error: str | None
+
+
+def status_of(path: Path, *, now: float | None = None) -> Status:
+    """Reads a run directory. now: seconds since 1970, for the ages. Raises UserError when it is none."""
+    run = RunDirectory(path)
+    if not run.config_path.is_file():
+        raise UserError(f"{path} is no run directory (config.yaml is missing); give the train.run_dir of a run")
+    rows, finished = run.rows(), run.finished()
+    steps = [row for row in rows if row.get("event") in ("step", "bad_step")]
+    timed = [float(row["step_seconds"]) for row in steps if "step_seconds" in row]
+    progress = run.read_progress() or {"phase": "train", "done": 0, "total": 0}
+    if finished is not None:
+        progress = {"phase": "train", "done": finished["step"], "total": finished["step"]}
+    last_seen = max(file.stat().st_mtime for file in path.iterdir() if file.is_file() and file.name != ".lock")
+    state = "finished" if finished is not None else "running" if _locked(path) else _ended(rows)
+    left = progress["total"] - progress["done"]
+    training = progress["phase"] == "train" and timed
+    kept_steps = int(steps[-1]["step"]) if steps else 0
+    began = (path / "config.json").stat().st_mtime  # written once, at the first start
+    until = (now or time.time()) if state == "running" else last_seen
+    return Status(
+        state=state,
+        phase=progress["phase"],
+        done=progress["done"],
+        total=progress["total"],
+        seen=max((now or time.time()) - last_seen, 0.0),
+        eta=statistics.median(timed[-_RECENT_STEPS:]) * left if state == "running" and training else None,
+        goodput=min(statistics.mean(timed) * kept_steps / (until - began), 1.0) if timed and until > began else None,
+        restarts=sum(row.get("event") in ("restart", "resume") for row in rows),
+        checkpoint=_newest_checkpoint(run),
+        error=_last_error(rows),
+    )
+
+
+def status(path: Path, *, log: Callable[[str], None] = print) -> None:
+    """Prints where a run stands."""
+    found = status_of(path)
+    share = f" ({100 * found.done / found.total:.0f} %)" if found.total else ""
+    lines = {
+        "run": str(path),
+        "state": f"{found.state}; last sign of life {_duration(found.seen)} ago",
+        "step" if found.phase == "train" else found.phase: f"{found.done} of {found.total or '?'}{share}",
+        "ETA": _duration(found.eta) if found.eta is not None else "-",
+        "goodput": f"{100 * found.goodput:.0f} % of the time since the first start" if found.goodput is not None else "-",
+        "restarts": str(found.restarts),
+        "checkpoint": f"after step {found.checkpoint}" if found.checkpoint is not None else "none",
+        "last error": found.error or "none",
+    }
+    for name, text in lines.items():
+        log(f"{name:<11} {text}")
+
+
+@contextmanager
+def noting_failure(run: RunDirectory) -> Iterator[None]:
+    """Writes down why the run fails inside, so that it can be told where the driver's output is out of reach."""
+    try:
+        yield
+    except (OutOfMemoryError, NotFiniteError, WorkerFailedError) as fault:
+        step = max((row["step"] for row in run.rows() if row.get("event") in ("step", "bad_step")), default=0)
+        run.append({"event": "failed", "step": step, "reason": str(fault).strip().splitlines()[-1][:200]})
+        raise
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process, here or on another machine of a shared file system, holds the run directory."""
+    try:
+        handle = os.open(path / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def _ended(rows: list[dict[str, Any]]) -> str:
+    if rows and rows[-1].get("event") == "failed":
+        return "failed; the last checkpoint is kept"
+    return "not running; run the same command to go on"
+
+
+def _newest_checkpoint(run: RunDirectory) -> int | None:
+    names = [folder.name.removeprefix("step-") for folder in run.checkpoints.glob("step-*")]
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def _last_error(rows: list[dict[str, Any]]) -> str | None:
+    """The newest failure, restart or left-out step, in one line."""
+    for row in reversed(rows):
+        if row.get("event") == "bad_step":
+            return f"step {row['step']}: loss or gradient not finite, left out"
+        if row.get("event") in ("restart", "failed"):
+            return f"after step {row['step']}: {row['reason']}"
+    return None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    shown = [f"{value} {unit}" for value, unit in parts if value][:2]
+    return " ".join(shown) or "0 s"

@@ -1,0 +1,90 @@
+"""`rec-dist submit`: one configuration, checked here, sent to a Ray cluster, to SLURM or to Kubernetes; or shown as it would be.
+
+What can be refused is refused before anything is sent: every key always, and where the cluster's storage is visible from here
+all that `train` checks before it starts a worker.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from rec_dist.config.load import load_config
+from rec_dist.data.location import is_remote
+from rec_dist.pipeline import submit_kuberay, submit_ray, submit_slurm
+from rec_dist.pipeline.commands import check_train
+from rec_dist.pipeline.submit_job import CONFIG_NAME, Job, build_job
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.run_directory import RunDirectory
+
+Target = Literal["ray", "slurm", "kuberay"]
+Log = Callable[[str], None]
+
+
+def submit(path: Path, overrides: Sequence[str], *, to: Target, dry_run: bool, log: Log) -> int:
+    """Sends the run of a configuration and returns an exit code: with `to` ray that of the run, else 0 once it is sent."""
+    config = load_config(path, overrides)
+    job = build_job(config, local_paths=to == "slurm")
+    elements = []
+    if to == "slurm":
+        for index, words in enumerate(config.submit.slurm.sweep):
+            place = [] if any(word.startswith("train.run_dir=") for word in words) else [f"train.run_dir={job.run_dir}-{index}"]
+            elements.append(build_job(load_config(path, [*overrides, *words, *place]), local_paths=True))
+        _refuse_shared_directories(elements)
+    if dry_run:
+        print(_shown(job, elements, to), end="")
+        return 0
+    done = [_nothing_left(each, log) for each in elements or [job]]  # all are checked, also behind one that is done
+    if all(done):
+        return 0
+    if to == "ray":
+        return submit_ray.send(job, log=log)
+    if to == "slurm":
+        return submit_slurm.send(job, elements, log=log)
+    return submit_kuberay.send(job, log=log)
+
+
+def follow(submission_id: str, path: Path | None, overrides: Sequence[str], *, log: Log) -> int:
+    """Shows a Ray job until it ends; returns its driver's exit code."""
+    return submit_ray.follow(submission_id, _address(path, overrides), log=log)
+
+
+def stop(submission_id: str, path: Path | None, overrides: Sequence[str], *, log: Log) -> int:
+    """Asks a Ray job to save and stop, and waits for it."""
+    return submit_ray.stop(submission_id, _address(path, overrides), log=log)
+
+
+def _address(path: Path | None, overrides: Sequence[str]) -> str | None:
+    return load_config(path, overrides).submit.ray.address if path is not None else None
+
+
+def _refuse_shared_directories(elements: Sequence[Job]) -> None:
+    places = [element.run_dir for element in elements]
+    twice = sorted({place for place in places if places.count(place) > 1})
+    if twice:
+        raise UserError(f"submit.slurm.sweep: two elements have train.run_dir={twice[0]}; leave it out or make them differ")
+
+
+def _shown(job: Job, elements: Sequence[Job], to: Target) -> str:
+    """Exactly what would be sent."""
+    if to == "slurm":
+        return submit_slurm.script_of(job, elements)
+    if to == "kuberay":
+        return submit_kuberay.manifest(job)
+    parts = submit_ray.parts_of(job.submit.ray)
+    request = {"address": job.submit.ray.address, **submit_ray.request_of(job), "working_dir": [CONFIG_NAME, *parts]}
+    return f"{json.dumps(request, indent=2)}\n\n# {CONFIG_NAME}\n{job.config_text}"
+
+
+def _nothing_left(job: Job, log: Log) -> bool:
+    """True for a finished run. Raises UserError for what the run would refuse, as far as it can be seen from here."""
+    if job.submit.command != "train":
+        return False
+    if is_remote(job.config.data.path) or not Path(job.config.data.path).is_dir():
+        log(f"data.path ({job.config.data.path}) is not on this machine's file system, so only the keys have been checked")
+        return False
+    check_train(job.config)
+    done = RunDirectory(Path(job.run_dir)).finished()
+    if done is not None:
+        log(f"{job.run_dir} is finished ({done['step']} steps); nothing to do")
+    return done is not None

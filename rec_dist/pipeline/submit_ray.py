@@ -1,0 +1,178 @@
+"""A run as a job of a running Ray cluster: sent, followed, stopped. The only file that imports Ray's job client, and only when asked.
+
+`ray job submit` exits with 0 for a job that was stopped and with 1 for whatever else; here the driver's own exit code is ours. Ray
+keeps no exit code of a stopped job, so the entrypoint says it in the log, as its last line.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rec_dist.config.submit import RayJobConfig
+from rec_dist.pipeline.submit_job import CONFIG_NAME, Job
+from rec_dist.runtime.errors import UserError
+
+EXIT_FAILED, EXIT_STOPPED, EXIT_DETACHED = 1, 75, 130  # 130: what shells report after Ctrl-C
+_PACKAGES = ("rec_dist", "rec_dist_kernels")
+_LAST_LINE = re.compile(r"^rec-dist: exit code (\d+)$", re.MULTILINE)
+_POLL_SECONDS = 1.0
+
+
+def request_of(job: Job) -> dict[str, Any]:
+    """What the job server is asked, without the files; the same for the same job, but for the time in submission_id."""
+    submit = job.submit
+    words = shlex.join(job.words(CONFIG_NAME))
+    return {
+        "submission_id": submit.ray.submission_id or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        # The shell gets SIGTERM too; it stays to say how the run ended.
+        "entrypoint": f'trap : TERM INT; {words}; code=$?; echo "rec-dist: exit code $code"; exit $code',
+        "runtime_env": {
+            "excludes": submit.ray.excludes,
+            # Ray kills a stopped job after 3 s by default: less than a step and a checkpoint take.
+            "env_vars": {**submit.env, "RAY_JOB_STOP_WAIT_TIME_S": str(job.grace_seconds)},
+        },
+        "metadata": {"run_dir": job.run_dir},
+    }
+
+
+def parts_of(ray: RayJobConfig) -> list[str]:
+    """What goes along beside the configuration. Raises UserError when it is not there."""
+    if (ray.wheel is not None) != (ray.ship == "wheel"):
+        raise UserError("submit.ray.wheel goes with submit.ray.ship=wheel: set both or none")
+    if ray.wheel is not None:
+        if not zipfile.is_zipfile(ray.wheel):
+            raise UserError(f"submit.ray.wheel ({ray.wheel}) is no wheel; make one with `pip wheel --no-deps .`")
+        return [str(Path(ray.wheel).absolute())]
+    return [str(_package(name)) for name in _PACKAGES] if ray.ship == "source" else []
+
+
+def _package(name: str) -> Path:
+    import importlib.util
+
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def stage(job: Job, folder: Path) -> None:
+    """Lays out the job's working directory: the configuration, and what goes along."""
+    (folder / CONFIG_NAME).write_text(job.config_text, encoding="utf-8")
+    for part in map(Path, parts_of(job.submit.ray)):
+        if part.is_dir():
+            shutil.copytree(part, folder / part.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            with zipfile.ZipFile(part) as wheel:
+                wheel.extractall(folder)
+
+
+def send(job: Job, *, log: Callable[[str], None]) -> int:
+    """Submits the job, shows its output until it ends, and returns its driver's exit code."""
+    request = request_of(job)
+    client = _client(job.submit.ray.address)
+    with tempfile.TemporaryDirectory(prefix="rec-dist-job-") as folder:
+        stage(job, Path(folder))
+        environment = {**request.pop("runtime_env"), "working_dir": folder}
+        try:
+            submission_id = client.submit_job(runtime_env=environment, **request)
+        except RuntimeError as fault:
+            raise UserError(f"the job server refused the job: {_last_line(fault)}") from fault
+    log(f"submitted {submission_id}")
+    return _follow(client, submission_id, log)
+
+
+def follow(submission_id: str, address: str | None, *, log: Callable[[str], None]) -> int:
+    """Shows a job's output from its start until it ends; returns its driver's exit code."""
+    return _follow(_client(address), submission_id, log)
+
+
+def stop(submission_id: str, address: str | None, *, log: Callable[[str], None]) -> int:
+    """Asks a job to save and stop, and waits for it. Returns 75 when it saved or was done, 1 when it was killed before."""
+    client = _client(address)
+    _details(client, submission_id)
+    client.stop_job(submission_id)
+    log(f"asked {submission_id} to stop; waiting for its checkpoint")
+    return _follow(client, submission_id, log)
+
+
+def _client(address: str | None) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # uploads and closed connections are of no use to the user
+    known = os.environ.get("RAY_API_SERVER_ADDRESS")
+    if address is not None and known is not None and known != address:
+        raise UserError(
+            f"submit.ray.address ({address}) and RAY_API_SERVER_ADDRESS ({known}) name two clusters; unset one of them"
+        )
+    address = address or known
+    if address is None:
+        raise UserError("submit.ray.address is not set; give the cluster's dashboard, such as http://HEAD:8265")
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # else Ray prefers RAY_ADDRESS, which is no dashboard
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as fault:
+        raise UserError(f"submit.ray.address ({address}): no job server answers: {_last_line(fault)}") from fault
+
+
+def _details(client: Any, submission_id: str) -> Any:
+    try:
+        return client.get_job_info(submission_id)
+    except RuntimeError as fault:
+        raise UserError(f"no job {submission_id} on this cluster; `ray job list` names those that are there") from fault
+
+
+def _follow(client: Any, submission_id: str, log: Callable[[str], None]) -> int:
+    shown = 0
+    try:
+        while not (details := _details(client, submission_id)).status.is_terminal():
+            shown = asyncio.run(_show(client, submission_id, shown))
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        back, end = f"rec-dist submit --follow {submission_id}", f"rec-dist submit --stop {submission_id}"
+        log(f"\ndetached; the job goes on. Come back: {back}   Stop it, with a checkpoint: {end}")
+        return EXIT_DETACHED
+    text = client.get_job_logs(submission_id)
+    print(text[shown:], end="", flush=True)
+    code = exit_code(str(details.status), details.driver_exit_code, text)
+    message = f": {details.message}" if details.driver_exit_code is None and details.message else ""
+    log(f"{submission_id} {details.status}{message}; exit code {code}")
+    return code
+
+
+async def _show(client: Any, submission_id: str, shown: int) -> int:
+    """Prints the output as it comes, but for the first `shown` characters; returns how much has been printed by then."""
+    position = 0
+    try:
+        async for text in client.tail_job_logs(submission_id):
+            new = text[max(shown - position, 0) :]
+            position += len(text)
+            print(new, end="", flush=True)
+    except (RuntimeError, OSError):  # the connection broke, or there is no output yet: the caller asks again
+        pass
+    return max(position, shown)
+
+
+def exit_code(status: str, driver: int | None, output: str) -> int:
+    """Ours for a job's end. driver: its exit code where Ray kept one. output: where a stopped job's stands in the last line."""
+    if status == "SUCCEEDED":
+        return 0
+    if status == "STOPPED":
+        said = _LAST_LINE.findall(output)
+        # A run that was done by then is stopped all the same: run again, it finds nothing to do.
+        return EXIT_STOPPED if said and int(said[-1]) in (0, EXIT_STOPPED) else EXIT_FAILED
+    return driver if driver is not None and 0 < driver < 126 else EXIT_FAILED  # from 126 on: not found, or killed by a signal
+
+
+def _last_line(fault: Exception) -> str:
+    lines = [line for line in str(fault).splitlines() if line.strip()]
+    return lines[-1] if lines else type(fault).__name__

@@ -1,0 +1,128 @@
+"""A real SLURM on this machine for tests: munged, slurmctld and two slurmd, all in one folder. Needs root, and Debian's packages
+slurmctld, slurmd, slurm-client and munge (`make test-launch` installs them)."""
+
+import os
+import re
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PATIENCE_SECONDS = 400.0
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
+
+_CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+ReturnToService=2
+KillWait=20
+JobRequeue=1
+JobAcctGatherType=jobacct_gather/none
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=1 RealMemory=4000
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=1 RealMemory=4000
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=1:00:00 State=UP
+"""
+
+
+def wait_for(what: Callable[[], Any], why: str) -> Any:
+    """The first true answer of `what`."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.5)
+    raise TimeoutError(why)
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Slurm:
+    """Two nodes, n1 and n2, of one CPU each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._children = folder, list[subprocess.Popen[bytes]]()
+        (folder / "state").mkdir()
+        key = folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+        conf = folder / "slurm.conf"
+        ports = {name: free_port() for name in ("port", "port1", "port2")}
+        conf.write_text(_CONF.format(folder=folder, host=socket.gethostname(), **ports), encoding="utf-8")
+        self.environment = {**os.environ, "SLURM_CONF": str(conf)}
+
+    def start(self) -> None:
+        """Returns when both nodes are idle."""
+        place = self._folder
+        munge = [f"--{name}={place}/munge.{suffix}" for name, suffix in _MUNGE_FILES.items()]
+        self._spawn("munged", "--foreground", "--force", *munge)
+        wait_for((place / "munge.socket").exists, "munged listens")
+        self._spawn("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
+        for node in ("n1", "n2"):
+            self._spawn("slurmd", "-D", "-N", node, "-f", self.environment["SLURM_CONF"])
+        wait_for(
+            lambda: self.ask("sinfo", "--noheader", "--format=%T %D", check=False).strip() == "idle 2", "both nodes are idle"
+        )
+
+    def _spawn(self, *command: str) -> None:
+        with (self._folder / f"{command[0]}-{len(self._children)}.out").open("wb") as out:
+            self._children.append(subprocess.Popen(command, env=self.environment, stdout=out, stderr=out))
+
+    def ask(self, *command: str, check: bool = True) -> str:
+        """Standard output of a SLURM command."""
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=check).stdout
+
+    def job(self, number: str) -> dict[str, str]:
+        """What SLURM knows of a job: JobState, ExitCode, Restarts, ..."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.ask("scontrol", "show", "job", number)))
+
+    def wait_for_end(self, number: str) -> dict[str, str]:
+        """The job once it has ended; its start after a requeue, which SLURM puts off by two minutes, is brought forward."""
+
+        def ended() -> dict[str, str] | None:
+            job = self.job(number)
+            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
+                self.ask("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
+            return job if job["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else None
+
+        job = wait_for(ended, f"job {number} ends")
+        assert isinstance(job, dict)
+        return job
+
+    def stop(self) -> None:
+        """Ends all jobs, then what was started here."""
+        self.ask("scancel", "--user=root", check=False)
+        wait_for(lambda: not self.ask("squeue", "--noheader", check=False).strip(), "all jobs are gone")
+        for child in reversed(self._children):
+            child.terminate()
+            child.wait(timeout=60)
+
+
+_MUNGE_FILES = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}

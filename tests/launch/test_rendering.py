@@ -1,0 +1,157 @@
+"""What `rec-dist submit --dry-run` prints: golden files, valid by the readers that will get them. Needs no scheduler.
+
+After a wanted change: `python tests/launch/test_rendering.py` writes the golden files anew; read the difference.
+"""
+
+import contextlib
+import io
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rec_dist.cli import main
+from rec_dist.config.load import load_config
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CONFIG = HERE / "cluster.yaml"
+BODY = (ROOT / "rec_dist" / "pipeline" / "slurm_job.sh").read_text(encoding="utf-8")
+SWEEP = (
+    "submit.slurm.sweep=[[optimizer.lr=1e-4],[optimizer.lr=3e-4,'prompt.question=Which one?']]",
+    "submit.slurm.sweep_at_once=1",
+)
+APPTAINER = ("submit.slurm.container=apptainer", "submit.slurm.image=/shared/rec-dist.sif")
+ENROOT = ("submit.slurm.container=enroot", "submit.slurm.image=rec-dist.sqsh", "submit.slurm.mounts=[/models:/models]")
+GOLDEN = {
+    "ray.txt": ("ray",),
+    "slurm.txt": ("slurm",),
+    "slurm-sweep.txt": ("slurm", *SWEEP),
+    "slurm-apptainer.txt": ("slurm", *APPTAINER),
+    "slurm-enroot.txt": ("slurm", *ENROOT),
+    "kuberay.yaml": ("kuberay",),
+}
+
+
+def rendered(to: str, *overrides: str) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["submit", str(CONFIG), "--to", to, "--dry-run", *overrides]) == 0
+    return out.getvalue()
+
+
+def golden(name: str) -> str:
+    """The body of a batch script stands in the package; only what comes before it is kept here."""
+    text = rendered(*GOLDEN[name])
+    assert (BODY in text) == name.startswith("slurm")
+    return text.removesuffix(BODY)
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_what_is_sent_is_what_was_agreed(name: str) -> None:
+    assert golden(name) == (HERE / "golden" / name).read_text(encoding="utf-8")
+
+
+def sent_config(to: str, tmp_path: Path) -> Any:
+    """The configuration inside what is sent, as the run will read it."""
+    text = rendered(to)
+    if to == "ray":
+        text = text.partition("# config.yaml\n")[2]
+    elif to == "kuberay":
+        text = next(yaml.safe_load_all(text))["data"]["config.yaml"]
+    else:
+        script = text.partition("set -euo pipefail")[0] + '\nprintf "%s\\n" "$config"'
+        text = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+    path = tmp_path / f"{to}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path)
+
+
+def test_a_run_is_the_same_run_wherever_it_is_sent(tmp_path: Path) -> None:
+    configs = [sent_config(to, tmp_path) for to in ("ray", "slurm", "kuberay")]
+    assert configs[0] == configs[1] == configs[2]
+    assert configs[0].train.run_dir == "/shared/runs/SDPO_8b"
+    assert configs[0].train.init_from == "/elsewhere/sft"
+    assert configs[0].data.source == "ml-1m"
+    assert (configs[0].data.path, configs[0].model.path) == ("/shared/data/ml-1m", "/shared/models/llama")
+    whole = load_config(CONFIG)
+    for section in ("prompt", "task", "optimizer", "cluster", "negatives", "adapter", "checkpoint", "evaluate"):
+        assert getattr(configs[0], section) == getattr(whole, section), section
+
+
+def test_a_sweep_element_gets_its_overrides_and_a_run_directory_of_its_own() -> None:
+    settings = rendered("slurm", *SWEEP).partition("set -euo pipefail")[0]
+    for index, words in enumerate([["optimizer.lr=1e-4"], ["optimizer.lr=3e-4", "prompt.question=Which one?"]]):
+        script = settings + '\nprintf "%s\\n" "$run_dir" "${overrides[@]}"'
+        environment = {"SLURM_ARRAY_TASK_ID": str(index), "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+        place = f"/shared/runs/SDPO_8b-{index}"
+        assert done.stdout.splitlines() == [place, *words, f"train.run_dir={place}"]
+
+
+def test_the_ray_request_is_what_the_client_takes() -> None:
+    import inspect
+
+    from ray.job_submission import JobSubmissionClient
+    from ray.runtime_env import RuntimeEnv
+
+    request = json.loads(rendered("ray").partition("\n\n# config.yaml")[0])
+    assert set(request) - {"address", "working_dir"} <= set(inspect.signature(JobSubmissionClient.submit_job).parameters)
+    RuntimeEnv(**request["runtime_env"])
+    assert shlex.split(request["entrypoint"].split(";")[1]) == ["python", "-m", "rec_dist", "train", "config.yaml"]
+
+
+REFUSED = [
+    ("ray", ["submit.storage=null"], ("data.path (data/ml-1m)", "submit.storage")),
+    ("kuberay", ["submit.storage=null", "data.path=/d", "model.path=/m", "train.run_dir=/r"], ("submit.storage", "mount")),
+    ("slurm", ["submit.storage=shared"], ("submit.storage (shared)", "absolute")),
+    ("slurm", ["submit.slurm.nodez=2"], ("submit.slurm.nodez", "submit.slurm.nodes")),
+    ("slurm", ["submit.slurm.container=apptainer"], ("submit.slurm.image", "set both")),
+    ("slurm", ["submit.slurm.sweep=[[optimizer.lr=-1]]"], ("optimizer.lr",)),
+    ("slurm", ["submit.slurm.sweep=[[train.run_dir=/r],[train.run_dir=/r]]"], ("two elements", "/r")),
+    ("slurm", ["submit.slurm.sweep_at_once=2"], ("submit.slurm.sweep_at_once", "submit.slurm.sweep")),
+    ("slurm", ["submit.slurm.log_dir=/a b"], ("submit.slurm.log_dir (/a b)",)),
+    ("ray", ["submit.ray.ship=wheel"], ("submit.ray.wheel", "submit.ray.ship")),
+    ("ray", ["submit.ray.ship=wheel", f"submit.ray.wheel={CONFIG}"], ("submit.ray.wheel", "pip wheel")),
+    ("ray", ["train.run_dir=~/run"], ("train.run_dir (~/run)", "home")),
+    ("ray", ["submit.name=__"], ("submit.name (__)",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("to", "overrides", "names"), REFUSED, ids=lambda value: "+".join(value) if isinstance(value, list) else ""
+)
+def test_a_bad_configuration_is_refused_before_anything_is_sent(
+    to: str, overrides: list[str], names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", str(CONFIG), "--to", to, "--dry-run", *overrides]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: ")
+    assert [name for name in names if name not in err] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], [str(CONFIG)], ["--follow", "a", "--stop", "b"], ["--follow", "a", "--to", "slurm"], [str(CONFIG), "--too", "ray"]],
+)
+def test_half_a_command_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", *words]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_submitting_to_slurm_loads_no_ray() -> None:
+    words = ["submit", str(CONFIG), "--to", "slurm", "--dry-run"]
+    code = f"import sys; from rec_dist.cli import main; main({words!r}); assert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    for name in GOLDEN:
+        (HERE / "golden" / name).write_text(golden(name), encoding="utf-8")

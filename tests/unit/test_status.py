@@ -1,0 +1,94 @@
+"""`rec-dist status` on run directories as runs leave them; the numbers are worked out by hand."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rec_dist.pipeline.status import noting_failure, status, status_of
+from rec_dist.runtime.errors import NotFiniteError, UserError, WorkerFailedError
+from rec_dist.runtime.run_directory import RunDirectory
+
+STARTED = 1_700_000_000.0
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """Begun at STARTED; 6 of 10 steps of 5 s each are done, with a restart on the way."""
+    run = RunDirectory(tmp_path / "run")
+    run.claim({"train": {"seed": 0}}, "train: {seed: 0}\n")
+    for step in range(1, 7):
+        run.append({"event": "step", "step": step, "step_seconds": 5.0})
+        if step == 4:
+            run.append({"event": "restart", "step": 4, "restart": 1, "reason": "node lost"})
+    run.progress("train", 6, 10, "loss 1.0")
+    for step in (2, 4):
+        (run.checkpoints / f"step-{step:08d}").mkdir(parents=True)
+    (run.checkpoints / "step-00000006.tmp").mkdir()
+    for file in run.path.iterdir():
+        os.utime(file, (STARTED, STARTED + (0 if file.name == "config.json" else 60)))
+    return run
+
+
+def test_a_run_that_goes_on(run: RunDirectory) -> None:
+    with run.locked():
+        found = status_of(run.path, now=STARTED + 100)
+    assert (found.state, found.phase, found.done, found.total) == ("running", "train", 6, 10)
+    assert found.eta == pytest.approx(4 * 5.0)
+    assert found.goodput == pytest.approx(6 * 5.0 / 100)
+    assert found.seen == pytest.approx(40)
+    assert (found.restarts, found.checkpoint, found.error) == (1, 4, "after step 4: node lost")
+
+
+def test_a_run_that_stands_still_has_no_eta_and_counts_until_its_last_sign_of_life(run: RunDirectory) -> None:
+    found = status_of(run.path, now=STARTED + 100_000)
+    assert found.state.startswith("not running")
+    assert found.eta is None
+    assert found.goodput == pytest.approx(6 * 5.0 / 60)
+
+
+def test_steps_that_were_not_written_down_count_for_the_goodput(tmp_path: Path) -> None:
+    """With train.log_every_steps=3 a row stands for three steps."""
+    run = RunDirectory(tmp_path / "run")
+    run.claim({}, "{}\n")
+    for step in (3, 6):
+        run.append({"event": "step", "step": step, "step_seconds": 2.0})
+    for file in run.path.iterdir():
+        os.utime(file, (STARTED, STARTED + (0 if file.name == "config.json" else 24)))
+    assert status_of(run.path).goodput == pytest.approx(6 * 2.0 / 24)
+
+
+@pytest.mark.parametrize("fault", [NotFiniteError("too many\nbad steps"), WorkerFailedError("Traceback\nbad steps")])
+def test_why_a_run_failed(run: RunDirectory, fault: Exception) -> None:
+    with pytest.raises(type(fault)), noting_failure(run):
+        raise fault
+    found = status_of(run.path)
+    assert found.state.startswith("failed")
+    assert found.error == "after step 6: bad steps"
+    run.append({"event": "resume", "step": 4})
+    assert not status_of(run.path).state.startswith("failed"), "another attempt has begun since"
+
+
+def test_a_finished_run(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    run.finish({"step": 10, "finished": True})
+    run.progress("evaluate", 3, 500)
+    found = status_of(run.path)
+    assert (found.state, found.phase, found.done, found.total, found.eta) == ("finished", "train", 10, 10, None)
+    status(run.path)
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["step"] == "10 of 10 (100 %)"
+    assert lines["state"].startswith("finished; last sign of life")
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.claim({}, "{}\n")
+    found: Any = status_of(run.path, now=time.time())
+    assert (found.done, found.total, found.eta, found.goodput, found.checkpoint, found.error) == (0, 0, None, None, None, None)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run directory"):
+        status_of(tmp_path)
