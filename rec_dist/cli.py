@@ -25,6 +25,7 @@ _COMMANDS = {
     "run": "a pipeline of stages from one file -> table and report",
     "profile": "throughput of the real config, in a folder of its own",
     "plan": "memory, time and cost on a described cluster, without running",
+    "merge": "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens",
     "verify": "hashes of a data set or of a run's checkpoints",
 }
 
@@ -43,9 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=meaning)
-        target = {"evaluate": "RUN_DIR or CONFIG.yaml", "verify": "DATA_DIR, URI or RUN_DIR"}.get(name, "CONFIG.yaml")
+        targets = {"evaluate": "RUN_DIR or CONFIG.yaml", "merge": "RUN_DIR", "verify": "DATA_DIR, URI or RUN_DIR"}
+        target = targets.get(name, "CONFIG.yaml")
         command.add_argument("target", metavar=target.replace(" ", "_"), help=target)
-        if name != "verify":
+        if name == "merge":
+            command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
+        if name not in ("merge", "verify"):
             command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
@@ -66,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _plan(parsed)
         if parsed.command == "verify":
             return _verify(parsed.target)
+        if parsed.command == "merge":
+            return _merge(parsed)
         return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
@@ -111,6 +117,13 @@ def _verify(target: str) -> int:
     from rec_dist.pipeline.verify import verify
 
     verify(target, log=_log)
+    return 0
+
+
+def _merge(parsed: argparse.Namespace) -> int:
+    from rec_dist.pipeline.merge import merge
+
+    merge(Path(parsed.target), Path(parsed.output), log=_log)
     return 0
 
 

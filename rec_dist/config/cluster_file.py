@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from rec_dist.config.load import load_mapping, validate
-from rec_dist.config.schema import Section
+from rec_dist.config.section import Section
 from rec_dist.runtime.errors import UserError
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rec_dist.config.load import load_config, load_mapping, validate
-from rec_dist.config.schema import Section
+from rec_dist.config.section import Section
 from rec_dist.data.manifest import Manifest
 from rec_dist.evaluate.measure import metric_names
 from rec_dist.pipeline.commands import base_results_dir
