@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart quickstart-dmpo test test-faults test-fast test-launch lint clean
+.PHONY: help install quickstart quickstart-dmpo delrec test test-faults test-fast test-launch lint clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -20,6 +20,9 @@ quickstart: install ## the main job on real data: about 20 minutes on 2 cores; e
 
 quickstart-dmpo: install ## the same with DMPO in place of S-DPO
 	$(BIN)/rec-dist run configs/quickstart.yaml vars.method=dmpo
+
+delrec: install ## DELRec on MovieLens-100K at reduced sizes, from raw data to its table
+	$(BIN)/rec-dist run configs/delrec.yaml
 
 test: install ## all tests, with a few of the fault matrix
 	$(BIN)/python -m pytest -m 'not faults or quick'

@@ -32,8 +32,9 @@ from rec_dist.data.negatives import NegativeSampler
 from rec_dist.data.plan import Order
 from rec_dist.data.prompt import PromptBuilder, build_prompt_builder
 from rec_dist.data.targets import index_targets
+from rec_dist.models.assemble import ModelSpec
 from rec_dist.runtime.world import World
-from rec_dist.tasks.language import LanguageTask, ModelSpec
+from rec_dist.tasks.language import LanguageTask
 from rec_dist.tasks.sdpo import sdpo
 from rec_dist.train.loader import step_work
 

@@ -27,6 +27,7 @@ _COMMANDS = {
     "plan": "memory, time and cost on a described cluster, without running",
     "submit": "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent",
     "status": "step, ETA, goodput and last error of a run, from its run directory",
+    "merge": "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens",
     "verify": "hashes of a data set or of a run's checkpoints",
 }
 
@@ -48,11 +49,17 @@ def _parser() -> argparse.ArgumentParser:
         if name == "submit":
             _add_submit(command)
             continue
-        target = {"evaluate": "RUN_DIR or CONFIG.yaml", "verify": "DATA_DIR, URI or RUN_DIR", "status": "RUN_DIR"}.get(
-            name, "CONFIG.yaml"
-        )
+        targets = {
+            "evaluate": "RUN_DIR or CONFIG.yaml",
+            "merge": "RUN_DIR",
+            "verify": "DATA_DIR, URI or RUN_DIR",
+            "status": "RUN_DIR",
+        }
+        target = targets.get(name, "CONFIG.yaml")
         command.add_argument("target", metavar=target.replace(" ", "_"), help=target)
-        if name not in ("verify", "status"):
+        if name == "merge":
+            command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
+        if name not in ("merge", "verify", "status"):
             command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
@@ -94,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _verify(parsed.target)
         if parsed.command == "submit":
             return _submit(parsed)
+        if parsed.command == "merge":
+            return _merge(parsed)
         return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
@@ -155,6 +164,13 @@ def _submit(parsed: argparse.Namespace) -> int:
     if path is None or parsed.to is None:
         raise UserError("submit needs a CONFIG and --to ray, slurm or kuberay; or --follow ID, --stop ID")
     return submit.submit(path, overrides, to=parsed.to, dry_run=parsed.dry_run, log=_log)
+
+
+def _merge(parsed: argparse.Namespace) -> int:
+    from rec_dist.pipeline.merge import merge
+
+    merge(Path(parsed.target), Path(parsed.output), log=_log)
+    return 0
 
 
 def _run(command: str, target: Path, overrides: Sequence[str]) -> int:

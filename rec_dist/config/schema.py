@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from rec_dist.config.delrec import DelrecConfig
 from rec_dist.config.section import Section
 from rec_dist.config.submit import SubmitConfig
 
@@ -64,6 +65,7 @@ class PromptConfig(Section):
     item_prefix: str = Field("\n-", description="Stands before each title of the history, and before the answer in style list.")
     end: str = Field("\n", description="Ends a completion; `<eos>` means the tokenizer's end-of-sequence token.")
     max_history: int = Field(10, ge=1, lt=_INT32, description="Most recent items shown.")
+    num_virtual: int = Field(0, ge=0, lt=_INT32, description="Soft prompt vectors; task.kind=delrec_distill trains them.")
     candidates: Literal["none", "listed"] = Field("none", description="listed: the candidates stand, shuffled, in the prompt.")
     num_candidates: int = Field(20, ge=2, lt=_INT32, description="candidates=listed: how many are listed, the answer included.")
     candidates_header: str = Field("\nThe next one is among:", description="candidates=listed: stands before the list.")
@@ -101,7 +103,7 @@ class ModelConfig(Section):
 class AdapterConfig(Section):
     """What trains on top of the model."""
 
-    kind: Literal["lora", "none"] = Field("lora", description="lora, or none = full fine-tuning.")
+    kind: Literal["lora", "soft_prompt", "none"] = Field("lora", description="none = full fine-tuning; see task.kind.")
     rank: int = Field(8, ge=1, description="LoRA rank r.")
     alpha: float = Field(16.0, gt=0, description="LoRA scale: updates are multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout; above 0 a run depends on how groups are packed.")
@@ -134,10 +136,13 @@ class SequentialConfig(Section):
 class TaskConfig(Section):
     """The method."""
 
-    kind: Literal["sft", "dpo", "dmpo", "sdpo", "sequential"] = Field("sft", description="Which method trains.")
+    kind: Literal["sft", "dpo", "dmpo", "sdpo", "delrec_distill", "delrec", "sequential"] = Field(
+        "sft", description="Which method trains; delrec_distill needs adapter.kind=soft_prompt, the others lora or none."
+    )
     beta: float = Field(1.0, gt=0, description="Strength of the pull to the reference (dpo, dmpo, sdpo).")
     reference: Literal["cached", "online"] = Field("cached", description="cached: log-probs computed once and stored.")
     sequential: SequentialConfig = Field(default_factory=lambda: SequentialConfig(), description="kind=sequential only.")
+    delrec: DelrecConfig = Field(default_factory=lambda: DelrecConfig(), description="kind=delrec_distill only.")
 
 
 class TrainConfig(Section):

@@ -18,7 +18,7 @@ from rec_dist.config.schema import PromptConfig
 from rec_dist.data.tokens import TokenTable, begin_tokens, build_token_table, piece_tokens
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint, write_json
-from rec_dist.stream.trunk import I32, Trunk
+from rec_dist.stream.trunk import I32, I64, Trunk
 
 PROMPT_NAME = "prompt.json"
 _HISTORY_MARK = "\x02HISTORY\x02"
@@ -89,8 +89,10 @@ class PromptBuilder:
             ends[-1] = sum(len(part) for part in parts)
         parts.append(self._tail)
         counts = [len(history)] if forks_at is None else list(forks_at)
-        forks = ends[counts] + len(self._tail) - 1
-        tokens = np.concatenate(parts)
+        return self.fork(np.concatenate(parts), ends[counts] + len(self._tail) - 1, completions, keys)
+
+    def fork(self, tokens: I32, forks: I64, completions: Sequence[I32], keys: Sequence[int]) -> Trunk:
+        """The prompt `tokens` (P,) with a group of completions (item ids, the chosen one first) at each of `forks` (G,)."""
         answers = [self.completion(item) for group in completions for item in group.tolist()]
         group_sizes = np.asarray([len(group) for group in completions], dtype=np.int32)
         branches = [answer[:-1] for answer in answers]
@@ -124,8 +126,13 @@ def check_saved(builder: PromptBuilder, folder: Path) -> None:
         )
 
 
-def build_prompt_builder(config: PromptConfig, tokenizer: Any, titles: Sequence[str]) -> PromptBuilder:
-    """Tokenises the pieces of `config` and all titles. Raises UserError for pieces that do not fit this tokenizer."""
+def build_prompt_builder(
+    config: PromptConfig, tokenizer: Any, titles: Sequence[str], *, vocab_size: int | None = None
+) -> PromptBuilder:
+    """Tokenises the pieces of `config` and all titles. Raises UserError for pieces that do not fit this tokenizer.
+
+    vocab_size: V, rows of the model's embeddings; needed for soft prompts, whose ids are V to V + num_virtual - 1.
+    """
     if config.style == "chat":
         begin_text, tail_text = _chat_parts(config, tokenizer)
         begin = [int(t) for t in tokenizer(begin_text, add_special_tokens=False).input_ids]
@@ -134,6 +141,13 @@ def build_prompt_builder(config: PromptConfig, tokenizer: Any, titles: Sequence[
         begin = begin_tokens(tokenizer) + [int(t) for t in tokenizer(config.instruction, add_special_tokens=False).input_ids]
         tail_text = config.item_prefix
         tail = piece_tokens(tokenizer, tail_text, after="a")
+    if config.num_virtual:
+        assert vocab_size is not None
+        first = begin_tokens(
+            tokenizer
+        )  # a BOS token stays first; what shares nothing with a user comes next, so servers cache it
+        place = len(first) if begin[: len(first)] == first else 0
+        begin[place:place] = range(vocab_size, vocab_size + config.num_virtual)
     listed = config.candidates == "listed"
     answer_header = config.answer_header if listed and config.style == "list" else ""
     pieces = PromptPieces(

@@ -2,7 +2,8 @@
 
 Any number of workers at any ZeRO stage can read it. Gathered tensor by tensor, 12 bytes a trainable weight: a LoRA of rank 8 on 8B
 parameters is 21M weights, 250 MB in one file; 8B weights that train are 96 GB in files that all ranks write. Frozen weights are not
-in it. Nor is a schedule or a generator: both are functions of the step.
+in it. Nor is a schedule or a generator: both are functions of the step. With them go the buffers that a module names in its attribute
+`changing_buffers`: what a step leaves for the next, float32, the same on all ranks.
 """
 
 from collections.abc import Iterator
@@ -18,13 +19,18 @@ from rec_dist.engine import state_files
 from rec_dist.engine.state_files import Entry, StateWriter
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_WEIGHT, _STEP = "weight", "step"
+_WEIGHT, _STEP, _BUFFER = "weight", "step", "buffer"
 
 
 def entries_of(module: nn.Module) -> list[Entry]:
     """The tensors of the state: Adam's step count, then weight and moments of each parameter that trains."""
     named = [(name, tuple(getattr(p, "ds_shape", p.shape))) for name, p in module.named_parameters() if p.requires_grad]
-    return [Entry(_STEP, ()), *(Entry(f"{kind}.{name}", shape) for name, shape in named for kind in (_WEIGHT, *_MOMENTS))]
+    buffers = [Entry(f"{_BUFFER}.{name}", tuple(getattr(owner, own).shape)) for name, owner, own in _changing(module)]
+    return [
+        Entry(_STEP, ()),
+        *(Entry(f"{kind}.{name}", shape) for name, shape in named for kind in (_WEIGHT, *_MOMENTS)),
+        *buffers,
+    ]
 
 
 def save(engine: Any, stage: int, folder: Path, *, rank: int, world_size: int, asynchronous: bool) -> StateWriter:
@@ -36,10 +42,13 @@ def save(engine: Any, stage: int, folder: Path, *, rank: int, world_size: int, a
     files = state_files.lay_out(entries_of(engine.module), state_files.MAX_FILE_BYTES)
     writer = StateWriter(folder, files[rank::world_size], asynchronous=asynchronous)
     parameters = dict(state.parameters())
+    buffers = {name: getattr(owner, own) for name, owner, own in _changing(engine.module)}
     for owner, entry in state_files.in_turn(files, world_size):
         kind, _, name = entry.name.partition(".")
         if entry.name == _STEP:
             whole = torch.tensor(state.num_steps())
+        elif kind == _BUFFER:
+            whole = buffers[name]
         elif stage == 0 and owner != rank:
             continue
         else:
@@ -61,7 +70,19 @@ def load(engine: Any, stage: int, folder: Path) -> None:
         for name, parameter in state.parameters():
             for kind in (_WEIGHT, *_MOMENTS):
                 state.write(parameter, kind, place[f"{kind}.{name}"].get_tensor(f"{kind}.{name}"))
+        for name, owner, own in _changing(engine.module):  # put in place, not copied: DeepSpeed has made buffers bfloat16
+            value = place[f"{_BUFFER}.{name}"].get_tensor(f"{_BUFFER}.{name}")
+            setattr(owner, own, value.to(getattr(owner, own).device))
         state.settle(float(place[_STEP].get_tensor(_STEP)))
+
+
+def _changing(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """(full name, owner, own name) of the buffers that change while training."""
+    return [
+        (f"{prefix}.{own}", owner, own)
+        for prefix, owner in module.named_modules()
+        for own in getattr(owner, "changing_buffers", ())
+    ]
 
 
 class _State:

@@ -21,14 +21,15 @@ from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import EngineSettings
 from rec_dist.evaluate.protocol import Question, ask
-from rec_dist.models.language import add_lora, load_language_model
+from rec_dist.models.assemble import build_model
 from rec_dist.models.scorer import Scorer, check_forks
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
 from rec_dist.stream.trunk import Trunk
-from rec_dist.tasks.build import Start, build_builder, lora_spec, model_dtype, read_shape
+from rec_dist.tasks.pieces import build_builder, model_spec, read_shape
+from rec_dist.tasks.start import Start
 
 F32 = npt.NDArray[np.float32]
 
@@ -55,15 +56,13 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     config, run = RunConfig.model_validate(job.config), RunDirectory(Path(job.output_dir))
     data = open_data(config.data)
     questions = questions_of(config, data)
-    trunks = Trunks(build_checked_builder(config, job, data), questions, config.train.tokens_per_pack)
-    dtype = model_dtype(config, world.device)
+    builder = build_checked_builder(config, job, data)
+    trunks = Trunks(builder, questions, config.train.tokens_per_pack)
+    spec = model_spec(config, job.start, builder, world.device, trains=False)
     width = read_shape(job.start.model).width
-    settings = EngineSettings(config.cluster.zero_stage, dtype == torch.bfloat16, max_grad_norm=0.0, hidden_size=width)
+    settings = EngineSettings(config.cluster.zero_stage, spec.dtype == torch.bfloat16, max_grad_norm=0.0, hidden_size=width)
     with sharded_loading(settings):
-        model = load_language_model(job.start.model, dtype=dtype, attention=config.model.attention, device=world.device)
-        spec = lora_spec(config)
-        if job.start.adapter is not None and spec is not None:
-            model = add_lora(model, spec, seed=0, weights=job.start.adapter, keep_reference=False)
+        model = build_model(spec)
         module = Scorer(model, _no_loss, (), tokens_per_pack=config.train.tokens_per_pack)
     engine = Engine(module, settings, device=world.device, optimizer=None)
     engine.train_mode(False)
@@ -72,7 +71,7 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
         logps: Tensor = engine.score(stream)[2].float().cpu()
         return logps
 
-    check_forks(score, vocab_size=model.config.vocab_size, dtype=dtype)  # type: ignore[union-attr,arg-type]
+    check_forks(score, vocab_size=model.config.vocab_size, dtype=spec.dtype)  # type: ignore[union-attr,arg-type]
 
     def report(done: int) -> None:
         if world.is_main:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ from rec_dist.runtime import environment
 from rec_dist.runtime.errors import StopRequested, UserError
 from rec_dist.runtime.files import fingerprint, read_object, write_json
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.tasks.build import Start, base_of, build_task, resolve_start
+from rec_dist.tasks.build import build_task
 from rec_dist.tasks.recommender import check_catalogue, load_recommender
+from rec_dist.tasks.start import Start, find_teacher, resolve_start, trained
 from rec_dist.train.validation import validation_task
 from rec_dist.train.worker import TrainJob, train_worker
 
@@ -55,7 +57,8 @@ def find_start(config: RunConfig) -> Start:
     if config.task.kind == "sequential":
         return Start(Path())
     init_from = Path(config.train.init_from) if config.train.init_from else None
-    return resolve_start(resolve_model(config.model.path), init_from, trains_adapter=config.adapter.kind != "none")
+    start = resolve_start(resolve_model(config.model.path), init_from, adapter_kind=config.adapter.kind)
+    return replace(start, teacher=find_teacher(config.task.delrec.teacher)) if config.task.kind == "delrec_distill" else start
 
 
 def check_train(config: RunConfig) -> Start:
@@ -164,7 +167,7 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
             raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
         if config.evaluate.output_dir is not None or config.evaluate.ranker != "model":
             raise UserError("evaluate.output_dir and evaluate.ranker go with a CONFIG; a run directory keeps its own results")
-        return config, run, _trained(config, run), run.model
+        return config, run, _trained_start(config, run.model), run.model
     config = pinned(load_config(target, overrides))
     output = base_results_dir(config)
     if config.evaluate.ranker == "popularity":
@@ -182,18 +185,16 @@ def base_results_dir(config: RunConfig) -> Path:
     return absolute(config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}")
 
 
-def _trained(config: RunConfig, run: RunDirectory) -> Start:
-    if config.task.kind == "sequential":
-        return Start(run.model)
-    if config.adapter.kind == "none":
-        return Start(run.model)
-    return Start(base_of(run.model, resolve_model(config.model.path)), run.model)
+def _trained_start(config: RunConfig, saved: Path) -> Start:
+    if config.task.kind == "sequential" or config.adapter.kind == "none":
+        return Start(saved)
+    return trained(saved, resolve_model(config.model.path))
 
 
 def _evaluation_key(config: RunConfig, data: PreparedData, start: Start) -> str:
     model = start.fingerprints()
     settings = config.evaluate.model_dump(exclude={"output_dir"})
-    weights = [model["model"], model["adapter"]]
+    weights = list(model.values())
     return fingerprint([*weights, data.manifest.fingerprint, settings, config.prompt.model_dump(), config.model.dtype])
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.location import is_remote
+from rec_dist.tasks.start import RANDOM_TEACHER
 
 # (section, key) of every path that a run reads or writes; data.path may be a URI, and the second kind a known name.
 PATHS = (
@@ -31,4 +32,7 @@ def pinned(config: RunConfig) -> RunConfig:
     for section, key in PATHS:
         if value[section][key] is not None and not (key == "path" and is_remote(value[section][key])):
             value[section][key] = str(absolute(value[section][key]))
+    teacher = value["task"]["delrec"]["teacher"]
+    if teacher not in (None, RANDOM_TEACHER):
+        value["task"]["delrec"]["teacher"] = str(absolute(teacher))
     return RunConfig.model_validate(value)

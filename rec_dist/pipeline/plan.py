@@ -40,6 +40,8 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     """The numbers of the plan. Raises UserError for what is missing."""
     if config.task.kind == "sequential":
         raise UserError("task.kind=sequential is a small model that fits anywhere; plan is for language models")
+    if config.adapter.kind == "soft_prompt":
+        raise UserError("adapter.kind=soft_prompt is not planned yet; plan the stage after it, which needs more memory")
     if config.plan.cluster is None:
         raise UserError("plan.cluster is not set; give a cluster file such as configs/clusters/8xh100.yaml")
     cluster = load_cluster(Path(config.plan.cluster))

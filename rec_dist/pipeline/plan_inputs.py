@@ -21,7 +21,8 @@ from rec_dist.planning.hardware import Hardware
 from rec_dist.planning.memory import Setup, Zero
 from rec_dist.planning.workload import Workload
 from rec_dist.runtime.errors import UserError
-from rec_dist.tasks.build import build_order, choose_method, lora_spec
+from rec_dist.tasks.build import choose_method
+from rec_dist.tasks.pieces import build_order, lora_spec
 
 _FRAME_TOKENS = 16  # of a prompt beside its history: the instruction and the tail
 _GIGA, _TERA, _MICRO = 1e9, 1e12, 1e-6

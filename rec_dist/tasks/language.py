@@ -3,56 +3,31 @@
 Everything that is known before the first step is checked here (lengths, catalogue, positions), so that nothing fails at step 900.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rec_dist.data.dataset import PreparedData, SequenceSplit
 from rec_dist.data.negatives import NegativeSampler, draw_candidates
 from rec_dist.data.plan import Order
 from rec_dist.data.prompt import PromptBuilder
-from rec_dist.data.schema import ITEMS_NAME
 from rec_dist.data.targets import TargetIndex
 from rec_dist.data.trunks import TrunkFactory, build_units
-from rec_dist.models.language import ADAPTER_WEIGHTS, LoraSpec, add_lora, load_language_model
-from rec_dist.models.scorer import POLICY_ADAPTER, Scorer, check_forks
+from rec_dist.models.assemble import ModelSpec, build_model
+from rec_dist.models.scorer import Scorer, check_forks
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import sampled_fingerprint, write_json
 from rec_dist.runtime.rng import hash_u64
 from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
 from rec_dist.stream.trunk import I32, I64, Trunk
 from rec_dist.tasks.method import Method
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Where the model starts and how it runs. adapter: None for full fine-tuning. start_adapter: an adapter folder to start from.
-
-    attention, device: as in models.language.load_language_model. tokens_per_pack: as in models.scorer.Scorer.
-    """
-
-    path: Path
-    dtype: torch.dtype
-    device: str
-    attention: str
-    tokens_per_pack: int
-    activation_checkpointing: bool
-    adapter: LoraSpec | None
-    start_adapter: Path | None
-    keep_reference: bool
-    seed: int
-
+from rec_dist.tasks.saved import save_run_model
 
 _LISTED = 21  # its own stream of draws
-BASE_NAME = "base.json"  # beside a saved adapter: the model that it belongs to
 
 
 class LanguageTask:
@@ -87,18 +62,10 @@ class LanguageTask:
 
     def build_module(self) -> nn.Module:
         """The scorer around the model; call inside the engine's sharded loading. Only the adapter requires gradients, if any."""
-        spec = self._model
-        model = load_language_model(
-            spec.path,
-            dtype=spec.dtype,
-            activation_checkpointing=spec.activation_checkpointing,
-            attention=spec.attention,
-            device=spec.device,
+        method, spec = self._method, self._model
+        return Scorer(
+            build_model(spec), method.loss, method.metric_names, method.preference, tokens_per_pack=spec.tokens_per_pack
         )
-        if spec.adapter is not None:
-            model = add_lora(model, spec.adapter, seed=spec.seed, weights=spec.start_adapter, keep_reference=spec.keep_reference)
-        method = self._method
-        return Scorer(model, method.loss, method.metric_names, method.preference, tokens_per_pack=spec.tokens_per_pack)
 
     def draw_epoch(self, epoch: int) -> int:
         """The epoch that the negatives of `epoch` are drawn for: 0 unless they are refreshed."""
@@ -226,25 +193,12 @@ class LanguageTask:
         check_forks(score, vocab_size=int(module._base[0].config.vocab_size), dtype=self._model.dtype)  # type: ignore[index,union-attr]
 
     def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
-        """Adapter or model, tokenizer, prompt builder and catalogue into `folder`; what is written is read back and compared."""
-        named = {name.removeprefix("model."): value for name, value in weights.items()}
-        assert named, "no trainable weights were gathered: an empty adapter would be saved"
-        if self._model.adapter is not None:
-            named = {name.replace(f".{POLICY_ADAPTER}.", "."): value for name, value in named.items()}
-            module.model.peft_config[POLICY_ADAPTER].save_pretrained(str(folder))  # type: ignore[union-attr,index]
-            base = {"path": str(self._model.path), "fingerprint": sampled_fingerprint(self._model.path, "*.safetensors")}
-            write_json(folder / BASE_NAME, base)
-            path = folder / ADAPTER_WEIGHTS
-        else:
-            module.model.config.save_pretrained(str(folder))  # type: ignore[union-attr,operator]
-            path = folder / "model.safetensors"
-        save_file(named, path, metadata={"format": "pt"})
-        read_back = load_file(path)
-        assert set(read_back) == set(named) and all(torch.equal(read_back[name], named[name]) for name in named), path
-        for source in self._model.path.iterdir():  # the tokenizer's files, whatever this model has
-            if source.is_file() and source.name.startswith(
-                ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")
-            ):
-                shutil.copyfile(source, folder / source.name)
-        self._builder.save(folder)
-        self._data.copy_items(folder / ITEMS_NAME)
+        """As tasks.saved.save_run_model."""
+        save_run_model(weights, module, self._model, self._builder, self._data, folder)
+
+    def step_sums(self) -> Tensor:
+        """Nothing."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def end_step(self, sums: Tensor) -> None:
+        """Nothing."""

@@ -148,6 +148,13 @@ class SequentialTask:
     def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
         """Nothing to check: the module is ours, and its tests stand in for what a foreign model must show."""
 
+    def step_sums(self) -> Tensor:
+        """Nothing."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def end_step(self, sums: Tensor) -> None:
+        """Nothing."""
+
     def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
         """Weights, shape and catalogue into `folder`, read back and compared; with top_h, what that model leaves as a teacher."""
         assert weights, "no trainable weights were gathered: an empty model would be saved"

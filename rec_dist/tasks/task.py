@@ -72,6 +72,14 @@ class Task(Protocol):
         """Raises UserError when the module, now in the engine, does not behave. score: batch -> logps."""
         ...
 
+    def step_sums(self) -> Tensor:
+        """(K,) float64, CPU: what this rank's backward passes of a step left that must be summed over ranks; K is often 0."""
+        ...
+
+    def end_step(self, sums: Tensor) -> None:
+        """Takes those sums of all ranks, just before the optimizer's step; the same on every rank."""
+        ...
+
     def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
         """Writes what evaluation and serving need into `folder`; called on rank 0 with whole trainable weights."""
         ...

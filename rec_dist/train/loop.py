@@ -114,7 +114,10 @@ def run_step(engine: Verbs, task: Task, plan: StepWork, hooks: Hooks, *, seed: i
             spoiled.append(number)
     totals[-2] = float(hooks.writing())
     totals[-1] = float(world.is_main and hooks.stop_wanted(plan.step + 1))
-    totals = process_group.sum_over_ranks(totals)
+    size = len(totals)
+    summed = process_group.sum_over_ranks(torch.cat([totals, task.step_sums()]))
+    totals = summed[:size]
+    task.end_step(summed[size:])
     loss = float(totals[0]) / count
     lr = hooks.learning_rate(plan.step)
     grad_norm = engine.step(lr, discard=not math.isfinite(loss))

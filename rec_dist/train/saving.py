@@ -17,7 +17,7 @@ from rec_dist.runtime.errors import DiskError, UserError
 from rec_dist.runtime.identity import identity
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.tasks.build import Start
+from rec_dist.tasks.start import Start
 from rec_dist.tasks.task import Task
 from rec_dist.train.validation import Validation
 

@@ -17,7 +17,8 @@ from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.world import World
-from rec_dist.tasks.build import Start, build_task
+from rec_dist.tasks.build import build_task
+from rec_dist.tasks.start import Start
 from rec_dist.tasks.task import Task
 from rec_dist.train.loader import step_work
 

@@ -17,7 +17,8 @@ from rec_dist.runtime.errors import NotFiniteError
 from rec_dist.runtime.heartbeat import Heartbeat, pause_wanted
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.tasks.build import Start, build_task
+from rec_dist.tasks.build import build_task
+from rec_dist.tasks.start import Start
 from rec_dist.tasks.task import Task
 from rec_dist.train import loop
 from rec_dist.train.bad_steps import BadSteps

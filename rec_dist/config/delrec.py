@@ -1,0 +1,23 @@
+"""The section task.delrec: stage 1 of DELRec, which distils a sequential recommender into soft prompt vectors."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rec_dist.config.section import Section
+
+
+class DelrecConfig(Section):
+    """Whose pattern is distilled, how much of it is shown, and in which words."""
+
+    teacher: str | None = Field(
+        None, description="Run directory of a recommender trained with task.sequential.top_h, or `random`: lists drawn by hash."
+    )
+    top_h: int = Field(10, ge=2, description="h, items of the teacher's list that are used; at most what it saved.")
+    objectives: Literal["both", "temporal", "pattern"] = Field(
+        "both", description="temporal: Temporal Analysis alone; pattern: Recommendation Pattern Simulating alone."
+    )
+    after_header: str = Field("\nWatched next:", description="temporal: stands before the later item.")
+    before_header: str = Field("\nThe movie right before it:", description="temporal: stands before the earlier item.")
+    list_header: str = Field("\nA recommender also likes:", description="pattern: stands before the list without its first.")
+    first_header: str = Field("\nWhat it likes most:", description="pattern: stands before the list's first item.")

@@ -1,0 +1,75 @@
+"""The model of a run, put together: the causal language model, soft prompt vectors before it, an adapter on it, and what trains."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rec_dist.models.language import LoraSpec, add_lora, load_language_model
+from rec_dist.models.soft_prompt import add_soft_prompt, load_soft_prompt, token_rows
+from rec_dist.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class SoftPromptSpec:
+    """n vectors: those in the folder `start`, or, where it is None, the embeddings of init_tokens (n of them).
+
+    trains: the vectors train and everything else is frozen, and their gradients are collected by range.
+    """
+
+    num: int
+    start: Path | None
+    init_tokens: tuple[int, ...]
+    trains: bool
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where the model starts and how it runs. adapter: None for full fine-tuning. start_adapter: an adapter folder to start from.
+
+    attention, device: as in models.language.load_language_model. tokens_per_pack: as in models.scorer.Scorer.
+    """
+
+    path: Path
+    dtype: torch.dtype
+    device: str
+    attention: str
+    tokens_per_pack: int
+    activation_checkpointing: bool
+    adapter: LoraSpec | None
+    start_adapter: Path | None
+    keep_reference: bool
+    seed: int
+    soft_prompt: SoftPromptSpec | None = None
+
+
+def build_model(spec: ModelSpec) -> nn.Module:
+    """Call inside the engine's sharded loading. With an adapter or trained vectors only these require gradients."""
+    model = load_language_model(
+        spec.path,
+        dtype=spec.dtype,
+        activation_checkpointing=spec.activation_checkpointing,
+        attention=spec.attention,
+        device=spec.device,
+    )
+    if spec.soft_prompt is not None:
+        _add_soft_prompt(model, spec.soft_prompt, spec.path)
+    if spec.adapter is not None:
+        model = add_lora(model, spec.adapter, seed=spec.seed, weights=spec.start_adapter, keep_reference=spec.keep_reference)
+    return model
+
+
+def _add_soft_prompt(model: nn.Module, spec: SoftPromptSpec, path: Path) -> None:
+    if spec.start is None:
+        values = token_rows(model, path, list(spec.init_tokens))
+    else:
+        values = load_soft_prompt(spec.start)
+        if len(values) != spec.num:
+            raise UserError(
+                f"prompt.num_virtual ({spec.num}) is not the {len(values)} vectors that {spec.start} holds; set it to that"
+            )
+    embedding = add_soft_prompt(model, values, collects=spec.trains)
+    if spec.trains:
+        model.requires_grad_(False)
+    embedding.prompt.requires_grad_(spec.trains)

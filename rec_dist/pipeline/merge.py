@@ -1,0 +1,50 @@
+"""`rec-dist merge`: a finished run as a folder that any server of language models loads: weights, tokenizer, prompt, catalogue."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rec_dist.config.load import load_config
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.prompt import PROMPT_NAME
+from rec_dist.data.schema import ITEMS_NAME
+from rec_dist.models.bake import bake, token_names
+from rec_dist.models.pretrained import resolve_model
+from rec_dist.models.soft_prompt import load_soft_prompt
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import write_json
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.tasks.pieces import read_shape
+from rec_dist.tasks.start import trained
+
+
+def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
+    """Writes the folder `output` whole or not at all. UserError: no finished run, nothing to merge, or `output` is there already."""
+    run = RunDirectory(run_dir.absolute())
+    if not run.config_path.is_file() or run.finished() is None or not run.model.is_dir():
+        raise UserError(f"{run_dir} is no finished run; give the run directory of a `rec-dist train` that came to its end")
+    if output.exists():
+        raise UserError(f"{output} exists; name a folder that does not")
+    config = load_config(run.config_path, [])
+    if config.task.kind == "sequential" or config.adapter.kind == "none":
+        raise UserError(f"{run.model} is a whole model already; nothing is to be merged into it")
+    start = trained(run.model, resolve_model(config.model.path))
+    vectors = load_soft_prompt(start.soft_prompt) if start.soft_prompt is not None else None
+    partial = output.with_name(output.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    ids = bake(start.model, start.adapter, vectors, partial)
+    _write_prompt(config, run.model, read_shape(start.model).vocab_size, ids, partial)
+    shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
+    partial.rename(output)
+    log(f"{output}: {'a plain model' if not ids else f'a plain model with {len(ids)} soft prompt tokens'}")
+
+
+def _write_prompt(config: RunConfig, saved: Path, vocab_size: int, ids: list[int], folder: Path) -> None:
+    """prompt.json with the tokenizer's ids for the vectors, and the text that a prompt begins with."""
+    value = json.loads((saved / PROMPT_NAME).read_text(encoding="utf-8"))
+    value["begin"] = [ids[token - vocab_size] if token >= vocab_size else token for token in value["begin"]]
+    value["soft_prompt_text"] = "".join(token_names(len(ids)))
+    value["instruction"] = config.prompt.instruction
+    write_json(folder / PROMPT_NAME, value)

@@ -1,0 +1,205 @@
+"""DELRec's stage 1 (arXiv 2406.11156): what a sequential recommender does, distilled into soft prompts before a frozen language model.
+
+At every training position two prompts are answered (tasks/delrec_prompts.py): Temporal Analysis and Recommendation Pattern Simulating.
+
+  L = w_T * CE_T + w_P * CE_P,   w_i = (1 / |g_i|) ** 0.5, normalised to sum 1,
+
+CE over the m candidates' whole-title log-likelihoods, g_i the gradient of objective i on the soft prompt. Decided: g_i is that of
+the global batch of the step before (both weights 1/2 in the first), so no pass is made twice: each objective has its own token ids
+for the same vectors, hence its own gradient rows in the backward pass that is made anyway. They are summed over ranks with the step's
+sums. The weights are in every checkpoint.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset import PreparedData, SequenceSplit
+from rec_dist.data.prompt import PromptBuilder
+from rec_dist.data.targets import TargetIndex
+from rec_dist.losses import LossSums
+from rec_dist.models.assemble import ModelSpec, build_model
+from rec_dist.models.scorer import Scorer, check_forks
+from rec_dist.runtime.errors import UserError
+from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
+from rec_dist.stream.trunk import I32, I64, Trunk
+from rec_dist.tasks.delrec import choice_loss
+from rec_dist.tasks.delrec_prompts import FIRST_POSITION, PATTERN, TEMPORAL, DistillPrompts, Place
+from rec_dist.tasks.pieces import build_order
+from rec_dist.tasks.saved import save_run_model
+
+_OBJECTIVES = {"both": (TEMPORAL, PATTERN), "temporal": (TEMPORAL,), "pattern": (PATTERN,)}
+
+
+class WeightedChoices(nn.Module):
+    """The loss: each group's choice, weighted by its objective, which the lowest bit of its key names."""
+
+    changing_buffers = ("weights",)  # goes into checkpoints
+    metric_names = ("loss/temporal", "loss/pattern", "weight/temporal")
+    weights: Tensor  # (2,)
+
+    def __init__(self, objectives: tuple[int, ...]) -> None:
+        super().__init__()
+        self._num_objectives = len(objectives)
+        weights = torch.zeros(2)
+        weights[list(objectives)] = 1 / len(objectives)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, logps: Tensor, stream: GroupedStream) -> LossSums:
+        """Sums over the units of a pack; a unit has one group of each objective."""
+        objective = stream.keys & 1  # (G,)
+        loss = choice_loss(logps, stream, group_weights=stream.weights * self.weights.to(stream.weights)[objective]).loss_sum
+        count = stream.weights.sum() / self._num_objectives
+        with torch.no_grad():
+            parts = [choice_loss(logps, stream, group_weights=stream.weights * (objective == i)).loss_sum for i in (0, 1)]
+        return LossSums(loss, count, dict(zip(self.metric_names, (*parts, count * self.weights[TEMPORAL]), strict=True)))
+
+    def balance(self, gradients: Tensor) -> None:
+        """gradients (2, n, D) of the step that was: of each objective times its weight. Sets the next step's weights.
+
+        Left as they are where a norm is 0 or not finite.
+        """
+        norms = gradients.flatten(1).norm(dim=1) / self.weights.to(gradients)
+        if bool(torch.isfinite(norms).all() and (norms > 0).all()):
+            inverse = norms**-0.5
+            self.weights = (inverse / inverse.sum()).float().to(self.weights.device)
+
+
+@dataclass(frozen=True)
+class DistillUnit:
+    """One training position: a trunk for each objective. It counts as one group, so that a step's loss is a mean over positions."""
+
+    trunks: tuple[Trunk, ...]
+    num_groups: int = 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows."""
+        return sum(trunk.num_tokens for trunk in self.trunks)
+
+    @property
+    def num_scored(self) -> int:
+        """Scored tokens."""
+        return sum(trunk.num_scored for trunk in self.trunks)
+
+    @property
+    def num_logical_tokens(self) -> int:
+        """Tokens with every prompt written out before each completion."""
+        return sum(trunk.num_logical_tokens for trunk in self.trunks)
+
+
+class DelrecDistillTask:
+    """Implements tasks.task.Task. lists(unit) -> (h,): the teacher's list at a unit's position."""
+
+    name = "delrec_distill"
+    metric_names: tuple[str, ...] = WeightedChoices.metric_names
+    needs_reference = False
+    counts_tokens = False
+    reference_key = ""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        data: PreparedData,
+        split: SequenceSplit,
+        targets: TargetIndex,
+        builder: PromptBuilder,
+        prompts: DistillPrompts,
+        lists: Callable[[int], I32],
+        config: RunConfig,
+        width: int,
+    ) -> None:
+        self.order = build_order(config, max(len(targets), 1))
+        self.dtype, self.width = spec.dtype, width
+        self._spec, self._data, self._split, self._targets = spec, data, split, targets
+        self._builder, self._prompts, self._lists = builder, prompts, lists
+        self._objectives, self._top_h = _OBJECTIVES[config.task.delrec.objectives], config.task.delrec.top_h
+        self._num_negatives, self._refresh = config.negatives.num, config.negatives.refresh_each_epoch
+
+    def build_module(self) -> nn.Module:
+        """The scorer; only the soft prompt requires gradients."""
+        loss = WeightedChoices(self._objectives)
+        self._scorer = Scorer(build_model(self._spec), loss, self.metric_names, tokens_per_pack=self._spec.tokens_per_pack)
+        return self._scorer
+
+    def draw_epoch(self, epoch: int) -> int:
+        """The epoch that the candidates of `epoch` are drawn for."""
+        return epoch if self._refresh else 0
+
+    def place(self, index: int, epoch: int) -> Place:
+        """What the prompts of unit `index` may know."""
+        row, position = int(self._targets.rows[index]), int(self._targets.starts[index])
+        key = self.draw_epoch(epoch) * self._split.num_items + int(self._split.offsets[row]) + position
+        before = self._split.items_of(row)[:position]
+        return Place(int(self._split.user_ids[row]), position, self.draw_epoch(epoch), before, self._lists(index), key)
+
+    def unit(self, index: int, epoch: int) -> DistillUnit:
+        """The trunks of unit `index` with the candidates of `epoch`."""
+        at = self.place(index, epoch)
+        build = {TEMPORAL: self._prompts.temporal, PATTERN: self._prompts.pattern}
+        return DistillUnit(tuple(build[objective](at) for objective in self._objectives))
+
+    def units(self, indices: I64, epochs: I64) -> list[DistillUnit]:
+        """unit() of each."""
+        return [self.unit(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
+
+    def users(self, indices: I64) -> list[str]:
+        """The source's names of the users of these units, each once, in the order of the data."""
+        return [self._split.raw_user(row) for row in np.unique(self._targets.rows[indices]).tolist()]
+
+    def collate(self, units: Sequence[DistillUnit], *, step: int) -> GroupedStream:
+        """One pack, the same at any step; the stand-in for none."""
+        return pack_trunks([trunk for unit in units for trunk in unit.trunks]) if units else stand_in(self._num_negatives)
+
+    def notes(self) -> list[str]:
+        """How many positions are left out."""
+        own = f"positions with fewer than {FIRST_POSITION} items before them have no example to show and are left out"
+        return [*self._data.cache_notes(self._split.name, self.order.window), own]
+
+    def check(self, tokens_per_pack: int, *, max_positions: int | None) -> None:
+        """Raises UserError for data without positions, a catalogue or a pack too small, or prompts longer than the model takes."""
+        if not len(self._targets):
+            raise UserError(f"data.path: no training row has a target after {FIRST_POSITION} items; prepare longer sequences")
+        free = self._data.num_items - int(np.diff(self._split.offsets).max())
+        if max(self._num_negatives + 1, self._top_h) > free:
+            raise UserError(
+                f"negatives.num ({self._num_negatives}) is more than the catalogue allows: {free} of {self._data.num_items} items are "
+                "outside the longest history; lower it"
+            )
+        bounds = [self._prompts.longest(objective, self._top_h) for objective in self._objectives]
+        tokens, positions = sum(rows for rows, _ in bounds), max(last for _, last in bounds)
+        if tokens > tokens_per_pack:  # the bound may be loose
+            steps = (self.units(*self.order.units_of_step(step)) for step in range(self.order.num_steps))
+            tokens = max(unit.num_tokens for units in steps for unit in units)
+        if tokens > tokens_per_pack:
+            raise UserError(
+                f"train.tokens_per_pack ({tokens_per_pack}) is smaller than the longest pair of prompts ({tokens} tokens); raise it "
+                "or lower prompt.max_history or negatives.num"
+            )
+        if max_positions is not None and positions > max_positions:
+            raise UserError(
+                f"a prompt may take {positions} positions and the model has {max_positions}; lower prompt.max_history"
+            )
+
+    def check_module(self, module: nn.Module, score: Callable[[GroupedStream], Tensor]) -> None:
+        """As tasks.language.LanguageTask.check_module."""
+        check_forks(score, vocab_size=int(module._base[0].config.vocab_size), dtype=self.dtype)  # type: ignore[index,union-attr]
+
+    def step_sums(self) -> Tensor:
+        """Each objective's gradient on the soft prompt, (2 n D,); (0,) where one trains alone."""
+        gradients: Tensor = self._scorer._base[0].get_input_embeddings().take_gradients()
+        return gradients.flatten() if len(self._objectives) == 2 else torch.zeros(0, dtype=torch.float64)
+
+    def end_step(self, sums: Tensor) -> None:
+        """Weighs the objectives of the next step."""
+        if len(sums):
+            self._scorer.loss.balance(sums.view(2, -1, self.width))  # type: ignore[attr-defined]
+
+    def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
+        """The soft prompt, as tasks.saved.save_run_model."""
+        save_run_model(weights, module, self._spec, self._builder, self._data, folder)

@@ -1,0 +1,121 @@
+"""What every language task is built from, each made from its section of the configuration."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset import PreparedData
+from rec_dist.data.negatives import NegativeSampler
+from rec_dist.data.plan import Order
+from rec_dist.data.prompt import PromptBuilder, build_prompt_builder
+from rec_dist.data.tokens import load_tokenizer
+from rec_dist.models.assemble import ModelSpec, SoftPromptSpec
+from rec_dist.models.language import LoraSpec
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.rng import hash_u64
+from rec_dist.stream.trunk import I64
+from rec_dist.tasks.start import Start
+
+_INIT_TOKENS = 31  # its own stream of draws
+
+
+def build_order(config: RunConfig, num_units: int) -> Order:
+    """The order of units. Raises UserError when the global batch cannot be made of whole units."""
+    per_step, per_unit = config.train.groups_per_step, config.train.targets_per_trunk
+    if per_step % per_unit:
+        raise UserError(f"train.groups_per_step ({per_step}) must be a multiple of train.targets_per_trunk ({per_unit})")
+    train = config.train
+    return Order(num_units, per_step // per_unit, train.epochs, train.seed, train.max_steps, train.shuffle_window)
+
+
+def model_dtype(config: RunConfig, device: str) -> torch.dtype:
+    """auto: bfloat16 on GPUs; float32 on CPUs, where bfloat16 is 90 times slower."""
+    if config.model.dtype == "auto":
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return torch.float32 if config.model.dtype == "float32" else torch.bfloat16
+
+
+def build_builder(config: RunConfig, model_path: Path, data: PreparedData) -> PromptBuilder:
+    """The prompt builder of this configuration for this model's tokenizer."""
+    vocab_size = read_shape(model_path).vocab_size
+    return build_prompt_builder(config.prompt, load_tokenizer(model_path), data.titles, vocab_size=vocab_size)
+
+
+def build_sampler(config: RunConfig, num: int, train_counts: I64) -> NegativeSampler:
+    """The negatives of this configuration."""
+    negatives = config.negatives
+    return NegativeSampler(negatives.kind, num, config.train.seed, train_counts, negatives.popularity_power)
+
+
+def lora_spec(config: RunConfig) -> LoraSpec | None:
+    """The adapter of this configuration; None where there is none."""
+    adapter = config.adapter
+    if adapter.kind != "lora":
+        return None
+    return LoraSpec(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules)
+
+
+def model_spec(
+    config: RunConfig, start: Start, builder: PromptBuilder, device: str, *, trains: bool, keep_reference: bool = False
+) -> ModelSpec:
+    """The model of a run. trains: else for evaluation, where what has not been trained is left out.
+
+    Raises UserError where soft prompts are missing, or there and not asked for.
+    """
+    adapter = lora_spec(config) if trains or start.adapter is not None else None
+    return ModelSpec(
+        path=start.model,
+        dtype=model_dtype(config, device),
+        device=device,
+        attention=config.model.attention,
+        tokens_per_pack=config.train.tokens_per_pack,
+        activation_checkpointing=config.model.activation_checkpointing and trains,
+        adapter=adapter,
+        start_adapter=start.adapter,
+        keep_reference=keep_reference,
+        seed=config.train.seed,
+        soft_prompt=_soft_prompt_spec(config, start, builder, trains=trains and config.adapter.kind == "soft_prompt"),
+    )
+
+
+def _soft_prompt_spec(config: RunConfig, start: Start, builder: PromptBuilder, *, trains: bool) -> SoftPromptSpec | None:
+    num = config.prompt.num_virtual
+    if not num:
+        if start.soft_prompt is not None:
+            raise UserError(
+                f"prompt.num_virtual is 0 and {start.soft_prompt} holds soft prompts; give this run the prompt section they "
+                "were trained with"
+            )
+        return None
+    if start.soft_prompt is None and not trains:
+        raise UserError(
+            f"prompt.num_virtual ({num}) stands for vectors that nothing has trained; set train.init_from to a run of "
+            "task.kind=delrec_distill, or prompt.num_virtual=0"
+        )
+    known = np.unique(builder.titles.tokens)  # tokens of titles: of all tokens, those this model is about to read
+    drawn = known[(hash_u64(config.train.seed, _INIT_TOKENS, np.arange(num)) % np.uint64(len(known))).astype(np.int64)]
+    return SoftPromptSpec(num, start.soft_prompt, tuple(drawn.tolist()), trains)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What set-up needs of a model before it is loaded. max_positions: None where nothing limits them."""
+
+    width: int
+    max_positions: int | None
+    vocab_size: int
+
+
+def read_shape(model_path: Path) -> ModelShape:
+    """The shape in a model folder's config.json, under the names that the families use."""
+    config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    config = {**config, **config.get("text_config", {})}
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    width = config.get("hidden_size", config.get("n_embd", 1024))
+    return ModelShape(
+        width=int(width), max_positions=int(positions) if positions is not None else None, vocab_size=int(config["vocab_size"])
+    )

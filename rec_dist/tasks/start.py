@@ -1,0 +1,94 @@
+"""What a run starts from: a model folder, and what an earlier run has trained for it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rec_dist.data.teacher import TEACHER_NAME
+from rec_dist.models.language import ADAPTER_WEIGHTS
+from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import read_object, sampled_fingerprint, sha256
+from rec_dist.tasks.saved import BASE_NAME
+
+RANDOM_TEACHER = "random"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model folder; folders with an adapter and with soft prompt vectors where a run before has trained them; a teacher's lists."""
+
+    model: Path
+    adapter: Path | None = None
+    soft_prompt: Path | None = None
+    teacher: Path | None = None
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """A sampled hash of the weights of each; None where there are none. Of vectors and a teacher only where there are any."""
+        folders = {"model": self.model if self.model.name else None, "adapter": self.adapter}
+        if self.soft_prompt is not None:
+            folders["soft_prompt"] = self.soft_prompt
+        prints = {name: sampled_fingerprint(folder, "*.safetensors") if folder else None for name, folder in folders.items()}
+        if self.teacher is not None:
+            prints["teacher"] = sha256(self.teacher / TEACHER_NAME)
+        return prints
+
+
+def resolve_start(model_path: Path, init_from: Path | None, *, adapter_kind: str) -> Start:
+    """Where the model starts: model_path, or the finished run `init_from`, whose adapter goes on and whose base model counts.
+
+    Raises UserError when that run has no model, or one that adapter.kind does not go on with.
+    """
+    if init_from is None:
+        return Start(model_path)
+    saved = init_from / "model"
+    soft_prompt = saved if (saved / SOFT_PROMPT_NAME).is_file() else None
+    if (saved / ADAPTER_WEIGHTS).is_file():
+        if adapter_kind != "lora":
+            raise UserError(
+                f"train.init_from ({init_from}) holds an adapter and adapter.kind is {adapter_kind}; set adapter.kind=lora"
+            )
+        return Start(base_of(saved, model_path), saved, soft_prompt)
+    if soft_prompt is not None:
+        if adapter_kind == "none":
+            raise UserError(
+                f"train.init_from ({init_from}) holds soft prompts and adapter.kind is none; set adapter.kind=lora, under which "
+                "they stay as they are"
+            )
+        return Start(base_of(saved, model_path), None, soft_prompt)
+    if (saved / "config.json").is_file():
+        return Start(saved)
+    raise UserError(f"train.init_from ({init_from}) holds no finished model; let that run finish first")
+
+
+def trained(saved: Path, model_path: Path) -> Start:
+    """What the run whose adapter or soft prompt lies in `saved` has come to. Raises UserError as base_of."""
+    adapter, soft_prompt = (saved if (saved / name).is_file() else None for name in (ADAPTER_WEIGHTS, SOFT_PROMPT_NAME))
+    return Start(base_of(saved, model_path), adapter, soft_prompt)
+
+
+def find_teacher(run_dir: str | None) -> Path | None:
+    """The folder with the lists of the recommender trained in `run_dir`; None for random ones. Raises UserError for neither."""
+    if run_dir == RANDOM_TEACHER:
+        return None
+    if run_dir is None:
+        raise UserError(
+            "task.kind=delrec_distill needs task.delrec.teacher: the run directory of a recommender trained with "
+            "task.sequential.top_h, or random"
+        )
+    folder = Path(run_dir) / "model"
+    if not (folder / TEACHER_NAME).is_file():
+        raise UserError(
+            f"task.delrec.teacher ({run_dir}) has no {TEACHER_NAME} in model/; train it to the end with task.sequential.top_h above 0"
+        )
+    return folder
+
+
+def base_of(saved: Path, model_path: Path) -> Path:
+    """The model that a saved adapter or soft prompt belongs to: model_path, or the one it was trained on. UserError for neither."""
+    base = read_object(saved / BASE_NAME, "remove finished.json of that run and train it again, which ends where it ended")
+    for folder in (model_path, Path(base["path"])):
+        if folder.is_dir() and sampled_fingerprint(folder, "*.safetensors") == base["fingerprint"]:
+            return folder
+    raise UserError(
+        f"the adapter in {saved} belongs to another model ({base['path']}) than model.path ({model_path}); name that one"
+    )
