@@ -65,7 +65,7 @@ def make_inputs(folder: Path) -> dict[str, Any]:
         "task": {"kind": "sdpo", "reference": "online"},
         "train": {"run_dir": str(folder / "chaos"), "epochs": 50, "groups_per_step": 8, "tokens_per_pack": 512},
         "optimizer": {"schedule": "constant"},
-        "cluster": {"num_workers": 2, "cpus_per_worker": 0.5, "use_gpu": False, "hang_seconds": 30.0, "max_restarts": 1000},
+        "cluster": {"num_workers": 2, "cpus_per_worker": 0.5, "use_gpu": False, "hang_seconds": 60.0, "max_restarts": 1000},
         "checkpoint": {"every_steps": 10, "grace_seconds": 60.0},
     }
 
@@ -88,11 +88,15 @@ class Run:
             line = [sys.executable, "-m", "rec_dist", "train", str(self._file)]
             return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
 
+    def errors(self) -> str:
+        """The end of what it said."""
+        return self._errors.read_text(encoding="utf-8", errors="replace")[-3000:]
+
     def keep_up(self) -> None:
         """Starts it again when it has ended."""
         code = self.process.poll()
         if code is not None:
-            assert code in (0, 1, 75, -signal.SIGKILL), self._errors.read_text(encoding="utf-8", errors="replace")[-3000:]
+            assert code in (0, 1, 75, -signal.SIGKILL), self.errors()
             self.process = self._start()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -131,7 +135,7 @@ class Run:
         """Until steps_again(resumed)."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not self.steps_again(resumed) and self.process.poll() is None:
-            assert time.monotonic() < deadline, self._errors.read_text(encoding="utf-8", errors="replace")[-3000:]
+            assert time.monotonic() < deadline, self.errors()
             time.sleep(0.2)
 
 
@@ -155,7 +159,7 @@ def disturb(run: Run, *, minutes: float, every: float, seed: int) -> tuple[list[
     """(faults, seconds from the first step to the end)."""
     draw = random.Random(seed)
     while not any(row["event"] == "checkpoint" for row in run.rows()):
-        assert run.process.poll() is None, "the run ended before its first checkpoint"
+        assert run.process.poll() is None, f"the run ended before its first checkpoint: {run.errors()}"
         time.sleep(0.2)
     began, faults = time.monotonic(), []
     while time.monotonic() - began < minutes * 60:

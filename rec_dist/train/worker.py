@@ -56,9 +56,12 @@ def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
     return result
 
 
-def set_up(config: RunConfig, start: Start, world: World, say: Callable[[str], None]) -> tuple[Task, Engine]:
+def set_up(
+    config: RunConfig, start: Start, world: World, say: Callable[[str], None], beat: Callable[[], None] = lambda: None
+) -> tuple[Task, Engine]:
     """The task, and an engine in evaluation mode around its module, checked. say: takes lines for the log, on rank 0."""
     task = build_task(config, start, world.device)
+    beat()
     settings = EngineSettings(
         zero_stage=config.cluster.zero_stage,
         bf16=task.dtype == torch.bfloat16,
@@ -67,6 +70,7 @@ def set_up(config: RunConfig, start: Start, world: World, say: Callable[[str], N
     )
     with sharded_loading(settings):
         module = task.build_module()
+    beat()
     engine = Engine(module, settings, device=world.device, optimizer=_optimizer(module, config))
     trainable, whole = (sum(_size(p) for p in module.parameters() if p.requires_grad), sum(_size(p) for p in module.parameters()))
     if world.is_main:
@@ -75,6 +79,7 @@ def set_up(config: RunConfig, start: Start, world: World, say: Callable[[str], N
         )
         for note in task.notes():
             say(note)
+    beat()
     engine.train_mode(False)
     task.check_module(module, lambda batch: engine.score(batch)[2].float().cpu())
     return task, engine
@@ -85,7 +90,7 @@ def _train(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     heart.beat("load")
-    task, engine = set_up(config, start, world, run.log)
+    task, engine = set_up(config, start, world, run.log, heart.beat)
     memory.start()
     heart.beat("reference")
     store = open_reference(engine, task, config, run, world, run.reference, heart.beat)
