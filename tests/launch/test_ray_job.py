@@ -192,7 +192,8 @@ def test_stopped_with_a_checkpoint_is_75_and_submitted_again_it_goes_on(user: Us
     steps = [row["step"] for row in user.rows if row["event"] == "step"]
     assert steps == list(range(1, len(steps) + 1)), "no step is missing and none is there twice"
     (user.run_dir / "stop").write_text("", encoding="utf-8")
-    assert child.wait(timeout=_PATIENCE) == 75
+    child.communicate(timeout=_PATIENCE)
+    assert child.returncode == 75
 
 
 def test_stopped_before_it_could_save_is_1(user: User) -> None:
@@ -203,4 +204,5 @@ def test_stopped_before_it_could_save_is_1(user: User) -> None:
     assert job is not None
     code, out, err = user.run("submit", "--stop", job[1])
     assert code == 1, (out, err)
-    assert child.wait(timeout=_PATIENCE) == 1
+    child.communicate(timeout=_PATIENCE)
+    assert child.returncode == 1
