@@ -31,7 +31,7 @@ def predicted(folder: Path, config: Any, *, stage: int, workers: int) -> tuple[i
     from rec_dist.models.architecture import count_parameters, read_architecture
     from rec_dist.pipeline.plan_inputs import zero_of
     from rec_dist.planning.memory import held_parameters
-    from rec_dist.tasks.build import lora_spec
+    from rec_dist.tasks.pieces import lora_spec
 
     parameters = count_parameters(folder, lora_spec(config))
     zero = zero_of(stage, width=read_architecture(folder).width, bf16=False)
