@@ -34,10 +34,11 @@ POLL_SECONDS = 0.5
 
 
 def write_synthetic(folder: Path, rows: int) -> None:
-    """log.inter and log.item: users alike, items by a power law, timestamps ascending with ties."""
+    """log.inter and log.item: users alike, items by a power law, timestamps ascending with ties. Fewer items below a million rows."""
     rng = np.random.default_rng(0)
+    num_items = min(NUM_ITEMS, max(rows // 20, 1))
     words = np.asarray(["".join(rng.choice(list("aeioulnrstdm"), size=rng.integers(3, 9))) for _ in range(800)])
-    titles = [" ".join(rng.choice(words, size=4)).title() + f" {number}" for number in range(NUM_ITEMS)]
+    titles = [" ".join(rng.choice(words, size=4)).title() + f" {number}" for number in range(num_items)]
     names = "".join(f"i{number}\t{title}\n" for number, title in enumerate(titles))
     (folder / "log.item").write_text("item_id:token\ttitle:token_seq\n" + names, encoding="utf-8")
     options = pyarrow.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
@@ -47,7 +48,7 @@ def write_synthetic(folder: Path, rows: int) -> None:
             size = min(CHUNK, rows - begin)
             columns = {
                 "user": np.char.add("u", rng.integers(0, max(rows // ROWS_A_USER, 1), size).astype(str)),
-                "item": np.char.add("i", (NUM_ITEMS * rng.random(size) ** 2).astype(np.int64).astype(str)),
+                "item": np.char.add("i", (num_items * rng.random(size) ** 2).astype(np.int64).astype(str)),
                 "rating": rng.integers(1, 6, size),
                 "timestamp": 1_500_000_000 + (begin + np.arange(size)) // 3,
             }
@@ -114,6 +115,7 @@ def prepare(folder: Path, on: str) -> dict[str, Any]:
         said.append(line)
         steps.append({"seconds": time.perf_counter() - began, "line": line.strip()})
     process.wait()
+    process.stderr.close()
     seconds = time.perf_counter() - began
     watcher.join()
     if process.returncode:
