@@ -28,6 +28,7 @@ _COMMANDS = {
     "submit": "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent",
     "status": "step, ETA, goodput and last error of a run, from its run directory",
     "merge": "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens",
+    "export": "training data as JSON lines: prompt, chosen, rejected",
     "verify": "hashes of a data set or of a run's checkpoints",
 }
 
@@ -61,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
         if name not in ("merge", "verify", "status"):
             command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
+        if name == "export":
+            command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write")
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
             command.add_argument("--tolerance", type=float, default=0.05, help="share that counts as slower (0.05)")
@@ -103,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _submit(parsed)
         if parsed.command == "merge":
             return _merge(parsed)
+        if parsed.command == "export":
+            return _export(parsed)
         return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
@@ -170,6 +175,14 @@ def _merge(parsed: argparse.Namespace) -> int:
     from rec_dist.pipeline.merge import merge
 
     merge(Path(parsed.target), Path(parsed.output), log=_log)
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from rec_dist.config.load import load_config
+    from rec_dist.pipeline.export import export_preferences
+
+    export_preferences(load_config(Path(parsed.target), parsed.overrides), Path(parsed.out).absolute(), log=_log)
     return 0
 
 

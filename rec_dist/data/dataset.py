@@ -91,6 +91,11 @@ class PreparedData:
         """
         location = Location(path)
         manifest = Manifest.load(location)
+        if manifest.items is None:
+            raise UserError(
+                f"data.path ({location}) holds preference rows, which have no items to rank; "
+                "train on them with task.kind=sft, dpo, dmpo or sdpo."
+            )
         if problems := folder_faults(location, manifest):
             raise UserError(f"data.path ({location}) is damaged, {len(problems)} fault(s): {problems[0]}; {REMEDY}.")
         source = Source(location, NodeCache(cache_folder(cache), cache_bytes))
@@ -119,6 +124,7 @@ class PreparedData:
         entry = self.manifest.splits.get(name)
         if entry is None:
             raise UserError(f"{name} is no split of {self.location}; splits are {', '.join(self.manifest.splits)}.")
+        assert entry.index is not None, "open() refuses a data set without users"
         index = read_index(self.source.table(entry.index, INDEX_SCHEMA)[0])
         return SequenceSplit(
             name=name,
@@ -141,6 +147,7 @@ class PreparedData:
 
     def copy_items(self, target: Path) -> None:
         """Writes items.arrow to the path `target`."""
+        assert self.manifest.items is not None, "open() refuses a data set without items"
         with self.source.cache.opened(self.location, self.manifest.items) as path:
             shutil.copyfile(path, target)
 

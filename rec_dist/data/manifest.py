@@ -15,6 +15,8 @@ from rec_dist.data.schema import FORMAT_VERSION, MANIFEST_NAME
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint, sha256, write_json
 
+SEQUENCES, PREFERENCES = "sequences", "preferences"
+
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -28,12 +30,15 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One split: rows (users), targets (positions from first_target on), its shards in row order, and the index of all their rows."""
+    """One split: rows (users), targets (positions from first_target on), its shards in row order, and the index of all their rows.
+
+    Preference rows are targets all, and have no index.
+    """
 
     rows: int
     targets: int
     shards: list[FileEntry]
-    index: FileEntry
+    index: FileEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Manifest:
     settings: the resolved fields of the section `data` that shape the result. cuts: timestamps where validation and
     test begin, if any. counts: rows, users and items kept and dropped, each under its own name. tie_share: of choices
     that have a choice of the same user before them, the share with the same timestamp; their order is the file's, not
-    time's.
+    time's. kind: sequences of users, or preference rows, which have no items and train only.
     """
 
     fingerprint: str
@@ -56,8 +61,9 @@ class Manifest:
     bad_rows: dict[str, int]
     tie_share: float
     notes: list[str]
-    items: FileEntry
+    items: FileEntry | None
     splits: dict[str, SplitEntry]
+    kind: str = SEQUENCES
 
     def save(self, folder: Path) -> None:
         """Writes manifest.json into `folder`, whole or not at all."""
@@ -67,7 +73,8 @@ class Manifest:
     @property
     def files(self) -> list[FileEntry]:
         """Every file of the data set but manifest.json."""
-        return [self.items, *(file for part in self.splits.values() for file in (part.index, *part.shards))]
+        found = [self.items, *(file for part in self.splits.values() for file in (part.index, *part.shards))]
+        return [file for file in found if file is not None]
 
     @staticmethod
     def load(place: Location | Path | str) -> "Manifest":
@@ -95,14 +102,19 @@ class Manifest:
 
 
 def _parsed(body: dict[str, Any]) -> Manifest:
+    kind = body.pop("kind", SEQUENCES)
+    if kind not in (SEQUENCES, PREFERENCES):
+        raise KeyError(f"kind {kind}")
+
+    def of_users(entry: dict[str, Any]) -> FileEntry | None:
+        return FileEntry(**entry) if kind == SEQUENCES else None
+
     splits = {
-        name: SplitEntry(
-            part["rows"], part["targets"], [FileEntry(**shard) for shard in part["shards"]], FileEntry(**part["index"])
-        )
+        name: SplitEntry(part["rows"], part["targets"], [FileEntry(**shard) for shard in part["shards"]], of_users(part["index"]))
         for name, part in body.pop("splits").items()
     }
     sources = [FileEntry(**entry) for entry in body.pop("sources")]
-    return Manifest(splits=splits, sources=sources, items=FileEntry(**body.pop("items")), **body)
+    return Manifest(splits=splits, sources=sources, items=of_users(body.pop("items")), kind=kind, **body)
 
 
 def describe_file(path: Path, rows: int) -> FileEntry:

@@ -14,7 +14,8 @@ from rec_dist.config.schema import DataConfig
 from rec_dist.data.blockwise.driver import Sizes, prepare_blockwise
 from rec_dist.data.in_memory import prepare_in_memory
 from rec_dist.data.location import Location
-from rec_dist.data.manifest import Manifest, describe_file
+from rec_dist.data.manifest import PREFERENCES, Manifest, describe_file
+from rec_dist.data.preferences import check_settings, prepare_preferences
 from rec_dist.data.readers import FileSet, find_files, open_source
 from rec_dist.data.rules import Log
 from rec_dist.data.schema import FORMAT_VERSION, MANIFEST_NAME, SPLITS
@@ -52,38 +53,69 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
     if kept is not None:
         log(f"{target} is already prepared from these files with these settings (fingerprint {mark}): kept")
         return kept
+    head: dict[str, Any] = {"fingerprint": mark, "source": config.source, "settings": settings, "sources": sources}
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number
     temporary.mkdir(parents=True)
     work = temporary.with_suffix(".work")
     try:
-        opened = open_source(found, config.columns)
-        if place == "memory":
-            prepared = prepare_in_memory(opened, config, temporary, log=log)
+        if found.format == "preferences":
+            body = _preferences(found, config, temporary, log)
         else:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            run_map: Map = ray_map() if place == "ray" and ray_map is not None else map
-            prepared = prepare_blockwise(opened, config, temporary, work, run_map, sizes or Sizes(), log=log)
-        manifest = Manifest(
-            fingerprint=mark,
-            source=config.source,
-            settings=settings,
-            sources=sources,
-            cuts=prepared.cuts,
-            counts=prepared.counts.for_manifest(),
-            bad_rows=prepared.bad_rows,
-            tie_share=prepared.counts.tie_share,
-            notes=prepared.notes,
-            items=prepared.items,
-            splits=prepared.splits,
-        )
+            body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes(), log)
+        manifest = Manifest(**head, **body)
         manifest.save(temporary)
         return _publish(temporary, target, manifest, config.num_shards, log)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _preferences(found: FileSet, config: DataConfig, folder: Path, log: Log) -> dict[str, Any]:
+    """Writes preference rows into `folder`; returns what the manifest says of them."""
+    check_settings(config)
+    rows = prepare_preferences(found.files[0], config, folder, log=log)
+    return {
+        "cuts": {},
+        "counts": rows.counts,
+        "bad_rows": rows.bad_rows,
+        "tie_share": 0.0,
+        "notes": rows.notes,
+        "items": None,
+        "splits": rows.splits,
+        "kind": PREFERENCES,
+    }
+
+
+def _sequences(
+    found: FileSet,
+    config: DataConfig,
+    folder: Path,
+    work: Path,
+    place: str,
+    ray_map: Callable[[], Map] | None,
+    sizes: Sizes,
+    log: Log,
+) -> dict[str, Any]:
+    """Writes items and shards of users into `folder`; returns what the manifest says of them."""
+    opened = open_source(found, config.columns)
+    if place == "memory":
+        prepared = prepare_in_memory(opened, config, folder, log=log)
+    else:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        run_map: Map = ray_map() if place == "ray" and ray_map is not None else map
+        prepared = prepare_blockwise(opened, config, folder, work, run_map, sizes, log=log)
+    return {
+        "cuts": prepared.cuts,
+        "counts": prepared.counts.for_manifest(),
+        "bad_rows": prepared.bad_rows,
+        "tie_share": prepared.counts.tie_share,
+        "notes": prepared.notes,
+        "items": prepared.items,
+        "splits": prepared.splits,
+    }
 
 
 def choose_place(prepare_on: str, files: list[Path], *, with_ray: bool) -> str:
@@ -135,6 +167,9 @@ def _publish(temporary: Path, target: Path, manifest: Manifest, num_shards: int,
         if kept is None:
             raise
         return kept
+    if manifest.kind == PREFERENCES:
+        log(f"prepared {target}: {manifest.counts['rows']} preference rows, fingerprint {manifest.fingerprint}")
+        return manifest
     for name in SPLITS:
         log(f"{name}: {manifest.splits[name].rows} users, {manifest.splits[name].targets} targets")
     log(f"prepared {target}: {manifest.counts['items']} items, fingerprint {manifest.fingerprint}")

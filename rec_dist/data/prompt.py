@@ -154,7 +154,7 @@ def build_prompt_builder(
         begin=tuple(begin),
         item_prefix=tuple(piece_tokens(tokenizer, config.item_prefix, after="a")),
         tail=tuple(tail),
-        end=tuple(_end_tokens(config, tokenizer)),
+        end=tuple(end_tokens(config, tokenizer)),
         candidates_header=tuple(piece_tokens(tokenizer, config.candidates_header, after="a") if listed else ()),
         answer_header=tuple(piece_tokens(tokenizer, answer_header, after="a")),
     )
@@ -166,7 +166,8 @@ def build_prompt_builder(
     return PromptBuilder(pieces, table, max_history=config.max_history, listed=config.num_candidates if listed else 0)
 
 
-def _end_tokens(config: PromptConfig, tokenizer: Any) -> list[int]:
+def end_tokens(config: PromptConfig, tokenizer: Any) -> list[int]:
+    """The tokens of prompt.end. Raises UserError when there are none."""
     if config.end == "<eos>":
         if tokenizer.eos_token_id is None:
             raise UserError("prompt.end is <eos> but this tokenizer has no end-of-sequence token; name a text such as '\\n'")

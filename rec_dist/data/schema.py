@@ -47,6 +47,11 @@ ITEM_SCHEMA = pa.schema(
     ]
 )
 
+# Preference rows: completions[0] was chosen, the others were rejected.
+PREFERENCE_SCHEMA = pa.schema(
+    [pa.field("prompt", pa.string(), nullable=False), pa.field("completions", pa.list_(pa.string()), nullable=False)]
+)
+
 
 def shard_name(split: str, index: int, count: int) -> str:
     """`train-00003-of-00016.arrow`."""

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from rec_dist.data.index import SplitIndex, index_of_shard, read_index
 from rec_dist.data.location import Location
-from rec_dist.data.manifest import FileEntry, Manifest, SplitEntry, read_arrow
+from rec_dist.data.manifest import PREFERENCES, FileEntry, Manifest, SplitEntry, read_arrow
 from rec_dist.data.reading import table_fault
-from rec_dist.data.schema import INDEX_SCHEMA, ITEM_SCHEMA, MANIFEST_NAME, SEQUENCE_SCHEMA, SPLITS
+from rec_dist.data.schema import INDEX_SCHEMA, ITEM_SCHEMA, MANIFEST_NAME, PREFERENCE_SCHEMA, SEQUENCE_SCHEMA, SPLITS
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import sha256
 
@@ -21,14 +21,16 @@ def folder_faults(location: Location, manifest: Manifest) -> list[str]:
     """What the manifest and a listing of the folder show: missing and stray files, sizes, sums that disagree."""
     problems = []
     manifest_name = location.name(MANIFEST_NAME)
-    for split in SPLITS:
+    for split in ("train",) if manifest.kind == PREFERENCES else SPLITS:
         if split not in manifest.splits:
             problems.append(f"{manifest_name}: the split {split} is missing")
             continue
         part = manifest.splits[split]
         rows = sum(shard.rows for shard in part.shards)
-        if not rows == part.rows == part.index.rows:
-            problems.append(f"{manifest_name}: {split} has {part.rows} rows, its shards {rows}, its index {part.index.rows}")
+        if rows != part.rows:
+            problems.append(f"{manifest_name}: {split} has {part.rows} rows, its shards {rows}")
+        if part.index is not None and part.index.rows != part.rows:
+            problems.append(f"{manifest_name}: {split} has {part.rows} rows, its index {part.index.rows}")
     sizes = location.sizes()
     problems += _size_faults(location, manifest, sizes).values()
     strays = {name for name in sizes if name.endswith(".arrow")} - {entry.name for entry in manifest.files}
@@ -60,7 +62,7 @@ def verify(place: Location | Path | str) -> list[str]:
     except UserError as refusal:
         return [str(refusal)]
     broken = set(_size_faults(location, manifest, location.sizes()))  # named already, and not read
-    if manifest.items.name not in broken:
+    if manifest.items is not None and manifest.items.name not in broken:
         with _read(location, manifest.items, ITEM_SCHEMA) as (_, fault):
             problems += [fault] if fault else []
     for part in manifest.splits.values():
@@ -69,17 +71,18 @@ def verify(place: Location | Path | str) -> list[str]:
 
 
 def _split_faults(location: Location, part: SplitEntry, broken: set[str]) -> list[str]:
-    """The faults of the index and the shards of a split; shards are compared with the index where that is whole."""
+    """The faults of the index and the shards of a split; shards are compared with the index where there is one and it is whole."""
+    schema = PREFERENCE_SCHEMA if part.index is None else SEQUENCE_SCHEMA
     index: SplitIndex | None = None
     problems: list[str] = []
-    if part.index.name not in broken:
+    if part.index is not None and part.index.name not in broken:
         with _read(location, part.index, INDEX_SCHEMA) as (table, fault):
             problems += [fault] if fault else []
             index = _kept(read_index(table)) if fault is None else None
     first = 0
     for entry in part.shards:
         if entry.name not in broken:
-            with _read(location, entry, SEQUENCE_SCHEMA) as (table, fault):
+            with _read(location, entry, schema) as (table, fault):
                 if fault is None and index is not None and index.disagrees(first, first + entry.rows, index_of_shard(table)):
                     fault = f"{location.name(entry.name)}: its rows are not those of the split's index"
                 problems += [fault] if fault else []

@@ -17,6 +17,7 @@ from rec_dist.runtime.files import write_json
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.pieces import read_shape
 from rec_dist.tasks.start import trained
+from rec_dist.tasks.text_rows import FORMAT_NAME
 
 
 def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
@@ -35,8 +36,11 @@ def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     ids = bake(start.model, start.adapter, vectors, partial)
-    _write_prompt(config, run.model, read_shape(start.model).vocab_size, ids, partial)
-    shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
+    if (run.model / FORMAT_NAME).is_file():
+        shutil.copyfile(run.model / FORMAT_NAME, partial / FORMAT_NAME)
+    else:
+        _write_prompt(config, run.model, read_shape(start.model).vocab_size, ids, partial)
+        shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
     partial.rename(output)
     log(f"{output}: {'a plain model' if not ids else f'a plain model with {len(ids)} soft prompt tokens'}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import open_data
+from rec_dist.data.manifest import Manifest
 from rec_dist.pipeline.commands import find_start
 from rec_dist.pipeline.launch import launch
 from rec_dist.pipeline.paths import absolute, pinned
@@ -48,7 +48,7 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float, log: L
         with watching(run):
             job = TrainJob(config.model_dump(), str(run.path), start)
             report = launch(profile_worker, job, config.cluster, run)
-        hashes = {"data": open_data(config.data).manifest.fingerprint, **start.fingerprints()}
+        hashes = {"data": Manifest.load(config.data.path).fingerprint, **start.fingerprints()}
         report["environment"] = environment.describe(hashes=hashes)
         write_json(run.path / PROFILE_NAME, report)
     print("\n".join([*table(report), f"written to {run.path / PROFILE_NAME}"]), flush=True)

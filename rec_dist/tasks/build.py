@@ -2,8 +2,12 @@
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset import PreparedData, open_data
-from rec_dist.data.prompt import PromptBuilder
+from rec_dist.data.manifest import PREFERENCES, Manifest
+from rec_dist.data.preferences import open_preferences
+from rec_dist.data.prompt import PromptBuilder, end_tokens
 from rec_dist.data.targets import index_targets
+from rec_dist.data.text_trunks import tokenize_rows
+from rec_dist.data.tokens import load_tokenizer
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
 from rec_dist.runtime.errors import UserError
@@ -20,11 +24,12 @@ from rec_dist.tasks.sequential import build_sequential_task
 from rec_dist.tasks.sft import sft
 from rec_dist.tasks.start import Start
 from rec_dist.tasks.task import Task
+from rec_dist.tasks.text_rows import TextRowsTask
 
 
-def choose_method(config: RunConfig) -> Method:
-    """The method that task.kind names."""
-    beta, num = config.task.beta, config.negatives.num
+def choose_method(config: RunConfig, num_rejected: int | None = None) -> Method:
+    """The method that task.kind names. num_rejected: where the data set says how many; None: negatives.num."""
+    beta, num = config.task.beta, config.negatives.num if num_rejected is None else num_rejected
     choices = {
         "sft": lambda: sft(),
         "dpo": lambda: dpo(beta=beta, num_negatives=num),
@@ -50,13 +55,11 @@ def build_language_task(config: RunConfig, start: Start, device: str, *, split: 
         raise UserError(
             f"negatives.num ({method.num_negatives}) must be below prompt.num_candidates ({config.prompt.num_candidates})"
         )
-    if config.task.reference == "online" and method.needs_reference and config.adapter.kind == "none":
-        raise UserError("task.reference=online needs an adapter to switch off; set task.reference=cached for adapter.kind=none")
+    keep_reference = _keeps_reference(config, method)
     data = open_data(config.data)
     rows = data.split(split)
     targets = index_targets(rows, config.train.targets_per_trunk)
     builder, shape = build_builder(config, start.model, data), read_shape(start.model)
-    keep_reference = method.needs_reference and config.task.reference == "online"
     spec = model_spec(config, start, builder, device, trains=True, keep_reference=keep_reference)
     task = LanguageTask(
         method,
@@ -72,6 +75,49 @@ def build_language_task(config: RunConfig, start: Start, device: str, *, split: 
         width=shape.width,
     )
     task.check(config.train.tokens_per_pack, max_positions=shape.max_positions)
+    return task
+
+
+def _keeps_reference(config: RunConfig, method: Method) -> bool:
+    """Whether the model keeps a frozen copy of its adapter. Raises UserError for an online reference without an adapter."""
+    online = method.needs_reference and config.task.reference == "online"
+    if online and config.adapter.kind == "none":
+        raise UserError("task.reference=online needs an adapter to switch off; set task.reference=cached for adapter.kind=none")
+    return online
+
+
+def build_text_task(config: RunConfig, start: Start, device: str) -> TextRowsTask:
+    """The task on the preference rows of data.path, checked: what would fail later raises UserError here."""
+    kind, train = config.task.kind, config.train
+    if kind not in ("sft", "dpo", "dmpo", "sdpo"):
+        raise UserError(f"data.path holds preference rows, and task.kind={kind} ranks items; set it to sft, dpo, dmpo or sdpo")
+    if train.targets_per_trunk > 1:
+        raise UserError("train.targets_per_trunk above 1 needs interactions; a preference row is one target, so set it to 1")
+    if config.prompt.num_virtual:
+        raise UserError(f"prompt.num_virtual ({config.prompt.num_virtual}) has no effect on preference rows; set it to 0")
+    tokenizer, shape = load_tokenizer(start.model), read_shape(start.model)
+    end = end_tokens(config.prompt, tokenizer)
+    rows = tokenize_rows(open_preferences(config.data).rows(), tokenizer, end, rejected=kind != "sft")
+    most = int(rows.num_rejected.max())
+    if kind == "dpo" and most > 1:
+        raise UserError(
+            f"task.kind=dpo compares pairs, and data.path has rows with {most} rejected completions; set task.kind=dmpo or sdpo"
+        )
+    method = choose_method(config, most)
+    spec = model_spec(config, start, None, device, trains=True, keep_reference=_keeps_reference(config, method))
+    adapter = sha256(start.adapter / ADAPTER_WEIGHTS) if start.adapter else None
+    model = sampled_fingerprint(start.model, "*.safetensors")
+    extent = [train.epochs, train.max_steps, train.groups_per_step, train.seed, train.shuffle_window]
+    task = TextRowsTask(
+        method,
+        spec,
+        rows,
+        end,
+        order=build_order(config, len(rows)),
+        reference_key=fingerprint([model, adapter, rows.fingerprint, extent, str(spec.dtype)]),
+        width=shape.width,
+    )
+    task.check(train.tokens_per_pack, max_positions=shape.max_positions)
     return task
 
 
@@ -97,4 +143,11 @@ def build_task(config: RunConfig, start: Start, device: str, *, split: str = "tr
         raise UserError(
             f"adapter.kind=soft_prompt trains under task.kind=delrec_distill, not {config.task.kind}; set adapter.kind=lora"
         )
-    return build_language_task(config, start, device, split=split)
+    if Manifest.load(config.data.path).kind != PREFERENCES:
+        return build_language_task(config, start, device, split=split)
+    if split != "train":
+        raise UserError(
+            f"data.path ({config.data.path}) holds preference rows, which all train, so there is no {split} split; "
+            "set checkpoint.validation_units=0"
+        )
+    return build_text_task(config, start, device)

@@ -48,6 +48,12 @@ class LanguageTask:
         reference_key: str,
         width: int,
     ) -> None:
+        self._take_method(method, model, order=order, reference_key=reference_key, width=width)
+        self._data, self._split, self._targets = data, split, targets
+        self._builder, self._sampler = builder, sampler
+        self._refresh = refresh_negatives
+
+    def _take_method(self, method: Method, model: ModelSpec, *, order: Order, reference_key: str, width: int) -> None:
         self.name = method.name
         self.metric_names = method.metric_names
         self.needs_reference = method.needs_reference
@@ -56,9 +62,7 @@ class LanguageTask:
         self.dtype = model.dtype
         self.width = width
         self.reference_key = reference_key
-        self._method, self._model, self._data, self._split, self._targets = method, model, data, split, targets
-        self._builder, self._sampler = builder, sampler
-        self._refresh = refresh_negatives
+        self._method, self._model = method, model
 
     def build_module(self) -> nn.Module:
         """The scorer around the model; call inside the engine's sharded loading. Only the adapter requires gradients, if any."""

@@ -60,9 +60,10 @@ def lora_spec(config: RunConfig) -> LoraSpec | None:
 
 
 def model_spec(
-    config: RunConfig, start: Start, builder: PromptBuilder, device: str, *, trains: bool, keep_reference: bool = False
+    config: RunConfig, start: Start, builder: PromptBuilder | None, device: str, *, trains: bool, keep_reference: bool = False
 ) -> ModelSpec:
-    """The model of a run. trains: else for evaluation, where what has not been trained is left out.
+    """The model of a run. trains: else for evaluation, where what has not been trained is left out. builder: None without one,
+    and then without soft prompts.
 
     Raises UserError where soft prompts are missing, or there and not asked for.
     """
@@ -82,7 +83,7 @@ def model_spec(
     )
 
 
-def _soft_prompt_spec(config: RunConfig, start: Start, builder: PromptBuilder, *, trains: bool) -> SoftPromptSpec | None:
+def _soft_prompt_spec(config: RunConfig, start: Start, builder: PromptBuilder | None, *, trains: bool) -> SoftPromptSpec | None:
     num = config.prompt.num_virtual
     if not num:
         if start.soft_prompt is not None:
@@ -96,6 +97,7 @@ def _soft_prompt_spec(config: RunConfig, start: Start, builder: PromptBuilder, *
             f"prompt.num_virtual ({num}) stands for vectors that nothing has trained; set train.init_from to a run of "
             "task.kind=delrec_distill, or prompt.num_virtual=0"
         )
+    assert builder is not None
     known = np.unique(builder.titles.tokens)  # tokens of titles: of all tokens, those this model is about to read
     drawn = known[(hash_u64(config.train.seed, _INIT_TOKENS, np.arange(num)) % np.uint64(len(known))).astype(np.int64)]
     return SoftPromptSpec(num, start.soft_prompt, tuple(drawn.tolist()), trains)

@@ -1,4 +1,5 @@
-"""What a finished language-model run leaves in model/: adapter, vectors or model, tokenizer, prompt builder and catalogue.
+"""What a finished language-model run leaves in model/: adapter, vectors or model, tokenizer, and of a run on interactions prompt
+builder and catalogue.
 
 What is written is read back and compared.
 """
@@ -25,7 +26,14 @@ BASE_NAME = "base.json"  # beside a saved adapter or soft prompt: the model that
 def save_run_model(
     weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec, builder: PromptBuilder, data: PreparedData, folder: Path
 ) -> None:
-    """weights: whole ones, of what has trained, named as in the scorer `module`."""
+    """weights: as save_weights."""
+    save_weights(weights, module, spec, folder)
+    builder.save(folder)
+    data.copy_items(folder / ITEMS_NAME)
+
+
+def save_weights(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec, folder: Path) -> None:
+    """Without prompt and catalogue. weights: whole ones, of what has trained, named as in the scorer `module`."""
     named = {name.removeprefix("model."): value for name, value in weights.items()}
     assert named, "no trainable weights were gathered: an empty adapter would be saved"
     if spec.soft_prompt is not None and spec.soft_prompt.trains:
@@ -49,8 +57,6 @@ def save_run_model(
             ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")
         ):
             shutil.copyfile(source, folder / source.name)
-    builder.save(folder)
-    data.copy_items(folder / ITEMS_NAME)
 
 
 def _save(named: dict[str, Tensor], path: Path) -> None:

@@ -1,13 +1,16 @@
 """The benchmarks measure what they say: ratios, targets, tables and files, and the same loss from every method."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, loader, peers, results, resume
+from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, loader, peers, prepare, results, resume
 from benchmarks.peer_methods import END, TIMELINE, TINY, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
 
@@ -224,3 +227,30 @@ def test_the_resume_benchmark_measures_the_position_it_says(monkeypatch: pytest.
     result = resume.run(repeats=1, sizes={"users": 300, "items": 120, "choices": 9000})
     assert [(row["group"], row["epoch"]) for row in result["rows"][:2]] == [(1, 0), (50_000, 49_999 // result["units"])]
     assert "seconds at group 50,000 over group 1, whole epoch" in resume.report({**results.facts("python -m x"), **result})
+
+
+def test_the_prepare_benchmark_measures_a_run_and_its_children(tmp_path) -> None:
+    result = prepare.run([3000], "disk", tmp_path)
+    (row,) = result["rows"]
+    assert row["counts"]["raw_rows"] == 3000
+    assert row["seconds"] > 0.1
+    assert row["peak_bytes"] > 50e6, "an interpreter with numpy and pyarrow takes more"
+    assert list(tmp_path.iterdir()) == []
+    larger = {**row, "rows": 50_000_000, "seconds": 1500.0, "peak_bytes": 7e9}
+    verdicts = prepare.verdicts([row, larger])
+    assert [verdict.verdict for verdict in verdicts] == ["met", "met", "not met", "met"]
+    assert "minutes for 50,000,000 rows" in prepare.report({**results.facts("x"), "rows": [row, larger]})
+
+
+def test_descendants_are_found_and_memory_is_theirs() -> None:
+    command = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(80_000_000); input()'])"
+    process = subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while prepare.resident_bytes(prepare.tree(process.pid)) < 80e6 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(prepare.tree(process.pid)) == 2
+        assert prepare.resident_bytes(prepare.tree(process.pid)) > 80e6
+        assert prepare.resident_bytes([process.pid]) < 60e6
+    finally:
+        process.communicate(b"\n", timeout=60)

@@ -10,6 +10,7 @@ from rec_dist.data.readers.blocks import kind_of
 from rec_dist.data.readers.columns import open_csv
 from rec_dist.data.readers.movielens import LAYOUTS, open_movielens
 from rec_dist.data.readers.parquet import open_parquet
+from rec_dist.data.readers.preferences import SUFFIXES, find_preferences
 from rec_dist.data.readers.recbole import open_recbole
 from rec_dist.data.readers.source import Source, read_all
 from rec_dist.runtime.errors import UserError
@@ -40,6 +41,8 @@ def find_files(source: Path, format_name: str) -> FileSet:
         "parquet": _find_parquet,
         "csv": _find_csv,
     }
+    if format_name == "preferences" and (files := find_preferences(source)):
+        return FileSet(format_name, files)
     for name, finder in finders.items():
         if format_name in (name, "auto"):
             files = finder(source)
@@ -54,6 +57,8 @@ def find_files(source: Path, format_name: str) -> FileSet:
         "csv": "one .csv or .tsv file",
     }
     wanted = expected.get(format_name, "; or ".join(expected.values()))
+    if format_name == "preferences":
+        wanted = f"one file of {', '.join(SUFFIXES)} (or .gz)"
     raise UserError(f"data.source ({source}) holds no files for data.format={format_name}; expected {wanted}.")
 
 

@@ -1,5 +1,6 @@
 """Data in an object store: read as from a folder, fetched once a node within the cache's bound, and every fault named."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from prepared_rows import Row, write_prepared
 from s3_server import CREDENTIALS, S3Server
 
 from rec_dist.cli import main
+from rec_dist.config.schema import DataConfig
 from rec_dist.data.dataset import PreparedData, SequenceSplit
+from rec_dist.data.preferences import open_preferences
+from rec_dist.data.upload import prepare_remote
 from rec_dist.data.verify import verify
 from rec_dist.runtime.errors import UnreachableError, UserError
 
@@ -264,3 +268,18 @@ def test_a_place_that_holds_nothing_is_refused(server: S3Server, place: str, say
         PreparedData.open(place.format(port=server.port), cache=str(tmp_path))
     assert "secret" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_preference_rows_go_there_and_come_back(server: S3Server, tmp_path: Path) -> None:
+    lines = [{"prompt": f"p{row}", "chosen": f"c{row}", "rejected": [f"r{row}"]} for row in range(1500)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    uri = server.uri(tmp_path.name)
+    settings = {"source": str(tmp_path / "rows.jsonl"), "path": uri, "format": "preferences", "num_shards": 2}
+    config = DataConfig(**settings, cache_dir=str(tmp_path / "cache"))
+    manifest = prepare_remote(config, log=lambda line: None)
+    assert prepare_remote(config, log=lambda line: None) == manifest
+    assert verify(uri) == []
+    data = open_preferences(config)
+    assert [row.prompt for rows in data.rows() for row in rows] == [line["prompt"] for line in lines]
+    with pytest.raises(UserError, match=r"data.cache_bytes \(1000\) is smaller than the preference rows at s3://"):
+        open_preferences(config.model_copy(update={"cache_bytes": 1000}))
