@@ -26,6 +26,11 @@ def start(folder: Path, rank: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", CHILD, str(folder), str(rank)])
 
 
+def state_of(child: subprocess.Popen[bytes]) -> str:
+    """The kernel's letter for it."""
+    return Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+
+
 def test_what_each_was_doing_and_their_end(tmp_path: Path) -> None:
     folder, stacks = tmp_path / "attempt", tmp_path / "stacks"
     children = [start(folder, rank) for rank in range(3)]
@@ -35,6 +40,9 @@ def test_what_each_was_doing_and_their_end(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         children[1].send_signal(signal.SIGSTOP)
+        while state_of(children[1]) != "T":  # on a busy machine a signal takes its time
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         children[2].kill()
         children[2].wait()
         lines = end_group(read_beats(folder), folder, stacks)
@@ -44,7 +52,7 @@ def test_what_each_was_doing_and_their_end(tmp_path: Path) -> None:
             child.kill()
     what = [line.partition(": ")[2] for line in lines]
     assert what[1:] == ["stopped by a signal, in phase step of step 8", "gone, in phase step of step 8"]
-    assert what[0].startswith("state S")
+    assert what[0].startswith(("state S", "state R"))  # R: caught on its way into the wait
     texts = [(stacks / f"rank-{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)]
     assert all("waits_for_a_peer" in text for text in texts)
     assert "state T, wchan" in texts[1]
