@@ -10,7 +10,6 @@ a scheduler would. At the end the run is stopped, and one that nobody disturbed 
 same.
 """
 
-import argparse
 import json
 import os
 import random
@@ -253,23 +252,18 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """See the module."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser_of(__doc__)
     parser.add_argument("--minutes", type=float, default=15.0, help="of faults")
     parser.add_argument(
         "--every", type=float, default=45.0, help="seconds between faults, on average, from one recovery to the next fault"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
     given = parser.parse_args(words)
-    if given.markdown:
-        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+    if results.rendered(parser, given, report):
         return 0
     measured = measure(given.minutes, given.every, given.seed)
     result = {**results.facts(results.command_of("benchmarks.chaos", words)), **measured}
-    print(report(result))
-    if given.out:
-        results.write(given.out, result)
+    results.conclude(result, report, given.out)
     return 0 if result["same"] else 1
 
 

@@ -9,7 +9,6 @@ committed and the commit take together, less as many plain steps: the background
 Disk: three states, 12 bytes a trainable weight each.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -143,17 +142,14 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=256, help="of a step")
     parser.add_argument("--trains", choices=["lora", "full", "both"], default="both")
     parser.add_argument("--shape", default="{}", help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written; none: a temporary folder")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
     given = parser.parse_args(words)
-    if given.markdown:
-        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+    if results.rendered(parser, given, report):
         return
     process_group.join(World(device="cuda:0" if torch.cuda.is_available() else "cpu"))
     rows: list[dict[str, Any]] = []
@@ -163,9 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows += measure(shape, Path(folder), lora=lora, tokens=given.tokens, repeats=given.repeats)
     process_group.leave()
     result = {**results.facts(results.command_of("benchmarks.checkpoint", words)), "rows": rows}
-    print(report(result))
-    if given.out:
-        results.write(given.out, result)
+    results.conclude(result, report, given.out)
 
 
 if __name__ == "__main__":

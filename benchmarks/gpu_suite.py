@@ -8,13 +8,11 @@ row is guarded: a failure is written in its place and the next row runs. A row t
 Without a GPU it runs tiny shapes on the CPU, which checks the script itself, and marks the rows of the GPU as not measured.
 """
 
-import argparse
 import gc
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -194,23 +192,18 @@ def run(*, budget: float, repeats: int, only: str = "all") -> list[dict[str, Any
 def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser_of(__doc__)
     parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds; rows that would not fit are skipped")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=("all", "heads", "peers"), default="all")
     parser.add_argument("--commit", help="where the tree is no checkout: what it was taken from")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
     given = parser.parse_args(words)
-    if given.markdown:
-        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+    if results.rendered(parser, given, report):
         return
     about = results.facts(results.command_of("benchmarks.gpu_suite", words))
     result = {**about, "commit": about["commit"] or given.commit}
     result["rows"] = run(budget=given.budget, repeats=given.repeats, only=given.only)
-    if given.out:
-        results.write(given.out, result)
-    print(report(result))
+    results.conclude(result, report, given.out)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ Goes the project's own way: prepare, tokenise, plan, build, pack, deal, collate 
 happen once and are timed apart. Target: 500k packed tokens a second a core, a hundred times what a GPU takes of an 8B model.
 """
 
-import argparse
 import cProfile
-import json
 import os
 import pstats
 import sys
@@ -206,22 +204,17 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser_of(__doc__)
     parser.add_argument("--source", help="a known data set or a file; none: synthetic interactions of MovieLens-1M's size")
     parser.add_argument("--negatives", type=int, default=15)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
     given = parser.parse_args(words)
-    if given.markdown:
-        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+    if results.rendered(parser, given, report):
         return
     measured = run(given.source, steps=given.steps, repeats=given.repeats, negatives=given.negatives)
     result = {**results.facts(results.command_of("benchmarks.loader", words)), **measured}
-    print(report(result))
-    if given.out:
-        results.write(given.out, result)
+    results.conclude(result, report, given.out)
 
 
 if __name__ == "__main__":

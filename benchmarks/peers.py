@@ -9,7 +9,6 @@ lives in a process of its own, and repeats are interleaved (a, b, d, a, b, d, ..
 Refuses to print a comparison whose losses differ by more than 1e-4.
 """
 
-import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -238,7 +237,7 @@ def run(
 def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser_of(__doc__)
     parser.add_argument("--quick", action="store_true", help="few points, few repeats: under 10 minutes on 2 cores (the default)")
     parser.add_argument("--full", action="store_true", help="P in {100, 512}, K in {1, 3, 7, 15}")
     parser.add_argument("--points", help="P:K[:G],... in place of the above, such as 100:3:4,512:15:1")
@@ -246,12 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, help="rounds a point at most (3; full: 5)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--shape", default="{}", help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
-    parser.add_argument("--out", type=Path, help="result file")
     parser.add_argument("--resume", action="store_true", help="keeps the points that --out has already, of the same commit")
-    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
     given = parser.parse_args(words)
-    if given.markdown:
-        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+    if results.rendered(parser, given, report):
         return
     points = FULL if given.full else QUICK
     if given.points:

@@ -10,7 +10,6 @@ and of all processes it starts, Ray's own among them: the sum of proportional se
 mapped files count while they are resident. Disk for a run: about 200 bytes a row, in --folder.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -187,20 +186,15 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser_of(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000, 50_000_000])
     parser.add_argument("--on", choices=["auto", "memory", "disk", "ray"], default="ray")
     parser.add_argument("--folder", type=Path, help="where sources and results lie while they are needed")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
     given = parser.parse_args(words)
-    if given.markdown:
-        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+    if results.rendered(parser, given, report):
         return
     result = {**results.facts(results.command_of("benchmarks.prepare", words)), **run(given.rows, given.on, given.folder)}
-    print(report(result))
-    if given.out:
-        results.write(given.out, result)
+    results.conclude(result, report, given.out)
 
 
 if __name__ == "__main__":

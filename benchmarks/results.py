@@ -1,5 +1,6 @@
 """What all benchmarks share: where and when a result was made, medians with their spread, tables, JSON."""
 
+import argparse
 import datetime
 import json
 import platform
@@ -7,13 +8,14 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rec_dist.runtime.environment import describe
 
 Row = Mapping[str, Any]
+Report = Callable[..., str]  # (result, *, markdown) -> its tables
 
 
 def facts(command: str, **more: Any) -> dict[str, Any]:
@@ -36,6 +38,33 @@ def command_of(module: str, arguments: Sequence[str]) -> str:
         place = kept.index("--out")
         del kept[place : place + 2]
     return shlex.join(["python", "-m", module, *kept])
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A command line with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
+    return parser
+
+
+def rendered(parser: argparse.ArgumentParser, given: argparse.Namespace, report: Report) -> bool:
+    """Whether --markdown asks for the tables of a file, which are then printed. A file that cannot be read ends with exit code 2."""
+    if given.markdown is None:
+        return False
+    try:
+        result = json.loads(given.markdown.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        parser.error(f"--markdown: {given.markdown} is no result file: {fault}")
+    print(report(result, markdown=True))
+    return True
+
+
+def conclude(result: Mapping[str, Any], report: Report, out: Path | None) -> None:
+    """Writes the file, if one is asked for, and prints the tables."""
+    if out:
+        write(out, result)
+    print(report(result))
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -8,8 +8,6 @@ the group; positions take turns, so that a slow stretch of the machine meets all
 the last position costs what the first does, within noise.
 """
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -149,18 +147,13 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
     given = parser.parse_args(words)
-    if given.markdown:
-        print(report(json.loads(given.markdown.read_text(encoding="utf-8")), markdown=True))
+    if results.rendered(parser, given, report):
         return
     result = {**results.facts(results.command_of("benchmarks.resume", words)), **run(repeats=given.repeats)}
-    print(report(result))
-    if given.out:
-        results.write(given.out, result)
+    results.conclude(result, report, given.out)
 
 
 if __name__ == "__main__":

@@ -254,3 +254,13 @@ def test_descendants_are_found_and_memory_is_theirs() -> None:
         assert prepare.resident_bytes([process.pid]) < 60e6
     finally:
         process.communicate(b"\n", timeout=60)
+
+
+@pytest.mark.parametrize("module", [chaos, checkpoint, gpu_suite, loader, peers, prepare, resume])
+def test_a_result_file_that_cannot_be_read_is_the_users_mistake(
+    module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--markdown", str(tmp_path / "missing.json")])
+    assert ended.value.code == 2
+    assert "is no result file" in capsys.readouterr().err.splitlines()[-1]
