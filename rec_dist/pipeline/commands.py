@@ -75,13 +75,13 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     run = RunDirectory(Path(config.train.run_dir))
     start = check_train(config)
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
-        bind_inputs(run, config, start)
+        inputs = bind_inputs(run, config, start)
         done = run.finished()
         if done is not None:
             log(f"{run.path} is finished ({done['step']} steps); nothing to do")
             return done
         run.drop_stale_stop()
-        _describe(run, Manifest.load(config.data.path), start)
+        _describe(run, data=inputs["data"], model=inputs["model"])
         with watching(run), noting_failure(run):
             job = TrainJob(config.model_dump(), config.train.run_dir, start)
             result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
@@ -94,8 +94,11 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
         return result
 
 
-def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> None:
-    """Ties a run to the contents of its inputs, not only to their paths. Raises UserError when they have changed since it began."""
+def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> dict[str, str | None]:
+    """Ties a run to the contents of its inputs, not only to their paths, and returns their fingerprints.
+
+    Raises UserError when they have changed since it began.
+    """
     inputs = {
         "data": Manifest.load(config.data.path).fingerprint,
         **start.fingerprints(),
@@ -107,11 +110,11 @@ def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> None:
             "or choose another"
         )
     write_json(path, inputs)
+    return inputs
 
 
-def _describe(run: RunDirectory, manifest: Manifest, start: Start) -> None:
-    hashes = {"data": manifest.fingerprint, "model": start.fingerprints()["model"]}
-    write_json(run.path / "environment.json", environment.describe(hashes=hashes))
+def _describe(run: RunDirectory, *, data: str | None, model: str | None) -> None:
+    write_json(run.path / "environment.json", environment.describe(hashes={"data": data, "model": model}))
 
 
 def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     questions = questions_of(config, data)
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)) if saved is None else run.locked():
         if saved is None:
-            _describe(run, data.manifest, start)
+            _describe(run, data=data.manifest.fingerprint, model=start.fingerprints()["model"])
         key = _evaluation_key(config, data, start)
         row = _kept(run, key)
         if row is not None:
@@ -135,7 +138,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
             with watching(run):
                 scores, cost = _answer(config, data, questions, start, saved, run)
             predictions = predictions_of(questions, scores)
-            (run.evaluation).unlink(missing_ok=True)  # it must never describe other predictions
+            run.evaluation.unlink(missing_ok=True)  # it must never describe other predictions
             predictions.write(run.path / PREDICTIONS_NAME)
             row = {
                 "event": "evaluation",

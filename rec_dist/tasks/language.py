@@ -127,7 +127,7 @@ class LanguageTask:
 
     def users(self, indices: I64) -> list[str]:
         """The source's names of the users of these units, each once, in the order of the data."""
-        return [self._split.raw_user(row) for row in np.unique(self._targets.rows[indices]).tolist()]
+        return self._targets.users(self._split, indices)
 
     def collate(self, units: Sequence[Any], *, step: int) -> GroupedStream:
         """One pack, the same at any step; the stand-in for none."""

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -105,7 +104,7 @@ class SequentialTask:
 
     def users(self, indices: I64) -> list[str]:
         """The source's names of the users of these units, each once, in the order of the data."""
-        return [self._split.raw_user(row) for row in np.unique(self._targets.rows[indices]).tolist()]
+        return self._targets.users(self._split, indices)
 
     def collate(self, units: Sequence[SequenceUnit], *, step: int) -> SequenceBatch:
         """One batch, with the negatives of global step `step` where the softmax is sampled; the stand-in for none."""

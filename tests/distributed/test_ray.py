@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
+from real_runs import descendants
 from worker_processes import run_command
 
 pytestmark = pytest.mark.slow
@@ -112,18 +112,6 @@ def test_a_fault_inside_a_worker_is_one_line(trainer: Any, tmp_path: Path) -> No
     assert not run_dir.exists()
 
 
-def descendants_named(process: subprocess.Popen[str], name: str) -> list[Any]:
-    """Processes below `process` whose command line has `name`."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if name in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(trainer: Any, tmp_path: Path) -> None:
     """SIGKILL of one worker of two, once: the same command goes on from the newest checkpoint to the same weights."""
     run_dir = tmp_path / "run"
@@ -136,7 +124,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(trainer: Any, tmp_path:
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline, process.kill()
         time.sleep(0.01)
-    workers = descendants_named(process, "ray::RayTrainWorker")
+    workers = descendants(process, "ray::RayTrainWorker")
     assert len(workers) == 2
     workers[-1].kill()
     code, err = finish(process)
