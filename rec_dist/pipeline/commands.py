@@ -54,11 +54,17 @@ def prepare(config: RunConfig, *, log: Log) -> Manifest:
 
 def find_start(config: RunConfig) -> Start:
     """The model and adapter that a run starts from. Raises UserError when either is missing."""
-    if config.task.kind == "sequential":
-        return Start(Path())
+    task = config.task
+    if task.kind == "sequential":
+        return Start(Path(), embeddings=Path(task.sequential.init_embeddings) if task.sequential.init_embeddings else None)
     init_from = Path(config.train.init_from) if config.train.init_from else None
     start = resolve_start(resolve_model(config.model.path), init_from, adapter_kind=config.adapter.kind)
-    return replace(start, teacher=find_teacher(config.task.delrec.teacher)) if config.task.kind == "delrec_distill" else start
+    named = {"delrec_distill": ("delrec", task.delrec.teacher, True), "p2rec_reconstruct": ("p2rec", task.p2rec.teacher, False)}
+    if task.kind not in named:
+        return start
+    section, teacher, may_be_random = named[task.kind]
+    found = find_teacher(teacher, kind=task.kind, key=f"task.{section}.teacher", may_be_random=may_be_random)
+    return replace(start, teacher=found)
 
 
 def check_train(config: RunConfig) -> Start:
@@ -158,19 +164,10 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
 def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None]:
     """(configuration, where results go, what to score with, the saved model's folder or None for a base model)."""
     if target.is_dir():
-        run = RunDirectory(absolute(str(target)))
-        if not run.config_path.is_file():
-            raise UserError(
-                f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
-            )
-        config = pinned(load_config(run.config_path, overrides))
-        if run.finished() is None:
-            raise UserError(f"{target} is not finished, so it has no model to evaluate; run `rec-dist train` on it to the end")
-        if not any(run.model.glob("*.safetensors")):
-            raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
+        config, run = finished_run(target, overrides)
         if config.evaluate.output_dir is not None or config.evaluate.ranker != "model":
             raise UserError("evaluate.output_dir and evaluate.ranker go with a CONFIG; a run directory keeps its own results")
-        return config, run, _trained_start(config, run.model), run.model
+        return config, run, trained_start(config, run.model), run.model
     config = pinned(load_config(target, overrides))
     output = base_results_dir(config)
     if config.evaluate.ranker == "popularity":
@@ -182,13 +179,29 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
     return config, RunDirectory(output), Start(resolve_model(config.model.path)), None
 
 
+def finished_run(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory]:
+    """The run in the folder `target` with its configuration, changed by `overrides`. UserError: no run, or none with a model."""
+    run = RunDirectory(absolute(str(target)))
+    if not run.config_path.is_file():
+        raise UserError(
+            f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
+        )
+    config = pinned(load_config(run.config_path, overrides))
+    if run.finished() is None:
+        raise UserError(f"{target} is not finished, so it has no model yet; run `rec-dist train` on it to the end")
+    if not any(run.model.glob("*.safetensors")):
+        raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
+    return config, run
+
+
 def base_results_dir(config: RunConfig) -> Path:
     """Where the evaluation of a CONFIG (its base model, or a floor without one) goes."""
     suffix = "popularity" if config.evaluate.ranker == "popularity" else "base"
     return absolute(config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}")
 
 
-def _trained_start(config: RunConfig, saved: Path) -> Start:
+def trained_start(config: RunConfig, saved: Path) -> Start:
+    """The model that a finished run has left in `saved`."""
     if config.task.kind == "sequential" or config.adapter.kind == "none":
         return Start(saved)
     return trained(saved, resolve_model(config.model.path))
