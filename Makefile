@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help install quickstart quickstart-dmpo delrec p2rec test test-faults test-fast test-launch lint clean
 
 help: ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: .venv/.installed ## .venv with the pinned packages
 
