@@ -24,8 +24,8 @@ def _no_bool(value: object) -> object:
 class DataConfig(Section):
     """Raw files in, prepared data set out."""
 
-    source: str = Field(description="Raw data: a known name (ml-100k, ml-1m) or the folder or file of your own.")
-    format: Literal["auto", "recbole", "movielens", "amazon", "parquet", "csv", "preferences"] = Field(
+    source: str = Field(description="Raw data: a known name (ml-100k, ml-1m, book-crossing) or the folder or file of your own.")
+    format: Literal["auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences"] = Field(
         "auto", description="How to read the source."
     )
     path: str = Field(description="The prepared data set, written by `prepare`: a folder, or an s3://, gs:// or hdfs:// URI.")

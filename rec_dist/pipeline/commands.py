@@ -123,11 +123,11 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     target: a finished run directory, or a CONFIG for its base model (evaluate.ranker=popularity: for the popularity floor).
     An evaluation that is there already, with the same questions and the same model, is kept.
     """
-    config, run, start, saved = _evaluation_target(target, overrides)
+    config, run, start, saved, own = _evaluation_target(target, overrides)
     data = open_data(config.data)
     questions = questions_of(config, data)
-    with run.claimed(config.model_dump(mode="json"), to_yaml(config)) if saved is None else run.locked():
-        if saved is None:
+    with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
+        if not own:
             _describe(run, data=data.manifest.fingerprint, model=start.fingerprints()["model"])
         key = _evaluation_key(config, data, start)
         row = _kept(run, key)
@@ -155,8 +155,10 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     return row
 
 
-def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None]:
-    """(configuration, where results go, what to score with, the saved model's folder or None for a base model)."""
+def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None, bool]:
+    """(configuration, where results go, what to score with, the saved model's folder or None for a base model, and whether the
+    results go into the directory of the run that trained it).
+    """
     if target.is_dir():
         run = RunDirectory(absolute(str(target)))
         if not run.config_path.is_file():
@@ -168,18 +170,19 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
             raise UserError(f"{target} is not finished, so it has no model to evaluate; run `rec-dist train` on it to the end")
         if not any(run.model.glob("*.safetensors")):
             raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
-        if config.evaluate.output_dir is not None or config.evaluate.ranker != "model":
-            raise UserError("evaluate.output_dir and evaluate.ranker go with a CONFIG; a run directory keeps its own results")
-        return config, run, _trained_start(config, run.model), run.model
+        if config.evaluate.ranker != "model":
+            raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
+        results = RunDirectory(absolute(config.evaluate.output_dir or str(run.path)))
+        return config, results, _trained_start(config, run.model), run.model, results.path == run.path
     config = pinned(load_config(target, overrides))
     output = base_results_dir(config)
     if config.evaluate.ranker == "popularity":
-        return config, RunDirectory(output), Start(Path()), None
+        return config, RunDirectory(output), Start(Path()), None, False
     if config.task.kind == "sequential":
         raise UserError(
             "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
         )
-    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None
+    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None, False
 
 
 def base_results_dir(config: RunConfig) -> Path:
