@@ -40,9 +40,9 @@ test-faults: install ## the whole fault matrix: about 50 minutes on 2 idle cores
 test-fast: install ## without real Ray workers
 	$(BIN)/python -m pytest -m 'not slow and not launch'
 
-test-launch: install ## on a real Ray cluster and a real SLURM, both on this machine; installs Debian's SLURM, so it needs root
-	command -v slurmctld slurmd munged > /dev/null || \
-		{ apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; }
+test-launch: install ## on a real Ray cluster, on four Ray nodes in network namespaces and on a real SLURM, all on this machine; installs what Debian has of it (SLURM, iproute2), so it needs root
+	command -v slurmctld > /dev/null && command -v ip > /dev/null || \
+		{ apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge iproute2; }
 	$(BIN)/python -m pytest tests/launch
 
 lint: install ## style, types, floors

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from rec_dist.config.delrec import DelrecConfig
 from rec_dist.config.section import Section
 from rec_dist.config.submit import SubmitConfig
+from rec_dist.config.track import TrackConfig
 
 Auto = Literal["auto"]
 _INT32 = 1 << 31  # above all that is counted, below what overflows in numpy
@@ -255,12 +256,6 @@ class EvaluateConfig(Section):
         0, ge=0, lt=1 << 32, description="Of candidates and of the users drawn. Shared by all models of a comparison."
     )
     output_dir: str | None = Field(None, description="Where results go; None: the run directory, or <run_dir>-base for a CONFIG.")
-
-
-class TrackConfig(Section):
-    """Where metrics go besides metrics.jsonl."""
-
-    tensorboard: bool = Field(False, description="Also write TensorBoard events into the run directory.")
 
 
 class ProfileConfig(Section):

@@ -30,6 +30,7 @@ from rec_dist.models.pretrained import resolve_model
 from rec_dist.pipeline.launch import launch
 from rec_dist.pipeline.paths import absolute, pinned
 from rec_dist.pipeline.prepare_on_ray import ray_map
+from rec_dist.pipeline.ray_metrics import RayGauges
 from rec_dist.pipeline.status import noting_failure
 from rec_dist.pipeline.table import ComparisonRow, text_table
 from rec_dist.pipeline.watch import watching
@@ -40,6 +41,7 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import build_task
 from rec_dist.tasks.recommender import check_catalogue, load_recommender
 from rec_dist.tasks.start import Start, find_teacher, resolve_start, trained
+from rec_dist.train.trackers import check_trackers
 from rec_dist.train.validation import validation_task
 from rec_dist.train.worker import TrainJob, train_worker
 
@@ -74,6 +76,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     config = pinned(config)
     run = RunDirectory(Path(config.train.run_dir))
     start = check_train(config)
+    check_trackers(config.track)
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         inputs = bind_inputs(run, config, start)
         done = run.finished()
@@ -83,7 +86,8 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
         run.drop_stale_stop()
         _describe(run, data=inputs["data"], model=inputs["model"])
         with watching(run), noting_failure(run):
-            job = TrainJob(config.model_dump(), config.train.run_dir, start)
+            gauges = RayGauges if config.cluster.launcher == "ray" else None
+            job = TrainJob(config.model_dump(), config.train.run_dir, start, gauges)
             result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
         if not result["finished"]:
             run.clear_stop()
@@ -127,9 +131,10 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     data = open_data(config.data)
     questions = questions_of(config, data)
     with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
+        prints = start.fingerprints()
         if not own:
-            _describe(run, data=data.manifest.fingerprint, model=start.fingerprints()["model"])
-        key = _evaluation_key(config, data, start)
+            _describe(run, data=data.manifest.fingerprint, model=prints["model"])
+        key = _evaluation_key(config, data, prints)
         row = _kept(run, key)
         if row is not None:
             log(f"{run.path} is evaluated already; nothing to do")
@@ -197,10 +202,9 @@ def _trained_start(config: RunConfig, saved: Path) -> Start:
     return trained(saved, resolve_model(config.model.path))
 
 
-def _evaluation_key(config: RunConfig, data: PreparedData, start: Start) -> str:
-    model = start.fingerprints()
+def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None]) -> str:
     settings = config.evaluate.model_dump(exclude={"output_dir"})
-    weights = list(model.values())
+    weights = list(prints.values())
     return fingerprint([*weights, data.manifest.fingerprint, settings, config.prompt.model_dump(), config.model.dtype])
 
 
