@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart quickstart-dmpo delrec p2rec test test-faults test-fast test-launch lint clean
+.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo test test-faults test-fast test-launch lint clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -27,6 +27,11 @@ delrec: install ## DELRec on MovieLens-100K at reduced sizes, from raw data to i
 p2rec: install ## P2Rec on MovieLens-100K at reduced sizes: recommenders that start from a language model's embeddings
 	$(BIN)/rec-dist run configs/p2rec.yaml
 
+dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1 to 5, and across domains (movies, books)
+	$(BIN)/rec-dist run configs/dmpo-few_shot.yaml
+	$(BIN)/rec-dist run configs/dmpo-cross-to_books.yaml
+	$(BIN)/rec-dist run configs/dmpo-cross-to_movies.yaml
+
 test: install ## all tests but those of real schedulers, with a few of the fault matrix
 	$(BIN)/python -m pytest -m '(not faults or quick) and not launch'
 
@@ -38,9 +43,9 @@ test-faults: install ## the whole fault matrix: about 50 minutes on 2 idle cores
 test-fast: install ## without real Ray workers
 	$(BIN)/python -m pytest -m 'not slow and not launch'
 
-test-launch: install ## on a real Ray cluster and a real SLURM, both on this machine; installs Debian's SLURM, so it needs root
-	command -v slurmctld slurmd munged > /dev/null || \
-		{ apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; }
+test-launch: install ## on a real Ray cluster, on four Ray nodes in network namespaces and on a real SLURM, all on this machine; installs what Debian has of it (SLURM, iproute2), so it needs root
+	command -v slurmctld > /dev/null && command -v ip > /dev/null || \
+		{ apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge iproute2; }
 	$(BIN)/python -m pytest tests/launch
 
 lint: install ## style, types, floors

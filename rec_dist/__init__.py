@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rec_dist.config.schema import RunConfig
     from rec_dist.runtime.errors import StopRequested, UserError
 
+__version__ = "0.1.0"
 __all__ = ["RunConfig", "StopRequested", "UserError", "load_config"]
 
 

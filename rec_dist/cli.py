@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rec_dist import __version__
 from rec_dist.runtime.disk import as_disk_error
 from rec_dist.runtime.errors import (
     NotFiniteError,
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fine-tunes language models to rank items for users, on GPU clusters.",
         epilog="Exit codes: 0 done; 1 failed; 2 your mistake (one line says which); 75 stopped with a checkpoint, run it again.",
     )
+    parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=meaning)
@@ -97,9 +99,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    quieten()
     try:
         parsed = _parse(arguments)
+        quieten()
         if parsed.command == "profile":
             return _profile(parsed)
         if parsed.command == "plan":

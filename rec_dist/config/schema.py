@@ -11,6 +11,7 @@ from rec_dist.config.delrec import DelrecConfig
 from rec_dist.config.p2rec import P2RecConfig
 from rec_dist.config.section import Section
 from rec_dist.config.submit import SubmitConfig
+from rec_dist.config.track import TrackConfig
 
 Auto = Literal["auto"]
 _INT32 = 1 << 31  # above all that is counted, below what overflows in numpy
@@ -25,8 +26,8 @@ def _no_bool(value: object) -> object:
 class DataConfig(Section):
     """Raw files in, prepared data set out."""
 
-    source: str = Field(description="Raw data: a known name (ml-100k, ml-1m) or the folder or file of your own.")
-    format: Literal["auto", "recbole", "movielens", "amazon", "parquet", "csv", "preferences"] = Field(
+    source: str = Field(description="Raw data: a known name (ml-100k, ml-1m, book-crossing) or the folder or file of your own.")
+    format: Literal["auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences"] = Field(
         "auto", description="How to read the source."
     )
     path: str = Field(description="The prepared data set, written by `prepare`: a folder, or an s3://, gs:// or hdfs:// URI.")
@@ -262,12 +263,6 @@ class EvaluateConfig(Section):
         0, ge=0, lt=1 << 32, description="Of candidates and of the users drawn. Shared by all models of a comparison."
     )
     output_dir: str | None = Field(None, description="Where results go; None: the run directory, or <run_dir>-base for a CONFIG.")
-
-
-class TrackConfig(Section):
-    """Where metrics go besides metrics.jsonl."""
-
-    tensorboard: bool = Field(False, description="Also write TensorBoard events into the run directory.")
 
 
 class ProfileConfig(Section):

@@ -163,7 +163,8 @@ def _results_dir(stage: StageConfig, beside: Path) -> Path:
         return Path(stage.to).absolute()
     target = beside / stage.target
     if not target.is_file():
-        return Path(stage.target).absolute()
+        elsewhere = load_config(Path(stage.target) / "config.yaml", stage.set).evaluate.output_dir if stage.set else None
+        return Path(elsewhere or stage.target).absolute()
     config = load_config(target, stage.set)
     return base_results_dir(config) if stage.do == "evaluate" else Path(config.train.run_dir).absolute()
 

@@ -30,6 +30,7 @@ from rec_dist.models.pretrained import resolve_model
 from rec_dist.pipeline.launch import launch
 from rec_dist.pipeline.paths import absolute, pinned
 from rec_dist.pipeline.prepare_on_ray import ray_map
+from rec_dist.pipeline.ray_metrics import RayGauges
 from rec_dist.pipeline.status import noting_failure
 from rec_dist.pipeline.table import ComparisonRow, text_table
 from rec_dist.pipeline.watch import watching
@@ -40,6 +41,7 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import build_task
 from rec_dist.tasks.recommender import check_catalogue, load_recommender
 from rec_dist.tasks.start import Start, find_teacher, resolve_start, trained
+from rec_dist.train.trackers import check_trackers
 from rec_dist.train.validation import validation_task
 from rec_dist.train.worker import TrainJob, train_worker
 
@@ -80,6 +82,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     config = pinned(config)
     run = RunDirectory(Path(config.train.run_dir))
     start = check_train(config)
+    check_trackers(config.track)
     with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         inputs = bind_inputs(run, config, start)
         done = run.finished()
@@ -89,7 +92,8 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
         run.drop_stale_stop()
         _describe(run, data=inputs["data"], model=inputs["model"])
         with watching(run), noting_failure(run):
-            job = TrainJob(config.model_dump(), config.train.run_dir, start)
+            gauges = RayGauges if config.cluster.launcher == "ray" else None
+            job = TrainJob(config.model_dump(), config.train.run_dir, start, gauges)
             result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
         if not result["finished"]:
             run.clear_stop()
@@ -129,13 +133,14 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     target: a finished run directory, or a CONFIG for its base model (evaluate.ranker=popularity: for the popularity floor).
     An evaluation that is there already, with the same questions and the same model, is kept.
     """
-    config, run, start, saved = _evaluation_target(target, overrides)
+    config, run, start, saved, own = _evaluation_target(target, overrides)
     data = open_data(config.data)
     questions = questions_of(config, data)
-    with run.claimed(config.model_dump(mode="json"), to_yaml(config)) if saved is None else run.locked():
-        if saved is None:
-            _describe(run, data=data.manifest.fingerprint, model=start.fingerprints()["model"])
-        key = _evaluation_key(config, data, start)
+    with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
+        prints = start.fingerprints()
+        if not own:
+            _describe(run, data=data.manifest.fingerprint, model=prints["model"])
+        key = _evaluation_key(config, data, prints)
         row = _kept(run, key)
         if row is not None:
             log(f"{run.path} is evaluated already; nothing to do")
@@ -161,22 +166,25 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     return row
 
 
-def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None]:
-    """(configuration, where results go, what to score with, the saved model's folder or None for a base model)."""
+def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None, bool]:
+    """(configuration, where results go, what to score with, the saved model's folder or None for a base model, and whether the
+    results go into the directory of the run that trained it).
+    """
     if target.is_dir():
         config, run = finished_run(target, overrides)
-        if config.evaluate.output_dir is not None or config.evaluate.ranker != "model":
-            raise UserError("evaluate.output_dir and evaluate.ranker go with a CONFIG; a run directory keeps its own results")
-        return config, run, trained_start(config, run.model), run.model
+        if config.evaluate.ranker != "model":
+            raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
+        results = RunDirectory(absolute(config.evaluate.output_dir or str(run.path)))
+        return config, results, trained_start(config, run.model), run.model, results.path == run.path
     config = pinned(load_config(target, overrides))
     output = base_results_dir(config)
     if config.evaluate.ranker == "popularity":
-        return config, RunDirectory(output), Start(Path()), None
+        return config, RunDirectory(output), Start(Path()), None, False
     if config.task.kind == "sequential":
         raise UserError(
             "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
         )
-    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None
+    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None, False
 
 
 def finished_run(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory]:
@@ -207,10 +215,9 @@ def trained_start(config: RunConfig, saved: Path) -> Start:
     return trained(saved, resolve_model(config.model.path))
 
 
-def _evaluation_key(config: RunConfig, data: PreparedData, start: Start) -> str:
-    model = start.fingerprints()
+def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None]) -> str:
     settings = config.evaluate.model_dump(exclude={"output_dir"})
-    weights = list(model.values())
+    weights = list(prints.values())
     return fingerprint([*weights, data.manifest.fingerprint, settings, config.prompt.model_dump(), config.model.dtype])
 
 

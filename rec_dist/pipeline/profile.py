@@ -5,7 +5,6 @@ The run directory of the configuration is neither read nor written. profile.json
 
 import json
 import math
-import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,7 +93,7 @@ def _kept_for_profiles(run: RunDirectory) -> Iterator[None]:
             yield
         except UserError:
             if new:
-                shutil.rmtree(run.path)
+                run.take_back()
             raise
 
 

@@ -5,12 +5,12 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rec_dist.runtime.errors import NotFiniteError, OutOfMemoryError, UserError, WorkerFailedError
+from rec_dist.runtime.errors import DiskError, StopRequested, UserError
 from rec_dist.runtime.run_directory import RunDirectory
 
 _RECENT_STEPS = 20  # the ETA goes by their median, so that one slow step does not move it
@@ -48,7 +48,8 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
     state = "finished" if finished is not None else "running" if _locked(path) else _ended(rows)
     left = progress["total"] - progress["done"]
     training = progress["phase"] == "train" and timed
-    kept_steps = int(steps[-1]["step"]) if steps else 0
+    bad = sum(row["event"] == "bad_step" for row in steps)
+    kept_steps = int(steps[-1]["step"]) - bad if steps else 0
     began = (path / "config.json").stat().st_mtime  # written once, at the first start
     until = (now or time.time()) if state == "running" else last_seen
     return Status(
@@ -59,7 +60,7 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
         seen=max((now or time.time()) - last_seen, 0.0),
         eta=statistics.median(timed[-_RECENT_STEPS:]) * left if state == "running" and training else None,
         goodput=min(statistics.mean(timed) * kept_steps / (until - began), 1.0) if timed and until > began else None,
-        restarts=sum(row.get("event") in ("restart", "resume") for row in rows),
+        restarts=run.restarts(),
         checkpoint=_newest_checkpoint(run),
         error=_last_error(rows),
     )
@@ -88,9 +89,13 @@ def noting_failure(run: RunDirectory) -> Iterator[None]:
     """Writes down why the run fails inside, so that it can be told where the driver's output is out of reach."""
     try:
         yield
-    except (OutOfMemoryError, NotFiniteError, WorkerFailedError) as fault:
-        step = max((row["step"] for row in run.rows() if row.get("event") in ("step", "bad_step")), default=0)
-        run.append({"event": "failed", "step": step, "reason": str(fault).strip().splitlines()[-1][:200]})
+    except StopRequested:
+        raise
+    except Exception as fault:
+        reason = [type(fault).__name__, *str(fault).strip().splitlines()][-1][:200]
+        with suppress(DiskError, OSError):  # the fault may be that nothing can be written
+            step = max((row["step"] for row in run.rows() if row.get("event") in ("step", "bad_step")), default=0)
+            run.append({"event": "failed", "step": step, "reason": reason})
         raise
 
 
@@ -121,10 +126,12 @@ def _newest_checkpoint(run: RunDirectory) -> int | None:
 
 
 def _last_error(rows: list[dict[str, Any]]) -> str | None:
-    """The newest failure, restart or left-out step, in one line."""
+    """The newest failure, restart, left-out step or checkpoint that could not be written, in one line."""
     for row in reversed(rows):
         if row.get("event") == "bad_step":
             return f"step {row['step']}: loss or gradient not finite, left out"
+        if row.get("event") == "checkpoint_failed":
+            return f"no checkpoint after step {row['step']}: {row['reason']}"
         if row.get("event") in ("restart", "failed"):
             return f"after step {row['step']}: {row['reason']}"
     return None

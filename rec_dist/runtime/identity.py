@@ -23,19 +23,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def identity(config: Mapping[str, Any]) -> str:
     """A short hash of a configuration without what may differ between two attempts at one run; equal where `differences` is empty."""
-    return fingerprint(sorted((key, value) for key, value in _flat(json.loads(json.dumps(config))) if not _is_free(key)))
+    return fingerprint(sorted((key, value) for key, value in flat(json.loads(json.dumps(config))) if not _is_free(key)))
 
 
 def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS)
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is no mapping."""
     if not isinstance(value, dict):
         yield prefix, value
         return
     for key, below in value.items():
-        yield from _flat(below, f"{prefix}.{key}" if prefix else key)
+        yield from flat(below, f"{prefix}.{key}" if prefix else key)
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

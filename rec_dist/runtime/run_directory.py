@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class RunDirectory:
                 yield
             except UserError:
                 if new and not any(self.checkpoints.glob("step-*")):
-                    self._take_back()
+                    self.take_back()
                 raise
 
     def _refuse_others(self) -> None:
@@ -103,7 +104,8 @@ class RunDirectory:
         finally:
             os.close(held)
 
-    def _take_back(self) -> None:
+    def take_back(self) -> None:
+        """Removes all that a refused run made here; a link, and the folder it points to, stay."""
         if not self.path.is_symlink():
             shutil.rmtree(self.path)
             return
@@ -139,6 +141,16 @@ class RunDirectory:
         if self.metrics_path.is_file():
             write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
         return max(late, default=step) - step
+
+    def restarts(self) -> int:
+        """How often training was begun anew: after a failure, on other workers, or by the same command again.
+
+        A restart from a checkpoint leaves two rows, what it was for and `resume`; one by hand leaves `resume` alone.
+        """
+        events = [str(row["event"]) for row in self.rows() if row.get("event") in ("restart", "resize", "resume")]
+        by_itself = len(events) - events.count("resume")
+        by_hand = sum(event == before == "resume" for before, event in pairwise(["resume", *events]))
+        return by_itself + by_hand
 
     def bad_steps_until(self, step: int) -> int:
         """How many steps in a row, the last of them `step`, were left out."""

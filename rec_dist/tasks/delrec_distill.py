@@ -30,7 +30,7 @@ from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
 from rec_dist.stream.trunk import I32, I64, Trunk
 from rec_dist.tasks.delrec import choice_loss
 from rec_dist.tasks.delrec_prompts import FIRST_POSITION, PATTERN, TEMPORAL, DistillPrompts, Place
-from rec_dist.tasks.pieces import build_order
+from rec_dist.tasks.pieces import build_order, check_positions
 from rec_dist.tasks.saved import save_run_model
 
 _OBJECTIVES = {"both": (TEMPORAL, PATTERN), "temporal": (TEMPORAL,), "pattern": (PATTERN,)}
@@ -181,10 +181,7 @@ class DelrecDistillTask:
                 f"train.tokens_per_pack ({tokens_per_pack}) is smaller than the longest pair of prompts ({tokens} tokens); raise it "
                 "or lower prompt.max_history or negatives.num"
             )
-        if max_positions is not None and positions > max_positions:
-            raise UserError(
-                f"a prompt may take {positions} positions and the model has {max_positions}; lower prompt.max_history"
-            )
+        check_positions(positions, max_positions)
 
     def check_module(self, module: nn.Module, score: Callable[[GroupedStream], Tensor]) -> None:
         """As tasks.language.LanguageTask.check_module."""

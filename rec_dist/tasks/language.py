@@ -25,6 +25,7 @@ from rec_dist.runtime.rng import hash_u64
 from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
 from rec_dist.stream.trunk import I32, I64, Trunk
 from rec_dist.tasks.method import Method
+from rec_dist.tasks.pieces import check_positions
 from rec_dist.tasks.saved import save_run_model
 
 _LISTED = 21  # its own stream of draws
@@ -157,10 +158,7 @@ class LanguageTask:
                     f"train.tokens_per_pack ({tokens_per_pack}) is smaller than the longest group ({longest} tokens, user {user}); "
                     "raise it or lower prompt.max_history, negatives.num or train.targets_per_trunk"
                 )
-        if max_positions is not None and positions > max_positions:
-            raise UserError(
-                f"a prompt may take {positions} positions and the model has {max_positions}; lower prompt.max_history"
-            )
+        check_positions(positions, max_positions)
 
     def _bounds(self) -> tuple[int, int]:
         """(rows of the longest possible unit, positions of the longest possible completion): every title as long as the longest."""

@@ -121,3 +121,9 @@ def read_shape(model_path: Path) -> ModelShape:
     return ModelShape(
         width=int(width), max_positions=int(positions) if positions is not None else None, vocab_size=int(config["vocab_size"])
     )
+
+
+def check_positions(positions: int, most: int | None) -> None:
+    """Raises UserError when a completion may stand beyond the model's positions; most: None where nothing limits them."""
+    if most is not None and positions > most:
+        raise UserError(f"a prompt may take {positions} positions and the model has {most}; lower prompt.max_history")

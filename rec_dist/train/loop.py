@@ -17,6 +17,7 @@ from rec_dist.runtime.world import World
 from rec_dist.tasks.task import Task
 from rec_dist.train.bad_steps import BadSteps, is_bad, suspects
 from rec_dist.train.loader import StepWork
+from rec_dist.train.utilisation import Utilisation
 
 
 class Verbs(Protocol):
@@ -32,6 +33,7 @@ class Hooks:
     """What the loop calls out to. prepare: a batch just before its forward pass (adds the reference). All ranks call all of them.
 
     writing: whether this rank still writes a checkpoint; settle: what is to be done once none does.
+    mfu: the utilisation of a step of so many tokens and scored tokens in so many seconds.
     """
 
     prepare: Callable[[Any], Any]
@@ -41,6 +43,7 @@ class Hooks:
     checkpoint: Callable[[int], None]
     writing: Callable[[], bool] = lambda: False
     settle: Callable[[], None] = lambda: None
+    mfu: Utilisation = lambda tokens, scored, seconds: None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ def train(
         now = time.perf_counter()
         if result.bad_users is None:
             bad_steps.good()
-            hooks.log(step_row(task, plan, result.numbers, seconds=now - last, waited=waited))
+            seconds = now - last
+            mfu = hooks.mfu(plan.num_tokens, plan.num_scored, seconds)
+            hooks.log(step_row(task, plan, result.numbers, seconds=seconds, waited=waited, mfu=mfu))
         else:
             row = bad_steps.row(plan, result.numbers, result.bad_users)
             hooks.log(row)
@@ -127,8 +132,10 @@ def run_step(engine: Verbs, task: Task, plan: StepWork, hooks: Hooks, *, seed: i
     return StepResult(numbers, stop=float(totals[-1]) > 0, writing=float(totals[-2]) > 0, bad_users=bad_users)
 
 
-def step_row(task: Task, plan: StepWork, numbers: dict[str, float], *, seconds: float, waited: float) -> dict[str, Any]:
-    """The row of metrics.jsonl for one step."""
+def step_row(
+    task: Task, plan: StepWork, numbers: dict[str, float], *, seconds: float, waited: float, mfu: float | None
+) -> dict[str, Any]:
+    """The row of metrics.jsonl for one step. mfu: None where operations are not counted, and on ranks that do not write it."""
     return {
         "event": "step",
         "step": plan.step + 1,
@@ -143,4 +150,5 @@ def step_row(task: Task, plan: StepWork, numbers: dict[str, float], *, seconds: 
         "tokens_per_second": plan.num_tokens / seconds,
         "step_seconds": seconds,
         "data_seconds": waited,
+        "mfu": mfu,
     }

@@ -4,9 +4,9 @@ On a GPU: torch's allocator. On a CPU: this process's resident pages, against th
 """
 
 import os
-import resource
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,10 @@ def peak_bytes(device: str) -> int:
     """The most held so far."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which begins with what the parent held when it forked.
+    found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def total_bytes(device: str) -> int:
@@ -50,11 +53,16 @@ class MemoryWatch:
         self.static_bytes: int | None = None  # weights and what else stands before the first pack
         self.bytes_per_token: float | None = None  # of the packs that went through
         self.largest_pack = 0
+        self.loading_bytes = 0  # the most held until the model stood
 
     def start(self) -> None:
-        """Call when the model stands and before the first pack."""
+        """Call when the model stands and before the first pack. Peaks are counted anew from here: loading has its own."""
+        self.loading_bytes = peak_bytes(self.device)
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            with suppress(OSError):  # a sandbox without this file counts the loading too
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         self.static_bytes = in_use_bytes(self.device)
 
     def next_pack(self, num_rows: int) -> None:

@@ -1,6 +1,5 @@
 """What the ranks measured, as one report: the content of profile.json. Every number says what it is a share or a rate of."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,9 @@ from rec_dist.models.size import WeightCount
 from rec_dist.train import flops
 from rec_dist.train.phases import StepTime, lag, speed
 from rec_dist.train.trace import Traced
+from rec_dist.train.utilisation import peak_flops
 
 FORMAT = 1
-_GEMM = {"cpu": 1024, "cuda": 8192}  # side of the square matrices a peak is measured with
 
 
 @dataclass(frozen=True)
@@ -136,26 +135,3 @@ def _memory(ranks: Sequence[RankRecord], device: str) -> dict[str, Any]:
         "before_first_pack_bytes": rank.static_bytes,
         "activation_bytes_per_token": rank.bytes_per_token,
     }
-
-
-def peak_flops(device: str, dtype: torch.dtype) -> tuple[float, str]:
-    """(FLOP/s, where it is from): a data sheet where the device is known in bfloat16, else a matrix product timed here."""
-    on_gpu = device.startswith("cuda")
-    if on_gpu and dtype == torch.bfloat16:
-        known = flops.known_peak(torch.cuda.get_device_name(device))
-        if known is not None:
-            return known
-    size = _GEMM["cuda" if on_gpu else "cpu"]
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        torch.mm(a, b)
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    name = str(dtype).removeprefix("torch.")
-    return (
-        2 * size**3 / best,
-        f"measured: {name} product of {size} x {size} matrices, best of 5, {torch.get_num_threads()} threads",
-    )

@@ -13,10 +13,11 @@ def recorder(
     run: RunDirectory, tracker: Tracker, world: World, *, total: int, every_steps: int
 ) -> Callable[[dict[str, Any]], None]:
     """Takes the row of each step: rank 0 writes it down and says where the run stands."""
+    if not world.is_main:
+        return lambda row: None
+    facts = {"restarts": run.restarts(), "workers": world.size}  # the same for all steps of an attempt
 
     def record(row: dict[str, Any]) -> None:
-        if not world.is_main:
-            return
         if row["event"] == "bad_step":
             run.progress("train", row["step"], total, "left out")
             run.append(row)
@@ -26,6 +27,6 @@ def recorder(
         run.progress("train", row["step"], total, note)
         if row["step"] % every_steps == 0 or row["step"] == total:
             run.append(row)
-            tracker.log(row)
+            tracker.log({**row, **facts})
 
     return record

@@ -1,24 +1,30 @@
-"""Where metrics go besides metrics.jsonl. The only file that imports a tracker; with none chosen, a null object."""
+"""Where metrics go besides metrics.jsonl: TensorBoard, Weights & Biases, MLflow, gauges. The only file that imports a tracker.
 
+None of the packages is needed by anything else: each is an extra of its name. A tracker that fails while a run trains is dropped
+with a warning, since days of training are worth more than its curves; one that does not even start ends the first start of a run.
+"""
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rec_dist.config.track import TrackConfig
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import read_object, write_json
+
+Row = Mapping[str, Any]
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # extra of ours -> module
+_IDS_NAME = "trackers.json"  # in the run directory: what each service calls this run, so that a restart goes on with it
+
 
 class Tracker(Protocol):
-    """Takes rows as metrics.jsonl has them."""
+    """Takes rows as metrics.jsonl has them, with `restarts` and `workers` added."""
 
-    def log(self, row: dict[str, Any]) -> None: ...
+    def log(self, row: Row) -> None: ...
     def close(self) -> None: ...
-
-
-class NullTracker:
-    """Tracks nothing."""
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Forgets the row."""
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 class TensorBoardTracker:
@@ -29,17 +35,164 @@ class TensorBoardTracker:
 
         self._writer: Any = SummaryWriter(logdir=str(folder))
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Row) -> None:
         """Writes every number of the row under its name at its step."""
-        for name, value in row.items():
-            if isinstance(value, int | float) and name not in ("step", "epoch"):
-                self._writer.add_scalar(f"train/{name}", value, row.get("step", 0))
+        for name, value in scalars(row).items():
+            self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         """Flushes to disk."""
         self._writer.close()
 
 
-def build_tracker(folder: Path, *, tensorboard: bool) -> Tracker:
-    """The tracker of this run."""
-    return TensorBoardTracker(folder) if tensorboard else NullTracker()
+class WandbTracker:
+    """A run of Weights & Biases. mode: offline writes into `folder`, to be sent with `wandb sync`; online sends at once."""
+
+    def __init__(
+        self, folder: Path, *, mode: str, project: str, name: str, config: Mapping[str, Any], run_id: str | None
+    ) -> None:
+        import wandb
+
+        init: Any = wandb.init  # its types differ between releases
+        self._run: Any = init(
+            project=project,
+            name=name,
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            dir=str(folder),
+            config=dict(config),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        # Steps that a restart does again come a second time, and W&B takes a step of its own only once.
+        self._run.define_metric("step")
+        self._run.define_metric("train/*", step_metric="step")
+
+    @property
+    def run_id(self) -> str:
+        """What W&B calls this run."""
+        return str(self._run.id)
+
+    def log(self, row: Row) -> None:
+        """Sends every number of the row, with its step as the axis."""
+        self._run.log({**scalars(row), "step": row["step"]})
+
+    def close(self) -> None:
+        """Waits until all is written or sent."""
+        self._run.finish()
+
+
+class MlflowTracker:
+    """A run of MLflow at `uri`, in an experiment; run_id: to go on with one that is there."""
+
+    def __init__(self, uri: str, *, experiment: str, name: str, config: Mapping[str, Any], run_id: str | None) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self._metric: Any = Metric
+        self._client: Any = MlflowClient(tracking_uri=uri)
+        if run_id is None:
+            known = self._client.get_experiment_by_name(experiment)
+            place = known.experiment_id if known is not None else self._client.create_experiment(experiment)
+            run_id = str(self._client.create_run(place, run_name=name).info.run_id)
+            params = [Param(key, str(value)[:500]) for key, value in sorted(config.items())]
+            for first in range(0, len(params), 100):  # a request takes so many
+                self._client.log_batch(run_id, params=params[first : first + 100])
+        self.run_id = run_id
+
+    def log(self, row: Row) -> None:
+        """Sends every number of the row at its step."""
+        now = int(time.time() * 1000)
+        metrics = [self._metric(name, float(value), now, int(row["step"])) for name, value in scalars(row).items()]
+        self._client.log_batch(self.run_id, metrics=metrics)
+
+    def close(self) -> None:
+        """Marks the run as ended; a restart logs into it all the same."""
+        self._client.set_terminated(self.run_id)
+
+
+class Trackers:
+    """All of a run's. One that fails is dropped, with a line for `say`; with none this does nothing."""
+
+    def __init__(self, trackers: Sequence[Tracker], say: Callable[[str], None]) -> None:
+        self._trackers, self._say = list(trackers), say
+
+    def log(self, row: Row) -> None:
+        """To each."""
+        self._each(lambda tracker: tracker.log(row))
+
+    def close(self) -> None:
+        """Each."""
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, verb: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                verb(tracker)
+            except Exception as fault:
+                self._trackers.remove(tracker)
+                self._say(f"WARNING: {type(tracker).__name__} failed and is left out from here on: {_line(fault)}")
+
+
+def scalars(row: Row) -> dict[str, float]:
+    """The numbers of a row under the names that trackers show."""
+    numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name not in ("step", "epoch")}
+    return {f"train/{name}": value for name, value in numbers.items()}
+
+
+def check_trackers(track: TrackConfig) -> None:
+    """Raises UserError for a tracker whose package is not installed."""
+    wanted = {"tensorboard": track.tensorboard, "wandb": track.wandb != "none", "mlflow": track.mlflow != "none"}
+    for extra, module in _PACKAGES.items():
+        if wanted[extra] and importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"track.{extra} needs the package {module}, which is not installed; pip install 'rec-dist[{extra}]', or leave it out"
+            )
+
+
+def build_tracker(
+    track: TrackConfig, folder: Path, config: Mapping[str, Any], say: Callable[[str], None], *, gauges: Tracker | None = None
+) -> Trackers:
+    """The trackers of the run in `folder`, for its rank 0. config: dotted key -> value, for those that show it.
+
+    Raises UserError when one cannot be started at the first start of a run; later that is a warning.
+    """
+    check_trackers(track)
+    ids_path = folder / _IDS_NAME
+    ids: dict[str, str] = read_object(ids_path, "remove that file") if ids_path.is_file() else {}
+    first = not ids
+    common: dict[str, Any] = {"name": folder.name, "config": config}
+    makers: dict[str, Callable[[], Any]] = {}
+    if track.tensorboard:
+        makers["tensorboard"] = lambda: TensorBoardTracker(folder / "tensorboard")
+    if track.wandb != "none":
+        makers["wandb"] = lambda: WandbTracker(folder, mode=track.wandb, project=track.project, run_id=ids.get("wandb"), **common)
+    if track.mlflow != "none":
+        if track.mlflow == "offline":  # MLflow has put files behind this switch; a database would need more packages
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        uri = f"file:{folder / 'mlruns'}" if track.mlflow == "offline" else os.environ.get("MLFLOW_TRACKING_URI")
+        makers["mlflow"] = lambda: MlflowTracker(_named(uri), experiment=track.project, run_id=ids.get("mlflow"), **common)
+    built: list[Tracker] = [] if gauges is None else [gauges]
+    for name, make in makers.items():
+        try:
+            tracker = make()
+        except Exception as fault:
+            if first:
+                raise UserError(f"track.{name} cannot be started: {_line(fault)}; mend it or leave the key out") from fault
+            say(f"WARNING: track.{name} cannot be started: {_line(fault)}; the run goes on without it")
+            continue
+        ids[name] = getattr(tracker, "run_id", "")
+        built.append(tracker)
+    if makers:
+        write_json(ids_path, ids)
+    return Trackers(built, say)
+
+
+def _named(uri: str | None) -> str:
+    if not uri:
+        raise ValueError("MLFLOW_TRACKING_URI is not set where rank 0 runs")
+    return uri
+
+
+def _line(fault: Exception) -> str:
+    return f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"

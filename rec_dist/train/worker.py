@@ -15,6 +15,7 @@ from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import EngineSettings
 from rec_dist.runtime.errors import NotFiniteError
 from rec_dist.runtime.heartbeat import Heartbeat, pause_wanted
+from rec_dist.runtime.identity import flat
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.tasks.build import build_task
@@ -23,22 +24,27 @@ from rec_dist.tasks.task import Task
 from rec_dist.train import loop
 from rec_dist.train.bad_steps import BadSteps
 from rec_dist.train.loader import prefetch, step_work, with_beats
-from rec_dist.train.memory import MemoryWatch, advising
+from rec_dist.train.memory import MemoryWatch, advising, peak_bytes
 from rec_dist.train.packs import open_reference, preparer
 from rec_dist.train.recorder import recorder
 from rec_dist.train.saving import Saver, best_or_last, check_host_memory, open_catalogue, save_model
 from rec_dist.train.schedule import learning_rate
-from rec_dist.train.trackers import build_tracker
+from rec_dist.train.trackers import Tracker, Trackers, build_tracker
+from rec_dist.train.utilisation import utilisation_of
 from rec_dist.train.validation import Validation, validation_task
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What the driver sends to each worker: the configuration as plain values and absolute paths."""
+    """What the driver sends to each worker: the configuration as plain values and absolute paths.
+
+    gauges: makes the tracker that the launcher has for a run of this name, for rank 0; None where it has none.
+    """
 
     config: dict[str, Any]
     run_dir: str
     start: Start
+    gauges: Callable[[str], Tracker] | None = None
 
     def parsed(self) -> RunConfig:
         """The configuration, validated again."""
@@ -52,7 +58,7 @@ def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
         heart.beat("start")
         process_group.join(world)
         with advising(config, world) as memory:
-            result = _train(world, config, run, job.start, memory, heart)
+            result = _train(world, config, run, job, memory, heart)
     process_group.leave()  # not after a fault: with NCCL it would wait for peers that wait for this rank
     return result
 
@@ -87,18 +93,18 @@ def set_up(
 
 
 def _train(
-    world: World, config: RunConfig, run: RunDirectory, start: Start, memory: MemoryWatch, heart: Heartbeat
+    world: World, config: RunConfig, run: RunDirectory, job: TrainJob, memory: MemoryWatch, heart: Heartbeat
 ) -> dict[str, Any]:
     started = time.perf_counter()
     heart.beat("load")
-    task, engine = set_up(config, start, world, run.log, heart.beat)
+    task, engine = set_up(config, job.start, world, run.log, heart.beat)
     memory.start()
     heart.beat("reference")
     store = open_reference(engine, task, config, run, world, run.reference, heart.beat)
-    validation = _validation(engine, config, start, run, world, memory, heart.beat)
+    validation = _validation(engine, config, job.start, run, world, memory, heart.beat)
     if config.checkpoint.asynchronous:
         check_host_memory(engine, world)
-    catalogue = open_catalogue(config, task, start, run, world)
+    catalogue = open_catalogue(config, task, job.start, run, world)
     heart.beat("restore")
     start_step = catalogue.restore(engine)
     if world.is_main:
@@ -109,7 +115,8 @@ def _train(
             run.append({"event": "resume", "step": start_step, "repeated": repeated})
     saver = Saver(engine, task, catalogue, validation, run, world, settings=config.checkpoint)
     prepare = preparer(engine, task, store, memory, heart.beat)
-    finished = _loop(engine, task, config, run, world, catalogue, saver, prepare, start_step, heart)
+    tracker = _tracker(config, run, world, job.gauges)
+    finished = _loop(engine, task, config, run, world, catalogue, saver, prepare, start_step, heart, tracker)
     step = model_step = task.order.num_steps if finished else max(catalogue.committed(), default=0)
     if finished:
         heart.beat("model")
@@ -117,6 +124,7 @@ def _train(
             model_step = best_or_last(engine, catalogue, run.log if world.is_main else lambda line: None, last=step)
         save_model(engine, task, run, world)
     local, all_bytes = engine.local_parameter_bytes()
+    peaks = process_group.gather((memory.loading_bytes, peak_bytes(world.device)))
     return {
         "finished": finished,
         "step": step,
@@ -124,6 +132,8 @@ def _train(
         "seconds": time.perf_counter() - started,
         "parameter_bytes_rank0": local,
         "parameter_bytes_whole": all_bytes,
+        "peak_memory_bytes": [training for _, training in peaks],  # by rank
+        "peak_loading_bytes": [loading for loading, _ in peaks],
     }
 
 
@@ -137,6 +147,13 @@ def _optimizer(module: torch.nn.Module, config: RunConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )
+
+
+def _tracker(config: RunConfig, run: RunDirectory, world: World, gauges: Callable[[str], Tracker] | None) -> Trackers:
+    if not world.is_main:
+        return Trackers([], run.log)
+    settings = dict(flat(config.model_dump(mode="json")))
+    return build_tracker(config.track, run.path, settings, run.log, gauges=None if gauges is None else gauges(run.path.name))
 
 
 def _validation(
@@ -168,9 +185,9 @@ def _loop(
     prepare: Callable[[Any], Any],
     start_step: int,
     heart: Heartbeat,
+    tracker: Trackers,
 ) -> bool:
     total = task.order.num_steps
-    tracker = build_tracker(run.path / "tensorboard", tensorboard=config.track.tensorboard and world.is_main)
 
     def save(step: int) -> None:
         heart.beat("checkpoint", step)
@@ -190,6 +207,7 @@ def _loop(
         checkpoint=save,
         writing=lambda: catalogue.writing,
         settle=catalogue.settle,
+        mfu=utilisation_of(engine.module, task.dtype, world),
     )
     tokens_per_pack = config.train.tokens_per_pack
     work = prefetch(lambda step: step_work(task, step, tokens_per_pack=tokens_per_pack, world=world), range(start_step, total))

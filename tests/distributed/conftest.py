@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from worker_processes import Child, run_workers, start_workers
 
-_TIMES = ("tokens_per_second", "step_seconds", "data_seconds")
+_TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from worker_processes import start
 from rec_dist.cli import main
 
 Make = Callable[..., dict[str, Any]]
-_TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "seconds")
+_TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "mfu", "seconds")
 
 
 @pytest.fixture

@@ -404,3 +404,11 @@ def test_from_a_shell_nothing_else_is_printed(case: Case) -> None:
     case.check(done.returncode, done.stderr, ("negatives.num (75)",))
     assert len(done.stderr.splitlines()) == 1
     assert not case.run_dir.exists()
+
+
+def test_the_version_and_nothing_else() -> None:
+    """No mistake, but no less a contract: exit code 0, one line."""
+    from rec_dist import __version__
+
+    done = subprocess.run([sys.executable, "-m", "rec_dist", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rec_dist.pipeline.status import noting_failure, status, status_of
-from rec_dist.runtime.errors import NotFiniteError, UserError, WorkerFailedError
+from rec_dist.runtime.errors import NotFiniteError, StopRequested, UserError, WorkerFailedError
 from rec_dist.runtime.run_directory import RunDirectory
 
 STARTED = 1_700_000_000.0
@@ -92,3 +92,48 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run directory"):
         status_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("events", "restarts"),
+    [
+        ([], 0),
+        (["restart"], 1),  # before the first checkpoint: nothing to resume
+        (["restart", "resume"], 1),
+        (["resume"], 1),  # the same command again, by hand
+        (["restart", "resume", "resume"], 2),
+        (["restart", "resize", "resume", "restart", "resume", "resume"], 4),
+    ],
+)
+def test_each_new_beginning_counts_once(tmp_path: Path, events: list[str], restarts: int) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.claim({}, "{}\n")
+    for step, event in enumerate(events, start=1):
+        run.append({"event": event, "step": step, "reason": "x"})
+        run.append({"event": "step", "step": step, "step_seconds": 1.0})
+    assert run.restarts() == status_of(run.path).restarts == restarts
+
+
+def test_steps_that_were_left_out_are_no_goodput(run: RunDirectory) -> None:
+    run.append({"event": "bad_step", "step": 7, "users": []})
+    with run.locked():
+        assert status_of(run.path, now=STARTED + 100).goodput == pytest.approx(6 * 5.0 / 100)
+    assert status_of(run.path).error == "step 7: loss or gradient not finite, left out"
+
+
+def test_a_checkpoint_that_could_not_be_written_is_an_error(run: RunDirectory) -> None:
+    run.append({"event": "checkpoint_failed", "step": 6, "reason": "no space left on /shared"})
+    assert status_of(run.path).error == "no checkpoint after step 6: no space left on /shared"
+
+
+def test_any_fault_is_told_but_a_stop_is_none(run: RunDirectory) -> None:
+    with pytest.raises(UserError), noting_failure(run):
+        raise UserError("cluster.num_workers (8) is more than the cluster holds")
+    assert status_of(run.path).error == "after step 6: cluster.num_workers (8) is more than the cluster holds"
+    rows = len(run.rows())
+    with pytest.raises(StopRequested), noting_failure(run):
+        raise StopRequested("stopped after step 6")
+    assert len(run.rows()) == rows
+    with pytest.raises(KeyError), noting_failure(run):
+        raise KeyError
+    assert status_of(run.path).error == "after step 6: KeyError"

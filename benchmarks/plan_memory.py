@@ -1,0 +1,118 @@
+"""What `rec-dist plan` says a worker needs, against what workers of whole runs on this machine's CPUs took, and how long they took.
+
+    python -m benchmarks.plan_memory --out plan_memory.json
+    python -m benchmarks.plan_memory --sizes 25M 300M --stages 3 --workers 2
+    python -m benchmarks.plan_memory --markdown plan_memory.json
+
+S-DPO with LoRA r8 on models of random float32 weights, a few steps each, in every combination of size, ZeRO stage and workers.
+Measured memory: the most resident memory a worker had from the first forward pass on (VmHWM), less what it had before the model was
+loaded (Python and its libraries). Predicted: the plan's parts but `reserved`, which stands for those, and its margin, which is for
+GPU allocators. Time: the median step over that of the first row; predicted likewise, so that the speed of the machine falls out.
+Cost: about 10 minutes on 2 idle cores; 8 GB of memory for 300M at stage 0 on two workers.
+"""
+
+import itertools
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from benchmarks.whole_runs import SHAPES, make_inputs, predicted, step_rows, train
+
+_NOT_TORCH = ("fragmentation", "reserved")
+
+
+def one(inputs: dict[str, Any], folder: Path, *, stage: int, workers: int, steps: int) -> dict[str, Any]:
+    """A run, and the plan of it."""
+    run_dir = folder / f"zero{stage}-{workers}"
+    config = {
+        **inputs,
+        "prompt": {**inputs["prompt"], "max_history": 10},
+        "negatives": {"num": 3},
+        "task": {"kind": "sdpo", "reference": "online"},
+        "train": {"run_dir": str(run_dir), "max_steps": steps, "groups_per_step": 12, "tokens_per_pack": 768},
+        "cluster": {**inputs["cluster"], "zero_stage": stage},
+        "checkpoint": {"every_steps": 1000},
+    }
+    done = train(config, workers=workers, log=folder / f"{run_dir.name}.log")
+    rows = step_rows(config)
+    groups, tokens = (statistics.mean(row[key] for row in rows) for key in ("groups", "tokens"))
+    # The lengths of these data, so that the plan speaks of the packs that were run.
+    config["plan"] = {**inputs["plan"], **lengths(tokens / groups, negatives=3)}
+    plan = predicted(config, workers=workers)
+    expected = sum(value for part, value in plan["memory"]["parts"].items() if part not in _NOT_TORCH)
+    taken = [peak - before for peak, before in zip(done["peak_memory_bytes"], done["before_model_bytes"], strict=True)]
+    shutil.rmtree(run_dir)
+    return {
+        "stage": stage,
+        "workers": workers,
+        "predicted_bytes": expected,
+        "measured_bytes": max(taken),
+        "parts": plan["memory"]["parts"],
+        "loading_bytes": max(done["peak_loading_bytes"]),
+        "predicted_seconds": plan["step"]["seconds"],
+        "measured_seconds": statistics.median(row["step_seconds"] for row in rows[1:]),
+        "tokens_per_step": tokens,
+    }
+
+
+def lengths(tokens_per_group: float, *, negatives: int) -> dict[str, float]:
+    """plan.prompt_tokens and plan.completion_tokens of groups of that many rows; titles of these data have about 5 tokens."""
+    completion = 6.0
+    return {"prompt_tokens": tokens_per_group - (negatives + 1) * (completion - 1), "completion_tokens": completion}
+
+
+def run(sizes: list[str], stages: list[int], workers: list[int], *, steps: int) -> list[dict[str, Any]]:
+    """A row for each combination."""
+    rows = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="plan-memory-") as place:
+            folder = Path(place)
+            inputs = make_inputs(folder, SHAPES[size])
+            for stage, count in itertools.product(stages, workers):
+                row = {"size": size, **one(inputs, folder, stage=stage, workers=count, steps=steps)}
+                print(report({"rows": [row]}), file=sys.stderr)
+                rows.append(row)
+    return rows
+
+
+def report(result: dict[str, Any], *, markdown: bool = False) -> str:
+    """A line a run."""
+    rows, first = result["rows"], result["rows"][0]
+    shown = [
+        {
+            "size": row["size"],
+            "ZeRO": str(row["stage"]),
+            "workers": str(row["workers"]),
+            "predicted MB": f"{row['predicted_bytes'] / 1e6:,.0f}",
+            "measured MB": f"{row['measured_bytes'] / 1e6:,.0f}",
+            "predicted / measured": f"{row['predicted_bytes'] / row['measured_bytes']:.2f}",
+            "step, predicted": f"{row['predicted_seconds'] / first['predicted_seconds']:.2f} x",
+            "step, measured": f"{row['measured_seconds'] / first['measured_seconds']:.2f} x",
+        }
+        for row in rows
+    ]
+    text = results.table(shown, markdown=markdown)
+    return f"{text}\n\n{results.stamp(result)}" if "machine" in result else text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints a table, writes a file."""
+    parser = results.parser_of(__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=["25M", "135M", "300M"])
+    parser.add_argument("--stages", nargs="+", type=int, default=[0, 2, 3])
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--steps", type=int, default=4)
+    given = parser.parse_args(arguments)
+    if results.rendered(parser, given, report):
+        return
+    words = sys.argv[1:] if arguments is None else arguments
+    rows = run(given.sizes, given.stages, given.workers, steps=given.steps)
+    results.conclude(results.facts(results.command_of("benchmarks.plan_memory", words), rows=rows), report, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Whole training runs of models with random weights of any size, for benchmarks of memory and time: inputs, workers, prediction.
+
+The run is `rec-dist train`'s own from the claim of its directory on; only Ray is left out, so that the machine holds nothing but the
+workers: they are plain processes in one gloo group. No process ever holds a whole model: weights are written a tensor at a time, and
+under ZeRO stage 3 read into shards.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from benchmarks.loader import small_tokenizer, write_synthetic
+from rec_dist.config.load import to_yaml
+from rec_dist.config.schema import RunConfig
+from rec_dist.pipeline.commands import find_start, prepare
+from rec_dist.pipeline.paths import pinned
+from rec_dist.pipeline.plan import make_plan
+from rec_dist.runtime.quiet import quieten
+from rec_dist.runtime.run_directory import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+CLUSTER = ROOT / "configs" / "clusters" / "local-cpu.yaml"
+_SHARD_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """A Llama's numbers; tied embeddings."""
+
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+    @property
+    def num_weights(self) -> int:
+        """Elements of all weights."""
+        attention = 2 * self.width * self.width * (1 + self.kv_heads / self.heads)
+        return int(self.layers * (attention + 3 * self.width * self.inner + 2 * self.width) + (self.vocabulary + 1) * self.width)
+
+
+SHAPES = {
+    "25M": LlamaShape(512, 1376, 8, 8, 4, 8192),
+    "135M": LlamaShape(576, 1536, 30, 9, 3, 49152),
+    "300M": LlamaShape(1024, 2816, 24, 16, 8, 8192),
+    "3B": LlamaShape(3072, 8192, 30, 24, 8, 8192),
+}
+
+
+def write_model(folder: Path, shape: LlamaShape, tokenizer: Any, *, dtype: torch.dtype) -> None:
+    """A Hugging Face folder with normal weights of deviation 0.02, in files of 1 GiB; at most one of them is in memory."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        architectures=["LlamaForCausalLM"],
+    )
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with torch.device("meta"):
+        named = {name: tuple(value.shape) for name, value in AutoModelForCausalLM.from_config(config).named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    pending: dict[str, torch.Tensor] = {}
+    places: dict[str, str] = {}
+    written = 0
+
+    def flush() -> None:
+        name = f"model-{len(set(places.values())) + 1:05d}.safetensors"
+        save_file(pending, folder / name, metadata={"format": "pt"})
+        places.update(dict.fromkeys(pending, name))
+        pending.clear()
+
+    for name, size in named.items():
+        value = torch.ones(size) if len(size) == 1 else torch.randn(size, generator=generator).mul_(0.02)
+        pending[name] = value.to(dtype)
+        written += pending[name].nbytes
+        if sum(tensor.nbytes for tensor in pending.values()) >= _SHARD_BYTES:
+            flush()
+    if pending:
+        flush()
+    index = {"metadata": {"total_size": written}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def make_inputs(folder: Path, shape: LlamaShape, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Prepared data, a model, and the sections of a configuration that name them."""
+    source = folder / "interactions.csv"
+    write_synthetic(source, users=200, items=300, choices=6000)
+    titles = sorted({line.rsplit(",", 1)[1] for line in source.read_text(encoding="utf-8").splitlines()[1:]})
+    write_model(folder / "model", shape, small_tokenizer(titles), dtype=dtype)
+    return {
+        "data": {"source": str(source), "path": str(folder / "prepared"), "split": "leave_one_out"},
+        "prompt": {"instruction": "Watched:"},
+        "model": {"path": str(folder / "model"), "dtype": "float32"},
+        "cluster": {"launcher": "local", "num_workers": 1, "use_gpu": False},
+        "optimizer": {"schedule": "constant"},
+        "plan": {"cluster": str(CLUSTER)},
+    }
+
+
+def train(config: dict[str, Any], *, workers: int, log: Path) -> dict[str, Any]:
+    """Trains to the end in `workers` processes; what rank 0 returned, with the resident memory before the model of each rank."""
+    quieten()
+    parsed = pinned(RunConfig.model_validate(config))
+    prepare(parsed, log=lambda line: None)
+    run = RunDirectory(Path(parsed.train.run_dir))
+    run.claim(parsed.model_dump(mode="json"), to_yaml(parsed))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    line = [sys.executable, "-m", "benchmarks.whole_runs", str(run.config_path)]
+    with log.open("w", encoding="utf-8") as output:
+        ranks = [
+            subprocess.Popen(
+                [*line, str(rank), str(workers)], stdout=subprocess.PIPE, stderr=output, text=True, env=environment, cwd=ROOT
+            )
+            for rank in range(workers)
+        ]
+        try:
+            answers = [rank.communicate()[0] for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+    if any(rank.returncode for rank in ranks):
+        raise SystemExit(f"a worker failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
+    told = [json.loads(answer.splitlines()[-1]) for answer in answers]
+    return {**told[0], "before_model_bytes": [each["before_model_bytes"] for each in told]}
+
+
+def step_rows(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the run's steps."""
+    return [row for row in RunDirectory(Path(config["train"]["run_dir"])).rows() if row.get("event") == "step"]
+
+
+def predicted(config: dict[str, Any], *, workers: int) -> dict[str, Any]:
+    """What `rec-dist plan` says of this configuration on so many workers."""
+    value = {**config, "cluster": {**config["cluster"], "launcher": "ray", "num_workers": workers}}
+    return make_plan(RunConfig.model_validate(value))
+
+
+def _resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(r"^VmRSS:\s*(\d+) kB", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _work(config_path: Path, rank: int, size: int) -> dict[str, Any]:
+    """One worker of a run."""
+    import deepspeed  # noqa: F401 - and the next: what the run imports is no part of what the model takes
+    import peft  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    from rec_dist.runtime.world import World
+    from rec_dist.train.worker import TrainJob, train_worker
+
+    config = RunConfig.model_validate(yaml.safe_load(config_path.read_text(encoding="utf-8")))
+    before = _resident_bytes()
+    began = time.perf_counter()
+    result = train_worker(World(rank, size, rank), TrainJob(config.model_dump(), config.train.run_dir, find_start(config)))
+    return {**result, "before_model_bytes": before, "worker_seconds": time.perf_counter() - began}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    quieten()
+    print(json.dumps(_work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
