@@ -5,9 +5,10 @@
     python -m benchmarks.plan_memory --markdown plan_memory.json
 
 S-DPO with LoRA r8 on models of random float32 weights, a few steps each, in every combination of size, ZeRO stage and workers.
-Measured memory: the most resident memory a worker had from the first forward pass on (VmHWM), less what it had before the model was
-loaded (Python and its libraries). Predicted: the plan's parts but `reserved`, which stands for those, and its margin, which is for
-GPU allocators. Time: the median step over that of the first row; predicted likewise, so that the speed of the machine falls out.
+Measured memory: the most resident memory a worker had from the first forward pass on (VmHWM), less what a worker takes whose model is
+next to nothing (Python, its libraries, tokenizer, data). Predicted: the plan's parts but `reserved`, which stands for those, and its
+margin, which is for GPU allocators. Time: the median step over that of the first row; predicted likewise, so that the speed of the
+machine falls out.
 Cost: about 10 minutes on 2 idle cores; 8 GB of memory for 300M at stage 0 on two workers.
 """
 
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.whole_runs import SHAPES, make_inputs, predicted, step_rows, train
+from benchmarks.whole_runs import SHAPES, LlamaShape, make_inputs, predicted, step_rows, train
 
+GROUPS, TOKENS_PER_PACK = 24, 1024  # two packs, almost full, on one worker and on two
+NOTHING = LlamaShape(64, 128, 1, 2, 2, 8192)
 _NOT_TORCH = ("fragmentation", "reserved")
 
 
@@ -33,7 +36,7 @@ def one(inputs: dict[str, Any], folder: Path, *, stage: int, workers: int, steps
         "prompt": {**inputs["prompt"], "max_history": 10},
         "negatives": {"num": 3},
         "task": {"kind": "sdpo", "reference": "online"},
-        "train": {"run_dir": str(run_dir), "max_steps": steps, "groups_per_step": 12, "tokens_per_pack": 768},
+        "train": {"run_dir": str(run_dir), "max_steps": steps, "groups_per_step": GROUPS, "tokens_per_pack": TOKENS_PER_PACK},
         "cluster": {**inputs["cluster"], "zero_stage": stage},
         "checkpoint": {"every_steps": 1000},
     }
@@ -44,13 +47,12 @@ def one(inputs: dict[str, Any], folder: Path, *, stage: int, workers: int, steps
     config["plan"] = {**inputs["plan"], **lengths(tokens / groups, negatives=3)}
     plan = predicted(config, workers=workers)
     expected = sum(value for part, value in plan["memory"]["parts"].items() if part not in _NOT_TORCH)
-    taken = [peak - before for peak, before in zip(done["peak_memory_bytes"], done["before_model_bytes"], strict=True)]
     shutil.rmtree(run_dir)
     return {
         "stage": stage,
         "workers": workers,
         "predicted_bytes": expected,
-        "measured_bytes": max(taken),
+        "resident_bytes": max(done["peak_memory_bytes"]),
         "parts": plan["memory"]["parts"],
         "loading_bytes": max(done["peak_loading_bytes"]),
         "predicted_seconds": plan["step"]["seconds"],
@@ -68,12 +70,16 @@ def lengths(tokens_per_group: float, *, negatives: int) -> dict[str, float]:
 def run(sizes: list[str], stages: list[int], workers: list[int], *, steps: int) -> list[dict[str, Any]]:
     """A row for each combination."""
     rows = []
+    with tempfile.TemporaryDirectory(prefix="plan-memory-") as place:
+        empty = one(make_inputs(Path(place), NOTHING), Path(place), stage=0, workers=1, steps=2)
+    base = empty["resident_bytes"] - empty["predicted_bytes"]
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="plan-memory-") as place:
             folder = Path(place)
             inputs = make_inputs(folder, SHAPES[size])
             for stage, count in itertools.product(stages, workers):
-                row = {"size": size, **one(inputs, folder, stage=stage, workers=count, steps=steps)}
+                row = {"size": size, "base_bytes": base, **one(inputs, folder, stage=stage, workers=count, steps=steps)}
+                row["measured_bytes"] = row["resident_bytes"] - base
                 print(report({"rows": [row]}), file=sys.stderr)
                 rows.append(row)
     return rows
@@ -95,7 +101,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
         }
         for row in rows
     ]
-    text = results.table(shown, markdown=markdown)
+    text = f"{results.table(shown, markdown=markdown)}\n\na worker without a model takes {first['base_bytes'] / 1e6:,.0f} MB"
     return f"{text}\n\n{results.stamp(result)}" if "machine" in result else text
 
 

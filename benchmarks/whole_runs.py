@@ -34,6 +34,14 @@ from rec_dist.runtime.run_directory import RunDirectory
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "configs" / "clusters" / "local-cpu.yaml"
 _SHARD_BYTES = 1 << 30
+# glibc where memory counts: a large block has pages of its own and gives them back. Workers of a run on CPUs keep what
+# was freed instead (runtime/quiet.py), which is faster and leaves holes.
+_EXACT = {
+    "MALLOC_MMAP_MAX_": "60000",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -123,8 +131,11 @@ def make_inputs(folder: Path, shape: LlamaShape, *, dtype: torch.dtype = torch.f
     }
 
 
-def train(config: dict[str, Any], *, workers: int, log: Path) -> dict[str, Any]:
-    """Trains to the end in `workers` processes; what rank 0 returned, with the resident memory before the model of each rank."""
+def train(config: dict[str, Any], *, workers: int, log: Path, exact: bool = True) -> dict[str, Any]:
+    """Trains to the end in `workers` processes; what rank 0 returned, with the resident memory before the model of each rank.
+
+    exact: freed memory goes back to the system at once, so that resident memory is what is in use.
+    """
     quieten()
     parsed = pinned(RunConfig.model_validate(config))
     prepare(parsed, log=lambda line: None)
@@ -133,7 +144,7 @@ def train(config: dict[str, Any], *, workers: int, log: Path) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {**os.environ, **(_EXACT if exact else {}), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     line = [sys.executable, "-m", "benchmarks.whole_runs", str(run.config_path)]
     with log.open("w", encoding="utf-8") as output:
         ranks = [

@@ -151,10 +151,16 @@ def backward_bytes(setup: Setup) -> int:
 
 
 def head_bytes(setup: Setup) -> int:
-    """Chunks of logits, the gradient of the hidden rows, and in float32 that of the head where it trains."""
-    chunk = _HEAD_GPU if setup.on_gpu else _HEAD_CPU
+    """Chunks of logits, at most those of all rows; the gradient of the hidden rows; in float32 that of the head where it trains."""
+    whole = 4 * setup.rows * setup.shape.vocabulary
+    chunk = min(_HEAD_GPU, whole) if setup.on_gpu else min(_HEAD_CPU, 3 * whole)
     trains = setup.parameters.work is not None and setup.parameters.work.head_trains
     return chunk + setup.rows * setup.shape.width * setup.element + (4 * setup.parameters.head if trains else 0)
+
+
+def bucket_elements(setup: Setup) -> int:
+    """Made whole on a GPU; on a CPU pages that no gradient ever touches take no memory."""
+    return setup.zero.bucket if setup.on_gpu else min(setup.zero.bucket, setup.parameters.trainable)
 
 
 def mask_bytes(setup: Setup) -> int:
@@ -171,7 +177,7 @@ def memory(setup: Setup, *, reserved: float, margin: float) -> dict[str, float]:
         "gradients": gradient_bytes(setup),
         "optimizer state": optimizer_bytes(setup),
         "gathered layers": live_elements(setup.parameters, zero) * b,
-        "gradient bucket": zero.bucket * b if zero.stage else 0,
+        "gradient bucket": bucket_elements(setup) * b,
         "activations": activation_bytes(setup),
         "backward of a layer": backward_bytes(setup),
         "head": head_bytes(setup),
