@@ -38,11 +38,11 @@ class Nodes:
         words = ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false"]
         words = [*(words if head else [f"--address={self.address}"]), f"--temp-dir={self._folder}", "--num-cpus=1", "--block"]
         line = [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
-        before = len(self.alive()) if not head else 0
+        known: set[str] = set() if head else set(self.alive())  # by name: a node that was killed counts for a while
         node = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment)
         self._started.append(node)
         deadline = time.monotonic() + 120
-        while len(self.alive()) <= before:
+        while not set(self.alive()) - known:
             assert node.poll() is None and time.monotonic() < deadline
             time.sleep(0.5)
         return node
@@ -52,9 +52,12 @@ class Nodes:
         code = (
             "import json, ray; ray.init(logging_level='ERROR', log_to_driver=False); print(json.dumps([n for n in ray.nodes()]))"
         )
-        done = subprocess.run([sys.executable, "-c", code], env=self.environment, capture_output=True, text=True, check=False)
-        nodes = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
-        return [node["NodeID"] for node in nodes if node["Alive"]]
+        deadline = time.monotonic() + 120
+        while True:  # a head that has just been started does not answer yet
+            done = subprocess.run([sys.executable, "-c", code], env=self.environment, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                return [node["NodeID"] for node in json.loads(done.stdout.splitlines()[-1]) if node["Alive"]]
+            assert time.monotonic() < deadline, done.stderr
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """All of its processes at once, as when the machine loses power."""
