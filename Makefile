@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart quickstart-dmpo delrec test test-faults test-fast test-launch lint clean
+.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo test test-faults test-fast test-launch lint clean
 
 help: ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: .venv/.installed ## .venv with the pinned packages
 
@@ -23,6 +23,14 @@ quickstart-dmpo: install ## the same with DMPO in place of S-DPO
 
 delrec: install ## DELRec on MovieLens-100K at reduced sizes, from raw data to its table
 	$(BIN)/rec-dist run configs/delrec.yaml
+
+p2rec: install ## P2Rec on MovieLens-100K at reduced sizes: recommenders that start from a language model's embeddings
+	$(BIN)/rec-dist run configs/p2rec.yaml
+
+dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1 to 5, and across domains (movies, books)
+	$(BIN)/rec-dist run configs/dmpo-few_shot.yaml
+	$(BIN)/rec-dist run configs/dmpo-cross-to_books.yaml
+	$(BIN)/rec-dist run configs/dmpo-cross-to_movies.yaml
 
 test: install ## all tests but those of real schedulers, with a few of the fault matrix
 	$(BIN)/python -m pytest -m '(not faults or quick) and not launch'

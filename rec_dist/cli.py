@@ -28,6 +28,7 @@ _COMMANDS = {
     "plan": "memory, time and cost on a described cluster, without running",
     "submit": "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent",
     "status": "step, ETA, goodput and last error of a run, from its run directory",
+    "embed": "every item's title through a run's or base model -> vectors that recommenders start from",
     "merge": "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens",
     "export": "training data as JSON lines: prompt, chosen, rejected",
     "verify": "hashes of a data set or of a run's checkpoints",
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
             continue
         targets = {
             "evaluate": "RUN_DIR or CONFIG.yaml",
+            "embed": "RUN_DIR or CONFIG.yaml",
             "merge": "RUN_DIR",
             "verify": "DATA_DIR, URI or RUN_DIR",
             "status": "RUN_DIR",
@@ -62,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("target", metavar=target.replace(" ", "_"), help=target)
         if name == "merge":
             command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
+        if name == "embed":
+            command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
         if name not in ("merge", "verify", "status"):
             command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
         if name == "export":
@@ -108,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _submit(parsed)
         if parsed.command == "merge":
             return _merge(parsed)
+        if parsed.command == "embed":
+            return _embed(parsed)
         if parsed.command == "export":
             return _export(parsed)
         return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
@@ -177,6 +183,13 @@ def _merge(parsed: argparse.Namespace) -> int:
     from rec_dist.pipeline.merge import merge
 
     merge(Path(parsed.target), Path(parsed.output), log=_log)
+    return 0
+
+
+def _embed(parsed: argparse.Namespace) -> int:
+    from rec_dist.pipeline.embed import embed
+
+    embed(Path(parsed.target), Path(parsed.output), parsed.overrides, log=_log)
     return 0
 
 

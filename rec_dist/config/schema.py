@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from rec_dist.config.delrec import DelrecConfig
+from rec_dist.config.p2rec import P2RecConfig
 from rec_dist.config.section import Section
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.config.track import TrackConfig
@@ -25,8 +26,8 @@ def _no_bool(value: object) -> object:
 class DataConfig(Section):
     """Raw files in, prepared data set out."""
 
-    source: str = Field(description="Raw data: a known name (ml-100k, ml-1m) or the folder or file of your own.")
-    format: Literal["auto", "recbole", "movielens", "amazon", "parquet", "csv", "preferences"] = Field(
+    source: str = Field(description="Raw data: a known name (ml-100k, ml-1m, book-crossing) or the folder or file of your own.")
+    format: Literal["auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences"] = Field(
         "auto", description="How to read the source."
     )
     path: str = Field(description="The prepared data set, written by `prepare`: a folder, or an s3://, gs:// or hdfs:// URI.")
@@ -132,18 +133,24 @@ class SequentialConfig(Section):
         ge=0,
         description="Best items a training target, saved for distillation beside the item embeddings; 0: neither is saved.",
     )
+    init_embeddings: str | None = Field(
+        None,
+        description="Folder that `embed` wrote: its vectors, reduced by PCA, are the item embeddings to start from. None: random.",
+    )
 
 
 class TaskConfig(Section):
     """The method."""
 
-    kind: Literal["sft", "dpo", "dmpo", "sdpo", "delrec_distill", "delrec", "sequential"] = Field(
-        "sft", description="Which method trains; delrec_distill needs adapter.kind=soft_prompt, the others lora or none."
+    kind: Literal["sft", "dpo", "dmpo", "sdpo", "delrec_distill", "delrec", "p2rec_reconstruct", "sequential"] = Field(
+        "sft",
+        description="Which method trains; delrec_distill needs adapter.kind=soft_prompt, p2rec_reconstruct lora, others lora or none.",
     )
     beta: float = Field(1.0, gt=0, description="Strength of the pull to the reference (dpo, dmpo, sdpo).")
     reference: Literal["cached", "online"] = Field("cached", description="cached: log-probs computed once and stored.")
     sequential: SequentialConfig = Field(default_factory=lambda: SequentialConfig(), description="kind=sequential only.")
     delrec: DelrecConfig = Field(default_factory=lambda: DelrecConfig(), description="kind=delrec_distill only.")
+    p2rec: P2RecConfig = Field(default_factory=lambda: P2RecConfig(), description="kind=p2rec_reconstruct, and `embed`.")
 
 
 class TrainConfig(Section):

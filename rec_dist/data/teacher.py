@@ -7,23 +7,22 @@ I items of the catalogue, D width, R training targets, h items a list.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from rec_dist.data.manifest import FileEntry, describe_file, read_arrow
+from rec_dist.data.matrices import F32, matrix, vector_schema, write_columns
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import atomic_path, sha256, write_json
+from rec_dist.runtime.files import sha256, write_json
 from rec_dist.stream.trunk import I32, I64
 
 TEACHER_NAME, EMBEDDINGS_NAME, TOP_ITEMS_NAME = "teacher.json", "item_embeddings.arrow", "top_items.arrow"
 _FORMAT_VERSION = 1
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,13 @@ def write_teacher(
     folder: Path, embeddings: F32, lists: Iterable[TopItems], *, top_h: int, weights: Path, data_fingerprint: str
 ) -> None:
     """Writes both files and teacher.json into `folder`. lists: in order, each on disk before the next is asked for."""
-    _write(
+    write_columns(
         folder / EMBEDDINGS_NAME,
-        _embedding_schema(embeddings.shape[1]),
+        vector_schema(embeddings.shape[1]),
         [[np.arange(len(embeddings), dtype=np.int32), embeddings]],
     )
     rows = ((part.user_ids, part.positions.astype(np.int32), part.items) for part in lists)
-    num_rows = _write(folder / TOP_ITEMS_NAME, _top_schema(top_h), rows)
+    num_rows = write_columns(folder / TOP_ITEMS_NAME, _top_schema(top_h), rows)
     write_json(
         folder / TEACHER_NAME,
         {
@@ -84,8 +83,8 @@ def read_teacher(folder: Path, *, data_fingerprint: str) -> Teacher:
             raise UserError(f"{path} is not what {TEACHER_NAME} says it was; train that run again")
     vectors, lists = read_arrow(folder / EMBEDDINGS_NAME), read_arrow(folder / TOP_ITEMS_NAME)
     return Teacher(
-        embeddings=_matrix(vectors["vector"]),
-        lists=TopItems(lists["user_id"].to_numpy(), lists["position"].to_numpy().astype(np.int64), _matrix(lists["items"])),
+        embeddings=matrix(vectors["vector"]),
+        lists=TopItems(lists["user_id"].to_numpy(), lists["position"].to_numpy().astype(np.int64), matrix(lists["items"])),
     )
 
 
@@ -103,11 +102,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return value
 
 
-def _embedding_schema(width: int) -> pa.Schema:
-    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), width)
-    return pa.schema([pa.field("item_id", pa.int32(), nullable=False), pa.field("vector", vector, nullable=False)])
-
-
 def _top_schema(top_h: int) -> pa.Schema:
     items = pa.list_(pa.field("item", pa.int32(), nullable=False), top_h)
     return pa.schema(
@@ -117,27 +111,3 @@ def _top_schema(top_h: int) -> pa.Schema:
             pa.field("items", items, nullable=False),
         ]
     )
-
-
-def _write(path: Path, schema: pa.Schema, parts: Iterable[Sequence[npt.NDArray[Any]]]) -> int:
-    """Writes each part, columns in the schema's order, as a record batch; whole or not at all. Returns the rows."""
-    num_rows = 0
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
-        for columns in parts:
-            arrays = [_array(values, field.type) for values, field in zip(columns, schema, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
-            num_rows += len(columns[0])
-    return num_rows
-
-
-def _array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
-    if values.ndim == 1:
-        return pa.array(values, type=kind)
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1), type=kind.value_type), type=kind)
-
-
-def _matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """A column of fixed-size lists as (rows, size)."""
-    size = column.type.list_size
-    parts = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, size) for chunk in column.chunks]
-    return np.concatenate(parts) if len(parts) != 1 else parts[0]

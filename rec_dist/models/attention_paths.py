@@ -6,6 +6,7 @@ All see the same (tests/parity). attention.py is the definition, trunkwise.py th
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rec_dist.models.attention import attention_masks
 from rec_dist.models.flex import FLEX, SMALLEST_HEAD, block_masks, padded_length
@@ -73,3 +74,16 @@ def masks_for(stream: GroupedStream, config: Any, dtype: torch.dtype) -> Any:
     if config._attn_implementation == TRUNKWISE:
         return trunk_masks(stream, config, dtype)
     return attention_masks(stream, config, dtype)
+
+
+def run_decoder(base: Any, stream: GroupedStream, tokens_per_pack: int) -> Tensor:
+    """What stands before the head of the causal language model `base` at every row, and at the padding behind them: (>= T, D)."""
+    padded = stream.padded_to(num_rows(stream, base.config, tokens_per_pack))
+    output = base.base_model(
+        input_ids=padded.input_ids[None],
+        position_ids=padded.positions[None],
+        attention_mask=masks_for(padded, base.config, base.dtype),
+        use_cache=False,
+    )
+    rows: Tensor = output.last_hidden_state[0]
+    return rows

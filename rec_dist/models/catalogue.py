@@ -12,12 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def initial_std(width: int) -> float:
+    """Of the weights drawn for a table of this width: an embedding has length 1."""
+    return float(width**-0.5)
+
+
 class Catalogue(nn.Module):
     """One table for both ends. Its reads stay inside its own forward, where ZeRO-3 gathers it."""
 
     def __init__(self, num_items: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_items, width) * width**-0.5)
+        self.weight = nn.Parameter(torch.randn(num_items, width) * initial_std(width))
 
     def forward(self, values: Tensor, items: Tensor | None = None) -> Tensor:
         """Item ids (...) int64 -> embeddings (..., D); hidden rows (M, D) float -> logits of the items asked for.

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rec_dist.models.attention_paths import masks_for, num_rows
+from rec_dist.models.attention_paths import num_rows, run_decoder
+from rec_dist.models.encoder import Encoder, Reader
 from rec_dist.models.head import Preference, replace_head
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
@@ -57,14 +58,7 @@ class Scorer(nn.Module):
     def forward(self, stream: GroupedStream) -> tuple[Tensor, Tensor, Tensor]:
         """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without graph, logps (N,) float32)."""
         base = self._base[0]
-        padded = stream.padded_to(self.num_rows(stream))
-        output = base.base_model(
-            input_ids=padded.input_ids[None],
-            position_ids=padded.positions[None],
-            attention_mask=masks_for(padded, base.config, base.dtype),
-            use_cache=False,
-        )
-        head, hidden = base.get_output_embeddings(), output.last_hidden_state[0]  # (T, D)
+        head, hidden = base.get_output_embeddings(), run_decoder(base, stream, self._tokens_per_pack)  # (T, D)
         if self.preference is None:
             logps = head(hidden, stream)
             loss_sum, count, metrics = self.loss(logps, stream)
@@ -97,8 +91,8 @@ class Scorer(nn.Module):
 
 
 def rows_run(module: nn.Module, batch: Any) -> int:
-    """Rows that `module` runs for `batch`: its tokens, and the padding of a scorer under FlexAttention."""
-    return module.num_rows(batch) if isinstance(module, Scorer) else int(batch.num_tokens)
+    """Rows that `module` runs for `batch`: its tokens, and the padding of a language model under FlexAttention."""
+    return module.num_rows(batch) if isinstance(module, Scorer | Encoder | Reader) else int(batch.num_tokens)
 
 
 def check_forks(score: Callable[[GroupedStream], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:

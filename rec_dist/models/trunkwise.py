@@ -1,8 +1,9 @@
 """Attention one trunk at a time: the path on CPUs, and where FlexAttention cannot go. Equal to `visible` in models/attention.py.
 
 Why: through the dense mask every row of a pack of U prompts visits all T rows of the pack. Here it visits its own prompt and the
-branches on it, T / U rows, and a trunk alone is plain causal attention, for which SDPA needs no mask at all. Cost: two calls of
-SDPA a trunk and layer, about 0.1 ms each on a CPU beside the work itself.
+branches on it, T / U rows, and a trunk alone is plain causal attention, for which SDPA needs no mask at all. Cost: at most two calls
+of SDPA a trunk and layer, about 0.1 ms each on a CPU beside the work itself. Trunks of about the same length share a call: on CPUs
+the backward pass deals whole heads to threads, and 9 heads on 2 threads leave one idle for a tenth of the time (docs/adr/0011).
 
 A trunk's rows and those of its branches stand next to each other in a stream, so all are slices. P rows of a trunk, B of its branches.
 """
@@ -18,6 +19,7 @@ from rec_dist.models.attention import for_layers, visible_rows
 from rec_dist.stream.grouped import GroupedStream
 
 TRUNKWISE = "rec_dist_trunkwise"  # as it is registered with transformers
+_LARGEST_WASTE = 1.05  # of a shared call: scores of the padded trunks over those of the trunks
 
 
 class TrunkMasks(BlockMask):
@@ -29,6 +31,7 @@ class TrunkMasks(BlockMask):
         self.sizes = sizes  # (P, B) of each trunk
         self.trunks = trunks  # (P, P) added to its scores, or None for plain causal attention
         self.branches = branches  # (B, P + B) added to the scores of its branch rows
+        self.calls = shared_calls([size for size, _ in sizes], [mask is None for mask in trunks])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,6 +64,27 @@ def _masks(stream: GroupedStream, window: int | None, dtype: torch.dtype) -> Tru
     return TrunkMasks(sizes, trunks, branches)
 
 
+def shared_calls(lengths: list[int], causal: list[bool]) -> list[list[int]]:
+    """Which trunks go in one call, longest first; lengths, causal (U,). One that is not plainly causal goes alone.
+
+    The cost of a call of n trunks is n times that of its longest; it may be 1.05 times the sum of theirs.
+
+    >>> shared_calls([100, 200, 99, 98, 50], [True, True, True, True, False])
+    [[1], [0, 2, 3], [4]]
+    """
+    calls: list[list[int]] = []
+    longest = own = 0
+    for number in sorted((n for n, plain in enumerate(causal) if plain), key=lambda n: -lengths[n]):
+        size = lengths[number] ** 2
+        if calls and longest * (len(calls[-1]) + 1) <= _LARGEST_WASTE * (own + size):
+            calls[-1].append(number)
+            own += size
+        else:
+            calls.append([number])
+            longest = own = size
+    return calls + [[number] for number, plain in enumerate(causal) if not plain]
+
+
 def _added(stream: GroupedStream, rows: slice, columns: slice, window: int | None, dtype: torch.dtype) -> Tensor:
     """(rows, columns): 0 where a row sees a column, else minus infinity. A row always sees itself."""
     seen = visible_rows(stream, rows, columns, window=window)
@@ -83,14 +107,31 @@ def trunkwise_attention(
     # split, not slices: the gradient of a slice is a tensor of zeros as long as the stream.
     queries = torch.split(query, [size for pair in sizes for size in pair], dim=2)
     keys, values = (torch.split(whole, [sum(pair) for pair in sizes], dim=2) for whole in (key, value))
-    scale, outputs = options.get("scaling"), []
-    for number, (trunk, branch) in enumerate(sizes):
-        mask, k, v = attention_mask.trunks[number], keys[number], values[number]
-        own_k, own_v = (torch.split(part, [trunk, branch], dim=2)[0] for part in (k, v))
-        outputs.append(_attend(queries[2 * number], own_k, own_v, mask, scale, grouped))
+    scale = options.get("scaling")
+    outputs: list[Tensor] = [query[:, :, :0]] * (2 * len(sizes))
+    owns = [
+        [torch.split(part, list(pair), dim=2)[0] for part, pair in zip(whole, sizes, strict=True)] for whole in (keys, values)
+    ]
+    for call in attention_mask.calls:
+        parts = [[queries[2 * number] for number in call], *([own[number] for number in call] for own in owns)]
+        q, k, v = (_stack(part) for part in parts)
+        answers = _attend(q, k, v, attention_mask.trunks[call[0]], scale, grouped)
+        for number, answer in zip(call, torch.split(answers, 1), strict=True):
+            outputs[2 * number] = answer if answer.shape[2] == sizes[number][0] else answer[:, :, : sizes[number][0]]
+    for number, (_, branch) in enumerate(sizes):
         if branch:
-            outputs.append(_attend(queries[2 * number + 1], k, v, attention_mask.branches[number], scale, grouped))
+            outputs[2 * number + 1] = _attend(
+                queries[2 * number + 1], keys[number], values[number], attention_mask.branches[number], scale, grouped
+            )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    """(1, H, P_i, D) each -> (n, H, max P, D), zeros behind the shorter ones: causal rows before them never see those."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.shape[2] for part in parts)
+    return torch.cat([part if part.shape[2] == longest else F.pad(part, (0, 0, 0, longest - part.shape[2])) for part in parts])
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, grouped: bool) -> Tensor:

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from rec_dist.config.load import load_config, load_mapping, validate
 from rec_dist.config.section import Section
+from rec_dist.data.embeddings import read_manifest
 from rec_dist.data.manifest import Manifest
 from rec_dist.evaluate.measure import metric_names
 from rec_dist.pipeline.commands import base_results_dir
@@ -35,11 +36,12 @@ Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class StageConfig(Section):
-    """One stage: `rec-dist DO TARGET SET...`."""
+    """One stage: `rec-dist DO TARGET [TO] SET...`."""
 
     name: str = Field(description="Its name in the report; for evaluate, the row of the table.")
-    do: Literal["prepare", "train", "evaluate"] = Field(description="The command.")
+    do: Literal["prepare", "train", "embed", "evaluate"] = Field(description="The command.")
     target: str = Field(description="A CONFIG beside the pipeline's file, or a run directory.")
+    to: str | None = Field(None, description="embed only: the folder that it writes.")
     set: list[str] = Field(default_factory=list, description="Overrides, section.key=value.")
 
 
@@ -105,6 +107,10 @@ def _check(config: PipelineSection, path: Path) -> None:
         for metric in config.metrics
         if metric not in known
     ]
+    for stage in config.stages:
+        if (stage.do == "embed") != (stage.to is not None):
+            what = "no key `to`, which embed needs" if stage.do == "embed" else "a key `to`, which is for embed alone"
+            faults.append(f"pipeline.stages: {stage.name} has {what}")
     if not rows:
         faults.append("pipeline.stages has no evaluate stage, so there is nothing to compare")
     if faults:
@@ -113,7 +119,8 @@ def _check(config: PipelineSection, path: Path) -> None:
 
 def _words(stage: StageConfig, beside: Path) -> list[str]:
     target = beside / stage.target
-    return [stage.do, str(target) if target.is_file() else stage.target, *stage.set]
+    written = [stage.to] if stage.to is not None else []
+    return [stage.do, str(target) if target.is_file() else stage.target, *written, *stage.set]
 
 
 def _run(words: list[str]) -> int:
@@ -151,10 +158,13 @@ class _Records:
 
 
 def _results_dir(stage: StageConfig, beside: Path) -> Path:
-    """The run directory that a stage writes to."""
+    """The run directory, or folder of embeddings, that a stage writes to."""
+    if stage.to is not None:
+        return Path(stage.to).absolute()
     target = beside / stage.target
     if not target.is_file():
-        return Path(stage.target).absolute()
+        elsewhere = load_config(Path(stage.target) / "config.yaml", stage.set).evaluate.output_dir if stage.set else None
+        return Path(elsewhere or stage.target).absolute()
     config = load_config(target, stage.set)
     return base_results_dir(config) if stage.do == "evaluate" else Path(config.train.run_dir).absolute()
 
@@ -188,7 +198,9 @@ def _stage_summary(stage: StageConfig, beside: Path, records: _Records) -> Stage
     record = records[stage.name]
     tokens = None
     folder = None if stage.do == "prepare" else _results_dir(stage, beside)
-    if folder is not None:
+    if stage.do == "embed" and folder is not None:
+        tokens = (read_manifest(folder) or {}).get("tokens")
+    elif folder is not None:
         rows = RunDirectory(folder).rows()
         events = ("step", "reference") if stage.do == "train" else ("evaluation",)
         tokens = sum(int(row.get("tokens", 0)) for row in rows if row.get("event") in events) or None

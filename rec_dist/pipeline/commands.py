@@ -56,11 +56,17 @@ def prepare(config: RunConfig, *, log: Log) -> Manifest:
 
 def find_start(config: RunConfig) -> Start:
     """The model and adapter that a run starts from. Raises UserError when either is missing."""
-    if config.task.kind == "sequential":
-        return Start(Path())
+    task = config.task
+    if task.kind == "sequential":
+        return Start(Path(), embeddings=Path(task.sequential.init_embeddings) if task.sequential.init_embeddings else None)
     init_from = Path(config.train.init_from) if config.train.init_from else None
     start = resolve_start(resolve_model(config.model.path), init_from, adapter_kind=config.adapter.kind)
-    return replace(start, teacher=find_teacher(config.task.delrec.teacher)) if config.task.kind == "delrec_distill" else start
+    named = {"delrec_distill": ("delrec", task.delrec.teacher, True), "p2rec_reconstruct": ("p2rec", task.p2rec.teacher, False)}
+    if task.kind not in named:
+        return start
+    section, teacher, may_be_random = named[task.kind]
+    found = find_teacher(teacher, kind=task.kind, key=f"task.{section}.teacher", may_be_random=may_be_random)
+    return replace(start, teacher=found)
 
 
 def check_train(config: RunConfig) -> Start:
@@ -127,12 +133,12 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     target: a finished run directory, or a CONFIG for its base model (evaluate.ranker=popularity: for the popularity floor).
     An evaluation that is there already, with the same questions and the same model, is kept.
     """
-    config, run, start, saved = _evaluation_target(target, overrides)
+    config, run, start, saved, own = _evaluation_target(target, overrides)
     data = open_data(config.data)
     questions = questions_of(config, data)
-    with run.claimed(config.model_dump(mode="json"), to_yaml(config)) if saved is None else run.locked():
+    with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         prints = start.fingerprints()
-        if saved is None:
+        if not own:
             _describe(run, data=data.manifest.fingerprint, model=prints["model"])
         key = _evaluation_key(config, data, prints)
         row = _kept(run, key)
@@ -160,31 +166,40 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     return row
 
 
-def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None]:
-    """(configuration, where results go, what to score with, the saved model's folder or None for a base model)."""
+def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None, bool]:
+    """(configuration, where results go, what to score with, the saved model's folder or None for a base model, and whether the
+    results go into the directory of the run that trained it).
+    """
     if target.is_dir():
-        run = RunDirectory(absolute(str(target)))
-        if not run.config_path.is_file():
-            raise UserError(
-                f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
-            )
-        config = pinned(load_config(run.config_path, overrides))
-        if run.finished() is None:
-            raise UserError(f"{target} is not finished, so it has no model to evaluate; run `rec-dist train` on it to the end")
-        if not any(run.model.glob("*.safetensors")):
-            raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
-        if config.evaluate.output_dir is not None or config.evaluate.ranker != "model":
-            raise UserError("evaluate.output_dir and evaluate.ranker go with a CONFIG; a run directory keeps its own results")
-        return config, run, _trained_start(config, run.model), run.model
+        config, run = finished_run(target, overrides)
+        if config.evaluate.ranker != "model":
+            raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
+        results = RunDirectory(absolute(config.evaluate.output_dir or str(run.path)))
+        return config, results, trained_start(config, run.model), run.model, results.path == run.path
     config = pinned(load_config(target, overrides))
     output = base_results_dir(config)
     if config.evaluate.ranker == "popularity":
-        return config, RunDirectory(output), Start(Path()), None
+        return config, RunDirectory(output), Start(Path()), None, False
     if config.task.kind == "sequential":
         raise UserError(
             "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
         )
-    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None
+    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None, False
+
+
+def finished_run(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory]:
+    """The run in the folder `target` with its configuration, changed by `overrides`. UserError: no run, or none with a model."""
+    run = RunDirectory(absolute(str(target)))
+    if not run.config_path.is_file():
+        raise UserError(
+            f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
+        )
+    config = pinned(load_config(run.config_path, overrides))
+    if run.finished() is None:
+        raise UserError(f"{target} is not finished, so it has no model yet; run `rec-dist train` on it to the end")
+    if not any(run.model.glob("*.safetensors")):
+        raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
+    return config, run
 
 
 def base_results_dir(config: RunConfig) -> Path:
@@ -193,7 +208,8 @@ def base_results_dir(config: RunConfig) -> Path:
     return absolute(config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}")
 
 
-def _trained_start(config: RunConfig, saved: Path) -> Start:
+def trained_start(config: RunConfig, saved: Path) -> Start:
+    """The model that a finished run has left in `saved`."""
     if config.task.kind == "sequential" or config.adapter.kind == "none":
         return Start(saved)
     return trained(saved, resolve_model(config.model.path))

@@ -11,7 +11,7 @@ import numpy as np
 from rec_dist.data.predictions import PREDICTIONS_NAME, Predictions
 from rec_dist.evaluate.measure import metrics_per_user
 from rec_dist.metrics.bootstrap import bootstrap_interval, paired_difference
-from rec_dist.pipeline.table import HEADLINE_METRICS, ComparisonRow, Difference
+from rec_dist.pipeline.table import ComparisonRow, Difference, headline_of
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
 
@@ -55,7 +55,7 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
     differences = [
         Difference(better, worse, metric, paired_difference(values[better][metric], values[worse][metric], seed=_SEED).to_dict())
         for better, worse in pairs
-        for metric in [name for name in metrics if name in HEADLINE_METRICS] or metrics[:1]
+        for metric in headline_of(metrics)
     ]
     row = facts[first_name]
     return Compared(rows, differences, len(first.user_ids), row["num_candidates"], str(row["split"]))

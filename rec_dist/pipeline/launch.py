@@ -55,6 +55,11 @@ def launch(
 
 
 def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig) -> dict[str, Any]:
+    return worker(World(device=local_device(cluster)), job)
+
+
+def local_device(cluster: ClusterConfig) -> str:
+    """What the one worker of cluster.launcher=local runs on. UserError: more workers are asked for, or a GPU that is not there."""
     import torch
 
     if cluster.num_workers not in ("auto", 1):
@@ -64,7 +69,7 @@ def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig) -> dict[str
     if cluster.use_gpu is True and not torch.cuda.is_available():
         raise UserError("cluster.use_gpu is true but this machine has no GPU that torch sees; set cluster.use_gpu=false")
     on_gpu = torch.cuda.is_available() if cluster.use_gpu == "auto" else cluster.use_gpu
-    return worker(World(device="cuda:0" if on_gpu else "cpu"), job)
+    return "cuda:0" if on_gpu else "cpu"
 
 
 @contextmanager

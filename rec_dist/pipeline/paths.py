@@ -15,6 +15,7 @@ PATHS = (
     ("evaluate", "output_dir"),
     ("profile", "output_dir"),
 )
+TASK_PATHS = (("delrec", "teacher"), ("p2rec", "teacher"), ("sequential", "init_embeddings"))  # below task
 PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
 
 
@@ -32,7 +33,7 @@ def pinned(config: RunConfig) -> RunConfig:
     for section, key in PATHS:
         if value[section][key] is not None and not (key == "path" and is_remote(value[section][key])):
             value[section][key] = str(absolute(value[section][key]))
-    teacher = value["task"]["delrec"]["teacher"]
-    if teacher not in (None, RANDOM_TEACHER):
-        value["task"]["delrec"]["teacher"] = str(absolute(teacher))
+    for section, key in TASK_PATHS:
+        if value["task"][section][key] not in (None, RANDOM_TEACHER):
+            value["task"][section][key] = str(absolute(value["task"][section][key]))
     return RunConfig.model_validate(value)

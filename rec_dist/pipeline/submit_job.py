@@ -13,8 +13,9 @@ from rec_dist.config.load import to_plain_yaml
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.data.location import is_remote
-from rec_dist.pipeline.paths import PATHS, PATHS_OR_NAMES
+from rec_dist.pipeline.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS
 from rec_dist.runtime.errors import UserError
+from rec_dist.tasks.start import RANDOM_TEACHER
 
 CONFIG_NAME = "config.yaml"
 _MARGIN_SECONDS = 30
@@ -62,6 +63,10 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
         path = value.get(section, {}).get(key)
         if path is not None and not ((section, key) in PATHS_OR_NAMES and _is_name(path)):
             value[section][key] = _place(path, f"{section}.{key}", storage)
+    for section, key in TASK_PATHS:
+        path = value.get("task", {}).get(section, {}).get(key)
+        if path not in (None, RANDOM_TEACHER):
+            value["task"][section][key] = _place(path, f"task.{section}.{key}", storage)
     name = config.submit.name or f"rec-dist-{PurePosixPath(value['train']['run_dir']).name}"
     return Job(_plain(name), RunConfig.model_validate(value), to_plain_yaml(value), config.submit)
 

@@ -142,15 +142,20 @@ def chance_level(metric: str, num_candidates: int) -> float | None:
 
 
 def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] = ()) -> str:
-    """The table for a terminal, at most 120 columns for six metrics: intervals stand on hr@1 and ndcg@10 only."""
+    """The table for a terminal, at most 120 columns for six metrics: intervals stand on those of headline_of."""
     metrics = metric_names(rows)
-    detailed = [metric for metric in HEADLINE_METRICS if metric in metrics] or metrics[:1]
     # A blank where another value has its star keeps the digits of a column under each other.
-    lines = _align(_grid(rows, detailed, lambda value, best: value + ("*" if best else " ")))
+    lines = _align(_grid(rows, headline_of(metrics), lambda value, best: value + ("*" if best else " ")))
     lines += ["", f"{_users(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
     if differences:
         lines += ["", *_align(_pair_grid(differences))]
     return "\n".join(lines) + "\n"
+
+
+def headline_of(metrics: Sequence[str]) -> list[str]:
+    """Of these, what has intervals on a terminal and paired differences: all of two, else hr@1 and ndcg@10, else the first."""
+    known = [metric for metric in HEADLINE_METRICS if metric in metrics]
+    return list(metrics) if len(metrics) <= len(HEADLINE_METRICS) else known or list(metrics[:1])
 
 
 def markdown_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] = ()) -> str:

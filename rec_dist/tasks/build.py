@@ -18,6 +18,7 @@ from rec_dist.tasks.dmpo import dmpo
 from rec_dist.tasks.dpo import dpo
 from rec_dist.tasks.language import LanguageTask
 from rec_dist.tasks.method import Method
+from rec_dist.tasks.p2rec_build import build_reconstruct_task
 from rec_dist.tasks.pieces import build_builder, build_order, build_sampler, model_spec, read_shape
 from rec_dist.tasks.sdpo import sdpo
 from rec_dist.tasks.sequential import build_sequential_task
@@ -28,7 +29,10 @@ from rec_dist.tasks.text_rows import TextRowsTask
 
 
 def choose_method(config: RunConfig, num_rejected: int | None = None) -> Method:
-    """The method that task.kind names. num_rejected: where the data set says how many; None: negatives.num."""
+    """The method that task.kind names. num_rejected: where the data set says how many; None: negatives.num.
+
+    UserError: a kind that is a task of its own.
+    """
     beta, num = config.task.beta, config.negatives.num if num_rejected is None else num_rejected
     choices = {
         "sft": lambda: sft(),
@@ -37,6 +41,8 @@ def choose_method(config: RunConfig, num_rejected: int | None = None) -> Method:
         "sdpo": lambda: sdpo(beta=beta, num_negatives=num),
         "delrec": lambda: delrec(num_negatives=num),
     }
+    if config.task.kind not in choices:
+        raise UserError(f"task.kind={config.task.kind} compares no completions; this takes one of {', '.join(choices)}")
     return choices[config.task.kind]()
 
 
@@ -139,6 +145,10 @@ def build_task(config: RunConfig, start: Start, device: str, *, split: str = "tr
         if split != "train":
             raise UserError("checkpoint.validation_units: a teacher has no lists for validation rows; set it to 0")
         return build_distill_task(config, start, device)
+    if config.task.kind == "p2rec_reconstruct":
+        if split != "train":
+            raise UserError("checkpoint.validation_units: what users prefer is known of their training part alone; set it to 0")
+        return build_reconstruct_task(config, start, device)
     if config.adapter.kind == "soft_prompt":
         raise UserError(
             f"adapter.kind=soft_prompt trains under task.kind=delrec_distill, not {config.task.kind}; set adapter.kind=lora"

@@ -16,7 +16,7 @@ from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json
 
 WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
-_OF_EVERY_MODEL = ("model", "num_sampled", "top_h")
+_OF_EVERY_MODEL = ("model", "num_sampled", "top_h", "init_embeddings")
 
 
 def shape_of(settings: SequentialConfig, num_items: int) -> Shape:

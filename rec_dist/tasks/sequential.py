@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rec_dist.config.schema import RunConfig
+from rec_dist.config.schema import RunConfig, SequentialConfig
 from rec_dist.data.dataset import PreparedData, SequenceSplit, open_data
 from rec_dist.data.item_sampler import ItemSampler
 from rec_dist.data.plan import Order
@@ -22,6 +22,7 @@ from rec_dist.models.next_item import NextItem, Recommender, Shape, build_recomm
 from rec_dist.models.sequences import SequenceBatch, lay_out, stand_in
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.trunk import I32, I64
+from rec_dist.tasks.initial_items import initial_items
 from rec_dist.tasks.recommender import WEIGHTS_NAME, kind_of, save_recommender, shape_of
 from rec_dist.tasks.teacher import top_items
 
@@ -75,22 +76,28 @@ class SequentialTask:
         seed: int,
         num_sampled: int,
         top_h: int,
+        items: Tensor | None = None,
     ) -> None:
         self.order = order
         self.width = shape.width
         self._shape, self._data, self._split, self._targets, self._seed = shape, data, split, targets, seed
         self._sampler = ItemSampler(num_sampled, seed, data.train_counts) if 0 < num_sampled < data.num_items else None
-        self._num_sampled, self._top_h = num_sampled, top_h
+        self._num_sampled, self._top_h, self._items = num_sampled, top_h, items
 
     def draw_epoch(self, epoch: int) -> int:
         """0: a unit draws nothing."""
         return 0
 
     def build_module(self) -> NextItem:
-        """The model with initial weights that are a function of the seed alone; the caller's generator is left as it was."""
+        """The model with initial weights that are a function of the seed alone, but for item embeddings that are given; the caller's
+        generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            return NextItem(build_recommender(kind_of(self._shape), asdict(self._shape)))
+            model = build_recommender(kind_of(self._shape), asdict(self._shape))
+        if self._items is not None:
+            with torch.no_grad():
+                model.catalogue.weight.copy_(self._items)
+        return NextItem(model)
 
     def unit(self, index: int, epoch: int) -> SequenceUnit:
         """The run of targets of unit `index`, after as many of the items before them as max_length leaves room for."""
@@ -213,6 +220,14 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Sequent
         seed=train.seed,
         num_sampled=settings.num_sampled,
         top_h=settings.top_h if split == "train" else 0,
+        items=_initial_items(settings, data) if split == "train" else None,
     )
     task.check(train.tokens_per_pack)
     return task
+
+
+def _initial_items(settings: SequentialConfig, data: PreparedData) -> Tensor | None:
+    if settings.init_embeddings is None:
+        return None
+    folder = Path(settings.init_embeddings)
+    return initial_items(folder, data_fingerprint=data.manifest.fingerprint, width=settings.width)

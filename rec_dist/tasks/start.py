@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rec_dist.data.embeddings import EMBEDDED_NAME
 from rec_dist.data.teacher import TEACHER_NAME
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
@@ -15,21 +16,25 @@ RANDOM_TEACHER = "random"
 
 @dataclass(frozen=True)
 class Start:
-    """A model folder; folders with an adapter and with soft prompt vectors where a run before has trained them; a teacher's lists."""
+    """A model folder; folders with an adapter and with soft prompt vectors where a run before has trained them; what a teacher has
+    left; a folder of item embeddings."""
 
     model: Path
     adapter: Path | None = None
     soft_prompt: Path | None = None
     teacher: Path | None = None
+    embeddings: Path | None = None
 
     def fingerprints(self) -> dict[str, str | None]:
-        """A sampled hash of the weights of each; None where there are none. Of vectors and a teacher only where there are any."""
+        """A sampled hash of the weights of each; None where there are none. Of the last three only where there are any."""
         folders = {"model": self.model if self.model.name else None, "adapter": self.adapter}
         if self.soft_prompt is not None:
             folders["soft_prompt"] = self.soft_prompt
         prints = {name: sampled_fingerprint(folder, "*.safetensors") if folder else None for name, folder in folders.items()}
         if self.teacher is not None:
             prints["teacher"] = sha256(self.teacher / TEACHER_NAME)
+        if self.embeddings is not None:
+            prints["embeddings"] = sha256(self.embeddings / EMBEDDED_NAME)
         return prints
 
 
@@ -66,19 +71,22 @@ def trained(saved: Path, model_path: Path) -> Start:
     return Start(base_of(saved, model_path), adapter, soft_prompt)
 
 
-def find_teacher(run_dir: str | None) -> Path | None:
-    """The folder with the lists of the recommender trained in `run_dir`; None for random ones. Raises UserError for neither."""
-    if run_dir == RANDOM_TEACHER:
+def find_teacher(run_dir: str | None, *, kind: str, key: str, may_be_random: bool) -> Path | None:
+    """The folder with what the recommender trained in `run_dir` has left; None for `random`. Raises UserError for neither.
+
+    kind, key: task.kind and the key that names the run, for the message.
+    """
+    if run_dir == RANDOM_TEACHER and may_be_random:
         return None
     if run_dir is None:
+        other = ", or random" if may_be_random else ""
         raise UserError(
-            "task.kind=delrec_distill needs task.delrec.teacher: the run directory of a recommender trained with "
-            "task.sequential.top_h, or random"
+            f"task.kind={kind} needs {key}: the run directory of a recommender trained with task.sequential.top_h{other}"
         )
     folder = Path(run_dir) / "model"
     if not (folder / TEACHER_NAME).is_file():
         raise UserError(
-            f"task.delrec.teacher ({run_dir}) has no {TEACHER_NAME} in model/; train it to the end with task.sequential.top_h above 0"
+            f"{key} ({run_dir}) has no {TEACHER_NAME} in model/; train it to the end with task.sequential.top_h above 0"
         )
     return folder
 

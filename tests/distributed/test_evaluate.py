@@ -112,3 +112,21 @@ def test_all_rankers_are_asked_the_same_and_a_second_time_nothing_is_done(
     )  # another question is another evaluation
     assert (code, "already" in child.err) == (0, False)
     assert json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))["row"]["num_candidates"] == 5
+
+
+def test_a_run_on_other_questions_beside_its_own(trainer: Any, tmp_path: Path) -> None:
+    """evaluate.output_dir: the same scores, elsewhere, and the run's own evaluation stays."""
+    from rec_dist.data.predictions import Predictions
+
+    run, other = trainer.train(tmp_path / "run", *_SFT), tmp_path / "elsewhere"
+    code, child = run_command(tmp_path, "evaluate", run.path)
+    assert code == 0, child.err
+    kept = (run.path / "evaluation.json").read_bytes()
+    code, child = run_command(tmp_path, "evaluate", run.path, f"evaluate.output_dir={other}")
+    assert code == 0, child.err
+    assert (run.path / "evaluation.json").read_bytes() == kept
+    own, there = (Predictions.read(folder / "predictions.arrow") for folder in (run.path, other))
+    np.testing.assert_array_equal(np.concatenate(own.scores), np.concatenate(there.scores))
+    code, child = run_command(tmp_path, "evaluate", run.path, "evaluate.ranker=popularity")
+    assert code == 2
+    assert "evaluate.ranker goes with a CONFIG" in child.err

@@ -52,7 +52,8 @@ def test_a_worker_fails(trainer: Any, tmp_path: Path, record: dict[str, Any], ki
     if kind == "SIGSTOP":
         assert "no worker got on for 3" in restarts[0]["reason"]
         stopped, other = ((run_dir / "stacks" / f"rank-{number}.txt").read_text(encoding="utf-8") for number in (rank, 1 - rank))
-        assert "stopped by a signal" in stopped and "strike" in stopped
+        # Told to go on, it runs while its stack is written, on a busy machine past the line where it was stopped.
+        assert "stopped by a signal" in stopped and "in train_worker" in stopped
         assert "stopped by a signal" not in other and "most recent call first" in other
     assert_same(run, undisturbed(trainer))
     record.update(restarts=len(restarts), outcome="same parameters, bit for bit")

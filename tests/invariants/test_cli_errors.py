@@ -128,6 +128,53 @@ def test_profile(case: Case, words: list[str], names: tuple[str, ...]) -> None:
     case.refuses("profile", case.file, *words, names=names)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["train.tokens_per_pack=8"], ("train.tokens_per_pack (8)", "the prompt of", "raise it")),
+        (["prompt.candidates=listed"], ("prompt.candidates=listed", "set it to none")),
+        (["task.p2rec.pooling=first"], ("task.p2rec.pooling", "last", "mean", "'first'")),
+        (["model.path=/no/such/model"], ("model.path", "/no/such/model")),
+        (["cluster.num_workers=2"], ("cluster.num_workers (2)", "cluster.launcher=ray")),
+        (["prompt.num_virtual=4"], ("prompt.num_virtual (4)", "nothing has trained")),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_embed(case: Case, overrides: list[str], names: tuple[str, ...]) -> None:
+    case.refuses("embed", case.file, case.folder / "items", *overrides, names=names)
+
+
+def test_embed_keeps_out_of_a_folder_of_other_things(case: Case) -> None:
+    (case.folder / "items").mkdir()
+    (case.folder / "items" / "thesis.txt").write_text("x", encoding="utf-8")
+    case.refuses("embed", case.file, case.folder / "items", names=("items", "not empty", "name another folder"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ([], ("task.kind=p2rec_reconstruct needs task.p2rec.teacher", "task.sequential.top_h")),
+        (["task.p2rec.teacher=nowhere"], ("task.p2rec.teacher", "nowhere", "teacher.json", "train it to the end")),
+        (["task.p2rec.teacher=random"], ("task.p2rec.teacher", "random", "teacher.json")),
+        (["adapter.kind=soft_prompt", "task.p2rec.teacher=nowhere"], ("task.p2rec.teacher",)),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_p2rec_without_a_teacher(case: Case, overrides: list[str], names: tuple[str, ...]) -> None:
+    case.refuses("train", case.file, "task.kind=p2rec_reconstruct", *overrides, names=names)
+
+
+def test_what_has_no_completions_is_not_planned(case: Case) -> None:
+    cluster = Path(__file__).parents[2] / "configs" / "clusters" / "local-cpu.yaml"
+    words = ("task.kind=p2rec_reconstruct", f"plan.cluster={cluster}")
+    case.refuses("plan", case.file, *words, names=("task.kind=p2rec_reconstruct", "sdpo"))
+
+
+def test_initial_embeddings_that_are_not_there(case: Case) -> None:
+    words = ("task.kind=sequential", f"task.sequential.init_embeddings={case.folder}")
+    case.refuses("train", case.file, *words, names=("holds no item embeddings", "rec-dist embed"))
+
+
 def test_profile_keeps_out_of_a_folder_of_other_things(case: Case) -> None:
     (case.folder / "run-profile").mkdir()
     (case.folder / "run-profile" / "thesis.txt").write_text("x", encoding="utf-8")
@@ -144,6 +191,9 @@ def test_profile_keeps_out_of_a_folder_of_other_things(case: Case) -> None:
         (["evaluate", "no.yaml"], ("no.yaml", "does not exist")),
         (["run", "no.yaml"], ("no.yaml", "does not exist")),
         (["verify", "nowhere"], ("nowhere", "neither a prepared data set nor a run directory")),
+        (["embed", "no.yaml"], ("FOLDER", "--help")),
+        (["embed", "no.yaml", "items"], ("no.yaml", "does not exist")),
+        (["embed", ".", "items"], ("is not finished", "rec-dist train")),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
@@ -334,6 +384,8 @@ def test_a_cache_that_cannot_be_written(case: Case) -> None:
         ([{"name": "a", "do": "train", "target": "x"}], ("pipeline.stages has no evaluate stage",)),
         ([{"name": "a", "do": "fly", "target": "x"}], ("pipeline.stages", "'fly'")),
         ([{"name": "a", "do": "train", "target": "x"}] * 2, ("pipeline.stages", "a twice")),
+        ([{"name": "a", "do": "embed", "target": "x"}], ("pipeline.stages: a has no key `to`",)),
+        ([{"name": "a", "do": "train", "target": "x", "to": "y"}], ("pipeline.stages: a has a key `to`", "embed alone")),
         ([{"name": "a", "do": "train", "target": "x", "wings": 2}], ("wings", "is no key")),
     ],
 )

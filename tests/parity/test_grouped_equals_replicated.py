@@ -19,7 +19,7 @@ from torch import Tensor
 from rec_dist.models.attention import visible
 from rec_dist.models.language import load_language_model
 from rec_dist.models.scorer import Scorer, check_forks
-from rec_dist.models.trunkwise import TRUNKWISE
+from rec_dist.models.trunkwise import TRUNKWISE, trunk_masks
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
 
@@ -262,9 +262,10 @@ def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama-tied", "mistral-sliding", "gpt2-tied", "gemma3"])
 def test_trunk_by_trunk_is_the_dense_mask(name: str, folder_of: Callable[[str], Path]) -> None:
-    """Long trunks, many branches and a trunk without any, padded rows at the end: log-probs and every gradient."""
+    """Trunks that share a call and some that do not, many branches and no branches, padded rows: log-probs and every gradient."""
     rng = np.random.default_rng(5)
-    trees = [random_tree(rng, vocab_size=VOCAB, prompt=prompt, groups=groups) for prompt, groups in [(30, 6), (2, 1), (25, 2)]]
+    sizes = [(30, 6), (2, 1), (25, 2), (29, 1), (30, 2)]
+    trees = [random_tree(rng, vocab_size=VOCAB, prompt=prompt, groups=groups) for prompt, groups in sizes]
     plain = pack(trees)
     stream = plain.padded_to(plain.num_tokens + 3)
     scorers = {}
@@ -272,6 +273,9 @@ def test_trunk_by_trunk_is_the_dense_mask(name: str, folder_of: Callable[[str], 
         model: Any = load_language_model(folder_of(name), dtype=torch.float32, attention=way)
         assert model.config._attn_implementation == {"sdpa": "sdpa", "trunkwise": TRUNKWISE}[way]
         scorers[way] = Scorer(model, weighted_loss, ())
+    masks = trunk_masks(stream, model.config, torch.float32)
+    calls = [call for mask in (masks.values() if isinstance(masks, dict) else [masks]) for call in mask.calls]
+    assert sorted(map(len, calls))[-1] == 3, "30, 29 and 30 tokens are about the same length"
     loss = {way: scorer(stream)[0] for way, scorer in scorers.items()}
     assert float((loss["sdpa"] - loss["trunkwise"]).detach().abs()) <= 1e-4 * (1 + float(loss["sdpa"].detach().abs()))
     for value in loss.values():

@@ -20,7 +20,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 CONFIG = re.compile(r"\bconfigs/[\w.-]+\.yaml")
 MODULE = re.compile(r"`([\w./-]+\.(?:py|sh))`")
 SOURCES = [ROOT, ROOT / "rec_dist", ROOT / "kernels"]  # a module is named from any of them, such as train/loop.py
-TARGET = re.compile(r"`make ([a-z][a-z-]*)|^(?: {4}|\$ )make ([a-z][a-z-]*)", re.MULTILINE)
+TARGET = re.compile(r"`make ([a-z][a-z0-9-]*)|^(?: {4}|\$ )make ([a-z][a-z0-9-]*)", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -115,6 +115,6 @@ def test_named_make_targets_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     named = {target for pair in TARGET.findall(text) for target in pair if target}
     for block in FENCED.findall(text):
-        named |= set(re.findall(r"^(?:\$ )?make ([a-z][a-z-]*)", block, re.MULTILINE))
+        named |= set(re.findall(r"^(?:\$ )?make ([a-z][a-z0-9-]*)", block, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert sorted(named - set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))) == []
+    assert sorted(named - set(re.findall(r"^([a-z][a-z0-9-]*):", makefile, re.MULTILINE))) == []

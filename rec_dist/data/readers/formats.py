@@ -7,6 +7,7 @@ from pathlib import Path
 from rec_dist.data.interactions import Interactions
 from rec_dist.data.readers.amazon import find_amazon, open_amazon
 from rec_dist.data.readers.blocks import kind_of
+from rec_dist.data.readers.book_crossing import BOOKS, RATINGS, find_book_crossing, open_book_crossing
 from rec_dist.data.readers.columns import open_csv
 from rec_dist.data.readers.movielens import LAYOUTS, open_movielens
 from rec_dist.data.readers.parquet import open_parquet
@@ -31,12 +32,13 @@ class FileSet:
 def find_files(source: Path, format_name: str) -> FileSet:
     """Finds the files to read in `source` (a file or a folder); format_name is data.format.
 
-    auto takes the first that fits of recbole (*.inter), movielens (a known pair of names), amazon (reviews in JSON lines), parquet
-    (*.parquet), csv (one .csv or .tsv file). UserError: nothing fits, or several files do.
+    auto takes the first that fits of recbole (*.inter), movielens and book_crossing (known pairs of names), amazon (reviews in JSON
+    lines), parquet (*.parquet), csv (one .csv or .tsv file). UserError: nothing fits, or several files do.
     """
     finders = {
         "recbole": _find_recbole,
         "movielens": _find_movielens,
+        "book_crossing": find_book_crossing,
         "amazon": find_amazon,
         "parquet": _find_parquet,
         "csv": _find_csv,
@@ -52,6 +54,7 @@ def find_files(source: Path, format_name: str) -> FileSet:
     expected = {
         "recbole": "one NAME.inter and its NAME.item",
         "movielens": pairs,
+        "book_crossing": f"{RATINGS} + {BOOKS}",
         "amazon": "one NAME.json or NAME.jsonl (or .gz) and its meta_NAME",
         "parquet": ".parquet files",
         "csv": "one .csv or .tsv file",
@@ -64,11 +67,13 @@ def find_files(source: Path, format_name: str) -> FileSet:
 
 def open_source(found: FileSet, columns: Mapping[str, str]) -> Source:
     """Opens the files; rows are read later, a block at a time. columns is data.columns (csv, parquet, recbole)."""
-    if found.format in ("movielens", "amazon") and columns:
+    if found.format in ("movielens", "book_crossing", "amazon") and columns:
         raise UserError(f"data.columns has no effect on data.format={found.format}; remove it, or set data.format=csv.")
     second = found.files[1] if len(found.files) > 1 else None
     if found.format == "movielens":
         return open_movielens(found.files[0], found.files[1])
+    if found.format == "book_crossing":
+        return open_book_crossing(found.files[0], found.files[1])
     if found.format == "recbole":
         return open_recbole(found.files[0], second, columns)
     if found.format == "amazon":

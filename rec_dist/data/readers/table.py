@@ -37,6 +37,11 @@ class Table:
     lines: I64
     num_lines: int
 
+    def where(self, kept: pa.Array | pa.ChunkedArray) -> "Table":
+        """The rows (R,) that are kept; line numbers and num_lines stay those of the block."""
+        lines = self.lines[np.asarray(kept)]
+        return Table(self.path, self.names, [column.filter(kept) for column in self.columns], lines, self.num_lines)
+
     def column(self, name: str) -> pa.ChunkedArray:
         """One column as it was read."""
         return self.columns[self.names.index(name)]
@@ -120,13 +125,14 @@ def parse_table(
     names: Sequence[str],
     delimiter: str,
     quoted: bool = False,
+    escaped: bool = False,
     encoding: str = "utf8",
     lines_before: int = 0,
 ) -> Table:
     """Reads a block of delimited text; rows with another number of columns than `names` go to `bad`.
 
-    delimiter may be "::". The first row counts as line lines_before + 1. UserError: bytes that are not in the encoding, or
-    text that cannot be cut into rows at all.
+    delimiter may be "::". escaped: a backslash in a cell stands before a character that means itself. The first row counts as line
+    lines_before + 1. UserError: bytes that are not in the encoding, or text that cannot be cut into rows at all.
     """
     data, path = read_buffer(block.data, block.begin, block.end), block.path
     if len(delimiter) > 1:
@@ -141,15 +147,14 @@ def parse_table(
         return "skip"
 
     try:
-        columns = _parse(data, list(names), delimiter, quoted, encoding, keep_going)
+        columns = _parse(data, list(names), delimiter, quoted, escaped, encoding, keep_going)
     except (pa.ArrowInvalid, UnicodeDecodeError) as fault:
         raise UserError(_unreadable(block, encoding, str(fault))) from None
     num_lines = len(columns[0]) + len(malformed)
     lines = lines_before + np.setdiff1d(np.arange(1, num_lines + 1, dtype=np.int64), np.array(malformed, dtype=np.int64))
+    table = Table(path, list(names), columns, lines, num_lines)
     filled = _filled(columns)
-    if not filled.all():
-        columns, lines = [column.filter(pa.array(filled)) for column in columns], lines[filled]
-    return Table(path, list(names), columns, lines, num_lines)
+    return table if filled.all() else table.where(pa.array(filled))
 
 
 def _filled(columns: list[pa.ChunkedArray]) -> Bool:
@@ -179,7 +184,9 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
     return names, len(line)
 
 
-def _parse(data: pa.Buffer, names: list[str], delimiter: str, quoted: bool, encoding: str, on_bad: Any) -> list[pa.ChunkedArray]:
+def _parse(
+    data: pa.Buffer, names: list[str], delimiter: str, quoted: bool, escaped: bool, encoding: str, on_bad: Any
+) -> list[pa.ChunkedArray]:
     if data.size == 0:
         return [pa.chunked_array([], pa.string()) for _ in names]
     table = pyarrow.csv.read_csv(
@@ -188,6 +195,7 @@ def _parse(data: pa.Buffer, names: list[str], delimiter: str, quoted: bool, enco
         parse_options=pyarrow.csv.ParseOptions(
             delimiter=delimiter,
             quote_char='"' if quoted else False,
+            escape_char="\\" if escaped else False,
             newlines_in_values=quoted,
             ignore_empty_lines=False,  # skipping them silently would shift the line numbers
             invalid_row_handler=on_bad,

@@ -178,3 +178,54 @@ def test_blocks_of_other_formats_give_the_same_data_set(kind, tmp_path):
         prepare(config, log=lambda line: None, sizes=Sizes(900, 50, 70, 16))
     for path in (tmp_path / "memory").iterdir():
         assert path.read_bytes() == (tmp_path / "disk" / path.name).read_bytes(), path.name
+
+
+BOOKS = [
+    '"ISBN";"Book-Title";"Book-Author"',
+    '"01";"The Word \\"Desire\\"";"Rikki Ducornet"',
+    '"02";"Dr. Jekyll &amp; Mr. Hyde; and others";"R. L. Stevenson"',
+    '"\\"03";"Café";"X"',
+]
+BOOK_RATINGS = [
+    '"User-ID";"ISBN";"Book-Rating"',
+    '"7";"02";"8"',
+    '"7";"01";"0"',  # a book at hand, not rated
+    '"8";"\\"03";"3"',
+    '"7";"99";"0"',  # unknown, and not rated either: no fault
+    '"9";"01";"10"',
+]
+
+
+def write_books(folder: Path, *more: str) -> None:
+    (folder / "BX-Books.csv").write_bytes("\r\n".join([*BOOKS, ""]).encode("latin-1"))
+    (folder / "BX-Book-Ratings.csv").write_bytes("\r\n".join([*BOOK_RATINGS, *more, ""]).encode("latin-1"))
+
+
+def test_book_crossing_keeps_the_explicit_ratings(tmp_path: Path) -> None:
+    write_books(tmp_path)
+    got = read(tmp_path)
+    assert got.items.titles == ['The Word "Desire"', "Dr. Jekyll & Mr. Hyde; and others", "Café"]
+    rows = [(got.raw_users[u], got.items.raw[i], r) for u, i, r in zip(got.user, got.item, got.rating, strict=True)]
+    assert rows == [("7", "02", 8.0), ("8", '"03', 3.0), ("9", "01", 10.0)]
+    assert got.timestamp is None
+
+
+def test_a_rating_of_an_unknown_book_is_a_bad_row(tmp_path: Path) -> None:
+    write_books(tmp_path, '"9";"98";"5"')
+    with pytest.raises(UserError, match=r"BX-Book-Ratings\.csv:7: .*item is not in BX-Books\.csv"):
+        read(tmp_path)
+    assert len(read(tmp_path, bad=1).user) == 3
+
+
+def test_blocks_of_book_crossing_give_the_same_rows(tmp_path: Path) -> None:
+    write_books(tmp_path, *(f'"{user}";"{["01", "02"][user % 2]}";"{user % 11}"' for user in range(10, 200)))
+    source = open_source(find_files(tmp_path, "book_crossing"), {})
+    blocks = source.rows.cut(source.files[0], 100)
+    assert len(blocks) > 20
+    read_of = lambda some: [
+        (users[u], i, r)
+        for rows in (source.rows.read(block, source.known) for block in some)
+        for users in [rows.users.to_pylist()]
+        for u, i, r in zip(rows.user, rows.item, rows.rating, strict=True)
+    ]
+    assert read_of(blocks) == read_of(source.files)

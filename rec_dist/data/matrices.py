@@ -1,0 +1,51 @@
+"""Matrices as Arrow files: a column of fixed-size lists a matrix, written part by part, whole or not at all, and read as views.
+
+Arrow IPC file format, uncompressed: 4 bytes a float32, mapped when read.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rec_dist.runtime.files import atomic_path
+
+F32 = npt.NDArray[np.float32]
+
+
+def vector_schema(width: int) -> pa.Schema:
+    """item_id int32, vector float32[width]."""
+    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), width)
+    return pa.schema([pa.field("item_id", pa.int32(), nullable=False), pa.field("vector", vector, nullable=False)])
+
+
+def write_columns(path: Path, schema: pa.Schema, parts: Iterable[Sequence[npt.NDArray[Any]]]) -> int:
+    """Writes each part, columns in the schema's order, as a record batch; whole or not at all. Returns the rows."""
+    num_rows = 0
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+        for columns in parts:
+            arrays = [_array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            num_rows += len(columns[0])
+    return num_rows
+
+
+def _array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values, type=kind)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1), type=kind.value_type), type=kind)
+
+
+def matrices(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
+    """A column of fixed-size lists as one (rows, size) view a record batch."""
+    size = column.type.list_size
+    return [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, size) for chunk in column.chunks]
+
+
+def matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """The same as one (rows, size): a view where it is one record batch."""
+    parts = matrices(column)
+    return np.concatenate(parts) if len(parts) != 1 else parts[0]

@@ -1,0 +1,95 @@
+"""A language model as a reader: each prompt becomes one state, and a linear layer may say something of it.
+
+The head is not run, so the cost is that of the decoder. Which loss: a function handed in, as with the scorer.
+
+U prompts, T rows, R pooled rows, D width, C outputs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rec_dist.models.attention_paths import num_rows, run_decoder
+from rec_dist.runtime.errors import UserError
+from rec_dist.stream.prompts import Prompts, pack_prompts
+
+# (outputs (U, C) float32, prompts) -> (loss_sum () with its graph, count (), metric name -> sum ()).
+ReadingLoss = Callable[[Tensor, Prompts], tuple[Tensor, Tensor, dict[str, Tensor]]]
+
+
+class Encoder(nn.Module):
+    """model: a causal language model, with or without a PEFT adapter. tokens_per_pack: as models.scorer.Scorer takes it."""
+
+    def __init__(self, model: nn.Module, *, tokens_per_pack: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        self._tokens_per_pack = tokens_per_pack
+        self._base = [base]  # in a list: a second registration would give every parameter a second name
+
+    @property
+    def vocab_size(self) -> int:
+        """V, as the model's configuration has it."""
+        return int(self._base[0].config.vocab_size)
+
+    def num_rows(self, prompts: Prompts) -> int:
+        """Rows that the model runs for `prompts`, padding included; there is some under FlexAttention alone."""
+        return num_rows(prompts.stream, self._base[0].config, self._tokens_per_pack)
+
+    def forward(self, prompts: Prompts) -> Tensor:
+        """-> (U, D) float32: the mean of each prompt's pooled rows, behind the decoder's last norm."""
+        hidden = run_decoder(self._base[0], prompts.stream, self._tokens_per_pack)  # (>= T, D)
+        pooled = hidden[prompts.rows].float()  # (R, D)
+        sums = pooled.new_zeros(len(prompts.weights), pooled.shape[1]).index_add(0, prompts.owners, pooled)
+        counts = torch.bincount(prompts.owners, minlength=len(prompts.weights))  # (U,)
+        return sums / counts.unsqueeze(1)
+
+
+class Reader(nn.Module):
+    """An encoder and a linear layer on its states, which begins as `start` (C,) whatever the state: weights 0, that bias.
+
+    A random layer first has to unlearn what it says of states that differ little: with SmolLM2-135M its first loss was three times
+    that of one guess for all.
+    """
+
+    def __init__(self, encoder: Encoder, start: Tensor, width: int, loss: ReadingLoss, metric_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.linear = nn.Linear(width, len(start))
+        with torch.no_grad():
+            self.linear.weight.zero_()
+            self.linear.bias.copy_(start)
+        self.loss, self.metric_names = loss, metric_names
+
+    def num_rows(self, prompts: Prompts) -> int:
+        """As Encoder.num_rows."""
+        return self.encoder.num_rows(prompts)
+
+    def forward(self, prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
+        """-> (loss_sum (), sums (2 + S,) = loss, count and each metric, states (U, D) float32); only the first has a graph."""
+        states = self.encoder(prompts)
+        outputs = self.linear(states.to(self.linear.weight.dtype)).float()
+        loss_sum, count, metrics = self.loss(outputs, prompts)
+        numbers = [loss_sum.detach(), count, *(metrics[name] for name in self.metric_names)]
+        return loss_sum, torch.stack([number.double() for number in numbers]), states.detach()
+
+
+def check_alone(score: Callable[[Prompts], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
+    """The state of a prompt that stands behind another one, and alone; UserError when they differ.
+
+    score: prompts -> states (U, D), called twice on every rank; dtype: the model's. As models.scorer.check_forks: catches models whose
+    attention drops the mask.
+    """
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    tokens = ((np.arange(64, dtype=np.int64) * 7919 + 13) % max(vocab_size - 1, 1)).astype(np.int32)
+    before, prompt = tokens[40:53], tokens[:9]
+    together, alone = score(pack_prompts([before, prompt], [1, 1]))[-1], score(pack_prompts([prompt], [1]))[-1]
+    difference = float((together - alone).norm())
+    if not difference <= tolerance * (1 + float(alone.norm())):
+        raise UserError(
+            f"model.path: what this model makes of a prompt changes by {difference:.3g} when another one stands before it, so its "
+            "attention does not keep to the mask; choose a decoder such as Llama, Qwen, Gemma or GPT-2"
+        )

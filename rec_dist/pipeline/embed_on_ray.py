@@ -1,0 +1,60 @@
+"""The parts of `rec-dist embed` on Ray Data: an actor a worker, each with the whole model, a part a row.
+
+Actors rather than tasks, because a model is loaded once and serves many parts. Ray Data starts the parts of a lost worker again,
+which is safe: a part's file is whole or absent. Cost: 20-30 s to start Ray here, and a model load a worker.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rec_dist.config.schema import ClusterConfig
+from rec_dist.evaluate.embed import Embedder, EmbedJob
+from rec_dist.pipeline import ray_cluster
+from rec_dist.pipeline.sizing import size_workers
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.quiet import quieten
+
+
+class _Actor:
+    """The model is loaded at the first part, so that what is wrong with it comes back as a row."""
+
+    def __init__(self, job: EmbedJob, device: str) -> None:
+        quieten()
+        self._job, self._device = job, device
+        self._embedder: Embedder | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if self._embedder is None:
+                self._embedder = Embedder(self._job, self._device)
+            self._embedder.write(int(row["part"]))
+        except UserError as fault:  # as a result: raised, Ray would wrap it and try again
+            return {"part": row["part"], "fault": str(fault)}
+        return {"part": row["part"], "fault": ""}
+
+
+def write_parts(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> Iterator[int]:
+    """Writes `parts` and yields each once it is written, in any order. UserError: what a worker refused, or too small a cluster."""
+    ray_cluster.connect(cluster.address)
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":
+            handler.setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the parts are counted by the command
+    context.print_on_execution_start = False
+    size = size_workers(cluster, ray_cluster.nodes(asked=False))
+    share = {"num_gpus": 1} if size.use_gpu else {"num_cpus": size.cpus}
+    rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map(
+        _Actor,
+        fn_constructor_args=(job, "cuda:0" if size.use_gpu else "cpu"),
+        compute=ActorPoolStrategy(size=min(size.num_workers, len(parts))),
+        **share,
+    )
+    for row in rows.iter_rows():
+        if row["fault"]:
+            raise UserError(row["fault"])
+        yield int(row["part"])
