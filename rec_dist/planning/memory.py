@@ -176,7 +176,8 @@ def memory(setup: Setup, *, reserved: float, margin: float) -> dict[str, float]:
         "parameters": held * b,
         "gradients": gradient_bytes(setup),
         "optimizer state": optimizer_bytes(setup),
-        "gathered layers": live_elements(setup.parameters, zero) * b,
+        # One worker gathers nothing: it uses its shard as it lies.
+        "gathered layers": live_elements(setup.parameters, zero) * b if setup.workers > 1 else 0,
         "gradient bucket": bucket_elements(setup) * b,
         "activations": activation_bytes(setup),
         "backward of a layer": backward_bytes(setup),

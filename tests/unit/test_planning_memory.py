@@ -193,3 +193,16 @@ def test_the_parts_add_up() -> None:
     assert parts["fragmentation"] == pytest.approx(0.1 * rest)
     assert parts["reserved"] == 7.0
     assert all(size >= 0 for size in parts.values())
+
+
+def test_one_worker_gathers_nothing() -> None:
+    assert memory(setup(workers=1), reserved=0.0, margin=0.0)["gathered layers"] == 0
+    assert memory(setup(workers=2), reserved=0.0, margin=0.0)["gathered layers"] == 2 * 10
+
+
+def test_on_a_cpu_a_bucket_is_as_large_as_what_trains_and_chunks_as_all_logits() -> None:
+    """11 elements train in a bucket of 50; 128 rows of 50 logits, three times in plain PyTorch, and the hidden rows' gradient."""
+    on_cpu = memory(setup(on_gpu=False, attention="trunkwise", element=4), reserved=0.0, margin=0.0)
+    assert on_cpu["gradient bucket"] == 4 * 11
+    assert on_cpu["head"] == 3 * 128 * 50 * 4 + 128 * 8 * 4
+    assert memory(setup(), reserved=0.0, margin=0.0)["gradient bucket"] == 2 * 50
