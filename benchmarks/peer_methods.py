@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from benchmarks.peer_targets import PACK, Point
 from rec_dist.losses import preference_sums
 from rec_dist.models.attention_paths import choose_attention
+from rec_dist.models.fused_lora import fuse_lora
 from rec_dist.models.scorer import Scorer
 from rec_dist.models.trunkwise import register
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
@@ -242,7 +243,7 @@ class Replicated(Separate):
 
 
 class Grouped:
-    """d and e. The project's own scorer and loss on packed streams, reference cached. Each of `packs` is a forward and a backward."""
+    """d and e. Our scorer, loss and LoRA on packed streams, reference cached. Each of `packs` is a forward and a backward."""
 
     def __init__(
         self,
@@ -255,6 +256,7 @@ class Grouped:
         tokens_per_pack: int = 0,
     ) -> None:
         method = sdpo(beta=BETA, num_negatives=negatives)
+        fuse_lora(model)
         self.scorer = Scorer(model, method.loss, method.metric_names, method.preference, tokens_per_pack=tokens_per_pack)
         self.streams: list[GroupedStream] = [pack_trunks(trunks).to(device) for trunks in packs]
         if adapter:

@@ -12,6 +12,7 @@ from torch import nn
 from rec_dist.models.attention import check_architecture
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import FLEX, allow_compilations
+from rec_dist.models.fused_lora import fuse_lora
 from rec_dist.models.scorer import POLICY_ADAPTER, REFERENCE_ADAPTER
 from rec_dist.models.trunkwise import register
 from rec_dist.runtime.errors import UserError
@@ -92,6 +93,7 @@ def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | Non
             for name, parameter in wrapped.named_parameters():
                 if f".{REFERENCE_ADAPTER}." in name:
                     parameter.requires_grad_(False)
+    fuse_lora(wrapped)
     result: nn.Module = wrapped
     return result
 
