@@ -221,7 +221,11 @@ def test_a_damaged_data_set_is_not_kept(tmp_path):
         ("user,item,rating,timestamp\na,x,5,1\na,y,5,1\n", {}, "leaves the train split without a target"),
         ("user,item,rating,timestamp,title\na,x,5,1,\na,y,5,1,Y\n", {}, "the item 'x' has an empty title"),
         (TINY, {"split": "user_ratio", "valid_fraction": 0.5, "test_fraction": 0.5}, r"data.valid_fraction \(0.5\)"),
-        (TINY, {"source": "/no/such/folder"}, r"data.source \(/no/such/folder\) is no existing file .* \(ml-100k, ml-1m, book-crossing\)"),
+        (
+            TINY,
+            {"source": "/no/such/folder"},
+            r"data.source \(/no/such/folder\) is no existing file .* \(ml-100k, ml-1m, book-crossing\)",
+        ),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(text, changes, words, tmp_path):
