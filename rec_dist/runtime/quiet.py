@@ -25,8 +25,8 @@ def quieten() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to guess
-        # Numbers below 1e-38 are zero. The coefficient of a negative that is 90 nats behind is such a number, and products of them take
-        # x86 so long that a step of S-DPO was three times slower (docs/LOG.md). For this thread and those that it starts.
+        # Numbers below 1e-38 are zero. The coefficient of a negative that is 90 nats behind is such a number, and products of them
+        # take x86 so long that a step of S-DPO was three times slower (docs/LOG.md). For this thread and those that it starts.
         torch.set_flush_denormal(True)
         # Read by glibc when a worker starts: it keeps freed memory. ZeRO-3 gathers into fresh tensors every step, and the page
         # faults of asking the system for them again took 0.5 s of a step of 3 s.
