@@ -42,21 +42,22 @@ class Shape:
     vocab: int = 49152
     tied: bool = True
 
+    @property
+    def num_weights(self) -> int:
+        """Elements of all weights."""
+        attention = 2 * self.hidden * self.hidden * (1 + self.kv_heads / self.heads)
+        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return int(self.layers * layer + ((1 if self.tied else 2) * self.vocab + 1) * self.hidden)
+
 
 TINY = Shape(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64, vocab=320)
 
 
-def build_model(
-    shape: Shape, *, lora: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa"
-) -> nn.Module:
-    """Random weights, the same in every process. LoRA r8 on all linear layers, its B moved off zero so that it has an effect.
+def llama_config(shape: Shape) -> Any:
+    """The configuration that transformers builds a Llama of this shape from."""
+    from transformers import LlamaConfig
 
-    attention: as model.attention; a, b and c need none of our masks and take transformers' default, "sdpa".
-    """
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -68,6 +69,19 @@ def build_model(
         bos_token_id=None,
         eos_token_id=END,
     )
+
+
+def build_model(
+    shape: Shape, *, lora: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa"
+) -> nn.Module:
+    """Random weights, the same in every process. LoRA r8 on all linear layers, its B moved off zero so that it has an effect.
+
+    attention: as model.attention; a, b and c need none of our masks and take transformers' default, "sdpa".
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    config = llama_config(shape)
     register()
     config._attn_implementation = choose_attention(attention, config, device=device)
     torch.manual_seed(0)

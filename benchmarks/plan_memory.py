@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.whole_runs import SHAPES, LlamaShape, make_inputs, predicted, step_rows, train
+from benchmarks.peer_methods import Shape
+from benchmarks.whole_runs import SHAPES, make_inputs, predicted, step_rows, train
 
 GROUPS, TOKENS_PER_PACK = 24, 1024  # two packs, almost full, on one worker and on two
-NOTHING = LlamaShape(64, 128, 1, 2, 2, 8192)
+NOTHING = Shape(64, 1, 2, 2, 128, 8192)
 _NOT_TORCH = ("fragmentation", "reserved")
 
 

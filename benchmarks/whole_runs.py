@@ -7,12 +7,10 @@ under ZeRO stage 3 read into shards.
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import yaml
 from safetensors.torch import save_file
 
 from benchmarks.loader import small_tokenizer, write_synthetic
+from benchmarks.peer_methods import Shape, llama_config
 from rec_dist.config.load import to_yaml
 from rec_dist.config.schema import RunConfig
 from rec_dist.pipeline.commands import find_start, prepare
@@ -30,6 +29,7 @@ from rec_dist.pipeline.paths import pinned
 from rec_dist.pipeline.plan import make_plan
 from rec_dist.runtime.quiet import quieten
 from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.train.memory import in_use_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "configs" / "clusters" / "local-cpu.yaml"
@@ -44,49 +44,20 @@ _EXACT = {
 }
 
 
-@dataclass(frozen=True)
-class LlamaShape:
-    """A Llama's numbers; tied embeddings."""
-
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-
-    @property
-    def num_weights(self) -> int:
-        """Elements of all weights."""
-        attention = 2 * self.width * self.width * (1 + self.kv_heads / self.heads)
-        return int(self.layers * (attention + 3 * self.width * self.inner + 2 * self.width) + (self.vocabulary + 1) * self.width)
-
-
 SHAPES = {
-    "25M": LlamaShape(512, 1376, 8, 8, 4, 8192),
-    "135M": LlamaShape(576, 1536, 30, 9, 3, 49152),
-    "300M": LlamaShape(1024, 2816, 24, 16, 8, 8192),
-    "3B": LlamaShape(3072, 8192, 30, 24, 8, 8192),
+    "25M": Shape(512, 8, 8, 4, 1376, 8192),
+    "135M": Shape(),
+    "300M": Shape(1024, 24, 16, 8, 2816, 8192),
+    "3B": Shape(3072, 30, 24, 8, 8192, 8192),
 }
 
 
-def write_model(folder: Path, shape: LlamaShape, tokenizer: Any, *, dtype: torch.dtype) -> None:
+def write_model(folder: Path, shape: Shape, tokenizer: Any, *, dtype: torch.dtype) -> None:
     """A Hugging Face folder with normal weights of deviation 0.02, in files of 1 GiB; at most one of them is in memory."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=0,
-        architectures=["LlamaForCausalLM"],
-    )
+    config = llama_config(shape)
+    config.architectures = ["LlamaForCausalLM"]
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -115,7 +86,7 @@ def write_model(folder: Path, shape: LlamaShape, tokenizer: Any, *, dtype: torch
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def make_inputs(folder: Path, shape: LlamaShape, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def make_inputs(folder: Path, shape: Shape, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Prepared data, a model, and the sections of a configuration that name them."""
     source = folder / "interactions.csv"
     write_synthetic(source, users=200, items=300, choices=6000)
@@ -175,13 +146,6 @@ def predicted(config: dict[str, Any], *, workers: int) -> dict[str, Any]:
     return make_plan(RunConfig.model_validate(value))
 
 
-def _resident_bytes() -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"^VmRSS:\s*(\d+) kB", status, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
-
-
 def _work(config_path: Path, rank: int, size: int) -> dict[str, Any]:
     """One worker of a run."""
     import deepspeed  # noqa: F401 - and the next: what the run imports is no part of what the model takes
@@ -192,7 +156,7 @@ def _work(config_path: Path, rank: int, size: int) -> dict[str, Any]:
     from rec_dist.train.worker import TrainJob, train_worker
 
     config = RunConfig.model_validate(yaml.safe_load(config_path.read_text(encoding="utf-8")))
-    before = _resident_bytes()
+    before = in_use_bytes("cpu")
     began = time.perf_counter()
     result = train_worker(World(rank, size, rank), TrainJob(config.model_dump(), config.train.run_dir, find_start(config)))
     return {**result, "before_model_bytes": before, "worker_seconds": time.perf_counter() - began}

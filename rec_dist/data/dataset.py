@@ -63,9 +63,9 @@ class SequenceSplit:
         """What the user of row `row` disliked within the training part: rated below data.min_rating."""
         return self.shards.disliked_of(row)
 
-    def raw_user(self, row: int) -> str:
-        """The source's name of the user of row `row`."""
-        return self.shards.raw_user(row)
+    def users_of(self, rows: I64) -> list[str]:
+        """The source's names of the users of `rows`, each once, in the order of the data."""
+        return [self.shards.raw_user(row) for row in np.unique(rows).tolist()]
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rec_dist.data.manifest import FileEntry, describe_file, read_arrow
+from rec_dist.data.manifest import FileEntry, changed_file, describe_file, read_arrow
 from rec_dist.data.matrices import F32, matrices, vector_schema, write_columns
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import atomic_path, read_object, sha256, write_json
+from rec_dist.runtime.files import atomic_path, read_object, write_json
 
 EMBEDDED_NAME, ARROW_NAME, TENSOR_NAME, PARTS_NAME = "embeddings.json", "embeddings.arrow", "embeddings.safetensors", "parts"
 _KEY = "embeddings"
@@ -114,10 +114,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     """UserError: a file is not what the manifest says (about 1 GB/s)."""
-    for entry in (FileEntry(**entry) for entry in manifest["files"]):
-        path = folder / entry.name
-        if not path.is_file() or sha256(path) != entry.sha256:
-            raise UserError(f"{path} is not what {EMBEDDED_NAME} says it was; {_AGAIN}")
+    if path := changed_file(folder, (FileEntry(**entry) for entry in manifest["files"])):
+        raise UserError(f"{path} is not what {EMBEDDED_NAME} says it was; {_AGAIN}")
 
 
 def read_embeddings(folder: Path, *, data_fingerprint: str) -> list[F32]:

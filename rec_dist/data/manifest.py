@@ -4,6 +4,7 @@ Why hashes: a flipped byte in the body of an Arrow file reads without an error a
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,15 @@ def _parsed(body: dict[str, Any]) -> Manifest:
 def describe_file(path: Path, rows: int) -> FileEntry:
     """The entry of a file that lies on disk."""
     return FileEntry(name=path.name, rows=rows, bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def changed_file(folder: Path, entries: Iterable[FileEntry]) -> Path | None:
+    """The first of these files in `folder` that is gone or has another hash (about 1 GB/s); None where all are as they were."""
+    for entry in entries:
+        path = folder / entry.name
+        if not path.is_file() or sha256(path) != entry.sha256:
+            return path
+    return None
 
 
 def read_arrow(path: Path) -> pa.Table:

@@ -22,10 +22,6 @@ class TargetIndex:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def users(self, split: SequenceSplit, indices: I64) -> list[str]:
-        """The source's names of the users of units `indices` of `split`, each once, in the order of the data."""
-        return [split.raw_user(row) for row in np.unique(self.rows[indices]).tolist()]
-
 
 def index_targets(split: SequenceSplit, targets_per_unit: int) -> TargetIndex:
     """Cuts each row's targets into runs of `targets_per_unit`; a row's last run may be shorter, and no target is dropped.

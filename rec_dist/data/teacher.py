@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rec_dist.data.manifest import FileEntry, describe_file, read_arrow
+from rec_dist.data.manifest import FileEntry, changed_file, describe_file, read_arrow
 from rec_dist.data.matrices import F32, matrix, vector_schema, write_columns
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import sha256, write_json
@@ -77,10 +77,8 @@ def read_teacher(folder: Path, *, data_fingerprint: str) -> Teacher:
     if manifest["data_fingerprint"] != data_fingerprint:
         raise UserError(f"the lists in {folder} were made from another data set; their item ids mean other items")
     weights = FileEntry(manifest["weights"]["name"], 0, 0, manifest["weights"]["sha256"])
-    for entry in (weights, *(FileEntry(**entry) for entry in manifest["files"])):
-        path = folder / entry.name
-        if not path.is_file() or sha256(path) != entry.sha256:
-            raise UserError(f"{path} is not what {TEACHER_NAME} says it was; train that run again")
+    if path := changed_file(folder, [weights, *(FileEntry(**entry) for entry in manifest["files"])]):
+        raise UserError(f"{path} is not what {TEACHER_NAME} says it was; train that run again")
     vectors, lists = read_arrow(folder / EMBEDDINGS_NAME), read_arrow(folder / TOP_ITEMS_NAME)
     return Teacher(
         embeddings=matrix(vectors["vector"]),

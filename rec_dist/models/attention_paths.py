@@ -6,7 +6,7 @@ All see the same (tests/parity). attention.py is the definition, trunkwise.py th
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rec_dist.models.attention import attention_masks
 from rec_dist.models.flex import FLEX, SMALLEST_HEAD, block_masks, padded_length
@@ -74,6 +74,11 @@ def masks_for(stream: GroupedStream, config: Any, dtype: torch.dtype) -> Any:
     if config._attn_implementation == TRUNKWISE:
         return trunk_masks(stream, config, dtype)
     return attention_masks(stream, config, dtype)
+
+
+def base_of(model: nn.Module) -> Any:
+    """The causal language model itself, where `model` is one with a PEFT adapter around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def run_decoder(base: Any, stream: GroupedStream, tokens_per_pack: int) -> Tensor:

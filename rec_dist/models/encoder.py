@@ -6,13 +6,12 @@ U prompts, T rows, R pooled rows, D width, C outputs.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rec_dist.models.attention_paths import num_rows, run_decoder
+from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.prompts import Prompts, pack_prompts
 
@@ -26,9 +25,8 @@ class Encoder(nn.Module):
     def __init__(self, model: nn.Module, *, tokens_per_pack: int = 0) -> None:
         super().__init__()
         self.model = model
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._tokens_per_pack = tokens_per_pack
-        self._base = [base]  # in a list: a second registration would give every parameter a second name
+        self._base = [base_of(model)]  # in a list: a second registration would give every parameter a second name
 
     @property
     def vocab_size(self) -> int:

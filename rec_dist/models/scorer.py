@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rec_dist.models.attention_paths import num_rows, run_decoder
-from rec_dist.models.encoder import Encoder, Reader
+from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
 from rec_dist.models.head import Preference, replace_head
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
@@ -46,7 +45,7 @@ class Scorer(nn.Module):
         self.loss = loss
         self.preference = preference
         self.metric_names = metric_names
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        base = base_of(model)
         replace_head(base)
         self._tokens_per_pack = tokens_per_pack
         self._base = [base]  # in a list: a second registration would give every parameter a second name
@@ -92,7 +91,8 @@ class Scorer(nn.Module):
 
 def rows_run(module: nn.Module, batch: Any) -> int:
     """Rows that `module` runs for `batch`: its tokens, and the padding of a language model under FlexAttention."""
-    return module.num_rows(batch) if isinstance(module, Scorer | Encoder | Reader) else int(batch.num_tokens)
+    count: Callable[[Any], int] | None = getattr(module, "num_rows", None)
+    return batch.num_tokens if count is None else count(batch)
 
 
 def check_forks(score: Callable[[GroupedStream], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:

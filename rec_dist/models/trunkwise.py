@@ -108,7 +108,7 @@ def trunkwise_attention(
     queries = torch.split(query, [size for pair in sizes for size in pair], dim=2)
     keys, values = (torch.split(whole, [sum(pair) for pair in sizes], dim=2) for whole in (key, value))
     scale = options.get("scaling")
-    outputs: list[Tensor] = [query[:, :, :0]] * (2 * len(sizes))
+    outputs = list(queries)  # to be replaced, but for the empty ones of trunks without branches
     owns = [
         [torch.split(part, list(pair), dim=2)[0] for part, pair in zip(whole, sizes, strict=True)] for whole in (keys, values)
     ]

@@ -133,7 +133,8 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     target: a finished run directory, or a CONFIG for its base model (evaluate.ranker=popularity: for the popularity floor).
     An evaluation that is there already, with the same questions and the same model, is kept.
     """
-    config, run, start, saved, own = _evaluation_target(target, overrides)
+    config, run, start, saved = _evaluation_target(target, overrides)
+    own = run.model == saved  # else the results lie apart from the run that trained, or no run did
     data = open_data(config.data)
     questions = questions_of(config, data)
     with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
@@ -166,25 +167,23 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     return row
 
 
-def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None, bool]:
-    """(configuration, where results go, what to score with, the saved model's folder or None for a base model, and whether the
-    results go into the directory of the run that trained it).
-    """
+def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, Start, Path | None]:
+    """(configuration, where results go, what to score with, the saved model's folder or None for a base model)."""
     if target.is_dir():
         config, run = finished_run(target, overrides)
         if config.evaluate.ranker != "model":
             raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
         results = RunDirectory(absolute(config.evaluate.output_dir or str(run.path)))
-        return config, results, trained_start(config, run.model), run.model, results.path == run.path
+        return config, results, trained_start(config, run.model), run.model
     config = pinned(load_config(target, overrides))
     output = base_results_dir(config)
     if config.evaluate.ranker == "popularity":
-        return config, RunDirectory(output), Start(Path()), None, False
+        return config, RunDirectory(output), Start(Path()), None
     if config.task.kind == "sequential":
         raise UserError(
             "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
         )
-    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None, False
+    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None
 
 
 def finished_run(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory]:

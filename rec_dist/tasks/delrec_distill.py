@@ -150,7 +150,7 @@ class DelrecDistillTask:
 
     def users(self, indices: I64) -> list[str]:
         """The source's names of the users of these units, each once, in the order of the data."""
-        return self._targets.users(self._split, indices)
+        return self._split.users_of(self._targets.rows[indices])
 
     def collate(self, units: Sequence[DistillUnit], *, step: int) -> GroupedStream:
         """One pack, the same at any step; the stand-in for none."""

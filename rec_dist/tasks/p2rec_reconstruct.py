@@ -117,7 +117,11 @@ class P2RecReconstructTask:
         """(U, C): of the users of the first steps, about 1,000."""
         first = range(min(self.order.num_steps, -(-_GUESSED_USERS // self.order.units_per_step)))
         users = np.unique(np.concatenate([self.order.units_of_step(step)[0] for step in first]))
-        return torch.stack([torch.from_numpy(self.unit(user, 0).preference) for user in users.tolist()])
+        return torch.stack([torch.from_numpy(self._preference(user)) for user in users.tolist()])
+
+    def _preference(self, row: int) -> npt.NDArray[np.float32]:
+        """g_u (C,) of row `row`."""
+        return preference(self._categories, self._split.items_of(row), self._num_categories)
 
     def _guess(self, preferences: Tensor) -> Tensor:
         """Outputs (C,) that say the mean of `preferences` (U, C)."""
@@ -130,10 +134,8 @@ class P2RecReconstructTask:
 
     def unit(self, index: int, epoch: int) -> UserUnit:
         """The prompt and the preferences of row `index` of the training split: held-out items are in neither."""
-        items = self._split.items_of(index)
-        tokens = self._builder.prompt(items[-self._builder.max_history :])
-        known = preference(self._categories, items, self._num_categories)
-        return UserUnit(tokens, self._builder.num_pooled(tokens, self._pooling), known)
+        tokens = self._builder.prompt(self._split.items_of(index)[-self._builder.max_history :])
+        return UserUnit(tokens, self._builder.num_pooled(tokens, self._pooling), self._preference(index))
 
     def units(self, indices: I64, epochs: I64) -> list[UserUnit]:
         """unit() of each."""
@@ -141,7 +143,7 @@ class P2RecReconstructTask:
 
     def users(self, indices: I64) -> list[str]:
         """The source's names of these users, each once, in the order of the data."""
-        return [self._split.raw_user(row) for row in np.unique(indices).tolist()]
+        return self._split.users_of(indices)
 
     def collate(self, units: Sequence[UserUnit], *, step: int) -> Prompts:
         """One pack, the same at any step; the stand-in for none."""

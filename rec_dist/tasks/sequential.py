@@ -111,7 +111,7 @@ class SequentialTask:
 
     def users(self, indices: I64) -> list[str]:
         """The source's names of the users of these units, each once, in the order of the data."""
-        return self._targets.users(self._split, indices)
+        return self._split.users_of(self._targets.rows[indices])
 
     def collate(self, units: Sequence[SequenceUnit], *, step: int) -> SequenceBatch:
         """One batch, with the negatives of global step `step` where the softmax is sampled; the stand-in for none."""

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from benchmarks import plan_memory, published, three_billion, whole_runs
-from benchmarks.whole_runs import SHAPES, LlamaShape, write_model
+from benchmarks.peer_methods import Shape
+from benchmarks.whole_runs import SHAPES, write_model
 from rec_dist.planning.workload import Workload
 
-SMALL = LlamaShape(width=32, inner=64, layers=2, heads=4, kv_heads=2, vocabulary=320)
+SMALL = Shape(hidden=32, intermediate=64, layers=2, heads=4, kv_heads=2, vocab=320)
 
 
 def test_a_model_written_in_pieces_is_whole_and_the_same_in_pieces_of_any_size(

@@ -15,12 +15,11 @@ from rec_dist.data.interactions import BadRows, ItemTable
 from rec_dist.data.readers.assemble import Roles, RowBlock, assemble, unique_items
 from rec_dist.data.readers.blocks import Block, cut_text, whole
 from rec_dist.data.readers.source import Source
-from rec_dist.data.readers.table import parse_table, read_header
-from rec_dist.runtime.errors import UserError
+from rec_dist.data.readers.table import parse_table, read_header, require_columns
 
 RATINGS, BOOKS = "BX-Book-Ratings.csv", "BX-Books.csv"
-_ROLES = Roles("User-ID", "ISBN", "Book-Rating")
-_TITLE = "Book-Title"
+_RATING, _TITLE = "Book-Rating", "Book-Title"
+_ROLES = Roles("User-ID", "ISBN", _RATING)
 _IMPLICIT = "0"
 _BYTES_A_ROW = 27
 
@@ -36,7 +35,7 @@ class BookRatings:
         """The explicit ratings of a block of text."""
         bad = BadRows(block.file)
         table = parse_table(block, bad, names=self.names, delimiter=";", quoted=True, escaped=True, encoding="latin-1")
-        return assemble(table.where(pc.not_equal(table.strings("Book-Rating"), _IMPLICIT)), _ROLES, bad, known, self.books)
+        return assemble(table.where(pc.not_equal(table.strings(_RATING), _IMPLICIT)), _ROLES, bad, known, self.books)
 
     def cut(self, block: Block, size: int) -> list[Block]:
         """Blocks of whole rows: no cell of this file holds a line end, and an escaped quote would mislead a count of quotes."""
@@ -57,9 +56,7 @@ def find_book_crossing(source: Path) -> list[Path]:
 def open_book_crossing(ratings: Path, books: Path) -> Source:
     """The pair of files. A rating of a book that BX-Books.csv lacks is a bad row."""
     names, skip = read_header(ratings, ";", quoted=True)
-    for name in (_ROLES.user, _ROLES.item, "Book-Rating"):
-        if name not in names:
-            raise UserError(f"{ratings}:1: the column {name!r} is missing; its columns are {', '.join(names)}.")
+    require_columns(ratings, names, (_ROLES.user, _ROLES.item, _RATING))
     bad = BadRows(file=1)
     items = _read_books(books, bad)
     notes = ["ratings of 0 (a book at hand, not rated) are left out"]
@@ -68,9 +65,7 @@ def open_book_crossing(ratings: Path, books: Path) -> Source:
 
 def _read_books(path: Path, bad: BadRows) -> ItemTable:
     names, skip = read_header(path, ";", quoted=True)
-    for name in (_ROLES.item, _TITLE):
-        if name not in names:
-            raise UserError(f"{path}:1: the column {name!r} is missing; its columns are {', '.join(names)}.")
+    require_columns(path, names, (_ROLES.item, _TITLE))
     table = parse_table(
         whole(1, path, skip), bad, names=names, delimiter=";", quoted=True, escaped=True, encoding="latin-1", lines_before=1
     )

@@ -12,9 +12,8 @@ from rec_dist.data.readers.assemble import Roles, unique_items
 from rec_dist.data.readers.blocks import whole
 from rec_dist.data.readers.delimited import DelimitedRows
 from rec_dist.data.readers.source import Source
-from rec_dist.data.readers.table import Table, parse_table, read_header
+from rec_dist.data.readers.table import Table, parse_table, read_header, require_columns
 from rec_dist.data.titles import restore_article, split_year
-from rec_dist.runtime.errors import UserError
 
 # The order of u.item's last 19 columns, as u.genre lists them.
 _GENRES = (
@@ -77,9 +76,7 @@ def open_movielens(ratings: Path, movies: Path) -> Source:
     bad = BadRows(file=1)
     names, skip = _names(ratings, layout.ratings_names, layout.ratings_delimiter)
     rows = DelimitedRows(names, layout.ratings_delimiter, layout.quoted, Roles(*_RATING_NAMES), items_path=movies)
-    for name in _RATING_NAMES:
-        if name not in names:
-            raise UserError(f"{ratings}:1: the column {name!r} is missing; its columns are {', '.join(names)}.")
+    require_columns(ratings, names, _RATING_NAMES)
     items = _read_movies(movies, layout, bad)
     return Source([whole(0, ratings, skip)], rows, header_lines=int(skip > 0), items=items, bad=bad)
 

@@ -184,6 +184,13 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
     return names, len(line)
 
 
+def require_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
+    """UserError: one of `wanted` is not in the header of `path`."""
+    for name in wanted:
+        if name not in header:
+            raise UserError(f"{path}:1: the column {name!r} is missing; its columns are {', '.join(header)}.")
+
+
 def _parse(
     data: pa.Buffer, names: list[str], delimiter: str, quoted: bool, escaped: bool, encoding: str, on_bad: Any
 ) -> list[pa.ChunkedArray]:

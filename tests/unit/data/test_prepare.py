@@ -57,7 +57,7 @@ def rows(data: PreparedData, name: str) -> dict[str, tuple[str, int, str]]:
     split = data.split(name)
     spell = lambda items: "".join(data.titles[item] for item in items)
     return {
-        split.raw_user(row): (spell(split.items_of(row)), int(split.first_target[row]), spell(split.disliked_of(row)))
+        split.shards.raw_user(row): (spell(split.items_of(row)), int(split.first_target[row]), spell(split.disliked_of(row)))
         for row in range(len(split))
     }
 
@@ -159,7 +159,9 @@ def test_shards_concatenate_to_the_same_split(tmp_path):
         items = test.take(np.arange(len(test)), np.diff(test.offsets))
         disliked = [test.disliked_of(row).tolist() for row in rows]
         assert items.tolist() == [item for row in rows for item in test.items_of(row).tolist()]
-        seen.append((test.user_ids.tolist(), test.offsets.tolist(), items.tolist(), disliked, [test.raw_user(r) for r in rows]))
+        seen.append(
+            (test.user_ids.tolist(), test.offsets.tolist(), items.tolist(), disliked, [test.shards.raw_user(r) for r in rows])
+        )
         assert (test.user_ids.dtype, test.offsets.dtype, items.dtype) == (np.int64, np.int64, np.int32)
         assert not test.items_of(0).flags.writeable
     assert seen[0] == seen[1] == seen[2]
@@ -272,7 +274,7 @@ def test_splits_hold_for_any_data(tmp_path, raw, rule):
     for name in lasts:
         split = data.split(name)
         for row in range(len(split)):
-            user, items = split.raw_user(row), [data.titles[item] for item in split.items_of(row)]
+            user, items = split.shards.raw_user(row), [data.titles[item] for item in split.items_of(row)]
             first = int(split.first_target[row])
             assert 1 <= first < len(items)
             assert items == expected[user][: len(items)], "a row is a prefix of the user's sequence"

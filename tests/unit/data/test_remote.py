@@ -66,7 +66,7 @@ def put(server: S3Server, local: PreparedData, tmp_path: Path) -> Callable[[], s
 def contents(split: SequenceSplit) -> list[object]:
     rows = range(len(split))
     about = [split.user_ids.tolist(), split.offsets.tolist(), split.first_target.tolist()]
-    return [*about, *([split.items_of(r).tolist(), split.disliked_of(r).tolist(), split.raw_user(r)] for r in rows)]
+    return [*about, *([split.items_of(r).tolist(), split.disliked_of(r).tolist(), split.shards.raw_user(r)] for r in rows)]
 
 
 def opened(server: S3Server, prefix: str, cache: Path, cache_bytes: int = 1 << 30) -> PreparedData:
