@@ -6,6 +6,8 @@ from pydantic import Field
 
 from rec_dist.config.section import Section
 
+RANDOM_TEACHER = "random"
+
 
 class DelrecConfig(Section):
     """Whose pattern is distilled, how much of it is shown, and in which words."""

@@ -13,14 +13,10 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rec_dist.runtime.errors import UnreachableError, UserError
+from rec_dist.runtime.files import is_remote
 
 _CHUNK_BYTES = 16 << 20  # one request of an object store; at 4 MiB its latency would show
 _REASON = 200  # characters of a reason; a missing libhdfs is explained on forty lines
-
-
-def is_remote(path: str | Path) -> bool:
-    """Whether a data.path names a file system by its scheme. file:// is this machine's."""
-    return "://" in str(path) and not str(path).startswith("file://")
 
 
 class Location:

@@ -23,9 +23,9 @@ from rec_dist.data.embeddings import read_manifest
 from rec_dist.data.manifest import Manifest
 from rec_dist.evaluate.measure import metric_names
 from rec_dist.pipeline.commands import base_results_dir
-from rec_dist.pipeline.compare import compare
-from rec_dist.pipeline.report import Report, StageSummary, read_run, write_report
-from rec_dist.pipeline.table import text_table
+from rec_dist.report.compare import compare
+from rec_dist.report.table import text_table
+from rec_dist.report.write import Report, StageSummary, read_run, write_report
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json, write_text
 from rec_dist.runtime.run_directory import RunDirectory

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.load import load_config, to_yaml
+from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset import PreparedData, open_data
-from rec_dist.data.location import is_remote
 from rec_dist.data.manifest import Manifest
 from rec_dist.data.predictions import PREDICTIONS_NAME
 from rec_dist.data.prepare import prepare as prepare_data
@@ -26,17 +26,16 @@ from rec_dist.evaluate.language import (
 from rec_dist.evaluate.measure import predictions_of, summarize
 from rec_dist.evaluate.protocol import Question
 from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
+from rec_dist.launch.prepare_on_ray import ray_map
+from rec_dist.launch.ray_metrics import RayGauges
+from rec_dist.launch.workers import launch
 from rec_dist.models.pretrained import resolve_model
-from rec_dist.pipeline.launch import launch
-from rec_dist.pipeline.paths import absolute, pinned
-from rec_dist.pipeline.prepare_on_ray import ray_map
-from rec_dist.pipeline.ray_metrics import RayGauges
 from rec_dist.pipeline.status import noting_failure
-from rec_dist.pipeline.table import ComparisonRow, text_table
 from rec_dist.pipeline.watch import watching
+from rec_dist.report.table import ComparisonRow, text_table
 from rec_dist.runtime import environment
 from rec_dist.runtime.errors import StopRequested, UserError
-from rec_dist.runtime.files import fingerprint, read_object, write_json
+from rec_dist.runtime.files import fingerprint, is_remote, read_object, write_json
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import build_task
 from rec_dist.tasks.recommender import check_catalogue, load_recommender

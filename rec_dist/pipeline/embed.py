@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.load import load_config
+from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.data.embeddings import EMBEDDED_NAME, check_files, holds_other_files, read_manifest
 from rec_dist.evaluate.embed import Embedder, EmbedJob, ItemPrompts
+from rec_dist.launch.workers import local_device
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.pipeline.commands import finished_run, trained_start
-from rec_dist.pipeline.launch import local_device
-from rec_dist.pipeline.paths import absolute, pinned
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime.disk import writing
 from rec_dist.runtime.errors import UserError
@@ -93,7 +93,7 @@ def _write(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> Itera
     if not parts:
         return
     if cluster.launcher == "ray":
-        from rec_dist.pipeline.embed_on_ray import write_parts
+        from rec_dist.launch.embed_on_ray import write_parts
 
         yield from write_parts(job, parts, cluster)
         return

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.manifest import Manifest
+from rec_dist.launch.workers import launch
 from rec_dist.pipeline.commands import find_start
-from rec_dist.pipeline.launch import launch
-from rec_dist.pipeline.paths import absolute, pinned
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
 from rec_dist.runtime.errors import UserError

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from rec_dist.config.load import load_config
-from rec_dist.data.location import is_remote
-from rec_dist.pipeline import submit_kuberay, submit_ray, submit_slurm
 from rec_dist.pipeline.commands import check_train
-from rec_dist.pipeline.submit_job import CONFIG_NAME, Job, build_job
 from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import is_remote
 from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.submit import kuberay, ray_job, slurm
+from rec_dist.submit.job import CONFIG_NAME, Job, build_job
 
 Target = Literal["ray", "slurm", "kuberay"]
 Log = Callable[[str], None]
@@ -38,20 +38,20 @@ def submit(path: Path, overrides: Sequence[str], *, to: Target, dry_run: bool, l
     if all(done):
         return 0
     if to == "ray":
-        return submit_ray.send(job, log=log)
+        return ray_job.send(job, log=log)
     if to == "slurm":
-        return submit_slurm.send(job, elements, log=log)
-    return submit_kuberay.send(job, log=log)
+        return slurm.send(job, elements, log=log)
+    return kuberay.send(job, log=log)
 
 
 def follow(submission_id: str, path: Path | None, overrides: Sequence[str], *, log: Log) -> int:
     """Shows a Ray job until it ends; returns its driver's exit code."""
-    return submit_ray.follow(submission_id, _address(path, overrides), log=log)
+    return ray_job.follow(submission_id, _address(path, overrides), log=log)
 
 
 def stop(submission_id: str, path: Path | None, overrides: Sequence[str], *, log: Log) -> int:
     """Asks a Ray job to save and stop, and waits for it."""
-    return submit_ray.stop(submission_id, _address(path, overrides), log=log)
+    return ray_job.stop(submission_id, _address(path, overrides), log=log)
 
 
 def _address(path: Path | None, overrides: Sequence[str]) -> str | None:
@@ -68,11 +68,11 @@ def _refuse_shared_directories(elements: Sequence[Job]) -> None:
 def _shown(job: Job, elements: Sequence[Job], to: Target) -> str:
     """Exactly what would be sent."""
     if to == "slurm":
-        return submit_slurm.script_of(job, elements)
+        return slurm.script_of(job, elements)
     if to == "kuberay":
-        return submit_kuberay.manifest(job)
-    parts = submit_ray.parts_of(job.submit.ray)
-    request = {"address": job.submit.ray.address, **submit_ray.request_of(job), "working_dir": [CONFIG_NAME, *parts]}
+        return kuberay.manifest(job)
+    parts = ray_job.parts_of(job.submit.ray)
+    request = {"address": job.submit.ray.address, **ray_job.request_of(job), "working_dir": [CONFIG_NAME, *parts]}
     return f"{json.dumps(request, indent=2)}\n\n# {CONFIG_NAME}\n{job.config_text}"
 
 

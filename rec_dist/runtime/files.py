@@ -18,6 +18,11 @@ from rec_dist.runtime.errors import UserError
 _CHUNK_BYTES = 1 << 20
 
 
+def is_remote(path: str | Path) -> bool:
+    """Whether a path names a file system by its scheme. file:// is this machine's."""
+    return "://" in str(path) and not str(path).startswith("file://")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary path in the same folder; on success it is synced and renamed to `path`, on error removed."""

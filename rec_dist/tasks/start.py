@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.data.embeddings import EMBEDDED_NAME
 from rec_dist.data.teacher import TEACHER_NAME
 from rec_dist.models.language import ADAPTER_WEIGHTS
@@ -10,8 +11,6 @@ from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import read_object, sampled_fingerprint, sha256
 from rec_dist.tasks.saved import BASE_NAME
-
-RANDOM_TEACHER = "random"
 
 
 @dataclass(frozen=True)

@@ -112,9 +112,9 @@ class Trainer:
     def claim(self, run_dir: Path, changes: Any) -> Any:
         """Makes the directory this configuration's, or checks that it is; the job of its workers."""
         from rec_dist.config.load import to_yaml
+        from rec_dist.config.paths import pinned
         from rec_dist.config.schema import RunConfig
         from rec_dist.pipeline.commands import find_start
-        from rec_dist.pipeline.paths import pinned
         from rec_dist.runtime.run_directory import RunDirectory
         from rec_dist.train.worker import TrainJob
 

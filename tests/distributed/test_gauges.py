@@ -17,7 +17,7 @@ import pytest
 from real_runs import CHANGES, came_to, command, finish, plugged, wait_until, write_config
 from worker_processes import free_port
 
-from rec_dist.pipeline.ray_metrics import EXPORTED, MEASURES
+from rec_dist.launch.ray_metrics import EXPORTED, MEASURES
 
 pytestmark = pytest.mark.slow
 

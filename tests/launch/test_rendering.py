@@ -21,7 +21,7 @@ from rec_dist.config.load import load_config
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CONFIG = HERE / "cluster.yaml"
-BODY = (ROOT / "rec_dist" / "pipeline" / "slurm_job.sh").read_text(encoding="utf-8")
+BODY = (ROOT / "rec_dist" / "submit" / "slurm_job.sh").read_text(encoding="utf-8")
 SWEEP = (
     "submit.slurm.sweep=[[optimizer.lr=1e-4],[optimizer.lr=3e-4,'prompt.question=Which one?']]",
     "submit.slurm.sweep_at_once=1",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rec_dist.pipeline.ray_metrics import EXPORTED, MEASURES
+from rec_dist.launch.ray_metrics import EXPORTED, MEASURES
 
 DASHBOARD = json.loads((Path(__file__).resolve().parents[2] / "launchers" / "grafana.json").read_text(encoding="utf-8"))
 ROW: dict[str, Any] = {

@@ -3,8 +3,8 @@
 import pytest
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.pipeline.ray_workers import cause
-from rec_dist.pipeline.sizing import Elastic, Size, size_workers
+from rec_dist.launch.ray_workers import cause
+from rec_dist.launch.sizing import Elastic, Size, size_workers
 from rec_dist.runtime.errors import OutOfMemoryError, UserError
 
 HEAD = {"CPU": 64.0}

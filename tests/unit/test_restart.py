@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rec_dist.pipeline.restart import FINAL, HeadLostError, NotPlacedError, Paused, cause_of, with_restarts
+from rec_dist.launch.restart import FINAL, HeadLostError, NotPlacedError, Paused, cause_of, with_restarts
 from rec_dist.runtime.errors import StopRequested, WorkerFailedError
 from rec_dist.runtime.run_directory import RunDirectory
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rec_dist.pipeline.supervise import Cluster, Patience, Supervisor
+from rec_dist.launch.supervise import Cluster, Patience, Supervisor
 from rec_dist.runtime.errors import StopRequested, WorkerFailedError
 from rec_dist.runtime.heartbeat import Beat, Heartbeat, SupersededError, begin_attempt, pause_wanted, read_beats
 from rec_dist.runtime.run_directory import RunDirectory

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rec_dist.pipeline.table import (
+from rec_dist.report.table import (
     ComparisonRow,
     Difference,
     best_names,

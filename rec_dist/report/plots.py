@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rec_dist.pipeline.table import ComparisonRow, chance_level, format_count, format_seconds
+from rec_dist.report.table import ComparisonRow, chance_level, format_count, format_seconds
 
 FloatArray = npt.NDArray[np.float64]
 Curves = Mapping[str, Mapping[str, FloatArray]]  # run -> column of metrics.jsonl -> (S,) values, one a step

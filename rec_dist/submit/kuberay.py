@@ -12,8 +12,8 @@ from typing import Any
 
 from rec_dist.config.load import to_plain_yaml
 from rec_dist.config.submit import KubeRayConfig
-from rec_dist.pipeline.submit_job import CONFIG_NAME, Job
 from rec_dist.runtime.errors import UserError
+from rec_dist.submit.job import CONFIG_NAME, Job
 
 _CONFIG_FOLDER = "/etc/rec-dist"
 

@@ -11,7 +11,7 @@ import numpy as np
 from rec_dist.data.predictions import PREDICTIONS_NAME, Predictions
 from rec_dist.evaluate.measure import metrics_per_user
 from rec_dist.metrics.bootstrap import bootstrap_interval, paired_difference
-from rec_dist.pipeline.table import ComparisonRow, Difference, headline_of
+from rec_dist.report.table import ComparisonRow, Difference, headline_of
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
 

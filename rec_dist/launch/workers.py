@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import CheckpointConfig, ClusterConfig
-from rec_dist.pipeline.restart import with_restarts
-from rec_dist.pipeline.supervise import Cluster, Patience, Supervisor
+from rec_dist.launch.restart import with_restarts
+from rec_dist.launch.supervise import Cluster, Patience, Supervisor
 from rec_dist.runtime.errors import StopRequested, UserError
 from rec_dist.runtime.heartbeat import Beat, begin_attempt
 from rec_dist.runtime.run_directory import RunDirectory
@@ -46,7 +46,7 @@ def launch(
         begin_attempt(run.attempt)
         with signals, _supervised_here(run, patience, every) if patience is not None else nullcontext():
             return _local(worker, job, cluster)
-    from rec_dist.pipeline import ray_cluster, ray_workers
+    from rec_dist.launch import ray_cluster, ray_workers
 
     ray_cluster.connect(cluster.address)
     with signals:  # only now: ray.init() has put its own handlers in the place of any that stood before

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rec_dist.pipeline import plots, table
-from rec_dist.pipeline import report_style as style
-from rec_dist.pipeline.table import ComparisonRow, Difference, Interval
+from rec_dist.report import plots, style, table
+from rec_dist.report.table import ComparisonRow, Difference, Interval
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_text
 

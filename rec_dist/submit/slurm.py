@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rec_dist.config.submit import SlurmConfig
-from rec_dist.pipeline.submit_job import Job
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_text
+from rec_dist.submit.job import Job
 
 _END_OF_CONFIG = "END_OF_CONFIG"
 

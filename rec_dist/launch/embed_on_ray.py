@@ -10,8 +10,8 @@ from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.evaluate.embed import Embedder, EmbedJob
-from rec_dist.pipeline import ray_cluster
-from rec_dist.pipeline.sizing import size_workers
+from rec_dist.launch import ray_cluster
+from rec_dist.launch.sizing import size_workers
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.quiet import quieten
 

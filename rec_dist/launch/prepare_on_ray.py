@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rec_dist.data.prepare import Map
-from rec_dist.pipeline.ray_cluster import connect
+from rec_dist.launch.ray_cluster import connect
 from rec_dist.runtime.errors import UserError
 
 

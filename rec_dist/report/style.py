@@ -11,7 +11,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from rec_dist.pipeline.table import (
+from rec_dist.report.table import (
     MISSING,
     ComparisonRow,
     Difference,
@@ -29,7 +29,7 @@ _WHISKER = (176.0, 18.0)  # width and height of an interval drawn in a table cel
 
 def page(title: str, html: str) -> str:
     """A whole document: its styles stand inside it and its policy forbids every request."""
-    css = files("rec_dist.pipeline").joinpath("report.css").read_text(encoding="utf-8")
+    css = files("rec_dist.report").joinpath("report.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

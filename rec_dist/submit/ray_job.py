@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.submit import RayJobConfig
-from rec_dist.pipeline.submit_job import CONFIG_NAME, Job
 from rec_dist.runtime.errors import UserError
+from rec_dist.submit.job import CONFIG_NAME, Job
 
 EXIT_FAILED, EXIT_STOPPED, EXIT_DETACHED = 1, 75, 130  # 130: what shells report after Ctrl-C
 _PACKAGES = ("rec_dist", "rec_dist_kernels")

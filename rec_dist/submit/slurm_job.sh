@@ -1,4 +1,4 @@
-# From here on the same for every job (rec_dist/pipeline/slurm_job.sh): one Ray node a machine, the run, and the end.
+# From here on the same for every job (rec_dist/submit/slurm_job.sh): one Ray node a machine, the run, and the end.
 # Set above: run_dir, log_dir, scratch, interface, start_seconds, requeue (1 or 0), step_options and inside (arrays, for containers),
 # config (the text of a configuration), command (the words before its path), overrides (the words after it), setup (a function).
 # Exit code: the run's. On SIGUSR1, which SLURM sends before the limit, the run saves, exits with 75 and is queued again; on

@@ -9,13 +9,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.load import to_plain_yaml
+from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
-from rec_dist.data.location import is_remote
-from rec_dist.pipeline.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS
 from rec_dist.runtime.errors import UserError
-from rec_dist.tasks.start import RANDOM_TEACHER
+from rec_dist.runtime.files import is_remote
 
 CONFIG_NAME = "config.yaml"
 _MARGIN_SECONDS = 30

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.pipeline import ray_cluster
-from rec_dist.pipeline.restart import FINAL, NotPlacedError, Paused
-from rec_dist.pipeline.sizing import Elastic, Size
-from rec_dist.pipeline.supervise import Cluster, Patience, Supervisor
+from rec_dist.launch import ray_cluster
+from rec_dist.launch.restart import FINAL, NotPlacedError, Paused
+from rec_dist.launch.sizing import Elastic, Size
+from rec_dist.launch.supervise import Cluster, Patience, Supervisor
 from rec_dist.runtime.disk import as_disk_error
 from rec_dist.runtime.errors import StopRequested, UserError, WorkerFailedError
 from rec_dist.runtime.heartbeat import begin_attempt

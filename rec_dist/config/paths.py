@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.location import is_remote
-from rec_dist.tasks.start import RANDOM_TEACHER
+from rec_dist.runtime.files import is_remote
 
 # (section, key) of every path that a run reads or writes; data.path may be a URI, and the second kind a known name.
 PATHS = (
