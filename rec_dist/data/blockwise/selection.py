@@ -24,11 +24,11 @@ def nth_smallest(ordered: Sequence[I64], place: int) -> int:
 
 
 def last_of_few_shot(lowest: Sequence[Lowest], limit: int | None) -> tuple[float, int] | None:
-    """The last (draw, user) of the `limit` smallest; None where all train."""
+    """The last (draw, user) of the `limit` smallest; None where all train. A part gives its `limit` smallest, and has left out others."""
     if limit is None:
         return None
     draws, users = (np.concatenate([part[place] for part in lowest]) for place in (0, 1))
-    if limit >= len(draws):
+    if limit > len(draws):
         return None
     last = np.lexsort((users, draws))[limit - 1]
     return float(draws[last]), int(users[last])

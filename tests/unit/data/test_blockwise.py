@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -103,8 +104,6 @@ def test_many_blocks_buckets_ranges_and_batches(tmp_path, monkeypatch):
     memory, disk = both(tmp_path, sizes, num_shards=2, **settings)
     assert memory == disk
     assert verify(tmp_path / "disk") == []
-    import pyarrow as pa
-
     with pa.memory_map(str(tmp_path / "disk" / "train-00000-of-00002.arrow")) as mapped:
         assert pa.ipc.open_file(mapped).num_record_batches > 1
 
@@ -193,7 +192,23 @@ def test_the_nth_smallest_of_many_arrays(parts, data):
 
 def test_few_shot_takes_the_smallest_draws_and_then_the_first_users():
     lowest = [(np.array([0.1, 0.5]), np.array([4, 1])), (np.array([0.5]), np.array([9]))]
-    assert [last_of_few_shot(lowest, limit) for limit in (1, 2, 3, None)] == [(0.1, 4), (0.5, 1), None, None]
+    assert [last_of_few_shot(lowest, limit) for limit in (1, 2, 4, None)] == [(0.1, 4), (0.5, 1), None, None]
+
+
+def test_few_shot_with_as_many_draws_as_asked_for_ends_at_the_last_of_them():
+    """A part of five users gives its two smallest draws: that these are two does not mean that all train."""
+    assert last_of_few_shot([(np.array([0.5, 0.1]), np.array([1, 4]))], 2) == (0.5, 1)
+
+
+@pytest.mark.parametrize("few", [1, 2, 20, 21])
+def test_few_shot_of_one_range_is_that_in_memory(tmp_path, few):
+    rows = [(user, item, 3, 10 * user + item, 0) for user in range(20) for item in range(5)]
+    (tmp_path / "log.csv").write_text(as_csv(rows))
+    large = Sizes(block_bytes=1 << 20, bucket_rows=1 << 20, range_rows=1 << 20, num_bins=16)
+    memory, disk = both(tmp_path, large, source=str(tmp_path / "log.csv"), min_item_interactions=1, max_train_users=few)
+    assert memory == disk
+    with pa.memory_map(str(next((tmp_path / "disk").glob("train-*.arrow")))) as mapped:
+        assert pa.ipc.open_file(mapped).read_all().num_rows == min(few, 20)
 
 
 def test_where_the_work_is_done(tmp_path, monkeypatch):
