@@ -24,7 +24,7 @@ def nth_smallest(ordered: Sequence[I64], place: int) -> int:
 
 
 def last_of_few_shot(lowest: Sequence[Lowest], limit: int | None) -> tuple[float, int] | None:
-    """The last (draw, user) of the `limit` smallest; None where all train. A part gives its `limit` smallest, and has left out others."""
+    """The last (draw, user) of the `limit` smallest; None where all train. A part gives its `limit` smallest alone."""
     if limit is None:
         return None
     draws, users = (np.concatenate([part[place] for part in lowest]) for place in (0, 1))
