@@ -205,9 +205,8 @@ def test_few_shot_of_one_range_is_that_in_memory(tmp_path, few):
     rows = [(user, item, 3, 10 * user + item, 0) for user in range(20) for item in range(5)]
     (tmp_path / "log.csv").write_text(as_csv(rows))
     large = Sizes(block_bytes=1 << 20, bucket_rows=1 << 20, range_rows=1 << 20, num_bins=16)
-    memory, disk = both(
-        tmp_path, large, source=str(tmp_path / "log.csv"), min_item_interactions=1, max_train_users=few, num_shards=1
-    )
+    settings = {"source": str(tmp_path / "log.csv"), "split": "leave_one_out", "min_item_interactions": 1, "num_shards": 1}
+    memory, disk = both(tmp_path, large, max_train_users=few, **settings)
     assert memory == disk
     with pa.memory_map(str(next((tmp_path / "disk").glob("train-*.arrow")))) as mapped:
         assert pa.ipc.open_file(mapped).read_all().num_rows == min(few, 20)
