@@ -52,17 +52,24 @@ PYTHON
 }
 read -r ip gcs agent agent_grpc metrics <<< "$(address)"
 [[ -n $ip ]]
+# Folders of ours whose job was killed before it could clean up: nobody holds their lock any more.
+for left in "$scratch"/rd*.*; do
+  if [[ -O $left/lock ]] && flock --nonblock "$left/lock" true; then rm -rf "$left"; fi
+done
 own=$scratch/rd$SLURM_JOB_ID.$SLURM_PROCID
 (umask 077 && mkdir -p "$own")
+exec 9> "$own/lock"
+flock 9 || true
 ray=
 finish() {
   trap - EXIT TERM INT
   if [[ -n $ray ]]; then
     kill -TERM "$ray" 2> /dev/null || true
-    for _ in {1..15}; do # what is left of it then, SLURM ends with this script
+    for _ in {1..8}; do # scancel kills this script, too, within SLURM's KillWait (30 s), and the logs are to be copied before
       kill -0 "$ray" 2> /dev/null || break
       sleep 1
     done
+    pkill -KILL -f -- "$own/session" 2> /dev/null || true
   fi
   mkdir -p "$folder/ray-$SLURM_PROCID"
   cp -r "$own"/session_latest/logs/. "$folder/ray-$SLURM_PROCID/" 2> /dev/null || true

@@ -84,6 +84,9 @@ def run(tmp_path: Path, slurm: Slurm, tiny_config: Callable[..., dict[str, Any]]
 
 
 def test_a_run_over_two_nodes_to_its_end(run: Run, slurm: Slurm) -> None:
+    dead = Path("/tmp/rd999999.0")  # of a job that was killed before it could clean up
+    dead.mkdir()
+    (dead / "lock").touch()
     code, number, err = run.submit()
     assert code == 0, err
     job = slurm.wait_for_end(number)
@@ -94,6 +97,7 @@ def test_a_run_over_two_nodes_to_its_end(run: Run, slurm: Slurm) -> None:
     assert (logs / "ray-0" / "raylet.out").is_file()
     assert (logs / "ray-1" / "raylet.out").is_file()
     wait_for(lambda: run.nothing_is_left(number), "Ray is gone")
+    assert not dead.exists()
     code, number, err = run.submit()
     assert (code, number) == (0, "")
     assert "nothing to do" in err
