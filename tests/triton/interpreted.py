@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from acceptance import compare, plain_logps, plain_preference
+from acceptance import compare, plain_logps, plain_preference, results
 from random_trunks import random_tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import language as tl
@@ -217,6 +217,60 @@ def test_group_weights_and_int32_offsets():
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(hidden.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_arrays_may_be_views_with_gaps(dtype):
+    """The kernels step through memory one number at a time, so that a view has to be copied first."""
+    stream = stream_of(60)
+    leaves = leaves_of(stream, 60, torch.float32)
+    apart = lambda array: torch.stack([array, torch.full_like(array, 7)], dim=1).flatten()[::2]
+    arrays = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps.float(), stream.group_offsets)
+    num_groups = len(stream.group_offsets) - 1
+    same = torch.full((num_groups,), 0.5, dtype=dtype)
+    for weights in (apart(torch.linspace(0, 2, num_groups, dtype=dtype)), same[:1].expand(num_groups)):
+        settings = {"kind": "sdpo", "beta": 0.2, "impl": "triton"}
+        whole = lambda h, w, b, weights=weights: preference_head(
+            h, w, *arrays, bias=b, group_weights=weights.contiguous(), **settings
+        )
+        views = lambda h, w, b, weights=weights: preference_head(
+            h.T.contiguous().T, w.T.contiguous().T, *map(apart, arrays), bias=apart(b), group_weights=weights, **settings
+        )
+        for expected, found in zip(results(whole, leaves), results(views, leaves), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_logits_may_lie_beyond_two_to_the_31():
+    """Row 2 of a buffer of 4 GB, of which some KB are touched: its stride fits int32, its place does not."""
+    vocabulary, stride = 96, (1 << 30) + 64
+    generator = torch.Generator().manual_seed(6)
+    values = torch.randn(3, vocabulary, generator=generator).bfloat16()
+    # The kernels work on whole blocks as far as a row is stored, here 4,096 words.
+    far = torch.empty(2 * stride + 4096, dtype=torch.bfloat16).as_strided((3, vocabulary), (stride, 1))
+    near = torch.empty(3, 128, dtype=torch.bfloat16)[:, :vocabulary]
+    tokens = (torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1, 3]), torch.tensor([5, 90, 7]))  # order, starts, targets
+    found = []
+    for logits in (far, near):
+        logits.copy_(values)
+        lse, logps, sums = torch.empty(3), torch.empty(3), torch.zeros(vocabulary)
+        triton_logits.token_logps(logits, None, None, *tokens, lse, logps)
+        owners = (torch.tensor([0, 0, 1]), torch.tensor([0.5, -1.0]))
+        triton_logits.logits_gradient(logits, None, None, *tokens, *owners, lse, sums)
+        found.append([lse, logps, sums, logits.float()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    expected = values.float().log_softmax(dim=1)[[0, 2, 2], tokens[2]]
+    torch.testing.assert_close(found[0][1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_largest_vocabulary():
+    """V = 262,144: 64 blocks of the log-sum-exp, 128 of the gradient; targets in the first and the last."""
+    vocabulary, generator = 262_144, torch.Generator().manual_seed(7)
+    draw = lambda *shape: torch.randn(shape, generator=generator).bfloat16()
+    arrays = (torch.tensor([0, 1]), torch.tensor([0, vocabulary - 1]), torch.tensor([0, 1, 2]))
+    truth = lambda h, w: [plain_logps(h, w, None, *arrays, None)]
+    run = lambda impl: lambda h, w: [completion_logps(h, w, *arrays, impl=impl)]
+    leaves = [draw(2, 2).requires_grad_(), draw(vocabulary, 2).requires_grad_()]
+    assert compare(truth, run("reference"), run("triton"), leaves) == []
 
 
 def extreme(groups, lengths, vocabulary, values):
