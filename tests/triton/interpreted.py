@@ -228,8 +228,8 @@ def test_arrays_may_be_views_with_gaps(dtype):
     arrays = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps.float(), stream.group_offsets)
     num_groups = len(stream.group_offsets) - 1
     same = torch.full((num_groups,), 0.5, dtype=dtype)
+    settings = {"kind": "sdpo", "beta": 0.2, "impl": "triton"}
     for weights in (apart(torch.linspace(0, 2, num_groups, dtype=dtype)), same[:1].expand(num_groups)):
-        settings = {"kind": "sdpo", "beta": 0.2, "impl": "triton"}
         whole = lambda h, w, b, weights=weights: preference_head(
             h, w, *arrays, bias=b, group_weights=weights.contiguous(), **settings
         )
