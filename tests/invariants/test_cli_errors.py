@@ -158,14 +158,6 @@ def test_a_file_that_no_profile_can_be_compared_with(case: Case, text: str, says
     case.refuses("profile", case.file, "--against", old, names=(f"--against ({old})", says, "give one that"))
 
 
-def test_a_report_that_a_profile_can_be_compared_with(tmp_path: Path) -> None:
-    """What the test above changes one thing of."""
-    from rec_dist.pipeline.profile import read_profile
-
-    (tmp_path / "old.json").write_text(json.dumps(_REPORT), encoding="utf-8")
-    assert read_profile(tmp_path / "old.json") == _REPORT
-
-
 def test_a_refused_profile_leaves_the_one_before_it(case: Case) -> None:
     """Refused by the worker, when the folder is its own already."""
     from rec_dist.cli import main
