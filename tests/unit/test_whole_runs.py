@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import plan_memory, published, three_billion, whole_runs
+from benchmarks import plan_memory, published, results, scaling, three_billion, whole_runs
 from benchmarks.peer_methods import Shape
 from benchmarks.whole_runs import SHAPES, write_model
 from rec_dist.planning.workload import Workload
@@ -72,3 +72,17 @@ def test_the_report_of_three_billion_says_whether_the_limit_is_met() -> None:
     assert "together 19.80 GB while training, limit 20 GB: met" in text
     worker["training"] = 10.1e9
     assert "limit 20 GB: NOT met" in three_billion.report(result)
+
+
+def test_scaling_reckons_with_cores_and_refuses_runs_that_differ() -> None:
+    def row(workers: int, seconds: float, losses: list[float]) -> dict[str, Any]:
+        took = {"median": seconds, "low": seconds, "high": seconds}
+        return {"size": "25M", "workers": workers, "losses": losses, "tokens_per_step": 1000.0, "seconds": took}
+
+    rows = [row(1, 8.0, [1.0, 0.5]), row(2, 5.0, [1.0, 0.5]), row(4, 5.0, [1.0, 0.50001])]
+    scaling.check_same(rows)
+    about = results.facts("python -m benchmarks.scaling", cores=2, rows=rows)
+    lines = scaling.report(about).splitlines()
+    assert [line.split()[-1] for line in lines[1:4]] == ["1.00", "0.80", "0.80"]
+    with pytest.raises(SystemExit, match="the losses of 2 workers differ"):
+        scaling.check_same([rows[0], row(2, 5.0, [1.0, 0.6])])
