@@ -9,7 +9,6 @@ committed and the commit take together, less as many plain steps: the background
 Disk: three states, 12 bytes a trainable weight each.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks import results
+from benchmarks.peer_arguments import shape_of
 from benchmarks.peer_methods import Shape, build_model, trunk_of
 from rec_dist.engine import process_group
 from rec_dist.engine.catalogue import Catalogue, Keeping
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=256, help="of a step")
     parser.add_argument("--trains", choices=["lora", "full", "both"], default="both")
-    parser.add_argument("--shape", default="{}", help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
+    parser.add_argument("--shape", type=shape_of, default={}, help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written; none: a temporary folder")
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for lora in {"lora": [True], "full": [False], "both": [True, False]}[given.trains]:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            shape = Shape(**json.loads(given.shape))
+            shape = Shape(**given.shape)
             rows += measure(shape, Path(folder), lora=lora, tokens=given.tokens, repeats=given.repeats)
     process_group.leave()
     result = {**results.facts(results.command_of("benchmarks.checkpoint", words)), "rows": rows}

@@ -55,7 +55,8 @@ class HeadCase:
         if compiled:
             step = torch.compile(self.plain, dynamic=False)
             found["torch.compile"] = lambda: self.backward(step(self.hidden, self.targets))
-        return found
+        # The product that the rows behind it are compared with stands before them.
+        return {**found, "GEMM alone, forward": self.gemm, "completion_logps auto, forward": self.forward}
 
     def gemms(self) -> None:
         """What any head has to multiply: logits, the gradient of the hidden rows, and that of the weight where it trains."""
@@ -64,6 +65,16 @@ class HeadCase:
             _ = logits @ self.weight
             if self.weight.requires_grad:
                 _ = logits.T @ self.hidden
+
+    def gemm(self) -> None:
+        """The logits alone."""
+        with torch.no_grad():
+            _ = self.hidden @ self.weight.T
+
+    def forward(self) -> None:
+        """Log-probs without a backward pass, as a reference pass and an evaluation take them."""
+        with torch.no_grad():
+            self.ours("auto")
 
     def ours(self, impl: Any) -> Tensor:
         return completion_logps(self.hidden, self.weight, self.rows, self.targets, self.offsets, impl=impl)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_heads, gpu_peers, results
+from benchmarks import gpu_heads, gpu_peers, gpu_targets, results
 from rec_dist.train.flops import known_peak
 
 BUDGET_SECONDS = 520.0
@@ -92,7 +92,7 @@ def run_heads(suite: Suite, *, repeats: int) -> None:
             measure = lambda step=step, case=case: suite.time(step, clear=case.clear, repeats=repeats)
             row = suite.row({**about, "method": name}, expected, measure)
             if "milliseconds" in row:
-                bare = row["milliseconds"]["median"] if name == "GEMMs alone" else bare
+                bare = row["milliseconds"]["median"] if name.startswith("GEMM") else bare
                 row["x GEMMs"] = row["milliseconds"]["median"] / bare if bare else None
         del case, step, measure
         suite.free()
@@ -173,6 +173,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
     rows = result["rows"]
     parts = [[shown(row, heads) for row in rows if row["section"] == "head"]]
     parts += [[shown(row, peers) for row in rows if row["section"] == "peers"]]
+    parts += [[verdict.row() for verdict in gpu_targets.verdicts(rows)]]
     return "\n\n".join([*(results.table(part, markdown=markdown) for part in parts), results.stamp(result)])
 
 
@@ -194,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     parser = results.parser_of(__doc__)
     parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds; rows that would not fit are skipped")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=results.positive, default=5)
     parser.add_argument("--only", choices=("all", "heads", "peers"), default="all")
     parser.add_argument("--commit", help="where the tree is no checkout: what it was taken from")
     given = parser.parse_args(words)

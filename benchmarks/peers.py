@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from benchmarks.peer_arguments import METHODS, earlier_rows, methods_of, points_of, shape_of
+from benchmarks.peer_methods import Shape
 from benchmarks.peer_targets import PACK, Point, by_point, ratio, rho, verdicts
 
 TOLERANCE = 1e-4
-METHODS = ("a", "b", "c-default", "c-best", "d", "e")
 SMOLLM: dict[str, Any] = {}  # the default shape
 # As many groups at every K of a P, since memory is compared between them, and so many that a step of ours has 900 tokens or more:
 # with fewer, matrix products that are too small to be efficient are what is measured.
@@ -204,9 +205,7 @@ def run(
     done: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Measures `points` but those of the rows `done`, and hands what there is to `save` after each; budget: seconds a point."""
-    from benchmarks.peer_methods import Shape
-
-    notes = []
+    methods, notes = wanted, []
     if importlib.util.find_spec("trl") is None:
         wanted = [method for method in wanted if not method.startswith("c-")]
         notes.append("c skipped: trl is not installed (pip install -c constraints.txt -e '.[peers]')")
@@ -222,7 +221,7 @@ def run(
     needed = [method for method in wanted if any(method in methods_at(point, wanted) for point in points)]
     children = {method: Child(method, shape, threads) for method in needed}
     rows = [*done]
-    result = {"rows": rows, "notes": notes, "shape": asdict(Shape(**shape)), "threads": threads}
+    result = {"rows": rows, "notes": notes, "shape": asdict(Shape(**shape)), "threads": threads, "methods": methods}
     try:
         for point in points:
             rows += measure_point(point, children, Shape(**shape), repeats, budget)
@@ -238,38 +237,43 @@ def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = results.parser_of(__doc__)
-    parser.add_argument("--quick", action="store_true", help="few points, few repeats: under 10 minutes on 2 cores (the default)")
-    parser.add_argument("--full", action="store_true", help="P in {100, 512}, K in {1, 3, 7, 15}")
-    parser.add_argument("--points", help="P:K[:G],... in place of the above, such as 100:3:4,512:15:1")
-    parser.add_argument("--methods", default=",".join(METHODS), help="which of a,b,c-default,c-best,d,e")
-    parser.add_argument("--repeats", type=int, help="rounds a point at most (3; full: 5)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--shape", default="{}", help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
-    parser.add_argument("--resume", action="store_true", help="keeps the points that --out has already, of the same commit")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="few points, few repeats: under 10 minutes on 2 cores (the default)")
+    size.add_argument("--full", action="store_true", help="P in {100, 512}, K in {1, 3, 7, 15}")
+    parser.add_argument("--points", type=points_of, help="P:K[:G],... in place of the above, such as 100:3:4,512:15:1")
+    parser.add_argument("--methods", type=methods_of, default=list(METHODS), help=f"which of {','.join(METHODS)}")
+    parser.add_argument("--repeats", type=results.positive, help="rounds a point at most (3; full: 5)")
+    parser.add_argument("--threads", type=results.positive, default=os.cpu_count() or 1)
+    parser.add_argument("--shape", type=shape_of, default={}, help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
+    parser.add_argument("--resume", action="store_true", help="keeps the points that --out has already, measured in the same way")
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):
         return
-    points = FULL if given.full else QUICK
-    if given.points:
-        split = [[int(number) for number in text.split(":")] for text in given.points.split(",")]
-        points = [Point(entry[0], 8, entry[1], entry[2] if len(entry) > 2 else 1) for entry in split]
+    if given.resume and not given.out:
+        parser.error("--resume: needs --out, the file that an earlier run began")
+    points = given.points or (FULL if given.full else QUICK)
     facts = results.facts(results.command_of("benchmarks.peers", words))
     done: list[dict[str, Any]] = []
-    if given.resume and given.out and given.out.exists():
-        earlier = json.loads(given.out.read_text(encoding="utf-8"))
-        if earlier["commit"] != facts["commit"]:
-            parser.error(f"--resume: {given.out} is of commit {earlier['commit']}, this is {facts['commit']}; give another --out")
-        done = earlier["rows"]
-    measured = run(
-        points,
-        json.loads(given.shape),
-        threads=given.threads,
-        repeats=given.repeats or (5 if given.full else 3),
-        budget=180.0 if given.full else 60.0,
-        wanted=given.methods.split(","),
-        done=done,
-        save=lambda measured: results.write(given.out, {**facts, **measured}) if given.out else None,
-    )
+    if given.resume and given.out.exists():
+        now = {**facts, "shape": asdict(Shape(**given.shape)), "threads": given.threads, "methods": given.methods}
+        try:
+            done = earlier_rows(given.out, points, now)
+        except (OSError, ValueError, KeyError, TypeError) as fault:
+            parser.error(f"--resume: {given.out} cannot be gone on with: {fault}")
+    try:
+        measured = run(
+            points,
+            given.shape,
+            threads=given.threads,
+            repeats=given.repeats or (5 if given.full else 3),
+            budget=180.0 if given.full else 60.0,
+            wanted=given.methods,
+            done=done,
+            save=lambda measured: results.write(given.out, {**facts, **measured}) if given.out else None,
+        )
+    except KeyboardInterrupt:
+        kept = f"; {given.out} has the points measured so far, go on with --resume" if given.out else ""
+        raise SystemExit(f"interrupted{kept}") from None
     print(report({**facts, **measured}))
 
 

@@ -1,6 +1,6 @@
 """`rec-dist prepare` at growing sizes: time and peak memory a row, on synthetic interactions.
 
-    python -m benchmarks.prepare --out prepare.json                      1, 10 and 50 million rows on Ray, about 3 minutes on 2 idle cores
+    python -m benchmarks.prepare --out prepare.json                      1, 10 and 50 million rows on Ray, about 3 minutes on 2 cores
     python -m benchmarks.prepare --rows 1000000 10000000 --on disk       in one process, through files
     python -m benchmarks.prepare --markdown prepare.json                 the tables of a result file
 

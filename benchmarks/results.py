@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import os
 import platform
 import shlex
 import statistics
@@ -43,7 +44,7 @@ def command_of(module: str, arguments: Sequence[str]) -> str:
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """A command line with the options that every benchmark has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--out", type=_new_file, help="result file")
     parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
     return parser
 
@@ -53,11 +54,40 @@ def rendered(parser: argparse.ArgumentParser, given: argparse.Namespace, report:
     if given.markdown is None:
         return False
     try:
-        result = json.loads(given.markdown.read_text(encoding="utf-8"))
+        tables = report(read_result(given.markdown), markdown=True)
+    except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as fault:  # of another benchmark, or not whole
+        parser.error(f"--markdown: {given.markdown} is no result file of this benchmark: {fault!r}")
     except (OSError, ValueError) as fault:
         parser.error(f"--markdown: {given.markdown} is no result file: {fault}")
-    print(report(result, markdown=True))
+    print(tables)
     return True
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `write` wrote. OSError, ValueError: it is not readable JSON, or says nothing of where it was made."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(result, dict) or not {"date", "commit", "machine", "command", "rows"} <= result.keys():
+        raise ValueError("it has no date, commit, machine, command and rows")
+    return result
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, as an argument's type."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return number
+
+
+def _new_file(text: str) -> Path:
+    """A file that can be written when all is measured, which may be hours later."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written; name a file in a folder that is there and writable")
+    return path
 
 
 def conclude(result: Mapping[str, Any], report: Report, out: Path | None) -> None:
@@ -105,7 +135,8 @@ def stamp(result: Row) -> str:
     """The line that stands below a table: command, date, commit, machine."""
     machine = result["machine"]
     name = ", ".join(machine.get("gpus") or []) or f"{machine['cpu']}, {machine['cpus']} cores"
-    return f"`{result['command']}`, {result['date'][:10]}, commit {str(result['commit'])[:9]}, {name}"
+    commit, *changed = str(result["commit"]).partition("+")  # "+changes": of files that no commit has
+    return f"`{result['command']}`, {result['date'][:10]}, commit {commit[:9]}{''.join(changed)}, {name}"
 
 
 def run_apart(module: str, arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:

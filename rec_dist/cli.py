@@ -1,8 +1,11 @@
 """The command line: words in, exit codes out. 0 done; 1 failed; 2 the user's mistake, one line; 75 stopped, run me again."""
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rec_dist import __version__
@@ -97,8 +100,38 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Inside, SIGINT raises KeyboardInterrupt and is noted: libraries that are interrupted at their import raise something else."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
+        yield noted
+        return
+
+    def handle(number: int, _: object) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    with _interrupts() as noted:
+        try:
+            return _main(arguments)
+        except (KeyboardInterrupt, Exception) as fault:
+            if not noted and not isinstance(fault, KeyboardInterrupt):
+                raise
+            print("interrupted; what was saved before is kept", file=sys.stderr)
+            return EXIT_FAILED
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parse(arguments)
         quieten()
@@ -125,9 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_STOPPED
     except (OutOfMemoryError, NotFiniteError, UnreachableError, WorkerFailedError) as fault:
         print(f"failed: {fault}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is kept", file=sys.stderr)
         return EXIT_FAILED
     except Exception as fault:
         disk = as_disk_error(fault)

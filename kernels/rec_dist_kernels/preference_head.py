@@ -33,8 +33,8 @@ def preference_head(
     """The sum over the groups of w_g L_g, with L = preference_loss(completion_logps(...), ...); see the two for
     arguments, formulas and errors.
 
-    group_weights (G,), None for 1 each, are constants. A group of weight 0 contributes exactly 0 to the loss and
-    to the gradient of the log-probabilities, even where these are NaN.
+    group_weights (G,), None for 1 each, are constants, without gradient. A group of weight 0 contributes exactly 0 to
+    the loss and to the gradient of the log-probabilities, even where these are NaN.
 
     Returns: loss_sum () in nats, and logps (N,), which carry no gradient. float32 (float64 for float64
     inputs).
@@ -109,4 +109,4 @@ def preference_head_reference(
         ignored = (group_weights == 0).repeat_interleave(group_offsets.diff(), output_size=logps.shape[0])  # (N,)
         policy, reference_logps = logps.masked_fill(ignored, 0.0), reference_logps.masked_fill(ignored, 0.0)
     loss, _ = preference_loss_reference(policy, reference_logps, group_offsets, kind=kind, beta=beta)
-    return (loss if group_weights is None else loss * group_weights).sum(), logps.detach()
+    return (loss if group_weights is None else loss * group_weights.detach().to(loss.dtype)).sum(), logps.detach()

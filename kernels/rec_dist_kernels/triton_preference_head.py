@@ -54,7 +54,7 @@ def preference_head_triton(
         hidden,
         weight,
         None if bias is None else bias.contiguous(),
-        group_weights,
+        None if group_weights is None else group_weights.detach().contiguous(),
         setting,
         *(array.contiguous() for array in arrays),
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.schema import RunConfig
+from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import is_remote
 
 # (section, key) of every path that a run reads or writes; data.path may be a URI, and the second kind a known name.
@@ -25,14 +26,18 @@ def absolute(path: str) -> Path:
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """The configuration with every path absolute, as workers need it."""
+    """The configuration with every path absolute, as workers need it. UserError: a URI where only a folder will do."""
     value = config.model_dump()
     for section, key in PATHS_OR_NAMES:
         if Path(value[section][key]).expanduser().exists():
             value[section][key] = str(absolute(value[section][key]))
     for section, key in PATHS:
-        if value[section][key] is not None and not (key == "path" and is_remote(value[section][key])):
-            value[section][key] = str(absolute(value[section][key]))
+        path = value[section][key]
+        if path is None or (key == "path" and is_remote(path)):
+            continue
+        if "://" in path:
+            raise UserError(f"{section}.{key} ({path}) is a URI; give a folder, on a cluster one that every node mounts")
+        value[section][key] = str(absolute(path))
     for section, key in TASK_PATHS:
         if value["task"][section][key] not in (None, RANDOM_TEACHER):
             value["task"][section][key] = str(absolute(value["task"][section][key]))

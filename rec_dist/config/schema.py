@@ -268,8 +268,8 @@ class EvaluateConfig(Section):
 class ProfileConfig(Section):
     """How `rec-dist profile` measures. Nothing here touches a run."""
 
-    warmup_steps: int = Field(3, ge=1, description="Steps before the first that counts: compilation, caches, allocator.")
-    steps: int = Field(10, ge=1, description="Steps that count, with real data and again with random tokens.")
+    warmup_steps: int = Field(3, ge=1, lt=1 << 30, description="Steps before those that count: compilation, caches, allocator.")
+    steps: int = Field(10, ge=1, lt=1 << 30, description="Steps that count, with real data and again with random tokens.")
     trace_ranks: list[int] = Field(
         default_factory=lambda: [0], description="Ranks that write a Chrome trace of one more step: trace-rank-N.json."
     )

@@ -2,7 +2,7 @@
 
 Why: PEFT multiplies by s and adds in passes of their own over tensors as large as the layer's output, and multiplies once more in the
 backward pass. They move memory and compute nothing: a training step of SmolLM2-135M's shape on two cores takes 3.44 s in place of 3.91
-(docs/performance.md, P = 512, K = 1). Cost: none; what is saved for the backward pass is the same.
+(docs/LOG.md; P = 512, K = 1 of benchmarks/peers.py). Cost: none; what is saved for the backward pass is the same.
 
 The adapter stays PEFT's: same modules, same names, same weights. It is asked for one of its variants, which PEFT calls in place of its
 own sum.

@@ -172,17 +172,18 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
         config, run = finished_run(target, overrides)
         if config.evaluate.ranker != "model":
             raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
-        results = RunDirectory(absolute(config.evaluate.output_dir or str(run.path)))
+        own = config.evaluate.output_dir
+        results = run if own is None else RunDirectory(absolute(own), key="evaluate.output_dir")
         return config, results, trained_start(config, run.model), run.model
     config = pinned(load_config(target, overrides))
-    output = base_results_dir(config)
+    results = RunDirectory(base_results_dir(config), key="evaluate.output_dir")
     if config.evaluate.ranker == "popularity":
-        return config, RunDirectory(output), Start(Path()), None
+        return config, results, Start(Path()), None
     if config.task.kind == "sequential":
         raise UserError(
             "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
         )
-    return config, RunDirectory(output), Start(resolve_model(config.model.path)), None
+    return config, results, Start(resolve_model(config.model.path)), None
 
 
 def finished_run(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory]:

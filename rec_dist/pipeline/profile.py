@@ -24,9 +24,10 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import build_task
 from rec_dist.train.phases import PHASES
 from rec_dist.train.profile import profile_worker
+from rec_dist.train.profile_report import FORMAT, PROFILE_NAME
 from rec_dist.train.worker import TrainJob
 
-PROFILE_NAME, _MARK = "profile.json", ".profile"
+_MARK = ".profile"
 _NAME_WIDTH, _TEXT_WIDTH = 18, 100
 Log = Callable[[str], None]
 
@@ -42,13 +43,16 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float, log: L
     config = _shortened(pinned(config))
     start = find_start(config)
     build_task(config, start, "cpu")
-    run = RunDirectory(_output_dir(config))
+    run = RunDirectory(_output_dir(config), key="profile.output_dir")
     with _kept_for_profiles(run):
         with watching(run):
             job = TrainJob(config.model_dump(), str(run.path), start)
             report = launch(profile_worker, job, config.cluster, run)
         hashes = {"data": Manifest.load(config.data.path).fingerprint, **start.fingerprints()}
         report["environment"] = environment.describe(hashes=hashes)
+        for old in [*run.path.glob("trace-rank-*.json"), *run.path.glob("memory-rank-*.pickle")]:
+            if old.name not in report["files"]:
+                old.unlink()
         write_json(run.path / PROFILE_NAME, report)
     print("\n".join([*table(report), f"written to {run.path / PROFILE_NAME}"]), flush=True)
     problems = faults(report)
@@ -86,9 +90,6 @@ def _kept_for_profiles(run: RunDirectory) -> Iterator[None]:
         raise UserError(f"profile.output_dir ({run.path}) is not empty and holds no profile; choose another folder")
     with run.locked():
         mark.touch()
-        (run.path / PROFILE_NAME).unlink(missing_ok=True)  # it must not describe other settings than the traces beside it
-        for old in [*run.path.glob("trace-rank-*.json"), *run.path.glob("memory-rank-*.pickle")]:
-            old.unlink()
         try:
             yield
         except UserError:
@@ -101,13 +102,16 @@ def read_profile(path: Path) -> dict[str, Any]:
     """A profile.json. Raises UserError when it is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] != FORMAT:
+            raise ValueError(f"its format is {value['format']} and this version writes {FORMAT}")
         numbers = float(value["real"]["tokens_per_second"]), float(value["real"]["step_seconds"]["p50"])
-        dict(value["settings"])
         if not all(0 < number < float("inf") for number in numbers):
             raise ValueError(f"tokens/s and p50 are {numbers}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as fault:
+        if not isinstance(value["settings"], dict):
+            raise TypeError("its settings are no object")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
         raise UserError(
-            f"--against ({path}) is no readable {PROFILE_NAME} ({fault!r}); give one that this command wrote"
+            f"--against ({path}) is no readable {PROFILE_NAME} ({fault!r}); give one that this version of the command wrote"
         ) from fault
     return dict(value)
 

@@ -14,6 +14,7 @@ def quieten() -> None:
         "HF_HUB_OFFLINE": "1",  # model.path is a folder; nothing is looked up at run time
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "KINETO_LOG_LEVEL": "6",  # two lines of torch.profiler's in every profile; it calls them more important than errors
         # OpenMP's threads spin at barriers by default: with one busy neighbour on 2 cores, 18x slower element-wise operations.
         "OMP_WAIT_POLICY": "PASSIVE",
     }

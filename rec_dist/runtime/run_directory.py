@@ -24,10 +24,10 @@ _OF_A_STEP = ("step", "bad_step", "validation", "checkpoint", "checkpoint_failed
 
 
 class RunDirectory:
-    """Paths and small files of one run. Only rank 0 and the driver write."""
+    """Paths and small files of one run. Only rank 0 and the driver write. key: what the user set `path` with."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, key: str = "train.run_dir") -> None:
+        self.path, self._key = path, key
         self.config_path = path / "config.yaml"
         self.metrics_path = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
@@ -48,14 +48,14 @@ class RunDirectory:
         """
         saved = self.path / "config.json"
         if saved.is_file():
-            old = read_object(saved, "choose another train.run_dir, or remove that folder")
+            old = read_object(saved, f"choose another {self._key}, or remove that folder")
             changed = differences(old, json.loads(json.dumps(config)))
             if changed:
                 longer = self._finished_path.is_file() and set(changed) <= {"train.max_steps", "train.epochs"}
                 on = f"; to train on from its model, set train.init_from={self.path} with another train.run_dir" if longer else ""
                 raise UserError(
-                    f"train.run_dir ({self.path}) holds a run of another configuration (different: {', '.join(changed[:6])}); "
-                    f"choose another train.run_dir, or remove that folder{on}"
+                    f"{self._key} ({self.path}) holds a run of another configuration (different: {', '.join(changed[:6])}); "
+                    f"choose another {self._key}, or remove that folder{on}"
                 )
         else:
             self._refuse_others()
@@ -87,7 +87,7 @@ class RunDirectory:
         except (OSError, ValueError) as fault:
             raise self._unusable(fault) from fault
         if others:
-            raise UserError(f"train.run_dir ({self.path}) is not empty and holds no run; choose another folder")
+            raise UserError(f"{self._key} ({self.path}) is not empty and holds no run; choose another folder")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -96,7 +96,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             held = lock(self.path / ".lock")
         except BlockingIOError as fault:
-            raise UserError(f"train.run_dir ({self.path}) is in use by another process; wait for it or choose another") from fault
+            raise UserError(f"{self._key} ({self.path}) is in use by another process; wait for it or choose another") from fault
         except (OSError, ValueError) as fault:
             raise self._unusable(fault) from fault
         try:
@@ -113,9 +113,7 @@ class RunDirectory:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _unusable(self, fault: Exception) -> UserError:
-        return UserError(
-            f"train.run_dir ({str(self.path)[:200]}) cannot be a run directory: {fault}; choose another folder"[:600]
-        )
+        return UserError(f"{self._key} ({str(self.path)[:200]}) cannot be a run directory: {fault}; choose another folder"[:600])
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds one object to metrics.jsonl, whole or not at all; a kill may tear the last line. Raises DiskError."""

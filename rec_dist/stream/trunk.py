@@ -14,7 +14,7 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Trunk:
-    """One prompt with its forks, ready to pack. P trunk tokens, G groups, N completions, B branch tokens, M scored tokens."""
+    """One prompt with its forks, ready to pack. G may be 0: a prompt that nothing is scored behind."""
 
     tokens: I32  # (P,)
     forks: I32  # (G,) trunk position whose row predicts the first token of the group's completions
@@ -22,7 +22,7 @@ class Trunk:
     group_sizes: I32  # (G,) completions of each group, the chosen one first
     branch_tokens: I32  # (B,) completions without their last token, which nothing reads
     branch_lengths: I32  # (N,) C - 1; 0 where the trunk itself reads on with the completion, whose rows then serve
-    lengths: I32  # (N,) C: scored tokens of each completion
+    lengths: I32  # (N,) C >= 1: scored tokens of each completion
     targets: I32  # (M,) completions whole
 
     @property

@@ -1,5 +1,7 @@
 """From a configuration to a task: the one place where methods are chosen by name."""
 
+from pathlib import Path
+
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset import PreparedData, open_data
 from rec_dist.data.manifest import PREFERENCES, Manifest
@@ -112,7 +114,6 @@ def build_text_task(config: RunConfig, start: Start, device: str) -> TextRowsTas
     method = choose_method(config, most)
     spec = model_spec(config, start, None, device, trains=True, keep_reference=_keeps_reference(config, method))
     adapter = sha256(start.adapter / ADAPTER_WEIGHTS) if start.adapter else None
-    model = sampled_fingerprint(start.model, "*.safetensors")
     extent = [train.epochs, train.max_steps, train.groups_per_step, train.seed, train.shuffle_window]
     task = TextRowsTask(
         method,
@@ -120,7 +121,7 @@ def build_text_task(config: RunConfig, start: Start, device: str) -> TextRowsTas
         rows,
         end,
         order=build_order(config, len(rows)),
-        reference_key=fingerprint([model, adapter, rows.fingerprint, extent, str(spec.dtype)]),
+        reference_key=fingerprint([*_model_prints(start.model), adapter, rows.fingerprint, extent, str(spec.dtype)]),
         width=shape.width,
     )
     task.check(train.tokens_per_pack, max_positions=shape.max_positions)
@@ -131,10 +132,15 @@ def reference_key(config: RunConfig, start: Start, builder: PromptBuilder, data:
     """Changes with the model a run starts from, the prompt, the data, the negatives and which targets share a trunk."""
     adapter = sha256(start.adapter / ADAPTER_WEIGHTS) if start.adapter else None
     vectors = [sha256(start.soft_prompt / SOFT_PROMPT_NAME)] if start.soft_prompt else []
-    model = sampled_fingerprint(start.model, "*.safetensors")
     draws = [config.negatives.model_dump(), config.train.seed, config.train.targets_per_trunk, config.train.groups_per_step]
     extent = [config.train.epochs, config.train.max_steps, config.train.shuffle_window]
-    return fingerprint([model, adapter, builder.fingerprint, data.manifest.fingerprint, draws, extent, dtype, *vectors])
+    model = _model_prints(start.model)
+    return fingerprint([*model, adapter, builder.fingerprint, data.manifest.fingerprint, draws, extent, dtype, *vectors])
+
+
+def _model_prints(folder: Path) -> list[str]:
+    """Of the weights, and of what is computed with them: positions, windows and soft caps stand in config.json."""
+    return [sampled_fingerprint(folder, "*.safetensors"), sha256(folder / "config.json")]
 
 
 def build_task(config: RunConfig, start: Start, device: str, *, split: str = "train") -> Task:

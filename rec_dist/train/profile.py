@@ -32,7 +32,7 @@ from rec_dist.train.loader import StepWork, prefetch, step_work
 from rec_dist.train.memory import MemoryWatch, advising, peak_bytes, total_bytes
 from rec_dist.train.packs import open_reference, preparer
 from rec_dist.train.phases import Clock, StepTime, TimedVerbs
-from rec_dist.train.profile_report import RankRecord, merge
+from rec_dist.train.profile_report import PROFILE_NAME, RankRecord, merge
 from rec_dist.train.trace import traced
 from rec_dist.train.worker import TrainJob, set_up
 
@@ -122,6 +122,8 @@ def _profile(world: World, config: RunConfig, job: TrainJob, memory: MemoryWatch
     def one_more() -> None:
         bench.run([plan(total - 1)], prepare, done)
 
+    if world.is_main:  # what an earlier profile left stays until now, and never beside the traces of this one
+        (run.path / PROFILE_NAME).unlink(missing_ok=True)
     trace = traced(one_more, settings, world, run.path)
     plans = [plan(step) for step in counted]
     random = [_random(step, engine.module, np.random.default_rng(step.step)) for step in plans]

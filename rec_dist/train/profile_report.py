@@ -14,7 +14,7 @@ from rec_dist.train.phases import StepTime, lag, speed
 from rec_dist.train.trace import Traced
 from rec_dist.train.utilisation import peak_flops
 
-FORMAT = 1
+PROFILE_NAME, FORMAT = "profile.json", 1
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from worker_processes import run_command, run_workers
+from worker_processes import run_command, run_workers, start, start_command
 
 from rec_dist.train.phases import PHASES
 
@@ -142,6 +144,45 @@ def test_a_recommender_on_ids_has_no_mfu(tmp_path: Path, tiny_config: Make) -> N
     assert sum(report["real"]["shares"].values()) == pytest.approx(1.0)
 
 
+def test_an_interrupted_profile_says_so_and_leaves_the_one_before_it(tmp_path: Path, tiny_config: Make) -> None:
+    file, folder = write(tmp_path, tiny_config(tmp_path / "run")), tmp_path / "run-profile"
+    folder.mkdir()
+    for name in (".profile", "profile.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    child = start_command(tmp_path / "out", "profile", file, "profile.warmup_steps=100000")
+    while not (folder / "progress.json").is_file() and child.process.is_alive():  # written after the first step
+        time.sleep(0.05)
+    assert child.process.pid is not None
+    os.kill(child.process.pid, signal.SIGINT)
+    assert child.wait() == 1
+    assert child.err.splitlines()[-1].startswith("interrupted; ") and "Traceback" not in child.err
+    assert (folder / "profile.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_an_interrupt_that_a_library_turns_into_another_exception_is_one(tmp_path: Path, tiny_config: Make) -> None:
+    child = start(
+        _main_interrupted_at_an_import, ["profile", str(write(tmp_path, tiny_config(tmp_path / "run")))], folder=tmp_path
+    )
+    assert child.wait() == 1
+    assert child.err.splitlines() == ["interrupted; what was saved before is kept"]
+
+
+def _main_interrupted_at_an_import(words: list[str]) -> int:
+    """`rec-dist profile` with Ctrl-C while transformers imports, which hides it: it says ModuleNotFoundError."""
+    from rec_dist.cli import main
+    from rec_dist.pipeline import profile
+
+    def find_start(config: Any) -> Any:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt as fault:
+            raise ModuleNotFoundError("Could not import module 'LlamaConfig'") from fault
+
+    profile.find_start = find_start  # type: ignore[assignment]
+    return main(words)
+
+
 @pytest.mark.parametrize("command", ["profile", "train"])
 def test_running_out_of_memory_says_what_to_turn(command: str, tmp_path: Path, tiny_config: Make) -> None:
     config = tiny_config(tmp_path / "run", *STEPS, "train.tokens_per_pack=512", "cluster.zero_stage=2")
@@ -154,7 +195,6 @@ def test_running_out_of_memory_says_what_to_turn(command: str, tmp_path: Path, t
 
 
 def _exhausted(folder: Path, command: str, file: Path) -> Any:
-    from worker_processes import start
 
     child = start(_main_without_memory, [command, str(file)], folder=folder / "out")
     return child.wait(), child

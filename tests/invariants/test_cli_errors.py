@@ -1,5 +1,6 @@
 """Every mistake of a user: exit code 2, one line `error: ...` that names the culprit and the way out, and nothing left behind."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["prompt.max_history=2147483647"], ("positions", "512", "lower prompt.max_history")),
         (["data.path=s5://bucket/data"], ("data.path (s5://bucket/data)", "cannot be opened")),
         (["train.run_dir=/dev/null/run"], ("train.run_dir", "choose another folder")),
+        (["train.run_dir=s3://bucket/run"], ("train.run_dir (s3://bucket/run)", "is a URI", "give a folder")),
         (["model.attention=flex"], ("model.attention=flex", "needs a CUDA device", "set model.attention=auto or sdpa")),
         (["model.attention=flex", "task.kind=sequential"], ("model.attention=flex", "set it to auto")),
     ],
@@ -113,6 +115,10 @@ def test_train(case: Case, overrides: list[str], names: tuple[str, ...]) -> None
     [
         (["profile.steps=0"], ("profile.steps", "greater than or equal to 1", "0")),
         (["profile.warmup_steps=0"], ("profile.warmup_steps", "greater than or equal to 1")),
+        (["profile.steps=99999999999999999999"], ("profile.steps", "less than 1073741824")),
+        (["profile.steps=1073741823", "profile.warmup_steps=1073741824"], ("profile.warmup_steps", "less than 1073741824")),
+        (["profile.output_dir=/dev/null/x"], ("profile.output_dir (/dev/null/x)", "choose another folder")),
+        (["profile.output_dir=s3://bucket/x"], ("profile.output_dir (s3://bucket/x)", "is a URI", "give a folder")),
         (["profile.trace_ranks=[0,1]"], ("profile.trace_ranks", "[1]", "0 to 0")),
         (["profile.memory_snapshot=true"], ("profile.memory_snapshot", "GPU", "set it to false")),
         (["profile.output_dir=${train.run_dir}"], ("profile.output_dir", "train.run_dir", "choose another folder")),
@@ -126,6 +132,42 @@ def test_train(case: Case, overrides: list[str], names: tuple[str, ...]) -> None
 )
 def test_profile(case: Case, words: list[str], names: tuple[str, ...]) -> None:
     case.refuses("profile", case.file, *words, names=names)
+
+
+_REPORT = {"format": 1, "real": {"tokens_per_second": 9.0, "step_seconds": {"p50": 1.0}}, "settings": {"workers": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "JSONDecodeError"),
+        (json.dumps(_REPORT)[:50], "JSONDecodeError"),
+        ("[1, 2]", "TypeError"),
+        (json.dumps({**_REPORT, "format": 0}), "its format is 0 and this version writes 1"),
+        (json.dumps({key: value for key, value in _REPORT.items() if key != "format"}), "KeyError('format')"),
+        (json.dumps({key: value for key, value in _REPORT.items() if key != "real"}), "KeyError('real')"),
+        (json.dumps({**_REPORT, "settings": []}), "its settings are no object"),
+        (json.dumps({**_REPORT, "real": {"tokens_per_second": 10**400, "step_seconds": {"p50": 1.0}}}), "OverflowError"),
+        (json.dumps({**_REPORT, "real": {"tokens_per_second": 0.0, "step_seconds": {"p50": 1.0}}}), "tokens/s and p50"),
+        (json.dumps({**_REPORT, "real": {"tokens_per_second": 9.0, "step_seconds": None}}), "TypeError"),
+    ],
+)
+def test_a_file_that_no_profile_can_be_compared_with(case: Case, text: str, says: str) -> None:
+    old = case.folder / "old.json"
+    old.write_text(text, encoding="utf-8")
+    case.refuses("profile", case.file, "--against", old, names=(f"--against ({old})", says, "give one that"))
+
+
+def test_a_refused_profile_leaves_the_one_before_it(case: Case) -> None:
+    """Refused by the worker, when the folder is its own already."""
+    from rec_dist.cli import main
+
+    folder, files = case.folder / "run-profile", {"profile.json": "{}", "trace-rank-0.json": "{}", ".profile": ""}
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    assert main(["profile", str(case.file), "profile.trace_ranks=[0,1]"]) == 2
+    assert {name: (folder / name).read_text(encoding="utf-8") for name in files} == files
 
 
 @pytest.mark.parametrize(

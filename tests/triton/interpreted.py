@@ -1,20 +1,27 @@
 """The Triton kernels, run by Triton's interpreter on the CPU: against float64 truth, on hard inputs, in any chunking.
 
-Not collected by name: test_interpreter.py runs this file in a process where TRITON_INTERPRET=1. Cost: about a minute on one busy core.
+Not collected by name: test_interpreter.py runs this file in a process where TRITON_INTERPRET=1. Cost: two minutes on a busy core.
 """
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from acceptance import compare, plain_logps, plain_preference
+from acceptance import compare, plain_logps, plain_preference, results
 from random_trunks import random_tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import language as tl
 from triton.runtime import interpreter
 
+from rec_dist.config.schema import RunConfig
+from rec_dist.models import head
+from rec_dist.pipeline.commands import find_start
+from rec_dist.runtime.world import World
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
+from rec_dist.tasks.build import build_task
+from rec_dist.train.loader import step_work
 from rec_dist_kernels import completion_logps, preference_head, preference_loss, triton_logits, triton_preference
 from rec_dist_kernels.triton_completion_logps import completion_logps_triton
 from rec_dist_kernels.triton_preference_head import preference_head_triton
@@ -219,6 +226,60 @@ def test_group_weights_and_int32_offsets():
     assert torch.isfinite(hidden.grad).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_arrays_may_be_views_with_gaps(dtype):
+    """The kernels step through memory one number at a time, so that a view has to be copied first."""
+    stream = stream_of(60)
+    leaves = leaves_of(stream, 60, torch.float32)
+    apart = lambda array: torch.stack([array, torch.full_like(array, 7)], dim=1).flatten()[::2]
+    arrays = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps.float(), stream.group_offsets)
+    num_groups = len(stream.group_offsets) - 1
+    same = torch.full((num_groups,), 0.5, dtype=dtype)
+    settings = {"kind": "sdpo", "beta": 0.2, "impl": "triton"}
+    for weights in (apart(torch.linspace(0, 2, num_groups, dtype=dtype)), same[:1].expand(num_groups)):
+        whole = lambda h, w, b, weights=weights: preference_head(
+            h, w, *arrays, bias=b, group_weights=weights.contiguous(), **settings
+        )
+        views = lambda h, w, b, weights=weights: preference_head(
+            h.T.contiguous().T, w.T.contiguous().T, *map(apart, arrays), bias=apart(b), group_weights=weights, **settings
+        )
+        for expected, found in zip(results(whole, leaves), results(views, leaves), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_logits_may_lie_beyond_two_to_the_31():
+    """Row 2 of a buffer of 4 GB, of which some KB are touched: its stride fits int32, its place does not."""
+    vocabulary, stride = 96, (1 << 30) + 64
+    generator = torch.Generator().manual_seed(6)
+    values = torch.randn(3, vocabulary, generator=generator).bfloat16()
+    # The kernels work on whole blocks as far as a row is stored, here 4,096 words.
+    far = torch.empty(2 * stride + 4096, dtype=torch.bfloat16).as_strided((3, vocabulary), (stride, 1))
+    near = torch.empty(3, 128, dtype=torch.bfloat16)[:, :vocabulary]
+    tokens = (torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1, 3]), torch.tensor([5, 90, 7]))  # order, starts, targets
+    found = []
+    for logits in (far, near):
+        logits.copy_(values)
+        lse, logps, sums = torch.empty(3), torch.empty(3), torch.zeros(vocabulary)
+        triton_logits.token_logps(logits, None, None, *tokens, lse, logps)
+        owners = (torch.tensor([0, 0, 1]), torch.tensor([0.5, -1.0]))
+        triton_logits.logits_gradient(logits, None, None, *tokens, *owners, lse, sums)
+        found.append([lse, logps, sums, logits.float()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    expected = values.float().log_softmax(dim=1)[[0, 2, 2], tokens[2]]
+    torch.testing.assert_close(found[0][1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_largest_vocabulary():
+    """V = 262,144: 64 blocks of the log-sum-exp, 128 of the gradient; targets in the first and the last."""
+    vocabulary, generator = 262_144, torch.Generator().manual_seed(7)
+    draw = lambda *shape: torch.randn(shape, generator=generator).bfloat16()
+    arrays = (torch.tensor([0, 1]), torch.tensor([0, vocabulary - 1]), torch.tensor([0, 1, 2]))
+    truth = lambda h, w: [plain_logps(h, w, None, *arrays, None)]
+    run = lambda impl: lambda h, w: [completion_logps(h, w, *arrays, impl=impl)]
+    leaves = [draw(2, 2).requires_grad_(), draw(vocabulary, 2).requires_grad_()]
+    assert compare(truth, run("reference"), run("triton"), leaves) == []
+
+
 def extreme(groups, lengths, vocabulary, values):
     """A stream whose logits are values exactly: width 1, hidden +-1e4, weight of -1, 0 and 1. Groups as lists of completion counts."""
     rng = np.random.default_rng(3)
@@ -356,3 +417,32 @@ def test_thirty_steps_take_the_same_course():
     fused, reference = train("triton"), train("reference")
     torch.testing.assert_close(fused, reference, rtol=1e-4, atol=1e-5)
     assert fused[-3:].sum() < 0.5 * fused[:3].sum()
+
+
+def test_thirty_steps_of_the_real_task_do_so_too(tiny_config, tmp_path, monkeypatch):
+    """S-DPO on the tiny data and Llama, all weights, tied head, 20 to 40 s: fused and reference losses agree step by step."""
+    changes = ("task.kind=sdpo", "adapter.kind=none", "train.groups_per_step=4", "train.max_steps=30", "train.epochs=9")
+    config = RunConfig.model_validate(tiny_config(tmp_path / "run", *changes))
+    task = build_task(config, find_start(config), "cpu")
+    plans = [step_work(task, step, tokens_per_pack=512, world=World()) for step in range(30)]
+
+    def train(impl):
+        monkeypatch.setattr(head, "preference_head", partial(preference_head, impl=impl))
+        torch.manual_seed(5)
+        module, losses = task.build_module(), []
+        optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+        with torch.no_grad():
+            batches = [batch.with_reference(module(batch)[2]) for plan in plans for batch in plan.batches]
+        for batch in batches:
+            loss, sums, _ = module(batch)
+            optimizer.zero_grad()
+            (loss / sums[1]).backward()
+            optimizer.step()
+            losses.append(float(sums[0] / sums[1]))
+        return torch.tensor(losses)
+
+    fused, reference = train("triton"), train("reference")
+    assert len(fused) == 30
+    torch.testing.assert_close(fused, reference, rtol=1e-3, atol=1e-4)
+    assert fused[0] == pytest.approx(np.log(4), abs=1e-5)  # the policy is the reference: no preference among 1 + 3
+    assert fused.max() - fused.min() > 0.5  # it moves; that it falls is shown above, on three batches

@@ -4,14 +4,15 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, loader, peers, prepare, results, resume
-from benchmarks.peer_methods import END, TIMELINE, TINY, build, build_model, make_case, timeline
+from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, gpu_targets, loader, peers, prepare, results, resume
+from benchmarks.peer_methods import END, TIMELINE, TINY, Shape, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
 
 
@@ -72,6 +73,8 @@ def test_result_files_say_where_and_when(tmp_path: Path) -> None:
     read = json.loads((tmp_path / "r.json").read_text())
     assert set(read) == {"date", "commit", "machine", "versions", "command", "rows"}
     assert command in results.stamp(read)
+    assert ", commit 012345678, " in results.stamp({**read, "commit": "0123456789abcdef"})
+    assert ", commit 012345678+changes, " in results.stamp({**read, "commit": "0123456789abcdef+changes"})
     assert results.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0, "n": 3}
 
 
@@ -142,7 +145,14 @@ def test_the_gpu_suite_runs_its_part_without_a_gpu(monkeypatch: pytest.MonkeyPat
     gpu_suite.main(["--repeats", "1", "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]
     own = {(row["section"], row["method"]): row["status"] for row in rows if row["device"] == "cpu"}
-    for name in [("head", "GEMMs alone"), ("head", "preference_head auto"), ("peers", "a"), ("peers", "b"), ("peers", "d")]:
+    for name in [
+        ("head", "GEMMs alone"),
+        ("head", "preference_head auto"),
+        ("head", "completion_logps auto, forward"),
+        ("peers", "a"),
+        ("peers", "b"),
+        ("peers", "d"),
+    ]:
         assert own[name] == "measured"
     assert {row["status"] for row in rows if row["device"] == "cuda"} == {"not measured"}
     gpu_suite.main(["--markdown", str(out)])
@@ -256,11 +266,106 @@ def test_descendants_are_found_and_memory_is_theirs() -> None:
         process.communicate(b"\n", timeout=60)
 
 
+def refused(module: Any, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a benchmark refuses its arguments, before it measures."""
+    with pytest.raises(SystemExit) as ended:
+        module.main(words)
+    printed = capsys.readouterr()
+    line = printed.err.splitlines()[-1]
+    assert ended.value.code == 2
+    assert ": error: " in line and printed.err.count("error: ") == 1 and printed.out == ""
+    return line
+
+
 @pytest.mark.parametrize("module", [chaos, checkpoint, gpu_suite, loader, peers, prepare, resume])
 def test_a_result_file_that_cannot_be_read_is_the_users_mistake(
     module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        module.main(["--markdown", str(tmp_path / "missing.json")])
-    assert ended.value.code == 2
-    assert "is no result file" in capsys.readouterr().err.splitlines()[-1]
+    file = tmp_path / "r.json"
+    assert "is no result file" in refused(module, ["--markdown", str(file)], capsys)
+    whole = results.facts("python -m x")
+    for value in ([1], {}, {**whole, "rows": [{"of": "another benchmark"}]}):
+        file.write_text(json.dumps(value), encoding="utf-8")
+        assert "is no result file" in refused(module, ["--markdown", str(file)], capsys)
+    assert "cannot be written" in refused(module, ["--out", str(tmp_path / "missing" / "r.json")], capsys)
+    assert "cannot be written" in refused(module, ["--out", str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--points", "100"], "'100' is not P:K or P:K:G in whole numbers"),
+        (["--points", "100:x"], "'100:x' is not P:K"),
+        (["--points", "100:3,"], "'' is not P:K"),
+        (["--points", "0:3"], "each 1 or more"),
+        (["--points", "100:0"], "each 1 or more"),
+        (["--points", "100:3:1:1"], "is not P:K or P:K:G"),
+        (["--points", "100:3:1,100:3:2"], "twice"),
+        (["--methods", "d,f"], "'f' is none of a, b, c-default"),
+        (["--methods", ""], "'' is none of"),
+        (["--threads", "0"], "'0' is no whole number of 1 or more"),
+        (["--repeats", "-1"], "'-1' is no whole number of 1 or more"),
+        (["--shape", "{"], "is no JSON"),
+        (["--shape", "[]"], "is no object"),
+        (["--shape", '{"layer": 2}'], "has layer; give an object with some of hidden, layers"),
+        (["--shape", '{"layers": "two"}'], "layers must be a whole number"),
+        (["--shape", '{"layers": true}'], "layers must be a whole number"),
+        (["--shape", '{"heads": 7}'], "hidden must be a multiple of 2 * heads"),
+        (["--quick", "--full"], "not allowed with"),
+        (["--resume"], "--resume: needs --out"),
+        (["--batch", "3"], "unrecognized arguments"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_arguments_of_the_comparison_that_cannot_be(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refused(peers, words, capsys)
+
+
+def test_a_comparison_goes_on_only_with_what_was_measured_the_same_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "r.json"
+    words = ["--points", "20:3:2", "--threads", "1", "--methods", "d", "--resume", "--out", str(out)]
+    same = {"shape": asdict(Shape()), "threads": 1, "methods": ["d"], "notes": []}
+    whole = {**results.facts("python -m x"), **same, "rows": [row(20, 3, "d", 1.0)]}
+    whole["rows"][0]["tokens"] = 1
+    for name, value in (
+        ("commit", "0123"),
+        ("machine", {**whole["machine"], "cpu": "another"}),
+        ("versions", {**whole["versions"], "torch": "1.0"}),
+        ("shape", {**whole["shape"], "layers": 2}),
+        ("threads", 2),
+        ("methods", ["d", "b"]),
+    ):
+        results.write(out, {**whole, name: value})
+        before = out.read_bytes()
+        assert f"has another {name} (" in refused(peers, words, capsys)
+        assert out.read_bytes() == before
+    results.write(out, {**whole, "rows": [{**whole["rows"][0], "groups": 3}]})
+    assert "has 3 groups at P=20 K=3" in refused(peers, words, capsys)
+    for text in ("", json.dumps(whole)[:200], "[]", json.dumps({**whole, "rows": [3]}), json.dumps({**whole, "rows": None})):
+        out.write_text(text, encoding="utf-8")
+        assert "cannot be gone on with" in refused(peers, words, capsys)
+    results.write(out, whole)
+    peers.main(words)  # nothing is left to measure
+    assert "d/b over rho, P=20 K=3" in capsys.readouterr().out
+
+
+def test_the_targets_of_the_gpu_are_judged_by_its_rows() -> None:
+    about = {"section": "head", "device": "cuda", "V": 128256, "M": 4096, "weight": "frozen"}
+    measured = {
+        "preference_head auto": (9.0, 50),
+        "torch, chunked and recomputed": (10.0, 1000),
+        "GEMM alone, forward": (3.0, 1),
+        "completion_logps auto, forward": (4.0, 1),
+    }
+    rows: list[dict[str, Any]] = [
+        {**about, "method": name, "milliseconds": {"median": ms}, "peak_bytes": peak} for name, (ms, peak) in measured.items()
+    ]
+    rows += [{"section": "peers", "device": "cuda", "model": "8B LoRA", "P": 512, "K": 3, "method": "d", "mfu": 0.5}]
+    found = [(verdict.value, verdict.verdict) for verdict in gpu_targets.verdicts(rows)]
+    assert found == [(0.9, "met"), (0.05, "met"), (0.75, "not met"), (0.5, "met")]
+    assert gpu_targets.verdicts([{**entry, "device": "cpu"} for entry in rows]) == []
+    missing = gpu_targets.verdicts(gpu_suite.not_measured())
+    assert len(missing) == 3 * 6 + 3
+    assert {verdict.verdict for verdict in missing} == {"not measured"}

@@ -137,5 +137,5 @@ def test_only_a_profile_is_compared_with(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=r"--against .*old\.json"):
             read_profile(path)
-    path.write_text(json.dumps(report(1.0, 1.0)), encoding="utf-8")
+    path.write_text(json.dumps({"format": 1, **report(1.0, 1.0)}), encoding="utf-8")
     assert read_profile(path)["real"]["tokens_per_second"] == 1.0

@@ -257,3 +257,20 @@ def test_head_weighs_groups_and_weight_zero_is_exactly_nothing(kind):
     assert ours.grad[2:4].abs().sum() == 0  # the rows of the group of weight 0; row 2 is its alone
     composed.grad[2:4] = 0  # NaN, from the reference of a group that was left out
     torch.testing.assert_close(ours.grad, composed.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_head_weights_of_groups_are_constants_of_any_dtype():
+    hidden = HEAD["hidden"] + torch.arange(6.0).view(3, 2)
+    weight = HEAD["weight"] + torch.linspace(-1, 1, 10).view(5, 2)
+    groups = {"group_offsets": torch.tensor([0, 2, 2])}
+    losses = []
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        weights = torch.tensor([2.0, 1.0]).to(dtype).requires_grad_(dtype.is_floating_point)
+        leaf = hidden.clone().requires_grad_()
+        loss, _ = preference_head(**(HEAD | groups | {"hidden": leaf, "weight": weight, "group_weights": weights}))
+        loss.backward()
+        assert weights.grad is None
+        assert loss.dtype == torch.float32
+        losses.append(loss.item())
+    assert losses[0] > 0
+    assert losses == [losses[0]] * 3
