@@ -21,6 +21,7 @@ from rec_dist.data.rules import Log
 from rec_dist.data.schema import FORMAT_VERSION, MANIFEST_NAME, SPLITS
 from rec_dist.data.sources import resolve_source
 from rec_dist.data.verify import folder_faults
+from rec_dist.runtime.disk import disk_fault, writing
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint
 
@@ -59,19 +60,27 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as fault:
+        if disk_fault(fault) is not None:
+            raise
+        raise UserError(
+            f"data.path ({target}): no folder can be made there ({fault.strerror}); choose another data.path."
+        ) from None
     work = temporary.with_suffix(".work")
     try:
-        if found.format == "preferences":
-            body = _preferences(found, config, temporary, log)
-        else:
-            body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes(), log)
-        for path, state in zip(found.files, before, strict=True):
-            if _state(path) != state:
-                raise UserError(f"{path} changed while it was read; run the same command again once nobody writes to it.")
-        manifest = Manifest(**head, **body)
-        manifest.save(temporary)
-        return _publish(temporary, target, manifest, config.num_shards, log)
+        with writing(target):  # so that a full disk is named with its place
+            if found.format == "preferences":
+                body = _preferences(found, config, temporary, log)
+            else:
+                body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes(), log)
+            for path, state in zip(found.files, before, strict=True):
+                if _state(path) != state:
+                    raise UserError(f"{path} changed while it was read; run the same command again once nobody writes to it.")
+            manifest = Manifest(**head, **body)
+            manifest.save(temporary)
+            return _publish(temporary, target, manifest, config.num_shards, log)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)

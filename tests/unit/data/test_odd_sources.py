@@ -1,5 +1,6 @@
 """Sources as they should not be: each is one line that says what, where and the way out, or is read the same wherever it is cut."""
 
+import errno
 import gzip
 import json
 import os
@@ -18,7 +19,7 @@ from rec_dist.data.prepare import prepare
 from rec_dist.data.readers import find_files, read_interactions
 from rec_dist.data.readers.blocks import cut_text, whole
 from rec_dist.data.readers.preferences import read_preferences
-from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.errors import DiskError, UserError
 
 SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
 ROWS = "user,item,rating,timestamp\n" + "".join(f"u{n % 2},i{n // 2},3,{n}\n" for n in range(16))
@@ -314,7 +315,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(place, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
-@pytest.mark.parametrize("name", ["file/out", "file/deep/out", "link", "loop/out", "x" * 300, "nul\0"])
+@pytest.mark.parametrize("name", ["file/out", "file/deep/out", "link", "loop/out", "x" * 300, "nul\0", "/proc/d"])
 def test_a_path_that_cannot_hold_a_folder_is_refused(name, tmp_path):
     (tmp_path / "a.csv").write_text(ROWS)
     (tmp_path / "file").write_text("")
@@ -325,3 +326,17 @@ def test_a_path_that_cannot_hold_a_folder_is_refused(name, tmp_path):
     with pytest.raises(UserError, match=r"data.path .*choose another data.path"):
         prepare(config, log=lambda line: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_is_named_with_its_place(tmp_path, monkeypatch):
+    """What a writer raises on a full disk names no file; the line must say which folder has no room, and nothing may stay there."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.csv").write_text(ROWS)
+    monkeypatch.setattr(prepare_module, "prepare_in_memory", full)
+    config = DataConfig(source=str(tmp_path), path=str(tmp_path / "out"), prepare_on="memory", split="leave_one_out")
+    with pytest.raises(DiskError, match=rf"^{re.escape(str(tmp_path))}/out: No space left on device .*free space there"):
+        prepare(config, log=lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
