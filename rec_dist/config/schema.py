@@ -43,7 +43,7 @@ class DataConfig(Section):
         0.1, gt=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for the test."
     )
     min_rating: float | None = Field(
-        None, description="Interactions rated below this are dislikes, not choices. None: all are choices."
+        None, ge=-1e38, le=1e38, description="Interactions rated below this are dislikes, not choices. None: all are choices."
     )
     min_user_interactions: int = Field(5, ge=1, description="k-core: users with fewer choices are dropped.")
     min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer choices are dropped.")

@@ -90,7 +90,7 @@ class Manifest:
         try:
             body = json.loads(text)
             version, checksum = body.pop("format_version"), body.pop("checksum")
-        except (ValueError, KeyError, AttributeError, TypeError) as fault:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as fault:
             raise UserError(f"{path} is no manifest ({fault}); {remedy}") from None
         if version != FORMAT_VERSION:
             raise UserError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}; {remedy}")
@@ -98,8 +98,22 @@ class Manifest:
             raise UserError(f"{path} does not match its checksum: it was changed after it was written; {remedy}")
         try:
             return _parsed(body)
-        except (KeyError, TypeError, AttributeError) as fault:
+        except (KeyError, TypeError, AttributeError, ValueError) as fault:
             raise UserError(f"{path} has other fields than this release writes ({fault}); {remedy}") from None
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{str(value)[:60]!r} in place of a {kind.__name__}")
+    return value
+
+
+def _file(entry: dict[str, Any]) -> FileEntry:
+    """An entry of its fields and their types, which the other checks lean on."""
+    found = FileEntry(**entry)
+    for value, kind in ((found.name, str), (found.rows, int), (found.bytes, int), (found.sha256, str)):
+        _typed(value, kind)
+    return found
 
 
 def _parsed(body: dict[str, Any]) -> Manifest:
@@ -108,13 +122,17 @@ def _parsed(body: dict[str, Any]) -> Manifest:
         raise KeyError(f"kind {kind}")
 
     def of_users(entry: dict[str, Any]) -> FileEntry | None:
-        return FileEntry(**entry) if kind == SEQUENCES else None
+        return _file(entry) if kind == SEQUENCES else None
 
     splits = {
-        name: SplitEntry(part["rows"], part["targets"], [FileEntry(**shard) for shard in part["shards"]], of_users(part["index"]))
+        name: SplitEntry(
+            _typed(part["rows"], int), _typed(part["targets"], int), [_file(s) for s in part["shards"]], of_users(part["index"])
+        )
         for name, part in body.pop("splits").items()
     }
-    sources = [FileEntry(**entry) for entry in body.pop("sources")]
+    sources = [_file(entry) for entry in body.pop("sources")]
+    for name, kinds in (("fingerprint", str), ("settings", dict), ("counts", dict), ("cuts", dict), ("notes", list)):
+        _typed(body[name], kinds)
     return Manifest(splits=splits, sources=sources, items=of_users(body.pop("items")), kind=kind, **body)
 
 

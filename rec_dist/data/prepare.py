@@ -21,6 +21,7 @@ from rec_dist.data.rules import Log
 from rec_dist.data.schema import FORMAT_VERSION, MANIFEST_NAME, SPLITS
 from rec_dist.data.sources import resolve_source
 from rec_dist.data.verify import folder_faults
+from rec_dist.runtime.disk import disk_fault, writing
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint
 
@@ -44,7 +45,9 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
             "nothing to train on; keep their sum below 1."
         )
     target = Path(config.path).expanduser().absolute()
+    check_target(target)
     found = find_files(resolve_source(config.source, log), config.format)
+    before = [_state(path) for path in found.files]
     sources = [describe_file(path, 0) for path in found.files]
     settings = _settings(config, found)
     shaping = {name: value for name, value in settings.items() if name != "num_shards"}  # a run may go on with other shards
@@ -57,19 +60,56 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as fault:
+        if disk_fault(fault) is not None:
+            raise
+        raise UserError(
+            f"data.path ({target}): no folder can be made there ({fault.strerror}); choose another data.path."
+        ) from None
     work = temporary.with_suffix(".work")
     try:
-        if found.format == "preferences":
-            body = _preferences(found, config, temporary, log)
-        else:
-            body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes(), log)
-        manifest = Manifest(**head, **body)
-        manifest.save(temporary)
-        return _publish(temporary, target, manifest, config.num_shards, log)
+        with writing(target):  # so that a full disk is named with its place
+            if found.format == "preferences":
+                body = _preferences(found, config, temporary, log)
+            else:
+                body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes(), log)
+            for path, state in zip(found.files, before, strict=True):
+                if _state(path) != state:
+                    raise UserError(f"{path} changed while it was read; run the same command again once nobody writes to it.")
+            manifest = Manifest(**head, **body)
+            manifest.save(temporary)
+            return _publish(temporary, target, manifest, config.num_shards, log)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(target: Path) -> None:
+    """UserError: data.path is no path at which a folder can be made."""
+    shown = str(target)[:200]
+    try:
+        dangling = target.is_symlink() and not target.exists()
+        above = next(folder for folder in target.parents if folder.exists() or folder.is_symlink())
+        usable = above.is_dir()
+    except (OSError, ValueError) as fault:
+        raise UserError(f"data.path ({shown}) is no usable path ({str(fault)[:200]}); choose another data.path.") from None
+    if "\0" in shown:
+        raise UserError(f"data.path ({shown!r}) holds a NUL character; choose another data.path.")
+    if not usable:
+        raise UserError(f"data.path ({shown}) lies below {above}, which is no folder; choose another data.path.")
+    if dangling:
+        raise UserError(f"data.path ({shown}) is a link to nothing; remove it or choose another data.path.")
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None where it has gone."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _preferences(found: FileSet, config: DataConfig, folder: Path, log: Log) -> dict[str, Any]:
@@ -148,14 +188,14 @@ def _existing(target: Path, mark: str, num_shards: int) -> Manifest | None:
             f"data.path ({target}) holds a data set of other settings or files "
             f"(fingerprint {manifest.fingerprint}, asked for {mark}); choose another data.path or remove that folder."
         )
+    if problems := folder_faults(Location(target), manifest):
+        raise UserError(f"data.path ({target}) is damaged: {problems[0]}; remove the folder and prepare again.")
     found = len(manifest.splits["train"].shards)
     if found != num_shards:
         raise UserError(
             f"data.path ({target}) holds this data set in {found} shards a split, and data.num_shards is {num_shards}; "
             "choose another data.path or remove that folder."
         )
-    if problems := folder_faults(Location(target), manifest):
-        raise UserError(f"data.path ({target}) is damaged: {problems[0]}; remove the folder and prepare again.")
     return manifest
 
 

@@ -1,18 +1,26 @@
 """A checkpoint on disk: step-00000050/ with the files of the state, a manifest of their sizes and hashes, and a commit marker.
 
-What is not renamed into place, or lacks the marker, or differs from its manifest by one byte, is no checkpoint.
+What is not renamed into place, or lacks the marker, or differs from its manifest by one byte, is no checkpoint. The manifest has a
+checksum of itself: a step or a validation loss that flips in it would be believed.
 """
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rec_dist.runtime.files import sha256, write_json
+from rec_dist.runtime.files import fingerprint, json_text, sha256, write_json
 
 MANIFEST_NAME, COMMIT_NAME = "manifest.json", "COMMITTED"
 WHOLE, SHARDS = "whole", "shards"  # form: whole_state.py's, for any world size and stage; DeepSpeed's, of early versions
+
+
+_NAME = re.compile(r"step-([0-9]+)")
+_FIELDS = frozenset(
+    ("step", "world_size", "zero_stage", "format", "base", "config", "stream", "valid_loss", "versions", "files", "checksum")
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Saved:
 
 def read(folder: Path) -> Saved:
     """What its manifest says. Raises OSError, ValueError, KeyError or TypeError where that is damaged."""
-    manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    manifest = _manifest(folder)
     return Saved(
         step=int(manifest["step"]),
         folder=folder,
@@ -60,6 +68,22 @@ def read(folder: Path) -> Saved:
     )
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What manifest.json holds, as it was written. Raises OSError, ValueError or TypeError where it is not."""
+    text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+    manifest: dict[str, Any] = json.loads(text)
+    unknown = set(manifest) - _FIELDS
+    if unknown:
+        raise ValueError(f"it has the field {min(unknown)!r}, which no checkpoint has")
+    body = {name: value for name, value in manifest.items() if name != "checksum"}
+    if manifest.get("checksum", fingerprint(body)) != fingerprint(body):  # early versions wrote none
+        raise ValueError("it does not match its checksum: it was changed after it was written")
+    match = _NAME.match(folder.name)
+    if match and int(match[1]) != int(manifest["step"]):
+        raise ValueError(f"it is of step {manifest['step']}")
+    return manifest
+
+
 def folder_of(catalogue: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps lies."""
     return catalogue / f"step-{step:08d}"
@@ -67,8 +91,8 @@ def folder_of(catalogue: Path, step: int) -> Path:
 
 def committed(catalogue: Path) -> list[int]:
     """Steps of the folders that claim to be checkpoints, oldest first; their contents are not looked at."""
-    names = [path.name.removeprefix("step-") for path in catalogue.glob("step-*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())
+    found = [(path, match) for path in catalogue.glob("step-*") if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
+    return sorted(int(match[1]) for path, match in found if folder_of(catalogue, int(match[1])).name == path.name)
 
 
 def best(catalogue: Path) -> Saved | None:
@@ -90,11 +114,17 @@ def verify(folder: Path) -> list[str]:
         return [f"{folder.name}: no commit marker, the write was cut short"]
     try:
         read(folder)
-        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        manifest = _manifest(folder)
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         return [f"{folder.name}: {MANIFEST_NAME} cannot be read ({fault!r})"]
     problems = []
+    if manifest.get("checksum") is not None and (folder / MANIFEST_NAME).read_text(encoding="utf-8") != json_text(manifest):
+        problems.append(f"{folder.name}: {MANIFEST_NAME} is spaced otherwise than it was written")
+    if (folder / COMMIT_NAME).stat().st_size:
+        problems.append(f"{folder.name}: {COMMIT_NAME} is not empty")
+    strays = {path.name for path in folder.glob("*.safetensors")} - files.keys()
+    problems += [f"{folder.name}: the manifest does not name {name}" for name in sorted(strays)]
     for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
@@ -108,7 +138,7 @@ def verify(folder: Path) -> list[str]:
 
 def commit(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Makes `partial`, whose files are on disk already, the checkpoint `final`. Raises OSError."""
-    write_json(partial / MANIFEST_NAME, manifest)
+    write_json(partial / MANIFEST_NAME, {**manifest, "checksum": fingerprint(json.loads(json.dumps(manifest)))})
     (partial / COMMIT_NAME).touch()
     sync(partial / COMMIT_NAME)
     sync(partial)

@@ -1,30 +1,45 @@
-"""`rec-dist verify`: every hash of a prepared data set, wherever it lies, or of all checkpoints of a run."""
+"""`rec-dist verify`: every hash of a prepared data set, wherever it lies, or of all checkpoints of a run, or of one."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from rec_dist.data.location import Location
 from rec_dist.data.manifest import Manifest
 from rec_dist.data.schema import MANIFEST_NAME
 from rec_dist.data.verify import verify as verify_data
+from rec_dist.engine.checkpoint import COMMIT_NAME, committed, folder_of
 from rec_dist.engine.checkpoint import verify as verify_checkpoint
 from rec_dist.runtime.errors import UserError
 
 
 def verify(target: str, *, log: Callable[[str], None]) -> None:
-    """Checks every hash of a prepared data set (a folder or a URI), or of all checkpoints of a run.
+    """Checks every hash of a prepared data set (a folder or a URI), of all checkpoints of a run, or of one checkpoint's folder.
 
     Raises UserError that names what is damaged.
     """
     location = Location(target)
-    if location.is_remote or (location.folder / MANIFEST_NAME).is_file():
+    if not location.is_remote and (location.folder / COMMIT_NAME).is_file():
+        problems, what = verify_checkpoint(location.folder), "checkpoint"
+    elif location.is_remote or (location.folder / MANIFEST_NAME).is_file():
         Manifest.load(location)
         problems, what = verify_data(location), "data set"
     elif (location.folder / "checkpoints").is_dir():
-        folders = sorted(path for path in (location.folder / "checkpoints").glob("step-*") if path.suffix not in (".tmp", ".bad"))
-        problems, what = [problem for folder in folders for problem in verify_checkpoint(folder)], f"{len(folders)} checkpoints"
+        problems, what = _of_run(location.folder / "checkpoints")
     else:
-        raise UserError(f"{location} is neither a prepared data set nor a run directory with checkpoints")
+        raise UserError(
+            f"{location} is neither a prepared data set nor a run directory with checkpoints; give data.path or train.run_dir"
+        )
     if problems:
         way_out = "remove it and run `rec-dist prepare CONFIG`" if what == "data set" else "a restart walks past what is damaged"
         raise UserError(f"{location}: {len(problems)} fault(s): {'; '.join(problems)}; {way_out}")
     log(f"{location}: {what} whole")
+
+
+def _of_run(catalogue: Path) -> tuple[list[str], str]:
+    """(faults, what was looked at): the checkpoints, and folders that a run would not find because of their names."""
+    folders = [folder_of(catalogue, step) for step in committed(catalogue)]
+    problems = [problem for folder in folders for problem in verify_checkpoint(folder)]
+    for path in sorted(catalogue.glob("step-*")):
+        if path not in folders and path.suffix not in (".tmp", ".bad"):
+            problems.append(f"{path.name}: no name of a checkpoint, so that no run will find it")
+    return problems, f"{len(folders)} checkpoints"

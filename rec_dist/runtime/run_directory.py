@@ -69,7 +69,10 @@ class RunDirectory:
 
         So a refusal that only workers can give (a cluster too small, an adapter that does not fit) leaves nothing to remove.
         """
-        new = not (self.path / "config.json").is_file()
+        try:
+            new = not (self.path / "config.json").is_file()
+        except OSError as fault:  # a name that is too long
+            raise self._unusable(fault) from fault
         if new:
             self._refuse_others()
         with self.locked():
@@ -113,7 +116,8 @@ class RunDirectory:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _unusable(self, fault: Exception) -> UserError:
-        return UserError(f"{self._key} ({str(self.path)[:200]}) cannot be a run directory: {fault}; choose another folder"[:600])
+        why = getattr(fault, "strerror", None) or fault  # without the path, which may be long
+        return UserError(f"{self._key} ({str(self.path)[:200]}) cannot be a run directory: {why}; choose another folder")
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds one object to metrics.jsonl, whole or not at all; a kill may tear the last line. Raises DiskError."""
@@ -124,11 +128,13 @@ class RunDirectory:
         if not self.metrics_path.is_file():
             return []
         rows = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
-            except ValueError:  # the line that a kill cut short
+                row = json.loads(line)
+            except ValueError:  # the line that a kill cut short, or a byte of which flipped
                 continue
+            if isinstance(row, dict):
+                rows.append(row)
         return rows
 
     def drop_steps_after(self, step: int) -> int:

@@ -180,3 +180,19 @@ def test_bad_steps_in_a_row_are_counted_back_from_where_a_restart_goes_on(run: R
     assert [run.bad_steps_until(step) for step in range(6)] == [0, 1, 0, 1, 2, 0]
     run.drop_steps_after(3)
     assert [row["step"] for row in run.rows()] == [1, 2, 3]
+
+
+def test_a_flipped_byte_in_the_metrics_costs_its_line_alone(run: RunDirectory) -> None:
+    for step in (1, 2, 3):
+        run.append({"event": "step", "step": step})
+    data = run.metrics_path.read_bytes()
+    run.metrics_path.write_bytes(data.replace(b'"step": 2', b'"step"\xba 2') + b"5\n")
+    assert [row["step"] for row in run.rows()] == [1, 3]
+    assert run.drop_steps_after(1) == 2
+    assert [row["step"] for row in run.rows()] == [1]
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    words = r"cannot be a run directory: File name too long; choose another folder$"
+    with pytest.raises(UserError, match=words), RunDirectory(tmp_path / ("x" * 300)).claimed(CONFIG, ""):
+        pass

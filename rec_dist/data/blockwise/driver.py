@@ -117,7 +117,7 @@ class _Run:
         config, work = self._config, self._work
         files = self._unpacked(source.files)
         blocks = [block for file in files for block in source.rows.cut(file, self._sizes.block_bytes)]
-        num_buckets = -(-sum(source.rows.num_rows(file) for file in files) // self._sizes.bucket_rows)
+        num_buckets = max(-(-sum(source.rows.num_rows(file) for file in files) // self._sizes.bucket_rows), 1)
         known_path = None
         if source.known is not None:
             known_path = work / "known.arrow"

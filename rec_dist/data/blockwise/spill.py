@@ -45,7 +45,7 @@ class Spill:
 
     def __call__(self, job: tuple[int, Block]) -> BlockReport:
         index, block = job
-        rows = self.reader.read(block, None if self.known_path is None else _known(self.known_path))
+        rows = self.reader.read(block, None if self.known_path is None else known_names(self.known_path))
         write_batches(rows_path(self.work, index), self._parts(rows))
         return BlockReport(
             index=index,
@@ -145,8 +145,14 @@ def titles_path(work: Path) -> Path:
     return work / "titles.npy"
 
 
+def known_names(path: Path) -> pa.Array:
+    """What save_known wrote, read once a process. A process that prepares twice meets two files at one path."""
+    stat = path.stat()
+    return _known(path, stat.st_ino, stat.st_mtime_ns)
+
+
 @lru_cache(maxsize=1)
-def _known(path: Path) -> pa.Array:
+def _known(path: Path, _inode: int, _written: int) -> pa.Array:
     return read_batch(path).column("name")
 
 

@@ -8,6 +8,7 @@ import gzip
 import html
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,17 @@ import pyarrow.json
 
 from rec_dist.data.interactions import BadRows, ItemTable
 from rec_dist.data.readers.assemble import Roles, RowBlock, assemble
-from rec_dist.data.readers.blocks import Block, cut_text, first_bytes, is_packed, kind_of, read_buffer, whole
+from rec_dist.data.readers.blocks import (
+    GZIP_FAULTS,
+    Block,
+    cut_text,
+    files_of,
+    first_bytes,
+    is_packed,
+    kind_of,
+    read_buffer,
+    whole,
+)
 from rec_dist.data.readers.source import Source
 from rec_dist.data.readers.table import Table
 from rec_dist.runtime.errors import UserError
@@ -28,6 +39,7 @@ SUFFIXES = (".json", ".jsonl")
 META = "meta_"
 _BYTES_A_ROW = 400
 _META_CHUNK = 1 << 26
+_LONGEST_REVIEW = 1 << 24  # bytes of a line; the text of a review may be longer than 64 KiB
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class JsonRows:
 
     def cut(self, block: Block, size: int) -> list[Block]:
         """Blocks of whole lines, as many times larger than delimited text as a line is longer."""
-        return cut_text(block, quoted=False, size=4 * size)
+        return cut_text(block, quoted_after=None, size=4 * size)
 
     def num_rows(self, block: Block) -> int:
         """By the size of the file."""
@@ -87,8 +99,7 @@ def open_amazon(reviews: Path, meta: Path | None) -> Source:
 
 def find_amazon(source: Path) -> list[Path]:
     """The reviews and, where it lies beside them, their metadata; nothing if `source` has neither."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    found = [path for path in files if kind_of(path) in SUFFIXES and not path.name.startswith(META)]
+    found = [path for path in files_of(source) if kind_of(path) in SUFFIXES and not path.name.startswith(META)]
     if not found:
         return []
     if len(found) > 1:
@@ -106,10 +117,10 @@ def find_amazon(source: Path) -> list[Path]:
 
 
 def _edition(path: Path) -> _Edition:
-    line = first_bytes(path).split(b"\n", 1)[0]
+    line = first_bytes(path, _LONGEST_REVIEW).split(b"\n", 1)[0]
     try:
         fields = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if isinstance(fields, dict):
         for edition in _EDITIONS:
@@ -151,7 +162,7 @@ def _line_chunks(path: Path) -> Iterator[bytes]:
         with gzip.open(path) if is_packed(path) else path.open("rb") as handle:
             while chunk := handle.read(_META_CHUNK):
                 yield chunk + handle.readline()
-    except (EOFError, gzip.BadGzipFile) as fault:
+    except GZIP_FAULTS as fault:
         raise UserError(f"{path} cannot be unpacked ({fault}); fetch the file again.") from None
 
 
@@ -165,6 +176,7 @@ def read_json(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows) -> T
                 read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=max(min(data.size, 2**31 - 1), 1)),
                 parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
             )
+            table.validate(full=True)  # the parser lets bytes pass that are no UTF-8
             if table.num_rows == num_lines:
                 return Table(path, schema.names, table.columns, np.arange(1, num_lines + 1, dtype=np.int64), num_lines)
         except pa.ArrowInvalid:
@@ -185,8 +197,8 @@ def _line_by_line(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows, 
             continue
         try:
             fields = json.loads(line)
-            row = [pa.scalar(fields.get(name), kind) for name, kind in zip(schema.names, schema.types, strict=True)]
-        except (ValueError, AttributeError, TypeError, pa.ArrowInvalid):
+            row = [pa.scalar(_as(fields.get(name), kind), kind) for name, kind in zip(schema.names, schema.types, strict=True)]
+        except (ValueError, AttributeError, TypeError, OverflowError, RecursionError, pa.ArrowInvalid):
             bad.add("no JSON object of a review", path, np.array([number]), line.decode("utf-8", errors="replace").strip())
             continue
         lines.append(number)
@@ -194,3 +206,13 @@ def _line_by_line(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows, 
             column.append(value.as_py())
     columns = [pa.chunked_array([pa.array(column, kind)]) for column, kind in zip(values, schema.types, strict=True)]
     return Table(path, schema.names, columns, np.array(lines, dtype=np.int64), num_lines)
+
+
+def _as(value: Any, kind: pa.DataType) -> Any:
+    """A whole number as the float that the fast parser makes of it; Arrow's own conversion refuses those above 2**53."""
+    if type(value) is int and pa.types.is_floating(kind):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    return value

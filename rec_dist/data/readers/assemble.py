@@ -105,7 +105,9 @@ def _numbers(checked: Checked, roles: Roles) -> tuple[F32 | None, I64 | None]:
     if roles.rating is not None:
         numbers, readable = checked.table.floats(roles.rating)
         checked.require(readable, "rating is not a number", roles.rating)
-        rating = numbers.astype(np.float32)
+        fits = np.abs(np.where(readable, numbers, 0)) <= np.finfo(np.float32).max
+        checked.require(fits, "rating is too large for 32 bits", roles.rating)
+        rating = np.where(readable & fits, numbers, 0).astype(np.float32)
     if roles.timestamp is not None:
         timestamp, readable = checked.table.timestamps(roles.timestamp)
         checked.require(readable, "timestamp is not a number", roles.timestamp)

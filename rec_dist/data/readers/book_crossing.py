@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from rec_dist.data.interactions import BadRows, ItemTable
 from rec_dist.data.readers.assemble import Roles, RowBlock, assemble, unique_items
 from rec_dist.data.readers.blocks import Block, cut_text, whole
+from rec_dist.data.readers.header import read_header, require_columns
 from rec_dist.data.readers.source import Source
-from rec_dist.data.readers.table import parse_table, read_header, require_columns
+from rec_dist.data.readers.table import parse_table
 
 RATINGS, BOOKS = "BX-Book-Ratings.csv", "BX-Books.csv"
 _RATING, _TITLE = "Book-Rating", "Book-Title"
@@ -39,7 +40,7 @@ class BookRatings:
 
     def cut(self, block: Block, size: int) -> list[Block]:
         """Blocks of whole rows: no cell of this file holds a line end, and an escaped quote would mislead a count of quotes."""
-        return cut_text(block, quoted=False, size=size)
+        return cut_text(block, quoted_after=None, size=size)
 
     def num_rows(self, block: Block) -> int:
         """By the size of the file."""

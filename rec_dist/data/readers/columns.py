@@ -6,8 +6,8 @@ from pathlib import Path
 from rec_dist.data.readers.assemble import Roles
 from rec_dist.data.readers.blocks import first_bytes, whole
 from rec_dist.data.readers.delimited import DelimitedRows
+from rec_dist.data.readers.header import read_header, shown
 from rec_dist.data.readers.source import Source
-from rec_dist.data.readers.table import read_header
 from rec_dist.runtime.errors import UserError
 
 _ROLES = ("user", "item", "rating", "timestamp", "title", "categories", "year")
@@ -34,7 +34,7 @@ def chosen(
             return name
     if named is None and not required:
         return None
-    has = ", ".join(header)
+    has = shown(header)
     if named is not None:
         raise UserError(f"data.columns.{role} ({named}) is no column of {path}; its columns are {has}.")
     raise UserError(f"data.columns.{role} is not set, and {path} has none of {', '.join(names)}; its columns are {has}.")

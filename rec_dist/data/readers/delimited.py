@@ -31,7 +31,7 @@ class DelimitedRows:
 
     def cut(self, block: Block, size: int) -> list[Block]:
         """Blocks of whole rows."""
-        return cut_text(block, quoted=self.quoted, size=size)
+        return cut_text(block, quoted_after=self.delimiter if self.quoted else None, size=size)
 
     def num_rows(self, block: Block) -> int:
         """By the size of the file."""

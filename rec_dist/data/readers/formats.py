@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rec_dist.data.interactions import Interactions
 from rec_dist.data.readers.amazon import find_amazon, open_amazon
-from rec_dist.data.readers.blocks import kind_of
+from rec_dist.data.readers.blocks import files_of, kind_of
 from rec_dist.data.readers.book_crossing import BOOKS, RATINGS, find_book_crossing, open_book_crossing
 from rec_dist.data.readers.columns import open_csv
 from rec_dist.data.readers.movielens import LAYOUTS, open_movielens
@@ -44,12 +44,12 @@ def find_files(source: Path, format_name: str) -> FileSet:
         "csv": _find_csv,
     }
     if format_name == "preferences" and (files := find_preferences(source)):
-        return FileSet(format_name, files)
+        return _readable(FileSet(format_name, files))
     for name, finder in finders.items():
         if format_name in (name, "auto"):
             files = finder(source)
             if files:
-                return FileSet(name, files)
+                return _readable(FileSet(name, files))
     pairs = ", ".join(f"{layout.ratings} + {layout.movies}" for layout in LAYOUTS)
     expected = {
         "recbole": "one NAME.inter and its NAME.item",
@@ -88,6 +88,16 @@ def read_interactions(found: FileSet, columns: Mapping[str, str], max_bad_rows: 
     return read_all(open_source(found, columns), max_bad_rows)
 
 
+def _readable(found: FileSet) -> FileSet:
+    """UserError: one of them is no file: a link to nothing, a pipe, a device."""
+    for path in found.files:
+        if not path.is_file():
+            raise UserError(
+                f"data.source: {path} is no file that can be read twice (a link to nothing, a pipe?); put a file there."
+            )
+    return found
+
+
 def _one(source: Path, files: list[Path], kind: str) -> list[Path]:
     if len(files) > 1:
         names = ", ".join(path.name for path in files[:4])
@@ -99,7 +109,7 @@ def _one(source: Path, files: list[Path], kind: str) -> list[Path]:
 
 def _find_recbole(source: Path) -> list[Path]:
     if source.is_dir():
-        found = _one(source, sorted(source.glob("*.inter")), ".inter")
+        found = _one(source, [path for path in files_of(source) if path.suffix == ".inter"], ".inter")
     else:
         found = [source] if source.suffix == ".inter" else []
     return found + [path.with_suffix(".item") for path in found if path.with_suffix(".item").is_file()]
@@ -117,16 +127,14 @@ def _find_movielens(source: Path) -> list[Path]:
 
 
 def _find_parquet(source: Path) -> list[Path]:
-    if source.is_dir():
-        return sorted(source.glob(f"*{_PARQUET}"))
-    return [source] if source.suffix == _PARQUET else []
+    return [path for path in files_of(source) if path.suffix == _PARQUET]
 
 
 def _find_csv(source: Path) -> list[Path]:
     if source.is_dir():
         return _one(
             source,
-            sorted(path for path in source.iterdir() if kind_of(path) in _TEXT_TABLES),
+            [path for path in files_of(source) if kind_of(path) in _TEXT_TABLES],
             " or ".join(_TEXT_TABLES),
         )
     # A file that is named outright is read whatever its suffix, but only where nothing else claims it.

@@ -11,8 +11,9 @@ from rec_dist.data.interactions import BadRows, ItemTable
 from rec_dist.data.readers.assemble import Roles, unique_items
 from rec_dist.data.readers.blocks import whole
 from rec_dist.data.readers.delimited import DelimitedRows
+from rec_dist.data.readers.header import read_header, require_columns
 from rec_dist.data.readers.source import Source
-from rec_dist.data.readers.table import Table, parse_table, read_header, require_columns
+from rec_dist.data.readers.table import Table, parse_table
 from rec_dist.data.titles import restore_article, split_year
 
 # The order of u.item's last 19 columns, as u.genre lists them.
@@ -33,6 +34,7 @@ _GENRES = (
     *("Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
 _NO_GENRES = "(no genres listed)"
+_MOVIE_NAMES = ("movieId", "title", "genres")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ LAYOUTS = (
     ),
     Layout(
         *("ratings.dat", "movies.dat", "::", "::", _RATING_NAMES),
-        movies_names=("movieId", "title", "genres"),
+        movies_names=_MOVIE_NAMES,
         encoding="latin-1",
         quoted=False,
     ),
@@ -90,6 +92,7 @@ def _read_movies(path: Path, layout: Layout, bad: BadRows) -> ItemTable:
     if encoding == "latin-1" and _is_utf8(path):
         encoding = "utf8"
     names, skip = _names(path, layout.movies_names, layout.movies_delimiter)
+    require_columns(path, names, layout.movies_names or _MOVIE_NAMES)
     table = parse_table(
         whole(1, path, skip),
         bad,

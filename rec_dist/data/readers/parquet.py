@@ -32,10 +32,12 @@ class ParquetRows:
             end = file.num_row_groups if block.end is None else block.end
             try:
                 read = file.read_row_groups(range(block.begin, end), columns=wanted)
+                read.validate(full=True)  # a writer may have put bytes that are no UTF-8 into a column of text
+                columns = [_plain(column) for column in read.columns]
             except (OSError, pa.ArrowInvalid) as fault:
                 raise UserError(f"{block.path} cannot be read ({' '.join(str(fault).split())}); write the file again.") from None
         lines = np.arange(1, read.num_rows + 1, dtype=np.int64)
-        table = Table(block.path, read.column_names, read.columns, lines, read.num_rows)
+        table = Table(block.path, read.column_names, columns, lines, read.num_rows)
         return assemble(table, self.roles, BadRows(block.file), known, None)
 
     def cut(self, block: Block, size: int) -> list[Block]:
@@ -61,7 +63,16 @@ def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
     notes: list[str] = []
     with _open(paths[0]) as first:
         schema = first.schema_arrow
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise UserError(f"{paths[0]}: the column {name!r} stands there twice; rename one.")
     roles = pick_roles(paths[0], schema.names, columns, notes)
+    for role, name in vars(roles).items():
+        if name is not None and not _can_be(role, schema.field(name).type):
+            raise UserError(
+                f"{paths[0]}: the column {name} is of type {schema.field(name).type}, which cannot be a {role}; write it as a number "
+                "or as text, or let data.columns name another."
+            )
     for path in paths[1:]:
         with _open(path) as file:
             other = file.schema_arrow
@@ -71,6 +82,26 @@ def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
                     f"{path}: the column {name} is missing or of another type than in {paths[0].name}; write them alike."
                 )
     return Source([whole(number, path) for number, path in enumerate(paths)], ParquetRows(roles), notes=notes)
+
+
+def _can_be(role: str, kind: pa.DataType) -> bool:
+    """Whether a column of this type can play a role: texts and numbers any, dates and times all but a rating, lists only texts."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return role not in ("rating", "timestamp") and not pa.types.is_nested(kind.value_type)
+    return not pa.types.is_nested(kind) and not (role == "rating" and pa.types.is_temporal(kind))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Categories as their values, bytes as text. Raises ArrowInvalid for bytes that are no UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    bytes_like = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    if bytes_like or pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        column = column.cast(pa.string())
+    return column
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -15,7 +15,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rec_dist.data.interactions import BadRows
-from rec_dist.data.readers.blocks import first_bytes, is_packed, kind_of
+from rec_dist.data.readers.blocks import GZIP_FAULTS, files_of, first_bytes, is_packed, kind_of
 from rec_dist.runtime.errors import UserError
 
 TEMPLATE = "A user liked:\n{history}\nThe next one is among:\n{candidates}\nThe next one: "
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
-_NUMBERED = re.compile(r"rejected_?(\d+)")
+_NUMBERED = re.compile(r"rejected_?([0-9]{1,9})")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BOM = b"\xef\xbb\xbf"
 _HISTORY_SEPARATOR = "::"
 
 
@@ -48,8 +50,7 @@ class UnusableRowError(Exception):
 
 def find_preferences(source: Path) -> list[Path]:
     """The one file of preference rows that `source` is or holds. UserError: several."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    found = [path for path in files if kind_of(path) in SUFFIXES]
+    found = [path for path in files_of(source) if kind_of(path) in SUFFIXES]
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:4])
         raise UserError(
@@ -64,6 +65,8 @@ def read_preferences(path: Path, bad: BadRows) -> Iterator[PreferenceRow]:
         try:
             if not isinstance(fields, dict):
                 raise UnusableRowError("no JSON object")
+            if None in fields:  # csv: a comma in a text without quotes, which would lose what stands behind it
+                raise UnusableRowError("more cells than columns")
             yield as_preference(fields)
         except UnusableRowError as fault:
             shown = fields if isinstance(fields, str) else json.dumps(fields, ensure_ascii=False, default=str)
@@ -114,6 +117,8 @@ def _checked(prompt: str, completions: list[str]) -> PreferenceRow:
         raise UnusableRowError("no rejected completion")
     if completions[0] in completions[1:]:
         raise UnusableRowError("the chosen completion is also rejected")
+    if any(_SURROGATE.search(text) for text in (prompt, *completions)):
+        raise UnusableRowError("half of a surrogate pair, which is no text")
     return PreferenceRow(prompt, list(dict.fromkeys(completions)))
 
 
@@ -123,37 +128,50 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
     if kind == ".parquet":
         yield from _parquet(path)
         return
-    begin = first_bytes(path).lstrip()
+    begin = first_bytes(path).removeprefix(_BOM).lstrip()
     try:
         with gzip.open(path) if is_packed(path) else path.open("rb") as binary:
             text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
             if kind in (".csv", ".tsv"):
                 reader = csv.DictReader(text, delimiter="\t" if kind == ".tsv" else ",")
-                yield from ((reader.line_num, {name: value for name, value in row.items() if name}) for row in reader)
+                _refuse_twins(path, reader.fieldnames or ())
+                yield from ((reader.line_num, row) for row in reader)
             elif begin.startswith(b"["):
                 yield from enumerate(json.load(text), start=1)
             else:
                 yield from ((number, _json(line)) for number, line in enumerate(text, start=1) if line.strip())
-    except (EOFError, OSError) as fault:
+    except UserError:
+        raise
+    except GZIP_FAULTS as fault:
         raise UserError(f"{path} cannot be unpacked ({fault}); fetch the file again.") from None
-    except ValueError as fault:  # an array that is no JSON, or bytes that are no UTF-8
+    except csv.Error as fault:  # a cell of more than 131,072 characters, or line ends that no csv has
+        raise UserError(f"{path} cannot be read as csv ({fault}); write the rows as JSON lines.") from None
+    except (ValueError, RecursionError) as fault:  # an array that is no JSON, or bytes that are no UTF-8
         raise UserError(f"{path} cannot be read ({fault}); correct the file.") from None
 
 
 def _json(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line.strip()
+
+
+def _refuse_twins(path: Path, names: Sequence[str]) -> None:
+    """UserError: a column of this name stands there twice, and one of them would be lost."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: the column {name!r} stands there twice; rename one.")
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_twins(path, file.schema_arrow.names)
             for batch in file.iter_batches(1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (OSError, pa.ArrowInvalid) as fault:
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
         raise UserError(f"{path} is no Parquet file ({' '.join(str(fault).split())}); write the file again.") from None

@@ -170,7 +170,7 @@ def test_blocks_of_quoted_text_end_between_rows(tmp_path, cells, size):
     rows = [f'{number},"{text.replace(chr(34), chr(34) * 2)}"\n' for number, text in cells]
     path = tmp_path / "x.csv"
     path.write_text("head\n" + "".join(rows))
-    blocks = cut_text(whole(0, path, len("head\n")), quoted=True, size=size)
+    blocks = cut_text(whole(0, path, len("head\n")), quoted_after=",", size=size)
     data = path.read_text()
     ends, place = {len("head\n")}, len("head\n")
     for row in rows:
@@ -222,3 +222,19 @@ def test_where_the_work_is_done(tmp_path, monkeypatch):
     assert choose_place("memory", [path], with_ray=True) == "memory"
     with pytest.raises(UserError, match=r"data.prepare_on=ray works from the command line"):
         choose_place("ray", [path], with_ray=False)
+
+
+def test_a_process_that_prepares_twice_reads_the_items_file_of_each(tmp_path):
+    """The work folder is named by path and process: the second preparation must not meet the names of the first."""
+    for first in (0, 5):
+        folder = tmp_path / "work"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        names = [f"i{number}" for number in range(first, first + 5)]
+        (folder / "a.inter").write_text(
+            "user_id:token\titem_id:token\n" + "".join(f"u{n % 3}\t{names[n // 3]}\n" for n in range(15))
+        )
+        (folder / "a.item").write_text("item_id:token\ttitle:token\n" + "".join(f"{name}\tTitle {name}\n" for name in names))
+        memory, disk = both(folder, source=str(folder / "a.inter"), split="leave_one_out")
+        assert memory == disk
+        assert isinstance(disk, list)

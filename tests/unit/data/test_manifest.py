@@ -1,7 +1,11 @@
 """verify finds what Arrow does not: flipped bits, cut files, files that were exchanged."""
 
+import copy
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -13,6 +17,7 @@ from rec_dist.data.prepare import prepare
 from rec_dist.data.schema import ITEM_SCHEMA, SEQUENCE_SCHEMA
 from rec_dist.data.verify import verify
 from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import fingerprint, write_json
 
 
 @pytest.fixture
@@ -63,12 +68,38 @@ def test_every_byte_of_the_manifest_counts(folder):
     whole = path.read_bytes()
     for position in range(0, len(whole), 37):
         flip(path, position)
-        try:
-            changed = json.loads(path.read_bytes()) != json.loads(whole)
-        except ValueError:
-            changed = True
-        assert bool(verify(folder)) == changed, position
+        assert len(verify(folder)) == 1, position
         path.write_bytes(whole)
+    path.write_bytes(whole.replace(b"\n", b" ", 1))
+    assert verify(folder) == [f"{path}: it is spaced otherwise than it was written"]
+
+
+def paths_in(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where each value of a JSON document stands, those of mappings and lists as well."""
+    yield above
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from paths_in(value[key], (*above, key))
+
+
+@pytest.mark.parametrize("other", [None, -1, "x", [], {}, True, 1.5, [1], {"a": 1}])
+def test_a_manifest_of_other_types_is_one_line_even_if_its_checksum_is_right(other, folder):
+    path = folder / "manifest.json"
+    whole = json.loads(path.read_bytes())
+    for place in paths_in(whole):
+        if not place or place[0] == "checksum":
+            continue
+        body = copy.deepcopy(whole)
+        del body["checksum"]
+        at = body
+        for key in place[:-1]:
+            at = at[key]
+        at[place[-1]] = other
+        write_json(path, {**body, "checksum": fingerprint(body)})
+        for line in verify(folder):
+            assert "\n" not in line, place
+        with suppress(UserError):  # and no other exception
+            PreparedData.open(folder, cache=str(folder.parent / "cache"))
 
 
 def test_a_truncated_shard_is_found(folder):

@@ -227,3 +227,13 @@ def test_a_validation_is_refused(tmp_path, tiny_config, tiny_model_dir):
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", *changes))
     with pytest.raises(UserError, match=r"holds preference rows, .* no valid split; set checkpoint.validation_units=0"):
         validation_task(config, Start(tiny_model_dir), "cpu")
+
+
+@pytest.mark.parametrize("output", ["folder", "file/out.jsonl", "x" * 300])
+def test_an_export_that_has_no_place_is_refused(output, tmp_path, tiny_config):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
+    with pytest.raises(UserError, match=r"--out .*; name another file"):
+        export_preferences(config, tmp_path / output, log=lambda line: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
