@@ -1,4 +1,5 @@
-"""Everything that needs a GPU, in one command and under 9 minutes: heads against torch, training steps against peers.
+"""Everything that needs a GPU, in one command and under 9 minutes: attention against the dense mask, heads against torch,
+training steps against peers.
 
     PYTHONPATH=kernels python -m benchmarks.gpu_suite --out results.json
     python -m benchmarks.gpu_suite --markdown results.json
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_heads, gpu_peers, gpu_targets, results
+from benchmarks import gpu_attention, gpu_heads, gpu_peers, gpu_targets, results
 from rec_dist.train.flops import known_peak
 
 BUDGET_SECONDS = 520.0
@@ -75,6 +76,11 @@ class Suite:
         peak = torch.cuda.max_memory_allocated() - held if on_gpu else None
         clear()
         return {"milliseconds": results.spread(samples), "peak_bytes": peak}
+
+
+def run_attention(suite: Suite) -> None:
+    """Log-probs and gradients of the attention that this device has."""
+    suite.row({"section": "attention", "method": "auto against dense"}, 60.0, lambda: gpu_attention.compare(suite.device))
 
 
 def run_heads(suite: Suite, *, repeats: int) -> None:
@@ -156,7 +162,8 @@ def not_measured() -> list[dict[str, Any]]:
         for setting in gpu_peers.settings("cuda")
         for point in gpu_peers.points("cuda")
     ]
-    return [{**row, "method": row.get("method", "a, b, d"), "status": "not measured"} for row in (*heads, *peers)]
+    attention = {"section": "attention", "device": "cuda", "method": "flex_attention against sdpa"}
+    return [{**row, "method": row.get("method", "a, b, d"), "status": "not measured"} for row in (attention, *heads, *peers)]
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
@@ -170,8 +177,10 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 
     heads = ("device", "V", "M", "weight", "method", "x GEMMs")
     peers = ("device", "model", "pack", "P", "K", "method", "groups", "tokens", "groups/s", "tokens/s", "mfu", "d is x")
+    attention = ("device", "method", "logps apart", "gradients apart", "compilations after the first pack")
     rows = result["rows"]
-    parts = [[shown(row, heads) for row in rows if row["section"] == "head"]]
+    parts = [[shown(row, attention) for row in rows if row["section"] == "attention"]]
+    parts += [[shown(row, heads) for row in rows if row["section"] == "head"]]
     parts += [[shown(row, peers) for row in rows if row["section"] == "peers"]]
     parts += [[verdict.row() for verdict in gpu_targets.verdicts(rows)]]
     return "\n\n".join([*(results.table(part, markdown=markdown) for part in parts), results.stamp(result)])
@@ -182,6 +191,8 @@ def run(*, budget: float, repeats: int, only: str = "all") -> list[dict[str, Any
     device = "cuda" if torch.cuda.is_available() else "cpu"
     suite = Suite(device, budget if only != "all" else budget / 2)
     end = time.perf_counter() + budget
+    if only in ("all", "attention"):
+        run_attention(suite)
     if only in ("all", "heads"):
         run_heads(suite, repeats=repeats)
     suite.deadline = end
@@ -196,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = results.parser_of(__doc__)
     parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds; rows that would not fit are skipped")
     parser.add_argument("--repeats", type=results.positive, default=5)
-    parser.add_argument("--only", choices=("all", "heads", "peers"), default="all")
+    parser.add_argument("--only", choices=("all", "attention", "heads", "peers"), default="all")
     parser.add_argument("--commit", help="where the tree is no checkout: what it was taken from")
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):

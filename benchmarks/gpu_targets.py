@@ -13,6 +13,12 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     own = [row for row in rows if row["device"] == "cuda"]
     heads = [row for row in own if row["section"] == "head" and row.get("weight", "frozen") == "frozen" and row["M"] >= 4096]
     out = []
+    for row in own:
+        if row["section"] == "attention":
+            out.append(Verdict("attention against the dense mask, log-probs apart", 0.01, row.get("logps apart"), at_least=False))
+            out.append(Verdict("the same, gradients apart of their norm", 0.01, row.get("gradients apart"), at_least=False))
+            late = row.get("compilations after the first pack")
+            out.append(Verdict("the same, compilations after the first pack", 0, late, at_least=False))
     for vocab, scored in sorted({(row["V"], row["M"]) for row in heads}):
         here = {row["method"]: row for row in heads if (row["V"], row["M"]) == (vocab, scored)}
         ours, chunked = here.get("preference_head auto"), here.get("torch, chunked and recomputed")

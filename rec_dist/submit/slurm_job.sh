@@ -62,7 +62,8 @@ exec 9> "$own/lock"
 flock 9 || true
 ray=
 finish() {
-  trap - EXIT TERM INT
+  trap - EXIT
+  trap '' TERM INT # scancel sends it to this script, and srun hands it on once more
   if [[ -n $ray ]]; then
     kill -TERM "$ray" 2> /dev/null || true
     for _ in {1..8}; do # scancel kills this script, too, within SLURM's KillWait (30 s), and the logs are to be copied before

@@ -154,6 +154,11 @@ def test_the_gpu_suite_runs_its_part_without_a_gpu(monkeypatch: pytest.MonkeyPat
         ("peers", "d"),
     ]:
         assert own[name] == "measured"
+    attention = next(row for row in rows if row["section"] == "attention" and row["device"] == "cpu")
+    assert attention["status"] == "measured", attention
+    assert attention["method"] == f"{TRUNKWISE} against sdpa"
+    assert 0 < attention["gradients apart"] < 1e-4
+    assert attention["logps apart"] < 1e-4
     assert {row["status"] for row in rows if row["device"] == "cuda"} == {"not measured"}
     gpu_suite.main(["--markdown", str(out)])
     assert "| tiny LoRA " in capsys.readouterr().out
@@ -367,5 +372,5 @@ def test_the_targets_of_the_gpu_are_judged_by_its_rows() -> None:
     assert found == [(0.9, "met"), (0.05, "met"), (0.75, "not met"), (0.5, "met")]
     assert gpu_targets.verdicts([{**entry, "device": "cpu"} for entry in rows]) == []
     missing = gpu_targets.verdicts(gpu_suite.not_measured())
-    assert len(missing) == 3 * 6 + 3
+    assert len(missing) == 3 + 3 * 6 + 3
     assert {verdict.verdict for verdict in missing} == {"not measured"}
