@@ -14,6 +14,7 @@ import torch
 from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, gpu_targets, loader, peers, prepare, results, resume
 from benchmarks.peer_methods import END, TIMELINE, TINY, Shape, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
+from rec_dist.models.trunkwise import TRUNKWISE
 
 
 def row(prompt: int, negatives: int, method: str, speed: float, peak: int = 100) -> dict[str, Any]:
