@@ -119,6 +119,8 @@ def _explain(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:
             phrases[dotted] = phrases[dotted].replace(", got ", f", or {what.removeprefix('input should be ')}, got ", 1)
         else:
             phrases[dotted] = f"{what}, got {error['input']!r}"
+            if error["type"] == "string_type" and isinstance(error["input"], int | float):  # 4:00:00 is a number in YAML: 14400
+                phrases[dotted] += f"; put text in quotes, on a command line '{dotted}=\"...\"'"
     return [f"{dotted} {phrase}" if phrase.startswith("is ") else f"{dotted}: {phrase}" for dotted, phrase in phrases.items()]
 
 

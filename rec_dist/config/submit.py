@@ -30,7 +30,7 @@ class SlurmConfig(Section):
     nodes: int = Field(1, ge=1, description="Nodes.")
     gpus_per_node: int = Field(0, ge=0, description="GPUs of a node.")
     cpus_per_node: int | None = Field(None, ge=1, description="CPUs of a node; None: the cluster's default.")
-    memory_per_node: str | None = Field(None, description="Such as 200G; 0: all of a node; None: the cluster's default.")
+    memory_per_node: str | None = Field(None, description='Such as 200G; "0" (a text): all of a node; None: the default.')
     time: str | None = Field(None, description="Limit of one attempt, such as 1-00:00:00; None: the cluster's default.")
     partition: str | None = Field(None, description="Partition; None: the cluster's default.")
     account: str | None = Field(None, description="Account that pays; None: yours.")

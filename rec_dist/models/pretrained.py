@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import readable
 from rec_dist.runtime.packages import cache_dir, fetch_member
 
 
@@ -93,6 +94,7 @@ def _converted(name: str, known: _Published) -> Path:
     try:
         _convert_apart(name, gguf, temporary)
         try:
+            readable(temporary)
             temporary.rename(target)
         except OSError:
             if not (target / "config.json").is_file():  # another process that finished first is fine

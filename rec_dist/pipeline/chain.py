@@ -108,6 +108,8 @@ def _check(config: PipelineSection, path: Path) -> None:
         if metric not in known
     ]
     for stage in config.stages:
+        if stage.target.endswith((".yaml", ".yml")) and not (path.parent / stage.target).is_file():
+            faults.append(f"pipeline.stages: {stage.name} names {stage.target}, which is not beside {path.name}")
         if (stage.do == "embed") != (stage.to is not None):
             what = "no key `to`, which embed needs" if stage.do == "embed" else "a key `to`, which is for embed alone"
             faults.append(f"pipeline.stages: {stage.name} has {what}")

@@ -13,7 +13,7 @@ from rec_dist.models.bake import bake, token_names
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.models.soft_prompt import load_soft_prompt
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import write_json
+from rec_dist.runtime.files import readable, write_json
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.pieces import read_shape
 from rec_dist.tasks.start import trained
@@ -41,6 +41,7 @@ def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
     else:
         _write_prompt(config, run.model, read_shape(start.model).vocab_size, ids, partial)
         shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
+    readable(partial)
     partial.rename(output)
     log(f"{output}: {'a plain model' if not ids else f'a plain model with {len(ids)} soft prompt tokens'}")
 

@@ -147,6 +147,8 @@ def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] 
     # A blank where another value has its star keeps the digits of a column under each other.
     lines = _align(_grid(rows, headline_of(metrics), lambda value, best: value + ("*" if best else " ")))
     lines += ["", f"{_users(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
+    if any(row.seconds is not None for row in rows):
+        lines[-1] += "; time, tokens: of the evaluation"
     if differences:
         lines += ["", *_align(_pair_grid(differences))]
     return "\n".join(lines) + "\n"
@@ -191,8 +193,7 @@ def enumerate_names(names: Sequence[str]) -> str:
 
 
 def _grid(rows: Sequence[ComparisonRow], detailed: Sequence[str], show: Callable[[str, bool], str]) -> list[list[str]]:
-    """Header and cells: intervals on the `detailed` metrics, `show(value, is_best)` writes the value; n, tokens and
-    time only where they tell something."""
+    """Header and cells: intervals on `detailed` metrics, `show(value, is_best)` writes a value; n, tokens, time where they tell any."""
     metrics = metric_names(rows)
     extra = {
         "n": len(user_counts(rows)) > 1,

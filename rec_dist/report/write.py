@@ -181,7 +181,8 @@ def _result(report: Report, colors: Mapping[str, str]) -> str:
     counts = table.user_counts(report.rows)
     if counts:
         users = f"n = {counts[0]:,} users" if len(counts) == 1 else "the users stated"
-        note = f"Under each value: its 95 % interval over {users}. Bold: the largest value, by itself no proof."
+        note = f"Under each value: its 95 % interval over {users}. Bold: the largest value, by itself no proof. "
+        note += "Tokens and time: of the evaluation."
         parts += [style.comparison_table(report.rows, colors), style.paragraph(note, "note")]
     bars = plots.metric_bars(report.rows, table.HEADLINE_METRICS, colors, report.num_candidates)
     dashed = " Dashed: the expectation of a random order of the candidates." if report.num_candidates else ""

@@ -16,6 +16,8 @@ from rec_dist.runtime.disk import writing
 from rec_dist.runtime.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # there is no other way to ask for it; at import, while nobody else makes files
 
 
 def is_remote(path: str | Path) -> bool:
@@ -32,12 +34,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except OSError as fault:
         fault.filename = fault.filename or str(path)  # a write that fails does not name its file
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def readable(folder: Path) -> None:
+    """Gives the files right in `folder` the mode that the umask asks for: safetensors writes its own for this user alone (0600)."""
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~_UMASK)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from rec_dist.engine.engine import Engine
 from rec_dist.runtime.disk import writing
 from rec_dist.runtime.environment import versions
 from rec_dist.runtime.errors import DiskError, UserError
+from rec_dist.runtime.files import readable
 from rec_dist.runtime.identity import identity
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
@@ -140,6 +141,7 @@ def save_model(engine: Engine, task: Task, run: RunDirectory, world: World) -> N
                 partial.mkdir(parents=True)
                 task.save_model(weights, engine.module, partial)
                 shutil.rmtree(run.model, ignore_errors=True)
+                readable(partial)
                 partial.rename(run.model)
         except DiskError as error:
             shutil.rmtree(partial, ignore_errors=True)

@@ -428,6 +428,10 @@ def test_a_cache_that_cannot_be_written(case: Case) -> None:
         ([{"name": "a", "do": "train", "target": "x"}] * 2, ("pipeline.stages", "a twice")),
         ([{"name": "a", "do": "embed", "target": "x"}], ("pipeline.stages: a has no key `to`",)),
         ([{"name": "a", "do": "train", "target": "x", "to": "y"}], ("pipeline.stages: a has a key `to`", "embed alone")),
+        (
+            [{"name": "a", "do": "train", "target": "gone.yaml"}],
+            ("pipeline.stages: a names gone.yaml", "not beside pipeline.yaml"),
+        ),
         ([{"name": "a", "do": "train", "target": "x", "wings": 2}], ("wings", "is no key")),
     ],
 )

@@ -103,6 +103,14 @@ def test_nothing_else_is_coerced(path: Path, override: str) -> None:
     assert override.split("=")[0] in fault(path, override)
 
 
+@pytest.mark.parametrize(("override", "got"), [("submit.slurm.time=4:00:00", "14400"), ("submit.slurm.memory_per_node=0", "0")])
+def test_text_that_yaml_takes_for_a_number_is_refused_with_the_way_to_write_it(path: Path, override: str, got: str) -> None:
+    key, _, text = override.partition("=")
+    assert f"got {got}; put text in quotes, on a command line '{key}=\"...\"'" in fault(path, override)
+    section = load_config(path, [f'{key}="{text}"']).submit.slurm
+    assert getattr(section, key.rpartition(".")[2]) == text
+
+
 def test_overrides_come_last_and_in_order(path: Path) -> None:
     found = load_config(
         path, ["train.epochs=2", "train.epochs=3", "adapter.target_modules=[q_proj,v_proj]", "data.min_rating=null"]

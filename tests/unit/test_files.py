@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from rec_dist.runtime.files import atomic_path, fingerprint, sampled_fingerprint, sha256, write_json, write_text
+from rec_dist.runtime.files import atomic_path, fingerprint, readable, sampled_fingerprint, sha256, write_json, write_text
 
 
 def test_an_exception_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -35,6 +37,20 @@ def test_the_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
         assert not path.exists()
         assert temporary.parent == path.parent  # a rename is atomic within one file system only
     assert path.read_text() == "whole"
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    """safetensors makes its files with 0600; this process's umask is what says who may read."""
+    plain, saved = tmp_path / "plain", tmp_path / "model.safetensors"
+    plain.touch()
+    save_file({"x": np.zeros(1, dtype=np.float32)}, saved)
+    (tmp_path / "folder").mkdir(mode=0o700)
+    readable(tmp_path)
+    assert saved.stat().st_mode & 0o777 == plain.stat().st_mode & 0o777
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+    with atomic_path(tmp_path / "vectors.safetensors") as temporary:
+        save_file({"x": np.zeros(1, dtype=np.float32)}, temporary)
+    assert (tmp_path / "vectors.safetensors").stat().st_mode & 0o777 == plain.stat().st_mode & 0o777
 
 
 def test_text_is_utf8_on_every_machine(tmp_path: Path) -> None:
