@@ -193,7 +193,7 @@ def enumerate_names(names: Sequence[str]) -> str:
 
 
 def _grid(rows: Sequence[ComparisonRow], detailed: Sequence[str], show: Callable[[str, bool], str]) -> list[list[str]]:
-    """Header and cells: intervals on `detailed` metrics, `show(value, is_best)` writes a value; n, tokens, time where they tell any."""
+    """Header and cells: intervals on `detailed` metrics, `show(value, is_best)` writes a value; n, tokens, time where told."""
     metrics = metric_names(rows)
     extra = {
         "n": len(user_counts(rows)) > 1,
