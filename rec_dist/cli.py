@@ -64,13 +64,15 @@ def _parser() -> argparse.ArgumentParser:
             "status": "RUN_DIR",
         }
         target = targets.get(name, "CONFIG.yaml")
-        command.add_argument("target", metavar=target.replace(" ", "_"), help=target)
+        command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
         if name == "merge":
             command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
         if name == "embed":
             command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
         if name not in ("merge", "verify", "status"):
-            command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
+            command.add_argument(
+                "overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the configuration"
+            )
         if name == "export":
             command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write")
         if name == "profile":
@@ -82,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_submit(command: argparse.ArgumentParser) -> None:
-    command.add_argument("overrides", nargs="*", metavar="CONFIG.yaml [section.key=value ...]", help="what to send, with changes")
+    command.add_argument(
+        "overrides", nargs="*", default=[], metavar="CONFIG.yaml [section.key=value ...]", help="what to send, with changes"
+    )
     command.add_argument("--to", choices=("ray", "slurm", "kuberay"), help="where to")
     command.add_argument("--dry-run", action="store_true", help="print exactly what would be sent, and send nothing")
     command.add_argument("--follow", metavar="ID", help="ray: show a job's output until it ends; its exit code is ours")
@@ -135,21 +139,16 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parse(arguments)
         quieten()
-        if parsed.command == "profile":
-            return _profile(parsed)
-        if parsed.command == "plan":
-            return _plan(parsed)
-        if parsed.command == "verify":
-            return _verify(parsed.target)
-        if parsed.command == "submit":
-            return _submit(parsed)
-        if parsed.command == "merge":
-            return _merge(parsed)
-        if parsed.command == "embed":
-            return _embed(parsed)
-        if parsed.command == "export":
-            return _export(parsed)
-        return _run(parsed.command, Path(parsed.target), getattr(parsed, "overrides", []))
+        own = {
+            "profile": _profile,
+            "plan": _plan,
+            "verify": _verify,
+            "submit": _submit,
+            "merge": _merge,
+            "embed": _embed,
+            "export": _export,
+        }
+        return own.get(parsed.command, _run)(parsed)
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
         return EXIT_USER
@@ -187,10 +186,10 @@ def _plan(parsed: argparse.Namespace) -> int:
     return plan(load_config(Path(parsed.target), parsed.overrides), output=output)
 
 
-def _verify(target: str) -> int:
+def _verify(parsed: argparse.Namespace) -> int:
     from rec_dist.pipeline.verify import verify
 
-    verify(target, log=_log)
+    verify(parsed.target, log=_log)
     return 0
 
 
@@ -231,12 +230,13 @@ def _export(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _run(command: str, target: Path, overrides: Sequence[str]) -> int:
+def _run(parsed: argparse.Namespace) -> int:
     from rec_dist.config.load import load_config
     from rec_dist.pipeline import commands
     from rec_dist.pipeline.chain import run_pipeline
     from rec_dist.pipeline.status import status
 
+    command, target, overrides = parsed.command, Path(parsed.target), getattr(parsed, "overrides", [])
     if command == "prepare":
         commands.prepare(load_config(target, overrides), log=_log)
     elif command == "train":

@@ -29,7 +29,8 @@ def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
         raise UserError(f"{output} exists; name a folder that does not")
     config = load_config(run.config_path, [])
     if config.task.kind == "sequential" or config.adapter.kind == "none":
-        raise UserError(f"{run.model} is a whole model already; nothing is to be merged into it")
+        what = "a recommender without a language model" if config.task.kind == "sequential" else "a whole model already"
+        raise UserError(f"{run.model} is {what}; merge takes a run that trained an adapter or soft prompts")
     start = trained(run.model, resolve_model(config.model.path))
     vectors = load_soft_prompt(start.soft_prompt) if start.soft_prompt is not None else None
     partial = output.with_name(output.name + ".tmp")

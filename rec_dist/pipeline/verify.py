@@ -31,7 +31,9 @@ def verify(target: str, *, log: Callable[[str], None]) -> None:
         )
     if problems:
         way_out = "remove it and run `rec-dist prepare CONFIG`" if what == "data set" else "a restart walks past what is damaged"
-        raise UserError(f"{location}: {len(problems)} fault(s): {'; '.join(problems)}; {way_out}")
+        raise UserError(
+            f"{location}: {len(problems)} {'fault' if len(problems) == 1 else 'faults'}: {'; '.join(problems)}; {way_out}"
+        )
     log(f"{location}: {what} whole")
 
 
@@ -42,4 +44,4 @@ def _of_run(catalogue: Path) -> tuple[list[str], str]:
     for path in sorted(catalogue.glob("step-*")):
         if path not in folders and path.suffix not in (".tmp", ".bad"):
             problems.append(f"{path.name}: no name of a checkpoint, so that no run will find it")
-    return problems, f"{len(folders)} checkpoints"
+    return problems, f"{len(folders)} {'checkpoint' if len(folders) == 1 else 'checkpoints'}"

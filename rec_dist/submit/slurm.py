@@ -64,6 +64,12 @@ def _check(job: Job, settings: SlurmConfig) -> None:
         raise UserError("submit.slurm.container and submit.slurm.image go together: set both or none")
     if settings.sweep_at_once is not None and not settings.sweep:
         raise UserError("submit.slurm.sweep_at_once limits a sweep; set submit.slurm.sweep or leave it out")
+    gpus, wanted = settings.nodes * settings.gpus_per_node, job.config.cluster.num_workers
+    if gpus and isinstance(wanted, int) and wanted > gpus:
+        raise UserError(
+            f"cluster.num_workers ({wanted}) is more than the {gpus} GPUs of submit.slurm.nodes ({settings.nodes}) with "
+            f"submit.slurm.gpus_per_node ({settings.gpus_per_node}); make them fit"
+        )
     if any(sign.isspace() for sign in str(log_dir_of(job))):
         raise UserError(f"submit.slurm.log_dir ({log_dir_of(job)}) has a space in it, which sbatch does not take; choose another")
     if any("\n" in option for option in settings.options):

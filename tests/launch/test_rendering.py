@@ -111,6 +111,11 @@ REFUSED = [
     ("kuberay", ["submit.storage=null", "data.path=/d", "model.path=/m", "train.run_dir=/r"], ("submit.storage", "mount")),
     ("slurm", ["submit.storage=shared"], ("submit.storage (shared)", "absolute")),
     ("slurm", ["submit.slurm.nodez=2"], ("submit.slurm.nodez", "submit.slurm.nodes")),
+    (
+        "slurm",
+        ["submit.slurm.gpus_per_node=3", "cluster.num_workers=8"],
+        ("cluster.num_workers (8)", "submit.slurm.gpus_per_node (3)"),
+    ),
     ("slurm", ["submit.slurm.container=apptainer"], ("submit.slurm.image", "set both")),
     ("slurm", ["submit.slurm.sweep=[[optimizer.lr=-1]]"], ("optimizer.lr",)),
     ("slurm", ["submit.slurm.sweep=[[train.run_dir=/r],[train.run_dir=/r]]"], ("two elements", "/r")),
