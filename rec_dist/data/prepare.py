@@ -23,7 +23,7 @@ from rec_dist.data.sources import resolve_source
 from rec_dist.data.verify import folder_faults
 from rec_dist.runtime.disk import disk_fault, writing
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import fingerprint
+from rec_dist.runtime.files import fingerprint, lock
 
 # prepare_on=auto: sources of this size or more go through Ray. In memory, 128 MiB of text are about 4 million rows, 1.3 GB and
 # 8 s; Ray takes 20-30 s to start. A packed file counts five times its size.
@@ -68,7 +68,7 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
         raise UserError(
             f"data.path ({target}): no folder can be made there ({fault.strerror}); choose another data.path."
         ) from None
-    work = temporary.with_suffix(".work")
+    work, held = temporary.with_suffix(".work"), _clear_and_hold(target, temporary.with_suffix(".lock"))
     try:
         with writing(target):  # so that a full disk is named with its place
             if found.format == "preferences":
@@ -84,6 +84,29 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.with_suffix(".lock").unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def _clear_and_hold(target: Path, own: Path) -> int | None:
+    """Takes the lock file `own` of this attempt, and removes what attempts have left beside `target` whose lock nobody holds: killed
+    ones, of any machine that shares the disk. None: the file system has no locks, and nothing is removed by others."""
+    for path in target.parent.iterdir():
+        if path.name.startswith(f".{target.name}.") and path.suffix == ".lock" and path != own:
+            try:
+                left = lock(path)
+            except OSError:  # at work
+                continue
+            for suffix in (".tmp", ".work"):
+                shutil.rmtree(path.with_suffix(suffix), ignore_errors=True)
+            path.unlink(missing_ok=True)
+            os.close(left)
+    try:
+        return lock(own)
+    except OSError:
+        own.unlink(missing_ok=True)
+        return None
 
 
 def check_target(target: Path) -> None:

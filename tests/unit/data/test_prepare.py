@@ -1,5 +1,6 @@
 """prepare: exact rows of a data set small enough to check by hand, and properties that hold for any data set."""
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from rec_dist.data.manifest import Manifest
 from rec_dist.data.prepare import prepare
 from rec_dist.data.verify import verify
 from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import lock
 
 # user, item, rating, time. Written out of time order; ann has a tie at 5 and rates d twice; bob's e is a dislike.
 TINY = """user,item,rating,timestamp
@@ -340,3 +342,15 @@ def test_leave_one_out_of_short_users():
 def test_user_hashes_depend_on_the_name_only():
     one, two = splits.hash_users(["a", "b"]), splits.hash_users(["b", "x", "a"])
     assert one.tolist() == [two[2], two[0]]
+
+
+def test_what_a_killed_attempt_left_is_removed_and_what_another_works_on_is_not(tmp_path):
+    for number in (1, 2):
+        for suffix in ("tmp", "work"):
+            (tmp_path / f".out.{number}.{suffix}").mkdir()
+            (tmp_path / f".out.{number}.{suffix}" / "half").touch()
+    (tmp_path / ".out.1.lock").touch()  # its process is gone
+    at_work = lock(tmp_path / ".out.2.lock")
+    run(tmp_path)
+    os.close(at_work)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.2.lock", ".out.2.tmp", ".out.2.work", "out", "tiny.csv"]
