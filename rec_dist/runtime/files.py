@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,15 @@ def readable(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(0o666 & ~_UMASK)
+
+
+def misplaced(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> str | None:
+    """What stands in `folder` as a folder where a file belongs, or the other way round: a phrase that names it, or None."""
+    for names, is_right, what in ((files, Path.is_file, "no file"), (folders, Path.is_dir, "no folder")):
+        for path in (folder / name for name in names):
+            if path.exists() and not is_right(path):
+                return f"{path} is {what}"
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

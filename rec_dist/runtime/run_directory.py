@@ -17,10 +17,12 @@ from typing import Any
 
 from rec_dist.runtime.disk import writing
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import append_line, lock, read_object, write_json, write_text
+from rec_dist.runtime.files import append_line, lock, misplaced, read_object, write_json, write_text
 from rec_dist.runtime.identity import differences
 
 _OF_A_STEP = ("step", "bad_step", "validation", "checkpoint", "checkpoint_failed")  # done again by a restart from before it
+_FILES = ("config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "log.txt", "progress.json", "stop", "finished.json")
+_FOLDERS = ("checkpoints", "reference", "reference-valid", "model", "attempt", "stacks")
 
 
 class RunDirectory:
@@ -47,6 +49,8 @@ class RunDirectory:
         Raises UserError when the directory holds a run of another configuration, or other files.
         """
         saved = self.path / "config.json"
+        if odd := misplaced(self.path, files=_FILES, folders=_FOLDERS):
+            raise UserError(f"{odd}; remove it, or choose another {self._key}")
         if saved.is_file():
             old = read_object(saved, f"choose another {self._key}, or remove that folder")
             changed = differences(old, json.loads(json.dumps(config)))

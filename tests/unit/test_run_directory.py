@@ -196,3 +196,13 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     words = r"cannot be a run directory: File name too long; choose another folder$"
     with pytest.raises(UserError, match=words), RunDirectory(tmp_path / ("x" * 300)).claimed(CONFIG, ""):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder"), [("metrics.jsonl", True), ("log.txt", True), ("checkpoints", False), ("model", False)]
+)
+def test_a_folder_in_place_of_a_file_is_named(run: RunDirectory, name: str, is_folder: bool) -> None:
+    (run.path / name).mkdir() if is_folder else (run.path / name).touch()
+    what = "file" if is_folder else "folder"
+    with pytest.raises(UserError, match=rf"{name} is no {what}; remove it, or choose another train\.run_dir"):
+        run.claim(CONFIG, "")
