@@ -48,7 +48,7 @@ def test_a_flip_of_any_byte_is_found_and_named(run_dir):
                 assert problem.startswith("step-00000006: "), (path.name, position, mask)
                 assert path.name in problem, (path.name, position, mask)
         path.write_bytes(whole[:-1] if whole else b"x")
-        with pytest.raises(UserError, match=r"1 fault\(s\): step-00000006: .*; a restart walks past what is damaged$"):
+        with pytest.raises(UserError, match=r"1 fault: step-00000006: .*; a restart walks past what is damaged$"):
             verify(str(run_dir), log=lambda line: None)
         path.write_bytes(whole)
     assert checkpoint.verify(folder) == []
