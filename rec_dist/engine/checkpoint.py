@@ -54,7 +54,10 @@ class Saved:
 
 def read(folder: Path) -> Saved:
     """What its manifest says. Raises OSError, ValueError, KeyError or TypeError where that is damaged."""
-    manifest = _manifest(folder)
+    return _saved(folder, _manifest(folder))
+
+
+def _saved(folder: Path, manifest: dict[str, Any]) -> Saved:
     return Saved(
         step=int(manifest["step"]),
         folder=folder,
@@ -113,8 +116,8 @@ def verify(folder: Path) -> list[str]:
     if not (folder / COMMIT_NAME).is_file():
         return [f"{folder.name}: no commit marker, the write was cut short"]
     try:
-        read(folder)
         manifest = _manifest(folder)
+        _saved(folder, manifest)  # raises where a field is none of its kind
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         return [f"{folder.name}: {MANIFEST_NAME} cannot be read ({fault!r})"]

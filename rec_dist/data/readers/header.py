@@ -31,10 +31,15 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
         raise UserError(f"{path}:1: a quote in the first line is never closed; name each column within the line.")
     cells = next(csv.reader([text], delimiter=delimiter)) if quoted else text.split(delimiter)
     names = [cell.strip() if quoted else cell.strip().partition(":")[0] for cell in cells]
+    refuse_twins(f"{path}:1", names)
+    return names, len(line)
+
+
+def refuse_twins(place: str | Path, names: Sequence[str]) -> None:
+    """UserError: a column of this name stands there twice, and one of them would be lost."""
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path}:1: the column {name!r} stands there twice; rename one.")
-    return names, len(line)
+            raise UserError(f"{place}: the column {name!r} stands there twice; rename one.")
 
 
 def shown(header: Sequence[str]) -> str:

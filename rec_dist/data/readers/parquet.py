@@ -12,6 +12,7 @@ from rec_dist.data.interactions import BadRows
 from rec_dist.data.readers.assemble import Roles, RowBlock, assemble
 from rec_dist.data.readers.blocks import Block, whole
 from rec_dist.data.readers.columns import pick_roles
+from rec_dist.data.readers.header import refuse_twins
 from rec_dist.data.readers.source import Source
 from rec_dist.data.readers.table import Table
 from rec_dist.runtime.errors import UserError
@@ -63,9 +64,7 @@ def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
     notes: list[str] = []
     with _open(paths[0]) as first:
         schema = first.schema_arrow
-    for name in schema.names:
-        if schema.names.count(name) > 1:
-            raise UserError(f"{paths[0]}: the column {name!r} stands there twice; rename one.")
+    refuse_twins(paths[0], schema.names)
     roles = pick_roles(paths[0], schema.names, columns, notes)
     for role, name in vars(roles).items():
         if name is not None and not _can_be(role, schema.field(name).type):

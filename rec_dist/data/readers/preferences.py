@@ -15,7 +15,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from rec_dist.data.interactions import BadRows
 from rec_dist.data.readers.blocks import GZIP_FAULTS, files_of, first_bytes, is_packed, kind_of
+from rec_dist.data.readers.header import refuse_twins
 from rec_dist.runtime.errors import UserError
 
 TEMPLATE = "A user liked:\n{history}\nThe next one is among:\n{candidates}\nThe next one: "
@@ -134,7 +135,7 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
             text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
             if kind in (".csv", ".tsv"):
                 reader = csv.DictReader(text, delimiter="\t" if kind == ".tsv" else ",")
-                _refuse_twins(path, reader.fieldnames or ())
+                refuse_twins(path, reader.fieldnames or ())
                 yield from ((reader.line_num, row) for row in reader)
             elif begin.startswith(b"["):
                 yield from enumerate(json.load(text), start=1)
@@ -157,18 +158,11 @@ def _json(line: str) -> Any:
         return line.strip()
 
 
-def _refuse_twins(path: Path, names: Sequence[str]) -> None:
-    """UserError: a column of this name stands there twice, and one of them would be lost."""
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{path}: the column {name!r} stands there twice; rename one.")
-
-
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            _refuse_twins(path, file.schema_arrow.names)
+            refuse_twins(path, file.schema_arrow.names)
             for batch in file.iter_batches(1024):
                 for row in batch.to_pylist():
                     number += 1
