@@ -17,6 +17,7 @@ from typing import Any
 from rec_dist.config.schema import CheckpointConfig, ClusterConfig
 from rec_dist.launch.restart import with_restarts
 from rec_dist.launch.supervise import Cluster, Patience, Supervisor
+from rec_dist.runtime.allocator import keep_freed_memory
 from rec_dist.runtime.errors import StopRequested, UserError
 from rec_dist.runtime.heartbeat import Beat, begin_attempt
 from rec_dist.runtime.run_directory import RunDirectory
@@ -55,7 +56,10 @@ def launch(
 
 
 def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig) -> dict[str, Any]:
-    return worker(World(device=local_device(cluster)), job)
+    device = local_device(cluster)
+    if device == "cpu":
+        keep_freed_memory()
+    return worker(World(device=device), job)
 
 
 def local_device(cluster: ClusterConfig) -> str:

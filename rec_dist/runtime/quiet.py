@@ -4,6 +4,8 @@ say would drown, and threads that sleep while they wait."""
 import os
 import warnings
 
+from rec_dist.runtime import allocator
+
 
 def quieten() -> None:
     """Sets defaults only: a variable that the user has set is left as it is. Call before the libraries are imported."""
@@ -29,14 +31,8 @@ def quieten() -> None:
         # Numbers below 1e-38 are zero. The coefficient of a negative that is 90 nats behind is such a number, and products of them
         # take x86 so long that a step of S-DPO was three times slower (docs/LOG.md). For this thread and those that it starts.
         torch.set_flush_denormal(True)
-        # Read by glibc when a worker starts: it keeps freed memory. ZeRO-3 gathers into fresh tensors every step, and the page
-        # faults of asking the system for them again took 0.5 s of a step of 3 s.
-        for name, value in {
-            "MALLOC_MMAP_MAX_": "0",
-            "MALLOC_TRIM_THRESHOLD_": str(64 << 30),
-            "MALLOC_TOP_PAD_": "67108864",
-        }.items():
-            os.environ.setdefault(name, value)
+        for name, setting in allocator.SETTINGS.items():  # for workers; this process has started already
+            os.environ.setdefault(name, str(setting))
 
 
 def quieten_loaded() -> None:
