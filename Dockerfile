@@ -22,7 +22,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /workspace
-COPY constraints.txt pyproject.toml README.md ./
+COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN python3 -m venv /opt/rec-dist \
     && if [[ -n "${TORCH_INDEX}" ]]; then pip install --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)"; fi \
     && pip install -c constraints.txt torch setuptools wheel

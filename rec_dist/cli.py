@@ -74,12 +74,12 @@ def _parser() -> argparse.ArgumentParser:
                 "overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the configuration"
             )
         if name == "export":
-            command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write")
+            command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write; must not exist")
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
             command.add_argument("--tolerance", type=float, default=0.05, help="share that counts as slower (0.05)")
         if name == "plan":
-            command.add_argument("--json", metavar="OUT.json", help="also write the numbers to this file")
+            command.add_argument("--json", metavar="OUT.json", help="also write the numbers to this file; must not exist")
     return parser
 
 

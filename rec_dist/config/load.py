@@ -16,6 +16,7 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.runtime.errors import UserError
 
 _Model = TypeVar("_Model", bound=BaseModel)
+PIPELINE = "pipeline"  # the section that a file for `rec-dist run` has, and no other
 _EXTENDS = "extends"
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=", re.ASCII)
 
@@ -68,9 +69,20 @@ def _read(path: Path, above: tuple[Path, ...]) -> Any:
         raise UserError(f"{path} and what it extends do not fit together: {_first_line(fault)}") from fault
 
 
+def sections(path: Path) -> set[str]:
+    """The top-level keys of a YAML file and of what it `extends`, without any override: they tell what kind of file it is."""
+    return {str(key) for key in _read(path, ())}
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The validated configuration of a run. Raises UserError that names every fault."""
-    return validate(load_mapping(path, overrides), RunConfig, str(path))
+    """The validated configuration of a run. Raises UserError that names every fault, or says that the file is a pipeline."""
+    value = load_mapping(path, overrides)
+    if PIPELINE in value and PIPELINE in sections(path):
+        raise UserError(
+            f"{path} is a pipeline of stages (it has the section `{PIPELINE}`), which `rec-dist run` takes; this command takes the "
+            "configuration of one run, such as a target of those stages"
+        )
+    return validate(value, RunConfig, str(path))
 
 
 def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rec_dist.launch.restart import HeadLostError
 from rec_dist.launch.sizing import Node
-from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.errors import StopRequested, UserError
 from rec_dist.runtime.heartbeat import Beat
 from rec_dist.runtime.stacks import end_group
 
@@ -18,7 +18,10 @@ _HEAD_SECONDS = 10.0  # the head may be restarting; Ray itself ends the driver a
 
 
 def connect(address: str | None) -> None:
-    """Joins the cluster at `address` or RAY_ADDRESS, or starts one on this machine. UserError: none answers."""
+    """Joins the cluster at `address` or RAY_ADDRESS, or starts one on this machine.
+
+    UserError: none answers. StopRequested: a SIGTERM came meanwhile.
+    """
     import ray
 
     if ray.is_initialized():
@@ -39,6 +42,8 @@ def connect(address: str | None) -> None:
             f"cluster.address ({address or os.environ.get('RAY_ADDRESS')}): no Ray cluster answers ({fault}); start one, or unset it "
             "to use this machine"
         ) from fault
+    except SystemExit as fault:  # Ray's own handler of SIGTERM, which would end this process with 15 and without a word
+        raise StopRequested("stopped while Ray was starting; run the same command to go on") from fault
 
 
 def nodes(leaving: Sequence[str] = (), *, asked: bool = True) -> list[Node]:

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rec_dist.config.load import load_config, load_mapping, validate
+from rec_dist.config.load import PIPELINE, load_config, load_mapping, sections, validate
+from rec_dist.config.schema import RunConfig
 from rec_dist.config.section import Section
 from rec_dist.data.embeddings import read_manifest
 from rec_dist.data.manifest import Manifest
@@ -73,6 +74,11 @@ class StageRecord:
 
 def run_pipeline(path: Path, overrides: Sequence[str], *, log: Log) -> int:
     """Runs all stages, prints the table and writes report.html. Returns 0, or the exit code of the stage that did not end well."""
+    if PIPELINE not in (own := sections(path)) and own & set(RunConfig.model_fields):
+        raise UserError(
+            f"{path} is the configuration of one run, which `rec-dist train` and `rec-dist evaluate` take; this command takes a "
+            f"pipeline of stages: a file with the section `{PIPELINE}`, such as configs/quickstart.yaml"
+        )
     config = validate(load_mapping(path, overrides), PipelineConfig, str(path)).pipeline
     _check(config, path)
     folder = Path(config.run_dir).absolute()

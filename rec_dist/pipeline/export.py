@@ -23,7 +23,7 @@ from rec_dist.runtime.files import atomic_path
 def export_preferences(config: RunConfig, output: Path, *, log: Callable[[str], None]) -> int:
     """Writes the rows of data.path to `output` and returns how many.
 
-    UserError: prompts that cannot be written as plain text, or an output that cannot be a file.
+    UserError: prompts that cannot be written as plain text, or an output that cannot be a file or is there already.
     """
     try:
         above = next(folder for folder in output.parents if folder.exists())
@@ -32,6 +32,8 @@ def export_preferences(config: RunConfig, output: Path, *, log: Callable[[str], 
         raise UserError(f"--out ({str(output)[:200]}) is no usable path ({str(fault)[:200]}); name another file") from None
     if not usable:
         raise UserError(f"--out ({output}) is a folder, or lies below a file; name another file")
+    if output.exists():
+        raise UserError(f"--out ({output}) exists; name a file that does not")
     if Manifest.load(config.data.path).kind == PREFERENCES:
         rows = _stored(open_preferences(config.data))
     else:

@@ -25,10 +25,12 @@ FORMAT = 1
 
 
 def plan(config: RunConfig, *, output: Path | None) -> int:
-    """Prints the plan and writes its numbers to `output` if given. Returns 0, or 1 when the run does not fit."""
+    """Prints the plan and writes its numbers to `output` if given, which must not exist. 0, or 1 when the run does not fit."""
     report = make_plan(config)
     if output is not None:
         try:
+            if output.exists():
+                raise UserError(f"--json ({output}) exists; give the path of a file that does not")
             write_json(output, report)
         except OSError as fault:
             raise UserError(f"--json ({output}) cannot be written: {fault.strerror}; give the path of a file") from fault

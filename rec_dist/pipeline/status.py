@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rec_dist.runtime.duration import duration
 from rec_dist.runtime.errors import DiskError, StopRequested, UserError
 from rec_dist.runtime.run_directory import RunDirectory
-
-_RECENT_STEPS = 20  # the ETA goes by their median, so that one slow step does not move it
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
         progress = {"phase": "train", "done": finished["step"], "total": finished["step"]}
     last_seen = max(file.stat().st_mtime for file in path.iterdir() if file.is_file() and file.name != ".lock")
     state = "finished" if finished is not None else "running" if _locked(path) else _ended(rows)
-    left = progress["total"] - progress["done"]
-    training = progress["phase"] == "train" and timed
     bad = sum(row["event"] == "bad_step" for row in steps)
     kept_steps = int(steps[-1]["step"]) - bad if steps else 0
     began = (path / "config.json").stat().st_mtime  # written once, at the first start
@@ -58,7 +55,7 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
         done=progress["done"],
         total=progress["total"],
         seen=max((now or time.time()) - last_seen, 0.0),
-        eta=statistics.median(timed[-_RECENT_STEPS:]) * left if state == "running" and training else None,
+        eta=progress.get("seconds_left") if state == "running" else None,
         goodput=min(statistics.mean(timed) * kept_steps / (until - began), 1.0) if timed and until > began else None,
         restarts=run.restarts(),
         checkpoint=_newest_checkpoint(run),
@@ -72,9 +69,9 @@ def status(path: Path, *, log: Callable[[str], None] = print) -> None:
     share = f" ({100 * found.done / found.total:.0f} %)" if found.total else ""
     lines = {
         "run": str(path),
-        "state": f"{found.state}; last sign of life {_duration(found.seen)} ago",
+        "state": f"{found.state}; last sign of life {duration(found.seen)} ago",
         "step" if found.phase == "train" else found.phase: f"{found.done} of {found.total or '?'}{share}",
-        "ETA": _duration(found.eta) if found.eta is not None else "-",
+        "ETA": duration(found.eta) if found.eta is not None else "-",
         "goodput": f"{100 * found.goodput:.0f} % of the time since the first start" if found.goodput is not None else "-",
         "restarts": str(found.restarts),
         "checkpoint": f"after step {found.checkpoint}" if found.checkpoint is not None else "none",
@@ -135,12 +132,3 @@ def _last_error(rows: list[dict[str, Any]]) -> str | None:
         if row.get("event") in ("restart", "failed"):
             return f"after step {row['step']}: {row['reason']}"
     return None
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
-    shown = [f"{value} {unit}" for value, unit in parts if value][:2]
-    return " ".join(shown) or "0 s"

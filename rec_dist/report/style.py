@@ -171,7 +171,7 @@ def differences_table(differences: Sequence[Difference]) -> str:
 
 
 def stages_table(stages: Sequence[tuple[str, str, str, int | None, float]], colors: Mapping[str, str]) -> str:
-    """One line a stage, given as (name, command, run directory, tokens, seconds), and their sum."""
+    """One line a stage, given as (name, command, run directory, its own tokens, its own seconds), and their sum."""
     lines = []
     for name, command, run_dir, tokens, seconds in stages:
         speed = tokens / seconds if tokens and seconds > 0 else None
@@ -179,7 +179,7 @@ def stages_table(stages: Sequence[tuple[str, str, str, int | None, float]], colo
         lines.append([named(name, colors), code(command), code(run_dir), *costs])
     all_tokens, all_seconds = sum(s[3] or 0 for s in stages), sum(s[4] for s in stages)
     footer = ["all stages", "", "", format_count(all_tokens or None), format_seconds(all_seconds), ""]
-    return table(["stage", "command", "run directory", "tokens", "time", "tokens/s"], lines, [3, 4, 5], footer)
+    return table(["stage", "command", "run directory", "own tokens", "own time", "tokens/s"], lines, [3, 4, 5], footer)
 
 
 def configs(runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:

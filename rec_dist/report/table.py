@@ -148,7 +148,7 @@ def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] 
     lines = _align(_grid(rows, headline_of(metrics), lambda value, best: value + ("*" if best else " ")))
     lines += ["", f"{_users(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
     if any(row.seconds is not None for row in rows):
-        lines[-1] += "; time, tokens: of the evaluation"
+        lines.append("time, tokens: of the evaluation; no training is in them")
     if differences:
         lines += ["", *_align(_pair_grid(differences))]
     return "\n".join(lines) + "\n"

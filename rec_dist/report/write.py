@@ -28,6 +28,12 @@ _REWARD_CAPTION = (
     "Left: implicit rewards, smoothed: beta times the log-probability gained over the reference. "
     "Right: the share of rejected items that the chosen one is ahead of."
 )
+_COST_CAPTION = (
+    "Each stage by itself: the wall time of its own command, with the start of its processes, loading, the cached reference "
+    "pass and checkpoints, and the tokens of its steps and reference pass, or of its evaluation. A stage that builds on "
+    "another (S-DPO on SFT) holds nothing of that one's cost: add both rows. After a stop the time is that of the longest "
+    "call that came to its end; work that was done before has the seconds of finding that out, beside all its tokens."
+)
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -182,7 +188,7 @@ def _result(report: Report, colors: Mapping[str, str]) -> str:
     if counts:
         users = f"n = {counts[0]:,} users" if len(counts) == 1 else "the users stated"
         note = f"Under each value: its 95 % interval over {users}. Bold: the largest value, by itself no proof. "
-        note += "Tokens and time: of the evaluation."
+        note += "Tokens and time: of the evaluation alone; what training took stands under Stages and cost."
         parts += [style.comparison_table(report.rows, colors), style.paragraph(note, "note")]
     bars = plots.metric_bars(report.rows, table.HEADLINE_METRICS, colors, report.num_candidates)
     dashed = " Dashed: the expectation of a random order of the candidates." if report.num_candidates else ""
@@ -208,7 +214,7 @@ def _cost(stages: Sequence[StageSummary], colors: Mapping[str, str]) -> str:
         return ""
     chart = plots.stage_bars([(s.name, s.seconds, s.tokens) for s in stages], colors)
     lines = [(s.name, s.command, s.run_dir, s.tokens, s.seconds) for s in stages]
-    return style.figure(chart, "What every stage took.") + style.stages_table(lines, colors)
+    return style.figure(chart, _COST_CAPTION) + style.stages_table(lines, colors)
 
 
 def _repeat(report: Report) -> str:
@@ -232,13 +238,3 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, FloatArray]:
 
     keys = dict.fromkeys(key for row in rows for key, value in row.items() if not math.isnan(number(value)))
     return {key: np.array([number(row.get(key)) for row in rows], dtype=np.float64) for key in keys}
-
-
-def _read_environment(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore or delete it") from error
-    return value if isinstance(value, dict) else {"environment": value}

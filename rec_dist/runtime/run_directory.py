@@ -186,11 +186,12 @@ class RunDirectory:
         whole = data[: data.rfind(b"\n") + 1]
         return whole.decode("utf-8", "replace").splitlines(), position + len(whole)
 
-    def progress(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Says where the run stands: `done` of `total` in `phase`."""
+    def progress(self, phase: str, done: int, total: int, note: str = "", seconds_left: float | None = None) -> None:
+        """Says where the run stands: `done` of `total` in `phase`, and for how long this phase will go on."""
         temporary = self._progress_path.with_suffix(".tmp")
+        value = {"phase": phase, "done": done, "total": total, "note": note, "seconds_left": seconds_left}
         with writing(self._progress_path):
-            temporary.write_text(json.dumps({"phase": phase, "done": done, "total": total, "note": note}), encoding="utf-8")
+            temporary.write_text(json.dumps(value), encoding="utf-8")
             temporary.replace(self._progress_path)
 
     def read_progress(self) -> dict[str, Any] | None:

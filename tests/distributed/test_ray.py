@@ -84,6 +84,21 @@ def test_stopped_resumed_and_evaluated_on_two_workers(trainer: Any, tmp_path: Pa
     assert np.array_equal(on_ray.ranks, here.ranks)
 
 
+def test_a_stop_while_ray_is_starting(trainer: Any, tmp_path: Path) -> None:
+    """From ray.init() on Ray's own handler takes SIGTERM, and would end the command with 15 and without a word."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(trainer.config(tmp_path / "run", *_CHANGES, *_RAY)), encoding="utf-8")
+    process = command("train", path)
+    deadline = time.monotonic() + _MINUTES
+    while not descendants(process, "gcs_server"):  # the head's first process; the others, and the workers, come seconds later
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline, process.kill()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code, err = finish(process)
+    assert (code, err) == (75, "stopped while Ray was starting; run the same command to go on\n")
+
+
 def test_more_workers_than_the_machine_has(trainer: Any, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     path = tmp_path / "config.yaml"

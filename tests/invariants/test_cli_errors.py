@@ -442,6 +442,38 @@ def test_pipeline(case: Case, stages: list[dict[str, Any]], names: tuple[str, ..
     case.refuses("run", path, names=names)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prepare",),
+        ("train",),
+        ("train", "train.run_dir=runs/x", "data.path=x"),  # sections of a run on the command line make it none
+        ("evaluate",),
+        ("profile",),
+        ("plan",),
+        ("submit", "--to", "slurm", "--dry-run"),
+        ("export", "--out", "rows.jsonl"),
+    ],
+    ids=" ".join,
+)
+def test_a_pipeline_is_no_run(case: Case, words: tuple[str, ...]) -> None:
+    path = case.folder / "pipeline.yaml"
+    value = {"vars": {"a": "b"}, "pipeline": {"title": "T", "run_dir": str(case.folder / "report"), "stages": []}}
+    path.write_text(yaml.safe_dump(value), encoding="utf-8")
+    said = case.refuses(words[0], path, *words[1:], names=(f"{path} is a pipeline of stages", "`rec-dist run`", "one run"))
+    assert "is no key" not in said
+
+
+@pytest.mark.parametrize("overrides", [[], ["pipeline.title=T"]], ids=" ".join)
+def test_a_run_is_no_pipeline(case: Case, overrides: list[str]) -> None:
+    names = (f"{case.file} is the configuration of one run", "`rec-dist train`", "the section `pipeline`")
+    assert "is no key" not in case.refuses("run", case.file, *overrides, names=names)
+
+
+def test_a_file_that_is_neither_a_run_nor_a_pipeline_is_told_what_it_lacks(case: Case) -> None:
+    case.refuses("run", case.write({"pipelin": {"title": "T"}}), names=("pipeline is missing", "pipelin.title is no key"))
+
+
 @pytest.mark.slow
 def test_from_a_shell_nothing_else_is_printed(case: Case) -> None:
     """What the tests above cannot see: libraries that print, and the exit code of the process."""

@@ -1,6 +1,7 @@
 """The documents say what is there: every key of the schema, and no link, file or make target that does not exist."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -12,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.pipeline.chain import PipelineConfig
+from rec_dist.runtime.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "launchers").glob("*.md")])
@@ -118,3 +120,13 @@ def test_named_make_targets_exist(name: str) -> None:
         named |= set(re.findall(r"^(?:\$ )?make ([a-z][a-z0-9-]*)", block, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert sorted(named - set(re.findall(r"^([a-z][a-z0-9-]*):", makefile, re.MULTILINE))) == []
+
+
+def test_the_licence_is_the_one_that_the_package_names() -> None:
+    """The text of https://www.apache.org/licenses/LICENSE-2.0.txt, byte for byte; an image has it before the package is built."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    published = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    assert sha256(ROOT / "LICENSE") == published
+    before_install, _, _ = (ROOT / "Dockerfile").read_text(encoding="utf-8").partition("pip install -c constraints.txt '.[")
+    assert re.search(r"^COPY .*\bLICENSE\b", before_install, re.MULTILINE)

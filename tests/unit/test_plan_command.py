@@ -131,6 +131,7 @@ def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> N
         (["plan.cluster={cpu}", "plan.model=nowhere"], ("plan.model (nowhere)", "config.json")),
         (["plan.cluster={cpu}", "model.path=nowhere"], ("model.path (nowhere)", "set plan.model", "config.json")),
         (["plan.cluster={cpu}", "--json", "{bare}"], ("--json", "give the path of a file")),
+        (["plan.cluster={cpu}", "--json", "{file}"], ("--json (", "config.yaml) exists", "a file that does not")),
         (["plan.cluster={broken}"], ("plan.cluster", "nodes", "gpu_per_node is no key", "gpus_per_node")),
         (["plan.cluster={cpu}", "data.path=nowhere", "train.max_steps=null"], ("data.path (nowhere)", "set train.max_steps")),
         (["plan.cluster={cpu}", "cluster.num_workers=9"], ("cluster.num_workers (9)", "1 to 2")),
@@ -151,7 +152,7 @@ def test_mistakes_are_one_line(
     bare.mkdir()
     (bare / "config.json").write_text('{"model_type": "llama", "vocab_size": 10}', encoding="utf-8")
     broken.write_text("name: x\ngpu_per_node: 8\n", encoding="utf-8")
-    places = {"cpu": CLUSTERS / "local-cpu.yaml", "bare": bare, "broken": broken}
+    places = {"cpu": CLUSTERS / "local-cpu.yaml", "bare": bare, "broken": broken, "file": file}
     if any("{broken}" in override for override in overrides):
         names = ("broken.yaml", *names[1:])
     assert main(["plan", str(file), *(override.format(**places) for override in overrides)]) == 2

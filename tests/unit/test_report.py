@@ -115,6 +115,8 @@ def test_everything_told_is_on_the_page(report: Report, tmp_path: Path) -> None:
         assert words in text
     for words in ("dmpo $x$ <b>", "DMPO & <script>alert(1)</script>", "推荐", "a: <1>", "rec-dist run a.yaml"):
         assert words in text
+    for words in ("own tokens own time", "holds nothing of that one's cost", "Tokens and time: of the evaluation alone"):
+        assert words in text
     for words in ("n = 900 users", "chance 0.050", "1 m 01 s", "hashes.data", "d1", "d2", "943"):
         assert words in text
 

@@ -161,7 +161,7 @@ def test_progress_result_and_summary(run: RunDirectory) -> None:
     assert run.read_progress() is None
     assert run.finished() is None
     run.progress("train", 3, 10, "loss 0.5")
-    assert run.read_progress() == {"phase": "train", "done": 3, "total": 10, "note": "loss 0.5"}
+    assert run.read_progress() == {"phase": "train", "done": 3, "total": 10, "note": "loss 0.5", "seconds_left": None}
     run.clear_progress()
     assert run.read_progress() is None
     run.write_result({"steps": 10})

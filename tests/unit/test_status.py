@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> RunDirectory:
         run.append({"event": "step", "step": step, "step_seconds": 5.0})
         if step == 4:
             run.append({"event": "restart", "step": 4, "restart": 1, "reason": "node lost"})
-    run.progress("train", 6, 10, "loss 1.0")
+    run.progress("train", 6, 10, "loss 1.0", 20.0)
     for step in (2, 4):
         (run.checkpoints / f"step-{step:08d}").mkdir(parents=True)
     (run.checkpoints / "step-00000006.tmp").mkdir()
@@ -36,7 +36,7 @@ def test_a_run_that_goes_on(run: RunDirectory) -> None:
     with run.locked():
         found = status_of(run.path, now=STARTED + 100)
     assert (found.state, found.phase, found.done, found.total) == ("running", "train", 6, 10)
-    assert found.eta == pytest.approx(4 * 5.0)
+    assert found.eta == pytest.approx(20)
     assert found.goodput == pytest.approx(6 * 5.0 / 100)
     assert found.seen == pytest.approx(40)
     assert (found.restarts, found.checkpoint, found.error) == (1, 4, "after step 4: node lost")
