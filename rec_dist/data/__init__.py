@@ -5,7 +5,7 @@ readers     raw files -> rows
 preparing   rows -> a prepared data set
 sampling    what is trained on and in which order, and the items drawn against it
 prompts     items, titles and texts -> trunks of tokens
-artifacts   Arrow files of finished models that later steps read
+artifacts   Arrow files that a model leaves and a later step reads
 
-Each room's docstring says which others it may import; tests/test_architecture.py holds it to that.
+Each room's docstring names the others it imports; tests/test_architecture.py holds it to that.
 """

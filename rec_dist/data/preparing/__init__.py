@@ -1,4 +1,4 @@
 """`rec-dist prepare`: raw rows -> a prepared data set, in memory or block by block, with the same bytes.
 
-May import readers and prepared.
+Imports readers and prepared.
 """
