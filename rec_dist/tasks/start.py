@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rec_dist.config.delrec import RANDOM_TEACHER
-from rec_dist.data.embeddings import EMBEDDED_NAME
-from rec_dist.data.teacher import TEACHER_NAME
+from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME
+from rec_dist.data.artifacts.teacher import TEACHER_NAME
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
 from rec_dist.runtime.errors import UserError
