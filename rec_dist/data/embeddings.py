@@ -109,6 +109,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} has format version {value.get('format_version')}, this release reads {_FORMAT_VERSION}; {_AGAIN}"
         )
+    try:
+        value["inputs"]["data"], value["num_items"], value["width"], [FileEntry(**entry) for entry in value["files"]]
+    except (KeyError, TypeError) as fault:
+        raise UserError(f"{path} has other fields than were written ({fault}); {_AGAIN}") from fault
     return value
 
 

@@ -71,6 +71,10 @@ def _job(target: Path, folder: Path, overrides: Sequence[str]) -> EmbedJob:
             raise UserError(f"{target} is a recommender, which reads no titles; give the run of a language model, or a CONFIG")
         return EmbedJob(config.model_dump(), str(folder), trained_start(config, run.model), run.model)
     config = pinned(load_config(target, overrides))
+    if config.task.kind == "sequential":
+        raise UserError(
+            f"{target} describes a recommender, which reads no titles; give the CONFIG or the run of a language model"
+        )
     return EmbedJob(config.model_dump(), str(folder), Start(resolve_model(config.model.path)), None)
 
 

@@ -150,3 +150,12 @@ def test_embeddings_of_another_catalogue_are_refused(tmp_path):
     (folder / "embeddings.json").write_text(json.dumps({"format_version": 9}))
     with pytest.raises(UserError, match="format version 9"):
         build_sequential_task(recommender(tmp_path, init_embeddings=str(folder)))
+
+
+@pytest.mark.parametrize("changed", [{"inputs": []}, {"inputs": {}}, {"files": [{"name": "x"}]}, {"files": None}])
+def test_a_description_of_other_fields_is_refused(tmp_path, changed):
+    folder = write(tmp_path / "items", vectors(11), data="d")
+    value = json.loads((folder / "embeddings.json").read_text())
+    (folder / "embeddings.json").write_text(json.dumps({**value, **changed}))
+    with pytest.raises(UserError, match=r"embeddings\.json has other fields .*remove that folder and run `rec-dist embed` again"):
+        read_embeddings(folder, data_fingerprint="d")
