@@ -81,7 +81,14 @@ class PartFiles:
         files = [asdict(describe_file(self.folder / name, num_items)) for name in (ARROW_NAME, TENSOR_NAME)]
         value = {"format_version": _FORMAT_VERSION, "num_items": num_items, "width": width, **facts, "files": files}
         write_json(self.folder / EMBEDDED_NAME, value)
-        shutil.rmtree(self.folder / PARTS_NAME)
+        sweep(self.folder, ())
+
+
+def sweep(folder: Path, others: Sequence[str]) -> None:
+    """Removes what finished embeddings do not need: parts, temporary files of a killed process, and the files named `others`."""
+    shutil.rmtree(folder / PARTS_NAME, ignore_errors=True)
+    for path in (*folder.glob(".embeddings.*.tmp"), *(folder / name for name in others)):
+        path.unlink(missing_ok=True)
 
 
 def _digest(vectors: F32) -> str:
