@@ -55,7 +55,7 @@ def _made_whole(output: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process that had this number
     try:
         partial.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError) as fault:
+    except OSError as fault:
         raise UserError(f"{output} cannot be made: {fault.strerror}; name a folder that can") from fault
     try:
         yield partial
