@@ -25,11 +25,11 @@ import torch
 from benchmarks import results
 from benchmarks.peer_targets import Verdict
 from rec_dist.config.schema import DataConfig, PromptConfig
-from rec_dist.data.dataset import PreparedData, SequenceSplit
-from rec_dist.data.negatives import NegativeSampler
-from rec_dist.data.plan import Order
-from rec_dist.data.prompt import PromptBuilder, build_prompt_builder
-from rec_dist.data.targets import index_targets
+from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit
+from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
+from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.data.sampling.plan import Order
+from rec_dist.data.sampling.targets import index_targets
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.runtime.world import World
 from rec_dist.tasks.language import LanguageTask
@@ -153,7 +153,7 @@ def run(source: str | None, *, steps: int, repeats: int, negatives: int, sizes: 
             write_synthetic(Path(source), **(sizes or {}))
         start = time.perf_counter()
         config = DataConfig(source=source, path=f"{folder}/prepared", split="leave_one_out", min_rating=4.0)
-        from rec_dist.data.prepare import prepare
+        from rec_dist.data.preparing.prepare import prepare
 
         prepare(config, log=lambda line: print(line, file=sys.stderr))
         prepared = time.perf_counter()

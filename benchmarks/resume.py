@@ -24,10 +24,10 @@ from benchmarks import results
 from benchmarks.loader import make_task, small_tokenizer, write_synthetic
 from benchmarks.peer_targets import Verdict
 from rec_dist.config.schema import DataConfig, PromptConfig
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.plan import Order
-from rec_dist.data.prepare import prepare
-from rec_dist.data.prompt import PromptBuilder, build_prompt_builder
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.preparing.prepare import prepare
+from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
+from rec_dist.data.sampling.plan import Order
 from rec_dist.runtime.world import World
 from rec_dist.train.loader import prefetch, step_work
 

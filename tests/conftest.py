@@ -108,7 +108,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path) -> Path:
     """The prepared data set of tiny_source: leave-one-out, so that every user is in every split."""
     from rec_dist.config.schema import DataConfig
-    from rec_dist.data.prepare import prepare
+    from rec_dist.data.preparing.prepare import prepare
 
     folder = tmp_path_factory.mktemp("tiny-data") / "prepared"
     settings = DataConfig(source=str(tiny_source), path=str(folder), split="leave_one_out", min_rating=3.0)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.interactions import ItemTable
-from rec_dist.data.manifest import Manifest
-from rec_dist.data.schema import SPLITS
-from rec_dist.data.shards import Sequences, write_items, write_split
-from rec_dist.data.splits import Cut
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.prepared.manifest import Manifest
+from rec_dist.data.prepared.schema import SPLITS
+from rec_dist.data.preparing.shards import Sequences, write_items, write_split
+from rec_dist.data.preparing.splits import Cut
+from rec_dist.data.readers.interactions import ItemTable
 
 
 @dataclass(frozen=True)

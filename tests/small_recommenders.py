@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from rec_dist.config.schema import DataConfig, RunConfig
-from rec_dist.data.prepare import prepare
+from rec_dist.data.preparing.prepare import prepare
 from rec_dist.models.caser import CaserShape
 from rec_dist.models.gru4rec import GRU4RecShape
 from rec_dist.models.next_item import Recommender

@@ -44,6 +44,16 @@ ROOMS = {
     "gguf": ("rec_dist.models.pretrained",),
 }
 
+# Room of rec_dist.data -> the other rooms that it imports, as its docstring says. Their order is a contract in pyproject.toml.
+DATA_ROOMS = {
+    "preparing": {"readers", "prepared"},
+    "prompts": {"sampling", "prepared"},
+    "readers": {"prepared"},
+    "sampling": {"prepared"},
+    "artifacts": {"prepared"},
+    "prepared": set(),
+}
+
 
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
@@ -70,7 +80,17 @@ def test_one_library_one_room(graph: grimp.ImportGraph, library: str) -> None:
 def test_the_rooms_are_checked_against_real_imports(graph: grimp.ImportGraph) -> None:
     """Else a graph without external packages would pass everything."""
     assert "rec_dist.engine.engine" in graph.find_modules_that_directly_import("deepspeed")
-    assert "rec_dist.data.manifest" in graph.find_modules_that_directly_import("pyarrow")
+    assert "rec_dist.data.prepared.manifest" in graph.find_modules_that_directly_import("pyarrow")
+
+
+def test_the_rooms_of_data_import_what_they_say(graph: grimp.ImportGraph) -> None:
+    """Stricter than the order: preparing knows no sampling, though that lies below it. A room that no longer needs another says so."""
+    found: dict[str, set[str]] = {child.removeprefix("rec_dist.data."): set() for child in graph.find_children("rec_dist.data")}
+    for room, rooms in found.items():
+        for module in {f"rec_dist.data.{room}", *graph.find_descendants(f"rec_dist.data.{room}")}:
+            imported = graph.find_modules_directly_imported_by(module)
+            rooms |= {name.split(".")[2] for name in imported if name.startswith("rec_dist.data.")} - {room}
+    assert found == DATA_ROOMS
 
 
 def test_kernels_know_torch_and_triton_only(graph: grimp.ImportGraph) -> None:

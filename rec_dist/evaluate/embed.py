@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import open_data
-from rec_dist.data.embeddings import PartFiles
-from rec_dist.data.prompt import PromptBuilder, check_saved
+from rec_dist.data.artifacts.embeddings import PartFiles
+from rec_dist.data.prepared.dataset import open_data
+from rec_dist.data.prompts.builder import PromptBuilder, check_saved
 from rec_dist.models.assemble import build_model
 from rec_dist.models.encoder import Encoder, check_alone
 from rec_dist.runtime.errors import UserError

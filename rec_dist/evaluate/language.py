@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData, open_data
-from rec_dist.data.plan import deal, pack_evenly
-from rec_dist.data.prompt import PromptBuilder, check_saved
+from rec_dist.data.prepared.dataset import PreparedData, open_data
+from rec_dist.data.prompts.builder import PromptBuilder, check_saved
+from rec_dist.data.sampling.plan import deal, pack_evenly
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import EngineSettings

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rec_dist.data.predictions import Predictions
+from rec_dist.data.artifacts.predictions import Predictions
 from rec_dist.evaluate.protocol import Question
 from rec_dist.metrics.bootstrap import bootstrap_interval
 from rec_dist.metrics.ranking import ranking_metrics, target_ranks

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.negatives import draw_candidates
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.sampling.negatives import draw_candidates
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.rng import hash_u64
 from rec_dist.stream.trunk import I32

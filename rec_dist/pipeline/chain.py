@@ -20,8 +20,8 @@ from pydantic import Field
 from rec_dist.config.load import PIPELINE, load_config, load_mapping, sections, validate
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.section import Section
-from rec_dist.data.embeddings import read_manifest
-from rec_dist.data.manifest import Manifest
+from rec_dist.data.artifacts.embeddings import read_manifest
+from rec_dist.data.prepared.manifest import Manifest
 from rec_dist.evaluate.measure import metric_names
 from rec_dist.pipeline.commands import base_results_dir
 from rec_dist.report.compare import compare

@@ -10,11 +10,11 @@ from typing import Any
 from rec_dist.config.load import load_config, to_yaml
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData, open_data
-from rec_dist.data.manifest import Manifest
-from rec_dist.data.predictions import PREDICTIONS_NAME
-from rec_dist.data.prepare import prepare as prepare_data
-from rec_dist.data.upload import prepare_remote
+from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
+from rec_dist.data.prepared.dataset import PreparedData, open_data
+from rec_dist.data.prepared.manifest import Manifest
+from rec_dist.data.preparing.prepare import prepare as prepare_data
+from rec_dist.data.preparing.upload import prepare_remote
 from rec_dist.evaluate.language import (
     EvaluateJob,
     build_checked_builder,

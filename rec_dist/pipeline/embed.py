@@ -14,7 +14,7 @@ from typing import Any
 from rec_dist.config.load import load_config
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.data.embeddings import EMBEDDED_NAME, check_files, holds_other_files, read_manifest, sweep
+from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME, check_files, holds_other_files, read_manifest, sweep
 from rec_dist.evaluate.embed import Embedder, EmbedJob, ItemPrompts
 from rec_dist.launch.workers import local_device
 from rec_dist.models.pretrained import resolve_model

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData, open_data
-from rec_dist.data.manifest import PREFERENCES, Manifest
-from rec_dist.data.negatives import NegativeSampler
-from rec_dist.data.preferences import PreferenceData, open_preferences
-from rec_dist.data.targets import index_targets
+from rec_dist.data.prepared.dataset import PreparedData, open_data
+from rec_dist.data.prepared.manifest import PREFERENCES, Manifest
+from rec_dist.data.prepared.preferences import PreferenceData, open_preferences
+from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.data.sampling.targets import index_targets
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import atomic_path
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from rec_dist.config.load import load_config
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.prompt import PROMPT_NAME
-from rec_dist.data.schema import ITEMS_NAME
+from rec_dist.data.prepared.schema import ITEMS_NAME
+from rec_dist.data.prompts.builder import PROMPT_NAME
 from rec_dist.models.bake import bake, token_names
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.models.soft_prompt import load_soft_prompt

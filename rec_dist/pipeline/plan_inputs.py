@@ -10,10 +10,10 @@ import numpy as np
 
 from rec_dist.config.cluster_file import ClusterFile
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import open_data
-from rec_dist.data.location import Location
-from rec_dist.data.schema import MANIFEST_NAME
-from rec_dist.data.targets import index_targets
+from rec_dist.data.prepared.dataset import open_data
+from rec_dist.data.prepared.location import Location
+from rec_dist.data.prepared.schema import MANIFEST_NAME
+from rec_dist.data.sampling.targets import index_targets
 from rec_dist.engine.settings import EngineSettings, deepspeed_config
 from rec_dist.models.architecture import count_parameters, read_architecture
 from rec_dist.models.pretrained import config_folder

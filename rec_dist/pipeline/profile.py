@@ -13,7 +13,7 @@ from typing import Any
 
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.manifest import Manifest
+from rec_dist.data.prepared.manifest import Manifest
 from rec_dist.launch.workers import launch
 from rec_dist.pipeline.commands import find_start
 from rec_dist.pipeline.watch import watching

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from rec_dist.data.location import Location
-from rec_dist.data.manifest import Manifest
-from rec_dist.data.schema import MANIFEST_NAME
-from rec_dist.data.verify import verify as verify_data
+from rec_dist.data.prepared.location import Location
+from rec_dist.data.prepared.manifest import Manifest
+from rec_dist.data.prepared.schema import MANIFEST_NAME
+from rec_dist.data.prepared.verify import verify as verify_data
 from rec_dist.engine.checkpoint import COMMIT_NAME, committed, folder_of
 from rec_dist.engine.checkpoint import verify as verify_checkpoint
 from rec_dist.runtime.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rec_dist.data.predictions import PREDICTIONS_NAME, Predictions
+from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME, Predictions
 from rec_dist.evaluate.measure import metrics_per_user
 from rec_dist.metrics.bootstrap import bootstrap_interval, paired_difference
 from rec_dist.report.table import ComparisonRow, Difference, headline_of

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData, open_data
-from rec_dist.data.manifest import PREFERENCES, Manifest
-from rec_dist.data.preferences import open_preferences
-from rec_dist.data.prompt import PromptBuilder, end_tokens
-from rec_dist.data.targets import index_targets
-from rec_dist.data.text_trunks import tokenize_rows
-from rec_dist.data.tokens import load_tokenizer
+from rec_dist.data.prepared.dataset import PreparedData, open_data
+from rec_dist.data.prepared.manifest import PREFERENCES, Manifest
+from rec_dist.data.prepared.preferences import open_preferences
+from rec_dist.data.prompts.builder import PromptBuilder, end_tokens
+from rec_dist.data.prompts.text_trunks import tokenize_rows
+from rec_dist.data.prompts.tokens import load_tokenizer
+from rec_dist.data.sampling.targets import index_targets
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
 from rec_dist.runtime.errors import UserError

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData, SequenceSplit, open_data
-from rec_dist.data.negatives import NegativeSampler
-from rec_dist.data.targets import TargetIndex, index_targets
-from rec_dist.data.teacher import read_teacher
-from rec_dist.data.tokens import load_tokenizer, piece_tokens
+from rec_dist.data.artifacts.teacher import read_teacher
+from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit, open_data
+from rec_dist.data.prompts.tokens import load_tokenizer, piece_tokens
+from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.data.sampling.targets import TargetIndex, index_targets
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.trunk import I32, I64
 from rec_dist.tasks.delrec_distill import DelrecDistillTask

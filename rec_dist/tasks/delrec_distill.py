@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData, SequenceSplit
-from rec_dist.data.prompt import PromptBuilder
-from rec_dist.data.targets import TargetIndex
+from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit
+from rec_dist.data.prompts.builder import PromptBuilder
+from rec_dist.data.sampling.targets import TargetIndex
 from rec_dist.losses import LossSums
 from rec_dist.models.assemble import ModelSpec, build_model
 from rec_dist.models.scorer import Scorer, check_forks

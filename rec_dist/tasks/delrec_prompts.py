@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rec_dist.data.negatives import NegativeSampler
-from rec_dist.data.prompt import PromptBuilder
+from rec_dist.data.prompts.builder import PromptBuilder
+from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.runtime.rng import hash_u64
 from rec_dist.stream.trunk import I32, I64, Trunk
 

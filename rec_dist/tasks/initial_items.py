@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rec_dist.data.embeddings import read_embeddings
-from rec_dist.data.matrices import F32
+from rec_dist.data.artifacts.embeddings import read_embeddings
+from rec_dist.data.artifacts.matrices import F32
 from rec_dist.models.catalogue import initial_std
 from rec_dist.runtime.errors import UserError
 

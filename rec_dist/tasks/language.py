@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rec_dist.data.dataset import PreparedData, SequenceSplit
-from rec_dist.data.negatives import NegativeSampler, draw_candidates
-from rec_dist.data.plan import Order
-from rec_dist.data.prompt import PromptBuilder
-from rec_dist.data.targets import TargetIndex
-from rec_dist.data.trunks import TrunkFactory, build_units
+from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit
+from rec_dist.data.prompts.builder import PromptBuilder
+from rec_dist.data.prompts.trunks import TrunkFactory, build_units
+from rec_dist.data.sampling.negatives import NegativeSampler, draw_candidates
+from rec_dist.data.sampling.plan import Order
+from rec_dist.data.sampling.targets import TargetIndex
 from rec_dist.models.assemble import ModelSpec, build_model
 from rec_dist.models.scorer import Scorer, check_forks
 from rec_dist.runtime.errors import UserError

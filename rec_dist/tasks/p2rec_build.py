@@ -1,8 +1,8 @@
 """From a configuration to P2Rec's stage 1: the settings it can take, and the categories that its teacher's embeddings fall into."""
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import open_data
-from rec_dist.data.teacher import read_teacher
+from rec_dist.data.artifacts.teacher import read_teacher
+from rec_dist.data.prepared.dataset import open_data
 from rec_dist.runtime.errors import UserError
 from rec_dist.tasks.categories import item_categories, shuffled
 from rec_dist.tasks.p2rec_reconstruct import P2RecReconstructTask

@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rec_dist.data.dataset import PreparedData, SequenceSplit
-from rec_dist.data.plan import Order
-from rec_dist.data.prompt import PromptBuilder
+from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit
+from rec_dist.data.prompts.builder import PromptBuilder
+from rec_dist.data.sampling.plan import Order
 from rec_dist.losses import LossSums
 from rec_dist.models.assemble import ModelSpec, build_model
 from rec_dist.models.encoder import Encoder, Reader, check_alone

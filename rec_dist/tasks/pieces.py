@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.negatives import NegativeSampler
-from rec_dist.data.plan import Order
-from rec_dist.data.prompt import PromptBuilder, build_prompt_builder
-from rec_dist.data.tokens import load_tokenizer
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
+from rec_dist.data.prompts.tokens import load_tokenizer
+from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.data.sampling.plan import Order
 from rec_dist.models.assemble import ModelSpec, SoftPromptSpec
 from rec_dist.models.language import LoraSpec
 from rec_dist.runtime.errors import UserError

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rec_dist.config.schema import SequentialConfig
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.schema import ITEMS_NAME
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.prepared.schema import ITEMS_NAME
 from rec_dist.models.next_item import SHAPES, Recommender, Shape, build_recommender
 from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
 from rec_dist.runtime.files import write_json

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.prompt import PromptBuilder
-from rec_dist.data.schema import ITEMS_NAME
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.prepared.schema import ITEMS_NAME
+from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.scorer import POLICY_ADAPTER

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.config.schema import RunConfig, SequentialConfig
-from rec_dist.data.dataset import PreparedData, SequenceSplit, open_data
-from rec_dist.data.item_sampler import ItemSampler
-from rec_dist.data.plan import Order
-from rec_dist.data.targets import TargetIndex, index_targets
-from rec_dist.data.teacher import write_teacher
+from rec_dist.data.artifacts.teacher import write_teacher
+from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit, open_data
+from rec_dist.data.sampling.item_sampler import ItemSampler
+from rec_dist.data.sampling.plan import Order
+from rec_dist.data.sampling.targets import TargetIndex, index_targets
 from rec_dist.models.next_item import NextItem, Recommender, Shape, build_recommender
 from rec_dist.models.sequences import SequenceBatch, lay_out, stand_in
 from rec_dist.runtime.errors import UserError

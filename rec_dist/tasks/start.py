@@ -6,8 +6,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from rec_dist.config.delrec import RANDOM_TEACHER
-from rec_dist.data.embeddings import EMBEDDED_NAME
-from rec_dist.data.teacher import TEACHER_NAME
+from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME
+from rec_dist.data.artifacts.teacher import TEACHER_NAME
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
 from rec_dist.runtime.errors import TRAIN_AGAIN, UserError

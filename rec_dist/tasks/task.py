@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rec_dist.data.plan import Order
+from rec_dist.data.sampling.plan import Order
 from rec_dist.stream.trunk import I64
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rec_dist.data.dataset import SequenceSplit
-from rec_dist.data.teacher import TopItems
+from rec_dist.data.artifacts.teacher import TopItems
+from rec_dist.data.prepared.dataset import SequenceSplit
 from rec_dist.models.next_item import SequentialModel
 from rec_dist.models.sequences import lay_out
 from rec_dist.stream.trunk import I32

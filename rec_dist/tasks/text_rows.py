@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rec_dist.data.plan import Order
-from rec_dist.data.text_trunks import TextRows
+from rec_dist.data.prompts.text_trunks import TextRows
+from rec_dist.data.sampling.plan import Order
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json

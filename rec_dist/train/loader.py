@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rec_dist.data.plan import deal, pack_evenly
+from rec_dist.data.sampling.plan import deal, pack_evenly
 from rec_dist.runtime.world import World
 from rec_dist.tasks.task import Task, Unit
 

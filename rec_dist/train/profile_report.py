@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.plan import Order
+from rec_dist.data.sampling.plan import Order
 from rec_dist.models.size import WeightCount
 from rec_dist.train import flops
 from rec_dist.train.phases import StepTime, lag, speed

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rec_dist.data import reference_store
-from rec_dist.data.reference_store import ReferenceStore
+from rec_dist.data.artifacts import reference_store
+from rec_dist.data.artifacts.reference_store import ReferenceStore
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine
 from rec_dist.runtime.world import World

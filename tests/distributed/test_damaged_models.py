@@ -97,7 +97,7 @@ def test_vectors_that_are_not_finite_are_not_written(tiny_config: Any, tiny_mode
     """One token of one title alone, so that the probe at the start, which uses others, does not find it."""
     from transformers import AutoTokenizer
 
-    from rec_dist.data.dataset import PreparedData
+    from rec_dist.data.prepared.dataset import PreparedData
 
     config = tiny_config(tmp_path / "run")
     titles = PreparedData.open(config["data"]["path"]).titles

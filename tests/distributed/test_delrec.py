@@ -123,7 +123,7 @@ def test_sdpo_goes_on_from_stage_two(trainer: Any) -> None:
 
 
 def evaluated(run: Any, folder: Path, *overrides: str) -> Any:
-    from rec_dist.data.predictions import Predictions
+    from rec_dist.data.artifacts.predictions import Predictions
 
     code, child = run_command(folder, "evaluate", run.path, "evaluate.max_users=3", *overrides)
     assert code == 0, child.err
@@ -145,7 +145,7 @@ def plain_logps(folder: Path, data_dir: Path, row: Any, *, left_out: bool) -> li
     """What a server that knows text alone gives: the prompt as one string, plain transformers. left_out: the suppressed tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rec_dist.data.dataset import PreparedData
+    from rec_dist.data.prepared.dataset import PreparedData
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(folder))

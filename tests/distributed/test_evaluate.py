@@ -50,10 +50,10 @@ def test_the_whole_catalogue_is_brute_force(
     from transformers import AutoModelForCausalLM
 
     from rec_dist.config.schema import PromptConfig
-    from rec_dist.data.dataset import PreparedData
-    from rec_dist.data.predictions import Predictions
-    from rec_dist.data.prompt import build_prompt_builder
-    from rec_dist.data.tokens import load_tokenizer
+    from rec_dist.data.artifacts.predictions import Predictions
+    from rec_dist.data.prepared.dataset import PreparedData
+    from rec_dist.data.prompts.builder import build_prompt_builder
+    from rec_dist.data.prompts.tokens import load_tokenizer
 
     config = tiny_config(tmp_path / "run", "evaluate.num_candidates=all", "evaluate.max_users=3", "train.tokens_per_pack=200")
     path = tmp_path / "config.yaml"
@@ -86,7 +86,7 @@ def test_the_whole_catalogue_is_brute_force(
 def test_all_rankers_are_asked_the_same_and_a_second_time_nothing_is_done(
     trainer: Any, tiny_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    from rec_dist.data.predictions import Predictions
+    from rec_dist.data.artifacts.predictions import Predictions
 
     run = trainer.train(tmp_path / "run", *_SFT)
     path = tmp_path / "config.yaml"
@@ -116,7 +116,7 @@ def test_all_rankers_are_asked_the_same_and_a_second_time_nothing_is_done(
 
 def test_a_run_on_other_questions_beside_its_own(trainer: Any, tmp_path: Path) -> None:
     """evaluate.output_dir: the same scores, elsewhere, and the run's own evaluation stays."""
-    from rec_dist.data.predictions import Predictions
+    from rec_dist.data.artifacts.predictions import Predictions
 
     run, other = trainer.train(tmp_path / "run", *_SFT), tmp_path / "elsewhere"
     code, child = run_command(tmp_path, "evaluate", run.path)
@@ -134,7 +134,7 @@ def test_a_run_on_other_questions_beside_its_own(trainer: Any, tmp_path: Path) -
 
 def test_results_on_other_data_do_not_replace_the_runs_own(trainer: Any, tmp_path: Path) -> None:
     from rec_dist.config.schema import DataConfig
-    from rec_dist.data.prepare import prepare
+    from rec_dist.data.preparing.prepare import prepare
 
     run, few = tmp_path / "run", tmp_path / "few"
     config = trainer.config(run, *_SFT, "train.max_steps=1")

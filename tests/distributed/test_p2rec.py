@@ -22,7 +22,7 @@ _SMALL = "train.tokens_per_pack=90"  # two or three users a pack
 @pytest.fixture(scope="session")
 def stage_one(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> tuple[str, ...]:
     """The keys of a run of stage 1."""
-    from rec_dist.data.dataset import PreparedData
+    from rec_dist.data.prepared.dataset import PreparedData
 
     folder = tmp_path_factory.mktemp("p2rec-teacher")
     write_p2rec_teacher(folder / "model", PreparedData.open(tiny_data))
@@ -80,7 +80,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(trainer: Any, stage_one: tuple[str, .
 
 def table(folder: Path) -> np.ndarray:
     """The vectors; what Arrow and safetensors hold is the same."""
-    from rec_dist.data.embeddings import read_embeddings
+    from rec_dist.data.artifacts.embeddings import read_embeddings
 
     manifest = json.loads((folder / "embeddings.json").read_text(encoding="utf-8"))
     values = np.concatenate(read_embeddings(folder, data_fingerprint=manifest["inputs"]["data"]))
@@ -99,7 +99,7 @@ def plain_vector(model_dir: Path, title: str) -> np.ndarray:
 
 
 def test_embedding_base_and_tuned(trainer: Any, stage_one: tuple[str, ...], tiny_model_dir: Path, tmp_path: Path) -> None:
-    from rec_dist.data.dataset import PreparedData
+    from rec_dist.data.prepared.dataset import PreparedData
 
     run = trainer.once(*stage_one)
     for name, target in (("raw", run.path / "config.yaml"), ("tuned", run.path)):

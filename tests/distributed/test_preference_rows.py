@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.prepare import prepare
+from rec_dist.data.preparing.prepare import prepare
 from rec_dist.pipeline.merge import merge
 
 _WORDS = ("Silent River", "Golden Garden", "Last Letter", "Broken Empire", "Hidden Mirror", "Electric Harbour")

@@ -48,7 +48,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def test_stopped_resumed_and_evaluated_on_two_workers(trainer: Any, tmp_path: Path) -> None:
     """SIGTERM to the driver: 75; again: 0, with the weights of an undisturbed run; then evaluation, equal to one local worker's."""
-    from rec_dist.data.predictions import Predictions
+    from rec_dist.data.artifacts.predictions import Predictions
 
     run_dir = tmp_path / "run"
     path = tmp_path / "config.yaml"

@@ -15,7 +15,7 @@ _SHARDED = ("task.kind=sft", "cluster.zero_stage=3", "train.groups_per_step=4", 
 
 def evaluated(run: Any, folder: Path, *overrides: str) -> Any:
     """The predictions of `rec-dist evaluate RUN`, in this process's place."""
-    from rec_dist.data.predictions import Predictions
+    from rec_dist.data.artifacts.predictions import Predictions
 
     code, child = run_command(folder, "evaluate", run.path, "evaluate.max_users=3", "cluster.zero_stage=0", *overrides)
     assert code == 0, child.err
@@ -26,7 +26,7 @@ def replicated_logps(model: Any, run: Any, data_dir: Path, user_id: int, positio
     """As a server that knows only model/ would do it: each completion after its own copy of the prompt. Sums of log-probs."""
     from transformers import AutoTokenizer
 
-    from rec_dist.data.dataset import PreparedData
+    from rec_dist.data.prepared.dataset import PreparedData
 
     prompt = json.loads((run.path / "model" / "prompt.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(str(run.path / "model"))

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from prepared_rows import Row, write_prepared
 
 from rec_dist.config.schema import PromptConfig
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.negatives import NegativeSampler
-from rec_dist.data.plan import Order
-from rec_dist.data.prompt import PromptBuilder, build_prompt_builder
-from rec_dist.data.targets import index_targets
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
+from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.data.sampling.plan import Order
+from rec_dist.data.sampling.targets import index_targets
 from rec_dist.runtime.world import World
 from rec_dist.tasks.language import LanguageTask, ModelSpec
 from rec_dist.tasks.sdpo import sdpo

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.teacher import TopItems, write_teacher
+from rec_dist.data.artifacts.teacher import TopItems, write_teacher
+from rec_dist.data.prepared.dataset import PreparedData
 from rec_dist.models.soft_prompt import SoftPromptEmbedding
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import pack_trunks

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rec_dist.data.reference_store import write_part
+from rec_dist.data.artifacts.reference_store import write_part
 from rec_dist.runtime.disk import as_disk_error, describe, writing
 from rec_dist.runtime.errors import DiskError
 from rec_dist.runtime.files import write_json

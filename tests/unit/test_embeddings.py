@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from small_recommenders import CYCLE, config, train
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.embeddings import PartFiles, read_embeddings, read_manifest
+from rec_dist.data.artifacts.embeddings import PartFiles, read_embeddings, read_manifest
+from rec_dist.data.prepared.dataset import PreparedData
 from rec_dist.evaluate.embed import cut
 from rec_dist.runtime.errors import UserError
 from rec_dist.tasks.initial_items import initial_items, principal_components

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec_dist.data.negatives import NegativeSampler, draw_candidates
+from rec_dist.data.sampling.negatives import NegativeSampler, draw_candidates
 from rec_dist.runtime.errors import UserError
 
 COUNTS = np.arange(1, 41, dtype=np.int64)  # 40 items, item i was chosen i + 1 times

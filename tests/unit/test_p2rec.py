@@ -12,8 +12,8 @@ from p2rec_teacher import CATEGORIES, NUM_CATEGORIES, write_p2rec_teacher
 from safetensors.torch import load_file
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.prompt import PromptBuilder
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.prompts import pack_prompts
 from rec_dist.tasks.build import build_task

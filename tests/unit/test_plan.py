@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec_dist.data.plan import Order, deal, pack_by_tokens, pack_evenly
+from rec_dist.data.sampling.plan import Order, deal, pack_by_tokens, pack_evenly
 
 WINDOWS = st.none() | st.integers(1, 70)
 ORDERS = st.builds(

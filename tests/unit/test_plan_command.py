@@ -115,7 +115,7 @@ def test_the_table_and_the_json(tmp_path: Path, tiny_config: Make, capsys: pytes
 
 def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> None:
     config = tiny_config(tmp_path / "run", {"train.max_steps": None, "plan": {"cluster": str(CLUSTERS / "local-cpu.yaml")}})
-    from rec_dist.data.dataset import PreparedData
+    from rec_dist.data.prepared.dataset import PreparedData
 
     targets = PreparedData.open(config["data"]["path"]).split("train").num_targets
     report = make_plan(RunConfig.model_validate(config))

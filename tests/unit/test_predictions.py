@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rec_dist.data.predictions import Predictions
+from rec_dist.data.artifacts.predictions import Predictions
 from rec_dist.runtime.errors import UserError
 
 

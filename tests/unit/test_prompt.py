@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rec_dist.config.schema import PromptConfig
-from rec_dist.data.prompt import PROMPT_NAME, PromptBuilder, build_prompt_builder, check_saved
-from rec_dist.data.tokens import begin_tokens, build_token_table, load_tokenizer, piece_tokens
+from rec_dist.data.prompts.builder import PROMPT_NAME, PromptBuilder, build_prompt_builder, check_saved
+from rec_dist.data.prompts.tokens import begin_tokens, build_token_table, load_tokenizer, piece_tokens
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import pack_trunks
 from rec_dist.stream.trunk import Trunk

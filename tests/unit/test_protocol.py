@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prepared_rows import Row, write_prepared
 
-from rec_dist.data.dataset import PreparedData
+from rec_dist.data.prepared.dataset import PreparedData
 from rec_dist.evaluate.protocol import Question, ask
 from rec_dist.runtime.errors import UserError
 

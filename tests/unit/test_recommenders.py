@@ -9,7 +9,7 @@ import torch
 from small_recommenders import CYCLE, NUM_USERS, SHAPES, SHARED, config, train
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.prepare import prepare
+from rec_dist.data.preparing.prepare import prepare
 from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
 from rec_dist.models.next_item import NextItem, Recommender, build_recommender, last_scores
 from rec_dist.models.sequences import history_batch, lay_out, stand_in

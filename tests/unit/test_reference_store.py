@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rec_dist.data import reference_store as store
+from rec_dist.data.artifacts import reference_store as store
 
 
 def write(folder: Path, key: str = "abc") -> dict[int, list[float]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rec_dist.data.item_sampler import ItemSampler
+from rec_dist.data.sampling.item_sampler import ItemSampler
 from rec_dist.models.next_item import NextItem, build_recommender
 from rec_dist.models.sequences import lay_out
 

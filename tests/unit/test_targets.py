@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec_dist.data.targets import index_targets
+from rec_dist.data.sampling.targets import index_targets
 
 
 def split_of(lengths: list[int], first_target: list[int]) -> Any:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from prepared_rows import Row, write_prepared
 from small_recommenders import SHAPES, config, train
 
-from rec_dist.data.dataset import SequenceSplit
-from rec_dist.data.teacher import TopItems, read_teacher, write_teacher
+from rec_dist.data.artifacts.teacher import TopItems, read_teacher, write_teacher
+from rec_dist.data.prepared.dataset import SequenceSplit
 from rec_dist.models.next_item import build_recommender, last_scores
 from rec_dist.models.sequences import history_batch
 from rec_dist.runtime.errors import UserError

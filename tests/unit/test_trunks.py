@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.negatives import NegativeSampler
+from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.trunk import Trunk
 from rec_dist.tasks.build import Start, build_language_task

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from rec_dist.data.interactions import BadRows, ItemTable
 from rec_dist.data.readers.assemble import Roles, RowBlock, assemble
 from rec_dist.data.readers.blocks import (
     GZIP_FAULTS,
@@ -31,6 +30,7 @@ from rec_dist.data.readers.blocks import (
     read_buffer,
     whole,
 )
+from rec_dist.data.readers.interactions import BadRows, ItemTable
 from rec_dist.data.readers.source import Source
 from rec_dist.data.readers.table import Table
 from rec_dist.runtime.errors import UserError

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_dist.data.interactions import F32, BadRows, Bool, ItemTable
+from rec_dist.data.readers.interactions import F32, BadRows, Bool, ItemTable
 from rec_dist.data.readers.table import CATEGORY_SEPARATOR, Table
-from rec_dist.data.titles import parse_year
+from rec_dist.data.readers.titles import parse_year
 from rec_dist.stream.trunk import I64
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_dist.data.interactions import BadRows, ItemTable
 from rec_dist.data.readers.assemble import Roles, RowBlock, assemble, unique_items
 from rec_dist.data.readers.blocks import Block, cut_text, whole
 from rec_dist.data.readers.header import read_header, require_columns
+from rec_dist.data.readers.interactions import BadRows, ItemTable
 from rec_dist.data.readers.source import Source
 from rec_dist.data.readers.table import parse_table
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from rec_dist.data.interactions import BadRows
 from rec_dist.data.readers.assemble import Roles, RowBlock, assemble
 from rec_dist.data.readers.blocks import Block, cut_text
+from rec_dist.data.readers.interactions import BadRows
 from rec_dist.data.readers.table import parse_table
 
 _BYTES_A_ROW = 30  # user, item, rating and time, without a title

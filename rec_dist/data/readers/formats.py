@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rec_dist.data.interactions import Interactions
 from rec_dist.data.readers.amazon import find_amazon, open_amazon
 from rec_dist.data.readers.blocks import files_of, kind_of
 from rec_dist.data.readers.book_crossing import BOOKS, RATINGS, find_book_crossing, open_book_crossing
 from rec_dist.data.readers.columns import open_csv
+from rec_dist.data.readers.interactions import Interactions
 from rec_dist.data.readers.movielens import LAYOUTS, open_movielens
 from rec_dist.data.readers.parquet import open_parquet
 from rec_dist.data.readers.preferences import SUFFIXES, find_preferences

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rec_dist.data.interactions import BadRows, ItemTable
 from rec_dist.data.readers.assemble import Roles, unique_items
 from rec_dist.data.readers.blocks import whole
 from rec_dist.data.readers.delimited import DelimitedRows
 from rec_dist.data.readers.header import read_header, require_columns
+from rec_dist.data.readers.interactions import BadRows, ItemTable
 from rec_dist.data.readers.source import Source
 from rec_dist.data.readers.table import Table, parse_table
-from rec_dist.data.titles import restore_article, split_year
+from rec_dist.data.readers.titles import restore_article, split_year
 
 # The order of u.item's last 19 columns, as u.genre lists them.
 _GENRES = (

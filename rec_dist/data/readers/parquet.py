@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rec_dist.data.interactions import BadRows
 from rec_dist.data.readers.assemble import Roles, RowBlock, assemble
 from rec_dist.data.readers.blocks import Block, whole
 from rec_dist.data.readers.columns import pick_roles
 from rec_dist.data.readers.header import refuse_twins
+from rec_dist.data.readers.interactions import BadRows
 from rec_dist.data.readers.source import Source
 from rec_dist.data.readers.table import Table
 from rec_dist.runtime.errors import UserError

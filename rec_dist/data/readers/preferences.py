@@ -16,7 +16,6 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rec_dist.data.interactions import BadRows
+from rec_dist.data.prepared.schema import PreferenceRow
 from rec_dist.data.readers.blocks import GZIP_FAULTS, files_of, first_bytes, is_packed, kind_of
 from rec_dist.data.readers.header import refuse_twins
+from rec_dist.data.readers.interactions import BadRows
 from rec_dist.runtime.errors import UserError
 
 TEMPLATE = "A user liked:\n{history}\nThe next one is among:\n{candidates}\nThe next one: "
@@ -35,14 +35,6 @@ _NUMBERED = re.compile(r"rejected_?([0-9]{1,9})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 _HISTORY_SEPARATOR = "::"
-
-
-@dataclass(frozen=True)
-class PreferenceRow:
-    """completions: the chosen one first, then at least one rejected, all different."""
-
-    prompt: str
-    completions: list[str]
 
 
 class UnusableRowError(Exception):

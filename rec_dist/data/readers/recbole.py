@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rec_dist.data.interactions import BadRows, ItemTable
 from rec_dist.data.readers.assemble import Roles, unique_items
 from rec_dist.data.readers.blocks import whole
 from rec_dist.data.readers.columns import check_roles, chosen
 from rec_dist.data.readers.delimited import DelimitedRows
 from rec_dist.data.readers.header import read_header
+from rec_dist.data.readers.interactions import BadRows, ItemTable
 from rec_dist.data.readers.source import Source
 from rec_dist.data.readers.table import Table, parse_table
-from rec_dist.data.titles import parse_year, restore_article, split_year
+from rec_dist.data.readers.titles import parse_year, restore_article, split_year
 
 # RecBole's published data sets name these columns differently; the first that exists is taken.
 _NAMES = {

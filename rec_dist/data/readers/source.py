@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from rec_dist.data.interactions import BadRows, Interactions, ItemTable
 from rec_dist.data.readers.assemble import RowBlock
 from rec_dist.data.readers.blocks import Block
+from rec_dist.data.readers.interactions import BadRows, Interactions, ItemTable
 from rec_dist.stream.trunk import I64
 
 

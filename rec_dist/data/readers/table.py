@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from rec_dist.data.interactions import BadRows, Bool
 from rec_dist.data.readers.blocks import Block, read_buffer
+from rec_dist.data.readers.interactions import BadRows, Bool
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.trunk import I64
 

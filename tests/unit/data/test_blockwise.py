@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data import prepare as prepare_module
-from rec_dist.data import shards
-from rec_dist.data.blockwise.driver import STEP, Sizes
-from rec_dist.data.blockwise.selection import last_of_few_shot, nth_smallest
-from rec_dist.data.prepare import choose_place, prepare
+from rec_dist.data.prepared.verify import verify
+from rec_dist.data.preparing import prepare as prepare_module
+from rec_dist.data.preparing import shards
+from rec_dist.data.preparing.blockwise.driver import STEP, Sizes
+from rec_dist.data.preparing.blockwise.selection import last_of_few_shot, nth_smallest
+from rec_dist.data.preparing.prepare import choose_place, prepare
 from rec_dist.data.readers.blocks import cut_text, whole
-from rec_dist.data.verify import verify
 from rec_dist.runtime.errors import UserError
 
 SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.manifest import Manifest, read_arrow
-from rec_dist.data.prepare import prepare
-from rec_dist.data.schema import ITEM_SCHEMA, SEQUENCE_SCHEMA
-from rec_dist.data.verify import verify
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.prepared.manifest import Manifest, read_arrow
+from rec_dist.data.prepared.schema import ITEM_SCHEMA, SEQUENCE_SCHEMA
+from rec_dist.data.prepared.verify import verify
+from rec_dist.data.preparing.prepare import prepare
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint, write_json
 
@@ -121,7 +121,7 @@ def test_missing_and_stray_files_are_found(folder):
 def test_a_file_of_another_schema_is_found_even_if_its_hash_is_right(folder):
     from dataclasses import replace
 
-    from rec_dist.data.manifest import describe_file
+    from rec_dist.data.prepared.manifest import describe_file
 
     manifest = Manifest.load(folder)
     shard = folder / manifest.splits["valid"].shards[0].name

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.blockwise.driver import Sizes
-from rec_dist.data.interactions import Interactions
-from rec_dist.data.prepare import prepare
+from rec_dist.data.preparing.blockwise.driver import Sizes
+from rec_dist.data.preparing.prepare import prepare
 from rec_dist.data.readers import find_files, open_source, read_interactions
+from rec_dist.data.readers.interactions import Interactions
 from rec_dist.runtime.errors import UserError
 
 REVIEWS = [("A1", "B01", 4.0, 1400000000), ("A2", "B02", 2.0, 1300000000), ("A1", "B02", 5.0, 1400000001)]

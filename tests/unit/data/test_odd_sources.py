@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data import prepare as prepare_module
-from rec_dist.data.blockwise.driver import Sizes
-from rec_dist.data.interactions import BadRows
-from rec_dist.data.prepare import prepare
+from rec_dist.data.preparing import prepare as prepare_module
+from rec_dist.data.preparing.blockwise.driver import Sizes
+from rec_dist.data.preparing.prepare import prepare
 from rec_dist.data.readers import find_files, read_interactions
 from rec_dist.data.readers.blocks import cut_text, whole
+from rec_dist.data.readers.interactions import BadRows
 from rec_dist.data.readers.preferences import read_preferences
 from rec_dist.runtime.errors import DiskError, UserError
 

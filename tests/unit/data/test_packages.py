@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rec_dist.data.sources import resolve_source
+from rec_dist.data.preparing.sources import resolve_source
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.runtime import packages
 from rec_dist.runtime.errors import UserError

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rec_dist.config.schema import DataConfig, RunConfig
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.preferences import PreferenceData
-from rec_dist.data.prepare import prepare
-from rec_dist.data.readers.preferences import PreferenceRow
-from rec_dist.data.text_trunks import tokenize_rows
-from rec_dist.data.verify import verify
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.prepared.preferences import PreferenceData
+from rec_dist.data.prepared.schema import PreferenceRow
+from rec_dist.data.prepared.verify import verify
+from rec_dist.data.preparing.prepare import prepare
+from rec_dist.data.prompts.text_trunks import tokenize_rows
 from rec_dist.pipeline.export import export_preferences
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.grouped import pack_trunks

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data import prepare as prepare_module
-from rec_dist.data import splits
-from rec_dist.data.choices import Rows, k_core
-from rec_dist.data.dataset import PreparedData
-from rec_dist.data.manifest import Manifest
-from rec_dist.data.prepare import prepare
-from rec_dist.data.verify import verify
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.prepared.manifest import Manifest
+from rec_dist.data.prepared.verify import verify
+from rec_dist.data.preparing import prepare as prepare_module
+from rec_dist.data.preparing import splits
+from rec_dist.data.preparing.choices import Rows, k_core
+from rec_dist.data.preparing.prepare import prepare
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import lock
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rec_dist.data.interactions import Interactions, ItemTable
+from rec_dist.data.preparing.titles import make_distinct
 from rec_dist.data.readers import find_files, read_interactions
-from rec_dist.data.titles import make_distinct, restore_article, split_year
+from rec_dist.data.readers.interactions import Interactions, ItemTable
+from rec_dist.data.readers.titles import restore_article, split_year
 from rec_dist.runtime.errors import UserError
 
 MOVIES = [

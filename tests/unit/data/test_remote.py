@@ -15,10 +15,10 @@ from s3_server import CREDENTIALS, S3Server
 
 from rec_dist.cli import main
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.dataset import PreparedData, SequenceSplit
-from rec_dist.data.preferences import open_preferences
-from rec_dist.data.upload import prepare_remote
-from rec_dist.data.verify import verify
+from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit
+from rec_dist.data.prepared.preferences import open_preferences
+from rec_dist.data.prepared.verify import verify
+from rec_dist.data.preparing.upload import prepare_remote
 from rec_dist.runtime.errors import UnreachableError, UserError
 
 TITLES = [f"title {item}" for item in range(40)]
@@ -143,7 +143,7 @@ def test_processes_of_a_node_fetch_a_shard_once(
     """Four processes read all rows at once, with room for everything and with room for a third of it."""
     prefix = put()
     program = (
-        "import sys; from rec_dist.data.dataset import PreparedData;"
+        "import sys; from rec_dist.data.prepared.dataset import PreparedData;"
         "split = PreparedData.open(sys.argv[1], cache=sys.argv[2], cache_bytes=int(sys.argv[3])).split('train');"
         "print(sum(int(split.items_of(row).sum()) * (row + 1) for row in range(len(split))))"
     )

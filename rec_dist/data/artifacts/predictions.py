@@ -1,0 +1,69 @@
+"""What a model answered, as Arrow: one row an evaluated target, with every candidate and its score. Comparisons read only this."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rec_dist.data.prepared.manifest import read_arrow
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import atomic_path
+from rec_dist.stream.trunk import I32, I64
+
+PREDICTIONS_NAME = "predictions.arrow"
+_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("target", pa.int32(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("candidates", pa.list_(pa.int32()), nullable=False),
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """U targets, in ascending user order; rank 1 is best. candidates[u] and scores[u] run in parallel, the target among them."""
+
+    user_ids: I64
+    positions: I32
+    targets: I32
+    ranks: I32
+    candidates: list[I32]
+    scores: list[npt.NDArray[np.float32]]
+
+    def write(self, path: Path) -> None:
+        """Writes all rows, whole or not at all."""
+        table = pa.table(
+            [
+                self.user_ids,
+                self.positions.astype(np.int32),
+                self.targets.astype(np.int32),
+                self.ranks.astype(np.int32),
+                pa.array(self.candidates, type=pa.list_(pa.int32())),
+                pa.array([score.astype(np.float32) for score in self.scores], type=pa.list_(pa.float32())),
+            ],
+            schema=_SCHEMA,
+        )
+        with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer:
+            writer.write_table(table)
+
+    @staticmethod
+    def read(path: Path) -> "Predictions":
+        """Raises UserError when there are none."""
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; run `rec-dist evaluate` on that run first")
+        table = read_arrow(path)
+        column = {name: table[name].combine_chunks() for name in _SCHEMA.names}
+        return Predictions(
+            user_ids=column["user_id"].to_numpy(),
+            positions=column["position"].to_numpy(),
+            targets=column["target"].to_numpy(),
+            ranks=column["rank"].to_numpy(),
+            candidates=[row.values.to_numpy() for row in column["candidates"]],
+            scores=[row.values.to_numpy() for row in column["scores"]],
+        )

@@ -1,0 +1,199 @@
+"""The prompt builder: a history and its completions as token arrays. One builder makes training, evaluation and serving prompts.
+
+A trunk is `begin | (item_prefix title)* | tail`; the fork row is its last token, where a completion (title + end) begins.
+In style list the tail is the item prefix itself, so a longer trunk has a fork before every title: several targets of one
+user share one trunk (a timeline) at no cost, and a chosen item that the history goes on with is scored on the trunk's own rows.
+Saved beside the model as prompt.json.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_dist.config.schema import PromptConfig
+from rec_dist.data.prompts.tokens import TokenTable, begin_tokens, build_token_table, piece_tokens
+from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
+from rec_dist.runtime.files import fingerprint, read_object, write_json
+from rec_dist.stream.trunk import I32, I64, Trunk
+
+PROMPT_NAME = "prompt.json"
+_HISTORY_MARK = "\x02HISTORY\x02"
+
+
+@dataclass(frozen=True)
+class PromptPieces:
+    """The constant parts as token ids."""
+
+    begin: tuple[int, ...]
+    item_prefix: tuple[int, ...]
+    tail: tuple[int, ...]
+    end: tuple[int, ...]
+    candidates_header: tuple[int, ...]
+    answer_header: tuple[int, ...]
+
+
+class PromptBuilder:
+    """Builds trunks from item ids. listed: how many candidates the prompt lists, 0 for none."""
+
+    def __init__(self, pieces: PromptPieces, titles: TokenTable, *, max_history: int, listed: int) -> None:
+        self.pieces = pieces
+        self.titles = titles
+        self.max_history = max_history
+        self.listed = listed
+        self._prefix = np.asarray(pieces.item_prefix, dtype=np.int32)
+        self._end = np.asarray(pieces.end, dtype=np.int32)
+        self._begin = np.asarray(pieces.begin, dtype=np.int32)
+        self._tail = np.asarray(pieces.tail, dtype=np.int32)
+        self._candidates_header = np.asarray(pieces.candidates_header, dtype=np.int32)
+        self._answer_header = np.asarray(pieces.answer_header, dtype=np.int32)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a prompt or a completion would."""
+        titles = fingerprint([self.titles.tokens.tolist(), self.titles.offsets.tolist()])
+        return fingerprint([vars(self.pieces), self.max_history, self.listed, titles])
+
+    def completion(self, item: int) -> I32:
+        """Title + end tokens of one item."""
+        return np.concatenate([self.titles[item], self._end])
+
+    def prompt(self, history: I32) -> I32:
+        """The tokens of a prompt over `history` that lists no candidates: (P,)."""
+        return np.concatenate(
+            [self._begin, *(part for item in history.tolist() for part in (self._prefix, self.titles[item])), self._tail]
+        )
+
+    def num_pooled(self, tokens: I32, pooling: str) -> int:
+        """How many rows at the end of such a prompt become its state: last: 1; mean: all behind the instruction, the same for all."""
+        return 1 if pooling == "last" else len(tokens) - len(self._begin)
+
+    def trunk(
+        self,
+        history: I32,
+        completions: Sequence[I32],
+        keys: Sequence[int],
+        *,
+        forks_at: Sequence[int] | None = None,
+        listed: I32 | None = None,
+    ) -> Trunk:
+        """One prompt over `history` with one group of completions (item ids, the chosen one first) a fork.
+
+        forks_at: for each group, how many history items it sees; None: one group that sees them all.
+        listed: the candidates to write into the prompt (builder.listed only).
+        """
+        parts: list[I32] = [self._begin]
+        ends = np.zeros(len(history) + 1, dtype=np.int64)  # ends[h]: tokens before the tail that follows h items
+        ends[0] = len(self._begin)
+        for position, item in enumerate(history.tolist()):
+            parts += (self._prefix, self.titles[item])
+            ends[position + 1] = ends[position] + len(self._prefix) + len(parts[-1])
+        if listed is not None:
+            parts.append(self._candidates_header)
+            for item in listed.tolist():
+                parts += (self._prefix, self.titles[item])
+            parts.append(self._answer_header)
+            ends[-1] = sum(len(part) for part in parts)
+        parts.append(self._tail)
+        counts = [len(history)] if forks_at is None else list(forks_at)
+        return self.fork(np.concatenate(parts), ends[counts] + len(self._tail) - 1, completions, keys)
+
+    def fork(self, tokens: I32, forks: I64, completions: Sequence[I32], keys: Sequence[int]) -> Trunk:
+        """The prompt `tokens` (P,) with a group of completions (item ids, the chosen one first) at each of `forks` (G,)."""
+        answers = [self.completion(item) for group in completions for item in group.tolist()]
+        group_sizes = np.asarray([len(group) for group in completions], dtype=np.int32)
+        branches = [answer[:-1] for answer in answers]
+        for fork, chosen in zip(forks.tolist(), (np.cumsum(group_sizes) - group_sizes).tolist(), strict=True):
+            if np.array_equal(tokens[fork + 1 : fork + 1 + len(branches[chosen])], branches[chosen]):
+                branches[chosen] = branches[chosen][:0]  # the history goes on with the chosen item: its rows are there already
+        return Trunk(
+            tokens=tokens,
+            forks=forks.astype(np.int32),
+            keys=np.asarray(keys, dtype=np.int64),
+            group_sizes=group_sizes,
+            branch_tokens=np.concatenate(branches),
+            branch_lengths=np.asarray([len(branch) for branch in branches], dtype=np.int32),
+            lengths=np.asarray([len(answer) for answer in answers], dtype=np.int32),
+            targets=np.concatenate(answers),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes prompt.json: the pieces as ids, so that a server builds the very same prompts."""
+        value = {**vars(self.pieces), "max_history": self.max_history, "listed": self.listed, "fingerprint": self.fingerprint}
+        write_json(folder / PROMPT_NAME, value)
+
+
+def check_saved(builder: PromptBuilder, folder: Path) -> None:
+    """Raises UserError when `folder`'s model was trained with other prompts than `builder` makes."""
+    saved = read_object(folder / PROMPT_NAME, TRAIN_AGAIN)
+    own = json.loads(json.dumps({**vars(builder.pieces), "max_history": builder.max_history, "listed": builder.listed}))
+    if changed := sorted(key for key, value in own.items() if saved.get(key) != value):
+        raise UserError(
+            f"the model in {folder} was trained with another prompt ({', '.join(changed)} differ); keep its prompt section"
+        )
+
+
+def build_prompt_builder(
+    config: PromptConfig, tokenizer: Any, titles: Sequence[str], *, vocab_size: int | None = None
+) -> PromptBuilder:
+    """Tokenises the pieces of `config` and all titles. Raises UserError for pieces that do not fit this tokenizer.
+
+    vocab_size: V, rows of the model's embeddings; needed for soft prompts, whose ids are V to V + num_virtual - 1.
+    """
+    if config.style == "chat":
+        begin_text, tail_text = _chat_parts(config, tokenizer)
+        begin = [int(t) for t in tokenizer(begin_text, add_special_tokens=False).input_ids]
+        tail = piece_tokens(tokenizer, tail_text, after="\n")
+    else:
+        begin = begin_tokens(tokenizer) + [int(t) for t in tokenizer(config.instruction, add_special_tokens=False).input_ids]
+        tail_text = config.item_prefix
+        tail = piece_tokens(tokenizer, tail_text, after="a")
+    if config.num_virtual:
+        assert vocab_size is not None
+        first = begin_tokens(
+            tokenizer
+        )  # a BOS token stays first; what shares nothing with a user comes next, so servers cache it
+        place = len(first) if begin[: len(first)] == first else 0
+        begin[place:place] = range(vocab_size, vocab_size + config.num_virtual)
+    listed = config.candidates == "listed"
+    answer_header = config.answer_header if listed and config.style == "list" else ""
+    pieces = PromptPieces(
+        begin=tuple(begin),
+        item_prefix=tuple(piece_tokens(tokenizer, config.item_prefix, after="a")),
+        tail=tuple(tail),
+        end=tuple(end_tokens(config, tokenizer)),
+        candidates_header=tuple(piece_tokens(tokenizer, config.candidates_header, after="a") if listed else ()),
+        answer_header=tuple(piece_tokens(tokenizer, answer_header, after="a")),
+    )
+    if not pieces.tail:
+        raise UserError(
+            f"prompt.item_prefix ({config.item_prefix!r}) tokenises to nothing; give it a visible text such as '\\n-'"
+        )
+    table = build_token_table(tokenizer, titles, after=config.item_prefix)
+    return PromptBuilder(pieces, table, max_history=config.max_history, listed=config.num_candidates if listed else 0)
+
+
+def end_tokens(config: PromptConfig, tokenizer: Any) -> list[int]:
+    """The tokens of prompt.end. Raises UserError when there are none."""
+    if config.end == "<eos>":
+        if tokenizer.eos_token_id is None:
+            raise UserError("prompt.end is <eos> but this tokenizer has no end-of-sequence token; name a text such as '\\n'")
+        return [int(tokenizer.eos_token_id)]
+    end = piece_tokens(tokenizer, config.end, after="a")
+    if not end:
+        raise UserError(f"prompt.end ({config.end!r}) tokenises to nothing; use '\\n' or <eos>")
+    return end
+
+
+def _chat_parts(config: PromptConfig, tokenizer: Any) -> tuple[str, str]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("prompt.style is chat but this tokenizer has no chat template; use prompt.style=list")
+    content = f"{config.instruction}{_HISTORY_MARK}\n{config.question}"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    if text.count(_HISTORY_MARK) != 1:
+        raise UserError("prompt.style is chat but the chat template does not repeat the user's text once; use prompt.style=list")
+    begin, tail = text.split(_HISTORY_MARK)
+    return begin, tail
