@@ -62,7 +62,7 @@ class ItemPrompts:
             check_saved(self.builder, job.saved)
         if config.prompt.candidates == "listed":
             raise UserError("prompt.candidates=listed has no effect on embeddings, where nothing is chosen; set it to none")
-        self.pooling, self.num_items = config.task.p2rec.pooling, data.num_items
+        self.pooling, self.num_items, self.titles = config.task.p2rec.pooling, data.num_items, data.titles
         lengths = prompt_lengths(self.builder)
         _check(lengths, config.train.tokens_per_pack, read_shape(job.start.model).max_positions, data.titles)
         self.packs = cut(lengths, config.train.tokens_per_pack)  # (packs + 1,) where each begins
@@ -108,7 +108,10 @@ def _check(lengths: I64, tokens_per_pack: int, max_positions: int | None, titles
             f"train.tokens_per_pack ({tokens_per_pack}) is smaller than the prompt of {title!r} ({longest} tokens); raise it"
         )
     if max_positions is not None and longest > max_positions:
-        raise UserError(f"the prompt of {title!r} takes {longest} positions and the model has {max_positions}; shorten its title")
+        raise UserError(
+            f"the prompt of {title!r} takes {longest} positions and the model has {max_positions}; shorten "
+            "its title or prompt.instruction"
+        )
 
 
 class Embedder:
@@ -125,9 +128,17 @@ class Embedder:
         )
 
     def write(self, part: int) -> None:
-        """Embeds the items of a part and writes its file."""
+        """Embeds the items of a part and writes its file. UserError: a vector is not finite."""
         vectors = [self._embed(items) for items in self._prompts.packs_of(part)]
-        self._prompts.parts.write(part, torch.cat(vectors).numpy())
+        table = torch.cat(vectors)
+        finite = table.isfinite().all(dim=1)
+        if not finite.all():
+            item = self._prompts.parts.starts[part] + int(finite.int().argmin())
+            raise UserError(
+                f"model.path: the state after {self._prompts.titles[item][:60]!r} (item {item}) is not finite; set "
+                "model.dtype=float32, or name another model"
+            )
+        self._prompts.parts.write(part, table.numpy())
 
     @torch.no_grad()
     def _embed(self, items: range) -> torch.Tensor:

@@ -48,6 +48,11 @@ def ask(
         history, target = items[:position], int(items[position])
         if num_candidates == "all":
             candidates = np.setdiff1d(np.arange(data.num_items, dtype=np.int32), history[history != target])
+            if len(candidates) < 2:
+                raise UserError(
+                    f"evaluate.num_candidates=all: user {user} has had all {data.num_items} items of the catalogue, so that nothing "
+                    "is left to rank the target against; prepare data with more items"
+                )
         else:
             candidates = draw_candidates(
                 seed=seed,

@@ -86,6 +86,8 @@ def check_alone(score: Callable[[Prompts], Tensor], *, vocab_size: int, dtype: t
     before, prompt = tokens[40:53], tokens[:9]
     together, alone = score(pack_prompts([before, prompt], [1, 1]))[-1], score(pack_prompts([prompt], [1]))[-1]
     difference = float((together - alone).norm())
+    if not np.isfinite(difference):
+        raise UserError("model.path: what this model computes is not finite; set model.dtype=float32, or name another model")
     if not difference <= tolerance * (1 + float(alone.norm())):
         raise UserError(
             f"model.path: what this model makes of a prompt changes by {difference:.3g} when another one stands before it, so its "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -55,7 +56,7 @@ def load_language_model(
     register()
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype, attn_implementation=chosen)
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, SafetensorError) as fault:
         raise UserError(f"model.path ({path}) is no causal language model we can use: {str(fault).splitlines()[0]}") from fault
     check_architecture(model)
     if activation_checkpointing:

@@ -107,6 +107,8 @@ def check_forks(score: Callable[[GroupedStream], Tensor], *, vocab_size: int, dt
     together = score(pack_trunks([before, _probe_trunk(prompt, [tokens[20:24], answer])]))[-1]
     alone = score(pack_trunks([_probe_trunk(prompt, [answer])]))[-1]
     difference = float((together - alone).abs())
+    if not np.isfinite(difference):
+        raise UserError("model.path: what this model computes is not finite; set model.dtype=float32, or name another model")
     if not difference <= tolerance * (1 + float(alone.abs())):
         raise UserError(
             f"model.path: this model's log-probs change by {difference:.3g} when completions share a prompt, so its attention does "

@@ -238,8 +238,9 @@ def _answer(
     if saved is None and config.evaluate.ranker == "popularity":
         return PopularityRanker(data.train_counts).score(histories, candidates), {}
     if config.task.kind == "sequential":
+        model = load_recommender(start.model)
         check_catalogue(start.model, data)
-        return SequentialRanker(load_recommender(start.model)).score(histories, candidates), {}
+        return SequentialRanker(model).score(histories, candidates), {}
     job = EvaluateJob(config.model_dump(), str(run.path), start, saved)
     build_checked_builder(config, job, data)  # refused here, before a worker is started
     clear_parts(run.path)

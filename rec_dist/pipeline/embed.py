@@ -14,7 +14,7 @@ from typing import Any
 from rec_dist.config.load import load_config
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME, check_files, holds_other_files, read_manifest
+from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME, check_files, holds_other_files, read_manifest, sweep
 from rec_dist.evaluate.embed import Embedder, EmbedJob, ItemPrompts
 from rec_dist.launch.workers import local_device
 from rec_dist.models.pretrained import resolve_model
@@ -26,7 +26,7 @@ from rec_dist.runtime.files import lock
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.start import Start
 
-_LOG_NAMES = ("log.txt", "progress.json")
+_LOG_NAMES = ("log.txt", "progress.json", "progress.tmp")  # a kill may leave the last
 Log = Callable[[str], None]
 
 
@@ -43,6 +43,7 @@ def embed(target: Path, folder: Path, overrides: Sequence[str], *, log: Log) -> 
     with _locked(folder):
         done = _finished(folder, prompts)
         if done is not None:
+            sweep(folder, _LOG_NAMES)
             log(f"{folder} is embedded already; nothing to do")
             return done
         missing = [part for part in range(len(prompts.parts)) if not prompts.parts.is_current(part)]
@@ -56,8 +57,7 @@ def embed(target: Path, folder: Path, overrides: Sequence[str], *, log: Log) -> 
         facts = {"inputs": prompts.inputs, "model": str(job.start.model), "source": str(job.saved or target)}
         cost = {"tokens": prompts.num_tokens, "seconds": round(time.perf_counter() - began, 3), "parts_kept": kept}
         prompts.parts.join({**facts, **cost})
-        for name in _LOG_NAMES:
-            (folder / name).unlink(missing_ok=True)
+        sweep(folder, _LOG_NAMES)
         value = read_manifest(folder)
         assert value is not None
         log(f"{value['num_items']:,} items of width {value['width']} in {folder}")
@@ -71,6 +71,10 @@ def _job(target: Path, folder: Path, overrides: Sequence[str]) -> EmbedJob:
             raise UserError(f"{target} is a recommender, which reads no titles; give the run of a language model, or a CONFIG")
         return EmbedJob(config.model_dump(), str(folder), trained_start(config, run.model), run.model)
     config = pinned(load_config(target, overrides))
+    if config.task.kind == "sequential":
+        raise UserError(
+            f"{target} describes a recommender, which reads no titles; give the CONFIG or the run of a language model"
+        )
     return EmbedJob(config.model_dump(), str(folder), Start(resolve_model(config.model.path)), None)
 
 

@@ -1,9 +1,11 @@
 """`rec-dist merge`: a finished run as a folder that any server of language models loads: weights, tokenizer, prompt, catalogue."""
 
-import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rec_dist.config.load import load_config
 from rec_dist.config.schema import RunConfig
@@ -12,8 +14,8 @@ from rec_dist.data.prompts.builder import PROMPT_NAME
 from rec_dist.models.bake import bake, token_names
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.models.soft_prompt import load_soft_prompt
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import readable, write_json
+from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
+from rec_dist.runtime.files import read_object, readable, write_json
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.pieces import read_shape
 from rec_dist.tasks.start import trained
@@ -33,23 +35,39 @@ def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
         raise UserError(f"{run.model} is {what}; merge takes a run that trained an adapter or soft prompts")
     start = trained(run.model, resolve_model(config.model.path))
     vectors = load_soft_prompt(start.soft_prompt) if start.soft_prompt is not None else None
-    partial = output.with_name(output.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    ids = bake(start.model, start.adapter, vectors, partial)
-    if (run.model / FORMAT_NAME).is_file():
-        shutil.copyfile(run.model / FORMAT_NAME, partial / FORMAT_NAME)
-    else:
-        _write_prompt(config, run.model, read_shape(start.model).vocab_size, ids, partial)
-        shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
-    readable(partial)
-    partial.rename(output)
+    of_text = (run.model / FORMAT_NAME).is_file()
+    prompt = {} if of_text else read_object(run.model / PROMPT_NAME, TRAIN_AGAIN)
+    with _made_whole(output) as partial:
+        ids = bake(start.model, start.adapter, vectors, partial)
+        if of_text:
+            shutil.copyfile(run.model / FORMAT_NAME, partial / FORMAT_NAME)
+        else:
+            _write_prompt(config, prompt, read_shape(start.model).vocab_size, ids, partial)
+            shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
+        readable(partial)
     log(f"{output}: {'a plain model' if not ids else f'a plain model with {len(ids)} soft prompt tokens'}")
 
 
-def _write_prompt(config: RunConfig, saved: Path, vocab_size: int, ids: list[int], folder: Path) -> None:
-    """prompt.json with the tokenizer's ids for the vectors, and the text that a prompt begins with."""
-    value = json.loads((saved / PROMPT_NAME).read_text(encoding="utf-8"))
+@contextmanager
+def _made_whole(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output`, of this process alone; renamed to it at the end, removed after a fault."""
+    partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process that had this number
+    try:
+        partial.mkdir(parents=True)
+    except OSError as fault:
+        raise UserError(f"{output} cannot be made: {fault.strerror}; name a folder that can") from fault
+    try:
+        yield partial
+        if output.exists():  # since this began
+            raise UserError(f"{output} exists; name a folder that does not")
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_prompt(config: RunConfig, value: dict[str, Any], vocab_size: int, ids: list[int], folder: Path) -> None:
+    """The saved prompt.json `value` with the tokenizer's ids for the vectors, and the text that a prompt begins with."""
     value["begin"] = [ids[token - vocab_size] if token >= vocab_size else token for token in value["begin"]]
     value["soft_prompt_text"] = "".join(token_names(len(ids)))
     value["instruction"] = config.prompt.instruction

@@ -1,5 +1,8 @@
 """The ways a run ends early that its user can do something about. The command line turns them into exit codes 2, 1 and 75."""
 
+# The way out where a finished run's model/ is damaged: its last checkpoint is enough to write model/ again.
+TRAIN_AGAIN = "remove finished.json of that run and train it again, which ends where it ended"
+
 
 class UserError(ValueError):
     """The user's mistake: shown as one line `error: ...` without a traceback, exit code 2.

@@ -19,7 +19,10 @@ _MINI_BATCHES_FROM, _BATCH, _STARTS = 100_000, 4096, 4
 
 
 def item_categories(embeddings: npt.NDArray[np.float32], train_counts: I64, *, num_categories: int, seed: int) -> I32:
-    """embeddings (I, D), train_counts (I,) -> (I,) in 0..C-1. UserError: fewer items with training rows than categories."""
+    """embeddings (I, D), train_counts (I,) -> (I,) in 0..C-1.
+
+    UserError: fewer items with training rows than categories, or embeddings that are not finite.
+    """
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
@@ -29,6 +32,8 @@ def item_categories(embeddings: npt.NDArray[np.float32], train_counts: I64, *, n
             f"task.p2rec.num_categories ({num_categories}) is more than the {available} items that training rows hold; lower it"
         )
     vectors = np.asarray(embeddings, dtype=np.float64)
+    if not np.isfinite(vectors).all():
+        raise UserError("task.p2rec.teacher holds item embeddings that are not finite; train another, with a lower optimizer.lr")
     kmeans: KMeans | MiniBatchKMeans = (
         KMeans(num_categories, n_init=_STARTS, random_state=seed)
         if available < _MINI_BATCHES_FROM

@@ -126,4 +126,6 @@ def read_shape(model_path: Path) -> ModelShape:
 def check_positions(positions: int, most: int | None) -> None:
     """Raises UserError when a completion may stand beyond the model's positions; most: None where nothing limits them."""
     if most is not None and positions > most:
-        raise UserError(f"a prompt may take {positions} positions and the model has {most}; lower prompt.max_history")
+        raise UserError(
+            f"a prompt may take {positions} positions and the model has {most}; lower prompt.max_history or prompt.num_virtual"
+        )

@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from rec_dist.config.schema import SequentialConfig
 from rec_dist.data.prepared.dataset import PreparedData
 from rec_dist.data.prepared.schema import ITEMS_NAME
 from rec_dist.models.next_item import SHAPES, Recommender, Shape, build_recommender
-from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
 from rec_dist.runtime.files import write_json
 
 WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
@@ -74,13 +75,16 @@ def load_recommender(folder: Path) -> Recommender:
         with torch.random.fork_rng(devices=[]):
             model = build_recommender(saved["model"], saved["shape"])
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    except (ValueError, KeyError, TypeError, RuntimeError) as fault:
-        raise UserError(f"{folder} holds a damaged sequential model ({' '.join(str(fault).split())}); train it again") from fault
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as fault:
+        raise UserError(f"{folder} holds a damaged sequential model ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
     return model.eval()
 
 
 def check_catalogue(folder: Path, data: PreparedData) -> None:
-    """UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items."""
+    """For a model that load_recommender has read.
+
+    UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items.
+    """
     saved = json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8")).get("data_fingerprint")
     if saved != data.manifest.fingerprint:
         raise UserError(

@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME
 from rec_dist.data.artifacts.teacher import TEACHER_NAME
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
-from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
 from rec_dist.runtime.files import read_object, sampled_fingerprint, sha256
+from rec_dist.tasks.recommender import SHAPE_NAME
 from rec_dist.tasks.saved import BASE_NAME
 
 
@@ -61,6 +64,8 @@ def resolve_start(model_path: Path, init_from: Path | None, *, adapter_kind: str
         return Start(base_of(saved, model_path), None, soft_prompt)
     if (saved / "config.json").is_file():
         return Start(saved)
+    if (saved / SHAPE_NAME).is_file():
+        raise UserError(f"train.init_from ({init_from}) holds a recommender; name the run of a language model")
     raise UserError(f"train.init_from ({init_from}) holds no finished model; let that run finish first")
 
 
@@ -91,11 +96,29 @@ def find_teacher(run_dir: str | None, *, kind: str, key: str, may_be_random: boo
 
 
 def base_of(saved: Path, model_path: Path) -> Path:
-    """The model that a saved adapter or soft prompt belongs to: model_path, or the one it was trained on. UserError for neither."""
-    base = read_object(saved / BASE_NAME, "remove finished.json of that run and train it again, which ends where it ended")
+    """The model that a saved adapter or soft prompt belongs to: model_path, or the one it was trained on.
+
+    UserError: neither is, or a file in `saved` is damaged.
+    """
+    base = read_object(saved / BASE_NAME, TRAIN_AGAIN)
+    _check_readable(saved)
     for folder in (model_path, Path(base["path"])):
         if folder.is_dir() and sampled_fingerprint(folder, "*.safetensors") == base["fingerprint"]:
             return folder
     raise UserError(
         f"the adapter in {saved} belongs to another model ({base['path']}) than model.path ({model_path}); name that one"
     )
+
+
+def _check_readable(saved: Path) -> None:
+    """UserError: a file is cut short. Here, since a run that is refused before its workers start leaves nothing behind."""
+    for path in (saved / ADAPTER_WEIGHTS, saved / SOFT_PROMPT_NAME):
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, framework="np"):  # reads the header, and compares it with the file's size
+                pass
+        except (OSError, SafetensorError) as fault:
+            raise UserError(f"{path} cannot be read ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
+    if (saved / ADAPTER_WEIGHTS).is_file():
+        read_object(saved / "adapter_config.json", TRAIN_AGAIN)

@@ -130,3 +130,23 @@ def test_a_run_on_other_questions_beside_its_own(trainer: Any, tmp_path: Path) -
     code, child = run_command(tmp_path, "evaluate", run.path, "evaluate.ranker=popularity")
     assert code == 2
     assert "evaluate.ranker goes with a CONFIG" in child.err
+
+
+def test_results_on_other_data_do_not_replace_the_runs_own(trainer: Any, tmp_path: Path) -> None:
+    from rec_dist.config.schema import DataConfig
+    from rec_dist.data.preparing.prepare import prepare
+
+    run, few = tmp_path / "run", tmp_path / "few"
+    config = trainer.config(run, *_SFT, "train.max_steps=1")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    prepare(DataConfig(**{**config["data"], "path": str(few), "max_train_users": 20}), log=lambda line: None)
+    for words in (("train", tmp_path / "config.yaml"), ("evaluate", run)):
+        code, child = run_command(tmp_path / "out", *words)
+        assert code == 0, child.err
+    kept = (run / "evaluation.json").read_bytes()
+    code, child = run_command(tmp_path / "out", "evaluate", run, f"data.path={few}")
+    assert (code, "set evaluate.output_dir" in child.err) == (2, True), child.err
+    assert (run / "evaluation.json").read_bytes() == kept
+    code, child = run_command(tmp_path / "out", "evaluate", run, f"data.path={few}", f"evaluate.output_dir={tmp_path / 'on-few'}")
+    assert code == 0, child.err
+    assert (tmp_path / "on-few" / "evaluation.json").is_file()

@@ -212,6 +212,14 @@ def test_what_has_no_completions_is_not_planned(case: Case) -> None:
     case.refuses("plan", case.file, *words, names=("task.kind=p2rec_reconstruct", "sdpo"))
 
 
+def test_a_recommender_is_no_language_model(case: Case) -> None:
+    saved = case.folder / "recommender" / "model"
+    saved.mkdir(parents=True)
+    (saved / "sequential.json").write_text("{}", encoding="utf-8")
+    case.refuses("train", case.file, f"train.init_from={saved.parent}", names=("train.init_from", "holds a recommender"))
+    case.refuses("embed", case.file, case.folder / "items", "task.kind=sequential", names=("a recommender", "reads no titles"))
+
+
 def test_initial_embeddings_that_are_not_there(case: Case) -> None:
     words = ("task.kind=sequential", f"task.sequential.init_embeddings={case.folder}")
     case.refuses("train", case.file, *words, names=("holds no item embeddings", "rec-dist embed"))

@@ -150,3 +150,31 @@ def test_embeddings_of_another_catalogue_are_refused(tmp_path):
     (folder / "embeddings.json").write_text(json.dumps({"format_version": 9}))
     with pytest.raises(UserError, match="format version 9"):
         build_sequential_task(recommender(tmp_path, init_embeddings=str(folder)))
+
+
+@pytest.mark.parametrize("changed", [{"inputs": []}, {"inputs": {}}, {"files": [{"name": "x"}]}, {"files": None}])
+def test_a_description_of_other_fields_is_refused(tmp_path, changed):
+    folder = write(tmp_path / "items", vectors(11), data="d")
+    value = json.loads((folder / "embeddings.json").read_text())
+    (folder / "embeddings.json").write_text(json.dumps({**value, **changed}))
+    with pytest.raises(UserError, match=r"embeddings\.json has other fields .*remove that folder and run `rec-dist embed` again"):
+        read_embeddings(folder, data_fingerprint="d")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_a_kill_leaves_is_no_other_file_and_goes(tiny_config, tmp_path, finished):
+    """Killed between the two writes of a progress file, in the joined table, or before the parts were removed."""
+    from rec_dist.cli import main
+
+    folder = tmp_path / "items"
+    (tmp_path / "config.yaml").write_text(json.dumps(tiny_config(tmp_path / "run")), encoding="utf-8")
+    words = ["embed", str(tmp_path / "config.yaml"), str(folder)]
+    if finished:
+        assert main(words) == 0
+    (folder / "parts").mkdir(parents=True)
+    left = ("progress.tmp", "progress.json", "log.txt", ".embeddings.arrow.123.tmp", "parts/.part-000000.safetensors.123.tmp")
+    for name in left:
+        (folder / name).write_bytes(b"half")
+    assert main(words) == 0
+    names = ["embeddings.arrow", "embeddings.json", "embeddings.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", *names]

@@ -272,3 +272,10 @@ def test_no_validation_and_no_teacher_of_other_data(tiny_config, tiny_model_dir,
     (other / "teacher.json").write_text(json.dumps({**manifest, "data_fingerprint": "another"}))
     with pytest.raises(UserError, match="another data set"):
         make(tiny_config, tiny_model_dir, other)
+
+
+def test_embeddings_that_are_not_finite_make_no_categories():
+    vectors = np.ones((9, 2), dtype=np.float32)
+    vectors[4, 1] = np.nan
+    with pytest.raises(UserError, match=r"task\.p2rec\.teacher holds item embeddings that are not finite"):
+        item_categories(vectors, np.ones(9, dtype=np.int64), num_categories=2, seed=0)

@@ -117,3 +117,10 @@ def test_users_drawn_are_a_fixed_choice_and_their_questions_the_same(data: Prepa
 def test_more_candidates_than_the_catalogue_has_are_refused(data: PreparedData) -> None:
     with pytest.raises(UserError, match=r"evaluate\.num_candidates"):
         questions(data, num_candidates=80)
+
+
+def test_a_user_who_has_had_the_whole_catalogue_is_named(tmp_path: Path) -> None:
+    rows = [Row(3, [0, 1], 1), Row(7, [0, 2, 1], 2)]
+    data = write_prepared(tmp_path / "data", {"test": rows}, ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"evaluate\.num_candidates=all: user 7 has had all 3 items"):
+        questions(data, num_candidates="all")

@@ -141,3 +141,11 @@ def test_no_list_is_written_half(tmp_path):
         tmp_path, np.zeros((2, 3), dtype=np.float32), [whole, replace(whole)], top_h=4, weights=weights, data_fingerprint="d"
     )
     assert len(read_teacher(tmp_path, data_fingerprint="d").lists.user_ids) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 1, "weights": [], "files": []}'])
+def test_a_damaged_description_is_refused(tmp_path, text):
+    task, _, folder = saved(tmp_path)
+    (folder / "teacher.json").write_text(text)
+    with pytest.raises(UserError, match=r"teacher\.json .*remove finished\.json of that run and train it again"):
+        read_teacher(folder, data_fingerprint=task._data.manifest.fingerprint)

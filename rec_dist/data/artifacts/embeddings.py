@@ -81,7 +81,14 @@ class PartFiles:
         files = [asdict(describe_file(self.folder / name, num_items)) for name in (ARROW_NAME, TENSOR_NAME)]
         value = {"format_version": _FORMAT_VERSION, "num_items": num_items, "width": width, **facts, "files": files}
         write_json(self.folder / EMBEDDED_NAME, value)
-        shutil.rmtree(self.folder / PARTS_NAME)
+        sweep(self.folder, ())
+
+
+def sweep(folder: Path, others: Sequence[str]) -> None:
+    """Removes what finished embeddings do not need: parts, temporary files of a killed process, and the files named `others`."""
+    shutil.rmtree(folder / PARTS_NAME, ignore_errors=True)
+    for path in (*folder.glob(".embeddings.*.tmp"), *(folder / name for name in others)):
+        path.unlink(missing_ok=True)
 
 
 def _digest(vectors: F32) -> str:
@@ -109,6 +116,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} has format version {value.get('format_version')}, this release reads {_FORMAT_VERSION}; {_AGAIN}"
         )
+    try:
+        value["inputs"]["data"], value["num_items"], value["width"], [FileEntry(**entry) for entry in value["files"]]
+    except (KeyError, TypeError) as fault:
+        raise UserError(f"{path} has other fields than were written ({fault}); {_AGAIN}") from fault
     return value
 
 

@@ -6,19 +6,17 @@ data they belong to. Each is written under a temporary name and renamed. Cost: 4
 I items of the catalogue, D width, R training targets, h items a list.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from rec_dist.data.artifacts.matrices import F32, matrix, vector_schema, write_columns
 from rec_dist.data.prepared.manifest import FileEntry, changed_file, describe_file, read_arrow
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import sha256, write_json
+from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
+from rec_dist.runtime.files import read_object, sha256, write_json
 from rec_dist.stream.trunk import I32, I64
 
 TEACHER_NAME, EMBEDDINGS_NAME, TOP_ITEMS_NAME = "teacher.json", "item_embeddings.arrow", "top_items.arrow"
@@ -73,12 +71,13 @@ def read_teacher(folder: Path, *, data_fingerprint: str) -> Teacher:
 
     UserError: there is nothing, it was made from other data, or it or the model beside it has changed since.
     """
-    manifest = _manifest(folder)
-    if manifest["data_fingerprint"] != data_fingerprint:
-        raise UserError(f"the lists in {folder} were made from another data set; their item ids mean other items")
-    weights = FileEntry(manifest["weights"]["name"], 0, 0, manifest["weights"]["sha256"])
-    if path := changed_file(folder, [weights, *(FileEntry(**entry) for entry in manifest["files"])]):
-        raise UserError(f"{path} is not what {TEACHER_NAME} says it was; train that run again")
+    made_from, files = _manifest(folder)
+    if made_from != data_fingerprint:
+        raise UserError(
+            f"the teacher in {folder} was trained on another data set, whose item ids mean other items; train one on data.path"
+        )
+    if path := changed_file(folder, files):
+        raise UserError(f"{path} is not what {TEACHER_NAME} says it was; {TRAIN_AGAIN}")
     vectors, lists = read_arrow(folder / EMBEDDINGS_NAME), read_arrow(folder / TOP_ITEMS_NAME)
     return Teacher(
         embeddings=matrix(vectors["vector"]),
@@ -86,18 +85,23 @@ def read_teacher(folder: Path, *, data_fingerprint: str) -> Teacher:
     )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> tuple[str, list[FileEntry]]:
+    """The fingerprint of the teacher's data, and its files."""
     path = folder / TEACHER_NAME
     if not path.is_file():
         raise UserError(
             f"{folder} holds no lists of a teacher ({TEACHER_NAME} is missing); train it with task.sequential.top_h above 0"
         )
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    value = read_object(path, TRAIN_AGAIN)
     if value.get("format_version") != _FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {value.get('format_version')}, this release reads {_FORMAT_VERSION}; train it again"
         )
-    return value
+    try:
+        weights = FileEntry(value["weights"]["name"], 0, 0, value["weights"]["sha256"])
+        return value["data_fingerprint"], [weights, *(FileEntry(**entry) for entry in value["files"])]
+    except (KeyError, TypeError) as fault:
+        raise UserError(f"{path} has other fields than were written ({fault}); {TRAIN_AGAIN}") from fault
 
 
 def _top_schema(top_h: int) -> pa.Schema:

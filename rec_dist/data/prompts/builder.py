@@ -16,8 +16,8 @@ import numpy as np
 
 from rec_dist.config.schema import PromptConfig
 from rec_dist.data.prompts.tokens import TokenTable, begin_tokens, build_token_table, piece_tokens
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import fingerprint, write_json
+from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
+from rec_dist.runtime.files import fingerprint, read_object, write_json
 from rec_dist.stream.trunk import I32, I64, Trunk
 
 PROMPT_NAME = "prompt.json"
@@ -128,7 +128,7 @@ class PromptBuilder:
 
 def check_saved(builder: PromptBuilder, folder: Path) -> None:
     """Raises UserError when `folder`'s model was trained with other prompts than `builder` makes."""
-    saved = json.loads((folder / PROMPT_NAME).read_text(encoding="utf-8"))
+    saved = read_object(folder / PROMPT_NAME, TRAIN_AGAIN)
     own = json.loads(json.dumps({**vars(builder.pieces), "max_history": builder.max_history, "listed": builder.listed}))
     if changed := sorted(key for key, value in own.items() if saved.get(key) != value):
         raise UserError(

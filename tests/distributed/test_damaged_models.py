@@ -1,0 +1,131 @@
+"""Files of a finished run's model/ that are cut short: one line that names the file and the way out, and nothing left behind."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+from worker_processes import Child, run_command
+
+_WAY_OUT = "remove finished.json of that run and train it again"
+_STAGES = {
+    "adapter": ("task.kind=sft",),
+    "vectors": (
+        "task.kind=delrec_distill",
+        "adapter.kind=soft_prompt",
+        "prompt.num_virtual=4",
+        "task.delrec.top_h=3",
+        "task.delrec.teacher=random",
+        "negatives.num=5",
+        "train.groups_per_step=4",
+        "train.tokens_per_pack=4096",
+        "train.max_steps=1",
+    ),
+    "model": ("task.kind=sft", "adapter.kind=none", "train.max_steps=1"),
+}
+
+
+def refused(code: int, child: Child, *names: str) -> None:
+    lines = child.err.splitlines()
+    assert code == 2, child.err
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in child.err
+    assert not [name for name in names if name not in lines[-1]], lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "commands", "names"),
+    [
+        ("adapter", "adapter_model.safetensors", ("evaluate", "embed", "merge", "train"), ("adapter_model", _WAY_OUT)),
+        ("adapter", "adapter_config.json", ("evaluate", "embed", "merge", "train"), ("adapter_config", _WAY_OUT)),
+        ("adapter", "prompt.json", ("evaluate", "embed", "merge"), ("prompt.json", _WAY_OUT)),
+        ("vectors", "soft_prompt.safetensors", ("evaluate", "embed", "merge", "train"), ("soft_prompt", _WAY_OUT)),
+        ("model", "model.safetensors", ("evaluate", "embed", "train"), ("no causal language model we can use", "header")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_that_is_cut_short(
+    trainer: Any, tmp_path: Path, stage: str, name: str, commands: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    run, made = tmp_path / "run", tmp_path / "made"
+    shutil.copytree(trainer.once(*_STAGES[stage]).path, run)
+    path = run / "model" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    config = trainer.config(made, *_STAGES[stage], {"train.init_from": str(run)})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    words = {
+        "evaluate": (run, "evaluate.max_users=3"),
+        "embed": (run, made),
+        "merge": (run, made),
+        "train": (tmp_path / "config.yaml",),
+    }
+    before = sorted(tmp_path.iterdir())
+    for command in commands:
+        refused(*run_command(tmp_path.parent / f"{tmp_path.name}-{command}", command, *words[command]), *names)
+        assert sorted(tmp_path.iterdir()) == before, command
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_recommender_with_damaged_files(trainer: Any, tmp_path: Path) -> None:
+    made = trainer.once("task.kind=sequential", "adapter.kind=none", "task.sequential.width=8", "train.max_steps=1")
+    for name in ("sequential.json", "model.safetensors"):
+        run = tmp_path / f"with-{name}"
+        shutil.copytree(made.path, run)
+        path = run / "model" / name
+        path.write_bytes(path.read_bytes()[:40])
+        refused(*run_command(tmp_path / "out", "evaluate", run), "damaged sequential model", _WAY_OUT)
+
+
+def test_the_way_out_writes_the_same_model_again(trainer: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(trainer.config(run, "task.kind=sft")), encoding="utf-8")
+    code, child = run_command(tmp_path / "first", "train", tmp_path / "config.yaml")
+    assert code == 0, child.err
+    path = run / "model" / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    (run / "finished.json").unlink()
+    code, child = run_command(tmp_path / "again", "train", tmp_path / "config.yaml")
+    assert code == 0, child.err
+    assert path.read_bytes() == whole
+
+
+def test_vectors_that_are_not_finite_are_not_written(tiny_config: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """One token of one title alone, so that the probe at the start, which uses others, does not find it."""
+    from transformers import AutoTokenizer
+
+    from rec_dist.data.prepared.dataset import PreparedData
+
+    config = tiny_config(tmp_path / "run")
+    titles = PreparedData.open(config["data"]["path"]).titles
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_model_dir))
+    probed = {(number * 7919 + 13) % 319 for number in range(64)}  # as models.encoder.check_alone takes them
+    token = next(token for item in range(8, 80) for token in tokenizer(f" {titles[item]}").input_ids if token not in probed)
+    first = next(item for item in range(80) if token in tokenizer(f" {titles[item]}").input_ids)
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    config["model"]["path"] = str(model)
+    (tmp_path / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    code, child = run_command(tmp_path / "out", "embed", tmp_path / "config.yaml", tmp_path / "items")
+    refused(code, child, f"the state after {titles[first]!r} (item {first}) is not finite", "model.dtype=float32")
+    assert not (tmp_path / "items").exists()
+
+
+def test_merge_makes_a_folder_or_nothing(trainer: Any, tmp_path: Path) -> None:
+    run = trainer.once("task.kind=sft")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    refused(*run_command(tmp_path / "out", "merge", run.path, tmp_path / "file" / "served"), "cannot be made", "name a folder")
+    refused(*run_command(tmp_path / "out", "merge", run.path, "/proc/no/served"), "cannot be made")
+    own = tmp_path / "served.tmp"  # a folder of the user's, whatever its name
+    own.mkdir()
+    (own / "thesis.txt").write_text("x", encoding="utf-8")
+    code, child = run_command(tmp_path / "out", "merge", run.path, tmp_path / "served")
+    assert code == 0, child.err
+    assert (own / "thesis.txt").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out", "served", "served.tmp"]
