@@ -21,13 +21,13 @@ quickstart: install ## the main job on real data: about 20 minutes on 2 cores; e
 quickstart-dmpo: install ## the same with DMPO in place of S-DPO
 	$(BIN)/rec-dist run configs/quickstart.yaml vars.method=dmpo
 
-delrec: install ## DELRec on MovieLens-100K at reduced sizes, from raw data to its table
+delrec: install ## DELRec on MovieLens-100K at reduced sizes, from raw data to its table: about 17 minutes on 2 cores
 	$(BIN)/rec-dist run configs/delrec.yaml
 
-p2rec: install ## P2Rec on MovieLens-100K at reduced sizes: recommenders that start from a language model's embeddings
+p2rec: install ## P2Rec on MovieLens-100K at reduced sizes, recommenders that start from a language model's embeddings: about 15 minutes
 	$(BIN)/rec-dist run configs/p2rec.yaml
 
-dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1 to 5, and across domains (movies, books)
+dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1 to 5, and across domains (movies, books): an hour on one core
 	$(BIN)/rec-dist run configs/dmpo-few_shot.yaml
 	$(BIN)/rec-dist run configs/dmpo-cross-to_books.yaml
 	$(BIN)/rec-dist run configs/dmpo-cross-to_movies.yaml

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "configs" / "clusters" / "local-cpu.yaml"
 _SHARD_BYTES = 1 << 30
 # glibc where memory counts: a large block has pages of its own and gives them back. Workers of a run on CPUs keep what
-# was freed instead (runtime/quiet.py), which is faster and leaves holes.
+# was freed instead (runtime/allocator.py), which is faster and leaves holes.
 _EXACT = {
     "MALLOC_MMAP_MAX_": "60000",
     "MALLOC_MMAP_THRESHOLD_": "65536",
