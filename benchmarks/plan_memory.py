@@ -29,14 +29,16 @@ NOTHING = Shape(64, 1, 2, 2, 128, 8192)
 _NOT_TORCH = ("fragmentation", "reserved")
 
 
-def one(inputs: dict[str, Any], folder: Path, *, stage: int, workers: int, steps: int) -> dict[str, Any]:
+def one(
+    inputs: dict[str, Any], folder: Path, *, stage: int, workers: int, steps: int, reference: str = "online"
+) -> dict[str, Any]:
     """A run, and the plan of it."""
     run_dir = folder / f"zero{stage}-{workers}"
     config = {
         **inputs,
         "prompt": {**inputs["prompt"], "max_history": 10},
         "negatives": {"num": 3},
-        "task": {"kind": "sdpo", "reference": "online"},
+        "task": {"kind": "sdpo", "reference": reference},
         "train": {"run_dir": str(run_dir), "max_steps": steps, "groups_per_step": GROUPS, "tokens_per_pack": TOKENS_PER_PACK},
         "cluster": {**inputs["cluster"], "zero_stage": stage},
         "checkpoint": {"every_steps": 1000},
@@ -68,7 +70,7 @@ def lengths(tokens_per_group: float, *, negatives: int) -> dict[str, float]:
     return {"prompt_tokens": tokens_per_group - (negatives + 1) * (completion - 1), "completion_tokens": completion}
 
 
-def run(sizes: list[str], stages: list[int], workers: list[int], *, steps: int) -> list[dict[str, Any]]:
+def run(sizes: list[str], stages: list[int], workers: list[int], *, steps: int, reference: str) -> list[dict[str, Any]]:
     """A row for each combination."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="plan-memory-") as place:
@@ -79,7 +81,8 @@ def run(sizes: list[str], stages: list[int], workers: list[int], *, steps: int) 
             folder = Path(place)
             inputs = make_inputs(folder, SHAPES[size])
             for stage, count in itertools.product(stages, workers):
-                row = {"size": size, "base_bytes": base, **one(inputs, folder, stage=stage, workers=count, steps=steps)}
+                ran = one(inputs, folder, stage=stage, workers=count, steps=steps, reference=reference)
+                row = {"size": size, "base_bytes": base, **ran}
                 row["measured_bytes"] = row["resident_bytes"] - base
                 print(report({"rows": [row]}), file=sys.stderr)
                 rows.append(row)
@@ -113,11 +116,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 2, 3])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--reference", choices=["online", "cached"], default="online")
     given = parser.parse_args(arguments)
     if results.rendered(parser, given, report):
         return
     words = sys.argv[1:] if arguments is None else arguments
-    rows = run(given.sizes, given.stages, given.workers, steps=given.steps)
+    rows = run(given.sizes, given.stages, given.workers, steps=given.steps, reference=given.reference)
     results.conclude(results.facts(results.command_of("benchmarks.plan_memory", words), rows=rows), report, given.out)
 
 

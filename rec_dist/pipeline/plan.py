@@ -10,7 +10,7 @@ from typing import Any
 
 from rec_dist.config.cluster_file import load_cluster
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.plan_inputs import Length, hardware_of, run_length, setup_of, workload_of, zero_of
+from rec_dist.pipeline.plan_inputs import Length, hardware_of, online_reference, run_length, setup_of, workload_of, zero_of
 from rec_dist.pipeline.plan_table import text_table
 from rec_dist.planning.advice import Change, combined_change, largest_pack, single_changes
 from rec_dist.planning.hardware import Hardware
@@ -59,7 +59,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     hardware = hardware_of(cluster, workers=setup.workers, bf16=setup.element == 2)
     packs = pack(workload, tokens_per_pack=setup.tokens_per_pack, workers=setup.workers, flex=setup.flex)
     reference = choose_method(config).needs_reference
-    online = reference and config.task.reference == "online"
+    online = online_reference(config)
     time = step_time(setup, hardware, packs, workload, overlap=config.plan.overlap, online_reference=online)
     room = _memory(config, setup, hardware, smallest=ceil(workload.rows))
     return {
@@ -86,7 +86,9 @@ def _memory(config: RunConfig, setup: Setup, hardware: Hardware, *, smallest: in
     singles: list[Change] = []
     both: Change | None = None
     if total > hardware.memory:
-        sharded = replace(setup, zero=zero_of(3, width=setup.shape.width, bf16=setup.element == 2))
+        sharded = replace(
+            setup, zero=zero_of(3, width=setup.shape.width, bf16=setup.element == 2, keeps=not online_reference(config))
+        )
         singles = single_changes(setup, sharded, needs, hardware.memory, smallest=smallest)
         both = None if singles else combined_change(setup, sharded, needs, hardware.memory, smallest=smallest)
     return {

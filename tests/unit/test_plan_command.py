@@ -73,6 +73,15 @@ def test_the_shipped_configuration_fits_and_is_what_it_says() -> None:
     )
 
 
+def test_an_online_reference_lets_no_layer_stay_gathered() -> None:
+    """1B: of a pass whose backward pass is known the last 500M elements stay; of another the largest module, the embeddings, does."""
+    small = f"plan.model={MODELS / 'llama3-1b'}"
+    cached, online = planned(small, "task.reference=cached"), planned(small, "task.reference=online")
+    assert cached["memory"]["parts"]["gathered layers"] >= 2 * (500_000_000 + 50_000_000) > 0
+    assert online["memory"]["parts"]["gathered layers"] == 2 * (128_256 * 2048 + 50_000_000)
+    assert online["step"]["gather_seconds"] > cached["step"]["gather_seconds"]
+
+
 def test_what_does_not_fit_comes_with_changes_that_do() -> None:
     report = planned("model.activation_checkpointing=false")
     assert not report["memory"]["fits"] and report["step"]["limit"] == "memory"
