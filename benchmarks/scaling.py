@@ -7,7 +7,7 @@
 S-DPO with LoRA r8 on a model of random float32 weights, four packs a step, gloo over loopback, whole runs through the trainer's own
 worker. "of ideal" is tokens/s over those of one worker times the cores that the workers can use: four workers on two cores are at
 best as fast as two. Steps must have the same losses whatever the number of workers, else nothing is printed.
-Cost: about 4 minutes on 2 idle cores.
+Cost: about 12 minutes on 2 idle cores.
 """
 
 import os

@@ -101,6 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(
             f"--size {given.size} needs {needed / 1e9:.0f} GB of free memory and {free / 1e9:.0f} GB are; end other programs"
         )
+    if given.folder is not None:
+        given.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="three-billion-", dir=given.folder))
     try:
         found = measure(given.size, folder)
