@@ -7,12 +7,11 @@ U prompts, T rows, R pooled rows, D width, C outputs.
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
-from rec_dist.runtime.errors import UserError
+from rec_dist.models.probe import check_same, probe_tokens
 from rec_dist.stream.prompts import Prompts, pack_prompts
 
 # (outputs (U, C) float32, prompts) -> (loss_sum () with its graph, count (), metric name -> sum ()).
@@ -81,15 +80,8 @@ def check_alone(score: Callable[[Prompts], Tensor], *, vocab_size: int, dtype: t
     score: prompts -> states (U, D), called twice on every rank; dtype: the model's. As models.scorer.check_forks: catches models whose
     attention drops the mask.
     """
-    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    tokens = ((np.arange(64, dtype=np.int64) * 7919 + 13) % max(vocab_size - 1, 1)).astype(np.int32)
+    tokens = probe_tokens(vocab_size)
     before, prompt = tokens[40:53], tokens[:9]
     together, alone = score(pack_prompts([before, prompt], [1, 1]))[-1], score(pack_prompts([prompt], [1]))[-1]
-    difference = float((together - alone).norm())
-    if not np.isfinite(difference):
-        raise UserError("model.path: what this model computes is not finite; set model.dtype=float32, or name another model")
-    if not difference <= tolerance * (1 + float(alone.norm())):
-        raise UserError(
-            f"model.path: what this model makes of a prompt changes by {difference:.3g} when another one stands before it, so its "
-            "attention does not keep to the mask; choose a decoder such as Llama, Qwen, Gemma or GPT-2"
-        )
+    what = "what this model makes of a prompt changes"
+    check_same(together, alone, dtype, what=what, when="another one stands before it")

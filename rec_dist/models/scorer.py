@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
 from rec_dist.models.head import Preference, replace_head
-from rec_dist.runtime.errors import UserError
+from rec_dist.models.probe import check_same, probe_tokens
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
 from rec_dist.stream.trunk import Trunk
 
@@ -100,20 +100,12 @@ def check_forks(score: Callable[[GroupedStream], Tensor], *, vocab_size: int, dt
 
     score: stream -> (N,) log-probs, called twice on every rank; dtype: the model's. Catches models whose attention drops the mask.
     """
-    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    tokens = ((np.arange(64, dtype=np.int64) * 7919 + 13) % max(vocab_size - 1, 1)).astype(np.int32)
+    tokens = probe_tokens(vocab_size)
     prompt, answer = tokens[:9], tokens[30:35]
     before = _probe_trunk(tokens[40:46], [tokens[50:53]])
     together = score(pack_trunks([before, _probe_trunk(prompt, [tokens[20:24], answer])]))[-1]
     alone = score(pack_trunks([_probe_trunk(prompt, [answer])]))[-1]
-    difference = float((together - alone).abs())
-    if not np.isfinite(difference):
-        raise UserError("model.path: what this model computes is not finite; set model.dtype=float32, or name another model")
-    if not difference <= tolerance * (1 + float(alone.abs())):
-        raise UserError(
-            f"model.path: this model's log-probs change by {difference:.3g} when completions share a prompt, so its attention does "
-            "not keep to the mask; choose a decoder such as Llama, Qwen, Gemma or GPT-2"
-        )
+    check_same(together, alone, dtype, what="this model's log-probs change", when="completions share a prompt")
 
 
 def _probe_trunk(prompt: Any, answers: list[Any]) -> Trunk:
