@@ -7,9 +7,11 @@ under ZeRO stage 3 read into shards.
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -125,14 +127,58 @@ def train(config: dict[str, Any], *, workers: int, log: Path, exact: bool = True
             for rank in range(workers)
         ]
         try:
-            answers = [rank.communicate()[0] for rank in ranks]
+            with PrivateMemory([rank.pid for rank in ranks]) as private:
+                answers = [rank.communicate()[0] for rank in ranks]
         finally:
             for rank in ranks:
                 rank.kill()
     if any(rank.returncode for rank in ranks):
         raise SystemExit(f"a worker failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
     told = [json.loads(answer.splitlines()[-1]) for answer in answers]
-    return {**told[0], "before_model_bytes": [each["before_model_bytes"] for each in told]}
+    return {
+        **told[0],
+        "before_model_bytes": [each["before_model_bytes"] for each in told],
+        "private_bytes": private.most,
+        "private_together_bytes": private.most_together,
+    }
+
+
+class PrivateMemory:
+    """The most memory that is each process's own, and all theirs at one instant, from the start to the end: 50 looks a second.
+
+    Their own: anonymous and shared-memory pages. Resident memory (VmHWM) also has pages of files that are mapped, such as weights
+    that are being read, which the system takes back when it needs them.
+    """
+
+    def __init__(self, processes: list[int]) -> None:
+        self.most = [0] * len(processes)
+        self.most_together = 0
+        self._processes = processes
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "PrivateMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.02):
+            held = [private_bytes(process) for process in self._processes]
+            self.most = [max(pair) for pair in zip(self.most, held, strict=True)]
+            self.most_together = max(self.most_together, sum(held))
+
+
+def private_bytes(process: int) -> int:
+    """Anonymous and shared-memory pages of a process in bytes; 0 when it has ended."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return 1024 * sum(int(number) for number in re.findall(r"^Rss(?:Anon|Shmem):\s*(\d+) kB", text, re.MULTILINE))
 
 
 def step_rows(config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -208,6 +208,12 @@ class ClusterConfig(Section):
     zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_bool)] = Field(
         3, description="DeepSpeed ZeRO stage: what is sharded over the workers."
     )
+    max_live_parameters: int = Field(
+        1_000_000_000,
+        ge=0,
+        description="ZeRO stage 3: elements of other workers' shards a worker may hold. Smaller: less memory, and layers are gathered "
+        "once more for the backward pass.",
+    )
     max_restarts: int = Field(
         3,
         ge=0,

@@ -6,12 +6,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """zero_stage 0..3; bf16 or float32 everywhere; max_grad_norm 0 = no clipping; hidden_size of the model (width)."""
+    """zero_stage 0..3; bf16 or float32 everywhere; max_grad_norm 0 = no clipping; hidden_size of the model (width).
+
+    max_live_parameters: stage 3; elements a rank may hold gathered before it lets them go and gathers them once more.
+    """
 
     zero_stage: int
     bf16: bool
     max_grad_norm: float
     hidden_size: int
+    max_live_parameters: int = 1_000_000_000
 
 
 def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
@@ -24,9 +28,9 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
             # Norms, biases and small adapter matrices stay whole on every rank: gathering kilobytes costs more than keeping them.
             "stage3_param_persistence_threshold": 16 * settings.hidden_size,
             # A layer gathered in the forward pass is often used again at once in the backward pass.
-            "stage3_max_live_parameters": 1_000_000_000,
-            "stage3_max_reuse_distance": 1_000_000_000,
-            "stage3_prefetch_bucket_size": 50_000_000,
+            "stage3_max_live_parameters": settings.max_live_parameters,
+            "stage3_max_reuse_distance": settings.max_live_parameters,
+            "stage3_prefetch_bucket_size": min(50_000_000, settings.max_live_parameters),
             "reduce_bucket_size": 50_000_000,
             "overlap_comm": False,
             "contiguous_gradients": True,

@@ -61,7 +61,13 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     trunks = Trunks(builder, questions, config.train.tokens_per_pack)
     spec = model_spec(config, job.start, builder, world.device, trains=False)
     width = read_shape(job.start.model).width
-    settings = EngineSettings(config.cluster.zero_stage, spec.dtype == torch.bfloat16, max_grad_norm=0.0, hidden_size=width)
+    settings = EngineSettings(
+        zero_stage=config.cluster.zero_stage,
+        bf16=spec.dtype == torch.bfloat16,
+        max_grad_norm=0.0,
+        hidden_size=width,
+        max_live_parameters=config.cluster.max_live_parameters,
+    )
     with sharded_loading(settings):
         model = build_model(spec)
         module = Scorer(model, _no_loss, (), tokens_per_pack=config.train.tokens_per_pack)

@@ -10,7 +10,16 @@ from typing import Any
 
 from rec_dist.config.cluster_file import load_cluster
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.plan_inputs import Length, hardware_of, online_reference, run_length, setup_of, workload_of, zero_of
+from rec_dist.pipeline.plan_inputs import (
+    Length,
+    engine_settings,
+    hardware_of,
+    online_reference,
+    run_length,
+    setup_of,
+    workload_of,
+    zero_of,
+)
 from rec_dist.pipeline.plan_table import text_table
 from rec_dist.planning.advice import Change, combined_change, largest_pack, single_changes
 from rec_dist.planning.hardware import Hardware
@@ -86,9 +95,8 @@ def _memory(config: RunConfig, setup: Setup, hardware: Hardware, *, smallest: in
     singles: list[Change] = []
     both: Change | None = None
     if total > hardware.memory:
-        sharded = replace(
-            setup, zero=zero_of(3, width=setup.shape.width, bf16=setup.element == 2, keeps=not online_reference(config))
-        )
+        settings = engine_settings(config, width=setup.shape.width, bf16=setup.element == 2)
+        sharded = replace(setup, zero=zero_of(replace(settings, zero_stage=3), keeps=not online_reference(config)))
         singles = single_changes(setup, sharded, needs, hardware.memory, smallest=smallest)
         both = None if singles else combined_change(setup, sharded, needs, hardware.memory, smallest=smallest)
     return {

@@ -52,7 +52,7 @@ def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
     return Setup(
         shape=shape,
         parameters=parameters,
-        zero=zero_of(config.cluster.zero_stage, width=shape.width, bf16=bf16, keeps=not online_reference(config)),
+        zero=zero_of(engine_settings(config, width=shape.width, bf16=bf16), keeps=not online_reference(config)),
         workers=workers,
         element=2 if bf16 else 4,
         tokens_per_pack=config.train.tokens_per_pack,
@@ -84,16 +84,26 @@ def online_reference(config: RunConfig) -> bool:
     return config.task.reference == "online" and choose_method(config).needs_reference
 
 
-def zero_of(stage: int, *, width: int, bf16: bool, keeps: bool = True) -> Zero:
-    """What the engine would tell DeepSpeed at this stage.
+def engine_settings(config: RunConfig, *, width: int, bf16: bool) -> EngineSettings:
+    """What a worker would give its engine."""
+    return EngineSettings(
+        zero_stage=config.cluster.zero_stage,
+        bf16=bf16,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        hidden_size=width,
+        max_live_parameters=config.cluster.max_live_parameters,
+    )
+
+
+def zero_of(settings: EngineSettings, *, keeps: bool) -> Zero:
+    """What the engine would tell DeepSpeed.
 
     keeps: whether layers stay gathered from a forward pass to its backward pass. With an online reference none do: DeepSpeed knows
     what is used again from the order of modules in the pass before, and a forward pass without a backward one begins that record anew.
     """
-    settings = EngineSettings(zero_stage=stage, bf16=bf16, max_grad_norm=1.0, hidden_size=width)
     zero = deepspeed_config(settings)["zero_optimization"]
     return Zero(
-        stage=stage,
+        stage=settings.zero_stage,
         persistence=zero.get("stage3_param_persistence_threshold", 0),
         reuse=min(zero.get("stage3_max_reuse_distance", 0), zero.get("stage3_max_live_parameters", 0)) if keeps else 0,
         prefetch=zero.get("stage3_prefetch_bucket_size", 0),

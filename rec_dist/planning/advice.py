@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rec_dist.planning.memory import Setup
+from rec_dist.planning.memory import Setup, gathered_sizes, live_elements
 
 _GRAIN = 128  # tokens; FlexAttention pads to it anyway
 _MOST_WORKERS = 4096
@@ -53,6 +53,15 @@ def _more_workers(setup: Setup, needs: Needs, room: float) -> tuple[dict[str, An
     return None
 
 
+def smallest_live(setup: Setup) -> int | None:
+    """The bound of gathered elements under which one module still loads ahead of its use; None where it would change nothing."""
+    sizes = gathered_sizes(setup.parameters, setup.zero)
+    if setup.workers == 1 or not sizes:
+        return None
+    smaller = replace(setup, zero=setup.zero.within(2 * max(sizes)))
+    return 2 * max(sizes) if live_elements(setup.parameters, smaller.zero) < live_elements(setup.parameters, setup.zero) else None
+
+
 def _switches(setup: Setup, sharded: Setup) -> Iterator[tuple[dict[str, Any], Setup]]:
     """The changes that cost time alone. `sharded`: the same setup under ZeRO stage 3."""
     if setup.zero.stage < 3 and setup.workers > 1:
@@ -61,6 +70,9 @@ def _switches(setup: Setup, sharded: Setup) -> Iterator[tuple[dict[str, Any], Se
         yield {"model.activation_checkpointing": True}, replace(setup, checkpointing=True)
     if not setup.flex and setup.on_gpu:
         yield {"model.attention": "flex"}, replace(setup, attention="flex")
+    live = smallest_live(setup)
+    if live is not None:
+        yield {"cluster.max_live_parameters": live}, replace(setup, zero=setup.zero.within(live))
 
 
 def single_changes(setup: Setup, sharded: Setup, needs: Needs, room: float, *, smallest: int) -> list[Change]:
@@ -74,7 +86,7 @@ def combined_change(setup: Setup, sharded: Setup, needs: Needs, room: float, *, 
     """The first that fits of: all switches, then a smaller pack, else more workers and then a smaller pack. None when nothing does."""
     keys: dict[str, Any] = {}
     current = setup
-    for _ in range(3):  # each switch changes what the next one sees
+    for _ in range(4):  # each switch changes what the next one sees
         for changed_keys, changed in _switches(current, sharded):
             if changed_keys.keys() - keys.keys():
                 keys, current = keys | changed_keys, changed

@@ -3,7 +3,7 @@
 Letters: T rows of a pack, h width, i inner width of the MLP, q = heads * head width, k = kv heads * head width, b bytes a number.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.flex import padded_length
@@ -22,6 +22,10 @@ class Zero:
     reuse: int = 0  # a gathered parameter stays for its next use within this many elements
     prefetch: int = 0
     bucket: int = 0  # of gradients
+
+    def within(self, live: int) -> "Zero":
+        """The same with at most so many elements kept or fetched ahead (engine/settings.py)."""
+        return replace(self, reuse=min(self.reuse, live), prefetch=min(self.prefetch, live))
 
 
 @dataclass(frozen=True)

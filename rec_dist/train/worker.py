@@ -74,6 +74,7 @@ def set_up(
         bf16=task.dtype == torch.bfloat16,
         max_grad_norm=config.optimizer.max_grad_norm,
         hidden_size=task.width,
+        max_live_parameters=config.cluster.max_live_parameters,
     )
     with sharded_loading(settings):
         module = task.build_module()

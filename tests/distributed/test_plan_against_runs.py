@@ -29,12 +29,14 @@ def model_135m(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) ->
 def predicted(folder: Path, config: Any, *, stage: int, workers: int) -> tuple[int, int]:
     """(bytes of parameters that a rank holds, bytes of all)."""
     from rec_dist.models.architecture import count_parameters, read_architecture
-    from rec_dist.pipeline.plan_inputs import zero_of
+    from rec_dist.pipeline.plan_inputs import engine_settings, zero_of
     from rec_dist.planning.memory import held_parameters
     from rec_dist.tasks.pieces import lora_spec
 
     parameters = count_parameters(folder, lora_spec(config))
-    zero = zero_of(stage, width=read_architecture(folder).width, bf16=False)
+    settings = engine_settings(config, width=read_architecture(folder).width, bf16=False)
+    assert settings.zero_stage == stage
+    zero = zero_of(settings, keeps=True)
     return 4 * held_parameters(parameters, zero, workers), 4 * parameters.total
 
 
