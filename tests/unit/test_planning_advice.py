@@ -7,7 +7,7 @@ import pytest
 
 from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.size import WeightCount
-from rec_dist.planning.advice import combined_change, largest_pack, single_changes
+from rec_dist.planning.advice import combined_change, largest_pack, single_changes, smallest_live
 from rec_dist.planning.memory import Setup, Zero, memory
 
 SHAPE = Architecture(width=1024, inner=4096, layers=8, heads=16, kv_heads=4, head_dim=64, vocabulary=32000, max_positions=None)
@@ -70,6 +70,17 @@ def test_the_keys_are_what_changed() -> None:
     assert both.keys["model.attention"] == "flex" and both.setup.flex
     assert both.keys.get("train.tokens_per_pack", start.tokens_per_pack) == both.setup.tokens_per_pack
     assert both.keys.get("cluster.num_workers", start.workers) == both.setup.workers
+
+
+def test_fewer_live_parameters_are_advised_where_they_make_it_fit() -> None:
+    start = setup(zero=STAGE_3)
+    live = smallest_live(start)
+    assert live == 2 * PARAMETERS.head  # a module in use and one on its way
+    bounded = replace(start, zero=start.zero.within(live))
+    assert needs(bounded) < needs(start)
+    changes = single_changes(start, start, needs, needs(bounded), smallest=SMALLEST)
+    assert {"cluster.max_live_parameters": live} in [change.keys for change in changes]
+    assert smallest_live(bounded) is None and smallest_live(replace(start, workers=1)) is None
 
 
 def test_nothing_is_advised_where_nothing_helps() -> None:
