@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
             "embed": "RUN_DIR or CONFIG.yaml",
             "merge": "RUN_DIR",
             "verify": "DATA_DIR, URI or RUN_DIR",
-            "status": "RUN_DIR",
+            "status": "RUN_DIR or URI",
         }
         target = targets.get(name, "CONFIG.yaml")
         command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
@@ -235,16 +235,17 @@ def _run(parsed: argparse.Namespace) -> int:
     from rec_dist.pipeline import commands
     from rec_dist.pipeline.chain import run_pipeline
     from rec_dist.pipeline.status import status
+    from rec_dist.pipeline.train import train
 
     command, target, overrides = parsed.command, Path(parsed.target), getattr(parsed, "overrides", [])
+    if command == "run":
+        return run_pipeline(target, overrides, log=_log)
     if command == "prepare":
         commands.prepare(load_config(target, overrides), log=_log)
     elif command == "train":
-        commands.train(load_config(target, overrides), log=_log)
+        train(load_config(target, overrides), log=_log)
     elif command == "evaluate":
         commands.evaluate(target, overrides, log=_log)
-    elif command == "status":
-        status(target)
     else:
-        return run_pipeline(target, overrides, log=_log)
+        status(parsed.target)
     return 0
