@@ -1,7 +1,7 @@
 """The run directory: the one place where a run's configuration, numbers and messages lie, and how others follow it.
 
-config.yaml and config.json (the same), environment.json, metrics.jsonl (append only), evaluation.json, log.txt, progress.json
-(where it stands), stop (a request), finished.json (written last), checkpoints/, reference/, reference-valid/, model/, predictions.arrow.
+config.yaml and config.json (the same), environment.json, metrics.jsonl (append only), evaluation.json, log.txt, progress.json,
+stop (a request), finished.json (written last), checkpoints/, reference/, reference-valid/, model/, predictions.arrow.
 """
 
 import json
