@@ -110,6 +110,10 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy(
     assert child.wait() == 0, child.err
     assert "is finished (300 steps); nothing to do" in child.err
     assert weights(tmp_path / "third") == weights(whole)
+    shutil.rmtree(tmp_path / "third")
+    words = ["submit", str(tmp_path / "third.yaml"), "--to", "slurm"]
+    child = start(main, words, folder=tmp_path / "submit-out", environment=CREDENTIALS)
+    assert (child.wait(), child.err) == (0, "checkpoint.mirror holds the finished run; nothing to do\n")
 
 
 def _status(place: str, folder: Path) -> tuple[int, str]:
