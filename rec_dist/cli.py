@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rec_dist import __version__
@@ -18,7 +18,7 @@ from rec_dist.runtime.errors import (
     UserError,
     WorkerFailedError,
 )
-from rec_dist.runtime.quiet import quieten
+from rec_dist.runtime.quiet import quieten, uncollected
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
 
@@ -133,7 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parse(arguments)
-        quieten()
         own = {
             "profile": _profile,
             "plan": _plan,
@@ -143,7 +142,9 @@ def _main(arguments: Sequence[str] | None) -> int:
             "embed": _embed,
             "export": _export,
         }
-        return own.get(parsed.command, _run)(parsed)
+        with uncollected() if parsed.command == "plan" else nullcontext():
+            quieten()
+            return own.get(parsed.command, _run)(parsed)
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
         return EXIT_USER
