@@ -24,7 +24,6 @@ from rec_dist.evaluate.protocol import Question, ask
 from rec_dist.models.assemble import build_model
 from rec_dist.models.scorer import Scorer, check_forks
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import read_object
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
@@ -102,13 +101,7 @@ def questions_of(config: RunConfig, data: PreparedData) -> list[Question]:
 
 
 def build_checked_builder(config: RunConfig, job: EvaluateJob, data: PreparedData) -> PromptBuilder:
-    """The prompt builder.
-
-    UserError: a saved model was trained with another, the list shown cannot be the one asked, or results on other data than the
-    run's own would lie in its directory, where nothing says so.
-    """
-    if job.saved is not None and job.saved.parent == Path(job.output_dir):
-        _check_own_data(job.saved.parent, data)
+    """The prompt builder. UserError: a saved model was trained with another, or the list shown cannot be the one asked."""
     if config.prompt.candidates == "listed" and config.evaluate.num_candidates != config.prompt.num_candidates:
         raise UserError(
             f"evaluate.num_candidates ({config.evaluate.num_candidates}) must equal prompt.num_candidates "
@@ -118,15 +111,6 @@ def build_checked_builder(config: RunConfig, job: EvaluateJob, data: PreparedDat
     if job.saved is not None:
         check_saved(builder, job.saved)
     return builder
-
-
-def _check_own_data(run_dir: Path, data: PreparedData) -> None:
-    path = run_dir / "inputs.json"
-    if path.is_file() and read_object(path, "set evaluate.output_dir").get("data") != data.manifest.fingerprint:
-        raise UserError(
-            f"data.path ({data.location}) holds other data than {run_dir} was trained on; set evaluate.output_dir to a folder for "
-            "these results, so that they do not replace the run's own"
-        )
 
 
 class Trunks:

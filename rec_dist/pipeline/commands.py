@@ -14,27 +14,17 @@ from rec_dist.data.prepared.dataset import PreparedData, open_data
 from rec_dist.data.prepared.manifest import Manifest
 from rec_dist.data.preparing.prepare import prepare as prepare_data
 from rec_dist.data.preparing.upload import prepare_remote
-from rec_dist.evaluate.language import (
-    EvaluateJob,
-    build_checked_builder,
-    clear_parts,
-    evaluate_worker,
-    gather_parts,
-    questions_of,
-)
+from rec_dist.evaluate.language import questions_of
 from rec_dist.evaluate.measure import predictions_of, summarize
-from rec_dist.evaluate.protocol import Question
-from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
 from rec_dist.launch.prepare_on_ray import ray_map
-from rec_dist.launch.workers import launch
 from rec_dist.models.pretrained import resolve_model
+from rec_dist.pipeline.answer import answer, check_data
 from rec_dist.pipeline.train import describe
 from rec_dist.pipeline.watch import watching
 from rec_dist.report.table import ComparisonRow, text_table
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint, is_remote, write_json
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.tasks.recommender import check_catalogue, load_recommender
 from rec_dist.tasks.start import Start, trained
 
 Log = Callable[[str], None]
@@ -55,6 +45,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     config, run, start, saved = _evaluation_target(target, overrides)
     own = run.model == saved  # else the results lie apart from the run that trained, or no run did
     data = open_data(config.data)
+    check_data(config, data, saved, run)
     questions = questions_of(config, data)
     with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         prints = start.fingerprints()
@@ -67,7 +58,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
         else:
             began = time.perf_counter()
             with watching(run):
-                scores, cost = _answer(config, data, questions, start, saved, run)
+                scores, cost = answer(config, data, questions, start, saved, run)
             predictions = predictions_of(questions, scores)
             run.evaluation.unlink(missing_ok=True)  # it must never describe other predictions
             predictions.write(run.path / PREDICTIONS_NAME)
@@ -148,22 +139,3 @@ def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:
         return dict(value["row"]) if value["key"] == key else None
     except (ValueError, TypeError, KeyError):  # damaged: measured again
         return None
-
-
-def _answer(
-    config: RunConfig, data: PreparedData, questions: list[Question], start: Start, saved: Path | None, run: RunDirectory
-) -> tuple[list[Any], dict[str, Any]]:
-    """(scores of each question's candidates, what it cost)."""
-    histories, candidates = [q.history for q in questions], [q.candidates for q in questions]
-    if saved is None and config.evaluate.ranker == "popularity":
-        return PopularityRanker(data.train_counts).score(histories, candidates), {}
-    if config.task.kind == "sequential":
-        model = load_recommender(start.model)
-        check_catalogue(start.model, data)
-        return SequentialRanker(model).score(histories, candidates), {}
-    job = EvaluateJob(config.model_dump(), str(run.path), start, saved)
-    build_checked_builder(config, job, data)  # refused here, before a worker is started
-    clear_parts(run.path)
-    cost = launch(evaluate_worker, job, config.cluster, run)
-    merged = gather_parts(run.path)
-    return [values[: len(c)] for values, c in zip(merged, candidates, strict=True)], cost

@@ -14,7 +14,7 @@ from rec_dist.data.prepared.dataset import PreparedData
 from rec_dist.data.prepared.schema import ITEMS_NAME
 from rec_dist.models.next_item import SHAPES, Recommender, Shape, build_recommender
 from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
-from rec_dist.runtime.files import write_json
+from rec_dist.runtime.files import read_object, write_json
 
 WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
 _OF_EVERY_MODEL = ("model", "num_sampled", "top_h", "init_embeddings")
@@ -81,12 +81,10 @@ def load_recommender(folder: Path) -> Recommender:
 
 
 def check_catalogue(folder: Path, data: PreparedData) -> None:
-    """For a model that load_recommender has read.
-
-    UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items.
-    """
-    saved = json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8")).get("data_fingerprint")
+    """UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items."""
+    saved = read_object(folder / SHAPE_NAME, TRAIN_AGAIN).get("data_fingerprint")
     if saved != data.manifest.fingerprint:
         raise UserError(
-            f"the model in {folder} was trained on another data set than {data.location}; its item ids mean other items there"
+            f"the model in {folder} was trained on another data set than {data.location}; its item ids mean other items there; "
+            "evaluate it on its own, or train one on this"
         )

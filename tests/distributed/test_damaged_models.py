@@ -76,7 +76,7 @@ def test_a_recommender_with_damaged_files(trainer: Any, tmp_path: Path) -> None:
         shutil.copytree(made.path, run)
         path = run / "model" / name
         path.write_bytes(path.read_bytes()[:40])
-        refused(*run_command(tmp_path / "out", "evaluate", run), "damaged sequential model", _WAY_OUT)
+        refused(*run_command(tmp_path / "out", "evaluate", run), "sequential", _WAY_OUT)
 
 
 def test_the_way_out_writes_the_same_model_again(trainer: Any, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""How each kind of model answers the questions of an evaluation, and on which data a saved one may: the same rule for all."""
+
+from pathlib import Path
+from typing import Any
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.evaluate.language import EvaluateJob, build_checked_builder, clear_parts, evaluate_worker, gather_parts
+from rec_dist.evaluate.protocol import Question
+from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
+from rec_dist.launch.workers import launch
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import read_object
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.tasks.recommender import check_catalogue, load_recommender
+from rec_dist.tasks.start import Start
+
+
+def check_data(config: RunConfig, data: PreparedData, saved: Path | None, run: RunDirectory) -> None:
+    """UserError: data on which the model in `saved` has no answers, or whose results would lie in its own run, where nothing says so.
+
+    saved: None for what nothing was trained for, the base model and popularity. run: where results go.
+    """
+    if saved is None:
+        return
+    if config.task.kind == "sequential":
+        check_catalogue(saved, data)
+    trained_on = run.path / "inputs.json"
+    if run.model != saved or not trained_on.is_file():
+        return
+    if read_object(trained_on, "set evaluate.output_dir").get("data") != data.manifest.fingerprint:
+        raise UserError(
+            f"data.path ({data.location}) holds other data than {run.path} was trained on; set evaluate.output_dir to a folder for "
+            "these results, so that they do not replace the run's own"
+        )
+
+
+def answer(
+    config: RunConfig, data: PreparedData, questions: list[Question], start: Start, saved: Path | None, run: RunDirectory
+) -> tuple[list[Any], dict[str, Any]]:
+    """(scores of each question's candidates, what it cost)."""
+    histories, candidates = [q.history for q in questions], [q.candidates for q in questions]
+    if saved is None and config.evaluate.ranker == "popularity":
+        return PopularityRanker(data.train_counts).score(histories, candidates), {}
+    if config.task.kind == "sequential":
+        return SequentialRanker(load_recommender(start.model)).score(histories, candidates), {}
+    job = EvaluateJob(config.model_dump(), str(run.path), start, saved)
+    build_checked_builder(config, job, data)  # refused here, before a worker is started
+    clear_parts(run.path)
+    cost = launch(evaluate_worker, job, config.cluster, run)
+    merged = gather_parts(run.path)
+    return [values[: len(c)] for values, c in zip(merged, candidates, strict=True)], cost
