@@ -29,6 +29,7 @@ from rec_dist.report.table import text_table
 from rec_dist.report.write import Report, StageSummary, read_run, write_report
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json, write_text
+from rec_dist.runtime.output import check_output
 from rec_dist.runtime.run_directory import RunDirectory
 
 EXIT_FAILED = 1
@@ -82,6 +83,7 @@ def run_pipeline(path: Path, overrides: Sequence[str], *, log: Log) -> int:
     config = validate(load_mapping(path, overrides), PipelineConfig, str(path)).pipeline
     _check(config, path)
     folder = Path(config.run_dir).absolute()
+    check_output(folder, "pipeline.run_dir", folder=True, may_exist=True)
     folder.mkdir(parents=True, exist_ok=True)
     records = _Records(folder / "stages.json")
     began = time.perf_counter()

@@ -24,6 +24,7 @@ from rec_dist.pipeline.watch import watching
 from rec_dist.report.table import ComparisonRow, text_table
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint, is_remote, write_json
+from rec_dist.runtime.output import check_output
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.start import Start, trained
 
@@ -44,6 +45,8 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     """
     config, run, start, saved = _evaluation_target(target, overrides)
     own = run.model == saved  # else the results lie apart from the run that trained, or no run did
+    if not own:
+        check_output(run.path, "evaluate.output_dir", folder=True, may_exist=True)
     data = open_data(config.data)
     check_data(config, data, saved, run)
     questions = questions_of(config, data)

@@ -23,6 +23,7 @@ from rec_dist.pipeline.watch import watching
 from rec_dist.runtime.disk import writing
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import lock
+from rec_dist.runtime.output import check_output
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.start import Start
 
@@ -36,10 +37,11 @@ def embed(target: Path, folder: Path, overrides: Sequence[str], *, log: Log) -> 
     target: a finished run directory, or a CONFIG for its base model. UserError: nothing to embed with, or a folder of other things.
     """
     folder = absolute(str(folder))
-    job = _job(target, folder, overrides)
-    prompts, config = ItemPrompts(job), job.parsed()
+    check_output(folder, "FOLDER", folder=True, may_exist=True)
     if holds_other_files(folder, _LOG_NAMES):
         raise UserError(f"{folder} is not empty and holds no item embeddings; name another folder")
+    job = _job(target, folder, overrides)
+    prompts, config = ItemPrompts(job), job.parsed()
     with _locked(folder):
         done = _finished(folder, prompts)
         if done is not None:
@@ -116,8 +118,6 @@ def _locked(folder: Path) -> Iterator[None]:
         held = lock(folder / ".lock")
     except BlockingIOError as fault:
         raise UserError(f"{folder} is in use by another process; wait for it or name another folder") from fault
-    except OSError as fault:
-        raise UserError(f"{folder} cannot hold embeddings: {fault}; name another folder") from fault
     try:
         yield
     except UserError:

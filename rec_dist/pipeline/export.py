@@ -18,6 +18,7 @@ from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.data.sampling.targets import index_targets
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import atomic_path
+from rec_dist.runtime.output import check_output
 
 
 def export_preferences(config: RunConfig, output: Path, *, log: Callable[[str], None]) -> int:
@@ -25,15 +26,7 @@ def export_preferences(config: RunConfig, output: Path, *, log: Callable[[str], 
 
     UserError: prompts that cannot be written as plain text, or an output that cannot be a file or is there already.
     """
-    try:
-        above = next(folder for folder in output.parents if folder.exists())
-        usable = above.is_dir() and not output.is_dir()
-    except (OSError, ValueError) as fault:
-        raise UserError(f"--out ({str(output)[:200]}) is no usable path ({str(fault)[:200]}); name another file") from None
-    if not usable:
-        raise UserError(f"--out ({output}) is a folder, or lies below a file; name another file")
-    if output.exists():
-        raise UserError(f"--out ({output}) exists; name a file that does not")
+    check_output(output, "--out")
     if Manifest.load(config.data.path).kind == PREFERENCES:
         rows = _stored(open_preferences(config.data))
     else:

@@ -16,6 +16,7 @@ from rec_dist.models.pretrained import resolve_model
 from rec_dist.models.soft_prompt import load_soft_prompt
 from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
 from rec_dist.runtime.files import read_object, readable, write_json
+from rec_dist.runtime.output import check_output
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.pieces import read_shape
 from rec_dist.tasks.start import trained
@@ -27,8 +28,7 @@ def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
     run = RunDirectory(run_dir.absolute())
     if not run.config_path.is_file() or run.finished() is None or not run.model.is_dir():
         raise UserError(f"{run_dir} is no finished run; give the run directory of a `rec-dist train` that came to its end")
-    if output.exists():
-        raise UserError(f"{output} exists; name a folder that does not")
+    check_output(output, "FOLDER", folder=True)
     config = load_config(run.config_path, [])
     if config.task.kind == "sequential" or config.adapter.kind == "none":
         what = "a recommender without a language model" if config.task.kind == "sequential" else "a whole model already"
@@ -53,14 +53,10 @@ def _made_whole(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output`, of this process alone; renamed to it at the end, removed after a fault."""
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process that had this number
-    try:
-        partial.mkdir(parents=True)
-    except OSError as fault:
-        raise UserError(f"{output} cannot be made: {fault.strerror}; name a folder that can") from fault
+    partial.mkdir(parents=True)
     try:
         yield partial
-        if output.exists():  # since this began
-            raise UserError(f"{output} exists; name a folder that does not")
+        check_output(output, "FOLDER", folder=True)  # made by another process since this began
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -28,6 +28,7 @@ from rec_dist.planning.step import StepTime, limit, step_time
 from rec_dist.planning.workload import Packs, Workload, pack
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json
+from rec_dist.runtime.output import check_output
 from rec_dist.tasks.build import choose_method
 
 FORMAT = 1
@@ -35,14 +36,11 @@ FORMAT = 1
 
 def plan(config: RunConfig, *, output: Path | None) -> int:
     """Prints the plan and writes its numbers to `output` if given, which must not exist. 0, or 1 when the run does not fit."""
+    if output is not None:
+        check_output(output, "--json")
     report = make_plan(config)
     if output is not None:
-        try:
-            if output.exists():
-                raise UserError(f"--json ({output}) exists; give the path of a file that does not")
-            write_json(output, report)
-        except OSError as fault:
-            raise UserError(f"--json ({output}) cannot be written: {fault.strerror}; give the path of a file") from fault
+        write_json(output, report)
     print("\n".join(text_table(report)), flush=True)
     return 0 if report["memory"]["fits"] else 1
 

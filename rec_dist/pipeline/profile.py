@@ -20,6 +20,7 @@ from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json
+from rec_dist.runtime.output import check_output
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import build_task
 from rec_dist.train.phases import PHASES
@@ -41,9 +42,10 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float, log: L
         raise UserError(f"--tolerance ({tolerance}) must be 0 or more, a share: 0.05 allows 5 %")
     earlier = read_profile(against) if against is not None else None
     config = _shortened(pinned(config))
+    run = RunDirectory(_output_dir(config), key="profile.output_dir")
+    check_output(run.path, "profile.output_dir", folder=True, may_exist=True)
     start = find_start(config)
     build_task(config, start, "cpu")
-    run = RunDirectory(_output_dir(config), key="profile.output_dir")
     with _kept_for_profiles(run):
         with watching(run):
             job = TrainJob(config.model_dump(), str(run.path), start)

@@ -120,8 +120,13 @@ def test_vectors_that_are_not_finite_are_not_written(tiny_config: Any, tiny_mode
 def test_merge_makes_a_folder_or_nothing(trainer: Any, tmp_path: Path) -> None:
     run = trainer.once("task.kind=sft")
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    refused(*run_command(tmp_path / "out", "merge", run.path, tmp_path / "file" / "served"), "cannot be made", "name a folder")
-    refused(*run_command(tmp_path / "out", "merge", run.path, "/proc/no/served"), "cannot be made")
+    refused(
+        *run_command(tmp_path / "out", "merge", run.path, tmp_path / "file" / "served"),
+        "FOLDER (",
+        "lies below",
+        "choose another folder",
+    )
+    refused(*run_command(tmp_path / "out", "merge", run.path, "/proc/no/served"), "FOLDER (/proc/no/served)", "cannot be written")
     own = tmp_path / "served.tmp"  # a folder of the user's, whatever its name
     own.mkdir()
     (own / "thesis.txt").write_text("x", encoding="utf-8")

@@ -186,6 +186,34 @@ def test_embed(case: Case, overrides: list[str], names: tuple[str, ...]) -> None
     case.refuses("embed", case.file, case.folder / "items", *overrides, names=names)
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["plan", "--json", "{file}"], "--json"),
+        (["export", "--out", "{file}", "data.path=nowhere"], "--out"),
+        (["embed", "{file}", "data.path=nowhere"], "FOLDER"),
+        (["profile", "profile.output_dir={file}", "data.path=nowhere"], "profile.output_dir"),
+        (["evaluate", "evaluate.output_dir={file}", "data.path=nowhere"], "evaluate.output_dir"),
+        (["prepare", "data.path={file}/x", "data.source=nowhere"], "data.path"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_place_for_results_is_refused_before_anything_is_read(case: Case, words: list[str], key: str) -> None:
+    """Each of these has another mistake as well, which is found when the work begins."""
+    case.refuses(
+        words[0], case.file, *(word.format(file=case.file) for word in words[1:]), names=(f"{key} ({case.file}", "choose a")
+    )
+
+
+def test_a_pipeline_that_has_no_place(case: Case) -> None:
+    path = case.folder / "pipeline.yaml"
+    stage = {"name": "a", "do": "evaluate", "target": "config.yaml"}
+    path.write_text(
+        yaml.safe_dump({"pipeline": {"title": "T", "run_dir": f"{path}/report", "stages": [stage]}}), encoding="utf-8"
+    )
+    case.refuses("run", path, names=("pipeline.run_dir", "lies below", "choose another folder"))
+
+
 def test_embed_keeps_out_of_a_folder_of_other_things(case: Case) -> None:
     (case.folder / "items").mkdir()
     (case.folder / "items" / "thesis.txt").write_text("x", encoding="utf-8")
@@ -370,6 +398,8 @@ def test_a_finished_run_that_was_damaged_or_is_to_go_on(case: Case) -> None:
     assert code == 0, child.err
     names = ("train.max_steps", f"train.init_from={case.run_dir}", "another train.run_dir")
     case.refuses("train", case.file, "train.max_steps=9", names=names)
+    case.refuses("merge", case.run_dir, case.file, names=(f"FOLDER ({case.file}) is no folder", "choose another folder"))
+    case.refuses("merge", case.run_dir, case.run_dir, names=(f"FOLDER ({case.run_dir}) exists", "choose a folder that does not"))
     weights = next((case.run_dir / "model").glob("*.safetensors"))
     weights.rename(case.folder / "elsewhere")
     case.refuses("evaluate", case.run_dir, names=("model holds no weights", "remove finished.json", "rec-dist train"))

@@ -21,9 +21,10 @@ from rec_dist.data.preparing.preferences import check_settings, prepare_preferen
 from rec_dist.data.preparing.rules import Log
 from rec_dist.data.preparing.sources import resolve_source
 from rec_dist.data.readers import FileSet, find_files, open_source
-from rec_dist.runtime.disk import disk_fault, writing
+from rec_dist.runtime.disk import writing
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import fingerprint, lock
+from rec_dist.runtime.output import check_output
 
 # prepare_on=auto: sources of this size or more go through Ray. In memory, 128 MiB of text are about 4 million rows, 1.3 GB and
 # 8 s; Ray takes 20-30 s to start. A packed file counts five times its size.
@@ -45,7 +46,8 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
             "nothing to train on; keep their sum below 1."
         )
     target = Path(config.path).expanduser().absolute()
-    check_target(target)
+    if not os.path.exists(target):  # else what lies there is kept or refused by what it holds; that takes no writing
+        check_output(target, "data.path", folder=True)
     found = find_files(resolve_source(config.source, log), config.format)
     before = [_state(path) for path in found.files]
     sources = [describe_file(path, 0) for path in found.files]
@@ -60,14 +62,7 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as fault:
-        if disk_fault(fault) is not None:
-            raise
-        raise UserError(
-            f"data.path ({target}): no folder can be made there ({fault.strerror}); choose another data.path."
-        ) from None
+    temporary.mkdir(parents=True)
     work, held = temporary.with_suffix(".work"), _clear_and_hold(target, temporary.with_suffix(".lock"))
     try:
         with writing(target):  # so that a full disk is named with its place
@@ -107,23 +102,6 @@ def _clear_and_hold(target: Path, own: Path) -> int | None:
     except OSError:
         own.unlink(missing_ok=True)
         return None
-
-
-def check_target(target: Path) -> None:
-    """UserError: data.path is no path at which a folder can be made."""
-    shown = str(target)[:200]
-    try:
-        dangling = target.is_symlink() and not target.exists()
-        above = next(folder for folder in target.parents if folder.exists() or folder.is_symlink())
-        usable = above.is_dir()
-    except (OSError, ValueError) as fault:
-        raise UserError(f"data.path ({shown}) is no usable path ({str(fault)[:200]}); choose another data.path.") from None
-    if "\0" in shown:
-        raise UserError(f"data.path ({shown!r}) holds a NUL character; choose another data.path.")
-    if not usable:
-        raise UserError(f"data.path ({shown}) lies below {above}, which is no folder; choose another data.path.")
-    if dangling:
-        raise UserError(f"data.path ({shown}) is a link to nothing; remove it or choose another data.path.")
 
 
 def _state(path: Path) -> tuple[int, ...] | None:

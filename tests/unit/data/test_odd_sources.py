@@ -323,7 +323,7 @@ def test_a_path_that_cannot_hold_a_folder_is_refused(name, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     before = sorted(path.name for path in tmp_path.iterdir())
     config = DataConfig(source=str(tmp_path / "a.csv"), path=str(tmp_path / name), split="leave_one_out")
-    with pytest.raises(UserError, match=r"data.path .*choose another data.path"):
+    with pytest.raises(UserError, match=r"data.path .*choose another folder"):
         prepare(config, log=lambda line: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

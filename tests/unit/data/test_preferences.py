@@ -234,7 +234,7 @@ def test_an_export_that_has_no_place_is_refused(output, tmp_path, tiny_config):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
-    with pytest.raises(UserError, match=r"--out .*; name another file"):
+    with pytest.raises(UserError, match=r"--out .*; choose another file"):
         export_preferences(config, tmp_path / output, log=lambda line: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
@@ -243,6 +243,6 @@ def test_an_export_writes_over_no_file(tmp_path, tiny_config):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("years of work")
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
-    with pytest.raises(UserError, match=r"--out .*rows.jsonl\) exists; name a file that does not"):
+    with pytest.raises(UserError, match=r"--out .*rows.jsonl\) exists; choose a file that does not"):
         export_preferences(config, rows, log=lambda line: None)
     assert rows.read_text() == "years of work"
