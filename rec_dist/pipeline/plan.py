@@ -14,7 +14,6 @@ from rec_dist.pipeline.plan_inputs import (
     Length,
     engine_settings,
     hardware_of,
-    online_reference,
     run_length,
     setup_of,
     workload_of,
@@ -29,7 +28,6 @@ from rec_dist.planning.workload import Packs, Workload, pack
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_json
 from rec_dist.runtime.output import check_output
-from rec_dist.tasks.build import choose_method
 
 FORMAT = 1
 
@@ -65,9 +63,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     setup = setup_of(config, cluster)
     hardware = hardware_of(cluster, workers=setup.workers, bf16=setup.element == 2)
     packs = pack(workload, tokens_per_pack=setup.tokens_per_pack, workers=setup.workers, flex=setup.flex)
-    reference = choose_method(config).needs_reference
-    online = online_reference(config)
-    time = step_time(setup, hardware, packs, workload, overlap=config.plan.overlap, online_reference=online)
+    time = step_time(setup, hardware, packs, workload, overlap=config.plan.overlap)
     room = _memory(config, setup, hardware, smallest=ceil(workload.rows))
     return {
         "format": FORMAT,
@@ -78,7 +74,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         "workload": _workload(workload, packs, setup),
         "step": _step(time, workload, peak=hardware.flops / cluster.achievable_fraction)
         | {"limit": limit(time, fits=room["fits"], link=hardware.link[1])},
-        "run": _run(length, time, setup.workers, cached=reference and not online),
+        "run": _run(length, time, setup.workers, cached=setup.reference == "cached"),
     }
 
 
@@ -94,7 +90,7 @@ def _memory(config: RunConfig, setup: Setup, hardware: Hardware, *, smallest: in
     both: Change | None = None
     if total > hardware.memory:
         settings = engine_settings(config, width=setup.shape.width, bf16=setup.element == 2)
-        sharded = replace(setup, zero=zero_of(replace(settings, zero_stage=3), keeps=not online_reference(config)))
+        sharded = replace(setup, zero=zero_of(replace(settings, zero_stage=3), reference=setup.reference))
         singles = single_changes(setup, sharded, needs, hardware.memory, smallest=smallest)
         both = None if singles else combined_change(setup, sharded, needs, hardware.memory, smallest=smallest)
     return {

@@ -48,11 +48,12 @@ def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
     parameters = count_parameters(folder, lora_spec(config))
     if parameters.work is None:
         raise UserError(f"{folder} describes a mixture of experts, which is not planned; choose a dense decoder such as Llama")
+    reference = config.task.reference if choose_method(config).needs_reference else "none"
     bf16 = cluster.gpu if config.model.dtype == "auto" else config.model.dtype == "bfloat16"
     return Setup(
         shape=shape,
         parameters=parameters,
-        zero=zero_of(engine_settings(config, width=shape.width, bf16=bf16), keeps=not online_reference(config)),
+        zero=zero_of(engine_settings(config, width=shape.width, bf16=bf16), reference=reference),
         workers=workers,
         element=2 if bf16 else 4,
         tokens_per_pack=config.train.tokens_per_pack,
@@ -60,6 +61,7 @@ def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
         checkpointing=config.model.activation_checkpointing,
         rank=config.adapter.rank if config.adapter.kind == "lora" else 0,
         on_gpu=cluster.gpu,
+        reference=reference,
     )
 
 
@@ -79,11 +81,6 @@ def _model_folder(config: RunConfig) -> Path:
     return folder
 
 
-def online_reference(config: RunConfig) -> bool:
-    """Whether every pack is scored by the reference just before it trains."""
-    return config.task.reference == "online" and choose_method(config).needs_reference
-
-
 def engine_settings(config: RunConfig, *, width: int, bf16: bool) -> EngineSettings:
     """What a worker would give its engine."""
     return EngineSettings(
@@ -95,12 +92,13 @@ def engine_settings(config: RunConfig, *, width: int, bf16: bool) -> EngineSetti
     )
 
 
-def zero_of(settings: EngineSettings, *, keeps: bool) -> Zero:
-    """What the engine would tell DeepSpeed.
+def zero_of(settings: EngineSettings, *, reference: str) -> Zero:
+    """What the engine would tell DeepSpeed. reference: as planning.memory.Setup.
 
-    keeps: whether layers stay gathered from a forward pass to its backward pass. With an online reference none do: DeepSpeed knows
-    what is used again from the order of modules in the pass before, and a forward pass without a backward one begins that record anew.
+    With an online one no layer stays gathered from a forward pass to its backward pass: DeepSpeed knows what is used again from the
+    order of modules in the pass before, and a forward pass without a backward one begins that record anew.
     """
+    keeps = reference != "online"
     zero = deepspeed_config(settings)["zero_optimization"]
     return Zero(
         stage=settings.zero_stage,

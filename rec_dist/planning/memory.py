@@ -30,7 +30,10 @@ class Zero:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that decides the memory of a device. element: bytes a number (2 bfloat16, 4 float32). rank: of the adapter, or 0."""
+    """Everything that decides the memory of a device. element: bytes a number (2 bfloat16, 4 float32). rank: of the adapter, or 0.
+
+    reference: none, cached or online; online, every pack is scored once more just before it trains.
+    """
 
     shape: Architecture
     parameters: Parameters
@@ -42,6 +45,7 @@ class Setup:
     checkpointing: bool
     rank: int
     on_gpu: bool
+    reference: str = "none"
 
     @property
     def flex(self) -> bool:

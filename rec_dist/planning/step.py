@@ -89,9 +89,7 @@ def reduce_seconds(setup: Setup, hardware: Hardware, packs: int) -> float:
     return (packs if zero.stage >= 2 else 1) * once + (once if zero.stage < 3 else 0.0)
 
 
-def step_time(
-    setup: Setup, hardware: Hardware, packs: Packs, workload: Workload, *, overlap: float, online_reference: bool
-) -> StepTime:
+def step_time(setup: Setup, hardware: Hardware, packs: Packs, workload: Workload, *, overlap: float) -> StepTime:
     """Of one step. overlap: share of the gathers that may hide behind compute; reductions never do (overlap_comm is off)."""
     work = setup.parameters.work
     assert work is not None, "experts are refused before"
@@ -102,7 +100,7 @@ def step_time(
     hidden = min(overlap * gather, compute)
     alone = forward / hardware.flops
     reference = alone + packs.count * first - min(overlap * packs.count * first, alone)
-    seconds = compute + gather + reduce - hidden + (reference if online_reference else 0.0)
+    seconds = compute + gather + reduce - hidden + (reference if setup.reference == "online" else 0.0)
     return StepTime(compute, gather, reduce, hidden, reference, seconds, once)
 
 

@@ -36,7 +36,7 @@ def predicted(folder: Path, config: Any, *, stage: int, workers: int) -> tuple[i
     parameters = count_parameters(folder, lora_spec(config))
     settings = engine_settings(config, width=read_architecture(folder).width, bf16=False)
     assert settings.zero_stage == stage
-    zero = zero_of(settings, keeps=True)
+    zero = zero_of(settings, reference="none")
     return 4 * held_parameters(parameters, zero, workers), 4 * parameters.total
 
 

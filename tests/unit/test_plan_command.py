@@ -80,6 +80,10 @@ def test_an_online_reference_lets_no_layer_stay_gathered() -> None:
     assert cached["memory"]["parts"]["gathered layers"] >= 2 * (500_000_000 + 50_000_000) > 0
     assert online["memory"]["parts"]["gathered layers"] == 2 * (128_256 * 2048 + 50_000_000)
     assert online["step"]["gather_seconds"] > cached["step"]["gather_seconds"]
+    assert cached["run"]["reference_seconds"] > 0 == online["run"]["reference_seconds"]
+    none = planned(small, "task.kind=sft", "task.reference=online")  # a method without one, whatever the key says
+    assert none["memory"]["parts"]["gathered layers"] == cached["memory"]["parts"]["gathered layers"]
+    assert none["run"]["reference_seconds"] == 0
 
 
 def test_what_does_not_fit_comes_with_changes_that_do() -> None:

@@ -118,7 +118,7 @@ def test_a_step_by_hand() -> None:
     work = Workload(groups=8, targets=1, negatives=0, prompt=91, completion=10)
     packs = Packs(count=1, rows=1000.0, trunks=1.0, fill=1.0)
     hardware = replace(NODE, device_latency=0.0, network_latency=0.0)
-    time = step_time(SETUP, hardware, packs, work, overlap=0.5, online_reference=False)
+    time = step_time(SETUP, hardware, packs, work, overlap=0.5)
     pairs = work.pairs + 128 * 100
     once = 1000 * (4 * 60 + 6 * 40) + 10 * 4 * 100 + 3 * 4 * 8 * 2 * pairs
     assert time.flops == pytest.approx(once)
@@ -126,17 +126,18 @@ def test_a_step_by_hand() -> None:
     assert time.gather == pytest.approx(7 / 8 * 600 / 400e9)
     assert time.hidden == pytest.approx(time.gather / 2)
     assert time.seconds == pytest.approx(time.compute + time.reduce + time.gather / 2)
-    online = step_time(SETUP, hardware, packs, work, overlap=0.5, online_reference=True)
+    online = step_time(replace(SETUP, reference="online"), hardware, packs, work, overlap=0.5)
     assert online.seconds == pytest.approx(time.seconds + time.reference)
-    again = step_time(replace(SETUP, checkpointing=True), hardware, packs, work, overlap=0.5, online_reference=False)
+    assert step_time(replace(SETUP, reference="cached"), hardware, packs, work, overlap=0.5) == time
+    again = step_time(replace(SETUP, checkpointing=True), hardware, packs, work, overlap=0.5)
     assert again.compute - time.compute == pytest.approx((2 * 1000 * 100 + 4 * 8 * 2 * pairs) / 1e12)
 
 
 def test_what_limits() -> None:
     work = Workload(groups=8, targets=1, negatives=0, prompt=91, completion=10)
     packs = Packs(count=1, rows=1000.0, trunks=1.0, fill=1.0)
-    fast = step_time(SETUP, replace(NODE, flops=1e18), packs, work, overlap=0.5, online_reference=False)
-    slow = step_time(SETUP, replace(NODE, flops=1e9), packs, work, overlap=0.5, online_reference=False)
+    fast = step_time(SETUP, replace(NODE, flops=1e18), packs, work, overlap=0.5)
+    slow = step_time(SETUP, replace(NODE, flops=1e9), packs, work, overlap=0.5)
     assert limit(slow, fits=True, link="network") == "compute"
     assert limit(fast, fits=True, link="network") == "network"
     assert limit(fast, fits=True, link="node") == "links within the node"
