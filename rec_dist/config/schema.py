@@ -297,7 +297,7 @@ class PlanConfig(Section):
     cluster: str | None = Field(None, description="Cluster file, such as configs/clusters/8xh100.yaml; plan needs one.")
     model: str | None = Field(None, description="Folder whose config.json is planned with; None: model.path.")
     prompt_tokens: float | None = Field(
-        None, ge=1, description="Mean tokens of a prompt; None: 16 + items of history * plan.completion_tokens."
+        None, ge=1, description="Mean tokens of a prompt; None: 16 + prompt.num_virtual + items shown * plan.completion_tokens."
     )
     completion_tokens: float = Field(10.0, gt=1, description="Mean tokens of a title with what frames it.")
     overlap: float = Field(0.5, ge=0, le=1, description="Share of ZeRO-3's gathers that hides behind compute: an assumption.")

@@ -15,6 +15,7 @@ from torch import Tensor
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import WeightCount, count_weights
+from rec_dist.models.soft_prompt import add_soft_prompt
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.quiet import quieten_loaded
 from rec_dist.stream.grouped import GroupedStream
@@ -93,10 +94,10 @@ def read_architecture(folder: Path) -> Architecture:
     )
 
 
-def count_parameters(folder: Path, adapter: LoraSpec | None) -> Parameters:
+def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0) -> Parameters:
     """Builds the model of folder/config.json without storage, with the adapter if any, and counts.
 
-    Raises UserError as training does.
+    num_virtual: soft prompt vectors that train before it, and it is frozen. Raises UserError as training does.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -111,6 +112,10 @@ def count_parameters(folder: Path, adapter: LoraSpec | None) -> Parameters:
     if head is None:
         raise UserError(f"{folder} describes a model without a language-model head; choose a decoder such as Llama")
     tied = head.weight is model.get_input_embeddings().weight
+    if num_virtual:
+        embedding = add_soft_prompt(model, torch.empty(num_virtual, head.weight.shape[1], device="meta"))
+        model.requires_grad_(False)
+        embedding.prompt.requires_grad_(True)
     if adapter is not None:
         with torch.device("meta"):
             model = add_lora(model, adapter, seed=0, weights=None, keep_reference=False)

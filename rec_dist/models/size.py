@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from rec_dist.models.scorer import REFERENCE_ADAPTER, Scorer
+from rec_dist.models.soft_prompt import SoftPromptEmbedding
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ def count_weights(module: nn.Module) -> WeightCount | None:
     base: Any = module._base[0]
     head = base.get_output_embeddings()
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
+    embeddings |= {id(layer.prompt) for layer in module.modules() if isinstance(layer, SoftPromptEmbedding)}
     frozen = training = 0
     for name, parameter in module.named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)

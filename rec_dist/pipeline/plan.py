@@ -45,26 +45,21 @@ def plan(config: RunConfig, *, output: Path | None) -> int:
 
 def make_plan(config: RunConfig) -> dict[str, Any]:
     """The numbers of the plan. Raises UserError for what is missing."""
-    if config.task.kind == "sequential":
-        raise UserError("task.kind=sequential is a small model that fits anywhere; plan is for language models")
-    if config.adapter.kind == "soft_prompt":
-        raise UserError("adapter.kind=soft_prompt is not planned yet; plan the stage after it, which needs more memory")
-    if config.plan.cluster is None:
-        raise UserError("plan.cluster is not set; give a cluster file such as configs/clusters/8xh100.yaml")
-    cluster = load_cluster(Path(config.plan.cluster))
+    cluster = load_cluster(_plannable(config))
     length = run_length(config)
     workload = workload_of(config, length.history)
-    if workload.rows > config.train.tokens_per_pack:
+    if workload.unit > config.train.tokens_per_pack:
+        whole = "one trunk" if workload.prompts == 1 else f"the {workload.prompts} trunks of a group"
         raise UserError(
-            f"train.tokens_per_pack ({config.train.tokens_per_pack}) is smaller than one trunk of mean length "
-            f"({workload.rows:.0f} tokens); raise it, lower prompt.max_history, negatives.num or train.targets_per_trunk, or set "
+            f"train.tokens_per_pack ({config.train.tokens_per_pack}) is smaller than {whole} of mean length "
+            f"({workload.unit:.0f} tokens); raise it, lower prompt.max_history, negatives.num or train.targets_per_trunk, or set "
             "plan.prompt_tokens and plan.completion_tokens to the means of your data"
         )
     setup = setup_of(config, cluster)
     hardware = hardware_of(cluster, workers=setup.workers, bf16=setup.element == 2)
     packs = pack(workload, tokens_per_pack=setup.tokens_per_pack, workers=setup.workers, flex=setup.flex)
     time = step_time(setup, hardware, packs, workload, overlap=config.plan.overlap)
-    room = _memory(config, setup, hardware, smallest=ceil(workload.rows))
+    room = _memory(config, setup, hardware, smallest=ceil(workload.unit))
     return {
         "format": FORMAT,
         "cluster": {**cluster.model_dump(), "workers": setup.workers, "nodes_used": hardware.nodes},
@@ -76,6 +71,23 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         | {"limit": limit(time, fits=room["fits"], link=hardware.link[1])},
         "run": _run(length, time, setup.workers, cached=setup.reference == "cached"),
     }
+
+
+def _plannable(config: RunConfig) -> Path:
+    """The cluster file. UserError: a run that is not planned, with what to do in its place, or no cluster."""
+    kind = config.task.kind
+    if kind == "sequential":
+        raise UserError("task.kind=sequential is a small model that fits anywhere; plan is for language models")
+    if kind == "p2rec_reconstruct":
+        raise UserError(
+            "task.kind=p2rec_reconstruct has no completions to count; plan it with task.kind=sft and train.max_steps = epochs * users "
+            "/ train.groups_per_step: the same model, adapter and prompts, and the head's work besides"
+        )
+    if config.adapter.kind == "soft_prompt" and kind != "delrec_distill":
+        raise UserError(f"adapter.kind=soft_prompt trains under task.kind=delrec_distill, not {kind}; set adapter.kind=lora")
+    if config.plan.cluster is None:
+        raise UserError("plan.cluster is not set; give a cluster file such as configs/clusters/8xh100.yaml")
+    return Path(config.plan.cluster)
 
 
 def _memory(config: RunConfig, setup: Setup, hardware: Hardware, *, smallest: int) -> dict[str, Any]:
@@ -114,7 +126,7 @@ def _model(config: RunConfig, setup: Setup) -> dict[str, Any]:
     return {
         "path": config.plan.model or config.model.path,
         "parameters": parameters.total,
-        "base_parameters": parameters.total - (parameters.trainable if setup.rank else 0),
+        "base_parameters": parameters.total - (parameters.trainable if setup.rank or setup.soft_prompt else 0),
         "trainable": parameters.trainable,
         "tied_embeddings": parameters.tied,
         "dtype": "bfloat16" if setup.element == 2 else "float32",
@@ -136,7 +148,7 @@ def _settings(config: RunConfig, setup: Setup) -> dict[str, Any]:
 
 
 def _workload(workload: Workload, packs: Packs, setup: Setup) -> dict[str, Any]:
-    whole = int(setup.tokens_per_pack // workload.rows) * workload.targets * setup.workers * packs.count
+    whole = int(setup.tokens_per_pack // workload.unit) * workload.targets * setup.workers * packs.count
     return {
         **asdict(workload),
         "trunk_rows": workload.rows,

@@ -22,6 +22,9 @@ from rec_dist.planning.memory import Setup, Zero
 from rec_dist.planning.workload import Workload
 from rec_dist.runtime.errors import UserError
 from rec_dist.tasks.build import choose_method
+from rec_dist.tasks.delrec_build import check_settings
+from rec_dist.tasks.delrec_distill import items_shown
+from rec_dist.tasks.delrec_prompts import FIRST_POSITION
 from rec_dist.tasks.pieces import build_order, lora_spec
 
 _FRAME_TOKENS = 16  # of a prompt beside its history: the instruction and the tail
@@ -45,10 +48,11 @@ def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
     folder = _model_folder(config)
     shape = read_architecture(folder)
     workers = num_workers(config, cluster)
-    parameters = count_parameters(folder, lora_spec(config))
+    trained = config.adapter.kind == "soft_prompt"
+    parameters = count_parameters(folder, lora_spec(config), num_virtual=config.prompt.num_virtual if trained else 0)
     if parameters.work is None:
         raise UserError(f"{folder} describes a mixture of experts, which is not planned; choose a dense decoder such as Llama")
-    reference = config.task.reference if choose_method(config).needs_reference else "none"
+    reference = "none" if trained or not choose_method(config).needs_reference else config.task.reference
     bf16 = cluster.gpu if config.model.dtype == "auto" else config.model.dtype == "bfloat16"
     return Setup(
         shape=shape,
@@ -62,6 +66,7 @@ def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
         rank=config.adapter.rank if config.adapter.kind == "lora" else 0,
         on_gpu=cluster.gpu,
         reference=reference,
+        soft_prompt=trained,
     )
 
 
@@ -145,12 +150,13 @@ def run_length(config: RunConfig) -> Length:
     history = float(config.prompt.max_history)
     if Location(config.data.path).read(MANIFEST_NAME) is not None:
         split = open_data(config.data).split("train")
-        targets = index_targets(split, config.train.targets_per_trunk)
-        if len(targets):
-            order = build_order(config, len(targets))
-            epoch = -(-len(targets) // order.units_per_step)
+        starts = index_targets(split, config.train.targets_per_trunk).starts
+        starts = starts[starts >= FIRST_POSITION] if config.task.kind == "delrec_distill" else starts
+        if len(starts):
+            order = build_order(config, len(starts))
+            epoch = -(-len(starts) // order.units_per_step)
             steps = order.num_steps
-            history = float(np.minimum(targets.starts, config.prompt.max_history).mean())
+            history = float(np.minimum(starts, config.prompt.max_history).mean())
             once = steps if config.negatives.refresh_each_epoch else min(steps, epoch)
             return Length(steps, once, history, f"of the data at {config.data.path}")
     if config.train.max_steps is None:
@@ -166,6 +172,11 @@ def workload_of(config: RunConfig, history: float) -> Workload:
     """Mean lengths, from the keys of plan or estimated from the items of history."""
     completion, listed = config.plan.completion_tokens, config.prompt.candidates == "listed"
     items = history + (config.prompt.num_candidates if listed else 0)
-    prompt = config.plan.prompt_tokens or _FRAME_TOKENS + items * completion
-    train, method = config.train, choose_method(config)
-    return Workload(train.groups_per_step, train.targets_per_trunk, method.num_negatives, prompt, completion)
+    if config.task.kind == "delrec_distill":
+        check_settings(config)
+        shown = items_shown(config.task.delrec)
+        items, negatives, prompts = items + sum(shown) / len(shown), config.negatives.num, len(shown)
+    else:
+        negatives, prompts = choose_method(config).num_negatives, 1
+    prompt = config.plan.prompt_tokens or _FRAME_TOKENS + config.prompt.num_virtual + items * completion
+    return Workload(config.train.groups_per_step, config.train.targets_per_trunk, negatives, prompt, completion, prompts)

@@ -32,7 +32,8 @@ class Zero:
 class Setup:
     """Everything that decides the memory of a device. element: bytes a number (2 bfloat16, 4 float32). rank: of the adapter, or 0.
 
-    reference: none, cached or online; online, every pack is scored once more just before it trains.
+    reference: none, cached or online; online, every pack is scored once more just before it trains. soft_prompt: vectors before the
+    layers train, and nothing else.
     """
 
     shape: Architecture
@@ -46,6 +47,7 @@ class Setup:
     rank: int
     on_gpu: bool
     reference: str = "none"
+    soft_prompt: bool = False
 
     @property
     def flex(self) -> bool:
@@ -110,9 +112,13 @@ def live_elements(parameters: Parameters, zero: Zero) -> int:
 
 
 def gradient_bytes(setup: Setup) -> int:
-    """Whole and in the run's dtype below stage 2; from there a float32 share, since sums over packs are kept in float32."""
+    """Whole and in the run's dtype below stage 2; from there a float32 share, since sums over packs are kept in float32.
+
+    Soft prompts: besides, in float32, the sum of each objective (models/soft_prompt.py).
+    """
     trainable = setup.parameters.trainable
-    return trainable * setup.element if setup.zero.stage < 2 else shard(trainable, setup.workers) * 4
+    of_objectives = 2 * 4 * trainable if setup.soft_prompt else 0
+    return of_objectives + (trainable * setup.element if setup.zero.stage < 2 else shard(trainable, setup.workers) * 4)
 
 
 def optimizer_bytes(setup: Setup) -> int:
@@ -131,18 +137,25 @@ def layer_bytes(setup: Setup) -> int:
         adapter     b * rank           a module that has one
         full        2 * bh             fine-tuning of all weights: the normalised input of each norm's weight
 
+    Before soft prompts no matrix keeps its input, since none trains: without the norms' output, the MLP's product, the full term, and
+    what trunk by trunk is held once more.
+
     s = k under FlexAttention. With a dense mask keys and values are repeated to s = q, and each layer holds the mask as numbers,
     b * T a row. Trunk by trunk s = k on a CPU and q on a GPU, and the output is held once more, laid together: b * q. Equal, byte for
     byte, to what autograd saves on a CPU (tests/unit/test_planning_memory.py).
     """
     shape, b, rows = setup.shape, setup.element, setup.rows
     q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * ((4 + b) * shape.width + 4)
+    inputs = not setup.soft_prompt  # what is kept for the gradient of a matrix, an adapter's or its own
+    norms = 2 * ((4 + b * inputs) * shape.width + 4)
     shared = setup.flex or (setup.attention == "trunkwise" and not setup.on_gpu)
-    attention = b * (2 * q + 2 * (k if shared else q)) + 4 * shape.heads + (b * q if setup.attention == "trunkwise" else 0)
+    attention = (
+        b * (2 * q + 2 * (k if shared else q)) + 4 * shape.heads + (b * q if setup.attention == "trunkwise" and inputs else 0)
+    )
     mask = b * rows if setup.attention == "sdpa" else 0
-    extra = b * setup.rank * setup.parameters.adapted // shape.layers if setup.rank else 2 * b * shape.width
-    return rows * (norms + attention + mask + 4 * b * shape.inner + extra)
+    mlp = (3 + inputs) * b * shape.inner
+    extra = b * setup.rank * setup.parameters.adapted // shape.layers if setup.rank else 2 * b * shape.width * inputs
+    return rows * (norms + attention + mask + mlp + extra)
 
 
 def activation_bytes(setup: Setup) -> int:

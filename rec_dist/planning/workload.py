@@ -10,18 +10,22 @@ from rec_dist.models.flex import padded_length
 
 @dataclass(frozen=True)
 class Workload:
-    """groups of a global step in trunks of `targets` groups, each with `negatives` + 1 completions; lengths are means."""
+    """groups of a global step in trunks of `targets` groups, each with `negatives` + 1 completions; lengths are means.
+
+    prompts: of one group, each on a trunk of its own, which share a pack (DELRec's stage 1: one an objective).
+    """
 
     groups: int
     targets: int
     negatives: int
     prompt: float
     completion: float
+    prompts: int = 1
 
     @property
     def trunks(self) -> int:
         """Trunks of a step."""
-        return self.groups // self.targets
+        return self.groups // self.targets * self.prompts
 
     @property
     def trunk(self) -> float:
@@ -37,6 +41,11 @@ class Workload:
     def rows(self) -> float:
         """Rows of a trunk with its branches."""
         return self.trunk + self.branches
+
+    @property
+    def unit(self) -> float:
+        """Rows that are never parted: of a trunk, or of all prompts of a group."""
+        return self.rows * self.prompts
 
     @property
     def scored(self) -> float:
@@ -61,12 +70,13 @@ class Packs:
 
 
 def pack(workload: Workload, *, tokens_per_pack: int, workers: int, flex: bool) -> Packs:
-    """Whole trunks of the mean length into packs; a multiple of the workers, filled evenly, as the loader does. 0 if none fits."""
-    most = int(tokens_per_pack // workload.rows)
+    """Whole units of the mean length into packs; a multiple of the workers, filled evenly, as the loader does. 0 if none fits."""
+    most = int(tokens_per_pack // workload.unit)
     if most == 0:
         return Packs(0, 0.0, 0.0, 0.0)
-    count = -(-workload.trunks // (most * workers))
-    trunks = -(-workload.trunks // (count * workers))
+    units = workload.trunks // workload.prompts
+    count = -(-units // (most * workers))
+    trunks = -(-units // (count * workers)) * workload.prompts
     rows = float(padded_length(0, tokens_per_pack)) if flex else trunks * workload.rows
     fill = workload.trunks * workload.rows / (count * workers * tokens_per_pack)
     return Packs(count, rows, float(trunks), fill)

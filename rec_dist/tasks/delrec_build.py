@@ -23,7 +23,7 @@ _RANDOM_LISTS = 2  # a stream of draws beside those of the objectives
 
 def build_distill_task(config: RunConfig, start: Start, device: str) -> DelrecDistillTask:
     """The task on the training split of data.path, checked: what would fail later raises UserError here."""
-    _check_settings(config)
+    check_settings(config)
     data, settings = open_data(config.data), config.task.delrec
     split = data.split("train")
     every = index_targets(split, 1)
@@ -51,7 +51,8 @@ def build_distill_task(config: RunConfig, start: Start, device: str) -> DelrecDi
     return task
 
 
-def _check_settings(config: RunConfig) -> None:
+def check_settings(config: RunConfig) -> None:
+    """UserError: settings that stage 1 cannot take, or that have no effect on it."""
     task, prompt, num = config.task.delrec, config.prompt, config.negatives.num
     faults = {
         f"adapter.kind={config.adapter.kind} would train more than soft prompts; set adapter.kind=soft_prompt": config.adapter.kind

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rec_dist.config.delrec import DelrecConfig
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit
 from rec_dist.data.prompts.builder import PromptBuilder
@@ -34,6 +35,11 @@ from rec_dist.tasks.pieces import build_order, check_positions
 from rec_dist.tasks.saved import save_run_model
 
 _OBJECTIVES = {"both": (TEMPORAL, PATTERN), "temporal": (TEMPORAL,), "pattern": (PATTERN,)}
+
+
+def items_shown(settings: DelrecConfig) -> list[int]:
+    """How many items the prompt of each objective shows beside the history: an example and t_1, or t_2 .. t_h."""
+    return [3 if objective == TEMPORAL else settings.top_h - 1 for objective in _OBJECTIVES[settings.objectives]]
 
 
 class WeightedChoices(nn.Module):

@@ -33,7 +33,8 @@ def predicted(folder: Path, config: Any, *, stage: int, workers: int) -> tuple[i
     from rec_dist.planning.memory import held_parameters
     from rec_dist.tasks.pieces import lora_spec
 
-    parameters = count_parameters(folder, lora_spec(config))
+    trained = config.prompt.num_virtual if config.adapter.kind == "soft_prompt" else 0
+    parameters = count_parameters(folder, lora_spec(config), num_virtual=trained)
     settings = engine_settings(config, width=read_architecture(folder).width, bf16=False)
     assert settings.zero_stage == stage
     zero = zero_of(settings, reference="none")
@@ -54,6 +55,13 @@ def compare(trainer: Any, model: Path, *changes: str, stage: int, workers: int) 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_tiny_model(trainer: Any, tiny_model_dir: Path, stage: int, workers: int) -> None:
     compare(trainer, tiny_model_dir, "task.kind=sft", stage=stage, workers=workers)
+
+
+@pytest.mark.parametrize(("stage", "workers"), [(0, 1), (3, 2)])
+def test_soft_prompts_before_a_tiny_model(trainer: Any, tiny_model_dir: Path, stage: int, workers: int) -> None:
+    changes = ("adapter.kind=soft_prompt", "prompt.num_virtual=20", "task.delrec.top_h=3", "task.delrec.teacher=random")
+    sizes = ("negatives.num=5", "train.groups_per_step=4", "train.tokens_per_pack=4096", "train.max_steps=2")
+    compare(trainer, tiny_model_dir, "task.kind=delrec_distill", *changes, *sizes, stage=stage, workers=workers)
 
 
 @pytest.mark.slow

@@ -237,7 +237,9 @@ def test_p2rec_without_a_teacher(case: Case, overrides: list[str], names: tuple[
 def test_what_has_no_completions_is_not_planned(case: Case) -> None:
     cluster = Path(__file__).parents[2] / "configs" / "clusters" / "local-cpu.yaml"
     words = ("task.kind=p2rec_reconstruct", f"plan.cluster={cluster}")
-    case.refuses("plan", case.file, *words, names=("task.kind=p2rec_reconstruct", "sdpo"))
+    case.refuses(
+        "plan", case.file, *words, names=("task.kind=p2rec_reconstruct", "plan it with task.kind=sft", "train.max_steps")
+    )
 
 
 def test_a_recommender_is_no_language_model(case: Case) -> None:

@@ -7,6 +7,7 @@ import transformers
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import WeightCount, count_weights
+from rec_dist.models.soft_prompt import add_soft_prompt
 from rec_dist.train.flops import known_peak, recomputed_flops, row_flops, step_flops, token_flops, utilisation
 
 
@@ -79,6 +80,14 @@ def test_the_count_with_an_adapter_and_the_frozen_copy_of_another() -> None:
     assert count_weights(scorer_of(wrapped)) == expected
     wrapped.add_adapter("reference", wrapped.peft_config["default"])  # type: ignore[operator,union-attr,index]
     assert count_weights(scorer_of(wrapped)) == expected
+
+
+def test_soft_prompts_are_looked_up_not_multiplied() -> None:
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, tie_word_embeddings=False))
+    embedding = add_soft_prompt(model, torch.zeros(3, 16))
+    model.requires_grad_(False)
+    embedding.prompt.requires_grad_(True)
+    assert count_weights(scorer_of(model)) == WeightCount(2 * LAYER, 0, 800, False)
 
 
 def test_position_embeddings_are_no_work() -> None:

@@ -86,6 +86,31 @@ def test_an_online_reference_lets_no_layer_stay_gathered() -> None:
     assert none["run"]["reference_seconds"] == 0
 
 
+def test_soft_prompts_before_a_frozen_model() -> None:
+    """DELRec's stage 1: two prompts a group, no reference, 100 vectors of width 4096 and nothing else that trains."""
+    stage_1 = ROOT / "configs" / "delrec-distill-llama3_8b-8xh100.yaml"
+    paths = [f"plan.cluster={CLUSTERS / '8xh100.yaml'}", f"plan.model={MODELS / 'llama3-8b'}", "data.path=nowhere"]
+    report = make_plan(load_config(stage_1, [*paths, "task.reference=online", "model.activation_checkpointing=false"]))
+    model, work, run = report["model"], report["workload"], report["run"]
+    assert (model["trainable"], model["base_parameters"]) == (409_600, 8_030_261_248)
+    assert (
+        work["prompt"] == 16 + 100 + (50 + 20 + (3 + 14) / 2) * 10
+    )  # 50 of history, 20 listed; an example and t_1, or t_2 .. t_15
+    assert (work["groups"], work["negatives"], work["prompts"]) == (64, 19, 2)
+    assert run["reference_seconds"] == 0
+    overrides = ["task.kind=delrec", "adapter.kind=lora", "model.activation_checkpointing=false"]
+    behind = make_plan(load_config(stage_1, [*paths, *overrides]))
+    assert behind["workload"]["prompt"] == 16 + 100 + (50 + 20) * 10
+    parts, of_lora = report["memory"]["parts"], behind["memory"]["parts"]
+    inputs_of_matrices = (
+        2 * 4096 + 14336 + 7 * 16
+    )  # of norms, the MLP's product, and between A and B of seven adapters of rank 16
+    assert of_lora["activations"] - parts["activations"] == 32 * 16384 * 2 * inputs_of_matrices
+    assert parts["optimizer state"] == 12 * 409_600 / 8
+    one = make_plan(load_config(stage_1, [*paths, "task.delrec.objectives=temporal"]))["workload"]
+    assert (one["prompt"], one["prompts"]) == (16 + 100 + (50 + 20 + 3) * 10, 1)
+
+
 def test_what_does_not_fit_comes_with_changes_that_do() -> None:
     report = planned("model.activation_checkpointing=false")
     assert not report["memory"]["fits"] and report["step"]["limit"] == "memory"
@@ -135,6 +160,21 @@ def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> N
     assert report["run"]["steps"] == -(-2 * targets // 8)
 
 
+def test_steps_of_distillation_are_those_of_its_task(tmp_path: Path, tiny_config: Make, tiny_model_dir: Path) -> None:
+    """Positions with fewer than three items before them have no prompt, so they take no steps either."""
+    from rec_dist.tasks.build import build_task
+    from rec_dist.tasks.start import Start
+
+    words = ("task.kind=delrec_distill", "adapter.kind=soft_prompt", "prompt.num_virtual=4", "negatives.num=5")
+    teacher = ("task.delrec.top_h=3", "task.delrec.teacher=random", "train.tokens_per_pack=4096")
+    changes = {"train.max_steps": None, "plan": {"cluster": str(CLUSTERS / "local-cpu.yaml")}}
+    config = RunConfig.model_validate(tiny_config(tmp_path / "run", *words, *teacher, changes))
+    task = build_task(config, Start(tiny_model_dir), "cpu")
+    assert make_plan(config)["run"]["steps"] == task.order.num_steps
+    all_targets = RunConfig.model_validate(tiny_config(tmp_path / "run", changes))
+    assert make_plan(all_targets)["run"]["steps"] > task.order.num_steps
+
+
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
@@ -154,6 +194,8 @@ def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> N
             ("train.tokens_per_pack (16)", "raise it, lower", "plan.completion_tokens"),
         ),
         (["plan.cluster={cpu}", "task.kind=sequential"], ("task.kind=sequential",)),
+        (["plan.cluster={cpu}", "adapter.kind=soft_prompt"], ("adapter.kind=soft_prompt", "task.kind=delrec_distill")),
+        (["plan.cluster={cpu}", "task.kind=delrec_distill"], ("adapter.kind=lora", "set adapter.kind=soft_prompt")),
         (["plan.cluster={cpu}", "plan.overlap=2"], ("plan.overlap", "less than or equal to 1")),
     ],
 )

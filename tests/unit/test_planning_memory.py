@@ -13,6 +13,7 @@ from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.attention_paths import masks_for
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.size import WeightCount
+from rec_dist.models.soft_prompt import add_soft_prompt
 from rec_dist.models.trunkwise import TRUNKWISE, register
 from rec_dist.planning.memory import (
     Setup,
@@ -84,6 +85,10 @@ def test_gradients_and_optimizer_state_of_what_trains(stage: int, element: int, 
     assert (gradient_bytes(value), optimizer_bytes(value)) == (gradients, optimizer)
 
 
+def test_soft_prompts_sum_the_gradients_of_two_objectives() -> None:
+    assert gradient_bytes(setup(rank=0, soft_prompt=True)) - gradient_bytes(setup()) == 2 * 4 * 11
+
+
 def test_what_stays_gathered_until_the_backward_pass() -> None:
     sizes = [4, 3, 2, 1]
     assert kept_elements(sizes, replace(STAGE_3, reuse=7), tied=False) == 6  # behind 3 lie 2 * (2 + 1) < 7, behind 4 lie 12
@@ -110,6 +115,7 @@ def test_a_layer_by_hand() -> None:
     assert layer_bytes(setup()) == 128 * (norms + attention + mlp + adapter) == 128 * 316
     dense = 2 * (2 * 8 + 2 * 8) + 4 * 2 + 2 * 128
     assert layer_bytes(setup(attention="sdpa")) == 128 * (norms + dense + mlp + adapter)
+    assert layer_bytes(setup(rank=0, soft_prompt=True)) == 128 * (2 * (4 * 8 + 4) + attention + 3 * 2 * 16)
     assert layer_bytes(setup(rank=0)) == 128 * (norms + attention + mlp + 2 * 2 * 8)
 
 
@@ -119,8 +125,10 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
     assert activation_bytes(setup(checkpointing=True)) == 2 * 128 * 8 * 2 + 128 * 316 + last_norm
 
 
-def saved_bytes(layers: int, stream: GroupedStream, dtype: torch.dtype, *, rank: int, attention: str) -> int:
-    """Bytes of all distinct tensors that autograd keeps in a forward pass, weights left out."""
+def saved_bytes(
+    layers: int, stream: GroupedStream, dtype: torch.dtype, *, rank: int, attention: str, num_virtual: int = 0
+) -> int:
+    """Bytes of all distinct tensors that autograd keeps in a forward pass, weights left out. num_virtual: vectors that alone train."""
     register()
     config = transformers.LlamaConfig(
         vocab_size=64,
@@ -133,6 +141,10 @@ def saved_bytes(layers: int, stream: GroupedStream, dtype: torch.dtype, *, rank:
     )
     model: Any = transformers.LlamaForCausalLM(config).to(dtype)
     base = model
+    if num_virtual:
+        embedding = add_soft_prompt(model, torch.zeros(num_virtual, 64))
+        model.requires_grad_(False)
+        embedding.prompt.requires_grad_(True)
     if rank:
         model = add_lora(model, LoraSpec(rank, 8.0, 0.0, "all-linear"), seed=0, weights=None, keep_reference=False)
         base = model.get_base_model()
@@ -143,7 +155,7 @@ def saved_bytes(layers: int, stream: GroupedStream, dtype: torch.dtype, *, rank:
         kept.append(tensor)
         return tensor
 
-    ids, positions = stream.input_ids[None] % 64, stream.positions[None]
+    ids, positions = stream.input_ids[None] % (64 + num_virtual), stream.positions[None]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         mask = masks_for(stream, config, dtype)
         base.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
@@ -152,12 +164,12 @@ def saved_bytes(layers: int, stream: GroupedStream, dtype: torch.dtype, *, rank:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize(("rank", "num_virtual"), [(0, 0), (4, 0), (0, 5)], ids=["full", "adapter", "soft prompt"])
 @pytest.mark.parametrize("attention", ["sdpa", "trunkwise"])
-def test_a_layer_is_what_autograd_saves(dtype: torch.dtype, rank: int, attention: str) -> None:
+def test_a_layer_is_what_autograd_saves(dtype: torch.dtype, rank: int, num_virtual: int, attention: str) -> None:
     rng = np.random.default_rng(0)
     stream = pack_trunks([random_tree(rng, vocab_size=61, prompt=prompt, groups=2).trunk() for prompt in (40, 30)])
-    by_layers = [saved_bytes(layers, stream, dtype, rank=rank, attention=attention) for layers in (3, 2)]
+    by_layers = [saved_bytes(layers, stream, dtype, rank=rank, attention=attention, num_virtual=num_virtual) for layers in (3, 2)]
     measured, rows = by_layers[0] - by_layers[1], stream.num_tokens
     shape = Architecture(width=64, inner=160, layers=3, heads=4, kv_heads=2, head_dim=16, vocabulary=64, max_positions=None)
     parameters = replace(PARAMETERS, adapted=21)
@@ -169,6 +181,7 @@ def test_a_layer_is_what_autograd_saves(dtype: torch.dtype, rank: int, attention
         rank=rank,
         tokens_per_pack=rows,
         on_gpu=False,
+        soft_prompt=num_virtual > 0,
     )
     assert layer_bytes(value) == measured
 

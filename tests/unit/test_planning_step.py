@@ -114,6 +114,15 @@ def test_packs_of_a_step() -> None:
     assert pack(work, tokens_per_pack=64, workers=8, flex=False).count == 0
 
 
+def test_the_prompts_of_a_group_share_a_pack() -> None:
+    """Two prompts of 100 rows a group: 5 groups a pack of 1,024, so 64 groups on 8 workers are 2 packs each, of 4 groups."""
+    work = Workload(groups=64, targets=1, negatives=0, prompt=91, completion=10, prompts=2)
+    assert (work.trunks, work.unit) == (128, 200)
+    packs = pack(work, tokens_per_pack=1024, workers=8, flex=False)
+    assert (packs.count, packs.rows, packs.trunks) == (2, 800.0, 8.0)
+    assert pack(work, tokens_per_pack=128, workers=8, flex=False).count == 0
+
+
 def test_a_step_by_hand() -> None:
     work = Workload(groups=8, targets=1, negatives=0, prompt=91, completion=10)
     packs = Packs(count=1, rows=1000.0, trunks=1.0, fill=1.0)
