@@ -37,7 +37,7 @@ _COMMANDS = {  # what it works on, what it does
     ),
     "merge": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
     "export": ("CONFIG.yaml", "training data as JSON lines: prompt, chosen, rejected"),
-    "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set or of a run's checkpoints"),
+    "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set, or of a run's checkpoints and model"),
 }
 
 

@@ -39,6 +39,7 @@ def answer(
     config: RunConfig, data: PreparedData, questions: list[Question], start: Start, saved: Path | None, run: RunDirectory
 ) -> tuple[list[Any], dict[str, Any]]:
     """(scores of each question's candidates, what it cost)."""
+    start.check_model()
     histories, candidates = [q.history for q in questions], [q.candidates for q in questions]
     if saved is None and config.evaluate.ranker == "popularity":
         return PopularityRanker(data.train_counts).score(histories, candidates), {}

@@ -48,6 +48,7 @@ def embed(target: Path, folder: Path, overrides: Sequence[str], *, log: Log) -> 
             sweep(folder, _LOG_NAMES)
             log(f"{folder} is embedded already; nothing to do")
             return done
+        job.start.check_model()
         missing = [part for part in range(len(prompts.parts)) if not prompts.parts.is_current(part)]
         kept = len(prompts.parts) - len(missing)
         if kept:

@@ -34,6 +34,7 @@ def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
         what = "a recommender without a language model" if config.task.kind == "sequential" else "a whole model already"
         raise UserError(f"{run.model} is {what}; merge takes a run that trained an adapter or soft prompts")
     start = trained(run.model, resolve_model(config.model.path))
+    start.check_model()
     vectors = load_soft_prompt(start.soft_prompt) if start.soft_prompt is not None else None
     of_text = (run.model / FORMAT_NAME).is_file()
     prompt = {} if of_text else read_object(run.model / PROMPT_NAME, TRAIN_AGAIN)

@@ -1,4 +1,4 @@
-"""`rec-dist verify`: every hash of a prepared data set, wherever it lies, or of all checkpoints of a run, or of one."""
+"""`rec-dist verify`: every hash of a prepared data set, wherever it lies, or of all checkpoints of a run and its model, or of one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,28 +9,32 @@ from rec_dist.data.prepared.schema import MANIFEST_NAME
 from rec_dist.data.prepared.verify import verify as verify_data
 from rec_dist.engine.checkpoint import COMMIT_NAME, committed, folder_of
 from rec_dist.engine.checkpoint import verify as verify_checkpoint
-from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
+from rec_dist.runtime.seal import SEAL_NAME, broken
 
 
 def verify(target: str, *, log: Callable[[str], None]) -> None:
-    """Checks every hash of a prepared data set (a folder or a URI), of all checkpoints of a run, or of one checkpoint's folder.
+    """Checks every hash of a prepared data set (a folder or a URI), of all checkpoints and the model of a run, or of one checkpoint.
 
     Raises UserError that names what is damaged.
     """
     location = Location(target)
+    way_out = "a restart walks past what is damaged"
     if not location.is_remote and (location.folder / COMMIT_NAME).is_file():
         problems, what = verify_checkpoint(location.folder), "checkpoint"
     elif location.is_remote or (location.folder / MANIFEST_NAME).is_file():
         Manifest.load(location)
-        problems, what = verify_data(location), "data set"
+        problems, what, way_out = verify_data(location), "data set", "remove it and run `rec-dist prepare CONFIG`"
     elif (location.folder / "checkpoints").is_dir():
         problems, what = _of_run(location.folder / "checkpoints")
+        of_model = [f"model/{problem}" for problem in broken(location.folder / "model")]
+        problems, way_out = problems + of_model, TRAIN_AGAIN if of_model else way_out
+        what += " and model/" if (location.folder / "model" / SEAL_NAME).is_file() else ""
     else:
         raise UserError(
             f"{location} is neither a prepared data set nor a run directory with checkpoints; give data.path or train.run_dir"
         )
     if problems:
-        way_out = "remove it and run `rec-dist prepare CONFIG`" if what == "data set" else "a restart walks past what is damaged"
         raise UserError(
             f"{location}: {len(problems)} {'fault' if len(problems) == 1 else 'faults'}: {'; '.join(problems)}; {way_out}"
         )

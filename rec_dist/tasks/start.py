@@ -12,6 +12,7 @@ from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
 from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
 from rec_dist.runtime.files import read_object, sampled_fingerprint, sha256
+from rec_dist.runtime.seal import check_seal
 from rec_dist.tasks.recommender import SHAPE_NAME
 from rec_dist.tasks.saved import BASE_NAME
 
@@ -39,12 +40,26 @@ class Start:
             prints["embeddings"] = sha256(self.embeddings / EMBEDDED_NAME)
         return prints
 
+    def check_model(self) -> None:
+        """UserError: the model is a run's, and a file is not what that wrote; an adapter and vectors, base_of has checked.
+
+        A second a GB, so that only the driver asks, once, when the weights are about to be read.
+        """
+        if self.model.name:
+            check_seal(self.model)
+
 
 def resolve_start(model_path: Path, init_from: Path | None, *, adapter_kind: str) -> Start:
     """Where the model starts: model_path, or the finished run `init_from`, whose adapter goes on and whose base model counts.
 
-    Raises UserError when that run has no model, or one that adapter.kind does not go on with.
+    Raises UserError when that run has no model, a damaged one, or one that adapter.kind does not go on with.
     """
+    start = _found(model_path, init_from, adapter_kind=adapter_kind)
+    start.check_model()
+    return start
+
+
+def _found(model_path: Path, init_from: Path | None, *, adapter_kind: str) -> Start:
     if init_from is None:
         return Start(model_path)
     saved = init_from / "model"
@@ -100,6 +115,7 @@ def base_of(saved: Path, model_path: Path) -> Path:
 
     UserError: neither is, or a file in `saved` is damaged.
     """
+    check_seal(saved)
     base = read_object(saved / BASE_NAME, TRAIN_AGAIN)
     _check_readable(saved)
     for folder in (model_path, Path(base["path"])):

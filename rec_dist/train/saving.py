@@ -17,6 +17,7 @@ from rec_dist.runtime.errors import DiskError, UserError
 from rec_dist.runtime.files import readable
 from rec_dist.runtime.identity import identity
 from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.runtime.seal import seal
 from rec_dist.runtime.world import World
 from rec_dist.tasks.start import Start
 from rec_dist.tasks.task import Task
@@ -140,6 +141,7 @@ def save_model(engine: Engine, task: Task, run: RunDirectory, world: World) -> N
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
                 task.save_model(weights, engine.module, partial)
+                seal(partial)
                 shutil.rmtree(run.model, ignore_errors=True)
                 readable(partial)
                 partial.rename(run.model)

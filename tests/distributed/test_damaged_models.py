@@ -1,4 +1,4 @@
-"""Files of a finished run's model/ that are cut short: one line that names the file and the way out, and nothing left behind."""
+"""Files of a finished run's model/ that are cut short or changed: one line names the file and the way out; nothing is left behind."""
 
 import json
 import shutil
@@ -25,6 +25,7 @@ _STAGES = {
         "train.max_steps=1",
     ),
     "model": ("task.kind=sft", "adapter.kind=none", "train.max_steps=1"),
+    "recommender": ("task.kind=sequential", "adapter.kind=none", "task.sequential.width=8", "train.max_steps=1"),
 }
 
 
@@ -50,8 +51,10 @@ def refused(code: int, child: Child, *names: str) -> None:
 def test_a_file_that_is_cut_short(
     trainer: Any, tmp_path: Path, stage: str, name: str, commands: tuple[str, ...], names: tuple[str, ...]
 ) -> None:
+    """Of a run of an early version, too: without the hashes of files.json."""
     run, made = tmp_path / "run", tmp_path / "made"
     shutil.copytree(trainer.once(*_STAGES[stage]).path, run)
+    (run / "model" / "files.json").unlink()
     path = run / "model" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     config = trainer.config(made, *_STAGES[stage], {"train.init_from": str(run)})
@@ -70,13 +73,66 @@ def test_a_file_that_is_cut_short(
 
 
 def test_a_recommender_with_damaged_files(trainer: Any, tmp_path: Path) -> None:
-    made = trainer.once("task.kind=sequential", "adapter.kind=none", "task.sequential.width=8", "train.max_steps=1")
+    made = trainer.once(*_STAGES["recommender"])
     for name in ("sequential.json", "model.safetensors"):
         run = tmp_path / f"with-{name}"
         shutil.copytree(made.path, run)
         path = run / "model" / name
         path.write_bytes(path.read_bytes()[:40])
+        (run / "model" / "files.json").unlink()
         refused(*run_command(tmp_path / "out", "evaluate", run), "sequential", _WAY_OUT)
+
+
+def flip(path: Path) -> None:
+    """One bit of the last byte: of safetensors a weight, which loads."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "commands"),
+    [
+        ("adapter", "adapter_model.safetensors", ("evaluate", "embed", "merge", "train", "verify")),
+        ("adapter", "items.arrow", ("evaluate", "merge")),
+        ("vectors", "soft_prompt.safetensors", ("evaluate", "merge", "train")),
+        ("model", "model.safetensors", ("evaluate", "embed", "train", "verify")),
+        ("recommender", "model.safetensors", ("evaluate", "verify")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_one_flipped_bit(trainer: Any, tmp_path: Path, stage: str, name: str, commands: tuple[str, ...]) -> None:
+    run, made = tmp_path / "run", tmp_path / "made"
+    shutil.copytree(trainer.once(*_STAGES[stage]).path, run)
+    config = trainer.config(made, *_STAGES[stage], {"train.init_from": str(run)})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    words = {"evaluate": (run, "evaluate.max_users=3"), "train": (tmp_path / "config.yaml",), "verify": (run,)}
+    code, child = run_command(tmp_path.parent / f"{tmp_path.name}-whole", "verify", run)
+    assert (code, "and model/ whole" in child.err) == (0, True), child.err
+    flip(run / "model" / name)
+    before = sorted(tmp_path.iterdir())
+    for command in commands:
+        said = run_command(tmp_path.parent / f"{tmp_path.name}-{command}", command, *words.get(command, (run, made)))
+        refused(*said, name, "has changed since it was written", _WAY_OUT)
+        assert sorted(tmp_path.iterdir()) == before, command
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_flipped_bit_under_an_adapter(trainer: Any, tmp_path: Path) -> None:
+    """The model that an adapter lies on is itself of a run; and what nobody has written hashes of is taken as it is."""
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(trainer.once(*_STAGES["model"]).path, base)
+    config = trainer.config(run, "task.kind=sft", "train.max_steps=1", {"train.init_from": str(base)})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    code, child = run_command(tmp_path / "out", "train", tmp_path / "config.yaml")
+    assert code == 0, child.err
+    tokenizer = base / "model" / "tokenizer.json"  # no weight, so that the base is still found by its fingerprint
+    tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
+    for command, words in (("evaluate", (run, "evaluate.max_users=3")), ("merge", (run, tmp_path / "served"))):
+        refused(*run_command(tmp_path / command, command, *words), str(base), "tokenizer.json has", "bytes, not", _WAY_OUT)
+    (base / "model" / "files.json").unlink()
+    code, child = run_command(tmp_path / "out", "evaluate", run, "evaluate.max_users=3")
+    assert code == 0, child.err
 
 
 def test_the_way_out_writes_the_same_model_again(trainer: Any, tmp_path: Path) -> None:
