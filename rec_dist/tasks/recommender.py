@@ -9,14 +9,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rec_dist.config.schema import SequentialConfig
+from rec_dist.config.schema import RunConfig, SequentialConfig
 from rec_dist.data.prepared.dataset import PreparedData
 from rec_dist.data.prepared.schema import ITEMS_NAME
 from rec_dist.models.next_item import SHAPES, Recommender, Shape, build_recommender
 from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
 from rec_dist.runtime.files import read_object, write_json
+from rec_dist.runtime.identity import flat
 
 WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
+_READ = ("task.kind", "task.sequential.", "model.dtype")  # the last is refused where it cannot be
 _OF_EVERY_MODEL = ("model", "num_sampled", "top_h", "init_embeddings")
 
 
@@ -42,6 +44,23 @@ def shape_of(settings: SequentialConfig, num_items: int) -> Shape:
             "lower it, or raise that"
         )
     return SHAPES[kind](num_items=num_items, **{name: getattr(settings, name) for name in keys})
+
+
+def unread_keys(config: RunConfig) -> list[str]:
+    """The keys of a language model that differ from their default, which a recommender does not read.
+
+    They are named and not refused: a baseline is the configuration of a language model with another task.kind. By value, since a
+    configuration that is written down and read again has every key set. adapter.kind=none is what a recommender does.
+    """
+    sections = {name: getattr(config, name) for name in ("prompt", "negatives", "model", "adapter", "task")}
+    default = {name: dict(flat(type(section)().model_dump())) for name, section in sections.items()}
+    changed = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, value in flat(section.model_dump())
+        if value != default[name][key] and f"{name}.{key}={value}" != "adapter.kind=none"
+    ]
+    return [key for key in changed if not key.startswith(_READ)]
 
 
 def kind_of(shape: Shape) -> str:

@@ -23,7 +23,7 @@ from rec_dist.models.sequences import SequenceBatch, lay_out, stand_in
 from rec_dist.runtime.errors import UserError
 from rec_dist.stream.trunk import I32, I64
 from rec_dist.tasks.initial_items import initial_items
-from rec_dist.tasks.recommender import WEIGHTS_NAME, kind_of, save_recommender, shape_of
+from rec_dist.tasks.recommender import WEIGHTS_NAME, kind_of, save_recommender, shape_of, unread_keys
 from rec_dist.tasks.teacher import top_items
 
 
@@ -77,12 +77,14 @@ class SequentialTask:
         num_sampled: int,
         top_h: int,
         items: Tensor | None = None,
+        unread: Sequence[str] = (),
     ) -> None:
         self.order = order
         self.width = shape.width
         self._shape, self._data, self._split, self._targets, self._seed = shape, data, split, targets, seed
         self._sampler = ItemSampler(num_sampled, seed, data.train_counts) if 0 < num_sampled < data.num_items else None
         self._num_sampled, self._top_h, self._items = num_sampled, top_h, items
+        self._unread = unread
 
     def draw_epoch(self, epoch: int) -> int:
         """0: a unit draws nothing."""
@@ -137,18 +139,17 @@ class SequentialTask:
             )
 
     def notes(self) -> list[str]:
-        """Which softmax trains, where that is not plain from the configuration, and whether the data fit the cache."""
+        """Which softmax trains, where that is not plain from the keys; keys without effect; whether the data fit the cache."""
         notes = self._data.cache_notes(self._split.name, self.order.window)
         if self._sampler is not None:
-            return [
-                *notes,
-                f"the loss is an estimate from {self._num_sampled:,} sampled items of {self._data.num_items:,}, lower on average",
-            ]
-        if self._num_sampled:
-            return [
-                *notes,
-                f"task.sequential.num_sampled ({self._num_sampled:,}) covers the catalogue: the softmax is the full one",
-            ]
+            notes.append(
+                f"the loss is an estimate from {self._num_sampled:,} sampled items of {self._data.num_items:,}, lower on average"
+            )
+        elif self._num_sampled:
+            notes.append(f"task.sequential.num_sampled ({self._num_sampled:,}) covers the catalogue: the softmax is the full one")
+        if self._unread:
+            keys = ", ".join(self._unread)
+            notes.append(f"WARNING: task.kind=sequential trains no language model, so these keys have no effect: {keys}")
         return notes
 
     def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
@@ -221,6 +222,7 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Sequent
         num_sampled=settings.num_sampled,
         top_h=settings.top_h if split == "train" else 0,
         items=_initial_items(settings, data) if split == "train" else None,
+        unread=unread_keys(config),
     )
     task.check(train.tokens_per_pack)
     return task

@@ -1,14 +1,19 @@
 """Configuration: every fault in one message, by the key the user typed, with the key they meant."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
 from rec_dist.config.load import load_config, load_mapping, to_yaml, validate
+from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.runtime.errors import UserError
+from rec_dist.tasks.recommender import unread_keys
+from rec_dist.tasks.sequential import build_sequential_task
 
 ROOT = Path(__file__).parents[2]
 BASE = "data: {source: ml-100k, path: prepared}\ntrain: {run_dir: runs/a}\n"
@@ -194,3 +199,39 @@ def test_what_the_cluster_cannot_be(path: Path, override: str) -> None:
     key, _, value = override.partition("=")
     message = fault(path, override)
     assert key in message and value in message
+
+
+def test_keys_of_a_language_model_are_named_under_a_recommender(path: Path, tmp_path: Path) -> None:
+    words = (
+        "negatives.num=9",
+        "adapter.rank=64",
+        "model.path=mine",
+        "prompt.max_history=3",
+        "task.beta=0.5",
+        "task.delrec.top_h=4",
+    )
+    config = load_config(path, ["task.kind=sequential", "adapter.kind=none", "task.sequential.width=8", *words])
+    named = sorted(word.split("=")[0] for word in words)
+    assert sorted(unread_keys(config)) == named
+    (tmp_path / "again.yaml").write_text(to_yaml(pinned(config)))  # as a run directory keeps it: every key is set
+    assert sorted(unread_keys(load_config(tmp_path / "again.yaml"))) == named
+    assert unread_keys(load_config(path, ["task.kind=sequential"])) == []
+
+
+@pytest.mark.parametrize("file", RUN_CONFIGS, ids=lambda file: file.stem)
+def test_no_shipped_recommender_has_keys_without_effect(file: Path) -> None:
+    config = load_config(file)
+    assert config.task.kind != "sequential" or unread_keys(config) == []
+
+
+def test_the_shipped_recommenders_are_among_them() -> None:
+    assert sum(load_config(file).task.kind == "sequential" for file in RUN_CONFIGS) >= 6
+
+
+def test_the_run_says_it_in_one_line(tiny_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """tiny_config is of a language model; only what differs from its default is named."""
+    config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sequential"))
+    notes = [note for note in build_sequential_task(config).notes() if "no effect" in note]
+    assert len(notes) == 1 and notes[0].startswith("WARNING: task.kind=sequential trains no language model")
+    assert {"adapter.rank", "model.path", "prompt.instruction"} <= set(notes[0].partition("no effect: ")[2].split(", "))
+    assert not {"negatives.num", "task.beta", "adapter.kind"} & set(notes[0].partition("no effect: ")[2].split(", "))
