@@ -45,8 +45,6 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     """
     config, run, start, saved = _evaluation_target(target, overrides)
     own = run.model == saved  # else the results lie apart from the run that trained, or no run did
-    if not own:
-        check_output(run.path, "evaluate.output_dir", folder=True, may_exist=True)
     data = open_data(config.data)
     check_data(config, data, saved, run)
     questions = questions_of(config, data)
@@ -87,10 +85,10 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
         if config.evaluate.ranker != "model":
             raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
         own = config.evaluate.output_dir
-        results = run if own is None else RunDirectory(absolute(own), key="evaluate.output_dir")
+        results = run if own is None else _results(absolute(own))
         return config, results, trained_start(config, run.model), run.model
     config = pinned(load_config(target, overrides))
-    results = RunDirectory(base_results_dir(config), key="evaluate.output_dir")
+    results = _results(base_results_dir(config))
     if config.evaluate.ranker == "popularity":
         return config, results, Start(Path()), None
     if config.task.kind == "sequential":
@@ -98,6 +96,12 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
             "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
         )
     return config, results, Start(resolve_model(config.model.path)), None
+
+
+def _results(folder: Path) -> RunDirectory:
+    """For an evaluation apart from the run that trained. UserError: it cannot be written there."""
+    check_output(folder, "evaluate.output_dir", folder=True, may_exist=True)
+    return RunDirectory(folder, key="evaluate.output_dir")
 
 
 def finished_run(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory]:

@@ -193,7 +193,7 @@ def test_embed(case: Case, overrides: list[str], names: tuple[str, ...]) -> None
         (["export", "--out", "{file}", "data.path=nowhere"], "--out"),
         (["embed", "{file}", "data.path=nowhere"], "FOLDER"),
         (["profile", "profile.output_dir={file}", "data.path=nowhere"], "profile.output_dir"),
-        (["evaluate", "evaluate.output_dir={file}", "data.path=nowhere"], "evaluate.output_dir"),
+        (["evaluate", "evaluate.output_dir={file}", "model.path=/no/such/model"], "evaluate.output_dir"),
         (["prepare", "data.path={file}/x", "data.source=nowhere"], "data.path"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
