@@ -119,6 +119,8 @@ def _locked(folder: Path) -> Iterator[None]:
         held = lock(folder / ".lock")
     except BlockingIOError as fault:
         raise UserError(f"{folder} is in use by another process; wait for it or name another folder") from fault
+    except OSError as fault:  # a file system without locks
+        raise UserError(f"{folder} cannot hold embeddings: {fault}; name another folder") from fault
     try:
         yield
     except UserError:

@@ -44,6 +44,7 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float, log: L
     config = _shortened(pinned(config))
     run = RunDirectory(_output_dir(config), key="profile.output_dir")
     check_output(run.path, "profile.output_dir", folder=True, may_exist=True)
+    _is_new(run)
     start = find_start(config)
     build_task(config, start, "cpu")
     with _kept_for_profiles(run):
@@ -86,18 +87,23 @@ def _output_dir(config: RunConfig) -> Path:
 @contextmanager
 def _kept_for_profiles(run: RunDirectory) -> Iterator[None]:
     """Locks the folder and marks it as a profile's. A folder with anything else is refused; a new one goes when refused inside."""
-    mark = run.path / _MARK
-    new = not mark.is_file()
-    if new and run.path.is_dir() and any(run.path.iterdir()):
-        raise UserError(f"profile.output_dir ({run.path}) is not empty and holds no profile; choose another folder")
+    new = _is_new(run)
     with run.locked():
-        mark.touch()
+        (run.path / _MARK).touch()
         try:
             yield
         except UserError:
             if new:
                 run.take_back()
             raise
+
+
+def _is_new(run: RunDirectory) -> bool:
+    """Whether no profile has been there. UserError: other things are."""
+    new = not (run.path / _MARK).is_file()
+    if new and run.path.is_dir() and any(run.path.iterdir()):
+        raise UserError(f"profile.output_dir ({run.path}) is not empty and holds no profile; choose another folder")
+    return new
 
 
 def read_profile(path: Path) -> dict[str, Any]:

@@ -37,6 +37,9 @@ def _fault(path: Path, what: str, *, may_exist: bool) -> str | None:
     """What is wrong and the way out, or None."""
     with suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(path)  # ValueError for what no name can hold; pathlib takes such a path for one that is not there
+    if not may_exist:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(path.absolute().with_name(f".{path.name}.{os.getpid()}.work"))  # it is made under a longer name, and renamed
     if path.is_symlink() and not path.exists():
         return f"is a link to nothing; remove it, or choose another {what}"
     if path.exists():

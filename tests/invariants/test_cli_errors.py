@@ -258,7 +258,7 @@ def test_initial_embeddings_that_are_not_there(case: Case) -> None:
 def test_profile_keeps_out_of_a_folder_of_other_things(case: Case) -> None:
     (case.folder / "run-profile").mkdir()
     (case.folder / "run-profile" / "thesis.txt").write_text("x", encoding="utf-8")
-    case.refuses("profile", case.file, names=("profile.output_dir", "run-profile", "not empty"))
+    case.refuses("profile", case.file, "data.path=nowhere", names=("profile.output_dir", "run-profile", "not empty"))
 
 
 @pytest.mark.parametrize(

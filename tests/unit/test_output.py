@@ -35,6 +35,8 @@ def place(tmp_path: Path) -> Path:
         ("nothing/x", False, False, "lies below {place}/nothing, which is no folder"),
         ("loop", True, True, "is a link to nothing"),
         ("x" * 300, False, False, "cannot be written: File name too long; choose another file"),
+        ("x" * 250, False, False, "cannot be written: File name too long; choose another file"),
+        ("x" * 256, True, True, "cannot be written: File name too long; choose another folder"),
         ("nul\0", True, False, "nul\\0) is no usable path"),
         ("/proc/x", False, False, "cannot be written"),
     ],
