@@ -228,8 +228,9 @@ def _export(parsed: argparse.Namespace) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     from rec_dist.config.load import load_config
-    from rec_dist.pipeline import commands
     from rec_dist.pipeline.chain import run_pipeline
+    from rec_dist.pipeline.evaluate import evaluate
+    from rec_dist.pipeline.prepare import prepare
     from rec_dist.pipeline.status import status
     from rec_dist.pipeline.train import train
 
@@ -237,11 +238,11 @@ def _run(parsed: argparse.Namespace) -> int:
     if command == "run":
         return run_pipeline(target, overrides, log=_log)
     if command == "prepare":
-        commands.prepare(load_config(target, overrides), log=_log)
+        prepare(load_config(target, overrides), log=_log)
     elif command == "train":
         train(load_config(target, overrides), log=_log)
     elif command == "evaluate":
-        commands.evaluate(target, overrides, log=_log)
+        evaluate(target, overrides, log=_log)
     else:
         status(parsed.target)
     return 0

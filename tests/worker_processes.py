@@ -19,7 +19,7 @@ from typing import Any
 
 PATIENCE_SECONDS = 180.0  # more than any of these takes on a busy machine; a hang fails instead of lasting for ever
 _PRELOAD = [
-    "rec_dist.pipeline.commands",
+    "rec_dist.pipeline.evaluate",
     "rec_dist.pipeline.train",
     "deepspeed",
     "peft",

@@ -18,7 +18,7 @@ from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME, check_files, holds
 from rec_dist.evaluate.embed import Embedder, EmbedJob, ItemPrompts
 from rec_dist.launch.workers import local_device
 from rec_dist.models.pretrained import resolve_model
-from rec_dist.pipeline.commands import finished_run, trained_start
+from rec_dist.pipeline.evaluate import finished_run, trained_start
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime.disk import writing
 from rec_dist.runtime.errors import UserError

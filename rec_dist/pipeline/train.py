@@ -19,6 +19,7 @@ from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
 from rec_dist.runtime.errors import StopRequested, UserError
 from rec_dist.runtime.files import read_object, write_json
+from rec_dist.runtime.output import check_output
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import build_task
 from rec_dist.tasks.start import Start, find_teacher, resolve_start
@@ -56,6 +57,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     """Trains to the end, resuming what is there. Raises StopRequested after a stop, UserError before anything is written."""
     config = pinned(config)
     run = RunDirectory(Path(config.train.run_dir))
+    check_output(run.path, "train.run_dir", folder=True, may_exist=True)
     start = check_train(config)
     check_trackers(config.track)
     value = config.model_dump(mode="json")

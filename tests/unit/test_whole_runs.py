@@ -1,5 +1,9 @@
 """Inputs of the benchmarks of whole runs: a model written in pieces is a model, and a plan is made of the run that was measured."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +63,35 @@ def test_a_published_run_is_planned_as_its_source_describes_it() -> None:
 
 
 def test_the_report_of_three_billion_says_whether_the_limit_is_met() -> None:
-    worker = {"before_model": 6e8, "loading": 9e9, "training": 9.9e9}
+    worker = {"before_model": 6e8, "private": 9.9e9, "resident_loading": 13e9, "resident_training": 10.1e9}
     result = {
         "weights": 3_000_000_000,
         "float32_bytes": 12e9,
         "workers": [worker, worker],
+        "together": 19.8e9,
         "predicted": {"parameters": 6e9, "reserved": 7e8, "total": 9.5e9},
         "seconds": 300.0,
         "steps": [{"step": 1, "loss": 0.7, "grad_norm": 1.0, "tokens": 60, "step_seconds": 20.0}],
     }
     text = three_billion.report(result)
-    assert "together 19.80 GB while training, limit 20 GB: met" in text
-    worker["training"] = 10.1e9
-    assert "limit 20 GB: NOT met" in three_billion.report(result)
+    assert "19.80 GB together, limit 20 GB: met; 9.90 GB in one process, 0.82 of the model" in text
+    assert "limit 20 GB: NOT met" in three_billion.report({**result, "together": 20.1e9})
+
+
+def test_private_memory_is_what_a_process_holds_itself() -> None:
+    code = "import sys; held = b'x' * 200_000_000; print('held', flush=True); sys.stdin.read()"
+    with (
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child,
+        whole_runs.PrivateMemory([child.pid, os.getpid()]) as memory,
+    ):
+        assert child.stdin is not None and child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        time.sleep(0.2)
+        child.stdin.close()
+        child.wait()
+    assert 200e6 < memory.most[0] < 260e6
+    assert memory.most_together >= memory.most[0] + 50e6, "this process holds torch"
+    assert whole_runs.private_bytes(child.pid) == 0
 
 
 def test_scaling_reckons_with_cores_and_refuses_runs_that_differ() -> None:

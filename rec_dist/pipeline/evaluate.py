@@ -1,4 +1,4 @@
-"""The commands as functions: each takes a validated configuration, does one thing and returns what it found."""
+"""`rec-dist evaluate`: a finished run, or the base model of a configuration, ranks on a split; what is there already is kept."""
 
 import json
 import time
@@ -11,30 +11,20 @@ from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
 from rec_dist.data.prepared.dataset import PreparedData, open_data
-from rec_dist.data.prepared.manifest import Manifest
-from rec_dist.data.preparing.prepare import prepare as prepare_data
-from rec_dist.data.preparing.upload import prepare_remote
 from rec_dist.evaluate.language import questions_of
 from rec_dist.evaluate.measure import predictions_of, summarize
-from rec_dist.launch.prepare_on_ray import ray_map
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.pipeline.answer import answer, check_data
 from rec_dist.pipeline.train import describe
 from rec_dist.pipeline.watch import watching
 from rec_dist.report.table import ComparisonRow, text_table
 from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import fingerprint, is_remote, write_json
+from rec_dist.runtime.files import fingerprint, write_json
 from rec_dist.runtime.output import check_output
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.start import Start, trained
 
 Log = Callable[[str], None]
-
-
-def prepare(config: RunConfig, *, log: Log) -> Manifest:
-    """Raw files -> the prepared data set at data.path; kept when it is there already."""
-    place = prepare_remote if is_remote(config.data.path) else prepare_data
-    return place(config.data, log=log, ray_map=lambda: ray_map(config.cluster.address))
 
 
 def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
