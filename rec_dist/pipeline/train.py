@@ -1,5 +1,6 @@
 """`rec-dist train`: what a run starts from, what binds it to its inputs, and the run itself, from its claim to its end."""
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -72,6 +73,7 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
             return done
         run.drop_stale_stop()
         describe(run, data=inputs["data"], model=inputs["model"])
+        run.append({"event": "start", "time": time.time()})
         with watching(run), noting_failure(run):
             gauges = RayGauges if config.cluster.launcher == "ray" else None
             job = TrainJob(config.model_dump(), config.train.run_dir, start, gauges)
