@@ -69,8 +69,11 @@ def plans() -> dict[str, list[dict[str, Any]]]:
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
     """The three tables."""
-    parts = [results.table(_weak(result["weak"]), markdown=markdown), results.table(_strong(result["strong"]), markdown=markdown)]
-    parts.append(results.table(_binding(result["binding"]), markdown=markdown))
+    parts = [
+        results.table(_weak(result["rows"]["weak"]), markdown=markdown),
+        results.table(_strong(result["rows"]["strong"]), markdown=markdown),
+    ]
+    parts.append(results.table(_binding(result["rows"]["binding"]), markdown=markdown))
     return "\n\n".join([*parts, results.stamp(result)])
 
 
@@ -143,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     quieten()
     words = sys.argv[1:] if arguments is None else arguments
-    results.conclude(results.facts(results.command_of("benchmarks.scaling_plan", words), **plans()), report, given.out)
+    results.conclude(results.facts(results.command_of("benchmarks.scaling_plan", words), rows=plans()), report, given.out)
 
 
 if __name__ == "__main__":
