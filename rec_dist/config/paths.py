@@ -6,6 +6,7 @@ from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.schema import RunConfig
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import is_remote
+from rec_dist.runtime.uri import refuse_credentials, shown
 
 # (section, key) of every path that a run reads or writes; of the second kind it may be a known name.
 PATHS = (
@@ -27,6 +28,16 @@ def absolute(path: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
+def check_uris(config: RunConfig) -> None:
+    """UserError: a path is a URI with credentials in it, which would be written down."""
+    value = config.model_dump()
+    of_tasks = [(f"task.{section}.{key}", value["task"][section][key]) for section, key in TASK_PATHS]
+    others = [(f"{section}.{key}", value[section][key]) for section, key in (*PATHS, *PATHS_OR_NAMES)]
+    for key, path in [*others, *of_tasks, ("plan.model", config.plan.model), ("plan.cluster", config.plan.cluster)]:
+        if path is not None:
+            refuse_credentials(path, key)
+
+
 def pinned(config: RunConfig) -> RunConfig:
     """The configuration with every path absolute, as workers need it. UserError: a URI where only a folder will do."""
     value = config.model_dump()
@@ -39,7 +50,9 @@ def pinned(config: RunConfig) -> RunConfig:
             continue
         if "://" in path:
             copied = " (checkpoint.mirror keeps a copy of it at a URI)" if key == "run_dir" else ""
-            raise UserError(f"{section}.{key} ({path}) is a URI; give a folder, on a cluster one that every node mounts{copied}")
+            raise UserError(
+                f"{section}.{key} ({shown(path)}) is a URI; give a folder, on a cluster one that every node mounts{copied}"
+            )
         value[section][key] = str(absolute(path))
     for section, key in TASK_PATHS:
         if value["task"][section][key] not in (None, RANDOM_TEACHER):
