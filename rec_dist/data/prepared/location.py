@@ -52,7 +52,7 @@ class Location:
         self._shown = shown(text)
         if text.partition("://")[0] not in _SCHEMES:
             raise UserError(
-                f"{key} ({self._shown}) is no place that can be read; give an s3://, gs:// or hdfs:// URI, or a folder"
+                f"{key} ({self._shown}) cannot be opened: another scheme than s3, gs and hdfs; give a URI of these, or a folder"
             )
         refuse_credentials(text, key)
         try:
