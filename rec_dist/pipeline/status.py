@@ -90,7 +90,7 @@ def status(target: str, *, log: Callable[[str], None] = print) -> None:
             name = _small_copy(target, Path(place))
             found = status_of(Path(place))
     else:
-        name, found = target, status_of(Path(target))
+        name, found = target, status_of(Path(str(target).removeprefix("file://")))
     share = f" ({100 * found.done / found.total:.0f} %)" if found.total else ""
     lines = {
         "run": name,

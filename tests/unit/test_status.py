@@ -94,6 +94,8 @@ def test_a_finished_run(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["step"] == "10 of 10 (100 %)"
     assert lines["state"].startswith("finished; last sign of life")
+    status(f"file://{run.path}")
+    assert "10 of 10 (100 %)" in capsys.readouterr().out
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:

@@ -58,8 +58,7 @@ class Location:
         try:
             self._system, base = _system_of(text)
         except (OSError, ValueError, pa.ArrowException) as fault:
-            why = reason(fault).replace(text, self._shown)  # which leaves out the options
-            raise UserError(f"{key} ({self._shown}) cannot be opened: {why}; {self._way_out}") from None
+            raise UserError(f"{key} ({self._shown}) cannot be opened: {reason(fault, text)}; {self._way_out}") from None
         self._base = base.rstrip("/")
 
     def __str__(self) -> str:
@@ -88,7 +87,7 @@ class Location:
         return {entry.base_name: entry.size for entry in found if entry.type == fs.FileType.File}
 
     def tree(self) -> dict[str, Stored]:
-        """Every file below this folder by its path from here, but for keys of an object store that name no file below a folder.
+        """Every file below this folder by its path from here, but for keys of an object store that no folder can hold.
 
         UserError: it cannot be listed.
         """
@@ -212,6 +211,7 @@ def _is_below(name: str) -> bool:
     return "\0" not in name and all(part not in ("", ".", "..") and len(part.encode()) <= _NAME_BYTES for part in parts)
 
 
-def reason(fault: Exception) -> str:
-    """The first line of what a library says, not too long."""
-    return next(iter(str(fault).splitlines()), type(fault).__name__)[:_REASON]
+def reason(fault: Exception, uri: str | None = None) -> str:
+    """The first line of what a library says, not too long, with `uri` as messages show it."""
+    words = str(fault) if uri is None else str(fault).replace(uri, shown(uri))
+    return next(iter(words.splitlines()), type(fault).__name__)[:_REASON]

@@ -264,6 +264,7 @@ def test_a_server_that_goes_gives_one_error_that_says_so(put: Callable[[], str],
             r"\(s4://bucket/p\) cannot be opened: another scheme than s3, gs and hdfs; give a URI of these, or a folder",
         ),
         ("s3://name:secret@rec-dist-tests/p?wrong=1", r"data.path \(s3://rec-dist-tests/p\) has credentials"),
+        ("s3://rec-dist-tests/p?secret_key=secret\n", r"cannot be opened: Cannot parse URI: 's3://rec-dist-tests/p'"),
         ("s3://rec-dist-tests/p q?secret_key=secret", r"cannot be opened: Cannot parse URI: 's3://rec-dist-tests/p q'"),
     ],
 )
