@@ -5,6 +5,7 @@ keeps a copy of it, so neither a later edit nor another version here changes a j
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,15 +15,34 @@ from pathlib import Path
 from rec_dist.config.submit import SlurmConfig
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_text
+from rec_dist.submit.allocation import Allocation, check_allocation
 from rec_dist.submit.job import Job
+from rec_dist.submit.sweep import overrides_of
 
 _END_OF_CONFIG = "END_OF_CONFIG"
+_EARLY_SECONDS = 60  # by so much SLURM may send its signal earlier than asked
+_TIME = re.compile(
+    r"(?:(?P<days>\d+)-(?P<hours>\d+)(?::(?P<minutes>\d+)(?::(?P<seconds>\d+))?)?|(?P<parts>\d+(?::\d+){0,2}))", re.ASCII
+)
+
+
+def check(job: Job, elements: Sequence[Job], *, log: Callable[[str], None]) -> None:
+    """Raises UserError for what sbatch or the job would refuse, as far as the configuration tells."""
+    settings = job.submit.slurm
+    _check(job, settings)
+    if any(option.startswith(("--gpus", "--gres", "-G")) for option in settings.options):
+        return  # how many those are only SLURM knows
+    asked = Allocation(
+        settings.nodes, settings.gpus_per_node, "submit.slurm.nodes", "submit.slurm.gpus_per_node", driver_gpus=True
+    )
+    notes = dict.fromkeys(check_allocation(each, asked) for each in elements or [job])
+    for note in filter(None, notes):
+        log(note)
 
 
 def script_of(job: Job, elements: Sequence[Job]) -> str:
     """The whole batch script. elements: the jobs of a sweep, whose overrides stand in submit.slurm.sweep; empty without one."""
     settings = job.submit.slurm
-    _check(job, settings)
     body = Path(__file__).with_name("slurm_job.sh").read_text(encoding="utf-8")
     lines = ["#!/bin/bash", *_options(job, settings), "", *_settings(job, settings, elements), "", body]
     return "\n".join(lines)
@@ -64,16 +84,41 @@ def _check(job: Job, settings: SlurmConfig) -> None:
         raise UserError("submit.slurm.container and submit.slurm.image go together: set both or none")
     if settings.sweep_at_once is not None and not settings.sweep:
         raise UserError("submit.slurm.sweep_at_once limits a sweep; set submit.slurm.sweep or leave it out")
-    gpus, wanted = settings.nodes * settings.gpus_per_node, job.config.cluster.num_workers
-    if gpus and isinstance(wanted, int) and wanted > gpus:
-        raise UserError(
-            f"cluster.num_workers ({wanted}) is more than the {gpus} GPUs of submit.slurm.nodes ({settings.nodes}) with "
-            f"submit.slurm.gpus_per_node ({settings.gpus_per_node}); make them fit"
-        )
-    if any(sign.isspace() for sign in str(log_dir_of(job))):
-        raise UserError(f"submit.slurm.log_dir ({log_dir_of(job)}) has a space in it, which sbatch does not take; choose another")
+    if settings.time is not None:
+        _check_time(job, settings.time)
+    values = {
+        "log_dir": str(log_dir_of(job)),
+        **{key: getattr(settings, key) for key in ("partition", "account", "memory_per_node")},
+    }
+    for key, value in values.items():
+        if value is not None and (not value or any(sign.isspace() for sign in value)):
+            fault = "has a space in it" if value else "is empty"
+            raise UserError(f"submit.slurm.{key} ({value}) {fault}, which sbatch does not take; choose another")
     if any("\n" in option for option in settings.options):
         raise UserError("submit.slurm.options has a line break; give one option an entry")
+
+
+def _check_time(job: Job, limit: str) -> None:
+    """UserError: no time of SLURM's, or one in which a run is asked to stop as soon as it begins, and queued again, for ever."""
+    found = _TIME.fullmatch(limit)
+    if found is None:
+        raise UserError(
+            f"submit.slurm.time ({limit}) is no time of SLURM's: MINUTES, M:S, H:M:S, DAYS-HOURS, D-H:M or D-H:M:S, such as 1-00:00:00"
+        )
+    if found["parts"] is None:
+        days, hours, minutes, seconds = (int(found[name] or 0) for name in ("days", "hours", "minutes", "seconds"))
+    else:
+        parts = [int(part) for part in found["parts"].split(":")]
+        # One number is minutes, two are minutes and seconds.
+        hours, minutes, seconds = parts if len(parts) == 3 else (0, *parts, 0)[:3]
+        days = 0
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    least = job.grace_seconds + _EARLY_SECONDS
+    if 0 < total <= least:  # zero: no limit
+        raise UserError(
+            f"submit.slurm.time ({limit}) is {total} s, and up to {least} s before its end the run is asked to stop; raise it, "
+            f"or lower checkpoint.grace_seconds ({job.config.checkpoint.grace_seconds:g})"
+        )
 
 
 def _options(job: Job, settings: SlurmConfig) -> Iterator[str]:
@@ -85,7 +130,7 @@ def _options(job: Job, settings: SlurmConfig) -> Iterator[str]:
         "nodes": settings.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": settings.cpus_per_node,
-        "gpus-per-node": settings.gpus_per_node or None,
+        "gpus-per-node": (settings.gpus_per_node or None) if job.needs_gpus else None,
         "mem": settings.memory_per_node,
         "time": settings.time,
         "partition": settings.partition,
@@ -124,12 +169,17 @@ def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Itera
     yield "setup() {"
     yield from (f"  {line}" for line in [*settings.setup, ":"])
     yield "}"
-    yield f"command=({shlex.join(job.words('')[:-1])})"
-    yield "overrides=()"
+    run = job.submit.command == "evaluate"
+    if run:  # what it works on is the run, not the configuration whose path the script puts behind the command
+        yield "# shellcheck disable=SC2016 # expanded by the inner shell"
+        yield "command=(bash -c 'shift; exec python -m rec_dist evaluate \"$@\"' evaluate)"
+    else:
+        yield f"command=({shlex.join(job.words('')[:-1])})"
+    yield f"overrides=({shlex.join(job.evaluation) if run else ''})"
     if elements:
         yield 'case "$SLURM_ARRAY_TASK_ID" in'
         for index, (element, words) in enumerate(zip(elements, settings.sweep, strict=True)):
-            overrides = [*words, f"train.run_dir={element.run_dir}"]
+            overrides = element.evaluation if run else overrides_of(job, element, words)
             yield f"  {index}) run_dir={shlex.quote(element.run_dir)} overrides=({shlex.join(overrides)}) ;;"
         yield "esac"
     yield f"config=$(cat << '{_END_OF_CONFIG}'"
@@ -153,5 +203,5 @@ def _container(job: Job, settings: SlurmConfig) -> tuple[list[str], list[str]]:
         mounts.append(f"{log_dir_of(job)}:{log_dir_of(job)}")
     if settings.container == "enroot":
         return [f"--container-image={settings.image}", f"--container-mounts={','.join(mounts)}"], []
-    gpu = ["--nv"] if settings.gpus_per_node else []
+    gpu = ["--nv"] if settings.gpus_per_node and job.needs_gpus else []
     return [], ["apptainer", "exec", *gpu, "--bind", ",".join(mounts), settings.image]
