@@ -136,13 +136,18 @@ def _asking(what: str) -> Iterator[None]:
     """UserError for whatever Ray's client raises: its own errors, those of requests, of JSON, of the operating system."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as fault:
         raise UserError(f"{what}: {_last_line(fault)}") from fault
 
 
 def _details(client: Any, submission_id: str) -> Any:
-    with _asking(f"no job {submission_id} on this cluster (`ray job list` names those that are there)"):
-        return client.get_job_info(submission_id)
+    with _asking(f"the job server does not answer (the job goes on; come back with rec-dist submit --follow {submission_id})"):
+        try:
+            return client.get_job_info(submission_id)
+        except RuntimeError as fault:
+            raise UserError(f"no job {submission_id} on this cluster; `ray job list` names those that are there") from fault
 
 
 def _follow(client: Any, submission_id: str, log: Callable[[str], None]) -> int:
