@@ -37,15 +37,15 @@ def check_allocation(job: Job, asked: Allocation) -> str | None:
         )
     if not total:
         raise UserError(
-            f"cluster.use_gpu=true, and {asked.gpus_key} is 0; set {asked.gpus_key} to the GPUs of one, or cluster.use_gpu=false"
+            f"cluster.use_gpu=true, and {asked.gpus_key} is 0; set {asked.gpus_key} to what each has, or cluster.use_gpu=false"
         )
     wanted = 1 if local else cluster.num_workers
     if wanted == "auto" or wanted == total:
         return None
     if wanted > total:
         raise UserError(
-            f"cluster.num_workers ({wanted}) is more than the {total} GPUs of {asked.nodes_key} ({asked.nodes}) with {asked.gpus_key} "
-            f"({asked.gpus}); make them fit"
+            f"cluster.num_workers ({wanted}) is more than the {total} GPU(s) of {asked.nodes_key} ({asked.nodes}) with "
+            f"{asked.gpus_key} ({asked.gpus}); make them fit"
         )
     return (
         f"note: {asked.nodes_key} ({asked.nodes}) with {asked.gpus_key} ({asked.gpus}) asks for {total} GPUs, and {wanted} are used "

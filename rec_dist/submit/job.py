@@ -51,6 +51,11 @@ class Job:
         return self.submit.command != "prepare"
 
     @property
+    def saves_when_asked(self) -> bool:
+        """Whether the command ends with a checkpoint when it is asked to stop, and goes on from it."""
+        return self.submit.command == "train"
+
+    @property
     def paths(self) -> dict[str, str | None]:
         """Every path of the configuration by its key, as it is on the cluster."""
         found = {f"{section}.{key}": getattr(getattr(self.config, section), key) for section, key in (*PATHS, *PATHS_OR_NAMES)}

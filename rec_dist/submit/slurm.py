@@ -5,7 +5,6 @@ keeps a copy of it, so neither a later edit nor another version here changes a j
 """
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -17,13 +16,11 @@ from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_text
 from rec_dist.submit.allocation import Allocation, check_allocation
 from rec_dist.submit.job import Job
+from rec_dist.submit.slurm_time import seconds_of
 from rec_dist.submit.sweep import overrides_of
 
 _END_OF_CONFIG = "END_OF_CONFIG"
 _EARLY_SECONDS = 60  # by so much SLURM may send its signal earlier than asked
-_TIME = re.compile(
-    r"(?:(?P<days>\d+)-(?P<hours>\d+)(?::(?P<minutes>\d+)(?::(?P<seconds>\d+))?)?|(?P<parts>\d+(?::\d+){0,2}))", re.ASCII
-)
 
 
 def check(job: Job, elements: Sequence[Job], *, log: Callable[[str], None]) -> None:
@@ -100,21 +97,8 @@ def _check(job: Job, settings: SlurmConfig) -> None:
 
 def _check_time(job: Job, limit: str) -> None:
     """UserError: no time of SLURM's, or one in which a run is asked to stop as soon as it begins, and queued again, for ever."""
-    found = _TIME.fullmatch(limit)
-    if found is None:
-        raise UserError(
-            f"submit.slurm.time ({limit}) is no time of SLURM's: MINUTES, M:S, H:M:S, DAYS-HOURS, D-H:M or D-H:M:S, such as 1-00:00:00"
-        )
-    if found["parts"] is None:
-        days, hours, minutes, seconds = (int(found[name] or 0) for name in ("days", "hours", "minutes", "seconds"))
-    else:
-        parts = [int(part) for part in found["parts"].split(":")]
-        # One number is minutes, two are minutes and seconds.
-        hours, minutes, seconds = parts if len(parts) == 3 else (0, *parts, 0)[:3]
-        days = 0
-    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    least = job.grace_seconds + _EARLY_SECONDS
-    if 0 < total <= least:  # zero: no limit
+    total, least = seconds_of(limit), job.grace_seconds + _EARLY_SECONDS
+    if job.saves_when_asked and 0 < total <= least:
         raise UserError(
             f"submit.slurm.time ({limit}) is {total} s, and up to {least} s before its end the run is asked to stop; raise it, "
             f"or lower checkpoint.grace_seconds ({job.config.checkpoint.grace_seconds:g})"
@@ -153,7 +137,7 @@ def _array(settings: SlurmConfig) -> str | None:
 def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Iterator[str]:
     assert _END_OF_CONFIG not in job.config_text
     values = {
-        "run_dir": job.run_dir,
+        "run_dir": _asked_there(job),
         "log_dir": str(log_dir_of(job)),
         "scratch": settings.scratch,
         "interface": settings.interface or "",
@@ -180,12 +164,17 @@ def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Itera
         yield 'case "$SLURM_ARRAY_TASK_ID" in'
         for index, (element, words) in enumerate(zip(elements, settings.sweep, strict=True)):
             overrides = element.evaluation if run else overrides_of(job, element, words)
-            yield f"  {index}) run_dir={shlex.quote(element.run_dir)} overrides=({shlex.join(overrides)}) ;;"
+            yield f"  {index}) run_dir={shlex.quote(_asked_there(element))} overrides=({shlex.join(overrides)}) ;;"
         yield "esac"
     yield f"config=$(cat << '{_END_OF_CONFIG}'"
     yield job.config_text.rstrip("\n")
     yield _END_OF_CONFIG
     yield ")"
+
+
+def _asked_there(job: Job) -> str:
+    """The run directory in which the script asks for a stop; none where nobody would read it, and a later run would."""
+    return job.run_dir if job.saves_when_asked else ""
 
 
 def _quoted(words: Sequence[str]) -> str:
