@@ -37,6 +37,8 @@ def pinned(config: RunConfig) -> RunConfig:
         path = value[section][key]
         if path is None or ((section, key) in _URIS and is_remote(path)):
             continue
+        if not path.strip():
+            raise UserError(f"{section}.{key} is empty, which would mean the current folder; give a path, or leave it out")
         if "://" in path:
             copied = " (checkpoint.mirror keeps a copy of it at a URI)" if key == "run_dir" else ""
             raise UserError(f"{section}.{key} ({path}) is a URI; give a folder, on a cluster one that every node mounts{copied}")

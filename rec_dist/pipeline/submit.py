@@ -12,7 +12,7 @@ from typing import Literal
 
 from rec_dist.config.load import load_config
 from rec_dist.data.prepared.location import Location
-from rec_dist.pipeline.mirror import KEY
+from rec_dist.pipeline.mirror_fetch import KEY
 from rec_dist.pipeline.mirrored_files import FINISHED
 from rec_dist.pipeline.train import check_train
 from rec_dist.runtime.errors import UserError
