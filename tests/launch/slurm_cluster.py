@@ -17,7 +17,7 @@ from typing import Any
 
 from namespaces import Network
 
-PATIENCE_SECONDS = 400.0
+PATIENCE_SECONDS = 900.0  # a job takes a minute or two on two free cores, six times that under load
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 
 _CONF = """
