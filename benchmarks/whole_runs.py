@@ -27,8 +27,9 @@ from benchmarks.peer_methods import Shape, llama_config
 from rec_dist.config.load import to_yaml
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.commands import find_start, prepare
+from rec_dist.pipeline.commands import prepare
 from rec_dist.pipeline.plan import make_plan
+from rec_dist.pipeline.train import find_start
 from rec_dist.runtime.quiet import quieten
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.train.memory import in_use_bytes

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rec_dist import __version__
@@ -18,23 +18,26 @@ from rec_dist.runtime.errors import (
     UserError,
     WorkerFailedError,
 )
-from rec_dist.runtime.quiet import quieten
+from rec_dist.runtime.quiet import quieten, uncollected
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
 
-_COMMANDS = {
-    "prepare": "raw files -> prepared data set",
-    "train": "one task -> run directory (resumes if it exists)",
-    "evaluate": "a run directory, or the base model of a CONFIG, on a split -> metrics",
-    "run": "a pipeline of stages from one file -> table and report",
-    "profile": "throughput of the real config, in a folder of its own",
-    "plan": "memory, time and cost on a described cluster, without running",
-    "submit": "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent",
-    "status": "step, ETA, goodput and last error of a run, from its run directory",
-    "embed": "every item's title through a run's or base model -> vectors that recommenders start from",
-    "merge": "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens",
-    "export": "training data as JSON lines: prompt, chosen, rejected",
-    "verify": "hashes of a data set or of a run's checkpoints",
+_COMMANDS = {  # what it works on, what it does
+    "prepare": ("CONFIG.yaml", "raw files -> prepared data set"),
+    "train": ("CONFIG.yaml", "one task -> run directory (resumes if it exists)"),
+    "evaluate": ("RUN_DIR or CONFIG.yaml", "a run directory, or the base model of a CONFIG, on a split -> metrics"),
+    "run": ("CONFIG.yaml", "a pipeline of stages from one file -> table and report"),
+    "profile": ("CONFIG.yaml", "throughput of the real config, in a folder of its own"),
+    "plan": ("CONFIG.yaml", "memory, time and cost on a described cluster, without running"),
+    "submit": ("CONFIG.yaml", "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent"),
+    "status": ("RUN_DIR or URI", "step, ETA, goodput and last error of a run, from its run directory"),
+    "embed": (
+        "RUN_DIR or CONFIG.yaml",
+        "every item's title through a run's or base model -> vectors that recommenders start from",
+    ),
+    "merge": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
+    "export": ("CONFIG.yaml", "training data as JSON lines: prompt, chosen, rejected"),
+    "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set or of a run's checkpoints"),
 }
 
 
@@ -51,19 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, meaning in _COMMANDS.items():
+    for name, (target, meaning) in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=meaning)
         if name == "submit":
             _add_submit(command)
             continue
-        targets = {
-            "evaluate": "RUN_DIR or CONFIG.yaml",
-            "embed": "RUN_DIR or CONFIG.yaml",
-            "merge": "RUN_DIR",
-            "verify": "DATA_DIR, URI or RUN_DIR",
-            "status": "RUN_DIR",
-        }
-        target = targets.get(name, "CONFIG.yaml")
         command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
         if name == "merge":
             command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
@@ -138,7 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parse(arguments)
-        quieten()
         own = {
             "profile": _profile,
             "plan": _plan,
@@ -148,7 +142,9 @@ def _main(arguments: Sequence[str] | None) -> int:
             "embed": _embed,
             "export": _export,
         }
-        return own.get(parsed.command, _run)(parsed)
+        with uncollected() if parsed.command == "plan" else nullcontext():
+            quieten()
+            return own.get(parsed.command, _run)(parsed)
     except UserError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
         return EXIT_USER
@@ -235,16 +231,17 @@ def _run(parsed: argparse.Namespace) -> int:
     from rec_dist.pipeline import commands
     from rec_dist.pipeline.chain import run_pipeline
     from rec_dist.pipeline.status import status
+    from rec_dist.pipeline.train import train
 
     command, target, overrides = parsed.command, Path(parsed.target), getattr(parsed, "overrides", [])
+    if command == "run":
+        return run_pipeline(target, overrides, log=_log)
     if command == "prepare":
         commands.prepare(load_config(target, overrides), log=_log)
     elif command == "train":
-        commands.train(load_config(target, overrides), log=_log)
+        train(load_config(target, overrides), log=_log)
     elif command == "evaluate":
         commands.evaluate(target, overrides, log=_log)
-    elif command == "status":
-        status(target)
     else:
-        return run_pipeline(target, overrides, log=_log)
+        status(parsed.target)
     return 0

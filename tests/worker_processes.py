@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE_SECONDS = 180.0  # more than any of these takes on a busy machine; a hang fails instead of lasting for ever
-_PRELOAD = ["rec_dist.pipeline.commands", "deepspeed", "peft", "transformers.models.llama.modeling_llama"]
+_PRELOAD = [
+    "rec_dist.pipeline.commands",
+    "rec_dist.pipeline.train",
+    "deepspeed",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+]
 
 
 class WorkerFailedError(Exception):

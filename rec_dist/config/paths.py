@@ -7,7 +7,7 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import is_remote
 
-# (section, key) of every path that a run reads or writes; data.path may be a URI, and the second kind a known name.
+# (section, key) of every path that a run reads or writes; of the second kind it may be a known name.
 PATHS = (
     ("data", "path"),
     ("data", "cache_dir"),
@@ -15,7 +15,9 @@ PATHS = (
     ("train", "init_from"),
     ("evaluate", "output_dir"),
     ("profile", "output_dir"),
+    ("checkpoint", "mirror"),
 )
+_URIS = (("data", "path"), ("checkpoint", "mirror"))  # of these, what may be a URI
 TASK_PATHS = (("delrec", "teacher"), ("p2rec", "teacher"), ("sequential", "init_embeddings"))  # below task
 PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
 
@@ -33,10 +35,11 @@ def pinned(config: RunConfig) -> RunConfig:
             value[section][key] = str(absolute(value[section][key]))
     for section, key in PATHS:
         path = value[section][key]
-        if path is None or (key == "path" and is_remote(path)):
+        if path is None or ((section, key) in _URIS and is_remote(path)):
             continue
         if "://" in path:
-            raise UserError(f"{section}.{key} ({path}) is a URI; give a folder, on a cluster one that every node mounts")
+            copied = " (checkpoint.mirror keeps a copy of it at a URI)" if key == "run_dir" else ""
+            raise UserError(f"{section}.{key} ({path}) is a URI; give a folder, on a cluster one that every node mounts{copied}")
         value[section][key] = str(absolute(path))
     for section, key in TASK_PATHS:
         if value["task"][section][key] not in (None, RANDOM_TEACHER):

@@ -251,6 +251,11 @@ class CheckpointConfig(Section):
         "none", description="valid_loss: the checkpoint of lowest validation loss is kept besides the newest."
     )
     use_best: bool = Field(False, description="model/ is saved from the best checkpoint, not from the last step.")
+    mirror: str | None = Field(
+        None,
+        description="train: a copy of the run directory, brought up to date after every checkpoint, from which a run goes on where "
+        "train.run_dir is not there: an s3://, gs:// or hdfs:// URI, or a folder.",
+    )
     grace_seconds: float = Field(
         300.0,
         gt=0,

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +26,16 @@ from rec_dist.evaluate.measure import predictions_of, summarize
 from rec_dist.evaluate.protocol import Question
 from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
 from rec_dist.launch.prepare_on_ray import ray_map
-from rec_dist.launch.ray_metrics import RayGauges
 from rec_dist.launch.workers import launch
 from rec_dist.models.pretrained import resolve_model
-from rec_dist.pipeline.status import noting_failure
+from rec_dist.pipeline.train import describe
 from rec_dist.pipeline.watch import watching
 from rec_dist.report.table import ComparisonRow, text_table
-from rec_dist.runtime import environment
-from rec_dist.runtime.errors import StopRequested, UserError
-from rec_dist.runtime.files import fingerprint, is_remote, read_object, write_json
+from rec_dist.runtime.errors import UserError
+from rec_dist.runtime.files import fingerprint, is_remote, write_json
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.tasks.build import build_task
 from rec_dist.tasks.recommender import check_catalogue, load_recommender
-from rec_dist.tasks.start import Start, find_teacher, resolve_start, trained
-from rec_dist.train.trackers import check_trackers
-from rec_dist.train.validation import validation_task
-from rec_dist.train.worker import TrainJob, train_worker
+from rec_dist.tasks.start import Start, trained
 
 Log = Callable[[str], None]
 
@@ -51,79 +44,6 @@ def prepare(config: RunConfig, *, log: Log) -> Manifest:
     """Raw files -> the prepared data set at data.path; kept when it is there already."""
     place = prepare_remote if is_remote(config.data.path) else prepare_data
     return place(config.data, log=log, ray_map=lambda: ray_map(config.cluster.address))
-
-
-def find_start(config: RunConfig) -> Start:
-    """The model and adapter that a run starts from. Raises UserError when either is missing."""
-    task = config.task
-    if task.kind == "sequential":
-        return Start(Path(), embeddings=Path(task.sequential.init_embeddings) if task.sequential.init_embeddings else None)
-    init_from = Path(config.train.init_from) if config.train.init_from else None
-    start = resolve_start(resolve_model(config.model.path), init_from, adapter_kind=config.adapter.kind)
-    named = {"delrec_distill": ("delrec", task.delrec.teacher, True), "p2rec_reconstruct": ("p2rec", task.p2rec.teacher, False)}
-    if task.kind not in named:
-        return start
-    section, teacher, may_be_random = named[task.kind]
-    found = find_teacher(teacher, kind=task.kind, key=f"task.{section}.teacher", may_be_random=may_be_random)
-    return replace(start, teacher=found)
-
-
-def check_train(config: RunConfig) -> Start:
-    """Refuses (UserError) all that a worker of this training run would refuse; returns what the run starts from."""
-    start = find_start(config)
-    build_task(config, start, "cpu")
-    validation_task(config, start, "cpu")
-    return start
-
-
-def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
-    """Trains to the end, resuming what is there. Raises StopRequested after a stop, UserError before anything is written."""
-    config = pinned(config)
-    run = RunDirectory(Path(config.train.run_dir))
-    start = check_train(config)
-    check_trackers(config.track)
-    with run.claimed(config.model_dump(mode="json"), to_yaml(config)):
-        inputs = bind_inputs(run, config, start)
-        done = run.finished()
-        if done is not None:
-            log(f"{run.path} is finished ({done['step']} steps); nothing to do")
-            return done
-        run.drop_stale_stop()
-        _describe(run, data=inputs["data"], model=inputs["model"])
-        with watching(run), noting_failure(run):
-            gauges = RayGauges if config.cluster.launcher == "ray" else None
-            job = TrainJob(config.model_dump(), config.train.run_dir, start, gauges)
-            result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
-        if not result["finished"]:
-            run.clear_stop()
-            raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
-        run.finish(result)
-        run.clear_stop()
-        log(f"finished after {result['step']} steps; model in {run.model}")
-        return result
-
-
-def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> dict[str, str | None]:
-    """Ties a run to the contents of its inputs, not only to their paths, and returns their fingerprints.
-
-    Raises UserError when they have changed since it began.
-    """
-    inputs = {
-        "data": Manifest.load(config.data.path).fingerprint,
-        **start.fingerprints(),
-    }
-    path = run.path / "inputs.json"
-    if path.is_file() and read_object(path, "remove that folder or choose another train.run_dir") != inputs:
-        raise UserError(
-            f"train.run_dir ({run.path}) was started from other data, model or train.init_from than lie there now; remove that folder "
-            "or choose another"
-        )
-    write_json(path, inputs)
-    return inputs
-
-
-def _describe(run: RunDirectory, *, data: str | None, model: str | None) -> None:
-    write_json(run.path / "environment.json", environment.describe(hashes={"data": data, "model": model}))
 
 
 def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
@@ -139,7 +59,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         prints = start.fingerprints()
         if not own:
-            _describe(run, data=data.manifest.fingerprint, model=prints["model"])
+            describe(run, data=data.manifest.fingerprint, model=prints["model"])
         key = _evaluation_key(config, data, prints)
         row = _kept(run, key)
         if row is not None:

@@ -15,7 +15,7 @@ from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.prepared.manifest import Manifest
 from rec_dist.launch.workers import launch
-from rec_dist.pipeline.commands import find_start
+from rec_dist.pipeline.train import find_start
 from rec_dist.pipeline.watch import watching
 from rec_dist.runtime import environment
 from rec_dist.runtime.errors import UserError

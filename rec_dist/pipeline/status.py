@@ -1,8 +1,9 @@
-"""`rec-dist status`: where a run stands, from the files of its run directory alone, on whatever machine it runs."""
+"""`rec-dist status`: where a run stands, from the files of its run directory or their copy alone, on whatever machine it runs."""
 
 import fcntl
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,9 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rec_dist.data.prepared.location import Location
+from rec_dist.engine.checkpoint import COMMIT_NAME
 from rec_dist.runtime.duration import duration
 from rec_dist.runtime.errors import DiskError, StopRequested, UserError
+from rec_dist.runtime.files import is_remote
 from rec_dist.runtime.run_directory import RunDirectory
+
+_COPIED = "not finished when it was copied"
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,11 @@ class Status:
     error: str | None
 
 
-def status_of(path: Path, *, now: float | None = None) -> Status:
-    """Reads a run directory. now: seconds since 1970, for the ages. Raises UserError when it is none."""
+def status_of(path: Path, *, now: float | None = None, is_copy: bool = False) -> Status:
+    """Reads a run directory, or the copy of one, which does not tell whether it runs. now: seconds since 1970, for the ages.
+
+    Raises UserError when it is none.
+    """
     run = RunDirectory(path)
     if not run.config_path.is_file():
         raise UserError(f"{path} is no run directory (config.yaml is missing); give the train.run_dir of a run")
@@ -44,7 +53,7 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
     if finished is not None:
         progress = {"phase": "train", "done": finished["step"], "total": finished["step"]}
     last_seen = max(file.stat().st_mtime for file in path.iterdir() if file.is_file() and file.name != ".lock")
-    state = "finished" if finished is not None else "running" if _locked(path) else _ended(rows)
+    state = "finished" if finished is not None else "running" if _locked(path) else _COPIED if is_copy else _ended(rows)
     bad = sum(row["event"] == "bad_step" for row in steps)
     kept_steps = int(steps[-1]["step"]) - bad if steps else 0
     began = (path / "config.json").stat().st_mtime  # written once, at the first start
@@ -63,12 +72,17 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
     )
 
 
-def status(path: Path, *, log: Callable[[str], None] = print) -> None:
-    """Prints where a run stands."""
-    found = status_of(path)
+def status(target: str, *, log: Callable[[str], None] = print) -> None:
+    """Prints where a run stands: its directory, or the URI of its copy."""
+    if is_remote(target):
+        with tempfile.TemporaryDirectory() as place:
+            name = _small_copy(target, Path(place))
+            found = status_of(Path(place), is_copy=True)
+    else:
+        name, found = target, status_of(Path(target))
     share = f" ({100 * found.done / found.total:.0f} %)" if found.total else ""
     lines = {
-        "run": str(path),
+        "run": name,
         "state": f"{found.state}; last sign of life {duration(found.seen)} ago",
         "step" if found.phase == "train" else found.phase: f"{found.done} of {found.total or '?'}{share}",
         "ETA": duration(found.eta) if found.eta is not None else "-",
@@ -132,3 +146,21 @@ def _last_error(rows: list[dict[str, Any]]) -> str | None:
         if row.get("event") in ("restart", "failed"):
             return f"after step {row['step']}: {row['reason']}"
     return None
+
+
+def _small_copy(place: str, folder: Path) -> str:
+    """What tells where a run stands, from its copy: small files with their times, and empty folders for checkpoints.
+
+    Returns the place as messages show it. UserError: it cannot be read, or there is no run.
+    """
+    location = Location(place, key="checkpoint.mirror")
+    files = location.tree()
+    if "config.yaml" not in files:
+        raise UserError(f"{location} holds no run; give the checkpoint.mirror of a run")
+    for name, stored in files.items():
+        if "/" not in name:
+            location.copy(name, folder / name)
+            os.utime(folder / name, (stored.written, stored.written))
+        elif Path(name).name == COMMIT_NAME:
+            (folder / name).parent.mkdir(parents=True)
+    return str(location)

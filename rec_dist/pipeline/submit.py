@@ -6,11 +6,15 @@ all that `train` checks before it starts a worker.
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from rec_dist.config.load import load_config
-from rec_dist.pipeline.commands import check_train
+from rec_dist.data.prepared.location import Location
+from rec_dist.pipeline.mirror import KEY
+from rec_dist.pipeline.mirrored_files import FINISHED
+from rec_dist.pipeline.train import check_train
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import is_remote
 from rec_dist.runtime.run_directory import RunDirectory
@@ -84,7 +88,17 @@ def _nothing_left(job: Job, log: Log) -> bool:
         log(f"data.path ({job.config.data.path}) is not on this machine's file system, so only the keys have been checked")
         return False
     check_train(job.config)
-    done = RunDirectory(Path(job.run_dir)).finished()
+    done, mirror = RunDirectory(Path(job.run_dir)).finished(), job.config.checkpoint.mirror
     if done is not None:
         log(f"{job.run_dir} is finished ({done['step']} steps); nothing to do")
+    elif mirror is not None and _is_finished(mirror):
+        log("checkpoint.mirror holds the finished run; nothing to do")
+        return True
     return done is not None
+
+
+def _is_finished(place: str) -> bool:
+    """Whether a finished run is copied there, as far as that can be seen from this machine."""
+    with suppress(UserError):
+        return Location(place, key=KEY).read(FINISHED) is not None
+    return False

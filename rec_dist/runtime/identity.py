@@ -6,11 +6,11 @@ from typing import Any
 
 from rec_dist.runtime.files import fingerprint
 
-# What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0). Where the data lie and
-# in how many shards is free; that they are the same data, inputs.json knows (pipeline/commands.py: bind_inputs).
+# What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0). Where the run lies is
+# free, and where the data lie and in how many shards; that they are the same data, inputs.json knows (pipeline/train.py: bind_inputs).
 _FREE_KEYS = (
     *("cluster", "checkpoint", "track", "evaluate", "profile", "plan", "submit"),
-    *("train.tokens_per_pack", "train.log_every_steps", "train.max_bad_steps"),
+    *("train.run_dir", "train.tokens_per_pack", "train.log_every_steps", "train.max_bad_steps"),
     *("model.activation_checkpointing", "model.attention"),
     *("data.path", "data.num_shards", "data.cache_dir", "data.cache_bytes"),
 )

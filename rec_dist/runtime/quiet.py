@@ -1,8 +1,11 @@
 """What every process of ours sets before it imports a library: banners, progress bars and deprecation notes off, since what we
 say would drown, and threads that sleep while they wait."""
 
+import gc
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rec_dist.runtime import allocator
 
@@ -33,6 +36,21 @@ def quieten() -> None:
         torch.set_flush_denormal(True)
         for name, setting in allocator.SETTINGS.items():  # for workers; this process has started already
             os.environ.setdefault(name, str(setting))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python does not look for cycles: for a command that is nearly all imports, whose objects stay.
+
+    `rec-dist plan` of an 8B model: 4.7 CPU seconds in place of 5.6 (medians of three in turn, busy cores, 2026-11-22).
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def quieten_loaded() -> None:

@@ -1,8 +1,7 @@
 """The run directory: the one place where a run's configuration, numbers and messages lie, and how others follow it.
 
-config.yaml and config.json (the same), environment.json, metrics.jsonl (append only),
-evaluation.json, log.txt, progress.json (where it stands), stop (a request),
-finished.json (the last thing written), checkpoints/, reference/, reference-valid/, model/, predictions.arrow.
+config.yaml and config.json (the same), environment.json, metrics.jsonl (append only), evaluation.json, log.txt, progress.json,
+stop (a request), finished.json (written last), checkpoints/, reference/, reference-valid/, model/, predictions.arrow.
 """
 
 import json
@@ -49,12 +48,12 @@ class RunDirectory:
         Raises UserError when the directory holds a run of another configuration, or other files.
         """
         saved = self.path / "config.json"
+        old = value = json.loads(json.dumps(config))
         if odd := misplaced(self.path, files=_FILES, folders=_FOLDERS):
             raise UserError(f"{odd}; remove it, or choose another {self._key}")
         if saved.is_file():
             old = read_object(saved, f"choose another {self._key}, or remove that folder")
-            changed = differences(old, json.loads(json.dumps(config)))
-            if changed:
+            if changed := differences(old, value):
                 longer = self._finished_path.is_file() and set(changed) <= {"train.max_steps", "train.epochs"}
                 on = f"; to train on from its model, set train.init_from={self.path} with another train.run_dir" if longer else ""
                 raise UserError(
@@ -63,8 +62,10 @@ class RunDirectory:
                 )
         else:
             self._refuse_others()
+        moved = old.get("train", {}).get("run_dir") != value.get("train", {}).get("run_dir")
+        if moved or not saved.is_file():
             write_json(saved, config)
-        if not self.config_path.is_file():
+        if moved or not self.config_path.is_file():
             write_text(self.config_path, text)
 
     @contextmanager
@@ -197,9 +198,8 @@ class RunDirectory:
     def read_progress(self) -> dict[str, Any] | None:
         """The last `progress`, or None."""
         try:
-            value: dict[str, Any] = json.loads(self._progress_path.read_text(encoding="utf-8"))
-            return value
-        except (OSError, ValueError):
+            return dict(json.loads(self._progress_path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return None
 
     def request_stop(self) -> None:

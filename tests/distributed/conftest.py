@@ -114,7 +114,7 @@ class Trainer:
         from rec_dist.config.load import to_yaml
         from rec_dist.config.paths import pinned
         from rec_dist.config.schema import RunConfig
-        from rec_dist.pipeline.commands import find_start
+        from rec_dist.pipeline.train import find_start
         from rec_dist.runtime.run_directory import RunDirectory
         from rec_dist.train.worker import TrainJob
 

@@ -62,7 +62,7 @@ def state_after(run: Any, step: int) -> dict[str, torch.Tensor]:
 def users_of(trainer: Any, workers: int, *, step: int, pack: int | None) -> list[str]:
     """The users of one pack of rank 0, or of the whole step."""
     from rec_dist.config.schema import RunConfig
-    from rec_dist.pipeline.commands import find_start
+    from rec_dist.pipeline.train import find_start
     from rec_dist.runtime.world import World
     from rec_dist.tasks.build import build_task
     from rec_dist.train.loader import step_work

@@ -18,7 +18,7 @@ def scores(run: Any, folder: Path, *changes: str, workers: int = 1) -> np.ndarra
     """What the workers of `rec-dist evaluate RUN` leave: (U, C)."""
     from rec_dist.config.load import load_config
     from rec_dist.evaluate.language import EvaluateJob, evaluate_worker, gather_parts
-    from rec_dist.pipeline.commands import find_start
+    from rec_dist.pipeline.train import find_start
     from rec_dist.tasks.build import Start
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -75,4 +75,4 @@ def test_training_after_scoring_keeps_what_it_gathered_until_the_backward_pass(
     for result in run_workers(_held, [(str(tiny_model_dir), live)] * 2, tmp_path):
         for before, after, whole in (result["held"][3], result["held"][7]):
             assert before < 0.7 * whole
-            assert after >= 0.95 * whole if kept else after == before
+            assert after >= 0.95 * whole if kept else after < 0.8 * whole

@@ -43,7 +43,7 @@ def assert_same_run(run: Any, expected: Any) -> None:
 def works_of(trainer: Any, changes: tuple[str, ...], *, tokens_per_pack: int, step: int = 0) -> list[Any]:
     """What each of two ranks does in a step."""
     from rec_dist.config.schema import RunConfig
-    from rec_dist.pipeline.commands import find_start
+    from rec_dist.pipeline.train import find_start
     from rec_dist.runtime.world import World
     from rec_dist.tasks.build import build_task
     from rec_dist.train.loader import step_work

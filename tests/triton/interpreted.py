@@ -17,7 +17,7 @@ from triton.runtime import interpreter
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.models import head
-from rec_dist.pipeline.commands import find_start
+from rec_dist.pipeline.train import find_start
 from rec_dist.runtime.world import World
 from rec_dist.stream.grouped import GroupedStream, pack_trunks
 from rec_dist.tasks.build import build_task

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.commands import bind_inputs
+from rec_dist.pipeline.train import bind_inputs
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.tasks.build import Start

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.commands import find_start
+from rec_dist.pipeline.train import find_start
 from rec_dist.tasks.build import build_task
 
 Make = Callable[..., dict[str, Any]]

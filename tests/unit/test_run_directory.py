@@ -61,6 +61,13 @@ def test_what_changes_no_result_is_free(run: RunDirectory, section: str, key: st
     run.claim(changed(section, key, value), "")
 
 
+def test_a_directory_that_was_moved_says_where_it_is_now(run: RunDirectory) -> None:
+    moved = changed("train", "run_dir", "/elsewhere/run")
+    run.claim(moved, "train: {run_dir: /elsewhere/run}\n")
+    assert json.loads((run.path / "config.json").read_text()) == moved
+    assert run.config_path.read_text() == "train: {run_dir: /elsewhere/run}\n"
+
+
 def test_a_key_that_only_begins_like_a_free_one_is_not_free(run: RunDirectory) -> None:
     with pytest.raises(UserError, match="tokens_per_packet"):
         run.claim(changed("train", "tokens_per_packet", 1), "")
