@@ -112,12 +112,12 @@ class Slurm:
         """What SLURM knows of a job: JobState, ExitCode, Restarts, ..."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.ask("scontrol", "show", "job", number)))
 
-    def wait_for_end(self, number: str) -> dict[str, str]:
-        """The job once it has ended; its start after a requeue, which SLURM puts off by two minutes, is brought forward."""
+    def wait_for_end(self, number: str, *, at_once: bool = True) -> dict[str, str]:
+        """The job once it has ended. at_once: its start after a requeue, which SLURM puts off by two minutes, is brought forward."""
 
         def ended() -> dict[str, str] | None:
             job = self.job(number)
-            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
+            if at_once and job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
                 self.ask("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
             return job if job["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else None
 

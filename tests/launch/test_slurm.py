@@ -114,7 +114,9 @@ def test_a_node_is_set_down_and_the_run_goes_on_from_its_newest_checkpoint_when_
         assert not (run.path / "finished.json").exists()
     finally:
         slurm.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
-    job = slurm.wait_for_end(number)
+    # Not brought forward: SLURM does not wait for a node that is down, and started too soon its slurmd still counts the job as there,
+    # refuses it ("Duplicate jobid") and is drained.
+    job = slurm.wait_for_end(number, at_once=False)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), run.output()
     assert [row["step"] >= 100 for row in run.rows("resume")] == [True]
     assert [row["step"] for row in run.rows("step")] == list(range(1, 601))
