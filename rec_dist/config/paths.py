@@ -27,8 +27,10 @@ def absolute(path: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def refuse_uri(key: str, path: str) -> None:
-    """Raises UserError for a URI where only a folder will do. key: of a path, dotted."""
+def check_path(key: str, path: str) -> None:
+    """Raises UserError for an empty path, and for a URI where only a folder will do. key: dotted."""
+    if not path.strip():
+        raise UserError(f"{key} is empty, which would mean the current folder; give a path, or leave it out")
     if "://" in path and not (key in _URIS and is_remote(path)):
         copied = " (checkpoint.mirror keeps a copy of it at a URI)" if key == "train.run_dir" else ""
         raise UserError(f"{key} ({path}) is a URI; give a folder, on a cluster one that every node mounts{copied}")
@@ -44,12 +46,12 @@ def pinned(config: RunConfig) -> RunConfig:
         path = value[section][key]
         if path is None:
             continue
-        refuse_uri(f"{section}.{key}", path)
+        check_path(f"{section}.{key}", path)
         if is_remote(path):
             continue
         value[section][key] = str(absolute(path))
     for section, key in TASK_PATHS:
         if value["task"][section][key] not in (None, RANDOM_TEACHER):
-            refuse_uri(f"task.{section}.{key}", value["task"][section][key])
+            check_path(f"task.{section}.{key}", value["task"][section][key])
             value["task"][section][key] = str(absolute(value["task"][section][key]))
     return RunConfig.model_validate(value)

@@ -42,7 +42,7 @@ class SlurmConfig(Section):
     options: list[str] = Field(default_factory=list, description="Further options of sbatch, such as --qos=high.")
     requeue: bool = Field(True, description="A run that was stopped before the limit goes back into the queue by itself.")
     interface: str | None = Field(
-        None, description="Network interface of Ray, NCCL and gloo, such as ib0; None: the one of the default route."
+        None, description="Network interface of Ray, NCCL and gloo, such as ib0; None: the default route's, and NCCL chooses."
     )
     setup: list[str] = Field(default_factory=list, description="Shell lines that each node runs first, such as module load cuda.")
     container: Literal["none", "enroot", "apptainer"] = Field("none", description="enroot: through srun's pyxis options.")

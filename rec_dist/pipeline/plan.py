@@ -47,7 +47,8 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     """The numbers of the plan. Raises UserError for what is missing."""
     cluster = load_cluster(_plannable(config))
     length = run_length(config)
-    workload = workload_of(config, length.history)
+    means = workload_of(config, length.history)
+    workload = means if config.plan.prompt_tokens else means.within(config.train.tokens_per_pack)
     if workload.unit > config.train.tokens_per_pack:
         whole = "one trunk" if workload.prompts == 1 else f"the {workload.prompts} trunks of a group"
         raise UserError(
@@ -60,14 +61,15 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     packs = pack(workload, tokens_per_pack=setup.tokens_per_pack, workers=setup.workers, flex=setup.flex)
     time = step_time(setup, hardware, packs, workload, overlap=config.plan.overlap)
     room = _memory(config, setup, hardware, smallest=ceil(workload.unit))
+    largest = int((room["largest_tokens_per_pack"] or 0) // workload.unit) * workload.targets * setup.workers
     return {
         "format": FORMAT,
         "cluster": {**cluster.model_dump(), "workers": setup.workers, "nodes_used": hardware.nodes},
         "model": _model(config, setup),
         "settings": _settings(config, setup),
-        "memory": room,
-        "workload": _workload(workload, packs, setup),
-        "step": _step(time, workload, peak=hardware.flops / cluster.achievable_fraction)
+        "memory": room | {"groups_for_largest": largest},
+        "workload": _workload(workload, packs, setup) | {"prompt_assumed": means.prompt},
+        "step": _step(time, workload, peak=hardware.flops / cluster.achievable_fraction, workers=setup.workers)
         | {"limit": limit(time, fits=room["fits"], link=hardware.link[1])},
         "run": _run(length, time, setup.workers, cached=setup.reference == "cached"),
     }
@@ -159,7 +161,7 @@ def _workload(workload: Workload, packs: Packs, setup: Setup) -> dict[str, Any]:
     }
 
 
-def _step(time: StepTime, workload: Workload, *, peak: float) -> dict[str, Any]:
+def _step(time: StepTime, workload: Workload, *, peak: float, workers: int) -> dict[str, Any]:
     return {
         "compute_seconds": time.compute,
         "gather_seconds": time.gather,
@@ -168,7 +170,7 @@ def _step(time: StepTime, workload: Workload, *, peak: float) -> dict[str, Any]:
         "seconds": time.seconds,
         "seconds_without_overlap": time.seconds + time.hidden,
         "flops": time.flops,
-        "mfu": time.flops / (time.seconds * peak),
+        "mfu": time.useful_flops / (time.seconds * peak * workers),
         "tokens_per_second": workload.trunks * workload.rows / time.seconds,
         "groups_per_second": workload.groups / time.seconds,
     }

@@ -15,7 +15,7 @@ def text_table(report: dict[str, Any]) -> list[str]:
         ("cluster", f"{cluster['name']}; {what}, {cluster['nodes_used']} node(s)"),
         ("model", f"{model['path']}: {model['base_parameters']:,} parameters, {model['trainable']:,} train, {model['dtype']}"),
         ("settings", keys),
-        *_memory(report["memory"]),
+        *_memory(report["memory"], cluster["nodes"]),
         *_step(report),
         *_run(report),
         ("assumed", _assumptions(report)),
@@ -31,25 +31,27 @@ def _value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _change(change: dict[str, Any]) -> str:
+def _change(change: dict[str, Any], nodes_there: int) -> str:
     keys = " ".join(f"{key}={_value(value)}" for key, value in change["keys"].items())
     nodes = f", {change['nodes']} node(s)" if "cluster.num_workers" in change["keys"] else ""
-    return f"{keys} ({change['needs_bytes'] / 1e9:.1f} GB{nodes})"
+    more = f"; set plan.cluster to a file with {change['nodes']} nodes, too" if change["nodes"] > nodes_there else ""
+    return f"{keys} ({change['needs_bytes'] / 1e9:.1f} GB{nodes}){more}"
 
 
-def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
+def _memory(memory: dict[str, Any], nodes_there: int) -> list[tuple[str, str]]:
     total, device = memory["total_bytes"], memory["device_bytes"]
     rows = [("memory a device", "GB")]
     rows += [(f"  {name}", f"{size / 1e9:9.3f}") for name, size in memory["parts"].items()]
     verdict = "fits" if memory["fits"] else "DOES NOT FIT"
     rows.append(("  total", f"{total / 1e9:9.3f} of {device / 1e9:.1f} ({total / device:.0%}): {verdict}"))
     if memory["fits"]:
-        rows.append(("", f"the largest train.tokens_per_pack that fits: {memory['largest_tokens_per_pack']:,}"))
+        fill = f"train.groups_per_step={memory['groups_for_largest']} fills it"
+        rows.append(("", f"the largest train.tokens_per_pack that fits: {memory['largest_tokens_per_pack']:,}; {fill}"))
         return rows
     for change in memory["changes"]:
-        rows.append(("  fits with", _change(change)))
+        rows.append(("  fits with", _change(change, nodes_there)))
     if memory["together"] is not None:
-        rows.append(("  fits with all of", _change(memory["together"])))
+        rows.append(("  fits with all of", _change(memory["together"], nodes_there)))
     if not memory["changes"] and memory["together"] is None:
         rows.append(("", "no change of these keys makes it fit: choose a smaller model, adapter.kind=lora or larger devices"))
     return rows
@@ -92,8 +94,15 @@ def _run(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _assumptions(report: dict[str, Any]) -> str:
-    cluster, settings = report["cluster"], report["settings"]
+    cluster, settings, work = report["cluster"], report["settings"], report["workload"]
+    cut = (
+        f"prompts cut from {work['prompt_assumed']:,.0f} to {work['prompt']:,.0f} tokens, so that one fits a pack (plan.prompt_tokens "
+        "sets the mean of your data); "
+        if work["prompt"] < work["prompt_assumed"]
+        else ""
+    )
     return (
+        f"{cut}"
         f"{cluster['achievable_fraction']:.0%} of peak ({cluster['achievable_source']}); links at {cluster['link_efficiency']:.0%}; "
         f"plan.overlap={settings['plan.overlap']}, plan.margin={settings['plan.margin']}; lengths are means; predicted, not measured"
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from rec_dist.data.prepared.location import Location
 from rec_dist.engine.checkpoint import COMMIT_NAME
+from rec_dist.pipeline.mirrored_files import OWNER
 from rec_dist.runtime.duration import duration
 from rec_dist.runtime.errors import DiskError, StopRequested, UserError
 from rec_dist.runtime.files import is_remote
@@ -38,7 +39,7 @@ class Status:
     error: str | None
 
 
-def status_of(path: Path, *, now: float | None = None, is_copy: bool = False) -> Status:
+def status_of(path: Path, *, now: float | None = None) -> Status:
     """Reads a run directory, or the copy of one, which does not tell whether it runs. now: seconds since 1970, for the ages.
 
     Raises UserError when it is none.
@@ -53,10 +54,12 @@ def status_of(path: Path, *, now: float | None = None, is_copy: bool = False) ->
     if finished is not None:
         progress = {"phase": "train", "done": finished["step"], "total": finished["step"]}
     last_seen = max(file.stat().st_mtime for file in path.iterdir() if file.is_file() and file.name != ".lock")
-    state = "finished" if finished is not None else "running" if _locked(path) else _COPIED if is_copy else _ended(rows)
+    rests = _COPIED if (path / OWNER).is_file() else _ended(rows)
+    state = "finished" if finished is not None else "running" if _locked(path) else rests
     bad = sum(row["event"] == "bad_step" for row in steps)
     kept_steps = int(steps[-1]["step"]) - bad if steps else 0
-    began = (path / "config.json").stat().st_mtime  # written once, at the first start
+    starts = [float(row["time"]) for row in rows if row.get("event") == "start"]
+    began = starts[0] if starts else (path / "config.json").stat().st_mtime
     until = (now or time.time()) if state == "running" else last_seen
     return Status(
         state=state,
@@ -77,7 +80,7 @@ def status(target: str, *, log: Callable[[str], None] = print) -> None:
     if is_remote(target):
         with tempfile.TemporaryDirectory() as place:
             name = _small_copy(target, Path(place))
-            found = status_of(Path(place), is_copy=True)
+            found = status_of(Path(place))
     else:
         name, found = target, status_of(Path(target))
     share = f" ({100 * found.done / found.total:.0f} %)" if found.total else ""

@@ -15,7 +15,7 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import RayJobConfig
 from rec_dist.data.prepared.location import Location
 from rec_dist.pipeline.evaluate import finished_run
-from rec_dist.pipeline.mirror import KEY
+from rec_dist.pipeline.mirror_fetch import KEY
 from rec_dist.pipeline.mirrored_files import FINISHED
 from rec_dist.pipeline.train import check_train
 from rec_dist.runtime.errors import UserError

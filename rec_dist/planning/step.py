@@ -26,6 +26,7 @@ class StepTime:
     reference: float  # of one pass without a graph over the same packs, not in `seconds` unless the reference is online
     seconds: float
     flops: float  # of the busiest worker, each operation once
+    useful_flops: float  # of all workers, on tokens, as a run counts its mfu (train/flops.py): without padding and attention
 
     @property
     def exposed(self) -> float:
@@ -101,7 +102,10 @@ def step_time(setup: Setup, hardware: Hardware, packs: Packs, workload: Workload
     alone = forward / hardware.flops
     reference = alone + packs.count * first - min(overlap * packs.count * first, alone)
     seconds = compute + gather + reduce - hidden + (reference if setup.reference == "online" else 0.0)
-    return StepTime(compute, gather, reduce, hidden, reference, seconds, once)
+    tokens, scored = round(workload.trunks * workload.rows), round(workload.trunks * workload.scored)
+    count = {"frozen": work.frozen, "training": work.training, "head": work.head}
+    useful = step_flops(tokens, scored, **count, head_trains=work.head_trains)
+    return StepTime(compute, gather, reduce, hidden, reference, seconds, once, useful)
 
 
 def limit(time: StepTime, *, fits: bool, link: str) -> str:

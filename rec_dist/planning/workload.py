@@ -3,7 +3,7 @@
 Letters: P tokens of a prompt, C of a completion with its end, K negatives, t targets on one trunk, W workers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rec_dist.models.flex import padded_length
 
@@ -46,6 +46,11 @@ class Workload:
     def unit(self) -> float:
         """Rows that are never parted: of a trunk, or of all prompts of a group."""
         return self.rows * self.prompts
+
+    def within(self, tokens: int) -> "Workload":
+        """The same with a prompt so short that a unit has at most `tokens` rows; as it is where no prompt does that."""
+        prompt = tokens // self.prompts - (self.rows - self.prompt)
+        return replace(self, prompt=float(prompt)) if 1 <= prompt < self.prompt else self
 
     @property
     def scored(self) -> float:

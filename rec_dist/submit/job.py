@@ -14,7 +14,7 @@ from typing import Any
 
 from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.load import to_plain_yaml
-from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS, refuse_uri
+from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS, check_path
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.runtime.errors import UserError
@@ -128,7 +128,7 @@ def _is_name(path: str) -> bool:
 
 
 def _place(path: str, key: str, storage: str | None) -> str:
-    refuse_uri(key, path)
+    check_path(key, path)
     if path.startswith("~"):
         raise UserError(f"{key} ({path}) names a home folder; give an absolute path on storage that all nodes see")
     if path.startswith("/") or is_remote(path):

@@ -155,6 +155,7 @@ REFUSED = [
     ("ray", ["submit.ray.address=HEAD:8265"], ("submit.ray.address (HEAD:8265)", "http://HEAD:8265")),
     ("ray", ["submit.ray.address=ray://HEAD:10001"], ("submit.ray.address (ray://HEAD:10001)", "http://")),
     ("ray", ["train.run_dir=s3://bucket/run"], ("train.run_dir (s3://bucket/run) is a URI", "checkpoint.mirror")),
+    ("ray", ["train.run_dir=''"], ("train.run_dir is empty",)),
     ("ray", ["task.delrec.teacher=s3://bucket/run"], ("task.delrec.teacher (s3://bucket/run) is a URI",)),
     ("slurm", ["submit.command=evaluate", "evaluate.ranker=popularity"], ("evaluate.ranker (popularity)", "evaluate_base")),
     ("ray", ["submit.env.OMP_NUM_THREADS=4"], ("submit.env.OMP_NUM_THREADS", "'submit.env.OMP_NUM_THREADS=\"4\"'")),

@@ -60,6 +60,19 @@ def test_steps_that_were_not_written_down_count_for_the_goodput(tmp_path: Path) 
     assert status_of(run.path).goodput == pytest.approx(6 * 2.0 / 24)
 
 
+def test_the_time_counts_from_the_first_start_whenever_the_files_were_copied(run: RunDirectory) -> None:
+    run.append({"event": "start", "time": STARTED})
+    run.append({"event": "start", "time": STARTED + 30})
+    for file in run.path.iterdir():
+        os.utime(file, (STARTED, STARTED + 60))
+    assert status_of(run.path).goodput == pytest.approx(6 * 5.0 / 60)
+
+
+def test_a_copy_does_not_tell_whether_the_run_goes_on(run: RunDirectory) -> None:
+    (run.path / "owner.json").write_text("{}")
+    assert status_of(run.path).state == "not finished when it was copied"
+
+
 @pytest.mark.parametrize("fault", [NotFiniteError("too many\nbad steps"), WorkerFailedError("Traceback\nbad steps")])
 def test_why_a_run_failed(run: RunDirectory, fault: Exception) -> None:
     with pytest.raises(type(fault)), noting_failure(run):

@@ -120,9 +120,17 @@ class Location:
                 raise UserError(f"{self._key}: {self.name(file)} cannot be written: {reason(fault)}; {_WAY_OUT}") from None
 
     def remove(self, file: str) -> None:
-        """Removes a file; one that is not there is fine. UserError: it cannot be removed."""
+        """Removes a file, and its folder below this one when nothing else is there. One that is not there is fine.
+
+        UserError: it cannot be removed.
+        """
+        path = f"{self._base}/{file}"
+        above = path.rpartition("/")[0]
         try:
-            self._system.delete_file(f"{self._base}/{file}")
+            self._system.delete_file(path)
+            has_folders = self._system.type_name not in _OBJECT_STORES
+            if has_folders and above != self._base and not self._system.get_file_info(fs.FileSelector(above)):
+                self._system.delete_dir(above)
         except FileNotFoundError:
             pass
         except (OSError, pa.ArrowException) as fault:
