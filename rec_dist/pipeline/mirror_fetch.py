@@ -28,15 +28,7 @@ def fetch(place: Location, run: RunDirectory, config: Mapping[str, Any], *, log:
         if others := sorted(files):
             raise UserError(f"{KEY} ({place}) holds no run and is not empty ({others[0]}); choose another")
         return
-    try:
-        changed = differences(read_object(place, CONFIG), json.loads(json.dumps(config)))
-    except (AttributeError, TypeError):
-        raise _damaged(place, CONFIG) from None
-    if changed:
-        raise UserError(
-            f"{KEY} ({place}) holds a run of another configuration (different: {', '.join(changed[:6])}); choose another, or "
-            "remove what is there"
-        )
+    refuse_other(place, config)
     here, ended = newest_valid(run.checkpoints), run.finished() is not None and any(run.model.glob("*"))
     has_ended = FINISHED in files and any(name.startswith("model/") for name in files)
     if ended or not (has_ended or newest_step(files) > here):
@@ -69,6 +61,19 @@ def _download(place: Location, files: Mapping[str, Stored], beside: Path) -> Non
             target.unlink(missing_ok=True)
             continue
         os.utime(target, (stored.written, stored.written))
+
+
+def refuse_other(place: Location, config: Mapping[str, Any]) -> None:
+    """UserError: the copy is of another configuration, or its own cannot be read."""
+    try:
+        changed = differences(read_object(place, CONFIG), json.loads(json.dumps(config)))
+    except (AttributeError, TypeError):
+        raise _damaged(place, CONFIG) from None
+    if changed:
+        raise UserError(
+            f"{KEY} ({place}) holds a run of another configuration (different: {', '.join(changed[:6])}); choose another, or "
+            "remove what is there"
+        )
 
 
 def read_object(place: Location, name: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ cluster's storage is visible from here all that `train` checks before it starts 
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,7 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import RayJobConfig
 from rec_dist.data.prepared.location import Location
 from rec_dist.pipeline.evaluate import finished_run
-from rec_dist.pipeline.mirror_fetch import KEY
+from rec_dist.pipeline.mirror_fetch import KEY, refuse_other
 from rec_dist.pipeline.mirrored_files import FINISHED
 from rec_dist.pipeline.train import check_train
 from rec_dist.runtime.errors import UserError
@@ -104,14 +103,18 @@ def _nothing_left(job: Job, log: Log) -> bool:
     done, mirror = RunDirectory(Path(job.run_dir)).finished(), job.config.checkpoint.mirror
     if done is not None:
         log(f"{job.run_dir} is finished ({done['step']} steps); nothing to do")
-    elif mirror is not None and _is_finished(mirror):
+    elif mirror is not None and _is_finished(job, Location(mirror, key=KEY)):
         log("checkpoint.mirror holds the finished run; nothing to do")
         return True
     return done is not None
 
 
-def _is_finished(place: str) -> bool:
-    """Whether a finished run is copied there, as far as that can be seen from this machine."""
-    with suppress(UserError):
-        return Location(place, key=KEY).read(FINISHED) is not None
-    return False
+def _is_finished(job: Job, place: Location) -> bool:
+    """Whether this run is copied there to its end, as far as that can be seen from here. UserError: another run is."""
+    try:
+        there = place.read(FINISHED) is not None
+    except UserError:
+        return False
+    if there:
+        refuse_other(place, job.config.model_dump(mode="json"))
+    return there

@@ -135,7 +135,6 @@ def _array(settings: SlurmConfig) -> str | None:
 
 
 def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Iterator[str]:
-    assert _END_OF_CONFIG not in job.config_text
     values = {
         "run_dir": _asked_there(job),
         "log_dir": str(log_dir_of(job)),
@@ -166,9 +165,12 @@ def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Itera
             overrides = element.evaluation if run else overrides_of(job, element, words)
             yield f"  {index}) run_dir={shlex.quote(_asked_there(element))} overrides=({shlex.join(overrides)}) ;;"
         yield "esac"
-    yield f"config=$(cat << '{_END_OF_CONFIG}'"
+    end = _END_OF_CONFIG
+    while end in job.config_text:
+        end += "_"
+    yield f"config=$(cat << '{end}'"
     yield job.config_text.rstrip("\n")
-    yield _END_OF_CONFIG
+    yield end
     yield ")"
 
 

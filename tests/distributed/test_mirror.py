@@ -114,6 +114,9 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy(
     words = ["submit", str(tmp_path / "third.yaml"), "--to", "slurm"]
     child = start(main, words, folder=tmp_path / "submit-out", environment=CREDENTIALS)
     assert (child.wait(), child.err) == (0, "checkpoint.mirror holds the finished run; nothing to do\n")
+    child = start(main, [*words, "optimizer.lr=0.1"], folder=tmp_path / "submit-out", environment=CREDENTIALS)
+    assert child.wait() == 2
+    assert "holds a run of another configuration (different: optimizer.lr)" in child.err
 
 
 def _status(place: str, folder: Path) -> tuple[int, str]:

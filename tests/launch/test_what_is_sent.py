@@ -200,3 +200,14 @@ def test_what_saves_nothing_is_not_asked_to_stop_and_may_be_short() -> None:
 def test_what_is_no_time_is_refused(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", str(CONFIG), "--to", "slurm", "--dry-run", f'submit.slurm.time="{limit}"']) == 2
     assert "is no time of SLURM's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["END_OF_CONFIG", "$(touch x)", "`touch x`", "it's"])
+def test_the_configuration_reaches_the_run_as_it_is_whatever_it_holds(words: str, tmp_path: Path) -> None:
+    instruction = f"one\nEND_OF_CONFIG\n{words}"
+    script = rendered("slurm", f'prompt.instruction="{instruction}"').partition("set -euo pipefail")[0]
+    shown = subprocess.run(
+        ["bash", "-c", script + '\nprintf "%s\\n" "$config"'], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert yaml.safe_load(shown.stdout)["prompt"]["instruction"].split() == instruction.split()
+    assert list(tmp_path.iterdir()) == []
