@@ -1,5 +1,6 @@
 """An S3 server of this machine's loopback for tests: moto's, in a process of its own, which a test may kill."""
 
+import http.client
 import socket
 import subprocess
 import sys
@@ -54,6 +55,16 @@ class S3Server:
         """Writes one object."""
         with self.files.open_output_stream(f"{BUCKET}/{name}") as sink:
             sink.write(content)
+
+    def write_key(self, key: str, content: bytes) -> None:
+        """Writes an object whose key need be no path: pyarrow refuses those."""
+        link = http.client.HTTPConnection("127.0.0.1", self.port)
+        link.putrequest("PUT", f"/{BUCKET}/{key}")
+        link.putheader("Authorization", "AWS test:x")
+        link.putheader("Content-Length", str(len(content)))
+        link.endheaders(content)
+        assert link.getresponse().status == 200
+        link.close()
 
     def read(self, name: str) -> bytes:
         """Reads one object."""

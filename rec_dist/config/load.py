@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import SafeDumper, YAMLError, dump
 
+from rec_dist.config.paths import check_uris
 from rec_dist.config.schema import RunConfig
 from rec_dist.runtime.errors import UserError
 
@@ -87,7 +88,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             f"{path} is a pipeline of stages (it has the section `{PIPELINE}`), which `rec-dist run` takes; this command takes the "
             "configuration of one run, such as a target of those stages"
         )
-    return validate(value, RunConfig, str(path))
+    config = validate(value, RunConfig, str(path))
+    check_uris(config)
+    return config
 
 
 def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:

@@ -6,6 +6,7 @@ from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.schema import RunConfig
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import is_remote
+from rec_dist.runtime.uri import refuse_credentials, shown
 
 # (section, key) of every path that a run reads or writes; of the second kind it may be a known name.
 PATHS = (
@@ -33,7 +34,17 @@ def check_path(key: str, path: str) -> None:
         raise UserError(f"{key} is empty, which would mean the current folder; give a path, or leave it out")
     if "://" in path and not (key in _URIS and is_remote(path)):
         copied = " (checkpoint.mirror keeps a copy of it at a URI)" if key == "train.run_dir" else ""
-        raise UserError(f"{key} ({path}) is a URI; give a folder, on a cluster one that every node mounts{copied}")
+        raise UserError(f"{key} ({shown(path)}) is a URI; give a folder, on a cluster one that every node mounts{copied}")
+
+
+def check_uris(config: RunConfig) -> None:
+    """UserError: a path is a URI with credentials in it, which would be written down."""
+    value = config.model_dump()
+    of_tasks = [(f"task.{section}.{key}", value["task"][section][key]) for section, key in TASK_PATHS]
+    others = [(f"{section}.{key}", value[section][key]) for section, key in (*PATHS, *PATHS_OR_NAMES)]
+    for key, path in [*others, *of_tasks, ("plan.model", config.plan.model), ("plan.cluster", config.plan.cluster)]:
+        if path is not None:
+            refuse_credentials(path, key)
 
 
 def pinned(config: RunConfig) -> RunConfig:

@@ -21,6 +21,17 @@ from rec_dist.runtime.quiet import quieten_loaded
 from rec_dist.stream.grouped import GroupedStream
 
 _NEEDED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_WAY_OUT = "give the config.json of a decoder such as Llama"
+_LIMITS = {  # above all that there is; 1,000 layers are 10 s
+    "hidden_size": 1 << 24,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "vocab_size": 1 << 31,
+    "max_position_embeddings": 1 << 40,
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Parameters:
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """The shape in folder/config.json. Raises UserError when there is none, or a number is missing."""
+    """The shape in folder/config.json. Raises UserError when there is none, or a number is missing or no number of a model."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
@@ -73,24 +84,29 @@ def read_architecture(folder: Path) -> Architecture:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         config = {**config, **config.get("text_config", {})}
-    except (ValueError, TypeError, AttributeError) as fault:
-        raise UserError(f"{path} is no JSON object: {fault}") from fault
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as fault:
+        raise UserError(f"{path} is no JSON object that can be read: {fault}; {_WAY_OUT}") from fault
     missing = [key for key in _NEEDED if not config.get(key)]
     if missing:
+        raise UserError(f"{path} has no {', '.join(missing)}, which a plan is made from; {_WAY_OUT}")
+    for key, limit in _LIMITS.items():
+        value = config.get(key)
+        if value is not None and (type(value) is not int or not 1 <= value <= limit):
+            raise UserError(f"{path}: {key} ({str(value)[:50]}) is no whole number from 1 to {limit}; {_WAY_OUT}")
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if config.get("head_dim") is None and width % heads:
         raise UserError(
-            f"{path} has no {', '.join(missing)}, which a plan is made from; give the config.json of a decoder such as Llama"
+            f"{path}: hidden_size ({width}) is no multiple of num_attention_heads ({heads}), without head_dim; {_WAY_OUT}"
         )
-    heads = int(config["num_attention_heads"])
-    positions = config.get("max_position_embeddings")
     return Architecture(
-        width=int(config["hidden_size"]),
-        inner=int(config["intermediate_size"]),
-        layers=int(config["num_hidden_layers"]),
+        width=width,
+        inner=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
         heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-        vocabulary=int(config["vocab_size"]),
-        max_positions=None if positions is None else int(positions),
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or width // heads,
+        vocabulary=config["vocab_size"],
+        max_positions=config.get("max_position_embeddings"),
     )
 
 
@@ -106,8 +122,9 @@ def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int
         config = AutoConfig.from_pretrained(str(folder))
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise UserError(f"{folder} describes no causal language model that transformers builds: {_first_line(fault)}") from fault
+    except Exception as fault:  # of a damaged file transformers makes its own kinds of error, torch's and most of Python's
+        why = " ".join(str(fault).split())[:300] or type(fault).__name__
+        raise UserError(f"{folder} describes no causal language model that transformers builds: {why}; {_WAY_OUT}") from fault
     head = model.get_output_embeddings()
     if head is None:
         raise UserError(f"{folder} describes a model without a language-model head; choose a decoder such as Llama")
@@ -133,7 +150,3 @@ def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int
 
 def _no_loss(logps: Tensor, stream: GroupedStream) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return logps.sum(), logps.new_zeros(()), {}
-
-
-def _first_line(fault: BaseException) -> str:
-    return next(iter(str(fault).splitlines()), type(fault).__name__)

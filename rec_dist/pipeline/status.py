@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -19,6 +20,7 @@ from rec_dist.runtime.errors import DiskError, StopRequested, UserError
 from rec_dist.runtime.files import is_remote
 from rec_dist.runtime.run_directory import RunDirectory
 
+_READ = {"config.yaml", "config.json", "metrics.jsonl", "progress.json", "finished.json", "log.txt", "evaluation.json", OWNER}
 _COPIED = "not finished when it was copied"
 
 
@@ -45,8 +47,12 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
     Raises UserError when it is none.
     """
     run = RunDirectory(path)
-    if not run.config_path.is_file():
-        raise UserError(f"{path} is no run directory (config.yaml is missing); give the train.run_dir of a run")
+    try:
+        found = run.config_path.is_file()
+    except OSError:  # a name that is too long
+        found = False
+    if not found:
+        raise UserError(f"{str(path)[:200]} is no run directory (config.yaml is missing); give the train.run_dir of a run")
     rows, finished = run.rows(), run.finished()
     steps = [row for row in rows if row.get("event") in ("step", "bad_step")]
     timed = [float(row["step_seconds"]) for row in steps if "step_seconds" in row]
@@ -59,8 +65,10 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
     bad = sum(row["event"] == "bad_step" for row in steps)
     kept_steps = int(steps[-1]["step"]) - bad if steps else 0
     starts = [float(row["time"]) for row in rows if row.get("event") == "start"]
-    began = starts[0] if starts else (path / "config.json").stat().st_mtime
+    first = path / "config.json"
+    began = starts[0] if starts else first.stat().st_mtime if first.is_file() else None
     until = (now or time.time()) if state == "running" else last_seen
+    lived = until - began if began is not None else 0.0
     return Status(
         state=state,
         phase=progress["phase"],
@@ -68,7 +76,7 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
         total=progress["total"],
         seen=max((now or time.time()) - last_seen, 0.0),
         eta=progress.get("seconds_left") if state == "running" else None,
-        goodput=min(statistics.mean(timed) * kept_steps / (until - began), 1.0) if timed and until > began else None,
+        goodput=min(statistics.mean(timed) * kept_steps / lived, 1.0) if timed and lived > 0 else None,
         restarts=run.restarts(),
         checkpoint=_newest_checkpoint(run),
         error=_last_error(rows),
@@ -159,11 +167,12 @@ def _small_copy(place: str, folder: Path) -> str:
     location = Location(place, key="checkpoint.mirror")
     files = location.tree()
     if "config.yaml" not in files:
-        raise UserError(f"{location} holds no run; give the checkpoint.mirror of a run")
-    for name, stored in files.items():
-        if "/" not in name:
-            location.copy(name, folder / name)
-            os.utime(folder / name, (stored.written, stored.written))
-        elif Path(name).name == COMMIT_NAME:
+        what = "cannot be read: its bucket does not exist" if location.lacks_bucket() else "holds no run"
+        raise UserError(f"{location} {what}; give the checkpoint.mirror of a run")
+    for name in _READ & files.keys():
+        location.copy(name, folder / name)
+        os.utime(folder / name, (files[name].written, files[name].written))
+    for name in files:
+        if re.fullmatch(rf"checkpoints/step-\d+/{COMMIT_NAME}", name):
             (folder / name).parent.mkdir(parents=True)
     return str(location)

@@ -97,7 +97,7 @@ def read_object(path: Path, way_out: str) -> dict[str, Any]:
     """The JSON object in `path`, a file of ours. UserError with the way out: it has been damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise UserError(f"{path} cannot be read ({' '.join(str(fault).split())}); {way_out}") from fault
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; {way_out}")

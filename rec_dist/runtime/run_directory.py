@@ -18,8 +18,8 @@ from rec_dist.runtime.disk import writing
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import append_line, lock, misplaced, read_object, write_json, write_text
 from rec_dist.runtime.identity import differences
+from rec_dist.runtime.rows import OF_A_STEP, are_numbers, read_rows
 
-_OF_A_STEP = ("step", "bad_step", "validation", "checkpoint", "checkpoint_failed")  # done again by a restart from before it
 _FILES = ("config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "log.txt", "progress.json", "stop", "finished.json")
 _FOLDERS = ("checkpoints", "reference", "reference-valid", "model", "attempt", "stacks")
 
@@ -129,24 +129,14 @@ class RunDirectory:
         append_line(self.metrics_path, json.dumps(row, allow_nan=False))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows of metrics.jsonl."""
-        if not self.metrics_path.is_file():
-            return []
-        rows = []
-        for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the line that a kill cut short, or a byte of which flipped
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-        return rows
+        """All whole rows of metrics.jsonl; damaged ones are left out."""
+        return read_rows(self.metrics_path)
 
     def drop_steps_after(self, step: int) -> int:
         """Removes step rows after `step`: they belong to work that a restart does again. Returns how many steps that is."""
         rows = self.rows()
-        late = [row["step"] for row in rows if row.get("event") in _OF_A_STEP and row["step"] > step]
-        kept = [row for row in rows if not (row.get("event") in _OF_A_STEP and row["step"] > step)]
+        late = [row["step"] for row in rows if row.get("event") in OF_A_STEP and row["step"] > step]
+        kept = [row for row in rows if not (row.get("event") in OF_A_STEP and row["step"] > step)]
         if self.metrics_path.is_file():
             write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
         return max(late, default=step) - step
@@ -196,11 +186,14 @@ class RunDirectory:
             temporary.replace(self._progress_path)
 
     def read_progress(self) -> dict[str, Any] | None:
-        """The last `progress`, or None."""
+        """The last `progress`, or None: there is none, or it has been damaged."""
         try:
-            return dict(json.loads(self._progress_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            value = dict(json.loads(self._progress_path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
+        left = value.get("seconds_left")
+        whole = are_numbers(value.get("done"), value.get("total"), 0 if left is None else left)
+        return value if whole and isinstance(value.get("phase"), str) else None
 
     def request_stop(self) -> None:
         """Asks the run to save and stop after the step it is in."""
@@ -240,10 +233,14 @@ class RunDirectory:
         write_json(self._finished_path, summary)
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None."""
+        """The summary of a finished run, or None. UserError: it has been damaged."""
         if not self._finished_path.is_file():
             return None
-        return read_object(self._finished_path, "remove that file and run `rec-dist train` again, which ends where the run ended")
+        way_out = "remove that file and run `rec-dist train` again, which ends where the run ended"
+        value = read_object(self._finished_path, way_out)
+        if type(value.get("step")) is not int:
+            raise UserError(f"{self._finished_path} is damaged (it names no step); {way_out}")
+        return value
 
     def clear_progress(self) -> None:
         """Forgets where an earlier attempt stood."""

@@ -98,7 +98,7 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["prompt.max_history=99999999999999999999"], ("prompt.max_history", "less than 2147483648")),
         (["train.targets_per_trunk=99999999999999999999"], ("train.targets_per_trunk", "less than 2147483648")),
         (["prompt.max_history=2147483647"], ("positions", "512", "lower prompt.max_history")),
-        (["data.path=s5://bucket/data"], ("data.path (s5://bucket/data)", "cannot be opened")),
+        (["data.path=s5://bucket/data"], ("data.path (s5://bucket/data)", "cannot be opened: another scheme than")),
         (["train.run_dir=/dev/null/run"], ("train.run_dir", "choose another folder")),
         (["train.run_dir=s3://bucket/run"], ("train.run_dir (s3://bucket/run)", "is a URI", "give a folder")),
         (["model.attention=flex"], ("model.attention=flex", "needs a CUDA device", "set model.attention=auto or sdpa")),

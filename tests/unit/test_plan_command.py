@@ -232,3 +232,79 @@ def test_the_largest_model_is_planned_in_under_five_seconds() -> None:
     began = time.process_time()
     planned("plan.model=" + str(MODELS / "llama3.1-405b"))
     assert time.process_time() - began < 5
+
+
+_SHAPE = json.loads((MODELS / "llama3-1b" / "config.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("hidden_size", value) for value in (-1, 1, 7, 1.5, "64", "x", True, [1], float("inf"), 1 << 40)),
+        *(("intermediate_size", value) for value in (-1, "x", 1.5, float("nan"))),
+        *(("num_hidden_layers", value) for value in ("x", -1, 1.5, 3000)),
+        ("num_attention_heads", -1),
+        ("num_attention_heads", 7),
+        ("num_key_value_heads", "x"),
+        ("num_key_value_heads", 0),
+        ("head_dim", -1),
+        ("vocab_size", 1.5),
+        ("max_position_embeddings", "x"),
+        ("rms_norm_eps", "x"),
+        ("hidden_act", "nothing"),
+        ("model_type", 5),
+        ("text_config", 5),
+    ],
+)
+def test_a_model_that_cannot_be_is_one_line(
+    key: str, value: Any, tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(json.dumps(_SHAPE | {key: value}), tmp_path, tiny_config, capsys)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "{", "[]", "null", '{"hidden_size": ' + "9" * 5000 + "}"])
+def test_a_config_json_that_is_none_is_one_line(
+    text: str, tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(text, tmp_path, tiny_config, capsys)
+
+
+def refused(text: str, folder: Path, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """`plan` of a model whose config.json is `text` ends with one line that names it and the way out."""
+    file = folder / "config.yaml"
+    settings = {"cluster": str(CLUSTERS / "local-cpu.yaml"), "model": str(folder)}
+    file.write_text(yaml.safe_dump(make(folder / "run", {"plan": settings})), encoding="utf-8")
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    assert main(["plan", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {folder}")
+    assert line.endswith("give the config.json of a decoder such as Llama")
+
+
+def test_every_field_of_a_cluster_file_has_bounds(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the bounds there is a plan whose numbers JSON can say; beyond them one line names the field."""
+    base = yaml.safe_load((CLUSTERS / "8xh100.yaml").read_text(encoding="utf-8"))
+    file, cluster = tmp_path / "config.yaml", tmp_path / "cluster.yaml"
+    settings = {"plan": {"cluster": str(cluster), "model": str(MODELS / "smollm2-135m")}, "model.dtype": "auto"}
+    file.write_text(yaml.safe_dump(tiny_config(tmp_path / "run", settings)), encoding="utf-8")
+    fields = [key for key, value in base.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    assert len(fields) == 12
+    for field in fields:
+        for value in (1e308, 1e-308, float("inf"), float("nan"), -1, 10**30):
+            cluster.write_text(yaml.safe_dump(base | {field: value}), encoding="utf-8")
+            output = tmp_path / f"{field}.json"
+            code, printed = main(["plan", str(file), "--json", str(output)]), capsys.readouterr()
+            if code == 2:
+                (line,) = printed.err.splitlines()
+                assert line.startswith(f"error: {cluster}: {field}: input should be ")
+            else:
+                assert value == 1e-308 and field in ("reserved_gb", "nvlink_latency_us", "network_latency_us"), (field, value)
+                assert json.loads(output.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+                output.unlink()
+    for end in (0, 1):
+        ends = dict.fromkeys(fields, (1e-06, 1000000.0)[end]) | {"nodes": (1, 100_000)[end], "gpus_per_node": (1, 1024)[end]}
+        ends |= {"achievable_fraction": (1e-6, 1.0)[end], "link_efficiency": (1e-6, 1.0)[end]}
+        cluster.write_text(yaml.safe_dump(base | ends), encoding="utf-8")
+        output = tmp_path / f"end-{end}.json"
+        assert main(["plan", str(file), "--json", str(output), "train.groups_per_step=200000000", "train.max_steps=4"]) in (0, 1)
+        json.loads(output.read_text(encoding="utf-8"), parse_constant=pytest.fail)

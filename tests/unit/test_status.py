@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rec_dist.cli import main
 from rec_dist.pipeline.status import noting_failure, status, status_of
 from rec_dist.runtime.errors import NotFiniteError, StopRequested, UserError, WorkerFailedError
 from rec_dist.runtime.run_directory import RunDirectory
@@ -150,3 +151,73 @@ def test_any_fault_is_told_but_a_stop_is_none(run: RunDirectory) -> None:
     with pytest.raises(KeyError), noting_failure(run):
         raise KeyError
     assert status_of(run.path).error == "after step 6: KeyError"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"event": "step"}',
+        '{"event": "step", "step": "a", "step_seconds": "x"}',
+        '{"event": "step", "step": 7, "step_seconds": "x"}',
+        '{"event": "step", "step": 7, "step_seconds": NaN}',
+        '{"event": "step", "step": true}',
+        '{"event": "bad_step"}',
+        '{"event": "failed"}',
+        '{"event": "failed", "step": 6}',
+        '{"event": "restart", "step": 6, "reason": 5}',
+        '{"event": "checkpoint_failed"}',
+        '{"event": "start"}',
+        '{"event": "start", "time": []}',
+        '{"event": ["x"], "step": {}}',
+        "[" * 200_000,
+    ],
+)
+def test_a_damaged_row_is_left_out(run: RunDirectory, row: str) -> None:
+    whole = status_of(run.path, now=STARTED + 100)
+    with run.metrics_path.open("a", encoding="utf-8") as handle:
+        handle.write(f"{row}\n")
+    os.utime(run.metrics_path, (STARTED, STARTED + 60))
+    assert status_of(run.path, now=STARTED + 100) == whole
+
+
+@pytest.mark.parametrize("row", ['{"event": "step"}', '{"event": "step", "step": "x"}'])
+def test_why_a_run_failed_is_told_beside_a_damaged_row(run: RunDirectory, row: str) -> None:
+    with run.metrics_path.open("a", encoding="utf-8") as handle:
+        handle.write(f"{row}\n")
+    with pytest.raises(NotFiniteError), noting_failure(run):
+        raise NotFiniteError("bad steps")
+    assert status_of(run.path).error == "after step 6: bad steps"
+
+
+@pytest.mark.parametrize("text", ["{}", '{"phase": 1}', '{"step": "x"}', "[]", "", "[" * 200_000])
+def test_a_damaged_finished_json_is_named_with_the_way_out(
+    run: RunDirectory, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.path / "finished.json").write_text(text)
+    assert main(["status", str(run.path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: {run.path / 'finished.json'} ")
+    assert "remove that file and run `rec-dist train` again" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"phase": 1, "done": 1, "total": 2}', '{"phase": "train", "done": "a", "total": "b"}', "[" * 200_000]
+)
+def test_a_damaged_progress_is_none(run: RunDirectory, text: str) -> None:
+    (run.path / "progress.json").write_text(text)
+    found = status_of(run.path)
+    assert (found.done, found.total, found.eta) == (0, 0, None)
+    assert found.error == "after step 4: node lost"
+
+
+def test_without_config_json_there_is_no_goodput(run: RunDirectory) -> None:
+    (run.path / "config.json").unlink()
+    found = status_of(run.path)
+    assert (found.goodput, found.done, found.checkpoint) == (None, 6, 4)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "/".join(["x" * 200] * 50)])
+def test_a_name_that_no_file_system_takes_is_no_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: xxx") and "is no run directory" in line and len(line) < 400

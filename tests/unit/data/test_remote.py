@@ -259,8 +259,12 @@ def test_a_server_that_goes_gives_one_error_that_says_so(put: Callable[[], str],
         ("s3://no-such-bucket/p?endpoint_override=127.0.0.1:{port}&scheme=http", "no-such-bucket/p.*manifest.json is missing"),
         ("s3://rec-dist-tests/nothing?endpoint_override=127.0.0.1:{port}&scheme=http", "nothing.*manifest.json is missing"),
         ("s3://rec-dist-tests/p?endpoint=x", "Unexpected query parameter"),
-        ("s4://bucket/p", "cannot be opened: Unrecognized filesystem type"),
-        ("s3://name:secret@rec-dist-tests/p?wrong=1", "cannot be opened"),
+        (
+            "s4://bucket/p",
+            r"\(s4://bucket/p\) cannot be opened: another scheme than s3, gs and hdfs; give a URI of these, or a folder",
+        ),
+        ("s3://name:secret@rec-dist-tests/p?wrong=1", r"data.path \(s3://rec-dist-tests/p\) has credentials"),
+        ("s3://rec-dist-tests/p q?secret_key=secret", r"cannot be opened: Cannot parse URI: 's3://rec-dist-tests/p q'"),
     ],
 )
 def test_a_place_that_holds_nothing_is_refused(server: S3Server, place: str, says: str, tmp_path: Path) -> None:
