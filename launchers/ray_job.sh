@@ -18,5 +18,5 @@ cd "$(dirname "$0")/.."
 exec ray job submit --working-dir . \
   --runtime-env-json "{\"excludes\": [\"/.git\", \"/.venv\", \"/runs\", \"/data\"],
     \"env_vars\": {\"RAY_ADDRESS\": \"auto\", \"REC_DIST_CACHE\": \"${REC_DIST_CACHE:-}\",
-      \"RAY_JOB_STOP_WAIT_TIME_S\": \"300\"}}" \
+      \"RAY_JOB_STOP_WAIT_TIME_S\": \"330\"}}" \
   -- rec-dist "$@"

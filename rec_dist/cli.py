@@ -79,11 +79,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_submit(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "overrides", nargs="*", default=[], metavar="CONFIG.yaml [section.key=value ...]", help="what to send, with changes"
-    )
+    command.epilog = "--follow and --stop ask the cluster that RAY_API_SERVER_ADDRESS names, or submit.ray.address of a CONFIG."
+    meaning = "what to send, with changes behind it"
+    command.add_argument("overrides", nargs="*", default=[], metavar="CONFIG.yaml [section.key=value ...]", help=meaning)
     command.add_argument("--to", choices=("ray", "slurm", "kuberay"), help="where to")
-    command.add_argument("--dry-run", action="store_true", help="print exactly what would be sent, and send nothing")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print exactly what would be sent; checks the keys, sends nothing"
+    )
     command.add_argument("--follow", metavar="ID", help="ray: show a job's output until it ends; its exit code is ours")
     command.add_argument("--stop", metavar="ID", help="ray: let a job save a checkpoint and stop")
 

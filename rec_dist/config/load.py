@@ -22,6 +22,11 @@ _EXTENDS = "extends"
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=", re.ASCII)
 
 
+def is_override(word: str) -> bool:
+    """Whether a word of a command line is section.key=value."""
+    return _OVERRIDE.match(word) is not None
+
+
 def load_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file, what it `extends` (a path beside it, merged underneath) and `key=value` overrides, interpolations resolved.
 
@@ -29,7 +34,7 @@ def load_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     merged = _read(path, ())
     for override in overrides:
-        if not _OVERRIDE.match(override):
+        if not is_override(override):
             raise UserError(f"override {override!r} is not section.key=value; for example optimizer.lr=1e-4")
         try:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
@@ -126,7 +131,7 @@ def _explain(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:
                 close = _closest(dotted, known)
                 phrases[dotted] = "is no key" + (f"; did you mean {close}?" if close else "")
             continue
-        dotted = _as_key(path, known)
+        dotted = _as_key(path, known, model)
         what = error["msg"][0].lower() + error["msg"][1:]
         if error["type"] == "missing":
             phrases[dotted] = "is missing"
@@ -135,7 +140,8 @@ def _explain(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:
         else:
             phrases[dotted] = f"{what}, got {error['input']!r}"
             if error["type"] == "string_type" and isinstance(error["input"], int | float):  # 4:00:00 is a number in YAML: 14400
-                phrases[dotted] += f"; put text in quotes, on a command line '{dotted}=\"...\"'"
+                text = "..." if dotted in known else str(error["input"])
+                phrases[dotted] += f"; put text in quotes, on a command line '{dotted}=\"{text}\"'"
     return [f"{dotted} {phrase}" if phrase.startswith("is ") else f"{dotted}: {phrase}" for dotted, phrase in phrases.items()]
 
 
@@ -145,12 +151,18 @@ def _leaves(prefix: str, value: Any) -> list[str]:
     return [prefix]
 
 
-def _as_key(path: list[str], known: dict[str, str]) -> str:
-    """The location without the union branches that pydantic appends to it."""
+def _as_key(path: list[str], known: dict[str, str], model: type[BaseModel]) -> str:
+    """The location without the union branches that pydantic appends to it; in a mapping with the entry's name."""
     for length in range(len(path), 0, -1):
         if ".".join(path[:length]) in known:
-            return ".".join(path[:length])
+            return ".".join(path[: length + _is_mapping(path[:length], model)])
     return ".".join(path)
+
+
+def _is_mapping(path: list[str], model: type[BaseModel]) -> bool:
+    """Whether the field at `path` takes entries of the user's naming."""
+    annotation = model.model_fields[path[0]].annotation
+    return _is_mapping(path[1:], _models_in(annotation)[0]) if path[1:] else get_origin(annotation) is dict
 
 
 def _closest(dotted: str, known: dict[str, str]) -> str | None:

@@ -18,7 +18,7 @@ PATHS = (
     ("profile", "output_dir"),
     ("checkpoint", "mirror"),
 )
-_URIS = (("data", "path"), ("checkpoint", "mirror"))  # of these, what may be a URI
+_URIS = ("data.path", "checkpoint.mirror")  # of these, what may be a URI
 TASK_PATHS = (("delrec", "teacher"), ("p2rec", "teacher"), ("sequential", "init_embeddings"))  # below task
 PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
 
@@ -26,6 +26,15 @@ PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
 def absolute(path: str) -> Path:
     """Workers run in another folder: every path is made absolute in the driver."""
     return Path(path).expanduser().absolute()
+
+
+def check_path(key: str, path: str) -> None:
+    """Raises UserError for an empty path, and for a URI where only a folder will do. key: dotted."""
+    if not path.strip():
+        raise UserError(f"{key} is empty, which would mean the current folder; give a path, or leave it out")
+    if "://" in path and not (key in _URIS and is_remote(path)):
+        copied = " (checkpoint.mirror keeps a copy of it at a URI)" if key == "train.run_dir" else ""
+        raise UserError(f"{key} ({shown(path)}) is a URI; give a folder, on a cluster one that every node mounts{copied}")
 
 
 def check_uris(config: RunConfig) -> None:
@@ -46,15 +55,14 @@ def pinned(config: RunConfig) -> RunConfig:
             value[section][key] = str(absolute(value[section][key]))
     for section, key in PATHS:
         path = value[section][key]
-        if path is None or ((section, key) in _URIS and is_remote(path)):
+        if path is None:
             continue
-        if "://" in path:
-            copied = " (checkpoint.mirror keeps a copy of it at a URI)" if key == "run_dir" else ""
-            raise UserError(
-                f"{section}.{key} ({shown(path)}) is a URI; give a folder, on a cluster one that every node mounts{copied}"
-            )
+        check_path(f"{section}.{key}", path)
+        if is_remote(path):
+            continue
         value[section][key] = str(absolute(path))
     for section, key in TASK_PATHS:
         if value["task"][section][key] not in (None, RANDOM_TEACHER):
+            check_path(f"task.{section}.{key}", value["task"][section][key])
             value["task"][section][key] = str(absolute(value["task"][section][key]))
     return RunConfig.model_validate(value)

@@ -12,7 +12,9 @@ _Words = Annotated[list[str], Field(min_length=1)]
 class RayJobConfig(Section):
     """--to ray: a running Ray cluster, through its job server."""
 
-    address: str | None = Field(None, description="The cluster's dashboard, http://HEAD:8265; None: RAY_API_SERVER_ADDRESS.")
+    address: str | None = Field(
+        None, description="The cluster's dashboard, such as http://HEAD:8265; None: RAY_API_SERVER_ADDRESS."
+    )
     submission_id: str | None = Field(None, description="Name of the job on the cluster; None: submit.name and the time.")
     ship: Literal["installed", "source", "wheel"] = Field(
         "installed",
@@ -28,16 +30,19 @@ class SlurmConfig(Section):
     """--to slurm: a batch job that starts one Ray node a machine."""
 
     nodes: int = Field(1, ge=1, description="Nodes.")
-    gpus_per_node: int = Field(0, ge=0, description="GPUs of a node.")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs of a node; `prepare` asks for none.")
     cpus_per_node: int | None = Field(None, ge=1, description="CPUs of a node; None: the cluster's default.")
     memory_per_node: str | None = Field(None, description='Such as 200G; "0" (a text): all of a node; None: the default.')
-    time: str | None = Field(None, description="Limit of one attempt, such as 1-00:00:00; None: the cluster's default.")
+    time: str | None = Field(
+        None,
+        description="Limit of one attempt, such as 1-00:00:00, longer than checkpoint.grace_seconds; None: the cluster's default.",
+    )
     partition: str | None = Field(None, description="Partition; None: the cluster's default.")
     account: str | None = Field(None, description="Account that pays; None: yours.")
     options: list[str] = Field(default_factory=list, description="Further options of sbatch, such as --qos=high.")
     requeue: bool = Field(True, description="A run that was stopped before the limit goes back into the queue by itself.")
     interface: str | None = Field(
-        None, description="Network interface of Ray, NCCL and gloo, such as ib0; None: the one of the default route."
+        None, description="Network interface of Ray, NCCL and gloo, such as ib0; None: the default route's, and NCCL chooses."
     )
     setup: list[str] = Field(default_factory=list, description="Shell lines that each node runs first, such as module load cuda.")
     container: Literal["none", "enroot", "apptainer"] = Field("none", description="enroot: through srun's pyxis options.")
@@ -57,15 +62,20 @@ class KubeRayConfig(Section):
 
     image: str = Field("rec-dist:latest", description="Image with rec-dist, such as Dockerfile builds.")
     namespace: str = Field("default", description="Namespace.")
+    job_name: str | None = Field(None, description="Name of the RayJob and its ConfigMap; None: submit.name and the time.")
     claim: str = Field("rec-dist", description="PersistentVolumeClaim that all pods mount at submit.storage.")
     workers: int = Field(1, ge=1, description="Worker pods.")
-    gpus_per_worker: int = Field(1, ge=0, description="GPUs of a worker pod.")
+    gpus_per_worker: int = Field(1, ge=0, description="GPUs of a worker pod; `prepare` asks for none.")
     gpu_resource: str = Field("nvidia.com/gpu", description="What the GPUs are called on this cluster.")
     cpus_per_worker: int = Field(8, ge=1, description="CPUs of a worker pod.")
     memory_per_worker: str = Field("64Gi", description="Memory of a worker pod.")
     shared_memory: str = Field("16Gi", description="Of it, /dev/shm, for Ray's object store and NCCL.")
     head_cpus: int = Field(2, ge=1, description="CPUs of the head pod, which runs no worker.")
     head_memory: str = Field("8Gi", description="Memory of the head pod.")
+    env_from_secret: str | None = Field(
+        None, description="A Secret whose entries are environment variables in all pods, such as AWS_ACCESS_KEY_ID."
+    )
+    service_account: str | None = Field(None, description="Service account of all pods; None: the namespace's default.")
     retries: int = Field(3, ge=0, description="New clusters after a failed one; each goes on from the newest checkpoint.")
     suspend: bool = Field(False, description="Created asleep, for a queue (Kueue) that wakes it.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels of the RayJob, such as kueue.x-k8s.io/queue-name.")
@@ -77,8 +87,12 @@ class KubeRayConfig(Section):
 class SubmitConfig(Section):
     """How `rec-dist submit` sends a run."""
 
-    command: Literal["prepare", "train", "evaluate", "profile"] = Field("train", description="What runs there.")
-    name: str | None = Field(None, description="Name of the job; None: rec-dist- and the run directory's name.")
+    command: Literal["prepare", "train", "evaluate", "evaluate_base", "profile"] = Field(
+        "train", description="What runs there. evaluate: of the run in train.run_dir. evaluate_base: of the model it starts from."
+    )
+    name: str | None = Field(
+        None, description="Name of the job, of which 31 letters count; None: rec-dist- and the run directory's name."
+    )
     storage: str | None = Field(
         None, description="Absolute folder that all nodes see; relative paths lie in it. None (slurm only): this folder."
     )

@@ -1,14 +1,13 @@
 """checkpoint.mirror: a copy of the run directory at another place, such as an object store, that outlives the machines of a run.
 
 While a run trains, a thread of its driver copies what is new: a checkpoint at once, the rest every half minute. A checkpoint counts
-there once its commit marker is there, which goes last. A run whose train.run_dir is not there, or is behind, begins with the copy. Two
-run directories that write to one copy would mix two runs, so it belongs to one: owner.json says to which, and the one that lost it
-stops. Workers know nothing of this. Cost: reading and sending each checkpoint once, beside training.
+there once its commit marker is there, which goes last. A run whose train.run_dir is not there, or is behind, begins with the copy.
+Nothing is taken from either that the other may need: the copy loses old checkpoints alone, once newer ones are there. It belongs to
+one run directory, since two would mix two runs: owner.json says to which, and the one that lost it stops. Workers know nothing of
+this. Cost: reading and sending each checkpoint once, beside training.
 """
 
 import json
-import os
-import shutil
 import socket
 import threading
 import time
@@ -18,30 +17,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rec_dist.data.prepared.location import Location, Stored
-from rec_dist.engine.checkpoint import COMMIT_NAME, committed
-from rec_dist.pipeline.mirrored_files import (
-    CONFIG,
-    FINISHED,
-    OWNER,
-    files_of,
-    is_urgent,
-    newest_step,
-    order_of,
-    parts_of,
-    state_of,
-    wanted,
-)
-from rec_dist.runtime.disk import writing
+from rec_dist.data.prepared.location import Location
+from rec_dist.engine.checkpoint import COMMIT_NAME
+from rec_dist.pipeline.mirror_fetch import KEY, fetch, read_object
+from rec_dist.pipeline.mirrored_files import FINISHED, OWNER, files_of, is_urgent, order_of, outdated
 from rec_dist.runtime.errors import UnreachableError, UserError
-from rec_dist.runtime.files import is_remote, write_json
-from rec_dist.runtime.identity import differences
+from rec_dist.runtime.files import fingerprint, is_remote, write_json
 from rec_dist.runtime.run_directory import RunDirectory
 
 _LOOK_SECONDS, _LATEST_SECONDS = 2.0, 30.0
 _LAST_TRIES, _TRY_SECONDS = 3, 2.0
-_INDEX, _FETCHED = ".mirror.json", ".fetched"
-KEY = "checkpoint.mirror"
+_INDEX = ".mirror.json"
 
 
 class TakenOverError(UserError):
@@ -49,12 +35,16 @@ class TakenOverError(UserError):
 
 
 class Mirror:
-    """The copy of `run` at `place`, a URI or an absolute folder. UserError: it cannot be opened, or lies in the run directory."""
+    """The copy of `run` at `place`, a URI or an absolute folder. UserError: it cannot be opened, or one lies in the other."""
 
     def __init__(self, run: RunDirectory, place: str) -> None:
+        if "\0" in place:
+            raise UserError(f"{KEY} has a NUL character in it; give a folder or a URI, or leave it out")
         self._run, self._place = run, Location(place, key=KEY)
-        if not is_remote(place) and Path(place).resolve().is_relative_to(run.path.resolve()):
-            raise UserError(f"{KEY} ({place}) lies in train.run_dir ({run.path}); choose a folder or URI apart from it")
+        here, there = run.path.resolve(), None if is_remote(place) else Path(place).resolve()
+        if there is not None and (there.is_relative_to(here) or here.is_relative_to(there)):
+            raise UserError(f"{KEY} ({place}) and train.run_dir ({run.path}) lie in each other; choose folders apart")
+        self._about = {"place": fingerprint(place), "run_dir": str(run.path)}
         index = self._read_index()
         self._id: str = index.get("id") or uuid.uuid4().hex
         self._copied: dict[str, list[int]] = index.get("files", {})  # path -> [bytes, time of change in ns] as copied
@@ -65,59 +55,8 @@ class Mirror:
         return str(self._place)
 
     def fetch(self, config: Mapping[str, Any], *, log: Callable[[str], None]) -> None:
-        """Fills the run directory from the copy where that is further. Call before the run directory is claimed.
-
-        UserError: the copy is of another configuration or holds other files, or cannot be read.
-        """
-        files = self._place.tree()
-        if CONFIG not in files:
-            if others := sorted(set(files) - {OWNER}):
-                raise UserError(f"{KEY} ({self}) holds no run and is not empty ({others[0]}); choose another")
-            self._copied = {}
-            return
-        if changed := differences(self._object(CONFIG), json.loads(json.dumps(config))):
-            raise UserError(
-                f"{KEY} ({self}) holds a run of another configuration (different: {', '.join(changed[:6])}); choose another, or "
-                "remove what is there"
-            )
-        if self._object(OWNER).get("id") == self._id:
-            return
-        self._copied = {}
-        if not self._is_ahead(files):
-            return
-        with self._run.locked():
-            log(f"{KEY}: fetching the run from {self}")
-            began = time.perf_counter()
-            self._fetch(wanted(files))
-        size = sum(files[name].bytes for name in self._copied)
-        log(f"{KEY}: {len(self._copied)} files, {size / 1e6:.1f} MB in {time.perf_counter() - began:.1f} s")
-
-    def _is_ahead(self, files: Mapping[str, Stored]) -> bool:
-        here = self._run
-        if not here.config_path.is_file():
-            return True
-        if here.finished() is not None:
-            return False
-        return FINISHED in files or newest_step(files) > max(committed(here.checkpoints), default=-1)
-
-    def _fetch(self, files: Mapping[str, Stored]) -> None:
-        """All to a folder beside, then into place: what says that a run is there first, what says how far it is last."""
-        beside, copied = self._run.path / _FETCHED, dict[str, list[int]]()
-        with writing(self._run.path):
-            shutil.rmtree(beside, ignore_errors=True)
-            for name, stored in files.items():
-                target = beside / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._place.copy(name, target)
-                os.utime(target, (stored.written, stored.written))
-                copied[name] = state_of(target)
-            for step in parts_of(beside):
-                target = self._run.path / step.relative_to(beside)
-                shutil.rmtree(target, ignore_errors=True)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                step.replace(target)
-            shutil.rmtree(beside)
-        self._copied = copied
+        """As mirror_fetch.fetch."""
+        fetch(self._place, self._run, config, log=log)
 
     @contextmanager
     def kept_up(self, log: Callable[[str], None]) -> Iterator[None]:
@@ -141,13 +80,15 @@ class Mirror:
             raise UnreachableError(f"{reason}; the run itself is whole in {self._run.path}: run the same command again")
 
     def _take(self) -> None:
-        """Makes the copy this run directory's. What lies there and is not known to be as here is written anew, or removed."""
+        """Makes the copy this run directory's. What is not there as the index says, by its size, is copied again."""
         owner = self._run.path / f".{OWNER}"
         write_json(owner, {"id": self._id, "host": socket.gethostname(), "run_dir": str(self._run.path)})
         self._place.write(owner, OWNER)
         owner.unlink()
-        for name in wanted(self._place.tree(), torn=True):
-            self._copied.setdefault(name, [])
+        there = self._place.tree()
+        known = {name: state for name, state in self._copied.items() if name in there and state[:1] == [there[name].bytes]}
+        # Checkpoints that other attempts have left are known too, as of no size, so that they go when newer ones are there.
+        self._copied = {**{name: [] for name in there if name.startswith("checkpoints/")}, **known}
 
     def _end(self, thread: threading.Thread) -> None:
         """TakenOverError: it was."""
@@ -158,17 +99,18 @@ class Mirror:
 
     def _bring_up(self) -> str | None:
         """The last copy of this attempt; why it failed."""
-        fault: UserError | None = None
-        for _ in range(_LAST_TRIES):
+        for left in reversed(range(_LAST_TRIES)):
             try:
                 self.push()
-                return None
-            except TakenOverError:
-                raise
-            except UserError as error:
-                fault = error
+            except UserError as fault:
+                if isinstance(fault, TakenOverError):
+                    raise
+                if not left:
+                    return str(fault)
                 time.sleep(_TRY_SECONDS)
-        return str(fault)
+            else:
+                return None
+        return None
 
     def _follow(self) -> None:
         copied = time.monotonic()
@@ -200,39 +142,41 @@ class Mirror:
         return {name: state for name, state in here.items() if self._copied.get(name) != state}
 
     def push(self) -> None:
-        """Copies what changed and removes what went. UserError: it cannot be written. TakenOverError: it is another's now."""
+        """Copies what changed, then removes old checkpoints that went here. Nothing else is ever removed.
+
+        UserError: it cannot be written. TakenOverError: it is another's now.
+        """
         changed = self._changed()
-        gone = self._copied.keys() - files_of(self._run.path).keys() if self._copied else set()
+        gone = outdated(self._copied, self._run.path)
         if not changed and not gone:
             return
-        owner = self._object(OWNER)
-        if owner.get("id") != self._id:
-            raise TakenOverError(
-                f"{KEY} ({self}) was taken over by the run in {owner.get('run_dir')} on {owner.get('host')}; let one of them run"
-            )
         for name in sorted(changed, key=lambda name: (*order_of(name), changed[name][1])):
             with suppress(FileNotFoundError):  # an old checkpoint that went meanwhile
+                self._check_owner()
                 self._place.write(self._run.path / name, name)
                 self._copied[name] = changed[name]
         for name in sorted(gone, key=order_of, reverse=True):
+            self._check_owner()
             self._place.remove(name)
             del self._copied[name]
-        index = {"place": str(self), "run_dir": str(self._run.path), "id": self._id, "files": self._copied}
-        write_json(self._run.path / _INDEX, index)
+        write_json(self._run.path / _INDEX, {**self._about, "id": self._id, "files": self._copied})
 
-    def _object(self, name: str) -> dict[str, Any]:
-        """A JSON object of the copy, empty where there is none. UserError: it is damaged, or cannot be read."""
-        text = self._place.read(name)
-        try:
-            return {} if text is None else dict(json.loads(text))
-        except (ValueError, TypeError):
-            raise UserError(f"{KEY}: {self._place.name(name)} is damaged; choose another, or remove what is there") from None
+    def _check_owner(self) -> None:
+        """Before each file, for there is no lock. A copy that somebody removed is made anew by the next push."""
+        owner = read_object(self._place, OWNER)
+        if not owner:
+            self._copied = {}
+            self._take()
+        elif owner.get("id") != self._id:
+            raise TakenOverError(
+                f"{KEY} ({self}) was taken over by the run in {owner.get('run_dir')} on {owner.get('host')}; let one of them run"
+            )
 
     def _read_index(self) -> dict[str, Any]:
         """What this run directory knows of its copy: nothing where it is of another place, or was itself copied."""
         try:
             index = json.loads((self._run.path / _INDEX).read_text(encoding="utf-8"))
-            same = (index["place"], index["run_dir"]) == (str(self), str(self._run.path))
-        except (OSError, ValueError, KeyError, TypeError):
+            same = {key: index[key] for key in self._about} == self._about and isinstance(index["files"], dict)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
         return dict(index) if same else {}

@@ -62,29 +62,35 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     start = check_train(config)
     check_trackers(config.track)
     value = config.model_dump(mode="json")
-    mirror = Mirror(run, config.checkpoint.mirror) if config.checkpoint.mirror else None
-    if mirror is not None:
-        mirror.fetch(value, log=log)
-    with run.claimed(value, to_yaml(config)), mirror.kept_up(log) if mirror is not None else nullcontext():
+    mirror = Mirror(run, config.checkpoint.mirror) if config.checkpoint.mirror is not None else None
+    with run.claimed(value, to_yaml(config)):
+        if mirror is not None:
+            mirror.fetch(value, log=log)
         inputs = bind_inputs(run, config, start)
-        done = run.finished()
-        if done is not None:
-            log(f"{run.path} is finished ({done['step']} steps); nothing to do")
-            return done
-        run.drop_stale_stop()
-        describe(run, data=inputs["data"], model=inputs["model"])
-        run.append({"event": "start", "time": time.time()})
-        with watching(run), noting_failure(run):
-            gauges = RayGauges if config.cluster.launcher == "ray" else None
-            job = TrainJob(config.model_dump(), config.train.run_dir, start, gauges)
-            result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
-        if not result["finished"]:
-            run.clear_stop()
-            raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
-        run.finish(result)
+        with mirror.kept_up(log) if mirror is not None else nullcontext():
+            return _finish(run, config, start, inputs, log)
+
+
+def _finish(run: RunDirectory, config: RunConfig, start: Start, inputs: dict[str, str | None], log: Log) -> dict[str, Any]:
+    """A claimed run to its end."""
+    done = run.finished()
+    if done is not None:
+        log(f"{run.path} is finished ({done['step']} steps); nothing to do")
+        return done
+    run.drop_stale_stop()
+    describe(run, data=inputs["data"], model=inputs["model"])
+    run.append({"event": "start", "time": time.time()})
+    with watching(run), noting_failure(run):
+        gauges = RayGauges if config.cluster.launcher == "ray" else None
+        job = TrainJob(config.model_dump(), config.train.run_dir, start, gauges)
+        result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
+    if not result["finished"]:
         run.clear_stop()
-        log(f"finished after {result['step']} steps; model in {run.model}")
-        return result
+        raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
+    run.finish(result)
+    run.clear_stop()
+    log(f"finished after {result['step']} steps; model in {run.model}")
+    return result
 
 
 def bind_inputs(run: RunDirectory, config: RunConfig, start: Start) -> dict[str, str | None]:

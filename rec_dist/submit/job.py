@@ -4,14 +4,17 @@ What is sent is the resolved configuration without the sections `submit` and `pl
 that waits in a queue, and the run directory holds the same configuration wherever the run goes on.
 """
 
+import json
 import math
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.load import to_plain_yaml
-from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS
+from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS, check_path
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.runtime.errors import UserError
@@ -19,6 +22,8 @@ from rec_dist.runtime.files import is_remote
 
 CONFIG_NAME = "config.yaml"
 _MARGIN_SECONDS = 30
+_NAME_LENGTH = 31  # KubeRay takes 47 (it adds to the name), of which the time takes 16
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -40,22 +45,63 @@ class Job:
         """From the scheduler's request to stop until it kills: what the run takes for itself, and time to tear down."""
         return math.ceil(self.config.checkpoint.grace_seconds) + _MARGIN_SECONDS
 
+    @property
+    def needs_gpus(self) -> bool:
+        """Whether GPUs are of any use to the command."""
+        return self.submit.command != "prepare"
+
+    @property
+    def saves_when_asked(self) -> bool:
+        """Whether the command ends with a checkpoint when it is asked to stop, and goes on from it."""
+        return self.submit.command == "train"
+
+    @property
+    def paths(self) -> dict[str, str | None]:
+        """Every path of the configuration by its key, as it is on the cluster."""
+        found = {f"{section}.{key}": getattr(getattr(self.config, section), key) for section, key in (*PATHS, *PATHS_OR_NAMES)}
+        task = {f"task.{section}.{key}": getattr(getattr(self.config.task, section), key) for section, key in TASK_PATHS}
+        return found | task
+
+    def stamped_name(self) -> str:
+        """The name with the time: a job that has ended keeps its name, and the run may be sent again."""
+        return f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
     def words(self, config_path: str) -> list[str]:
         """The command line, given where the configuration lies there."""
-        return ["python", "-m", "rec_dist", self.submit.command, config_path]
+        command = self.submit.command
+        if command == "evaluate":
+            return ["python", "-m", "rec_dist", command, *self.evaluation]
+        return ["python", "-m", "rec_dist", command.removesuffix("_base"), config_path]
+
+    @property
+    def evaluation(self) -> list[str]:
+        """Behind `evaluate`: the run, which has a configuration of its own, and what of ours decides how and where it is measured."""
+        sections = {"evaluate": self.config.evaluate, "cluster": self.config.cluster}
+        values = [(f"{name}.{key}", value) for name, section in sections.items() for key, value in section.model_dump().items()]
+        return [self.run_dir, *(override(key, value) for key, value in [("data.path", self.config.data.path), *values])]
+
+
+def override(key: str, value: Any) -> str:
+    """`section.key=value` as the command line takes it."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def build_job(config: RunConfig, *, local_paths: bool) -> Job:
     """The job of a configuration.
 
     local_paths: the cluster sees this machine's folders, so that a relative path without submit.storage is one from here.
-    Raises UserError for a path that means nothing on the cluster.
+    Raises UserError for a path or a variable that means nothing on the cluster.
     """
     storage = config.submit.storage
     if storage is None and local_paths:
         storage = str(Path.cwd())
     if storage is not None and not storage.startswith("/"):
         raise UserError(f"submit.storage ({storage}) is not absolute; give the folder that all nodes see, such as /shared")
+    for variable in config.submit.env:
+        if not _VARIABLE.fullmatch(variable):
+            raise UserError(
+                f"submit.env ({variable}) names no variable of a shell; letters, digits and _ make one, no digit first"
+            )
     value = config.model_dump(mode="json", exclude_unset=True)
     for section in ("submit", "plan"):
         value.pop(section, None)
@@ -67,8 +113,13 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
         path = value.get("task", {}).get(section, {}).get(key)
         if path not in (None, RANDOM_TEACHER):
             value["task"][section][key] = _place(path, f"task.{section}.{key}", storage)
-    name = config.submit.name or f"rec-dist-{PurePosixPath(value['train']['run_dir']).name}"
-    return Job(_plain(name), RunConfig.model_validate(value), to_plain_yaml(value), config.submit)
+    if config.submit.command == "evaluate" and config.evaluate.ranker != "model":
+        raise UserError(
+            f"evaluate.ranker ({config.evaluate.ranker}) needs no run; set submit.command=evaluate_base, or evaluate.ranker=model"
+        )
+    return Job(
+        _name_of(config.submit, value["train"]["run_dir"]), RunConfig.model_validate(value), to_plain_yaml(value), config.submit
+    )
 
 
 def _is_name(path: str) -> bool:
@@ -77,6 +128,7 @@ def _is_name(path: str) -> bool:
 
 
 def _place(path: str, key: str, storage: str | None) -> str:
+    check_path(key, path)
     if path.startswith("~"):
         raise UserError(f"{key} ({path}) names a home folder; give an absolute path on storage that all nodes see")
     if path.startswith("/") or is_remote(path):
@@ -86,9 +138,11 @@ def _place(path: str, key: str, storage: str | None) -> str:
     return str(PurePosixPath(storage) / path)
 
 
-def _plain(name: str) -> str:
-    """What Kubernetes, Ray and SLURM take for a name: at most 47 letters, digits and dashes (KubeRay adds to it)."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:47].strip("-")
+def _name_of(submit: SubmitConfig, run_dir: str) -> str:
+    """What Kubernetes, Ray and SLURM take for a name: letters, digits and dashes. Only training bears the run's name alone."""
+    name = submit.name or f"rec-dist-{PurePosixPath(run_dir).name}"
+    command = "" if submit.command == "train" else f"-{submit.command.replace('_', '-')}"
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[: _NAME_LENGTH - len(command)].strip("-")
     if not plain:
         raise UserError(f"submit.name ({name}) has neither a letter nor a digit; choose another")
-    return plain
+    return plain + command

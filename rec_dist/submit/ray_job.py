@@ -13,7 +13,8 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def request_of(job: Job) -> dict[str, Any]:
     submit = job.submit
     words = shlex.join(job.words(CONFIG_NAME))
     return {
-        "submission_id": submit.ray.submission_id or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        "submission_id": submit.ray.submission_id or job.stamped_name(),
         # The shell gets SIGTERM too; it stays to say how the run ended.
         "entrypoint": f'trap : TERM INT; {words}; code=$?; echo "rec-dist: exit code $code"; exit $code',
         "runtime_env": {
@@ -78,30 +79,42 @@ def stage(job: Job, folder: Path) -> None:
 def send(job: Job, *, log: Callable[[str], None]) -> int:
     """Submits the job, shows its output until it ends, and returns its driver's exit code."""
     request = request_of(job)
-    client = _client(job.submit.ray.address)
+    client = _client(address_of(job.submit.ray))
     with tempfile.TemporaryDirectory(prefix="rec-dist-job-") as folder:
         stage(job, Path(folder))
         environment = {**request.pop("runtime_env"), "working_dir": folder}
-        try:
+        with _asking("the job server refused the job"):
             submission_id = client.submit_job(runtime_env=environment, **request)
-        except RuntimeError as fault:
-            raise UserError(f"the job server refused the job: {_last_line(fault)}") from fault
     log(f"submitted {submission_id}")
     return _follow(client, submission_id, log)
 
 
-def follow(submission_id: str, address: str | None, *, log: Callable[[str], None]) -> int:
+def follow(submission_id: str, ray: RayJobConfig | None, *, log: Callable[[str], None]) -> int:
     """Shows a job's output from its start until it ends; returns its driver's exit code."""
-    return _follow(_client(address), submission_id, log)
+    return _follow(_client(address_of(ray)), submission_id, log)
 
 
-def stop(submission_id: str, address: str | None, *, log: Callable[[str], None]) -> int:
+def stop(submission_id: str, ray: RayJobConfig | None, *, log: Callable[[str], None]) -> int:
     """Asks a job to save and stop, and waits for it. Returns 75 when it saved or was done, 1 when it was killed before."""
-    client = _client(address)
+    client = _client(address_of(ray))
     _details(client, submission_id)
-    client.stop_job(submission_id)
+    with _asking(f"{submission_id} cannot be stopped"):
+        client.stop_job(submission_id)
     log(f"asked {submission_id} to stop; waiting for its checkpoint")
     return _follow(client, submission_id, log)
+
+
+def address_of(ray: RayJobConfig | None) -> str | None:
+    """The cluster's dashboard as it will be used, None where nothing names it. UserError: two names, or one that is no URL."""
+    given, known = ray.address if ray is not None else None, os.environ.get("RAY_API_SERVER_ADDRESS") or None
+    for key, address in (("submit.ray.address", given), ("RAY_API_SERVER_ADDRESS", known)):
+        if address is not None and not re.fullmatch(r"https?://[^\s/]\S*", address):
+            raise UserError(
+                f"{key} ({address}) is no address of a dashboard; give it with http:// or https://, as http://HEAD:8265"
+            )
+    if given is not None and known is not None and known != given:
+        raise UserError(f"submit.ray.address ({given}) and RAY_API_SERVER_ADDRESS ({known}) name two clusters; unset one of them")
+    return given or known
 
 
 def _client(address: str | None) -> Any:
@@ -109,26 +122,32 @@ def _client(address: str | None) -> Any:
 
     for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(name).setLevel(logging.WARNING)  # uploads and closed connections are of no use to the user
-    known = os.environ.get("RAY_API_SERVER_ADDRESS")
-    if address is not None and known is not None and known != address:
-        raise UserError(
-            f"submit.ray.address ({address}) and RAY_API_SERVER_ADDRESS ({known}) name two clusters; unset one of them"
-        )
-    address = address or known
     if address is None:
-        raise UserError("submit.ray.address is not set; give the cluster's dashboard, such as http://HEAD:8265")
+        raise UserError(
+            "nothing names the cluster; set RAY_API_SERVER_ADDRESS, or submit.ray.address, to its dashboard, such as http://HEAD:8265"
+        )
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # else Ray prefers RAY_ADDRESS, which is no dashboard
-    try:
+    with _asking(f"no job server answers at {address}"):
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as fault:
-        raise UserError(f"submit.ray.address ({address}): no job server answers: {_last_line(fault)}") from fault
+
+
+@contextmanager
+def _asking(what: str) -> Iterator[None]:
+    """UserError for whatever Ray's client raises: its own errors, those of requests, of JSON, of the operating system."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as fault:
+        raise UserError(f"{what}: {_last_line(fault)}") from fault
 
 
 def _details(client: Any, submission_id: str) -> Any:
-    try:
-        return client.get_job_info(submission_id)
-    except RuntimeError as fault:
-        raise UserError(f"no job {submission_id} on this cluster; `ray job list` names those that are there") from fault
+    with _asking(f"the job server does not answer (the job goes on; come back with rec-dist submit --follow {submission_id})"):
+        try:
+            return client.get_job_info(submission_id)
+        except RuntimeError as fault:
+            raise UserError(f"no job {submission_id} on this cluster; `ray job list` names those that are there") from fault
 
 
 def _follow(client: Any, submission_id: str, log: Callable[[str], None]) -> int:
@@ -141,7 +160,8 @@ def _follow(client: Any, submission_id: str, log: Callable[[str], None]) -> int:
         back, end = f"rec-dist submit --follow {submission_id}", f"rec-dist submit --stop {submission_id}"
         log(f"\ndetached; the job goes on. Come back: {back}   Stop it, with a checkpoint: {end}")
         return EXIT_DETACHED
-    text = client.get_job_logs(submission_id)
+    with _asking(f"the output of {submission_id} cannot be fetched"):
+        text = client.get_job_logs(submission_id)
     print(text[shown:], end="", flush=True)
     code = exit_code(str(details.status), details.driver_exit_code, text)
     message = f": {details.message}" if details.driver_exit_code is None and details.message else ""

@@ -14,15 +14,32 @@ from pathlib import Path
 from rec_dist.config.submit import SlurmConfig
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.files import write_text
+from rec_dist.submit.allocation import Allocation, check_allocation
 from rec_dist.submit.job import Job
+from rec_dist.submit.slurm_time import seconds_of
+from rec_dist.submit.sweep import overrides_of
 
 _END_OF_CONFIG = "END_OF_CONFIG"
+_EARLY_SECONDS = 60  # by so much SLURM may send its signal earlier than asked
+
+
+def check(job: Job, elements: Sequence[Job], *, log: Callable[[str], None]) -> None:
+    """Raises UserError for what sbatch or the job would refuse, as far as the configuration tells."""
+    settings = job.submit.slurm
+    _check(job, settings)
+    if any(option.startswith(("--gpus", "--gres", "-G")) for option in settings.options):
+        return  # how many those are only SLURM knows
+    asked = Allocation(
+        settings.nodes, settings.gpus_per_node, "submit.slurm.nodes", "submit.slurm.gpus_per_node", driver_gpus=True
+    )
+    notes = dict.fromkeys(check_allocation(each, asked) for each in elements or [job])
+    for note in filter(None, notes):
+        log(note)
 
 
 def script_of(job: Job, elements: Sequence[Job]) -> str:
     """The whole batch script. elements: the jobs of a sweep, whose overrides stand in submit.slurm.sweep; empty without one."""
     settings = job.submit.slurm
-    _check(job, settings)
     body = Path(__file__).with_name("slurm_job.sh").read_text(encoding="utf-8")
     lines = ["#!/bin/bash", *_options(job, settings), "", *_settings(job, settings, elements), "", body]
     return "\n".join(lines)
@@ -64,16 +81,28 @@ def _check(job: Job, settings: SlurmConfig) -> None:
         raise UserError("submit.slurm.container and submit.slurm.image go together: set both or none")
     if settings.sweep_at_once is not None and not settings.sweep:
         raise UserError("submit.slurm.sweep_at_once limits a sweep; set submit.slurm.sweep or leave it out")
-    gpus, wanted = settings.nodes * settings.gpus_per_node, job.config.cluster.num_workers
-    if gpus and isinstance(wanted, int) and wanted > gpus:
-        raise UserError(
-            f"cluster.num_workers ({wanted}) is more than the {gpus} GPUs of submit.slurm.nodes ({settings.nodes}) with "
-            f"submit.slurm.gpus_per_node ({settings.gpus_per_node}); make them fit"
-        )
-    if any(sign.isspace() for sign in str(log_dir_of(job))):
-        raise UserError(f"submit.slurm.log_dir ({log_dir_of(job)}) has a space in it, which sbatch does not take; choose another")
+    if settings.time is not None:
+        _check_time(job, settings.time)
+    values = {
+        "log_dir": str(log_dir_of(job)),
+        **{key: getattr(settings, key) for key in ("partition", "account", "memory_per_node")},
+    }
+    for key, value in values.items():
+        if value is not None and (not value or any(sign.isspace() for sign in value)):
+            fault = "has a space in it" if value else "is empty"
+            raise UserError(f"submit.slurm.{key} ({value}) {fault}, which sbatch does not take; choose another")
     if any("\n" in option for option in settings.options):
         raise UserError("submit.slurm.options has a line break; give one option an entry")
+
+
+def _check_time(job: Job, limit: str) -> None:
+    """UserError: no time of SLURM's, or one in which a run is asked to stop as soon as it begins, and queued again, for ever."""
+    total, least = seconds_of(limit), job.grace_seconds + _EARLY_SECONDS
+    if job.saves_when_asked and 0 < total <= least:
+        raise UserError(
+            f"submit.slurm.time ({limit}) is {total} s, and up to {least} s before its end the run is asked to stop; raise it, "
+            f"or lower checkpoint.grace_seconds ({job.config.checkpoint.grace_seconds:g})"
+        )
 
 
 def _options(job: Job, settings: SlurmConfig) -> Iterator[str]:
@@ -85,7 +114,7 @@ def _options(job: Job, settings: SlurmConfig) -> Iterator[str]:
         "nodes": settings.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": settings.cpus_per_node,
-        "gpus-per-node": settings.gpus_per_node or None,
+        "gpus-per-node": (settings.gpus_per_node or None) if job.needs_gpus else None,
         "mem": settings.memory_per_node,
         "time": settings.time,
         "partition": settings.partition,
@@ -106,9 +135,8 @@ def _array(settings: SlurmConfig) -> str | None:
 
 
 def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Iterator[str]:
-    assert _END_OF_CONFIG not in job.config_text
     values = {
-        "run_dir": job.run_dir,
+        "run_dir": _asked_there(job),
         "log_dir": str(log_dir_of(job)),
         "scratch": settings.scratch,
         "interface": settings.interface or "",
@@ -124,18 +152,31 @@ def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Itera
     yield "setup() {"
     yield from (f"  {line}" for line in [*settings.setup, ":"])
     yield "}"
-    yield f"command=({shlex.join(job.words('')[:-1])})"
-    yield "overrides=()"
+    run = job.submit.command == "evaluate"
+    if run:  # what it works on is the run, not the configuration whose path the script puts behind the command
+        yield "# shellcheck disable=SC2016 # expanded by the inner shell"
+        yield "command=(bash -c 'shift; exec python -m rec_dist evaluate \"$@\"' evaluate)"
+    else:
+        yield f"command=({shlex.join(job.words('')[:-1])})"
+    yield f"overrides=({shlex.join(job.evaluation) if run else ''})"
     if elements:
         yield 'case "$SLURM_ARRAY_TASK_ID" in'
         for index, (element, words) in enumerate(zip(elements, settings.sweep, strict=True)):
-            overrides = [*words, f"train.run_dir={element.run_dir}"]
-            yield f"  {index}) run_dir={shlex.quote(element.run_dir)} overrides=({shlex.join(overrides)}) ;;"
+            overrides = element.evaluation if run else overrides_of(job, element, words)
+            yield f"  {index}) run_dir={shlex.quote(_asked_there(element))} overrides=({shlex.join(overrides)}) ;;"
         yield "esac"
-    yield f"config=$(cat << '{_END_OF_CONFIG}'"
+    end = _END_OF_CONFIG
+    while end in job.config_text:
+        end += "_"
+    yield f"config=$(cat << '{end}'"
     yield job.config_text.rstrip("\n")
-    yield _END_OF_CONFIG
+    yield end
     yield ")"
+
+
+def _asked_there(job: Job) -> str:
+    """The run directory in which the script asks for a stop; none where nobody would read it, and a later run would."""
+    return job.run_dir if job.saves_when_asked else ""
 
 
 def _quoted(words: Sequence[str]) -> str:
@@ -153,5 +194,5 @@ def _container(job: Job, settings: SlurmConfig) -> tuple[list[str], list[str]]:
         mounts.append(f"{log_dir_of(job)}:{log_dir_of(job)}")
     if settings.container == "enroot":
         return [f"--container-image={settings.image}", f"--container-mounts={','.join(mounts)}"], []
-    gpu = ["--nv"] if settings.gpus_per_node else []
+    gpu = ["--nv"] if settings.gpus_per_node and job.needs_gpus else []
     return [], ["apptainer", "exec", *gpu, "--bind", ",".join(mounts), settings.image]

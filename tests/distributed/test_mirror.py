@@ -114,6 +114,9 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy(
     words = ["submit", str(tmp_path / "third.yaml"), "--to", "slurm"]
     child = start(main, words, folder=tmp_path / "submit-out", environment=CREDENTIALS)
     assert (child.wait(), child.err) == (0, "checkpoint.mirror holds the finished run; nothing to do\n")
+    child = start(main, [*words, "optimizer.lr=0.1"], folder=tmp_path / "submit-out", environment=CREDENTIALS)
+    assert child.wait() == 2
+    assert "holds a run of another configuration (different: optimizer.lr)" in child.err
 
 
 def _status(place: str, folder: Path) -> tuple[int, str]:
@@ -170,7 +173,9 @@ def test_a_copy_that_is_no_copy_of_this_run_is_refused_and_nothing_is_left(begin
 
     assert refused() == f"error: checkpoint.mirror ({place}) holds no run and is not empty (thesis.txt); choose another"
     assert [path.name for path in place.iterdir()] == ["thesis.txt"]
-    assert "lies in train.run_dir" in refused(mirror=tmp_path / "run" / "copy")
+    for nested in (tmp_path / "run" / "copy", tmp_path):
+        assert "lie in each other" in refused(mirror=nested)
+    assert "checkpoint.mirror is empty" in refused(mirror=" ")
     assert refused(mirror="ftp://host/x").startswith("error: checkpoint.mirror (ftp://host/x) cannot be opened")
     (place / "thesis.txt").unlink()
     assert begin("good", place, {"train.max_steps": 2}).wait() == 0

@@ -1,8 +1,13 @@
-"""Several machines in one, for tests: network namespaces, each with an address of its own, joined by a bridge. Needs root and `ip`."""
+"""Several machines in one, for tests: network namespaces, each with an address of its own, joined by a bridge.
+
+Needs root, `ip` (iproute2) and `nsenter` (util-linux).
+"""
 
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,7 +18,7 @@ def ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 def available() -> bool:
     """Whether this process may make namespaces and links."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
+    if os.geteuid() != 0 or None in map(shutil.which, ("ip", "nsenter")):
         return False
     probe = f"rdp{os.getpid()}"
     made = ip("netns", "add", probe, check=False).returncode == 0 and ip("link", "add", probe, "type", "bridge", check=False)
@@ -34,11 +39,16 @@ class Network:
         """Of host 0..count-1."""
         return f"{self._subnet}.{host + 1}"
 
+    @property
+    def gateway(self) -> str:
+        """Of this process, on the bridge."""
+        return f"{self._subnet}.254"
+
     def open(self) -> None:
         """Makes all of it."""
         bridge = f"{self._tag}b"
         ip("link", "add", bridge, "type", "bridge")
-        ip("address", "add", f"{self._subnet}.254/24", "dev", bridge)
+        ip("address", "add", f"{self.gateway}/24", "dev", bridge)
         ip("link", "set", bridge, "up")
         for number, host in enumerate(self._hosts):
             cable = f"{self._tag}c{number}"
@@ -48,18 +58,33 @@ class Network:
             ip("-n", host, "address", "add", f"{self.address(number)}/24", "dev", "eth0")
             ip("-n", host, "link", "set", "eth0", "up")
             ip("-n", host, "link", "set", "lo", "up")
-            ip("-n", host, "route", "add", "default", "via", f"{self._subnet}.254")
+            ip("-n", host, "route", "add", "default", "via", self.gateway)
 
     def start(self, host: int, *command: str, environment: dict[str, str], output: Path) -> subprocess.Popen[bytes]:
         """A command on its way in a host; the process is the command's own."""
         with output.open("ab") as log:
-            line = ["ip", "netns", "exec", self._hosts[host], *command]
-            return subprocess.Popen(line, env=environment, stdout=log, stderr=log)
+            return subprocess.Popen([*self._inside(host), *command], env=environment, stdout=log, stderr=log)
 
     def run(self, host: int, *command: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         """A command in a host, to its end."""
-        line = ["ip", "netns", "exec", self._hosts[host], *command]
-        return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run([*self._inside(host), *command], env=environment, capture_output=True, text=True, check=False)
+
+    def processes(self, host: int) -> list[int]:
+        """All that run in a host."""
+        return [int(number) for number in ip("netns", "pids", self._hosts[host]).stdout.split()]
+
+    @contextmanager
+    def without_default_route(self, host: int) -> Iterator[None]:
+        """A host that reaches its neighbours and nothing beyond."""
+        ip("-n", self._hosts[host], "route", "del", "default")
+        try:
+            yield
+        finally:
+            ip("-n", self._hosts[host], "route", "add", "default", "via", self.gateway)
+
+    def _inside(self, host: int) -> list[str]:
+        """`ip netns exec` would also mount another /sys, without the cgroups that slurmd wants."""
+        return ["nsenter", f"--net=/run/netns/{self._hosts[host]}"]
 
     def close(self) -> None:
         """Removes what open() made; processes in it must have ended."""

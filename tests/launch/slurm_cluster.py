@@ -1,5 +1,9 @@
-"""A real SLURM on this machine for tests: munged, slurmctld and two slurmd, all in one folder. Needs root, and Debian's packages
-slurmctld, slurmd, slurm-client and munge (`make test-launch` installs them)."""
+"""A real SLURM for tests: munged, slurmctld, and two slurmd in network namespaces, each with an address of its own (namespaces.py).
+
+A job's steps are children of their node's slurmd and so run in its namespace: what they bind or look up, they do at their own address.
+The controller and whoever calls sbatch stand outside, at the bridge. Disk, memory, CPUs, users and the host's name, which leads to
+127.0.0.1, are shared. Needs root, iproute2, and Debian's slurmctld, slurmd, slurm-client and munge: `make test-launch` installs them.
+"""
 
 import os
 import re
@@ -11,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PATIENCE_SECONDS = 400.0
+from namespaces import Network
+
+PATIENCE_SECONDS = 900.0  # a job takes a minute or two on two free cores, six times that under load
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 
 _CONF = """
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({gateway})
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -36,12 +42,12 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
-ReturnToService=2
+ReturnToService=1
 KillWait=20
 JobRequeue=1
 JobAcctGatherType=jobacct_gather/none
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=1 RealMemory=4000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=1 RealMemory=4000
+NodeName=n1 NodeHostname={host} NodeAddr={n1} Port=6818 CPUs=2 RealMemory=8000
+NodeName=n2 NodeHostname={host} NodeAddr={n2} Port=6818 CPUs=2 RealMemory=8000
 PartitionName=main Nodes=n[1-2] Default=YES MaxTime=1:00:00 State=UP
 """
 
@@ -58,24 +64,25 @@ def wait_for(what: Callable[[], Any], why: str) -> Any:
 
 
 def free_port() -> int:
-    """A port that nobody has."""
+    """A port that nobody has at any address."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
 class Slurm:
-    """Two nodes, n1 and n2, of one CPU each."""
+    """Two nodes, n1 and n2, of two CPUs each: they hold two jobs of one CPU a node side by side."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._children = folder, list[subprocess.Popen[bytes]]()
+    def __init__(self, folder: Path, network: Network) -> None:
+        self._folder, self.network, self._children = folder, network, list[subprocess.Popen[bytes]]()
+        self.addresses = {f"n{host + 1}": network.address(host) for host in range(2)}
         (folder / "state").mkdir()
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         conf = folder / "slurm.conf"
-        ports = {name: free_port() for name in ("port", "port1", "port2")}
-        conf.write_text(_CONF.format(folder=folder, host=socket.gethostname(), **ports), encoding="utf-8")
+        here = {"host": socket.gethostname(), "gateway": network.gateway, "port": free_port()}
+        conf.write_text(_CONF.format(folder=folder, **here, **self.addresses), encoding="utf-8")
         self.environment = {**os.environ, "SLURM_CONF": str(conf)}
 
     def start(self) -> None:
@@ -85,8 +92,10 @@ class Slurm:
         self._spawn("munged", "--foreground", "--force", *munge)
         wait_for((place / "munge.socket").exists, "munged listens")
         self._spawn("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
-        for node in ("n1", "n2"):
-            self._spawn("slurmd", "-D", "-N", node, "-f", self.environment["SLURM_CONF"])
+        for host, node in enumerate(self.addresses):
+            command = ("slurmd", "-D", "-N", node, "-f", self.environment["SLURM_CONF"])
+            output = self._folder / f"{node}.out"
+            self._children.append(self.network.start(host, *command, environment=self.environment, output=output))
         wait_for(
             lambda: self.ask("sinfo", "--noheader", "--format=%T %D", check=False).strip() == "idle 2", "both nodes are idle"
         )
@@ -103,18 +112,24 @@ class Slurm:
         """What SLURM knows of a job: JobState, ExitCode, Restarts, ..."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.ask("scontrol", "show", "job", number)))
 
-    def wait_for_end(self, number: str) -> dict[str, str]:
-        """The job once it has ended; its start after a requeue, which SLURM puts off by two minutes, is brought forward."""
+    def wait_for_end(self, number: str, *, at_once: bool = True) -> dict[str, str]:
+        """The job once it has ended. at_once: its start after a requeue, which SLURM puts off by two minutes, is brought forward."""
 
         def ended() -> dict[str, str] | None:
             job = self.job(number)
-            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
+            if at_once and job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
                 self.ask("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
             return job if job["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else None
 
         job = wait_for(ended, f"job {number} ends")
         assert isinstance(job, dict)
         return job
+
+    def strangers(self) -> list[int]:
+        """Processes on the nodes that are not slurmd's own."""
+        own = [child.pid for child in self._children]
+        found = [number for host in range(len(self.addresses)) for number in self.network.processes(host)]
+        return [number for number in found if number not in own]
 
     def stop(self) -> None:
         """Ends all jobs, then what was started here."""

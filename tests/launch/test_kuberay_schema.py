@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_rendering import rendered
+from test_rendering import CREDENTIALS, rendered
 
 Check = Callable[[Any, str], None]
 _NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
@@ -76,7 +76,8 @@ CONTAINER = fields(
         "env": array(fields({"name": text(r"[A-Za-z_][A-Za-z0-9_]*"), "value": text(r".*")})),
         "resources": fields({"limits": RESOURCES, "requests": RESOURCES}),
         "volumeMounts": array(fields({"name": text(_NAME), "mountPath": text(r"/.*")})),
-    }
+    },
+    {"envFrom": array(fields({"secretRef": fields({"name": text(_NAME)})}))},
 )
 VOLUME = fields(
     {"name": text(_NAME)},
@@ -86,7 +87,10 @@ VOLUME = fields(
         "emptyDir": fields({"medium": text("Memory"), "sizeLimit": text(_QUANTITY)}),
     },
 )
-POD = fields({"containers": array(CONTAINER), "volumes": array(VOLUME)}, {"nodeSelector": STRINGS})
+POD = fields(
+    {"containers": array(CONTAINER), "volumes": array(VOLUME), "terminationGracePeriodSeconds": kind(int, least=0)},
+    {"nodeSelector": STRINGS, "serviceAccountName": text(_NAME)},
+)
 TEMPLATE = fields({"spec": POD})
 HEAD_GROUP = fields({"rayStartParams": STRINGS, "template": TEMPLATE})
 WORKER_GROUP = fields(
@@ -124,7 +128,13 @@ CONFIG_MAP = fields({"apiVersion": text("v1"), "kind": text("ConfigMap"), "metad
 CASES = [
     (),
     ("submit.kuberay.gpus_per_worker=0", "submit.kuberay.labels={}", "submit.env={}"),
-    ("submit.kuberay.node_selector={gpu: h100}", "submit.kuberay.retries=0", f"submit.name={'a-long-name-' * 9}"),
+    (
+        "submit.kuberay.node_selector={gpu: h100}",
+        "submit.kuberay.retries=0",
+        f"submit.name={'a-long-name-' * 9}",
+        "submit.kuberay.job_name=null",
+    ),
+    ("submit.command=prepare", *CREDENTIALS),
 ]
 
 

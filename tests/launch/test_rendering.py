@@ -28,13 +28,17 @@ SWEEP = (
 )
 APPTAINER = ("submit.slurm.container=apptainer", "submit.slurm.image=/shared/rec-dist.sif")
 ENROOT = ("submit.slurm.container=enroot", "submit.slurm.image=rec-dist.sqsh", "submit.slurm.mounts=[/models:/models]")
+CREDENTIALS = ("submit.kuberay.env_from_secret=s3", "submit.kuberay.service_account=trainer")
+GPU = ("cluster.use_gpu=true",)
 GOLDEN = {
     "ray.txt": ("ray",),
     "slurm.txt": ("slurm",),
     "slurm-sweep.txt": ("slurm", *SWEEP),
     "slurm-apptainer.txt": ("slurm", *APPTAINER),
     "slurm-enroot.txt": ("slurm", *ENROOT),
+    "slurm-evaluate.txt": ("slurm", "submit.command=evaluate", "submit.slurm.sweep=[[evaluate.seed=1],[evaluate.seed=2]]"),
     "kuberay.yaml": ("kuberay",),
+    "kuberay-evaluate.yaml": ("kuberay", "submit.command=evaluate", "evaluate.num_candidates=all", *CREDENTIALS),
 }
 
 
@@ -125,6 +129,37 @@ REFUSED = [
     ("ray", ["submit.ray.ship=wheel", f"submit.ray.wheel={CONFIG}"], ("submit.ray.wheel", "pip wheel")),
     ("ray", ["train.run_dir=~/run"], ("train.run_dir (~/run)", "home")),
     ("ray", ["submit.name=__"], ("submit.name (__)",)),
+    ("slurm", [*GPU, "submit.slurm.gpus_per_node=0"], ("cluster.use_gpu=true", "submit.slurm.gpus_per_node is 0")),
+    ("slurm", [*GPU, "submit.slurm.gpus_per_node=0", "submit.command=evaluate"], ("submit.slurm.gpus_per_node is 0",)),
+    ("slurm", ["cluster.launcher=local"], ("cluster.launcher=local", "submit.slurm.nodes is 2")),
+    (
+        "slurm",
+        ["submit.slurm.sweep=[[cluster.num_workers=2],[cluster.num_workers=17]]"],
+        ("cluster.num_workers (17)", "16 GPU(s)"),
+    ),
+    ("kuberay", ["submit.kuberay.gpus_per_worker=7"], ("cluster.num_workers (16)", "14 GPU(s)", "submit.kuberay.workers (2)")),
+    ("kuberay", [*GPU, "submit.kuberay.gpus_per_worker=0"], ("cluster.use_gpu=true", "submit.kuberay.gpus_per_worker is 0")),
+    ("kuberay", ["cluster.launcher=local"], ("cluster.launcher=local", "no GPU")),
+    ("kuberay", ["submit.kuberay.job_name=A_b"], ("A_b", "submit.kuberay.job_name")),
+    ("slurm", ["submit.slurm.sweep=[[checkpoint.mirror=s3://b/r],[checkpoint.mirror=s3://b/r]]"], ("two elements", "s3://b/r")),
+    ("slurm", ["submit.slurm.sweep=[[submit.slurm.nodes=1]]"], ("submit.slurm.sweep", "submit.slurm.nodes")),
+    ("slurm", ["submit.slurm.time=tomorrow"], ("submit.slurm.time (tomorrow)", "D-H:M:S")),
+    ("slurm", ["submit.slurm.time=00:10"], ("submit.slurm.time (00:10)", "10 s", "checkpoint.grace_seconds (300)")),
+    (
+        "slurm",
+        ["checkpoint.grace_seconds=1000", 'submit.slurm.time="00:10:00"'],
+        ("submit.slurm.time (00:10:00)", "600 s", "1090 s"),
+    ),
+    ("slurm", ["submit.slurm.partition=a b"], ("submit.slurm.partition (a b)", "space")),
+    ("slurm", ["submit.slurm.account=''"], ("submit.slurm.account", "empty")),
+    ("ray", ["submit.ray.address=HEAD:8265"], ("submit.ray.address (HEAD:8265)", "http://HEAD:8265")),
+    ("ray", ["submit.ray.address=ray://HEAD:10001"], ("submit.ray.address (ray://HEAD:10001)", "http://")),
+    ("ray", ["train.run_dir=s3://bucket/run"], ("train.run_dir (s3://bucket/run) is a URI", "checkpoint.mirror")),
+    ("ray", ["train.run_dir=''"], ("train.run_dir is empty",)),
+    ("ray", ["task.delrec.teacher=s3://bucket/run"], ("task.delrec.teacher (s3://bucket/run) is a URI",)),
+    ("slurm", ["submit.command=evaluate", "evaluate.ranker=popularity"], ("evaluate.ranker (popularity)", "evaluate_base")),
+    ("ray", ["submit.env.OMP_NUM_THREADS=4"], ("submit.env.OMP_NUM_THREADS", "'submit.env.OMP_NUM_THREADS=\"4\"'")),
+    ("ray", ["submit.env={A-B: text}"], ("submit.env (A-B)", "letters")),
 ]
 
 

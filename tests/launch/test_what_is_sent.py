@@ -1,0 +1,213 @@
+"""What `rec-dist submit` makes of a configuration, one rule a test: GPUs, sweeps, names, evaluations, time limits."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import yaml
+from test_kuberay_schema import manifest
+from test_rendering import CONFIG, CREDENTIALS, GPU, rendered
+
+from rec_dist.cli import main
+
+
+def sbatch_options(*overrides: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in rendered("slurm", *overrides).splitlines() if line.startswith("#SBATCH ")]
+
+
+def command_line(index: int, *overrides: str) -> list[str]:
+    """What the batch script runs for an element of a sweep, with the configuration at CONFIG: the words that `python` gets."""
+    script = rendered("slurm", *overrides).partition("set -euo pipefail")[0] + '\n"${command[@]}" CONFIG "${overrides[@]}"'
+    with TemporaryDirectory() as folder:
+        python = Path(folder) / "python"
+        python.write_text('#!/bin/bash\nprintf "%s\\n" python "$@"\n', encoding="utf-8")
+        python.chmod(0o755)
+        environment = {"SLURM_ARRAY_TASK_ID": str(index), "PATH": f"{folder}:/usr/bin:/bin"}
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def sweep(*elements: Sequence[str]) -> str:
+    return f"submit.slurm.sweep={json.dumps(elements)}"
+
+
+def workers_of(ray_job: Any) -> Any:
+    return ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+
+
+def pods_of(ray_job: Any) -> list[Any]:
+    return [ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"], workers_of(ray_job)]
+
+
+def test_prepare_asks_for_no_gpu() -> None:
+    for overrides in ((), GPU, (*GPU, "submit.slurm.gpus_per_node=0", "submit.kuberay.gpus_per_worker=0")):
+        assert not [
+            option for option in sbatch_options("submit.command=prepare", *overrides) if "gpu" in option.replace("=gpu", "")
+        ]
+        limits = workers_of(manifest("submit.command=prepare", *overrides)[1])["containers"][0]["resources"]["limits"]
+        assert set(limits) == {"cpu", "memory"}
+    assert "--gpus-per-node=8" in sbatch_options()
+
+
+@pytest.mark.parametrize("overrides", [("submit.slurm.options=[--gres=gpu:8]", *GPU), ("cluster.use_gpu=false",)])
+def test_gpus_that_are_asked_for_otherwise_or_not_wanted_are_nobodys_fault(overrides: tuple[str, ...]) -> None:
+    assert "--gpus-per-node" not in " ".join(sbatch_options("submit.slurm.gpus_per_node=0", *overrides))
+
+
+@pytest.mark.parametrize("to", ["slurm", "kuberay"])
+def test_gpus_that_will_idle_are_told_in_one_line(to: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", str(CONFIG), "--to", to, "--dry-run"]
+    assert main([*words, "cluster.num_workers=8"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert re.search(r"\b16 GPUs, and 8 are used \(cluster.num_workers\)", notes[0])
+    assert main(words) == 0
+    assert "note: " not in capsys.readouterr().err
+
+
+def test_a_dry_run_says_that_only_keys_have_been_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    for to in ("ray", "slurm", "kuberay"):
+        assert main(["submit", str(CONFIG), "--to", to, "--dry-run"]) == 0
+        assert "only the keys have been checked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mirror", "places"),
+    [
+        ("s3://b/runs/a?region=eu-1", ["s3://b/runs/a-0?region=eu-1", "s3://b/runs/a-1?region=eu-1"]),
+        ("gs://b/runs/a/", ["gs://b/runs/a-0", "gs://b/runs/a-1"]),
+        ("s3://b", ["s3://b/0", "s3://b/1"]),
+        ("copies/a", ["/shared/copies/a-0", "/shared/copies/a-1"]),
+    ],
+)
+def test_every_element_of_a_sweep_has_a_mirror_of_its_own(mirror: str, places: list[str]) -> None:
+    for index, place in enumerate(places):
+        words = command_line(index, f"checkpoint.mirror={mirror}", sweep(["train.seed=1"], ["train.seed=2"]))
+        assert [word for word in words if word.startswith("checkpoint.mirror=")] == [f"checkpoint.mirror={place}"]
+
+
+def test_paths_of_an_element_lie_in_the_storage_as_those_of_the_configuration() -> None:
+    element = ["data.path=data/small", "train.init_from=null", "model.path=models/other", "train.seed=3", "train.run_dir=runs/b"]
+    words = command_line(1, sweep(["train.seed=1"], element))
+    assert words[:5] == ["python", "-m", "rec_dist", "train", "CONFIG"]
+    assert sorted(words[5:]) == [
+        "data.path=/shared/data/small",
+        "model.path=/shared/models/other",
+        "train.init_from=null",
+        "train.run_dir=/shared/runs/b",
+        "train.seed=3",
+    ]
+
+
+def test_an_evaluation_is_that_of_the_run() -> None:
+    words = ["submit.command=evaluate", "evaluate.max_users=7", "evaluate.output_dir=results/x", "evaluate.split=valid"]
+    sent = ["/shared/runs/SDPO_8b", "data.path=/shared/data/ml-1m", "evaluate.split=valid", "evaluate.ranker=model"]
+    sent += ["evaluate.num_candidates=20", "evaluate.max_users=7", "evaluate.seed=0", "evaluate.output_dir=/shared/results/x"]
+    entrypoint = json.loads(rendered("ray", *words).partition("\n\n# config.yaml")[0])["entrypoint"]
+    lines = [entrypoint.split(";")[1].split(), manifest(*words)[1]["spec"]["entrypoint"].split(), command_line(0, *words)]
+    for line in lines:
+        assert line[:12] == ["python", "-m", "rec_dist", "evaluate", *sent]
+        assert {"cluster.num_workers=16", "cluster.address=null", "cluster.launcher=ray"} < set(line[12:])
+    second = command_line(1, *words[:1], sweep(["evaluate.seed=1"], ["evaluate.seed=2"]))
+    assert second[3:5] == ["evaluate", "/shared/runs/SDPO_8b-1"]
+    assert "evaluate.seed=2" in second
+
+
+def test_the_words_of_an_evaluation_are_what_the_run_takes(tmp_path: Path) -> None:
+    from rec_dist.config.load import load_config
+
+    words = command_line(0, "submit.command=evaluate", "evaluate.num_candidates=all", "cluster.use_gpu=true")
+    config = load_config(CONFIG, words[5:])
+    assert (config.evaluate.num_candidates, config.cluster.use_gpu, config.evaluate.max_users) == ("all", True, None)
+    whole = load_config(CONFIG, ["evaluate.num_candidates=all", "cluster.use_gpu=true"])
+    assert (config.evaluate, config.cluster) == (whole.evaluate, whole.cluster)
+
+
+def test_the_evaluation_of_the_base_model_has_a_value_of_its_own() -> None:
+    assert command_line(0, "submit.command=evaluate_base") == ["python", "-m", "rec_dist", "evaluate", "CONFIG"]
+
+
+def test_a_rayjob_has_the_time_in_its_name_and_the_command() -> None:
+    names = [
+        manifest("submit.kuberay.job_name=null", f"submit.command={command}") for command in ("train", "evaluate", "prepare")
+    ]
+    for (config_map, ray_job), start in zip(names, ("sdpo-8b", "sdpo-8b-evaluate", "sdpo-8b-prepare"), strict=True):
+        name = ray_job["metadata"]["name"]
+        assert re.fullmatch(rf"rec-dist-{start}-\d{{8}}-\d{{6}}", name)
+        assert config_map["metadata"]["name"] == name
+        assert abs(time.mktime(time.strptime(name[-15:], "%Y%m%d-%H%M%S")) - time.time()) < 60
+    long = manifest("submit.kuberay.job_name=null", "submit.command=evaluate", f"submit.name={'a-long-name-' * 9}")[1][
+        "metadata"
+    ]["name"]
+    assert re.fullmatch(r"a-long-name-a-long-nam-evaluate-\d{8}-\d{6}", long)
+    assert len(long) == 47
+
+
+def test_credentials_and_grace_reach_every_pod() -> None:
+    for pod in pods_of(manifest(*CREDENTIALS, "checkpoint.grace_seconds=99.5")[1]):
+        assert pod["serviceAccountName"] == "trainer"
+        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "s3"}}]
+        assert pod["terminationGracePeriodSeconds"] == 130
+    for pod in pods_of(manifest()[1]):
+        assert "serviceAccountName" not in pod
+        assert "envFrom" not in pod["containers"][0]
+
+
+def test_a_manifest_is_created_with_its_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kubectl itself is not here: a program of its name that keeps what it was given."""
+    tool = tmp_path / "kubectl"
+    tool.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/words\ncat > {tmp_path}/manifest\n', encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert main(["submit", str(CONFIG), "--to", "kuberay", "submit.kuberay.namespace=ml", "submit.kuberay.job_name=null"]) == 0
+    assert (tmp_path / "words").read_text().split() == ["-n", "ml", "create", "-f", "-"]
+    name = list(yaml.safe_load_all((tmp_path / "manifest").read_text()))[1]["metadata"]["name"]
+    err = capsys.readouterr().err
+    assert f"kubectl -n ml logs -f job/{name}" in err
+    assert f"kubectl -n ml get rayjob {name}" in err
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("45", 2700), ("45:30", 2730), ("1:02:03", 3723), ("2-3", 183600), ("2-3:04", 183840), ("2-03:04:05", 183845)],
+)
+def test_every_form_of_a_time_is_read_as_slurm_does(limit: str, seconds: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The longest grace that fits: 30 s to tear down and 60 s, by which SLURM may be early, come to it."""
+    words = ["submit", str(CONFIG), "--to", "slurm", "--dry-run", f'submit.slurm.time="{limit}"']
+    assert main([*words, f"checkpoint.grace_seconds={seconds - 91}"]) == 0
+    assert f"#SBATCH --time={limit}\n" in capsys.readouterr().out
+    assert main([*words, f"checkpoint.grace_seconds={seconds - 90}"]) == 2
+    assert f"is {seconds} s" in capsys.readouterr().err
+
+
+def test_what_saves_nothing_is_not_asked_to_stop_and_may_be_short() -> None:
+    for command in ("prepare", "evaluate", "evaluate_base", "profile"):
+        words = [f"submit.command={command}", 'submit.slurm.time="1"']
+        assert "\nrun_dir=''\n" in rendered("slurm", *words)
+        assert rendered("slurm", *words, sweep(["train.seed=1"])).count("run_dir='' overrides=") == 1
+    assert "\nrun_dir=/shared/runs/SDPO_8b\n" in rendered("slurm")
+
+
+@pytest.mark.parametrize("limit", ["", "1-", "1:2:3:4", "-5", "1-2-3", "5m", " 5", "1-00:00:00:00"])
+def test_what_is_no_time_is_refused(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", str(CONFIG), "--to", "slurm", "--dry-run", f'submit.slurm.time="{limit}"']) == 2
+    assert "is no time of SLURM's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["END_OF_CONFIG", "$(touch x)", "`touch x`", "it's"])
+def test_the_configuration_reaches_the_run_as_it_is_whatever_it_holds(words: str, tmp_path: Path) -> None:
+    instruction = f"one\nEND_OF_CONFIG\n{words}"
+    script = rendered("slurm", f'prompt.instruction="{instruction}"').partition("set -euo pipefail")[0]
+    shown = subprocess.run(
+        ["bash", "-c", script + '\nprintf "%s\\n" "$config"'], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert yaml.safe_load(shown.stdout)["prompt"]["instruction"].split() == instruction.split()
+    assert list(tmp_path.iterdir()) == []
