@@ -6,8 +6,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from pyarrow import fs
 
 BUCKET = "rec-dist-tests"
@@ -84,3 +87,14 @@ class S3Server:
         self._process.kill()
         self._process.wait()
         self._log.close()
+
+
+@contextmanager
+def running() -> Iterator[S3Server]:
+    """A server, and CREDENTIALS in this process's environment, until the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        server = S3Server()
+        yield server
+        server.kill()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from s3_server import BUCKET, CREDENTIALS, S3Server
+from s3_server import BUCKET, CREDENTIALS, S3Server, running
 from safetensors.numpy import load_file
 from worker_processes import Child, start
 
@@ -20,12 +20,9 @@ STEPS = {"train.max_steps": 300, "train.epochs": 150, "checkpoint.every_steps": 
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    running = S3Server()
-    yield running
-    running.kill()
+def server() -> Iterator[S3Server]:
+    with running() as own:
+        yield own
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, CREDENTIALS, S3Server
+from s3_server import BUCKET, S3Server, running
 
 from rec_dist.cli import main
 from rec_dist.data.prepared.location import Location
@@ -14,12 +14,8 @@ from rec_dist.data.prepared.location import Location
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        running = S3Server()
-        yield running
-        running.kill()
+    with running() as shared:
+        yield shared
 
 
 @pytest.fixture
