@@ -91,12 +91,16 @@ def reduce_seconds(setup: Setup, hardware: Hardware, packs: int) -> float:
 
 
 def step_time(setup: Setup, hardware: Hardware, packs: Packs, workload: Workload, *, overlap: float) -> StepTime:
-    """Of one step. overlap: share of the gathers that may hide behind compute; reductions never do (overlap_comm is off)."""
+    """Of one step. overlap: share of the gathers that may hide behind compute; reductions never do (overlap_comm is off).
+
+    On CPUs nothing hides: the cores that gather are those that compute.
+    """
     work = setup.parameters.work
     assert work is not None, "experts are refused before"
     once, done, forward = compute_flops(setup, work, packs, workload)
     first, second = gather_seconds(setup, hardware)
     compute, gather = done / hardware.flops, packs.count * (first + second)
+    overlap = overlap if setup.on_gpu else 0.0
     reduce = reduce_seconds(setup, hardware, packs.count)
     hidden = min(overlap * gather, compute)
     alone = forward / hardware.flops
