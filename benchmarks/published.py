@@ -9,7 +9,6 @@ difference is theirs and ours together; it tells whether the formulas are of the
 completion of their length. Cluster files as they are shipped, assumptions included.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 from benchmarks import results
 from rec_dist.config.schema import RunConfig
 from rec_dist.pipeline.plan import make_plan
-from rec_dist.runtime.quiet import quieten
 
 ROOT = Path(__file__).resolve().parents[1]
 _TITAN = "pytorch/torchtitan docs/performance.md at 0413364"
@@ -205,14 +203,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Plans every run, prints the table, writes a file."""
-    parser = results.parser_of(__doc__)
-    given = parser.parse_args(arguments)
-    if results.rendered(parser, given, report):
-        return
-    quieten()
-    words = sys.argv[1:] if arguments is None else arguments
-    rows = [row_of(run) for run in RUNS]
-    results.conclude(results.facts(results.command_of("benchmarks.published", words), rows=rows), report, given.out)
+    results.plan_rows("benchmarks.published", __doc__, lambda: [row_of(run) for run in RUNS], report, arguments)
 
 
 if __name__ == "__main__":

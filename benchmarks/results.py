@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.runtime.environment import describe
+from rec_dist.runtime.quiet import quieten
 
 Row = Mapping[str, Any]
 Report = Callable[..., str]  # (result, *, markdown) -> its tables
@@ -88,6 +89,17 @@ def _new_file(text: str) -> Path:
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written; name a file in a folder that is there and writable")
     return path
+
+
+def plan_rows(module: str, doc: str | None, rows: Callable[[], Any], report: Report, arguments: list[str] | None) -> None:
+    """The whole command of a benchmark that only plans: its tables, and a file where one is asked for."""
+    parser = parser_of(doc)
+    given = parser.parse_args(arguments)
+    if rendered(parser, given, report):
+        return
+    quieten()
+    words = sys.argv[1:] if arguments is None else arguments
+    conclude(facts(command_of(module, words), rows=rows()), report, given.out)
 
 
 def conclude(result: Mapping[str, Any], report: Report, out: Path | None) -> None:

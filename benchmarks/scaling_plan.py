@@ -7,14 +7,12 @@
 A row is configs/sdpo-llama3_8b-8xh100.yaml with the keys that its JSON names.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
 from rec_dist.config.load import load_config
 from rec_dist.pipeline.plan import make_plan
-from rec_dist.runtime.quiet import quieten
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "sdpo-llama3_8b-8xh100.yaml"
@@ -140,13 +138,7 @@ def _binding(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Plans every row, prints the tables, writes a file."""
-    parser = results.parser_of(__doc__)
-    given = parser.parse_args(arguments)
-    if results.rendered(parser, given, report):
-        return
-    quieten()
-    words = sys.argv[1:] if arguments is None else arguments
-    results.conclude(results.facts(results.command_of("benchmarks.scaling_plan", words), rows=plans()), report, given.out)
+    results.plan_rows("benchmarks.scaling_plan", __doc__, plans, report, arguments)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,15 @@ def check_path(key: str, path: str) -> None:
         raise UserError(f"{key} ({shown(path)}) is a URI; give a folder, on a cluster one that every node mounts{copied}")
 
 
+def paths_of(config: RunConfig) -> dict[str, str | None]:
+    """Every path that a run reads or writes, by its dotted key, as it is."""
+    found = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in (*PATHS, *PATHS_OR_NAMES)}
+    return found | {f"task.{section}.{key}": getattr(getattr(config.task, section), key) for section, key in TASK_PATHS}
+
+
 def check_uris(config: RunConfig) -> None:
     """UserError: a path is a URI with credentials in it, which would be written down."""
-    value = config.model_dump()
-    of_tasks = [(f"task.{section}.{key}", value["task"][section][key]) for section, key in TASK_PATHS]
-    others = [(f"{section}.{key}", value[section][key]) for section, key in (*PATHS, *PATHS_OR_NAMES)]
-    for key, path in [*others, *of_tasks, ("plan.model", config.plan.model), ("plan.cluster", config.plan.cluster)]:
+    for key, path in {**paths_of(config), "plan.model": config.plan.model, "plan.cluster": config.plan.cluster}.items():
         if path is not None:
             refuse_credentials(path, key)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from rec_dist.data.prepared.location import Stored
+from rec_dist.data.prepared.location import Stored, is_below
 from rec_dist.engine.checkpoint import COMMIT_NAME, committed, folder_of, verify
 from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.seal import broken
@@ -16,7 +16,6 @@ CONFIG, FINISHED, OWNER = "config.json", "finished.json", "owner.json"
 _OWN = ("attempt", "stacks", "stop", OWNER)  # of this attempt on these machines, or of the copy
 _CLAIMED = (CONFIG, "config.yaml")  # a run directory has them from its claim on, with its own place in them
 _STEP = re.compile(r"checkpoints/step-([0-9]+)/.*")
-_LONGEST_NAME = 255  # of a file system
 
 
 def files_of(folder: Path) -> dict[str, list[int]]:
@@ -57,16 +56,11 @@ def wanted(files: Mapping[str, Stored]) -> dict[str, Stored]:
     return {
         name: stored
         for name, stored in files.items()
-        if _is_plain(name)
+        if is_below(name)
         and name not in above
         and not _is_own(PurePosixPath(name))
         and (not name.startswith("checkpoints/") or _step_of(name) in whole)
     }
-
-
-def _is_plain(name: str) -> bool:
-    parts = name.split("/")
-    return "\0" not in name and all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_NAME for part in parts)
 
 
 def _step_of(name: str) -> int | None:

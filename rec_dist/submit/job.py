@@ -14,7 +14,7 @@ from typing import Any
 
 from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.load import to_plain_yaml
-from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS, check_path
+from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS, check_path, paths_of
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.runtime.errors import UserError
@@ -58,9 +58,7 @@ class Job:
     @property
     def paths(self) -> dict[str, str | None]:
         """Every path of the configuration by its key, as it is on the cluster."""
-        found = {f"{section}.{key}": getattr(getattr(self.config, section), key) for section, key in (*PATHS, *PATHS_OR_NAMES)}
-        task = {f"task.{section}.{key}": getattr(getattr(self.config.task, section), key) for section, key in TASK_PATHS}
-        return found | task
+        return paths_of(self.config)
 
     def stamped_name(self) -> str:
         """The name with the time: a job that has ended keeps its name, and the run may be sent again."""

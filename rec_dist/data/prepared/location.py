@@ -96,7 +96,7 @@ class Location:
         except (OSError, pa.ArrowException) as fault:
             raise UserError(f"{self._key} ({self}) cannot be listed: {reason(fault)}; {self._way_out}") from None
         files = [(entry.path.removeprefix(f"{self._base}/"), entry) for entry in found if entry.type == fs.FileType.File]
-        return {name: Stored(entry.size, (entry.mtime_ns or 0) / 1e9) for name, entry in files if _is_below(name)}
+        return {name: Stored(entry.size, (entry.mtime_ns or 0) / 1e9) for name, entry in files if is_below(name)}
 
     def lacks_bucket(self) -> bool:
         """Whether it can be told that the bucket itself is not there."""
@@ -205,7 +205,7 @@ def _system_of(uri: str) -> tuple[Any, str]:
     return build({**options, **limits}), base
 
 
-def _is_below(name: str) -> bool:
+def is_below(name: str) -> bool:
     """Whether a file system can hold `name` below a folder: an object store allows `..`, empty parts and 1,024 bytes in keys."""
     parts = name.split("/")
     return "\0" not in name and all(part not in ("", ".", "..") and len(part.encode()) <= _NAME_BYTES for part in parts)
