@@ -35,7 +35,7 @@ from rec_dist.runtime.heartbeat import read_beats
 from rec_dist.runtime.quiet import quieten
 
 FAULTS = (("worker", "SIGKILL"), ("worker", "SIGTERM"), ("worker", "SIGSTOP"), ("driver", "SIGKILL"), ("driver", "SIGTERM"))
-_PATIENCE_SECONDS = 600.0
+_TIMEOUT_SECONDS = 600.0
 
 
 def make_inputs(folder: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def make_inputs(folder: Path) -> dict[str, Any]:
         "negatives": {"num": 3},
         "model": {"path": str(folder / "model"), "dtype": "float32"},
         "task": {"kind": "sdpo", "reference": "online"},
-        "train": {"run_dir": str(folder / "chaos"), "epochs": 50, "groups_per_step": 8, "tokens_per_pack": 512},
+        "train": {"run_dir": str(folder / "chaos"), "epochs": 50, "global_batch_size": 8, "max_tokens_per_micro_batch": 512},
         "optimizer": {"schedule": "constant"},
         "cluster": {"num_workers": 2, "cpus_per_worker": 0.5, "use_gpu": False, "hang_seconds": 60.0, "max_restarts": 1000},
         "checkpoint": {"every_steps": 10, "grace_seconds": 60.0},
@@ -127,12 +127,12 @@ class Run:
             self.keep_up()
             self.wait_for_steps(self.resumptions() - 1)
             self.process.send_signal(signal.SIGTERM)
-            code = self.process.wait(timeout=_PATIENCE_SECONDS)
+            code = self.process.wait(timeout=_TIMEOUT_SECONDS)
         return max(int(row["step"]) for row in self.rows() if row["event"] == "checkpoint")
 
     def wait_for_steps(self, resumed: int) -> None:
         """Until steps_again(resumed)."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
         while not self.steps_again(resumed) and self.process.poll() is None:
             assert time.monotonic() < deadline, self.errors()
             time.sleep(0.2)
@@ -146,7 +146,7 @@ def strike(run: Run, draw: random.Random) -> dict[str, Any] | None:
         return None
     resumed, began = run.resumptions(), time.monotonic()
     os.kill(draw.choice(workers) if target == "worker" else run.process.pid, getattr(signal, name))
-    deadline = began + _PATIENCE_SECONDS
+    deadline = began + _TIMEOUT_SECONDS
     while not run.steps_again(resumed):
         assert time.monotonic() < deadline, "the run did not come back"
         run.keep_up()

@@ -3,7 +3,7 @@
     python -m benchmarks.checkpoint --out results.json         LoRA r8 and full fine-tuning of SmolLM2-135M's shape, random weights
     python -m benchmarks.checkpoint --markdown results.json
 
-One process, ZeRO stage 0. Goes the project's own way: Catalogue.save, steps, Catalogue.settle (engine/catalogue.py). Foreground and
+One process, ZeRO stage 0. Goes the project's own way: Catalogue.save, steps, Catalogue.settle (checkpoint/manager.py). Foreground and
 background take turns on one engine. The stall is the time in save(). The cost is what save, the steps until the checkpoint is
 committed and the commit take together, less as many plain steps: the background's share of the processor is in it.
 Disk: three states, 12 bytes a trainable weight each.
@@ -24,22 +24,22 @@ import torch
 
 from benchmarks import results
 from benchmarks.peer_arguments import shape_of
-from benchmarks.peer_methods import Shape, build_model, trunk_of
+from benchmarks.peer_methods import Shape, build_model, prompt_of
+from rec_dist.checkpoint.files import CheckpointMetadata
+from rec_dist.checkpoint.manager import CheckpointManager, RetentionPolicy
 from rec_dist.engine import process_group
-from rec_dist.engine.catalogue import Catalogue, Keeping
-from rec_dist.engine.checkpoint import Origin
 from rec_dist.engine.engine import Engine
 from rec_dist.engine.settings import EngineSettings
+from rec_dist.methods.preference import sft
 from rec_dist.models.scorer import Scorer
+from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.runtime.world import World
-from rec_dist.stream.grouped import GroupedStream, pack_trunks
-from rec_dist.tasks.sft import sft
 
 MODES = {"foreground": False, "background": True}
 
 
-def make_engine(shape: Shape, *, lora: bool, tokens: int) -> tuple[Engine, GroupedStream]:
-    """An engine, and a stream of about `tokens` rows for it."""
+def make_engine(shape: Shape, *, lora: bool, tokens: int) -> tuple[Engine, PackedBatch]:
+    """An engine, and a batch of about `tokens` rows for it."""
     method, device = sft(), "cuda:0" if torch.cuda.is_available() else "cpu"
     model = build_model(shape, lora=lora, device=device)
     module = Scorer(model, method.loss, method.metric_names)
@@ -48,46 +48,46 @@ def make_engine(shape: Shape, *, lora: bool, tokens: int) -> tuple[Engine, Group
     engine = Engine(module, settings, device=device, optimizer=torch.optim.AdamW(trained, lr=1e-5))
     engine.train_mode(True)
     drawn = torch.from_numpy(np.random.default_rng(0).integers(1, shape.vocab, tokens))
-    return engine, pack_trunks([trunk_of(drawn[:-8], [tokens - 9], [drawn[None, -8:]], 0)])
+    return engine, pack_prompts([prompt_of(drawn[:-8], [tokens - 9], [drawn[None, -8:]], 0)])
 
 
-def step(engine: Engine, stream: GroupedStream) -> None:
+def step(engine: Engine, sampler: PackedBatch) -> None:
     """One forward, backward and optimizer step, finished."""
-    engine.backward(engine.forward(stream)[0] / tokens_of(stream), last=True)
+    engine.backward(engine.forward(sampler)[0] / tokens_of(sampler), last=True)
     engine.step(1e-5)
 
 
-def tokens_of(stream: GroupedStream) -> int:
+def tokens_of(sampler: PackedBatch) -> int:
     """Scored ones."""
-    return int(stream.targets.numel())
+    return int(sampler.targets.numel())
 
 
-def one(catalogue: Catalogue, engine: Engine, stream: GroupedStream, number: int, plain: float) -> dict[str, float]:
+def one(checkpoints: CheckpointManager, engine: Engine, sampler: PackedBatch, number: int, plain: float) -> dict[str, float]:
     """One checkpoint, and steps until it is committed."""
     start = time.perf_counter()
-    catalogue.save(engine, number, epoch=0)
+    checkpoints.save(engine, number, epoch=0)
     stall, steps = time.perf_counter() - start, 0
-    while catalogue.writing:
-        step(engine, stream)
+    while checkpoints.writing:
+        step(engine, sampler)
         steps += 1
-    catalogue.settle()
+    checkpoints.settle()
     return {"stall": stall, "cost": time.perf_counter() - start - steps * plain, "steps": steps}
 
 
 def measure(shape: Shape, folder: Path, *, lora: bool, tokens: int, repeats: int) -> list[dict[str, Any]]:
     """A row a mode."""
-    engine, stream = make_engine(shape, lora=lora, tokens=tokens)
+    engine, sampler = make_engine(shape, lora=lora, tokens=tokens)
     written: dict[str, list[float]] = {mode: [] for mode in MODES}
     found: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
     catalogues = {}
     for mode, asynchronous in MODES.items():
-        keeping = Keeping(keep=1, best=False, asynchronous=asynchronous, stop_on_fault=True)
+        retention = RetentionPolicy(keep=1, best=False, asynchronous=asynchronous, stop_on_fault=True)
         rows = written[mode]
-        catalogues[mode] = Catalogue(
+        catalogues[mode] = CheckpointManager(
             folder / mode,
             World(),
-            Origin(None, "benchmark", {}, {}),
-            keeping,
+            CheckpointMetadata(None, "benchmark", {}, {}),
+            retention,
             zero_stage=0,
             log=print,
             record=lambda row, rows=rows: rows.append(row["write_seconds"]),  # type: ignore[misc]
@@ -95,12 +95,12 @@ def measure(shape: Shape, folder: Path, *, lora: bool, tokens: int, repeats: int
     times = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
-        step(engine, stream)
+        step(engine, sampler)
         times.append(time.perf_counter() - start)
     plain = statistics.median(times[1:])
     for number in range(1, repeats + 2):
-        for mode, catalogue in catalogues.items():
-            measured = one(catalogue, engine, stream, number, plain)
+        for mode, checkpoints in catalogues.items():
+            measured = one(checkpoints, engine, sampler, number, plain)
             if number > 1:  # the first makes Adam's copies and meets a cold disk
                 found[mode].append(measured)
     weights = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)

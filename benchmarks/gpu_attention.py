@@ -1,7 +1,7 @@
 """The attention that model.attention=auto has on a device against the dense mask: log-probs, gradients, and compilations.
 
 FlexAttention has no backward pass on CPUs, so that its gradients can be compared on a GPU alone; on a CPU the same comparison runs
-for the path trunk by trunk. float32, so that what is compared is the mask and not the rounding; a GPU's products may still take TF32.
+for the path prompt by prompt. float32, so that what is compared is the mask and not the rounding; a GPU's products may still take TF32.
 """
 
 from typing import Any
@@ -9,29 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peer_methods import Grouped, Shape, build_model, make_case, trunk_of
+from benchmarks.peer_methods import Grouped, Shape, build_model, make_case, prompt_of
 from benchmarks.peer_targets import Point
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import allow_compilations, num_compilations
-from rec_dist.stream.trunk import Trunk
+from rec_dist.packing.grouped_prompt import GroupedPrompt
 
 SHAPE = Shape(hidden=256, layers=2, heads=4, kv_heads=2, intermediate=512, vocab=1024)
 PACK = 1024
 _POINTS = (Point(90, 8, 3, 3), Point(200, 8, 1, 2), Point(33, 8, 15, 4))
 
 
-def packs() -> list[list[Trunk]]:
-    """Packs of different lengths, trunks and numbers of completions; each fits PACK."""
+def micro_batches() -> list[list[GroupedPrompt]]:
+    """MicroBatches of different lengths, prompts and numbers of completions; each fits PACK."""
     found = []
     for point in _POINTS:
         case = make_case(point, SHAPE.vocab)
         pairs = zip(case.prompts, case.completions, strict=True)
-        found.append([trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)])
+        found.append([prompt_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)])
     return found
 
 
 def compare(device: str) -> dict[str, Any]:
-    """Largest difference of log-probs; norm of the difference of gradients over their norm; graphs compiled after the first pack."""
+    """Largest difference of log-probs; norm of the difference of gradients over their norm; graphs compiled after the first micro-batch."""
     model: Any = build_model(SHAPE, device=device).train()
     config = model.get_base_model().config
     ours, dense = choose_attention("auto", config, device=device), choose_attention("sdpa", config, device=device)
@@ -40,11 +40,11 @@ def compare(device: str) -> dict[str, Any]:
     for attention in (dense, ours):
         model.get_base_model().set_attn_implementation(attention)
         logps[attention], gradients[attention] = [], []
-        for number, trunks in enumerate(packs()):
+        for number, prompts in enumerate(micro_batches()):
             if number == 1:
                 compiled = num_compilations()
             model.zero_grad(set_to_none=True)
-            runner = Grouped(model, [trunks], 1, device=device, tokens_per_pack=PACK)
+            runner = Grouped(model, [prompts], 1, device=device, max_tokens=PACK)
             loss, _, found = runner.scorer(runner.streams[0])
             loss.backward()
             logps[attention].append(found.detach())
@@ -54,7 +54,7 @@ def compare(device: str) -> dict[str, Any]:
         "method": f"{ours} against {dense}",
         "logps apart": max(float((a - b).abs().max()) for a, b in zip(logps[ours], logps[dense], strict=True)),
         "gradients apart": max(float(value) for value in apart),
-        "compilations after the first pack": num_compilations() - compiled,
+        "compilations after the first micro-batch": num_compilations() - compiled,
     }
 
 

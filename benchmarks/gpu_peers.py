@@ -1,6 +1,6 @@
 """Whole training steps on a GPU: a, b and d of benchmarks/peer_methods.py at 1B and 8B shapes, bfloat16, random weights.
 
-Each method packs as many whole groups as fit its token budget, at least one, and is judged by groups a second. MFU counts the work
+Each method micro-batches as many whole groups as fit its token budget, at least one, and is judged by groups a second. MFU counts the work
 that a method does itself: 2 FLOP a weight and token forward, as much backward, and as much again where the weights train; attention's
 scores and values are counted as dense over what a row sees, and the reference forward of a.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peer_methods import TINY, Grouped, Published, Replicated, Shape, build_model, make_case, trunk_of
+from benchmarks.peer_methods import TINY, Grouped, Published, Replicated, Shape, build_model, make_case, prompt_of
 from benchmarks.peer_targets import Point
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import allow_compilations
@@ -21,12 +21,12 @@ LLAMA_8B = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=1433
 
 @dataclass(frozen=True)
 class Setting:
-    """One model in one mode. pack: tokens of a forward pass."""
+    """One model in one mode. micro-batch: tokens of a forward pass."""
 
     name: str
     shape: Shape
     lora: bool
-    pack: int
+    micro_batch: int
     recompute: bool = False
 
 
@@ -43,7 +43,7 @@ def settings(device: str) -> list[Setting]:
 
 
 def points(device: str) -> list[Point]:
-    """P and K; the number of groups follows from the pack."""
+    """P and K; the number of groups follows from the micro-batch."""
     if device == "cpu":
         return [Point(20, 8, 3, 1)]
     return [Point(512, 8, 3, 1), Point(512, 8, 15, 1), Point(128, 8, 3, 1)]
@@ -60,11 +60,11 @@ def build_setting(setting: Setting, device: str) -> Any:
     return model.train()
 
 
-def groups_of(method: str, point: Point, pack: int) -> int:
+def groups_of(method: str, point: Point, micro_batch: int) -> int:
     """Whole groups that fit, at least one."""
     size = point.negatives + 1
     rows = {"a": size * (point.prompt + point.completion), "b": size * (point.prompt + point.completion - 1)}
-    return max(1, pack // rows.get(method, point.prompt + size * (point.completion - 1)))
+    return max(1, micro_batch // rows.get(method, point.prompt + size * (point.completion - 1)))
 
 
 def build_method(method: str, model: Any, setting: Setting, point: Point, device: str) -> Any:
@@ -72,19 +72,19 @@ def build_method(method: str, model: Any, setting: Setting, point: Point, device
     base = model.get_base_model() if setting.lora else model
     base.set_attn_implementation(choose_attention("auto" if method == "d" else "sdpa", base.config, device=device))
     allow_compilations()
-    point = replace(point, groups=groups_of(method, point, setting.pack))
+    point = replace(point, groups=groups_of(method, point, setting.micro_batch))
     case = make_case(point, setting.shape.vocab)
     if method in ("a", "b"):
         case = replace(case, prompts=case.prompts.to(device), completions=case.completions.to(device))
         return Published(model, [case]) if method == "a" else Replicated(model, [case], adapter=setting.lora)
     pairs = zip(case.prompts, case.completions, strict=True)
-    trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
-    return Grouped(model, [trunks], point.negatives, adapter=setting.lora, device=device, tokens_per_pack=setting.pack)
+    prompts = [prompt_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
+    return Grouped(model, [prompts], point.negatives, adapter=setting.lora, device=device, max_tokens=setting.micro_batch)
 
 
 def step_flops(method: str, setting: Setting, point: Point) -> float:
     """What one step of the method computes; see the module."""
-    shape, groups = setting.shape, groups_of(method, point, setting.pack)
+    shape, groups = setting.shape, groups_of(method, point, setting.micro_batch)
     head_dim = shape.hidden // shape.heads
     attention = shape.hidden * head_dim * (2 * shape.heads + 2 * shape.kv_heads)
     weights = shape.layers * (attention + 3 * shape.hidden * shape.intermediate)

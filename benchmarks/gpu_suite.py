@@ -108,7 +108,7 @@ def run_peers(suite: Suite, *, repeats: int) -> None:
     """a, b and d at every model and point; ours is compared with each."""
     peak = known_peak(torch.cuda.get_device_name()) if suite.device != "cpu" else None
     for setting in gpu_peers.settings(suite.device):
-        about = {"section": "peers", "model": setting.name, "pack": setting.pack}
+        about = {"section": "peers", "model": setting.name, "pack": setting.micro_batch}
         holder: list[Any] = []
         built = suite.row({**about, "method": "build"}, 25.0, lambda: _build(holder, setting, suite.device))  # noqa: B023
         if not holder:
@@ -155,7 +155,7 @@ def not_measured() -> list[dict[str, Any]]:
             "section": "peers",
             "device": "cuda",
             "model": setting.name,
-            "pack": setting.pack,
+            "pack": setting.micro_batch,
             "P": point.prompt,
             "K": point.negatives,
         }
@@ -177,7 +177,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 
     heads = ("device", "V", "M", "weight", "method", "x GEMMs")
     peers = ("device", "model", "pack", "P", "K", "method", "groups", "tokens", "groups/s", "tokens/s", "mfu", "d is x")
-    attention = ("device", "method", "logps apart", "gradients apart", "compilations after the first pack")
+    attention = ("device", "method", "logps apart", "gradients apart", "compilations after the first micro-batch")
     rows = result["rows"]
     parts = [[shown(row, attention) for row in rows if row["section"] == "attention"]]
     parts += [[shown(row, heads) for row in rows if row["section"] == "head"]]

@@ -4,7 +4,7 @@
     python -m benchmarks.loader --source ml-1m                 the real ones, fetched on first use
     python -m benchmarks.loader --markdown results.json
 
-Goes the project's own way: prepare, tokenise, plan, build, pack, deal, collate (train/loader.py: step_work). Prepare and tokenising
+Goes the project's own way: prepare, tokenise, plan, build, micro-batch, deal, collate (train/loader.py: step_work). Prepare and tokenising
 happen once and are timed apart. Target: 500k packed tokens a second a core, a hundred times what a GPU takes of an 8B model.
 """
 
@@ -25,20 +25,20 @@ import torch
 from benchmarks import results
 from benchmarks.peer_targets import Verdict
 from rec_dist.config.schema import DataConfig, PromptConfig
-from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit
+from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
+from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.negatives import NegativeSampler
-from rec_dist.data.sampling.plan import Order
 from rec_dist.data.sampling.targets import index_targets
+from rec_dist.methods.language_model.task import LanguageTask
+from rec_dist.methods.preference import sdpo
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.runtime.world import World
-from rec_dist.tasks.language import LanguageTask
-from rec_dist.tasks.sdpo import sdpo
 from rec_dist.train.loader import step_work
 
 TARGET = 500_000
 NUM_USERS, NUM_ITEMS, NUM_CHOICES = 6040, 3533, 575_000
-CASES = [  # targets a trunk, groups a step, kind of negatives, world size
+CASES = [  # targets a prompt, groups a step, kind of negatives, world size
     (1, 512, "uniform", 1),
     (1, 512, "popularity", 1),
     (10, 1000, "uniform", 1),
@@ -77,10 +77,17 @@ def small_tokenizer(texts: list[str]) -> Any:
 
 
 def make_task(
-    data: PreparedData, split: SequenceSplit, builder: PromptBuilder, *, per_trunk: int, groups: int, kind: Any, negatives: int
+    data: PreparedData,
+    split: SequenceSplit,
+    builder: PromptBuilder,
+    *,
+    per_prompt_targets: int,
+    groups: int,
+    kind: Any,
+    negatives: int,
 ) -> LanguageTask:
     """S-DPO on the training split, without a model."""
-    targets = index_targets(split, per_trunk)
+    targets = index_targets(split, per_prompt_targets)
     return LanguageTask(
         sdpo(beta=1.0, num_negatives=negatives),
         ModelSpec(
@@ -88,10 +95,10 @@ def make_task(
             dtype=torch.float32,
             device="cpu",
             attention="sdpa",
-            tokens_per_pack=0,
+            max_tokens=0,
             activation_checkpointing=False,
             adapter=None,
-            start_adapter=None,
+            initial_adapter=None,
             keep_reference=False,
             seed=0,
         ),
@@ -100,7 +107,7 @@ def make_task(
         targets,
         builder,
         NegativeSampler(kind, negatives, 0, data.train_counts),
-        order=Order(len(targets), groups // per_trunk, 1, 0),
+        sampler=GlobalBatchSampler(len(targets), groups // per_prompt_targets, 1, 0),
         refresh_negatives=False,
         reference_key="",
         width=64,
@@ -109,11 +116,11 @@ def make_task(
 
 def measure(task: LanguageTask, *, steps: int, repeats: int, world: World) -> dict[str, Any]:
     """Every rank builds a whole step and collates its own share: tokens are those of the step on one rank, times the ranks."""
-    step_work(task, 0, tokens_per_pack=8192, world=world)
+    step_work(task, 0, max_tokens=8192, world=world)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        work = [step_work(task, step, tokens_per_pack=8192, world=world) for step in range(1, steps + 1)]
+        work = [step_work(task, step, max_tokens=8192, world=world) for step in range(1, steps + 1)]
         seconds.append(time.perf_counter() - start)
     tokens, groups = sum(step.num_tokens for step in work), sum(step.num_groups for step in work)
     median = results.spread(seconds)
@@ -132,7 +139,7 @@ def profile(task: LanguageTask, steps: int) -> list[dict[str, Any]]:
     profiler = cProfile.Profile()
     profiler.enable()
     for step in range(steps):
-        step_work(task, step, tokens_per_pack=8192, world=World())
+        step_work(task, step, max_tokens=8192, world=World())
     profiler.disable()
     stats: Any = pstats.Stats(profiler)
     total = stats.total_tt
@@ -153,7 +160,7 @@ def run(source: str | None, *, steps: int, repeats: int, negatives: int, sizes: 
             write_synthetic(Path(source), **(sizes or {}))
         start = time.perf_counter()
         config = DataConfig(source=source, path=f"{folder}/prepared", split="leave_one_out", min_rating=4.0)
-        from rec_dist.data.preparing.prepare import prepare
+        from rec_dist.data.prepare.prepare import prepare
 
         prepare(config, log=lambda line: print(line, file=sys.stderr))
         prepared = time.perf_counter()
@@ -161,11 +168,13 @@ def run(source: str | None, *, steps: int, repeats: int, negatives: int, sizes: 
         builder = build_prompt_builder(PromptConfig(), small_tokenizer(data.titles), data.titles)
         tokenised = time.perf_counter()
         split = data.split("train")
-        for per_trunk, groups, kind, ranks in CASES:
-            task = make_task(data, split, builder, per_trunk=per_trunk, groups=groups, kind=kind, negatives=negatives)
-            case = {"targets a trunk": per_trunk, "groups a step": groups, "negatives": kind, "ranks": ranks}
+        for per_prompt_targets, groups, kind, ranks in CASES:
+            task = make_task(
+                data, split, builder, per_prompt_targets=per_prompt_targets, groups=groups, kind=kind, negatives=negatives
+            )
+            case = {"targets a prompt": per_prompt_targets, "groups a step": groups, "negatives": kind, "ranks": ranks}
             rows.append({**case, **measure(task, steps=steps, repeats=repeats, world=World(0, ranks))})
-        task = make_task(data, split, builder, per_trunk=1, groups=512, kind="uniform", negatives=negatives)
+        task = make_task(data, split, builder, per_prompt_targets=1, groups=512, kind="uniform", negatives=negatives)
         return {
             "rows": rows,
             "profile": profile(task, steps),
@@ -182,7 +191,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
     """The tables of a result file."""
     rows = [
         {
-            **{name: row[name] for name in ("targets a trunk", "groups a step", "negatives", "ranks")},
+            **{name: row[name] for name in ("targets a prompt", "groups a step", "negatives", "ranks")},
             "tokens/s": row["tokens_per_second"],
             "logical tokens/s": row["logical_tokens_per_second"],
             "us a group": row["microseconds_per_group"],

@@ -3,7 +3,7 @@
 a: S-DPO as published (arXiv 2406.09215, section 4): every completion behind its own copy of the prompt, padded sequences with a
    mask, logits of all positions in float32, the reference scored on the spot with the adapter off.
 b: the strongest replicated form: no padding, no position that nothing reads, the head on completion rows alone, reference cached.
-d: ours, grouped.  e: ours, 10 targets of one user on one trunk.
+d: ours, grouped.  e: ours, 10 targets of one user on one grouped.
 
 G groups, N = K + 1 completions of a group, P prompt tokens, C completion tokens, L = P + C.
 """
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 
 from benchmarks.peer_targets import PACK, Point
 from rec_dist.losses import preference_sums
+from rec_dist.methods.preference import sdpo
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.fused_lora import fuse_lora
+from rec_dist.models.per_prompt import register
 from rec_dist.models.scorer import Scorer
-from rec_dist.models.trunkwise import register
-from rec_dist.stream.grouped import GroupedStream, pack_trunks
-from rec_dist.stream.trunk import Trunk
-from rec_dist.tasks.sdpo import sdpo
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist_kernels import completion_logps
 
 BETA, END, TIMELINE = 1.0, 0, 10
@@ -132,22 +132,22 @@ def timeline(point: Point, vocab: int) -> list[tuple[Tensor, Tensor]]:
     return out
 
 
-def trunk_of(prompt: Tensor, forks: list[int], completions: list[Tensor], key: int) -> Trunk:
-    """prompt (P,), a fork and completions (N, C) a group; a chosen one that the prompt goes on with takes no rows."""
+def prompt_of(prompt: Tensor, branch_points: list[int], completions: list[Tensor], key: int) -> GroupedPrompt:
+    """prompt (P,), a completion point and completions (N, C) a group; a chosen one that the prompt goes on with takes no rows."""
     branches, sizes = [], [len(group) for group in completions]
-    for fork, group in zip(forks, completions, strict=True):
+    for branch_point, group in zip(branch_points, completions, strict=True):
         for place, answer in enumerate(group):
-            stands = place == 0 and torch.equal(prompt[fork + 1 : fork + len(answer)], answer[:-1])
+            stands = place == 0 and torch.equal(prompt[branch_point + 1 : branch_point + len(answer)], answer[:-1])
             branches.append(answer[:0] if stands else answer[:-1])
     answers = [answer for group in completions for answer in group]
     array = lambda values: np.asarray(values, dtype=np.int32)
-    return Trunk(
+    return GroupedPrompt(
         tokens=array(prompt),
-        forks=array(forks),
-        keys=np.arange(key, key + len(forks), dtype=np.int64),
+        branch_points=array(branch_points),
+        keys=np.arange(key, key + len(branch_points), dtype=np.int64),
         group_sizes=array(sizes),
-        branch_tokens=array(torch.cat(branches)),
-        branch_lengths=array([len(branch) for branch in branches]),
+        completion_inputs=array(torch.cat(branches)),
+        input_lengths=array([len(branch) for branch in branches]),
         lengths=array([len(answer) for answer in answers]),
         targets=array(torch.cat(answers)),
     )
@@ -159,10 +159,10 @@ def mean_loss(logps: Tensor, reference: Tensor, groups: int) -> Tensor:
     return preference_sums(logps, reference, offsets, kind="sdpo", beta=BETA).loss_sum / groups
 
 
-def in_packs(case: Case, pack: int) -> list[Case]:
-    """The groups of `case` in parts of as many whole ones as `pack` tokens hold written out, at least one: what memory is for."""
+def in_micro_batches(case: Case, micro_batch: int) -> list[Case]:
+    """The groups of `case` in parts of as many whole ones as `micro-batch` tokens hold written out, at least one: what memory is for."""
     size, width = case.completions.shape[1:]
-    held = max(1, pack // (size * (case.prompts.shape[1] + width)))
+    held = max(1, micro_batch // (size * (case.prompts.shape[1] + width)))
     return [Case(*parts) for parts in zip(case.prompts.split(held), case.completions.split(held), strict=True)]
 
 
@@ -173,26 +173,26 @@ def written_out(case: Case) -> Tensor:
 
 
 class Separate:
-    """Of a and b: a forward and a backward for each of `packs`. logps(pack) -> (G * N,) with the sequences of that pack."""
+    """Of a and b: a forward and a backward for each of `micro-batches`. logps(micro-batch) -> (G * N,) with the sequences of that micro-batch."""
 
-    def __init__(self, packs: list[Case]) -> None:
-        self.sizes = [len(pack.prompts) for pack in packs]
+    def __init__(self, micro_batches: list[Case]) -> None:
+        self.sizes = [len(micro_batch.prompts) for micro_batch in micro_batches]
 
     @property
     def groups(self) -> int:
         return sum(self.sizes)
 
-    def logps(self, pack: int) -> Tensor:
+    def logps(self, micro_batch: int) -> Tensor:
         raise NotImplementedError
 
-    def reference(self, pack: int) -> Tensor:
+    def reference(self, micro_batch: int) -> Tensor:
         raise NotImplementedError
 
     def step(self) -> float:
         total = 0.0
-        for pack, size in enumerate(self.sizes):
-            reference = self.reference(pack)
-            loss = mean_loss(self.logps(pack), reference, size) * size / self.groups
+        for micro_batch, size in enumerate(self.sizes):
+            reference = self.reference(micro_batch)
+            loss = mean_loss(self.logps(micro_batch), reference, size) * size / self.groups
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
@@ -201,94 +201,96 @@ class Separate:
 class Published(Separate):
     """a. One forward of policy and one of reference over G * N whole sequences, with all logits."""
 
-    def __init__(self, model: Any, packs: list[Case]) -> None:
-        super().__init__(packs)
+    def __init__(self, model: Any, micro_batches: list[Case]) -> None:
+        super().__init__(micro_batches)
         self.model = model
-        self.ids = [written_out(pack) for pack in packs]  # (G * N, L) each
+        self.ids = [written_out(micro_batch) for micro_batch in micro_batches]  # (G * N, L) each
         self.masks = [torch.ones_like(ids) for ids in self.ids]
         self.scored = [torch.zeros_like(ids, dtype=torch.bool) for ids in self.ids]
-        for scored, pack in zip(self.scored, packs, strict=True):
-            scored[:, -pack.completions.shape[2] :] = True
+        for scored, micro_batch in zip(self.scored, micro_batches, strict=True):
+            scored[:, -micro_batch.completions.shape[2] :] = True
 
     @property
     def num_tokens(self) -> int:
         return sum(ids.numel() for ids in self.ids)
 
-    def logps(self, pack: int) -> Tensor:
-        ids = self.ids[pack]
-        logits = self.model(input_ids=ids, attention_mask=self.masks[pack], use_cache=False).logits.float()  # (G * N, L, V)
+    def logps(self, micro_batch: int) -> Tensor:
+        ids = self.ids[micro_batch]
+        logits = self.model(
+            input_ids=ids, attention_mask=self.masks[micro_batch], use_cache=False
+        ).logits.float()  # (G * N, L, V)
         every = F.log_softmax(logits[:, :-1], dim=-1).gather(2, ids[:, 1:, None])[..., 0]
-        return (every * self.scored[pack][:, 1:]).sum(1)
+        return (every * self.scored[micro_batch][:, 1:]).sum(1)
 
-    def reference(self, pack: int) -> Tensor:
+    def reference(self, micro_batch: int) -> Tensor:
         with torch.no_grad(), self.model.disable_adapter():
-            return self.logps(pack)
+            return self.logps(micro_batch)
 
 
 class Replicated(Separate):
     """b. Equal lengths, so a batch without padding; the last token is not fed; the head sees completion rows alone."""
 
-    def __init__(self, model: Any, packs: list[Case], *, adapter: bool = True) -> None:
-        super().__init__(packs)
+    def __init__(self, model: Any, micro_batches: list[Case], *, adapter: bool = True) -> None:
+        super().__init__(micro_batches)
         self.base = model.get_base_model() if adapter else model
-        self.ids = [written_out(pack)[:, :-1].contiguous() for pack in packs]  # (G * N, L - 1) each
+        self.ids = [written_out(micro_batch)[:, :-1].contiguous() for micro_batch in micro_batches]  # (G * N, L - 1) each
         self.scored = []
-        for ids, pack in zip(self.ids, packs, strict=True):
-            width, device = pack.completions.shape[2], ids.device
-            starts = torch.arange(len(ids), device=device)[:, None] * ids.shape[1] + pack.prompts.shape[1] - 1
+        for ids, micro_batch in zip(self.ids, micro_batches, strict=True):
+            width, device = micro_batch.completions.shape[2], ids.device
+            starts = torch.arange(len(ids), device=device)[:, None] * ids.shape[1] + micro_batch.prompts.shape[1] - 1
             rows = (starts + torch.arange(width, device=device)).flatten()  # (G * N * C,)
             offsets = torch.arange(0, len(rows) + 1, width, device=device)
-            self.scored.append((rows, pack.completions.flatten(), offsets))
+            self.scored.append((rows, micro_batch.completions.flatten(), offsets))
         self.references = [torch.zeros(len(ids), device=ids.device) for ids in self.ids]
         if adapter:
             with torch.no_grad(), model.disable_adapter():
-                self.references = [self.logps(pack) for pack in range(len(packs))]
+                self.references = [self.logps(micro_batch) for micro_batch in range(len(micro_batches))]
 
     @property
     def num_tokens(self) -> int:
         return sum(ids.numel() for ids in self.ids)
 
-    def logps(self, pack: int) -> Tensor:
-        hidden = self.base.base_model(input_ids=self.ids[pack], use_cache=False).last_hidden_state.flatten(0, 1)
-        return completion_logps(hidden, self.base.get_output_embeddings().weight, *self.scored[pack])
+    def logps(self, micro_batch: int) -> Tensor:
+        hidden = self.base.base_model(input_ids=self.ids[micro_batch], use_cache=False).last_hidden_state.flatten(0, 1)
+        return completion_logps(hidden, self.base.get_output_embeddings().weight, *self.scored[micro_batch])
 
-    def reference(self, pack: int) -> Tensor:
-        return self.references[pack]
+    def reference(self, micro_batch: int) -> Tensor:
+        return self.references[micro_batch]
 
 
 class Grouped:
-    """d and e. Our scorer, loss and LoRA on packed streams, reference cached. Each of `packs` is a forward and a backward."""
+    """d and e. Our scorer, loss and LoRA on packed batches, reference cached. Each of `micro-batches` is a forward and a backward."""
 
     def __init__(
         self,
         model: Any,
-        packs: list[list[Trunk]],
+        micro_batches: list[list[GroupedPrompt]],
         negatives: int,
         *,
         adapter: bool = True,
         device: str = "cpu",
-        tokens_per_pack: int = 0,
+        max_tokens: int = 0,
     ) -> None:
         method = sdpo(beta=BETA, num_negatives=negatives)
         fuse_lora(model)
-        self.scorer = Scorer(model, method.loss, method.metric_names, method.preference, tokens_per_pack=tokens_per_pack)
-        self.streams: list[GroupedStream] = [pack_trunks(trunks).to(device) for trunks in packs]
+        self.scorer = Scorer(model, method.loss, method.metric_names, method.preference, max_tokens=max_tokens)
+        self.streams: list[PackedBatch] = [pack_prompts(prompts).to(device) for prompts in micro_batches]
         if adapter:
             with torch.no_grad(), self.scorer.as_reference():
-                self.streams = [stream.with_reference(self.scorer(stream)[2]) for stream in self.streams]
+                self.streams = [batch.with_reference(self.scorer(batch)[2]) for batch in self.streams]
 
     @property
     def groups(self) -> int:
-        return sum(stream.num_groups for stream in self.streams)
+        return sum(batch.num_groups for batch in self.streams)
 
     @property
     def num_tokens(self) -> int:
-        return sum(stream.num_tokens for stream in self.streams)
+        return sum(batch.num_tokens for batch in self.streams)
 
     def step(self) -> float:
         total, groups = 0.0, self.groups
-        for stream in self.streams:
-            loss_sum, sums, _ = self.scorer(stream)
+        for batch in self.streams:
+            loss_sum, sums, _ = self.scorer(batch)
             (loss_sum / groups).backward()
             total += float(sums[0])
         return total / groups
@@ -298,17 +300,19 @@ def build(method: str, model: Any, point: Point, vocab: int) -> Any:
     """The method "a", "b", "d", "e" or "e-apart" (e's targets, each with a prompt of its own: what e must equal)."""
     case = make_case(point, vocab)
     if method == "a":
-        return Published(model, in_packs(case, PACK))
+        return Published(model, in_micro_batches(case, PACK))
     if method == "b":
-        return Replicated(model, in_packs(case, PACK))
+        return Replicated(model, in_micro_batches(case, PACK))
     if method == "d":
         pairs = zip(case.prompts, case.completions, strict=True)
-        trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
-        return Grouped(model, [trunks], point.negatives)
+        prompts = [prompt_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
+        return Grouped(model, [prompts], point.negatives)
     targets = timeline(point, vocab)
     if method == "e":
-        forks = [len(prompt) - 1 for prompt, _ in targets]
-        return Grouped(model, [[trunk_of(targets[-1][0], forks, [answers for _, answers in targets], 0)]], point.negatives)
+        branch_points = [len(prompt) - 1 for prompt, _ in targets]
+        return Grouped(
+            model, [[prompt_of(targets[-1][0], branch_points, [answers for _, answers in targets], 0)]], point.negatives
+        )
     assert method == "e-apart", method
-    trunks = [trunk_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(targets)]
-    return Grouped(model, [[trunk] for trunk in trunks], point.negatives)  # ten prompts at once would not fit
+    prompts = [prompt_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(targets)]
+    return Grouped(model, [[grouped] for grouped in prompts], point.negatives)  # ten prompts at once would not fit

@@ -91,7 +91,7 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
             out.append(Verdict(f"d / {variant}, P={prompt} K=1", 2.2, value))
     for prompt in prompts:
         gain = ratio(found, (prompt, 3, "e"), (prompt, 3, "d"))
-        out.append(Verdict(f"e / d, 10 targets a trunk, P={prompt} K=3", 2.5, gain))
+        out.append(Verdict(f"e / d, 10 targets a prompt, P={prompt} K=3", 2.5, gain))
     for prompt in (prompt for prompt in prompts if prompt >= 512):  # of shorter ones the completions are the larger part
         slower = ratio(found, (prompt, 3, "d"), (prompt, 15, "d"))
         out.append(Verdict(f"d: seconds a group, K=15 over K=3, P={prompt}", 1.25, slower, at_least=False))

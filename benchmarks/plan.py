@@ -2,7 +2,7 @@
 
     python -m benchmarks.plan --out plan.json
 
-One pack of G groups, forward and backward of S-DPO with LoRA r8 and a dense mask. Both columns are seconds a group over those of the
+One micro-batch of G groups, forward and backward of S-DPO with LoRA r8 and a dense mask. Both columns are seconds a group over those of the
 first row, so that the speed of the machine falls out. Measured: CPU seconds of the process, the least of the repeats, which a
 busy machine disturbs less than the clock on the wall. Cost: about a minute.
 """
@@ -20,16 +20,16 @@ from benchmarks.peer_methods import Shape, build, build_model
 from benchmarks.peer_targets import Point
 from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.size import count_weights
-from rec_dist.planning.memory import Setup, Zero
-from rec_dist.planning.step import compute_flops
-from rec_dist.planning.workload import Packs, Workload
+from rec_dist.plan.memory import Setup, Zero
+from rec_dist.plan.step import compute_flops
+from rec_dist.plan.workload import MicroBatches, Workload
 
 SHAPE = Shape(layers=6, vocab=8192)  # the layers of SmolLM2-135M, a fifth of them
 PROMPT, COMPLETION, NEGATIVES = 100, 8, 3
 
 
 def predicted_flops(scorer: Any, shape: Shape, groups: int, rows: int) -> float:
-    """By the plan's formula, of one pack of `groups` groups."""
+    """By the plan's formula, of one micro-batch of `groups` groups."""
     work = count_weights(scorer)
     assert work is not None
     head = shape.hidden // shape.heads
@@ -41,19 +41,19 @@ def predicted_flops(scorer: Any, shape: Shape, groups: int, rows: int) -> float:
         zero=Zero(0),
         workers=1,
         element=4,
-        tokens_per_pack=rows,
+        max_tokens=rows,
         attention="sdpa",
         checkpointing=False,
         rank=8,
         on_gpu=False,
     )
     workload = Workload(groups=groups, targets=1, negatives=NEGATIVES, prompt=PROMPT, completion=COMPLETION)
-    assert workload.rows * groups == rows, "the stream has other rows than the plan counts"
-    return compute_flops(setup, work, Packs(1, float(rows), float(groups), 1.0), workload)[1]
+    assert workload.rows * groups == rows, "the batch has other rows than the plan counts"
+    return compute_flops(setup, work, MicroBatches(1, float(rows), float(groups), 1.0), workload)[1]
 
 
 def run(counts: list[int], *, repeats: int, shape: Shape = SHAPE) -> list[dict[str, Any]]:
-    """A row for each number of groups a pack."""
+    """A row for each number of groups a micro-batch."""
     torch.set_num_threads(1)
     methods: list[Any] = []
     for groups in counts:
@@ -69,7 +69,7 @@ def run(counts: list[int], *, repeats: int, shape: Shape = SHAPE) -> list[dict[s
     rows = []
     for groups, method, seconds in zip(counts, methods, best, strict=True):
         flops = predicted_flops(method.scorer, shape, groups, method.num_tokens)
-        rows.append({"groups": groups, "tokens a pack": method.num_tokens, "flops": flops, "seconds": seconds})
+        rows.append({"groups": groups, "tokens a micro-batch": method.num_tokens, "flops": flops, "seconds": seconds})
     first = rows[0]
     for row in rows:
         row["predicted"] = (row["flops"] / row["groups"]) / (first["flops"] / first["groups"])
@@ -80,7 +80,7 @@ def run(counts: list[int], *, repeats: int, shape: Shape = SHAPE) -> list[dict[s
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints a table, writes a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", type=json.loads, default=[2, 8, 16, 32], help="groups a pack, as a JSON list")
+    parser.add_argument("--groups", type=json.loads, default=[2, 8, 16, 32], help="groups a micro-batch, as a JSON list")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ from benchmarks import results
 from benchmarks.peer_methods import Shape
 from benchmarks.whole_runs import SHAPES, make_inputs, predicted, step_rows, train
 
-GROUPS, TOKENS_PER_PACK = 24, 1024  # two packs, almost full, on one worker and on two
+GROUPS, MAX_TOKENS = 24, 1024  # two micro-batches, almost full, on one worker and on two
 NOTHING = Shape(64, 1, 2, 2, 128, 8192)
 _NOT_TORCH = ("fragmentation", "reserved")
 
@@ -39,14 +39,19 @@ def one(
         "prompt": {**inputs["prompt"], "max_history": 10},
         "negatives": {"num": 3},
         "task": {"kind": "sdpo", "reference": reference},
-        "train": {"run_dir": str(run_dir), "max_steps": steps, "groups_per_step": GROUPS, "tokens_per_pack": TOKENS_PER_PACK},
+        "train": {
+            "run_dir": str(run_dir),
+            "max_steps": steps,
+            "global_batch_size": GROUPS,
+            "max_tokens_per_micro_batch": MAX_TOKENS,
+        },
         "cluster": {**inputs["cluster"], "zero_stage": stage},
         "checkpoint": {"every_steps": 1000},
     }
     done = train(config, workers=workers, log=folder / f"{run_dir.name}.log")
     rows = step_rows(config)
     groups, tokens = (statistics.mean(row[key] for row in rows) for key in ("groups", "tokens"))
-    # The lengths of these data, so that the plan speaks of the packs that were run.
+    # The lengths of these data, so that the plan speaks of the micro-batches that were run.
     config["plan"] = {**inputs["plan"], **lengths(tokens / groups, negatives=3)}
     plan = predicted(config, workers=workers)
     expected = sum(value for part, value in plan["memory"]["parts"].items() if part not in _NOT_TORCH)

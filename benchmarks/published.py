@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from rec_dist.commands.plan import make_plan
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 _TITAN = "pytorch/torchtitan docs/performance.md at 0413364"
@@ -162,8 +162,8 @@ def config_of(run: Published) -> RunConfig:
             "train": {
                 "run_dir": "none",
                 "max_steps": 1,
-                "groups_per_step": run.batch * run.devices,
-                "tokens_per_pack": run.batch * run.sequence,
+                "global_batch_size": run.batch * run.devices,
+                "max_tokens_per_micro_batch": run.batch * run.sequence,
             },
             "cluster": {"num_workers": run.devices, "zero_stage": 3 if run.devices > 1 else 0},
             "plan": {

@@ -3,7 +3,7 @@
     python -m benchmarks.resume --out resume.json              synthetic interactions of MovieLens-1M's size, 20 epochs of 563k groups
     python -m benchmarks.resume --markdown resume.json
 
-Each repeat opens the data set anew (manifest, listing, catalogue, index, targets) and builds, packs and collates the step that holds
+Each repeat opens the data set anew (manifest, listing, catalogue, index, targets) and builds, micro-batches and collates the step that holds
 the group; positions take turns, so that a slow stretch of the machine meets all alike. Titles are tokenised once, before. The target:
 the last position costs what the first does, within noise.
 """
@@ -24,14 +24,14 @@ from benchmarks import results
 from benchmarks.loader import make_task, small_tokenizer, write_synthetic
 from benchmarks.peer_targets import Verdict
 from rec_dist.config.schema import DataConfig, PromptConfig
-from rec_dist.data.prepared.dataset import PreparedData
-from rec_dist.data.preparing.prepare import prepare
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.prepare.prepare import prepare
 from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
-from rec_dist.data.sampling.plan import Order
+from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.runtime.world import World
 from rec_dist.train.loader import prefetch, step_work
 
-GROUPS_PER_STEP, TOKENS_PER_PACK, NEGATIVES = 512, 8192, 15
+GLOBAL_BATCH_SIZE, MAX_TOKENS, NEGATIVES = 512, 8192, 15
 POSITIONS = (1, 100_000, 10_000_000)
 LIMIT = 1.1
 
@@ -41,14 +41,14 @@ def resume(path: str, cache: str, builder: PromptBuilder, position: int, *, wind
     began = time.perf_counter()
     data = PreparedData.open(path, cache=cache)
     split = data.split("train")
-    task = make_task(data, split, builder, per_trunk=1, groups=GROUPS_PER_STEP, kind="uniform", negatives=NEGATIVES)
-    epochs = -(-max(POSITIONS) // task.order.num_units) + 1
-    task.order = replace(task.order, epochs=epochs, window=window)
+    task = make_task(data, split, builder, per_prompt_targets=1, groups=GLOBAL_BATCH_SIZE, kind="uniform", negatives=NEGATIVES)
+    epochs = -(-max(POSITIONS) // task.sampler.num_examples) + 1
+    task.sampler = replace(task.sampler, epochs=epochs, window=window)
     opened = time.perf_counter()
-    first = (position - 1) // GROUPS_PER_STEP
-    assert first < task.order.num_steps, "the position lies beyond the last epoch"
+    first = (position - 1) // GLOBAL_BATCH_SIZE
+    assert first < task.sampler.num_steps, "the position lies beyond the last epoch"
     work = prefetch(
-        lambda step: step_work(task, step, tokens_per_pack=TOKENS_PER_PACK, world=World()), range(first, task.order.num_steps)
+        lambda step: step_work(task, step, max_tokens=MAX_TOKENS, world=World()), range(first, task.sampler.num_steps)
     )
     step = next(work)
     done = time.perf_counter()
@@ -62,11 +62,11 @@ def resume(path: str, cache: str, builder: PromptBuilder, position: int, *, wind
     }
 
 
-def plan_only(position: int, *, num_units: int, window: int | None) -> float:
-    """Seconds to name the units of one step, in a plan of any size."""
-    order = Order(num_units, GROUPS_PER_STEP, 1, 0, window=window)
+def plan_only(position: int, *, num_examples: int, window: int | None) -> float:
+    """Seconds to name the examples of one step, in a plan of any size."""
+    sampler = GlobalBatchSampler(num_examples, GLOBAL_BATCH_SIZE, 1, 0, window=window)
     began = time.perf_counter()
-    order.units_of_step((position - 1) // GROUPS_PER_STEP)
+    sampler.examples_of_step((position - 1) // GLOBAL_BATCH_SIZE)
     return time.perf_counter() - began
 
 
@@ -88,13 +88,18 @@ def run(*, repeats: int, sizes: dict[str, int] | None = None) -> dict[str, Any]:
             for position, window in cases:
                 found[position, window].append(resume(config.path, cache, builder, position, window=window))
         plans = [
-            {"group": position, "units": num_units, "seconds": results.spread(times)}
-            for num_units in (10**7, 10**10)
-            for position in (1, num_units)
-            if (times := [plan_only(position, num_units=num_units, window=None) for _ in range(repeats)])
+            {"group": position, "examples": num_examples, "seconds": results.spread(times)}
+            for num_examples in (10**7, 10**10)
+            for position in (1, num_examples)
+            if (times := [plan_only(position, num_examples=num_examples, window=None) for _ in range(repeats)])
         ]
         rows = [_row(position, window, found[position, window]) for position, window in cases]
-        return {"rows": rows, "plans": plans, "users": len(data.split("train")), "units": data.manifest.splits["train"].targets}
+        return {
+            "rows": rows,
+            "plans": plans,
+            "users": len(data.split("train")),
+            "examples": data.manifest.splits["train"].targets,
+        }
 
 
 def _row(position: int, window: int | None, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -119,9 +124,9 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
     ]
     plans = [
         {
-            "units an epoch": f"{row['units']:,}",
+            "examples an epoch": f"{row['examples']:,}",
             "at group": f"{row['group']:,}",
-            "naming a step's units, ms": row["seconds"]["median"] * 1e3,
+            "naming a step's examples, ms": row["seconds"]["median"] * 1e3,
         }
         for row in result["plans"]
     ]
@@ -136,7 +141,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
         for window in (None, 65_536)
     ]
     head = (
-        f"{result['users']:,} users, {result['units']:,} groups an epoch, {GROUPS_PER_STEP} groups a step, K = {NEGATIVES}, "
+        f"{result['users']:,} users, {result['examples']:,} groups an epoch, {GLOBAL_BATCH_SIZE} groups a step, K = {NEGATIVES}, "
         f"{result['rows'][0]['total']['n']} repeats, one core"
     )
     return "\n\n".join(

@@ -4,7 +4,7 @@
     python -m benchmarks.scaling --sizes 25M --workers 1 2 --steps 6
     python -m benchmarks.scaling --markdown scaling.json
 
-S-DPO with LoRA r8 on a model of random float32 weights, four packs a step, gloo over loopback, whole runs through the trainer's own
+S-DPO with LoRA r8 on a model of random float32 weights, four micro-batches a step, gloo over loopback, whole runs through the trainer's own
 worker. "of ideal" is tokens/s over those of one worker times the cores that the workers can use: four workers on two cores are at
 best as fast as two. Steps must have the same losses whatever the number of workers, else nothing is printed.
 Cost: about 12 minutes on 2 idle cores.
@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.whole_runs import SHAPES, make_inputs, step_rows, train
 
-GROUPS, TOKENS_PER_PACK, STAGE = 48, 1024, 3  # about four packs: one for each of four workers
+GROUPS, MAX_TOKENS, STAGE = 48, 1024, 3  # about four micro-batches: one for each of four workers
 _SAME_LOSS = 1e-4
 
 
@@ -32,7 +32,12 @@ def one(inputs: dict[str, Any], folder: Path, *, workers: int, steps: int) -> di
         "prompt": {**inputs["prompt"], "max_history": 10},
         "negatives": {"num": 3},
         "task": {"kind": "sdpo", "reference": "online"},
-        "train": {"run_dir": str(run_dir), "max_steps": steps, "groups_per_step": GROUPS, "tokens_per_pack": TOKENS_PER_PACK},
+        "train": {
+            "run_dir": str(run_dir),
+            "max_steps": steps,
+            "global_batch_size": GROUPS,
+            "max_tokens_per_micro_batch": MAX_TOKENS,
+        },
         "cluster": {**inputs["cluster"], "zero_stage": STAGE},
         "checkpoint": {"every_steps": 1000},
     }

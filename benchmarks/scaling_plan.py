@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from rec_dist.commands.plan import make_plan
 from rec_dist.config.load import load_config
-from rec_dist.pipeline.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "sdpo-llama3_8b-8xh100.yaml"
@@ -23,8 +23,8 @@ MODELS = {
     "70B, LoRA r16": ("llama3-70b", "lora"),
     "70B, all weights": ("llama3-70b", "none"),
 }
-GROUPS_PER_GPU, GLOBAL_GROUPS = 22, 11_264  # one pack a GPU; the same on 512
-WHOLE_TRUNK = 512  # rows: a prompt of 368 tokens and 16 completions of 10, so that packs of 1,024 and more have no rest
+GROUPS_PER_GPU, GLOBAL_GROUPS = 22, 11_264  # one micro-batch a GPU; the same on 512
+WHOLE_PROMPT = 512  # rows: a prompt of 368 tokens and 16 completions of 10, so that micro-batches of 1,024 and more have no rest
 
 
 def one(what: str, gpus: int, **keys: Any) -> dict[str, Any]:
@@ -47,16 +47,16 @@ def plans() -> dict[str, list[dict[str, Any]]]:
     each = [(what, gpus) for what in MODELS for gpus in CLUSTERS]
     tokens = [1024, 2048, 4096, 8192, 16384]
     return {
-        "weak": [one(what, gpus, **{"train.groups_per_step": GROUPS_PER_GPU * gpus}) for what, gpus in each],
-        "strong": [one(what, gpus, **{"train.groups_per_step": GLOBAL_GROUPS}) for what, gpus in each],
+        "weak": [one(what, gpus, **{"train.global_batch_size": GROUPS_PER_GPU * gpus}) for what, gpus in each],
+        "strong": [one(what, gpus, **{"train.global_batch_size": GLOBAL_GROUPS}) for what, gpus in each],
         "binding": [
             one(
                 "8B, LoRA r16",
                 gpus,
                 **{
-                    "train.tokens_per_pack": size,
+                    "train.max_tokens_per_micro_batch": size,
                     "plan.prompt_tokens": 368,
-                    "train.groups_per_step": gpus * size // WHOLE_TRUNK,
+                    "train.global_batch_size": gpus * size // WHOLE_PROMPT,
                 },
             )
             for size in tokens
@@ -104,7 +104,7 @@ def _strong(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
         {
             "model, what trains": row["what"],
             "GPUs": str(row["gpus"]),
-            "packs a GPU": str(row["workload"]["packs_per_step"]),
+            "micro-batches a GPU": str(row["workload"]["micro_batches_per_step"]),
             "filled": f"{row['workload']['fill']:.0%}",
             "step s": f"{row['step']['seconds']:.3g}",
             "tokens/s": f"{row['step']['tokens_per_second']:,.0f}",
@@ -127,7 +127,7 @@ def _efficiency(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 def _binding(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     shown = []
     for few, many in zip(rows[::2], rows[1::2], strict=True):
-        cells = {"tokens a pack": f"{int(few['keys']['train.tokens_per_pack']):,}"}
+        cells = {"tokens a micro-batch": f"{int(few['keys']['train.max_tokens_per_micro_batch']):,}"}
         for row in (few, many):
             step = row["step"]
             parts = ", ".join(f"{step[name]:.2f}" for name in ("compute_seconds", "gather_seconds", "seconds"))

@@ -4,7 +4,7 @@
     python -m benchmarks.three_billion --size 300M                  the same with a tenth of the parameters
     python -m benchmarks.three_billion --markdown three_billion.json
 
-A Llama of 30 layers of width 3072 with random weights: 12 GB in the float32 that CPUs train in, 6 GB on disk in bfloat16. Packs have a
+A Llama of 30 layers of width 3072 with random weights: 12 GB in the float32 that CPUs train in, 6 GB on disk in bfloat16. MicroBatches have a
 few dozen tokens, so what is measured is how weights, gathered layers and optimizer are held, and that they are read into shards: no
 process may ever hold the whole model. So few live parameters are allowed that a layer is gathered just before its use. Memory is each
 process's own (anonymous pages), looked at 50 times a second from its start to its end; beside it stand the most resident pages, which
@@ -37,7 +37,7 @@ def measure(size: str, folder: Path) -> dict[str, Any]:
         "prompt": {**inputs["prompt"], "max_history": 2},
         "negatives": {"num": 1},
         "task": {"kind": "sdpo", "reference": "cached"},
-        "train": {"run_dir": str(folder / "run"), "max_steps": 3, "groups_per_step": WORKERS, "tokens_per_pack": 64},
+        "train": {"run_dir": str(folder / "run"), "max_steps": 3, "global_batch_size": WORKERS, "max_tokens_per_micro_batch": 64},
         "cluster": {**inputs["cluster"], "zero_stage": 3, "max_live_parameters": 50_000_000},
         "checkpoint": {"every_steps": 3, "keep": 1},
         "plan": {**inputs["plan"], "prompt_tokens": 20.0, "completion_tokens": 6.0},

@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 
 from benchmarks.loader import small_tokenizer, write_synthetic
 from benchmarks.peer_methods import Shape, llama_config
+from rec_dist.commands.plan import make_plan
+from rec_dist.commands.prepare import prepare
+from rec_dist.commands.train import find_initial_weights
 from rec_dist.config.load import to_yaml
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.plan import make_plan
-from rec_dist.pipeline.prepare import prepare
-from rec_dist.pipeline.train import find_start
 from rec_dist.runtime.quiet import quieten
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.train.memory import in_use_bytes
@@ -205,7 +205,9 @@ def _work(config_path: Path, rank: int, size: int) -> dict[str, Any]:
     config = RunConfig.model_validate(yaml.safe_load(config_path.read_text(encoding="utf-8")))
     before = in_use_bytes("cpu")
     began = time.perf_counter()
-    result = train_worker(World(rank, size, rank), TrainJob(config.model_dump(), config.train.run_dir, find_start(config)))
+    result = train_worker(
+        World(rank, size, rank), TrainJob(config.model_dump(), config.train.run_dir, find_initial_weights(config))
+    )
     return {**result, "before_model_bytes": before, "worker_seconds": time.perf_counter() - began}
 
 

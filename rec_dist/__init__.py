@@ -1,6 +1,6 @@
 """rec-dist: fine-tunes language models to rank items for users, on GPU clusters. The command line is `rec-dist`.
 
-The names below are imported when they are first asked for: the stream, the scorer and the kernels then need torch alone, and no
+The names below are imported when they are first asked for: the batch, the scorer and the kernels then need torch alone, and no
 configuration library.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rec_dist.config.load import load_config
     from rec_dist.config.schema import RunConfig
-    from rec_dist.runtime.errors import StopRequested, UserError
+    from rec_dist.errors import StopRequested, UserError
 
 __version__ = "0.1.0"
 __all__ = ["RunConfig", "StopRequested", "UserError", "load_config"]

@@ -9,8 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rec_dist import __version__
-from rec_dist.runtime.disk import as_disk_error
-from rec_dist.runtime.errors import (
+from rec_dist.errors import (
     NotFiniteError,
     OutOfMemoryError,
     StopRequested,
@@ -19,6 +18,7 @@ from rec_dist.runtime.errors import (
     WorkerFailedError,
 )
 from rec_dist.runtime.quiet import quieten, uncollected
+from rec_dist.storage.disk import as_disk_error
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
 
@@ -169,30 +169,30 @@ def _log(line: str) -> None:
 
 
 def _profile(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.profile import profile
     from rec_dist.config.load import load_config
-    from rec_dist.pipeline.profile import profile
 
     against = Path(parsed.against) if parsed.against is not None else None
     return profile(load_config(Path(parsed.target), parsed.overrides), against=against, tolerance=parsed.tolerance, log=_log)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.plan import plan
     from rec_dist.config.load import load_config
-    from rec_dist.pipeline.plan import plan
 
     output = Path(parsed.json) if parsed.json is not None else None
     return plan(load_config(Path(parsed.target), parsed.overrides), output=output)
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from rec_dist.pipeline.verify import verify
+    from rec_dist.commands.verify import verify
 
     verify(parsed.target, log=_log)
     return 0
 
 
 def _submit(parsed: argparse.Namespace) -> int:
-    from rec_dist.pipeline import submit
+    from rec_dist.commands import submit
 
     path, overrides = Path(parsed.overrides[0]) if parsed.overrides else None, parsed.overrides[1:]
     known_job = parsed.follow or parsed.stop
@@ -207,34 +207,34 @@ def _submit(parsed: argparse.Namespace) -> int:
 
 
 def _merge(parsed: argparse.Namespace) -> int:
-    from rec_dist.pipeline.merge import merge
+    from rec_dist.commands.merge import merge
 
     merge(Path(parsed.target), Path(parsed.output), log=_log)
     return 0
 
 
 def _embed(parsed: argparse.Namespace) -> int:
-    from rec_dist.pipeline.embed import embed
+    from rec_dist.commands.embed import embed
 
     embed(Path(parsed.target), Path(parsed.output), parsed.overrides, log=_log)
     return 0
 
 
 def _export(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.export_rows import export_preferences
     from rec_dist.config.load import load_config
-    from rec_dist.pipeline.export import export_preferences
 
     export_preferences(load_config(Path(parsed.target), parsed.overrides), Path(parsed.out).absolute(), log=_log)
     return 0
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.evaluate import evaluate
+    from rec_dist.commands.prepare import prepare
+    from rec_dist.commands.run import run_pipeline
+    from rec_dist.commands.status import status
+    from rec_dist.commands.train import train
     from rec_dist.config.load import load_config
-    from rec_dist.pipeline.chain import run_pipeline
-    from rec_dist.pipeline.evaluate import evaluate
-    from rec_dist.pipeline.prepare import prepare
-    from rec_dist.pipeline.status import status
-    from rec_dist.pipeline.train import train
 
     command, target, overrides = parsed.command, Path(parsed.target), getattr(parsed, "overrides", [])
     if command == "run":

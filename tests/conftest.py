@@ -91,9 +91,9 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if follower in walk or rng.random() < 0.1:
                 follower = int(rng.choice(np.setdiff1d(np.arange(NUM_ITEMS), walk)))
             walk.append(follower)
-        disliked = rng.choice(np.setdiff1d(np.arange(NUM_ITEMS), walk), size=3, replace=False).tolist()
+        explicit_negatives = rng.choice(np.setdiff1d(np.arange(NUM_ITEMS), walk), size=3, replace=False).tolist()
         events = [(item, int(rng.integers(4, 6))) for item in walk]
-        for item in disliked:
+        for item in explicit_negatives:
             events.insert(int(rng.integers(len(events) - 2)), (item, int(rng.integers(1, 3))))
         start = int(rng.integers(100_000))
         for place, (item, rating) in enumerate(events):
@@ -108,7 +108,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path) -> Path:
     """The prepared data set of tiny_source: leave-one-out, so that every user is in every split."""
     from rec_dist.config.schema import DataConfig
-    from rec_dist.data.preparing.prepare import prepare
+    from rec_dist.data.prepare.prepare import prepare
 
     folder = tmp_path_factory.mktemp("tiny-data") / "prepared"
     settings = DataConfig(source=str(tiny_source), path=str(folder), split="leave_one_out", min_rating=3.0)
@@ -137,8 +137,8 @@ def tiny_config(tiny_source: Path, tiny_data: Path, tiny_model_dir: Path) -> Cal
                 "run_dir": str(run_dir),
                 "max_steps": 4,
                 "epochs": 2,
-                "groups_per_step": 8,
-                "tokens_per_pack": 512,
+                "global_batch_size": 8,
+                "max_tokens_per_micro_batch": 512,
                 "seed": 0,
             },
             "optimizer": {"lr": 5e-3, "schedule": "constant"},

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from rec_dist.data.artifacts.teacher import TopItems, write_teacher
-from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.dataset.prepared_data import PreparedData
 
 NUM_CATEGORIES = 4
 # In the tiny data set item i is mostly followed by i + 7, and 23 * 7 = 1 modulo 80: a user stays in a category for 20 items.

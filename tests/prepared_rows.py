@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rec_dist.data.prepared.dataset import PreparedData
-from rec_dist.data.prepared.manifest import Manifest
-from rec_dist.data.prepared.schema import SPLITS
-from rec_dist.data.preparing.shards import Sequences, write_items, write_split
-from rec_dist.data.preparing.splits import Cut
-from rec_dist.data.readers.interactions import ItemTable
+from rec_dist.data.dataset.manifest import Manifest
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.dataset.schema import SPLITS
+from rec_dist.data.prepare.shards import Sequences, write_items, write_split
+from rec_dist.data.prepare.splits import Cut
+from rec_dist.data.sources.interactions import ItemTable
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Row:
     user: int
     items: Sequence[int]
     first_target: int = 1
-    disliked: Sequence[int] = field(default_factory=tuple)
+    explicit_negatives: Sequence[int] = field(default_factory=tuple)
 
 
 def write_prepared(
@@ -64,9 +64,9 @@ def write_prepared(
 def _sequences(rows: list[Row]) -> Sequences:
     """Of all users up to the last; those without a row have nothing."""
     num_users = max((row.user for row in rows), default=-1) + 1
-    lengths, dislikes = np.zeros(num_users, dtype=np.int64), np.zeros(num_users, dtype=np.int64)
+    lengths, explicit_negatives = np.zeros(num_users, dtype=np.int64), np.zeros(num_users, dtype=np.int64)
     for row in rows:
-        lengths[row.user], dislikes[row.user] = len(row.items), len(row.disliked)
+        lengths[row.user], explicit_negatives[row.user] = len(row.items), len(row.explicit_negatives)
     items = np.asarray([item for row in rows for item in row.items], dtype=np.int64)
     return Sequences(
         raw_users=pa.array([f"u{user}" for user in range(num_users)], pa.string()),
@@ -74,6 +74,6 @@ def _sequences(rows: list[Row]) -> Sequences:
         item=items,
         timestamp=np.arange(len(items), dtype=np.int64),
         rating=None,
-        disliked_offsets=np.concatenate([[0], np.cumsum(dislikes)]).astype(np.int64),
-        disliked=np.asarray([item for row in rows for item in row.disliked], dtype=np.int64),
+        explicit_negative_offsets=np.concatenate([[0], np.cumsum(explicit_negatives)]).astype(np.int64),
+        explicit_negatives=np.asarray([item for row in rows for item in row.explicit_negatives], dtype=np.int64),
     )

@@ -18,14 +18,14 @@ PLUGIN = Path(__file__).parent / "distributed" / "fault_plugin"
 CHANGES = (
     "task.kind=sdpo",
     "cluster.zero_stage=3",
-    "train.groups_per_step=4",
+    "train.global_batch_size=4",
     "train.max_steps=12",
     "checkpoint.every_steps=3",
     "cluster.launcher=ray",
     "cluster.num_workers=2",
     "cluster.cpus_per_worker=0.5",
 )
-PATIENCE_SECONDS = 600.0  # many times what a case takes; a hang fails instead of lasting for ever
+TIMEOUT_SECONDS = 600.0  # many times what a case takes; a hang fails instead of lasting for ever
 
 
 def command(*words: object, **environment: str) -> subprocess.Popen[str]:
@@ -45,7 +45,7 @@ def plugged(fault: dict[str, Any]) -> dict[str, str]:
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """(exit code, standard error)."""
     try:
-        _, err = process.communicate(timeout=PATIENCE_SECONDS)
+        _, err = process.communicate(timeout=TIMEOUT_SECONDS)
     finally:
         process.kill()
     return process.returncode, err
@@ -53,7 +53,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Until it holds; fails when the process ends before."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline, process.kill()

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 
 from rec_dist.config.schema import DataConfig, RunConfig
-from rec_dist.data.preparing.prepare import prepare
-from rec_dist.models.caser import CaserShape
-from rec_dist.models.gru4rec import GRU4RecShape
-from rec_dist.models.next_item import Recommender
-from rec_dist.models.sasrec import SASRecShape
+from rec_dist.data.prepare.prepare import prepare
+from rec_dist.methods.sequential.caser import CaserShape
+from rec_dist.methods.sequential.gru4rec import GRU4RecShape
+from rec_dist.methods.sequential.next_item import Recommender
+from rec_dist.methods.sequential.sasrec import SASRecShape
+from rec_dist.methods.sequential.task import SequentialTask
 from rec_dist.runtime.world import World
-from rec_dist.tasks.sequential import SequentialTask
 from rec_dist.train.loader import step_work
 
 SHARED = {"num_items": 37, "width": 16, "dropout": 0.3, "max_length": 12}
@@ -45,7 +45,7 @@ def config(
         {
             "data": {"source": str(path), "path": str(folder / "data"), "split": "leave_one_out"},
             "task": {"kind": "sequential", "sequential": sequential},
-            "train": {"run_dir": str(folder / "run"), "groups_per_step": 8, "tokens_per_pack": 64, **train},
+            "train": {"run_dir": str(folder / "run"), "global_batch_size": 8, "max_tokens_per_micro_batch": 64, **train},
         }
     )
 
@@ -53,8 +53,8 @@ def config(
 def train(task: SequentialTask) -> Recommender:
     module = task.build_module().train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
-    for step in range(task.order.num_steps):
-        work = step_work(task, step, tokens_per_pack=64, world=World())
+    for step in range(task.sampler.num_steps):
+        work = step_work(task, step, max_tokens=64, world=World())
         optimizer.zero_grad()
         for batch in work.batches:
             (module(batch)[0] / work.num_scored).backward()

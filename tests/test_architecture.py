@@ -33,8 +33,8 @@ ROOMS = {
         "rec_dist.submit.ray_job",
     ),
     "triton": ("rec_dist_kernels",),
-    "pyarrow": ("rec_dist.data",),
-    "sklearn": ("rec_dist.tasks.categories",),
+    "pyarrow": ("rec_dist.data", "rec_dist.storage"),
+    "sklearn": ("rec_dist.methods.p2rec.categories",),
     "matplotlib": ("rec_dist.report.plots",),
     "tensorboardX": ("rec_dist.train.trackers",),
     "wandb": ("rec_dist.train.trackers",),
@@ -46,12 +46,12 @@ ROOMS = {
 
 # Room of rec_dist.data -> the other rooms that it imports, as its docstring says. Their order is a contract in pyproject.toml.
 DATA_ROOMS = {
-    "preparing": {"readers", "prepared"},
-    "prompts": {"sampling", "prepared"},
-    "readers": {"prepared"},
-    "sampling": {"prepared"},
-    "artifacts": {"prepared"},
-    "prepared": set(),
+    "prepare": {"sources", "dataset"},
+    "prompts": {"sampling", "dataset"},
+    "sources": {"dataset"},
+    "sampling": {"dataset"},
+    "artifacts": {"dataset"},
+    "dataset": set(),
 }
 
 
@@ -80,7 +80,7 @@ def test_one_library_one_room(graph: grimp.ImportGraph, library: str) -> None:
 def test_the_rooms_are_checked_against_real_imports(graph: grimp.ImportGraph) -> None:
     """Else a graph without external packages would pass everything."""
     assert "rec_dist.engine.engine" in graph.find_modules_that_directly_import("deepspeed")
-    assert "rec_dist.data.prepared.manifest" in graph.find_modules_that_directly_import("pyarrow")
+    assert "rec_dist.data.dataset.manifest" in graph.find_modules_that_directly_import("pyarrow")
 
 
 def test_the_rooms_of_data_import_what_they_say(graph: grimp.ImportGraph) -> None:
@@ -162,7 +162,9 @@ def test_an_init_file_only_reexports() -> None:
 def test_stream_scorer_and_kernels_need_no_configuration_library() -> None:
     """A GPU image without Ray, DeepSpeed and OmegaConf can still run and measure the model."""
     absent = ("omegaconf", "pydantic", "ray", "deepspeed", "pyarrow")
-    modules = "rec_dist.stream.grouped, rec_dist.models.scorer, rec_dist.losses, rec_dist.tasks.sdpo, rec_dist_kernels"
+    modules = (
+        "rec_dist.packing.packed_batch, rec_dist.models.scorer, rec_dist.losses, rec_dist.methods.preference, rec_dist_kernels"
+    )
     run("-c", f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import {modules}")
 
 

@@ -17,10 +17,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-PATIENCE_SECONDS = 180.0  # more than any of these takes on a busy machine; a hang fails instead of lasting for ever
+TIMEOUT_SECONDS = 180.0  # more than any of these takes on a busy machine; a hang fails instead of lasting for ever
 _PRELOAD = [
-    "rec_dist.pipeline.evaluate",
-    "rec_dist.pipeline.train",
+    "rec_dist.commands.evaluate",
+    "rec_dist.commands.train",
     "deepspeed",
     "peft",
     "transformers.models.llama.modeling_llama",
@@ -54,11 +54,11 @@ class Child:
 
     def wait(self) -> int:
         """The exit code; -9 for a killed process."""
-        self.process.join(PATIENCE_SECONDS)
+        self.process.join(TIMEOUT_SECONDS)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-            raise TimeoutError(f"no end after {PATIENCE_SECONDS} s; standard error: {self.err[-3000:]}")
+            raise TimeoutError(f"no end after {TIMEOUT_SECONDS} s; standard error: {self.err[-3000:]}")
         return self.process.exitcode
 
     def kill(self) -> None:

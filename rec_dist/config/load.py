@@ -14,7 +14,7 @@ from yaml import SafeDumper, YAMLError, dump
 
 from rec_dist.config.paths import check_uris
 from rec_dist.config.schema import RunConfig
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 
 _Model = TypeVar("_Model", bound=BaseModel)
 PIPELINE = "pipeline"  # the section that a file for `rec-dist run` has, and no other

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.schema import RunConfig
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import is_remote
-from rec_dist.runtime.uri import refuse_credentials, shown
+from rec_dist.errors import UserError
+from rec_dist.storage.files import is_remote
+from rec_dist.storage.uri import refuse_credentials, shown
 
 # (section, key) of every path that a run reads or writes; of the second kind it may be a known name.
 PATHS = (
@@ -16,9 +16,9 @@ PATHS = (
     ("train", "init_from"),
     ("evaluate", "output_dir"),
     ("profile", "output_dir"),
-    ("checkpoint", "mirror"),
+    ("checkpoint", "remote"),
 )
-_URIS = ("data.path", "checkpoint.mirror")  # of these, what may be a URI
+_URIS = ("data.path", "checkpoint.remote")  # of these, what may be a URI
 TASK_PATHS = (("delrec", "teacher"), ("p2rec", "teacher"), ("sequential", "init_embeddings"))  # below task
 PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
 
@@ -33,7 +33,7 @@ def check_path(key: str, path: str) -> None:
     if not path.strip():
         raise UserError(f"{key} is empty, which would mean the current folder; give a path, or leave it out")
     if "://" in path and not (key in _URIS and is_remote(path)):
-        copied = " (checkpoint.mirror keeps a copy of it at a URI)" if key == "train.run_dir" else ""
+        copied = " (checkpoint.remote keeps a copy of it at a URI)" if key == "train.run_dir" else ""
         raise UserError(f"{key} ({shown(path)}) is a URI; give a folder, on a cluster one that every node mounts{copied}")
 
 

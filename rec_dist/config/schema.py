@@ -1,6 +1,6 @@
 """What a run can be told: one frozen pydantic model a section, one default and one line of meaning a field.
 
-Config objects stop at builders: below tasks/ functions take plain values. Units stand in the names or the descriptions.
+Config objects stop at builders: below methods/ functions take plain values. Examples stand in the names or the descriptions.
 """
 
 from typing import Annotated, Literal
@@ -92,9 +92,9 @@ class ModelConfig(Section):
 
     path: str = Field("smollm2-135m-instruct", description="A Hugging Face folder, or a known name that is fetched.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs.")
-    attention: Literal["auto", "flex", "trunkwise", "sdpa"] = Field(
+    attention: Literal["auto", "flex", "per_prompt", "sdpa"] = Field(
         "auto",
-        description="flex: FlexAttention, on CUDA only. trunkwise: SDPA one prompt at a time. sdpa: a dense mask. "
+        description="flex: FlexAttention, on CUDA only. per_prompt: SDPA one prompt at a time. sdpa: a dense mask. "
         "auto: the first that model and device take.",
     )
     activation_checkpointing: bool = Field(
@@ -160,18 +160,18 @@ class TrainConfig(Section):
     init_from: str | None = Field(None, description="A finished run directory whose adapter or model this run starts from.")
     epochs: int = Field(1, ge=1, lt=_INT32, description="Passes over the training targets; train.max_steps may end earlier.")
     max_steps: int | None = Field(None, ge=1, lt=_INT32, description="Optimizer steps; None: as many as the epochs need.")
-    groups_per_step: int = Field(
+    global_batch_size: int = Field(
         32,
         ge=1,
         lt=_INT32,
         description="Global batch: at most so many groups (kind=sequential: sequences) an optimizer step, over all workers; a user "
-        "with fewer targets than targets_per_trunk fills a smaller unit.",
+        "with fewer targets than targets_per_prompt fills a smaller example.",
     )
-    targets_per_trunk: int = Field(
+    targets_per_prompt: int = Field(
         1, ge=1, lt=_INT32, description="Targets of one user that share one prompt (a timeline). Style list only."
     )
-    tokens_per_pack: int = Field(1024, ge=8, lt=_INT32, description="Tokens of one forward pass on one worker.")
-    shuffle_window: int | None = Field(None, ge=1, lt=_INT32, description="Units shuffled together; None: the whole epoch.")
+    max_tokens_per_micro_batch: int = Field(1024, ge=8, lt=_INT32, description="Tokens of one forward pass on one worker.")
+    shuffle_window: int | None = Field(None, ge=1, lt=_INT32, description="Examples shuffled together; None: the whole epoch.")
     seed: int = Field(0, ge=0, lt=1 << 32, description="Of order, negatives, initial weights and dropout.")
     max_bad_steps: int = Field(
         3,
@@ -244,14 +244,14 @@ class CheckpointConfig(Section):
     on_error: Literal["stop", "continue"] = Field(
         "stop", description="When the disk is full or fails under a checkpoint. stop: exit code 1. continue: a warning."
     )
-    validation_units: int = Field(
-        0, ge=0, description="Validation units (users' targets) whose loss is taken with each checkpoint; 0: none."
+    validation_examples: int = Field(
+        0, ge=0, description="Validation examples (users' targets) whose loss is taken with each checkpoint; 0: none."
     )
     keep_best: Literal["none", "valid_loss"] = Field(
         "none", description="valid_loss: the checkpoint of lowest validation loss is kept besides the newest."
     )
     use_best: bool = Field(False, description="model/ is saved from the best checkpoint, not from the last step.")
-    mirror: str | None = Field(
+    remote: str | None = Field(
         None,
         description="train: a copy of the run directory, brought up to date after every checkpoint, from which a run goes on where "
         "train.run_dir is not there: an s3://, gs:// or hdfs:// URI, or a folder.",

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rec_dist.checkpoint.state_files import StateWriter
 from rec_dist.engine import whole_state
 from rec_dist.engine.settings import EngineSettings, deepspeed_config
-from rec_dist.engine.state_files import StateWriter
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
             "overlap_comm": False,
             "contiguous_gradients": True,
         }
-    # In bfloat16 a sum over many packs would depend on how they are packed. Below stage 2 DeepSpeed refuses the key.
+    # In bfloat16 a sum over many micro-batches would depend on how they are packed. Below stage 2 DeepSpeed refuses the key.
     accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if settings.bf16 and settings.zero_stage >= 2 else {}
     return {
         **accumulation,

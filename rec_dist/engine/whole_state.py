@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from rec_dist.engine import state_files
-from rec_dist.engine.state_files import Entry, StateWriter
+from rec_dist.checkpoint import state_files
+from rec_dist.checkpoint.state_files import Entry, StateWriter
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _WEIGHT, _STEP, _BUFFER = "weight", "step", "buffer"

@@ -6,25 +6,25 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_dist.data.artifacts.predictions import Predictions
-from rec_dist.evaluate.protocol import Question
-from rec_dist.metrics.bootstrap import bootstrap_interval
-from rec_dist.metrics.ranking import ranking_metrics, target_ranks
+from rec_dist.evaluate.bootstrap import bootstrap_interval
+from rec_dist.evaluate.examples import EvalExample
+from rec_dist.evaluate.metrics import ranking_metrics, target_ranks
 
 CUTOFFS = (1, 5, 10)
 
 
-def predictions_of(questions: list[Question], scores: list[npt.NDArray[np.float32]]) -> Predictions:
+def predictions_of(examples: list[EvalExample], scores: list[npt.NDArray[np.float32]]) -> Predictions:
     """Ranks each target among its candidates; ties count against it. scores[u] (C_u,) in the order of the candidates."""
     ranks = []
-    for question, values in zip(questions, scores, strict=True):
-        place = int(np.flatnonzero(question.candidates == question.target)[0])
+    for example, values in zip(examples, scores, strict=True):
+        place = int(np.flatnonzero(example.candidates == example.target)[0])
         ranks.append(int(target_ranks(values[None].astype(np.float64), target=place)[0]))
     return Predictions(
-        user_ids=np.asarray([q.user_id for q in questions], dtype=np.int64),
-        positions=np.asarray([q.position for q in questions], dtype=np.int32),
-        targets=np.asarray([q.target for q in questions], dtype=np.int32),
+        user_ids=np.asarray([e.user_id for e in examples], dtype=np.int64),
+        positions=np.asarray([e.position for e in examples], dtype=np.int32),
+        targets=np.asarray([e.target for e in examples], dtype=np.int32),
         ranks=np.asarray(ranks, dtype=np.int32),
-        candidates=[q.candidates for q in questions],
+        candidates=[e.candidates for e in examples],
         scores=scores,
     )
 

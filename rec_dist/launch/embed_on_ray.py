@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.evaluate.embed import Embedder, EmbedJob
+from rec_dist.errors import UserError
 from rec_dist.launch import ray_cluster
 from rec_dist.launch.sizing import size_workers
-from rec_dist.runtime.errors import UserError
+from rec_dist.methods.language_model.embedding import Embedder, EmbedJob
 from rec_dist.runtime.quiet import quieten
 
 

@@ -9,9 +9,9 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rec_dist.data.preparing.prepare import Map
+from rec_dist.data.prepare.prepare import Map
+from rec_dist.errors import UserError
 from rec_dist.launch.ray_cluster import connect
-from rec_dist.runtime.errors import UserError
 
 
 def ray_map(address: str | None) -> Map:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from rec_dist.errors import StopRequested, UserError
 from rec_dist.launch.restart import HeadLostError
 from rec_dist.launch.sizing import Node
-from rec_dist.runtime.errors import StopRequested, UserError
 from rec_dist.runtime.heartbeat import Beat
 from rec_dist.runtime.stacks import end_group
 

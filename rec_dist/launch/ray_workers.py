@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
+from rec_dist.errors import StopRequested, UserError, WorkerFailedError
 from rec_dist.launch import ray_cluster
 from rec_dist.launch.restart import FINAL, NotPlacedError, Paused
 from rec_dist.launch.sizing import Elastic, Size
-from rec_dist.launch.supervise import Cluster, Patience, Supervisor
-from rec_dist.runtime.disk import as_disk_error
-from rec_dist.runtime.errors import StopRequested, UserError, WorkerFailedError
+from rec_dist.launch.watchdog import Cluster, Supervisor, Timeouts
 from rec_dist.runtime.heartbeat import begin_attempt
 from rec_dist.runtime.quiet import quieten
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
+from rec_dist.storage.disk import as_disk_error
 
 WorkerFunction = Callable[[World, Any], dict[str, Any]]
 _COLLECTIVE_SECONDS = 1800  # torch's own limit for a collective; cluster.hang_seconds may be longer
@@ -29,10 +29,10 @@ class Attempts:
     """
 
     def __init__(
-        self, worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, patience: Patience | None, every: int
+        self, worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, timeouts: Timeouts | None, every: int
     ) -> None:
         self._worker, self._job, self._cluster, self._run = worker, job, cluster, run
-        self._patience, self._every = patience, every
+        self._timeouts, self._every = timeouts, every
         self._elastic = Elastic(cluster)
         self._head = ray_cluster.Head()
 
@@ -53,7 +53,7 @@ class Attempts:
         # In a thread, so that Ray leaves the signals to us: its own handler aborts without a checkpoint.
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
-        watch = self._supervisor(size) if self._patience is not None else None
+        watch = self._supervisor(size) if self._timeouts is not None else None
         while thread.is_alive():
             thread.join(0.2)
             self._head.check()
@@ -91,7 +91,7 @@ class Attempts:
             time.sleep(1.0)
 
     def _supervisor(self, size: Size) -> Supervisor:
-        assert self._patience is not None
+        assert self._timeouts is not None
 
         def fits_without(leaving: Sequence[str]) -> int:
             try:
@@ -107,7 +107,7 @@ class Attempts:
             without=lambda leaving: self._cluster.min_workers is not None and fits_without(leaving) > 0,
             more=lambda: fits_without(()) - size.num_workers if lacking and self._head.answers() else 0,
         )
-        return Supervisor(self._run, self._patience, cluster, every_steps=self._every)
+        return Supervisor(self._run, self._timeouts, cluster, every_steps=self._every)
 
     def _trainer(self, size: Size) -> Any:
         import ray.train
@@ -131,7 +131,7 @@ class Attempts:
             if world.is_main:
                 run.write_result(result)
 
-        hang = self._patience.hang_seconds if self._patience is not None else 0.0
+        hang = self._timeouts.hang_seconds if self._timeouts is not None else 0.0
         return TorchTrainer(
             on_worker,
             train_loop_config={},

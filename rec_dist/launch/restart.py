@@ -6,7 +6,7 @@ A lost worker or node costs the steps since the newest checkpoint. A bug costs o
 from collections.abc import Callable
 from typing import Any
 
-from rec_dist.runtime.errors import DiskError, NotFiniteError, OutOfMemoryError, StopRequested, UserError, WorkerFailedError
+from rec_dist.errors import DiskError, NotFiniteError, OutOfMemoryError, StopRequested, UserError, WorkerFailedError
 from rec_dist.runtime.run_directory import RunDirectory
 
 FINAL = (UserError, OutOfMemoryError, NotFiniteError, DiskError)  # another attempt would end the same way

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 
 Node = dict[str, float]  # what Ray calls its resources: "CPU", "GPU"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import CheckpointConfig, ClusterConfig
+from rec_dist.errors import StopRequested, UserError
 from rec_dist.launch.restart import with_restarts
-from rec_dist.launch.supervise import Cluster, Patience, Supervisor
+from rec_dist.launch.watchdog import Cluster, Supervisor, Timeouts
 from rec_dist.runtime.allocator import keep_freed_memory
-from rec_dist.runtime.errors import StopRequested, UserError
 from rec_dist.runtime.heartbeat import Beat, begin_attempt
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
@@ -41,17 +41,17 @@ def launch(
     if cluster.min_workers is not None and cluster.num_workers != "auto" and cluster.min_workers > cluster.num_workers:
         raise UserError(f"cluster.min_workers ({cluster.min_workers}) is more than cluster.num_workers ({cluster.num_workers})")
     signals = stop_on_signal(run) if saving is not None else nullcontext()
-    patience = Patience(cluster.hang_seconds, saving.grace_seconds) if saving is not None else None
+    timeouts = Timeouts(cluster.hang_seconds, saving.grace_seconds) if saving is not None else None
     every = saving.every_steps if saving is not None else 1
     if cluster.launcher == "local":
         begin_attempt(run.attempt)
-        with signals, _supervised_here(run, patience, every) if patience is not None else nullcontext():
+        with signals, _supervised_here(run, timeouts, every) if timeouts is not None else nullcontext():
             return _local(worker, job, cluster)
     from rec_dist.launch import ray_cluster, ray_workers
 
     ray_cluster.connect(cluster.address)
     with signals:  # only now: ray.init() has put its own handlers in the place of any that stood before
-        attempts = ray_workers.Attempts(worker, job, cluster, run, patience, every)
+        attempts = ray_workers.Attempts(worker, job, cluster, run, timeouts, every)
         return with_restarts(attempts, run, limit=cluster.max_restarts if saving is not None else 0)
 
 
@@ -77,7 +77,7 @@ def local_device(cluster: ClusterConfig) -> str:
 
 
 @contextmanager
-def _supervised_here(run: RunDirectory, patience: Patience, every: int) -> Iterator[None]:
+def _supervised_here(run: RunDirectory, timeouts: Timeouts, every: int) -> Iterator[None]:
     """Inside, a thread ends this process when the one worker in it hangs, or does not save in time after a stop.
 
     Nothing gentler ends a thread that is stuck in a library.
@@ -91,7 +91,7 @@ def _supervised_here(run: RunDirectory, patience: Patience, every: int) -> Itera
         return []
 
     here = Cluster(end=write_stacks, leaving=lambda nodes: [], without=lambda leaving: False, more=lambda: 0)
-    watch, over = Supervisor(run, patience, here, every_steps=every), threading.Event()
+    watch, over = Supervisor(run, timeouts, here, every_steps=every), threading.Event()
 
     def follow() -> None:
         while not over.wait(0.2):

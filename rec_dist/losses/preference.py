@@ -1,4 +1,4 @@
-"""Preference losses of a pack (S-DPO, DMPO, DPO), with the rewards a run is watched by: a layer on the kernels.
+"""Preference losses of a micro-batch (S-DPO, DMPO, DPO), with the rewards a run is watched by: a layer on the kernels.
 
 N completions, G groups, K negatives of a group.
 """
@@ -26,7 +26,7 @@ def preference_sums(
         policy_logps, reference_logps: (N,) in nats; group_offsets (G+1,): see
             rec_dist_kernels.preference_loss, which has the formulas and their sources.
         group_weights: (G,), None for 1 each. A group of weight 0 contributes exactly 0 to every sum and
-            gradient even where its log-probabilities are NaN: an empty pack is a dummy group of weight 0.
+            gradient even where its log-probabilities are NaN: an empty micro-batch is a dummy group of weight 0.
 
     Returns: LossSums with the metrics of reward_metrics. count is the sum of the weights of the groups that
     have negatives: a group without any has no preference to learn, and would only dilute the mean.

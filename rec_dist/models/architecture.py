@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rec_dist.errors import UserError
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import WeightCount, count_weights
 from rec_dist.models.soft_prompt import add_soft_prompt
-from rec_dist.runtime.errors import UserError
+from rec_dist.packing.packed_batch import PackedBatch
 from rec_dist.runtime.quiet import quieten_loaded
-from rec_dist.stream.grouped import GroupedStream
 
 _NEEDED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _WAY_OUT = "give the config.json of a decoder such as Llama"
@@ -148,5 +148,5 @@ def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int
     )
 
 
-def _no_loss(logps: Tensor, stream: GroupedStream) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _no_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return logps.sum(), logps.new_zeros(()), {}

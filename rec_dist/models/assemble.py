@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rec_dist.errors import UserError
 from rec_dist.models.language import LoraSpec, add_lora, load_language_model
 from rec_dist.models.soft_prompt import add_soft_prompt, load_soft_prompt, token_rows
-from rec_dist.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,19 @@ class SoftPromptSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where the model starts and how it runs. adapter: None for full fine-tuning. start_adapter: an adapter folder to start from.
+    """Where the model starts and how it runs. adapter: None for full fine-tuning. initial_adapter: an adapter folder to start from.
 
-    attention, device: as in models.language.load_language_model. tokens_per_pack: as in models.scorer.Scorer.
+    attention, device: as in models.language.load_language_model. max_tokens: as in models.scorer.Scorer.
     """
 
     path: Path
     dtype: torch.dtype
     device: str
     attention: str
-    tokens_per_pack: int
+    max_tokens: int
     activation_checkpointing: bool
     adapter: LoraSpec | None
-    start_adapter: Path | None
+    initial_adapter: Path | None
     keep_reference: bool
     seed: int
     soft_prompt: SoftPromptSpec | None = None
@@ -56,7 +56,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
     if spec.soft_prompt is not None:
         _add_soft_prompt(model, spec.soft_prompt, spec.path)
     if spec.adapter is not None:
-        model = add_lora(model, spec.adapter, seed=spec.seed, weights=spec.start_adapter, keep_reference=spec.keep_reference)
+        model = add_lora(model, spec.adapter, seed=spec.seed, weights=spec.initial_adapter, keep_reference=spec.keep_reference)
     return model
 
 

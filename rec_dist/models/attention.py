@@ -1,6 +1,6 @@
-"""Who sees whom in a grouped stream, as a dense mask: the oracle of the faster paths, models/trunkwise.py and models/flex.py.
+"""Who sees whom in a packed batch, as a dense mask: the oracle of the faster paths, models/per_prompt.py and models/flex.py.
 
-A trunk row sees its trunk up to itself. A branch row sees its trunk up to the fork, and its own branch up to itself. Nothing else.
+A prompt row sees its prompt up to itself. A completion row sees its prompt up to the completion point, and its own completion up to itself. Nothing else.
 Cost: T * T bytes as bool, shared by all layers; 64 MB at T = 8k.
 """
 
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.grouped import GroupedStream
+from rec_dist.errors import UserError
+from rec_dist.packing.packed_batch import PackedBatch
 
 Mask = TypeVar("Mask")  # a dense mask, or a BlockMask
 
@@ -19,31 +19,31 @@ Mask = TypeVar("Mask")  # a dense mask, or a BlockMask
 _UNKNOWN_LOGIT_TRANSFORMS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale")
 
 
-def visible(stream: GroupedStream, *, window: int | None = None) -> Tensor:
+def visible(batch: PackedBatch, *, window: int | None = None) -> Tensor:
     """(T, T) bool: entry [q, k] says whether row q attends to row k. window: sliding attention's reach in positions."""
-    return visible_rows(stream, slice(None), slice(None), window=window)
+    return visible_rows(batch, slice(None), slice(None), window=window)
 
 
-def visible_rows(stream: GroupedStream, rows: slice, columns: slice, *, window: int | None) -> Tensor:
-    """visible(stream)[rows, columns], without making the rest."""
-    trunks, branches, positions = stream.trunk_ids[rows, None], stream.branch_ids[rows, None], stream.positions[rows, None]
-    branches_there, positions_there = stream.branch_ids[None, columns], stream.positions[None, columns]
-    in_trunk = (branches_there < 0) & (positions_there <= stream.limits[rows, None])
-    in_branch = (branches >= 0) & (branches == branches_there) & (positions_there <= positions)
-    mask = (trunks == stream.trunk_ids[None, columns]) & (in_trunk | in_branch)
+def visible_rows(batch: PackedBatch, rows: slice, columns: slice, *, window: int | None) -> Tensor:
+    """visible(batch)[rows, columns], without making the rest."""
+    prompts, branches, positions = batch.prompt_ids[rows, None], batch.completion_ids[rows, None], batch.positions[rows, None]
+    completions_there, positions_there = batch.completion_ids[None, columns], batch.positions[None, columns]
+    in_prompt = (completions_there < 0) & (positions_there <= batch.limits[rows, None])
+    in_completion = (branches >= 0) & (branches == completions_there) & (positions_there <= positions)
+    mask = (prompts == batch.prompt_ids[None, columns]) & (in_prompt | in_completion)
     if window is not None:
         mask &= positions - positions_there < window
     return mask
 
 
-def attention_masks(stream: GroupedStream, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+def attention_masks(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
     """The dense masks a transformers decoder takes: one (1, 1, T, T), or one for each kind of layer where some slide.
 
     bool for SDPA; additive in `dtype` for eager attention, which adds what it is given.
     """
 
     def make(window: int | None) -> Tensor:
-        mask = visible(stream, window=window)
+        mask = visible(batch, window=window)
         if config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         return mask[None, None]
@@ -63,13 +63,13 @@ def for_layers(config: Any, make: Callable[[int | None], Mask]) -> Mask | dict[s
 
 
 def check_architecture(model: Any) -> None:
-    """Raises UserError for a model that cannot take the mask. What only behaviour shows is left to models.scorer.check_forks."""
+    """Raises UserError for a model that cannot take the mask. What only behaviour shows is left to models.scorer.check_branching."""
     config, kind = model.config, type(model).__name__
     fault = None
     if getattr(config, "is_encoder_decoder", False):
         fault = "is an encoder-decoder"
     elif getattr(model, "_is_stateful", False):
-        fault = "carries a recurrent state, which cannot branch"
+        fault = "carries a recurrent state, which cannot completion"
     elif not getattr(model, "_supports_sdpa", False) and config._attn_implementation != "eager":
         fault = "has an attention that takes no mask of ours"
     elif getattr(config, "alibi", False):

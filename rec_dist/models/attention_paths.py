@@ -1,6 +1,6 @@
-"""Which of the three attentions a model runs with, and the masks that it takes: dense, trunk by trunk, or FlexAttention's blocks.
+"""Which of the three attentions a model runs with, and the masks that it takes: dense, prompt by prompt, or FlexAttention's blocks.
 
-All see the same (tests/parity). attention.py is the definition, trunkwise.py the path on CPUs, flex.py the one on GPUs.
+All see the same (tests/parity). attention.py is the definition, per_prompt.py the path on CPUs, flex.py the one on GPUs.
 """
 
 from typing import Any
@@ -8,29 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rec_dist.errors import UserError
 from rec_dist.models.attention import attention_masks
 from rec_dist.models.flex import FLEX, SMALLEST_HEAD, block_masks, padded_length
-from rec_dist.models.trunkwise import TRUNKWISE, trunk_masks
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.grouped import GroupedStream
+from rec_dist.models.per_prompt import PER_PROMPT, prompt_masks
+from rec_dist.packing.packed_batch import PackedBatch
 
 
 def choose_attention(wanted: str, config: Any, *, device: str) -> str:
-    """The transformers implementation for model.attention = auto, flex, trunkwise or sdpa, a model's config and the worker's device.
+    """The transformers implementation for model.attention = auto, flex, per_prompt or sdpa, a model's config and the worker's device.
 
-    sdpa: a dense mask; eager instead where scores are soft-capped, which SDPA does not know. auto: the first of flex, trunkwise and
-    sdpa that the model and the device take. Raises UserError for flex or trunkwise where it cannot work.
+    sdpa: a dense mask; eager instead where scores are soft-capped, which SDPA does not know. auto: the first of flex, per_prompt and
+    sdpa that the model and the device take. Raises UserError for flex or per_prompt where it cannot work.
     """
     dense = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     if wanted == "sdpa":
         return dense
-    no_flex, no_trunkwise = _why_not_flex(config, device), _why_not_trunkwise(config)
-    for name, fault in (("flex", no_flex), ("trunkwise", no_trunkwise)):
+    no_flex, no_per_prompt = _why_not_flex(config, device), _why_not_per_prompt(config)
+    for name, fault in (("flex", no_flex), ("per_prompt", no_per_prompt)):
         if wanted == name and fault:
             raise UserError(f"model.attention={name} {fault}; set model.attention=auto or sdpa")
-    if wanted != "trunkwise" and not no_flex:
+    if wanted != "per_prompt" and not no_flex:
         return FLEX
-    return dense if no_trunkwise else TRUNKWISE
+    return dense if no_per_prompt else PER_PROMPT
 
 
 def _why_not_flex(config: Any, device: str) -> str | None:
@@ -45,7 +45,7 @@ def _why_not_flex(config: Any, device: str) -> str | None:
     return None
 
 
-def _why_not_trunkwise(config: Any) -> str | None:
+def _why_not_per_prompt(config: Any) -> str | None:
     if getattr(config, "attn_logit_softcapping", None):
         return "does not know this model's soft-capped scores"
     return _unsupported(config, "_supports_attention_backend")
@@ -60,20 +60,20 @@ def _unsupported(config: Any, flag: str) -> str | None:
     return f"is not supported by {getattr(model, '__name__', type(config).__name__)} in transformers"
 
 
-def num_rows(stream: GroupedStream, config: Any, tokens_per_pack: int) -> int:
-    """Rows that a model runs for `stream`: under FlexAttention it is padded, so that one compilation serves all."""
+def num_rows(batch: PackedBatch, config: Any, max_tokens: int) -> int:
+    """Rows that a model runs for `batch`: under FlexAttention it is padded, so that one compilation serves all."""
     if config._attn_implementation == FLEX:
-        return padded_length(stream.num_tokens, tokens_per_pack)
-    return stream.num_tokens
+        return padded_length(batch.num_tokens, max_tokens)
+    return batch.num_tokens
 
 
-def masks_for(stream: GroupedStream, config: Any, dtype: torch.dtype) -> Any:
-    """What the attention that `config` names takes as attention_mask. stream: padded to num_rows."""
+def masks_for(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
+    """What the attention that `config` names takes as attention_mask. batch: padded to num_rows."""
     if config._attn_implementation == FLEX:
-        return block_masks(stream, config)
-    if config._attn_implementation == TRUNKWISE:
-        return trunk_masks(stream, config, dtype)
-    return attention_masks(stream, config, dtype)
+        return block_masks(batch, config)
+    if config._attn_implementation == PER_PROMPT:
+        return prompt_masks(batch, config, dtype)
+    return attention_masks(batch, config, dtype)
 
 
 def base_of(model: nn.Module) -> Any:
@@ -81,9 +81,9 @@ def base_of(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
-def run_decoder(base: Any, stream: GroupedStream, tokens_per_pack: int) -> Tensor:
+def run_decoder(base: Any, batch: PackedBatch, max_tokens: int) -> Tensor:
     """What stands before the head of the causal language model `base` at every row, and at the padding behind them: (>= T, D)."""
-    padded = stream.padded_to(num_rows(stream, base.config, tokens_per_pack))
+    padded = batch.padded_to(num_rows(batch, base.config, max_tokens))
     output = base.base_model(
         input_ids=padded.input_ids[None],
         position_ids=padded.positions[None],

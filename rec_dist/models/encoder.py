@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
 from rec_dist.models.probe import check_same, probe_tokens
-from rec_dist.stream.prompts import Prompts, pack_prompts
+from rec_dist.packing.pooled_prompts import PooledPrompts, pack_pooled_prompts
 
 # (outputs (U, C) float32, prompts) -> (loss_sum () with its graph, count (), metric name -> sum ()).
-ReadingLoss = Callable[[Tensor, Prompts], tuple[Tensor, Tensor, dict[str, Tensor]]]
+PreferenceHeadLoss = Callable[[Tensor, PooledPrompts], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
 
 class Encoder(nn.Module):
-    """model: a causal language model, with or without a PEFT adapter. tokens_per_pack: as models.scorer.Scorer takes it."""
+    """model: a causal language model, with or without a PEFT adapter. max_tokens: as models.scorer.Scorer takes it."""
 
-    def __init__(self, model: nn.Module, *, tokens_per_pack: int = 0) -> None:
+    def __init__(self, model: nn.Module, *, max_tokens: int = 0) -> None:
         super().__init__()
         self.model = model
-        self._tokens_per_pack = tokens_per_pack
+        self._max_tokens = max_tokens
         self._base = [base_of(model)]  # in a list: a second registration would give every parameter a second name
 
     @property
@@ -32,27 +32,29 @@ class Encoder(nn.Module):
         """V, as the model's configuration has it."""
         return int(self._base[0].config.vocab_size)
 
-    def num_rows(self, prompts: Prompts) -> int:
+    def num_rows(self, prompts: PooledPrompts) -> int:
         """Rows that the model runs for `prompts`, padding included; there is some under FlexAttention alone."""
-        return num_rows(prompts.stream, self._base[0].config, self._tokens_per_pack)
+        return num_rows(prompts.batch, self._base[0].config, self._max_tokens)
 
-    def forward(self, prompts: Prompts) -> Tensor:
+    def forward(self, prompts: PooledPrompts) -> Tensor:
         """-> (U, D) float32: the mean of each prompt's pooled rows, behind the decoder's last norm."""
-        hidden = run_decoder(self._base[0], prompts.stream, self._tokens_per_pack)  # (>= T, D)
+        hidden = run_decoder(self._base[0], prompts.batch, self._max_tokens)  # (>= T, D)
         pooled = hidden[prompts.rows].float()  # (R, D)
         sums = pooled.new_zeros(len(prompts.weights), pooled.shape[1]).index_add(0, prompts.owners, pooled)
         counts = torch.bincount(prompts.owners, minlength=len(prompts.weights))  # (U,)
         return sums / counts.unsqueeze(1)
 
 
-class Reader(nn.Module):
+class PreferenceHead(nn.Module):
     """An encoder and a linear layer on its states, which begins as `start` (C,) whatever the state: weights 0, that bias.
 
     A random layer first has to unlearn what it says of states that differ little: with SmolLM2-135M its first loss was three times
     that of one guess for all.
     """
 
-    def __init__(self, encoder: Encoder, start: Tensor, width: int, loss: ReadingLoss, metric_names: tuple[str, ...]) -> None:
+    def __init__(
+        self, encoder: Encoder, start: Tensor, width: int, loss: PreferenceHeadLoss, metric_names: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.linear = nn.Linear(width, len(start))
@@ -61,11 +63,11 @@ class Reader(nn.Module):
             self.linear.bias.copy_(start)
         self.loss, self.metric_names = loss, metric_names
 
-    def num_rows(self, prompts: Prompts) -> int:
+    def num_rows(self, prompts: PooledPrompts) -> int:
         """As Encoder.num_rows."""
         return self.encoder.num_rows(prompts)
 
-    def forward(self, prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, prompts: PooledPrompts) -> tuple[Tensor, Tensor, Tensor]:
         """-> (loss_sum (), sums (2 + S,) = loss, count and each metric, states (U, D) float32); only the first has a graph."""
         states = self.encoder(prompts)
         outputs = self.linear(states.to(self.linear.weight.dtype)).float()
@@ -74,14 +76,14 @@ class Reader(nn.Module):
         return loss_sum, torch.stack([number.double() for number in numbers]), states.detach()
 
 
-def check_alone(score: Callable[[Prompts], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
+def check_alone(score: Callable[[PooledPrompts], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
     """The state of a prompt that stands behind another one, and alone; UserError when they differ.
 
-    score: prompts -> states (U, D), called twice on every rank; dtype: the model's. As models.scorer.check_forks: catches models whose
+    score: prompts -> states (U, D), called twice on every rank; dtype: the model's. As models.scorer.check_branching: catches models whose
     attention drops the mask.
     """
     tokens = probe_tokens(vocab_size)
     before, prompt = tokens[40:53], tokens[:9]
-    together, alone = score(pack_prompts([before, prompt], [1, 1]))[-1], score(pack_prompts([prompt], [1]))[-1]
+    together, alone = score(pack_pooled_prompts([before, prompt], [1, 1]))[-1], score(pack_pooled_prompts([prompt], [1]))[-1]
     what = "what this model makes of a prompt changes"
     check_same(together, alone, dtype, what=what, when="another one stands before it")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rec_dist.stream.grouped import GroupedStream
+from rec_dist.packing.packed_batch import PackedBatch
 from rec_dist_kernels import PreferenceKind, completion_logps, preference_head
 
 
@@ -30,34 +30,34 @@ class CompletionHead(nn.Module):
         self.softcap = softcap
 
     def forward(
-        self, hidden: Tensor, stream: GroupedStream | None = None, preference: Preference | None = None
+        self, hidden: Tensor, batch: PackedBatch | None = None, preference: Preference | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """hidden (T, D) with a stream -> (N,) float32 summed log-probs, or with a preference (loss_sum (), those without a graph).
+        """hidden (T, D) with a batch -> (N,) float32 summed log-probs, or with a preference (loss_sum (), those without a graph).
 
         hidden (..., D) alone -> (..., V) logits.
         """
-        if stream is None:
+        if batch is None:
             return F.linear(hidden, self.weight, self.bias)
         if preference is not None:
-            return self._preference(hidden, stream, preference)
+            return self._preference(hidden, batch, preference)
         return completion_logps(
-            hidden, self.weight, stream.rows, stream.targets, stream.completion_offsets, bias=self.bias, softcap=self.softcap
+            hidden, self.weight, batch.rows, batch.targets, batch.completion_offsets, bias=self.bias, softcap=self.softcap
         )
 
-    def _preference(self, hidden: Tensor, stream: GroupedStream, preference: Preference) -> tuple[Tensor, Tensor]:
+    def _preference(self, hidden: Tensor, batch: PackedBatch, preference: Preference) -> tuple[Tensor, Tensor]:
         return preference_head(
             hidden,
             self.weight,
-            stream.rows,
-            stream.targets,
-            stream.completion_offsets,
-            stream.reference_logps,
-            stream.group_offsets,
+            batch.rows,
+            batch.targets,
+            batch.completion_offsets,
+            batch.reference_logps,
+            batch.group_offsets,
             kind=preference.kind,
             beta=preference.beta,
             bias=self.bias,
             softcap=self.softcap,
-            group_weights=stream.weights,
+            group_weights=batch.weights,
         )
 
 

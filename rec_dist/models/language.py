@@ -10,13 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from rec_dist.errors import UserError
 from rec_dist.models.attention import check_architecture
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import FLEX, allow_compilations
 from rec_dist.models.fused_lora import fuse_lora
+from rec_dist.models.per_prompt import register
 from rec_dist.models.scorer import POLICY_ADAPTER, REFERENCE_ADAPTER
-from rec_dist.models.trunkwise import register
-from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.quiet import quieten_loaded
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

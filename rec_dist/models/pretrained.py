@@ -14,10 +14,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import readable
+from rec_dist.errors import UserError
 from rec_dist.runtime.packages import cache_dir, fetch_member
-from rec_dist.runtime.uri import shown
+from rec_dist.storage.files import readable
+from rec_dist.storage.uri import shown
 
 
 @dataclass(frozen=True)

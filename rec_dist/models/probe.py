@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.trunk import I32
+from rec_dist.errors import UserError
+from rec_dist.runtime.arrays import I32
 
 
 def probe_tokens(vocab_size: int) -> I32:

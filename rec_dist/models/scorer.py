@@ -1,4 +1,4 @@
-"""The scorer: the module given to DeepSpeed. A grouped stream goes in, loss sums and completion log-probs come out.
+"""The scorer: the module given to DeepSpeed. A packed batch goes in, loss sums and completion log-probs come out.
 
 The loss is inside, so that ZeRO's hooks see every parameter in one forward. It serves every method, the reference pass and
 evaluation; which method is a function handed in.
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
 from rec_dist.models.head import Preference, replace_head
 from rec_dist.models.probe import check_same, probe_tokens
-from rec_dist.stream.grouped import GroupedStream, pack_trunks
-from rec_dist.stream.trunk import Trunk
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 
-# (logps (N,), stream) -> (loss_sum () with its graph, count (), metric name -> sum ()).
-LossFunction = Callable[[Tensor, GroupedStream], tuple[Tensor, Tensor, dict[str, Tensor]]]
+# (logps (N,), batch) -> (loss_sum () with its graph, count (), metric name -> sum ()).
+LossFunction = Callable[[Tensor, PackedBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
 POLICY_ADAPTER, REFERENCE_ADAPTER = "default", "reference"
 
@@ -28,7 +28,7 @@ class Scorer(nn.Module):
     """model: a causal language model, with or without a PEFT adapter. T rows, D width, N completions.
 
     preference: given where `loss` is one that the head can compute itself; `loss` then only counts and measures.
-    tokens_per_pack: under FlexAttention every stream is padded to this many rows, so that one compilation serves all.
+    max_tokens: under FlexAttention every batch is padded to this many rows, so that one compilation serves all.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Scorer(nn.Module):
         metric_names: tuple[str, ...],
         preference: Preference | None = None,
         *,
-        tokens_per_pack: int = 0,
+        max_tokens: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -47,23 +47,23 @@ class Scorer(nn.Module):
         self.metric_names = metric_names
         base = base_of(model)
         replace_head(base)
-        self._tokens_per_pack = tokens_per_pack
+        self._max_tokens = max_tokens
         self._base = [base]  # in a list: a second registration would give every parameter a second name
 
-    def num_rows(self, stream: GroupedStream) -> int:
-        """Rows that the model runs for `stream`, padding included; there is some under FlexAttention alone."""
-        return num_rows(stream, self._base[0].config, self._tokens_per_pack)
+    def num_rows(self, batch: PackedBatch) -> int:
+        """Rows that the model runs for `batch`, padding included; there is some under FlexAttention alone."""
+        return num_rows(batch, self._base[0].config, self._max_tokens)
 
-    def forward(self, stream: GroupedStream) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without graph, logps (N,) float32)."""
         base = self._base[0]
-        head, hidden = base.get_output_embeddings(), run_decoder(base, stream, self._tokens_per_pack)  # (T, D)
+        head, hidden = base.get_output_embeddings(), run_decoder(base, batch, self._max_tokens)  # (T, D)
         if self.preference is None:
-            logps = head(hidden, stream)
-            loss_sum, count, metrics = self.loss(logps, stream)
+            logps = head(hidden, batch)
+            loss_sum, count, metrics = self.loss(logps, batch)
         else:
-            loss_sum, logps = head(hidden, stream, self.preference)
-            _, count, metrics = self.loss(logps, stream)  # on N numbers without a graph: about 20 small launches
+            loss_sum, logps = head(hidden, batch, self.preference)
+            _, count, metrics = self.loss(logps, batch)  # on N numbers without a graph: about 20 small launches
         numbers = [loss_sum.detach(), count, *(metrics[name] for name in self.metric_names)]
         return loss_sum, torch.stack([number.double() for number in numbers]), logps
 
@@ -95,27 +95,27 @@ def rows_run(module: nn.Module, batch: Any) -> int:
     return batch.num_tokens if count is None else count(batch)
 
 
-def check_forks(score: Callable[[GroupedStream], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
+def check_branching(score: Callable[[PackedBatch], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
     """Scores a completion that has a neighbour on its prompt and another prompt before it, and then alone; UserError when they differ.
 
-    score: stream -> (N,) log-probs, called twice on every rank; dtype: the model's. Catches models whose attention drops the mask.
+    score: batch -> (N,) log-probs, called twice on every rank; dtype: the model's. Catches models whose attention drops the mask.
     """
     tokens = probe_tokens(vocab_size)
     prompt, answer = tokens[:9], tokens[30:35]
-    before = _probe_trunk(tokens[40:46], [tokens[50:53]])
-    together = score(pack_trunks([before, _probe_trunk(prompt, [tokens[20:24], answer])]))[-1]
-    alone = score(pack_trunks([_probe_trunk(prompt, [answer])]))[-1]
+    before = _probe_prompt(tokens[40:46], [tokens[50:53]])
+    together = score(pack_prompts([before, _probe_prompt(prompt, [tokens[20:24], answer])]))[-1]
+    alone = score(pack_prompts([_probe_prompt(prompt, [answer])]))[-1]
     check_same(together, alone, dtype, what="this model's log-probs change", when="completions share a prompt")
 
 
-def _probe_trunk(prompt: Any, answers: list[Any]) -> Trunk:
-    return Trunk(
+def _probe_prompt(prompt: Any, answers: list[Any]) -> GroupedPrompt:
+    return GroupedPrompt(
         tokens=prompt,
-        forks=np.asarray([len(prompt) - 1], dtype=np.int32),
+        branch_points=np.asarray([len(prompt) - 1], dtype=np.int32),
         keys=np.zeros(1, dtype=np.int64),
         group_sizes=np.asarray([len(answers)], dtype=np.int32),
-        branch_tokens=np.concatenate([answer[:-1] for answer in answers]),
-        branch_lengths=np.asarray([len(answer) - 1 for answer in answers], dtype=np.int32),
+        completion_inputs=np.concatenate([answer[:-1] for answer in answers]),
+        input_lengths=np.asarray([len(answer) - 1 for answer in answers], dtype=np.int32),
         lengths=np.asarray([len(answer) for answer in answers], dtype=np.int32),
         targets=np.concatenate(answers),
     )

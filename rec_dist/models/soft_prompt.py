@@ -1,4 +1,4 @@
-"""Soft prompt vectors: weights that stand in a trunk where token ids lie beyond the vocabulary, and see and are seen like tokens.
+"""Soft prompt vectors: weights that stand in a prompt where token ids lie beyond the vocabulary, and see and are seen like tokens.
 
 Id V + j is vector j. So is V + n + j: two objectives that share the vectors use one range each, and their gradients are told apart
 in one backward pass. A module around the input embeddings, because under ZeRO-3 a weight is whole only inside the forward of the
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 
 SOFT_PROMPT_NAME = "soft_prompt.safetensors"
 _KEY = "prompt"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME, Predictions
+from rec_dist.errors import UserError
+from rec_dist.evaluate.bootstrap import bootstrap_interval, paired_difference
 from rec_dist.evaluate.measure import metrics_per_user
-from rec_dist.metrics.bootstrap import bootstrap_interval, paired_difference
 from rec_dist.report.table import ComparisonRow, Difference, headline_of
-from rec_dist.runtime.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
 
 _SEED = 0  # of the bootstrap: the same file gives the same intervals
@@ -34,7 +34,7 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
     predictions = {name: Predictions.read(folder / PREDICTIONS_NAME) for name, folder in folders.items()}
     first_name, first = next(iter(predictions.items()))
     for name, other in predictions.items():
-        if not _same_questions(first, other):
+        if not _same_examples(first, other):
             raise UserError(
                 f"{name} and {first_name} were not asked the same: other users, targets or candidates; evaluate both with the "
                 "same section `evaluate` on the same data"
@@ -61,7 +61,7 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
     return Compared(rows, differences, len(first.user_ids), row["num_candidates"], str(row["split"]))
 
 
-def _same_questions(first: Predictions, other: Predictions) -> bool:
+def _same_examples(first: Predictions, other: Predictions) -> bool:
     same = all(np.array_equal(getattr(first, name), getattr(other, name)) for name in ("user_ids", "positions", "targets"))
     return same and all(np.array_equal(a, b) for a, b in zip(first.candidates, other.candidates, strict=True))
 

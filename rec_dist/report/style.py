@@ -24,7 +24,7 @@ from rec_dist.report.table import (
 )
 
 _MINUS = "\N{MINUS SIGN}"  # as wide as a plus, so that columns of signed numbers line up
-_WHISKER = (176.0, 18.0)  # width and height of an interval drawn in a table cell, in its own units
+_WHISKER = (176.0, 18.0)  # width and height of an interval drawn in a table cell, in its own examples
 
 
 def page(title: str, html: str) -> str:

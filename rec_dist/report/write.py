@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rec_dist.errors import UserError
 from rec_dist.report import plots, style, table
 from rec_dist.report.table import ComparisonRow, Difference, Interval
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import write_text
+from rec_dist.storage.files import write_text
 
 _RUN_FILES = ("metrics.jsonl", "config.yaml", "environment.json")
 _LOSS_CAPTION = (

@@ -27,10 +27,10 @@ class Remaining:
 
 
 def duration(seconds: float) -> str:
-    """The two largest units: `2 d 3 h`, `4 min 5 s`, `0 s`."""
+    """The two largest examples: `2 d 3 h`, `4 min 5 s`, `0 s`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
-    shown = [f"{value} {unit}" for value, unit in parts if value][:2]
+    shown = [f"{value} {example}" for value, example in parts if value][:2]
     return " ".join(shown) or "0 s"

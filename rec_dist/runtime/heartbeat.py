@@ -1,7 +1,7 @@
 """Signs of life of a worker: one small file a rank in the run directory, rewritten whenever it gets on.
 
 From outside a worker that waits for a dead peer looks like one that works; only its progress tells them apart. So a beat is an
-event (a batch taken, a pack done, a checkpoint begun), never a timer. Cost: at most 2 small files a second and rank.
+event (a batch taken, a micro-batch done, a checkpoint begun), never a timer. Cost: at most 2 small files a second and rank.
 """
 
 import faulthandler

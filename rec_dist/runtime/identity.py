@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rec_dist.runtime.files import fingerprint
+from rec_dist.storage.files import fingerprint
 
 # What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0). Where the run lies is
-# free, and where the data lie and in how many shards; that they are the same data, inputs.json knows (pipeline/train.py: bind_inputs).
+# free, and where the data lie and in how many shards; that they are the same data, inputs.json knows (commands/train.py: bind_inputs).
 _FREE_KEYS = (
     *("cluster", "checkpoint", "track", "evaluate", "profile", "plan", "submit"),
-    *("train.run_dir", "train.tokens_per_pack", "train.log_every_steps", "train.max_bad_steps"),
+    *("train.run_dir", "train.max_tokens_per_micro_batch", "train.log_every_steps", "train.max_bad_steps"),
     *("model.activation_checkpointing", "model.attention"),
     *("data.path", "data.num_shards", "data.cache_dir", "data.cache_bytes"),
 )

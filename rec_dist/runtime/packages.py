@@ -13,8 +13,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import atomic_path, sha256
+from rec_dist.errors import UserError
+from rec_dist.storage.files import atomic_path, sha256
 
 CACHE_VARIABLE = "REC_DIST_CACHE"
 

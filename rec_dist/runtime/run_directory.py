@@ -14,11 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rec_dist.runtime.disk import writing
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import append_line, lock, misplaced, read_object, write_json, write_text
+from rec_dist.errors import UserError
 from rec_dist.runtime.identity import differences
 from rec_dist.runtime.rows import OF_A_STEP, are_numbers, read_rows
+from rec_dist.storage.disk import writing
+from rec_dist.storage.files import append_line, lock, misplaced, read_object, write_json, write_text
 
 _FILES = ("config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "log.txt", "progress.json", "stop", "finished.json")
 _FOLDERS = ("checkpoints", "reference", "reference-valid", "model", "attempt", "stacks")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rec_dist.runtime.heartbeat import STACK_SIGNAL, Beat, born, stack_path
 
-_PATIENCE_SECONDS = 3.0
+_TIMEOUT_SECONDS = 3.0
 
 
 def end_group(beats: Sequence[Beat], folder: Path, stacks: Path | None) -> list[str]:
@@ -49,7 +49,7 @@ def _ask(beats: Sequence[Beat], folder: Path) -> None:
     for beat in beats:
         _send(beat, STACK_SIGNAL)
         _send(beat, signal.SIGCONT)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
     waiting = list(beats)
     while waiting and time.monotonic() < deadline:
         waiting = [beat for beat in waiting if "most recent call first" not in _read(stack_path(folder, beat.rank))]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 from rec_dist.submit.job import Job
 
 

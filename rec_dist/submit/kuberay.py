@@ -13,7 +13,7 @@ from typing import Any
 
 from rec_dist.config.load import to_plain_yaml
 from rec_dist.config.submit import KubeRayConfig
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 from rec_dist.submit.allocation import Allocation, check_allocation
 from rec_dist.submit.job import CONFIG_NAME, Job
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.submit import RayJobConfig
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 from rec_dist.submit.job import CONFIG_NAME, Job
 
 EXIT_FAILED, EXIT_STOPPED, EXIT_DETACHED = 1, 75, 130  # 130: what shells report after Ctrl-C

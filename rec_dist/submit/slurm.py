@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rec_dist.config.submit import SlurmConfig
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import write_text
+from rec_dist.errors import UserError
+from rec_dist.storage.files import write_text
 from rec_dist.submit.allocation import Allocation, check_allocation
 from rec_dist.submit.job import Job
 from rec_dist.submit.slurm_time import seconds_of

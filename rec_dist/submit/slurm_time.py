@@ -2,7 +2,7 @@
 
 import re
 
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 
 _WITH_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
 _WITHOUT = re.compile(r"(?:(\d+):(?=\d+:))?(\d+)(?::(\d+))?", re.ASCII)  # one number is minutes, two are minutes and seconds

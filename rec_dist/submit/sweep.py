@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rec_dist.config.load import load_config
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 from rec_dist.submit.job import Job, build_job, override
 
-_OWN = ("train.run_dir", "checkpoint.mirror")  # what two runs cannot share
+_OWN = ("train.run_dir", "checkpoint.remote")  # what two runs cannot share
 
 
 def elements_of(job: Job, path: Path, overrides: Sequence[str]) -> list[Job]:
@@ -42,8 +42,8 @@ def _own_places(job: Job, path: Path, overrides: Sequence[str], words: Sequence[
             raise UserError(f"submit.slurm.sweep: {key} is one for all elements of an array job; set it outside the sweep")
     if "train.run_dir" not in given:
         yield f"train.run_dir={job.run_dir}-{index}"
-    if "checkpoint.mirror" not in given and (mirror := load_config(path, overrides).checkpoint.mirror) is not None:
-        yield f"checkpoint.mirror={_numbered(mirror, index)}"
+    if "checkpoint.remote" not in given and (remote := load_config(path, overrides).checkpoint.remote) is not None:
+        yield f"checkpoint.remote={_numbered(remote, index)}"
 
 
 def _numbered(place: str, index: int) -> str:

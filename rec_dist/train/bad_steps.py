@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rec_dist.engine import process_group
-from rec_dist.runtime.errors import NotFiniteError
-from rec_dist.tasks.task import Task
+from rec_dist.errors import NotFiniteError
+from rec_dist.methods.task import Task
+from rec_dist.runtime import collectives
 from rec_dist.train.loader import StepWork
 
 _NAMED, _KEPT = 8, 100  # users in a message, and in a row of metrics.jsonl
@@ -22,12 +22,14 @@ def is_bad(numbers: dict[str, float]) -> bool:
 
 
 def suspects(task: Task, plan: StepWork, spoiled: Sequence[int]) -> list[str]:
-    """Users of the packs whose own loss is not finite, of all ranks; of the whole step where the gradient alone is. A collective.
+    """Users of the micro-batches whose own loss is not finite, of all ranks; of the whole step where the gradient alone is. A collective.
 
-    spoiled: of this rank's packs, the numbers of those with such a loss.
+    spoiled: of this rank's micro-batches, the numbers of those with such a loss.
     """
-    found = {unit for part in process_group.gather([u for number in spoiled for u in plan.packs[number]]) for unit in part}
-    indices, _ = task.order.units_of_step(plan.step)
+    found = {
+        example for part in collectives.gather([u for number in spoiled for u in plan.micro_batches[number]]) for example in part
+    }
+    indices, _ = task.sampler.examples_of_step(plan.step)
     return task.users(indices[sorted(found)] if found else indices)
 
 

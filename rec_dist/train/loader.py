@@ -1,6 +1,6 @@
 """From the global plan to this rank's batches, built in a thread beside the step that runs.
 
-Every rank builds every unit of a step, since lengths decide the packing, and collates only its own: about 25 us a unit.
+Every rank builds every example of a step, since lengths decide the packing, and collates only its own: about 25 us a example.
 """
 
 import queue
@@ -11,47 +11,45 @@ from typing import Any
 
 import numpy as np
 
-from rec_dist.data.sampling.plan import deal, pack_evenly
+from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
+from rec_dist.methods.task import Example, Task
 from rec_dist.runtime.world import World
-from rec_dist.tasks.task import Task, Unit
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """One global step as one rank sees it: its batches, which of the step's units are in each, and the totals of all ranks."""
+    """One global step as one rank sees it: its batches, which of the step's examples are in each, and the totals of all ranks."""
 
     step: int
     epoch: int
     batches: tuple[Any, ...]
-    packs: tuple[tuple[int, ...], ...]
+    micro_batches: tuple[tuple[int, ...], ...]
     num_groups: int
     num_scored: int
     num_tokens: int
     num_logical_tokens: int
 
 
-def divide(task: Task, units: Sequence[Unit], *, step: int, epoch: int, tokens_per_pack: int, world: World) -> StepWork:
-    """Packs the units of one global step, deals the packs to the ranks and collates this rank's. The same number on every rank."""
-    lengths = np.asarray([unit.num_tokens for unit in units], dtype=np.int64)
-    ranks = deal(pack_evenly(lengths, tokens_per_pack, world.size), lengths, world.size)
+def divide(task: Task, examples: Sequence[Example], *, step: int, epoch: int, max_tokens: int, world: World) -> StepWork:
+    """Packs the examples of one global step, assigns the micro-batches to the ranks and collates this rank's. The same number on every rank."""
+    lengths = np.asarray([example.num_tokens for example in examples], dtype=np.int64)
+    ranks = assign_to_ranks(pack_evenly(lengths, max_tokens, world.size), lengths, world.size)
     return StepWork(
         step=step,
         epoch=epoch,
-        batches=tuple(task.collate([units[i] for i in pack], step=step) for pack in ranks[world.rank]),
-        packs=tuple(tuple(pack) for pack in ranks[world.rank]),
-        num_groups=sum(unit.num_groups for unit in units),
-        num_scored=sum(unit.num_scored for unit in units),
+        batches=tuple(task.collate([examples[i] for i in micro_batch], step=step) for micro_batch in ranks[world.rank]),
+        micro_batches=tuple(tuple(micro_batch) for micro_batch in ranks[world.rank]),
+        num_groups=sum(example.num_groups for example in examples),
+        num_scored=sum(example.num_scored for example in examples),
         num_tokens=int(lengths.sum()),
-        num_logical_tokens=sum(unit.num_logical_tokens for unit in units),
+        num_logical_tokens=sum(example.num_logical_tokens for example in examples),
     )
 
 
-def step_work(task: Task, step: int, *, tokens_per_pack: int, world: World) -> StepWork:
+def step_work(task: Task, step: int, *, max_tokens: int, world: World) -> StepWork:
     """Step `step` of the task's order, divided."""
-    indices, epochs = task.order.units_of_step(step)
-    return divide(
-        task, task.units(indices, epochs), step=step, epoch=int(epochs[0]), tokens_per_pack=tokens_per_pack, world=world
-    )
+    indices, epochs = task.sampler.examples_of_step(step)
+    return divide(task, task.examples(indices, epochs), step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world)
 
 
 def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> Iterator[StepWork]:

@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 import torch
 
-from rec_dist.engine import process_group
+from rec_dist.methods.task import Task
+from rec_dist.runtime import collectives
 from rec_dist.runtime.world import World
-from rec_dist.tasks.task import Task
 from rec_dist.train.bad_steps import BadSteps, is_bad, suspects
 from rec_dist.train.loader import StepWork
 from rec_dist.train.utilisation import Utilisation
 
 
-class Verbs(Protocol):
-    """What the loop asks of an engine; engine/engine.py, or train/phases.py with a clock around it."""
+class EngineProtocol(Protocol):
+    """What the loop asks of an engine; engine/engine.py, or profiling/phases.py with a clock around it."""
 
     def forward(self, batch: Any) -> Any: ...
     def backward(self, loss: torch.Tensor, *, last: bool) -> None: ...
@@ -57,7 +57,7 @@ class StepResult:
 
 
 def train(
-    engine: Verbs,
+    engine: EngineProtocol,
     task: Task,
     work: Iterable[StepWork],
     hooks: Hooks,
@@ -71,7 +71,7 @@ def train(
 
     NotFiniteError: too many bad steps in a row.
     """
-    total = task.order.num_steps
+    total = task.sampler.num_steps
     last = time.perf_counter()
     for plan in work:
         waited = time.perf_counter() - last
@@ -98,7 +98,7 @@ def train(
     return True
 
 
-def run_step(engine: Verbs, task: Task, plan: StepWork, hooks: Hooks, *, seed: int, world: World) -> StepResult:
+def run_step(engine: EngineProtocol, task: Task, plan: StepWork, hooks: Hooks, *, seed: int, world: World) -> StepResult:
     """One global step: forward and backward over this rank's batches, one optimizer step, one reduction of the sums.
 
     A loss or gradient that is not finite leaves the weights as they were, on every rank.
@@ -120,7 +120,7 @@ def run_step(engine: Verbs, task: Task, plan: StepWork, hooks: Hooks, *, seed: i
     totals[-2] = float(hooks.writing())
     totals[-1] = float(world.is_main and hooks.stop_wanted(plan.step + 1))
     size = len(totals)
-    summed = process_group.sum_over_ranks(torch.cat([totals, task.step_sums()]))
+    summed = collectives.sum_over_ranks(torch.cat([totals, task.step_sums()]))
     totals = summed[:size]
     task.end_step(summed[size:])
     loss = float(totals[0]) / count

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.runtime.errors import OutOfMemoryError
+from rec_dist.errors import OutOfMemoryError
 from rec_dist.runtime.world import World
 
-_SAFETY = 0.9  # packs differ in what they cost, and an allocator never fills a device to the last byte
+_SAFETY = 0.9  # micro-batches differ in what they cost, and an allocator never fills a device to the last byte
 _GIGA = 1e9
 
 
@@ -46,17 +46,17 @@ def total_bytes(device: str) -> int:
 
 
 class MemoryWatch:
-    """What a token of a pack has cost so far in this run."""
+    """What a token of a micro-batch has cost so far in this run."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.static_bytes: int | None = None  # weights and what else stands before the first pack
-        self.bytes_per_token: float | None = None  # of the packs that went through
-        self.largest_pack = 0
+        self.static_bytes: int | None = None  # weights and what else stands before the first micro-batch
+        self.bytes_per_token: float | None = None  # of the micro-batches that went through
+        self.largest_micro_batch = 0
         self.loading_bytes = 0  # the most held until the model stood
 
     def start(self) -> None:
-        """Call when the model stands and before the first pack. Peaks are counted anew from here: loading has its own."""
+        """Call when the model stands and before the first micro-batch. Peaks are counted anew from here: loading has its own."""
         self.loading_bytes = peak_bytes(self.device)
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -65,35 +65,35 @@ class MemoryWatch:
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         self.static_bytes = in_use_bytes(self.device)
 
-    def next_pack(self, num_rows: int) -> None:
-        """Call before each pack of num_rows rows: by then the ones before it have been through forward and backward passes."""
-        if self.static_bytes is not None and self.largest_pack:
-            self.bytes_per_token = max(peak_bytes(self.device) - self.static_bytes, 0) / self.largest_pack
-        self.largest_pack = max(self.largest_pack, num_rows)
+    def next_micro_batch(self, num_rows: int) -> None:
+        """Call before each micro-batch of num_rows rows: by then the ones before it have been through forward and backward passes."""
+        if self.static_bytes is not None and self.largest_micro_batch:
+            self.bytes_per_token = max(peak_bytes(self.device) - self.static_bytes, 0) / self.largest_micro_batch
+        self.largest_micro_batch = max(self.largest_micro_batch, num_rows)
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """What is known when memory has run out. bytes_per_token: None when no pack had gone through before."""
+    """What is known when memory has run out. bytes_per_token: None when no micro-batch had gone through before."""
 
     device: str
     peak: int
     total: int
     static: int | None
     bytes_per_token: float | None
-    tokens_per_pack: int
+    max_tokens: int
     activation_checkpointing: bool
     zero_stage: int
     world_size: int
     trains_adapter: bool
 
 
-def smaller_pack(tokens_per_pack: int, *, bytes_per_token: float | None, room_bytes: float) -> int:
-    """The train.tokens_per_pack to try next: what fits into 90 % of the room, or half where no pack has been measured."""
+def smaller_micro_batch(max_tokens: int, *, bytes_per_token: float | None, room_bytes: float) -> int:
+    """The train.max_tokens_per_micro_batch to try next: what fits into 90 % of the room, or half where no micro-batch has been measured."""
     if bytes_per_token:
-        tokens = min(int(_SAFETY * room_bytes / bytes_per_token), int(_SAFETY * tokens_per_pack))
+        tokens = min(int(_SAFETY * room_bytes / bytes_per_token), int(_SAFETY * max_tokens))
     else:
-        tokens = tokens_per_pack // 2
+        tokens = max_tokens // 2
     return max(tokens // 128 * 128 or tokens, 8)
 
 
@@ -102,16 +102,16 @@ def advice(shortage: Shortage) -> str:
     text = f"out of memory on {shortage.device} (peak {shortage.peak / _GIGA:.1f} of {shortage.total / _GIGA:.1f} GB"
     turns: list[str] = []
     if shortage.static is None:
-        text += ", before the first pack)"
+        text += ", before the first micro-batch)"
     else:
-        smaller = smaller_pack(
-            shortage.tokens_per_pack, bytes_per_token=shortage.bytes_per_token, room_bytes=shortage.total - shortage.static
+        smaller = smaller_micro_batch(
+            shortage.max_tokens, bytes_per_token=shortage.bytes_per_token, room_bytes=shortage.total - shortage.static
         )
-        basis = "half, since no pack had gone through that could be measured"
+        basis = "half, since no micro-batch had gone through that could be measured"
         if shortage.bytes_per_token:
             basis = f"estimated from {shortage.bytes_per_token / 1e6:.3g} MB of activations a token"
-        text += f", {shortage.static / _GIGA:.1f} GB of it before the first pack)"
-        turns.append(f"train.tokens_per_pack from {shortage.tokens_per_pack} to {smaller} ({basis})")
+        text += f", {shortage.static / _GIGA:.1f} GB of it before the first micro-batch)"
+        turns.append(f"train.max_tokens_per_micro_batch from {shortage.max_tokens} to {smaller} ({basis})")
         if not shortage.activation_checkpointing:
             turns.append("model.activation_checkpointing=true (keeps one row of activations a layer, ~1/3 more work)")
     if shortage.zero_stage < 3 and shortage.world_size > 1:
@@ -147,7 +147,7 @@ def advising(config: RunConfig, world: World) -> Iterator[MemoryWatch]:
             total=total_bytes(world.device),
             static=watch.static_bytes,
             bytes_per_token=watch.bytes_per_token,
-            tokens_per_pack=config.train.tokens_per_pack,
+            max_tokens=config.train.max_tokens_per_micro_batch,
             activation_checkpointing=config.model.activation_checkpointing,
             zero_stage=config.cluster.zero_stage,
             world_size=world.size,

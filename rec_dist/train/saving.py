@@ -6,39 +6,41 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rec_dist.checkpoint.files import CheckpointMetadata
+from rec_dist.checkpoint.manager import CheckpointManager, RetentionPolicy
 from rec_dist.config.schema import CheckpointConfig, RunConfig
-from rec_dist.engine import process_group
-from rec_dist.engine.catalogue import Catalogue, Keeping
-from rec_dist.engine.checkpoint import Origin
 from rec_dist.engine.engine import Engine
-from rec_dist.runtime.disk import writing
+from rec_dist.errors import DiskError, UserError
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.task import Task
+from rec_dist.runtime import collectives
 from rec_dist.runtime.environment import versions
-from rec_dist.runtime.errors import DiskError, UserError
-from rec_dist.runtime.files import readable
 from rec_dist.runtime.identity import identity
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.runtime.seal import seal
 from rec_dist.runtime.world import World
-from rec_dist.tasks.start import Start
-from rec_dist.tasks.task import Task
+from rec_dist.storage.checksums import write_checksums
+from rec_dist.storage.disk import writing
+from rec_dist.storage.files import readable
 from rec_dist.train.validation import Validation
 
 _WORTH_SAYING_SECONDS, _WORTH_SAYING_SHARE = 1.0, 0.1
 _GIGA = 1e9
 
 
-def open_catalogue(config: RunConfig, task: Task, start: Start, run: RunDirectory, world: World) -> Catalogue:
+def open_checkpoints(
+    config: RunConfig, task: Task, initial: InitialWeights, run: RunDirectory, world: World
+) -> CheckpointManager:
     """The checkpoints of this run."""
-    settings, order = config.checkpoint, task.order
-    origin = Origin(
-        base=start.fingerprints()["model"] if world.is_main else None,
+    settings, sampler = config.checkpoint, task.sampler
+    metadata = CheckpointMetadata(
+        base=initial.fingerprints()["model"] if world.is_main else None,
         config=identity(config.model_dump(mode="json")),
-        stream={"seed": order.seed, "units": order.num_units, "units_per_step": order.units_per_step},
+        sampler={"seed": sampler.seed, "num_examples": sampler.num_examples, "examples_per_step": sampler.examples_per_step},
         versions=versions(),
     )
-    keeping = Keeping(settings.keep, settings.keep_best != "none", settings.asynchronous, settings.on_error == "stop")
-    return Catalogue(
-        run.checkpoints, world, origin, keeping, zero_stage=config.cluster.zero_stage, log=run.log, record=run.append
+    retention = RetentionPolicy(settings.keep, settings.keep_best != "none", settings.asynchronous, settings.on_error == "stop")
+    return CheckpointManager(
+        run.checkpoints, world, metadata, retention, zero_stage=config.cluster.zero_stage, log=run.log, record=run.append
     )
 
 
@@ -46,7 +48,7 @@ def check_host_memory(engine: Engine, world: World) -> None:
     """Raises UserError on every rank when the copies of asynchronous checkpoints do not fit beside what runs. A collective."""
     share = engine.num_state_bytes() / world.size  # files are dealt to the ranks evenly
     nodes: dict[str, list[float]] = {}
-    for node, needed, free in process_group.gather((socket.gethostname(), share, _available_bytes())):
+    for node, needed, free in collectives.gather((socket.gethostname(), share, _available_bytes())):
         total, least = nodes.get(node, [0.0, free])
         nodes[node] = [total + needed, min(least, free)]
     for node, (needed, free) in nodes.items():
@@ -87,17 +89,17 @@ class Saver:
         self,
         engine: Engine,
         task: Task,
-        catalogue: Catalogue,
+        checkpoints: CheckpointManager,
         validation: Validation | None,
         run: RunDirectory,
         world: World,
         *,
         settings: CheckpointConfig,
     ) -> None:
-        self._engine, self._task, self._catalogue, self._validation = engine, task, catalogue, validation
+        self._engine, self._task, self._checkpoints, self._validation = engine, task, checkpoints, validation
         self._run, self._world, self._every = run, world, settings.every_steps
         self._last_end = time.perf_counter()
-        missing = settings.keep + 1 + (settings.keep_best != "none") - len(catalogue.committed())
+        missing = settings.keep + 1 + (settings.keep_best != "none") - len(checkpoints.committed())
         place = run.checkpoints if run.checkpoints.is_dir() else run.path
         if world.is_main and (note := room_note(engine.num_state_bytes(), missing, place)) is not None:
             run.log(f"WARNING: {note}")
@@ -105,14 +107,14 @@ class Saver:
     def __call__(self, step: int) -> None:
         """After `step` steps. A step that only a stop saves is not validated, so that which ones are does not depend on stops."""
         valid_loss = None
-        if self._validation is not None and (step % self._every == 0 or step == self._task.order.num_steps):
+        if self._validation is not None and (step % self._every == 0 or step == self._task.sampler.num_steps):
             valid_loss = self._validation.run(self._engine, step)
             if self._world.is_main:
                 shown = "not finite" if valid_loss is None else f"{valid_loss:.6g}"
                 self._run.log(f"validation loss after step {step}: {shown}")
         began = time.perf_counter()
-        _, epochs = self._task.order.units_of_step(step - 1)
-        self._catalogue.save(self._engine, step, epoch=int(epochs[-1]), valid_loss=valid_loss)
+        _, epochs = self._task.sampler.examples_of_step(step - 1)
+        self._checkpoints.save(self._engine, step, epoch=int(epochs[-1]), valid_loss=valid_loss)
         now = time.perf_counter()
         note = cost_note(now - began, now - self._last_end)
         if note is not None and self._world.is_main:
@@ -141,21 +143,21 @@ def save_model(engine: Engine, task: Task, run: RunDirectory, world: World) -> N
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
                 task.save_model(weights, engine.module, partial)
-                seal(partial)
+                write_checksums(partial)
                 shutil.rmtree(run.model, ignore_errors=True)
                 readable(partial)
                 partial.rename(run.model)
         except DiskError as error:
             shutil.rmtree(partial, ignore_errors=True)
             fault = f"the model could not be written: {error}"
-    fault = process_group.share_from_main(fault)
+    fault = collectives.share_from_main(fault)
     if fault is not None:
         raise DiskError(fault)
 
 
-def best_or_last(engine: Engine, catalogue: Catalogue, log: Callable[[str], None], *, last: int) -> int:
+def best_or_last(engine: Engine, checkpoints: CheckpointManager, log: Callable[[str], None], *, last: int) -> int:
     """The step whose weights are in the engine now: those of the best checkpoint, which are loaded. A collective."""
-    saved = catalogue.load_best(engine)
+    saved = checkpoints.load_best(engine)
     if saved is None:
         log("WARNING: checkpoint.use_best: no validated checkpoint is there; the model is saved from the last step")
         return last

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rec_dist.config.track import TrackConfig
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import read_object, write_json
+from rec_dist.errors import UserError
+from rec_dist.storage.files import read_object, write_json
 
 Row = Mapping[str, Any]
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # extra of ours -> module

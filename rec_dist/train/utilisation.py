@@ -20,7 +20,7 @@ _GEMM = {"cpu": 1024, "cuda": 8192}  # side of the square matrices a peak is mea
 def utilisation_of(module: nn.Module, dtype: torch.dtype, world: World) -> Utilisation:
     """MFU of this run's steps, for rank 0, which writes them down; None on other ranks, and where operations are not counted.
 
-    The head counts once a scored token; completions that share the row of their fork make that too many by K rows a group.
+    The head counts once a scored token; completions that share the row of their completion point make that too many by K rows a group.
     """
     weights = count_weights(module) if world.is_main else None
     if weights is None:

@@ -8,26 +8,27 @@ from typing import Any
 
 import torch
 
+from rec_dist.checkpoint.manager import CheckpointManager
 from rec_dist.config.schema import RunConfig
 from rec_dist.engine import process_group
-from rec_dist.engine.catalogue import Catalogue
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import EngineSettings
-from rec_dist.runtime.errors import NotFiniteError
+from rec_dist.errors import NotFiniteError
+from rec_dist.methods.build import build_task
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.task import Task
+from rec_dist.runtime import collectives
 from rec_dist.runtime.heartbeat import Heartbeat, pause_wanted
 from rec_dist.runtime.identity import flat
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.tasks.build import build_task
-from rec_dist.tasks.start import Start
-from rec_dist.tasks.task import Task
 from rec_dist.train import loop
 from rec_dist.train.bad_steps import BadSteps
 from rec_dist.train.loader import prefetch, step_work, with_beats
 from rec_dist.train.memory import MemoryWatch, advising, peak_bytes
-from rec_dist.train.packs import open_reference, preparer
+from rec_dist.train.micro_batches import open_reference, preparer
 from rec_dist.train.recorder import recorder
-from rec_dist.train.saving import Saver, best_or_last, check_host_memory, open_catalogue, save_model
+from rec_dist.train.saving import Saver, best_or_last, check_host_memory, open_checkpoints, save_model
 from rec_dist.train.schedule import learning_rate
 from rec_dist.train.trackers import Tracker, Trackers, build_tracker
 from rec_dist.train.utilisation import utilisation_of
@@ -43,7 +44,7 @@ class TrainJob:
 
     config: dict[str, Any]
     run_dir: str
-    start: Start
+    initial: InitialWeights
     gauges: Callable[[str], Tracker] | None = None
 
     def parsed(self) -> RunConfig:
@@ -64,10 +65,10 @@ def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
 
 
 def set_up(
-    config: RunConfig, start: Start, world: World, say: Callable[[str], None], beat: Callable[[], None] = lambda: None
+    config: RunConfig, initial: InitialWeights, world: World, say: Callable[[str], None], beat: Callable[[], None] = lambda: None
 ) -> tuple[Task, Engine]:
     """The task, and an engine in evaluation mode around its module, checked. say: takes lines for the log, on rank 0."""
-    task = build_task(config, start, world.device)
+    task = build_task(config, initial, world.device)
     beat()
     settings = EngineSettings(
         zero_stage=config.cluster.zero_stage,
@@ -83,7 +84,7 @@ def set_up(
     trainable, whole = (sum(_size(p) for p in module.parameters() if p.requires_grad), sum(_size(p) for p in module.parameters()))
     if world.is_main:
         say(
-            f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.order.num_units:,} units, {task.order.num_steps} steps"
+            f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.sampler.num_examples:,} examples, {task.sampler.num_steps} steps"
         )
         for note in task.notes():
             say(note)
@@ -98,34 +99,34 @@ def _train(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     heart.beat("load")
-    task, engine = set_up(config, job.start, world, run.log, heart.beat)
+    task, engine = set_up(config, job.initial, world, run.log, heart.beat)
     memory.start()
     heart.beat("reference")
     store = open_reference(engine, task, config, run, world, run.reference, heart.beat)
-    validation = _validation(engine, config, job.start, run, world, memory, heart.beat)
+    validation = _validation(engine, config, job.initial, run, world, memory, heart.beat)
     if config.checkpoint.asynchronous:
         check_host_memory(engine, world)
-    catalogue = open_catalogue(config, task, job.start, run, world)
+    checkpoints = open_checkpoints(config, task, job.initial, run, world)
     heart.beat("restore")
-    start_step = catalogue.restore(engine)
+    start_step = checkpoints.restore(engine)
     if world.is_main:
         repeated = run.drop_steps_after(start_step)
         if start_step:
             run.log(f"resumed after step {start_step}")
         if start_step or repeated:
             run.append({"event": "resume", "step": start_step, "repeated": repeated})
-    saver = Saver(engine, task, catalogue, validation, run, world, settings=config.checkpoint)
+    saver = Saver(engine, task, checkpoints, validation, run, world, settings=config.checkpoint)
     prepare = preparer(engine, task, store, memory, heart.beat)
     tracker = _tracker(config, run, world, job.gauges)
-    finished = _loop(engine, task, config, run, world, catalogue, saver, prepare, start_step, heart, tracker)
-    step = model_step = task.order.num_steps if finished else max(catalogue.committed(), default=0)
+    finished = _loop(engine, task, config, run, world, checkpoints, saver, prepare, start_step, heart, tracker)
+    step = model_step = task.sampler.num_steps if finished else max(checkpoints.committed(), default=0)
     if finished:
         heart.beat("model")
         if config.checkpoint.use_best:
-            model_step = best_or_last(engine, catalogue, run.log if world.is_main else lambda line: None, last=step)
+            model_step = best_or_last(engine, checkpoints, run.log if world.is_main else lambda line: None, last=step)
         save_model(engine, task, run, world)
     local, all_bytes = engine.local_parameter_bytes()
-    peaks = process_group.gather((memory.loading_bytes, peak_bytes(world.device)))
+    peaks = collectives.gather((memory.loading_bytes, peak_bytes(world.device)))
     return {
         "finished": finished,
         "step": step,
@@ -160,19 +161,19 @@ def _tracker(config: RunConfig, run: RunDirectory, world: World, gauges: Callabl
 def _validation(
     engine: Engine,
     config: RunConfig,
-    start: Start,
+    initial: InitialWeights,
     run: RunDirectory,
     world: World,
     memory: MemoryWatch,
     beat: Callable[[], None],
 ) -> Validation | None:
     """The validation of this run, with the reference of the weights it starts from; None where none is wanted."""
-    task = validation_task(config, start, world.device)
+    task = validation_task(config, initial, world.device)
     if task is None:
         return None
     store = open_reference(engine, task, config, run, world, run.valid_reference, beat)
     prepare = preparer(engine, task, store, memory, beat)
-    return Validation(task, prepare, run.append, tokens_per_pack=config.train.tokens_per_pack, world=world)
+    return Validation(task, prepare, run.append, max_tokens=config.train.max_tokens_per_micro_batch, world=world)
 
 
 def _loop(
@@ -181,14 +182,14 @@ def _loop(
     config: RunConfig,
     run: RunDirectory,
     world: World,
-    catalogue: Catalogue,
+    checkpoints: CheckpointManager,
     checkpoint: Callable[[int], None],
     prepare: Callable[[Any], Any],
     start_step: int,
     heart: Heartbeat,
     tracker: Trackers,
 ) -> bool:
-    total = task.order.num_steps
+    total = task.sampler.num_steps
 
     def save(step: int) -> None:
         heart.beat("checkpoint", step)
@@ -206,13 +207,13 @@ def _loop(
         stop_wanted=lambda step: run.stop_wanted(step) or pause_wanted(run.attempt, step),
         log=recorder(run, tracker, world, total=total, every_steps=config.train.log_every_steps),
         checkpoint=save,
-        writing=lambda: catalogue.writing,
-        settle=catalogue.settle,
+        writing=lambda: checkpoints.writing,
+        settle=checkpoints.settle,
         mfu=utilisation_of(engine.module, task.dtype, world),
     )
-    tokens_per_pack = config.train.tokens_per_pack
-    work = prefetch(lambda step: step_work(task, step, tokens_per_pack=tokens_per_pack, world=world), range(start_step, total))
-    before = process_group.share_from_main(run.bad_steps_until(start_step) if world.is_main else 0)
+    max_tokens = config.train.max_tokens_per_micro_batch
+    work = prefetch(lambda step: step_work(task, step, max_tokens=max_tokens, world=world), range(start_step, total))
+    before = collectives.share_from_main(run.bad_steps_until(start_step) if world.is_main else 0)
     engine.train_mode(True)
     try:
         finished = loop.train(
@@ -226,9 +227,9 @@ def _loop(
             bad_steps=BadSteps(config.train.max_bad_steps, before),
         )
     except NotFiniteError:  # met by all ranks at once, so that what is on its way to the disk can still be committed
-        catalogue.settle()
+        checkpoints.settle()
         raise
     finally:
         tracker.close()
-    catalogue.settle()
+    checkpoints.settle()
     return finished

@@ -65,8 +65,8 @@ class Trainer:
         return self._folder / f"{self._count:03d}-{name}"
 
     def config(self, run_dir: Path, *changes: Any) -> dict[str, Any]:
-        """tiny_config with packs that hold a whole step, and an epsilon above the noise of fp32 sums, which Adam would blow up."""
-        return self._config(run_dir, "train.tokens_per_pack=2048", "optimizer.eps=1e-4", *changes)
+        """tiny_config with micro-batches that hold a whole step, and an epsilon above the noise of fp32 sums, which Adam would blow up."""
+        return self._config(run_dir, "train.max_tokens_per_micro_batch=2048", "optimizer.eps=1e-4", *changes)
 
     def once(self, *changes: str, workers: int = 1) -> Run:
         """The finished run of this configuration; made at the first call."""
@@ -111,16 +111,16 @@ class Trainer:
 
     def claim(self, run_dir: Path, changes: Any) -> Any:
         """Makes the directory this configuration's, or checks that it is; the job of its workers."""
+        from rec_dist.commands.train import find_initial_weights
         from rec_dist.config.load import to_yaml
         from rec_dist.config.paths import pinned
         from rec_dist.config.schema import RunConfig
-        from rec_dist.pipeline.train import find_start
         from rec_dist.runtime.run_directory import RunDirectory
         from rec_dist.train.worker import TrainJob
 
         config = pinned(RunConfig.model_validate(self.config(run_dir, *changes)))
         RunDirectory(run_dir).claim(config.model_dump(mode="json"), to_yaml(config))
-        return TrainJob(config.model_dump(), config.train.run_dir, find_start(config))
+        return TrainJob(config.model_dump(), config.train.run_dir, find_initial_weights(config))
 
 
 @pytest.fixture(scope="session")

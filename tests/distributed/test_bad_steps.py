@@ -11,15 +11,15 @@ from worker_processes import WorkerFailedError
 _CHANGES = (
     "train.max_steps=6",
     "task.kind=sdpo",
-    "train.groups_per_step=8",
-    "train.tokens_per_pack=120",
+    "train.global_batch_size=8",
+    "train.max_tokens_per_micro_batch=120",
     "checkpoint.every_steps=1",
     "checkpoint.keep=10",
 )
 
 
 def bad_worker(world: Any, job: Any) -> Any:
-    """train_worker in which the first pack of rank 0 spoils some steps: "loss", "gradient", or "loss alone" with a sound gradient."""
+    """train_worker in which the first micro-batch of rank 0 spoils some steps: "loss", "gradient", or "loss alone" with a sound gradient."""
     from rec_dist.engine.engine import Engine
     from rec_dist.train import loop
     from rec_dist.train.worker import train_worker
@@ -59,19 +59,19 @@ def state_after(run: Any, step: int) -> dict[str, torch.Tensor]:
     return load_file(run.path / "checkpoints" / f"step-{step:08d}" / "state.safetensors")
 
 
-def users_of(trainer: Any, workers: int, *, step: int, pack: int | None) -> list[str]:
-    """The users of one pack of rank 0, or of the whole step."""
+def users_of(trainer: Any, workers: int, *, step: int, micro_batch: int | None) -> list[str]:
+    """The users of one micro-batch of rank 0, or of the whole step."""
+    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.schema import RunConfig
-    from rec_dist.pipeline.train import find_start
+    from rec_dist.methods.build import build_task
     from rec_dist.runtime.world import World
-    from rec_dist.tasks.build import build_task
     from rec_dist.train.loader import step_work
 
     config = RunConfig.model_validate(trainer.config(trainer.new_dir(), *_CHANGES))
-    task = build_task(config, find_start(config), "cpu")
-    indices, _ = task.order.units_of_step(step - 1)
-    work = step_work(task, step - 1, tokens_per_pack=config.train.tokens_per_pack, world=World(0, workers))
-    return task.users(indices if pack is None else indices[list(work.packs[pack])])
+    task = build_task(config, find_initial_weights(config), "cpu")
+    indices, _ = task.sampler.examples_of_step(step - 1)
+    work = step_work(task, step - 1, max_tokens=config.train.max_tokens_per_micro_batch, world=World(0, workers))
+    return task.users(indices if micro_batch is None else indices[list(work.micro_batches[micro_batch])])
 
 
 @pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])
@@ -84,7 +84,7 @@ def test_a_bad_step_changes_nothing_on_any_rank_and_the_run_goes_on(trainer: Any
         assert not all(torch.equal(later[name], value) for name, value in after.items())
         assert [row["step"] for row in run.steps] == [1, 2, 4, 5, 6]
         (bad,) = [row for row in run.rows if row["event"] == "bad_step"]
-        users = users_of(trainer, workers, step=3, pack=None if kind == "gradient" else 0)
+        users = users_of(trainer, workers, step=3, micro_batch=None if kind == "gradient" else 0)
         assert (bad["step"], bad["in_a_row"], bad["users"], bad["num_users"]) == (3, 1, users, len(users))
         assert (bad["loss"] == "inf") == (kind != "gradient")
         assert bad["grad_norm"] in ("nan", "inf")
@@ -93,7 +93,7 @@ def test_a_bad_step_changes_nothing_on_any_rank_and_the_run_goes_on(trainer: Any
     for run in ends[1:]:  # whatever was wrong, what is left out is the same
         assert run.steps == ends[0].steps
         assert all(torch.equal(run.weights[name], value) for name, value in ends[0].weights.items())
-    assert len(users_of(trainer, workers, step=3, pack=0)) < len(users_of(trainer, workers, step=3, pack=None))
+    assert len(users_of(trainer, workers, step=3, micro_batch=0)) < len(users_of(trainer, workers, step=3, micro_batch=None))
 
 
 @pytest.mark.parametrize(("limit", "bad", "last"), [(0, (3,), 3), (2, (2, 3, 4, 5), 4)])
@@ -105,7 +105,7 @@ def test_too_many_in_a_row_fail_on_every_rank_and_name_the_users(
         train(trainer, run_dir, f"train.max_bad_steps={limit}", kind="loss", bad=bad, workers=2)
     assert caught.value.kind == "NotFiniteError"
     assert f"train.max_bad_steps is {limit}" in str(caught.value)
-    assert users_of(trainer, 2, step=last, pack=0)[0] in str(caught.value)
+    assert users_of(trainer, 2, step=last, micro_batch=0)[0] in str(caught.value)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows if row["event"] == "bad_step"] == [step for step in bad if step <= last]
 

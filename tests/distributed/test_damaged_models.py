@@ -20,8 +20,8 @@ _STAGES = {
         "task.delrec.top_h=3",
         "task.delrec.teacher=random",
         "negatives.num=5",
-        "train.groups_per_step=4",
-        "train.tokens_per_pack=4096",
+        "train.global_batch_size=4",
+        "train.max_tokens_per_micro_batch=4096",
         "train.max_steps=1",
     ),
     "model": ("task.kind=sft", "adapter.kind=none", "train.max_steps=1"),
@@ -153,7 +153,7 @@ def test_vectors_that_are_not_finite_are_not_written(tiny_config: Any, tiny_mode
     """One token of one title alone, so that the probe at the start, which uses others, does not find it."""
     from transformers import AutoTokenizer
 
-    from rec_dist.data.prepared.dataset import PreparedData
+    from rec_dist.data.dataset.prepared_data import PreparedData
 
     config = tiny_config(tmp_path / "run")
     titles = PreparedData.open(config["data"]["path"]).titles

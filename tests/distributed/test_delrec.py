@@ -19,11 +19,11 @@ _DISTILL = (
     "task.delrec.top_h=3",
     "task.delrec.teacher=random",
     "negatives.num=5",
-    "train.groups_per_step=4",
-    "train.tokens_per_pack=4096",
+    "train.global_batch_size=4",
+    "train.max_tokens_per_micro_batch=4096",
     "optimizer.lr=0.05",
 )
-_SMALL = "train.tokens_per_pack=400"  # one or two positions a pack
+_SMALL = "train.max_tokens_per_micro_batch=400"  # one or two positions a micro-batch
 
 
 def assert_near(run: Any, expected: Any) -> None:
@@ -103,7 +103,7 @@ def test_stage_two_trains_lora_and_keeps_the_prompt(trainer: Any) -> None:
     assert all("lora" in name and ("q_proj" in name or "v_proj" in name) for name in names)
     assert max(float(value.abs().max()) for name, value in names.items() if "lora_B" in name) > 1e-3
     assert "parameters train" in run.log
-    sharded = second_stage(trainer, "cluster.zero_stage=3", "train.tokens_per_pack=300", workers=2)
+    sharded = second_stage(trainer, "cluster.zero_stage=3", "train.max_tokens_per_micro_batch=300", workers=2)
     for row, wanted in zip(sharded.steps, run.steps, strict=True):
         assert (row["loss"], row["grad_norm"]) == pytest.approx((wanted["loss"], wanted["grad_norm"]), rel=2e-5)
     for name, value in names.items():
@@ -145,7 +145,7 @@ def plain_logps(folder: Path, data_dir: Path, row: Any, *, left_out: bool) -> li
     """What a server that knows text alone gives: the prompt as one string, plain transformers. left_out: the suppressed tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rec_dist.data.prepared.dataset import PreparedData
+    from rec_dist.data.dataset.prepared_data import PreparedData
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(folder))

@@ -15,7 +15,13 @@ import yaml
 from worker_processes import WorkerFailedError, run_command
 
 pytestmark = pytest.mark.slow  # minutes on a busy machine
-_RUN = ("train.max_steps=6", "task.kind=sft", "train.groups_per_step=4", "train.tokens_per_pack=200", "checkpoint.every_steps=2")
+_RUN = (
+    "train.max_steps=6",
+    "task.kind=sft",
+    "train.global_batch_size=4",
+    "train.max_tokens_per_micro_batch=200",
+    "checkpoint.every_steps=2",
+)
 _ADAPTER = (*_RUN, "cluster.zero_stage=3")
 _FULL = (*_ADAPTER, "adapter.kind=none", "optimizer.lr=1e-3")  # 0.4 MB a checkpoint
 Mount = Callable[..., None]
@@ -112,7 +118,7 @@ def limited_worker(world: Any, job: Any) -> Any:
 
 def many_files_worker(world: Any, job: Any) -> Any:
     """train_worker whose states are as if they were large, so that both ranks write."""
-    from rec_dist.engine import state_files
+    from rec_dist.checkpoint import state_files
     from rec_dist.train.worker import train_worker
 
     state_files.MAX_FILE_BYTES = 20_000
@@ -159,8 +165,8 @@ def test_written_in_the_background_is_the_same_bytes(trainer: Any) -> None:
         manifests = [json.loads((folder / "manifest.json").read_text()) for folder in sorted(left.parent.iterdir())]
         hashes.append([manifest["files"] for manifest in manifests])
         assert len(hashes[-1][0]) > 4
-        assert {manifest["stream"]["epoch"] for manifest in manifests} == {0}
-        assert [manifest["stream"]["step"] for manifest in manifests] == [1, 2, 3, 4, 5, 6]
+        assert {manifest["sampler"]["epoch"] for manifest in manifests} == {0}
+        assert [manifest["sampler"]["step"] for manifest in manifests] == [1, 2, 3, 4, 5, 6]
         assert all(manifest["versions"]["torch"] and manifest["config"] for manifest in manifests)
     assert hashes[0] == hashes[1]
 

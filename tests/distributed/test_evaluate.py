@@ -16,15 +16,15 @@ _SFT = ("task.kind=sft",)
 
 def scores(run: Any, folder: Path, *changes: str, workers: int = 1) -> np.ndarray:
     """What the workers of `rec-dist evaluate RUN` leave: (U, C)."""
+    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.load import load_config
-    from rec_dist.evaluate.language import EvaluateJob, evaluate_worker, gather_parts
-    from rec_dist.pipeline.train import find_start
-    from rec_dist.tasks.build import Start
+    from rec_dist.methods.build import InitialWeights
+    from rec_dist.methods.language_model.ranking import EvaluateJob, evaluate_worker, gather_parts
 
     folder.mkdir(parents=True, exist_ok=True)
     config = load_config(run.path / "config.yaml", ["evaluate.max_users=6", *changes])
     saved = run.path / "model"
-    job = EvaluateJob(config.model_dump(), str(folder), Start(find_start(config).model, saved), saved)
+    job = EvaluateJob(config.model_dump(), str(folder), InitialWeights(find_initial_weights(config).model, saved), saved)
     run_workers(evaluate_worker, [job] * workers, folder / "workers")
     return gather_parts(folder)
 
@@ -36,9 +36,9 @@ def test_any_workers_and_any_packing(trainer: Any, tmp_path: Path) -> None:
     assert np.isfinite(expected).all()
     for name, workers, changes in (
         ("two", 2, ()),
-        ("two-small", 2, ("train.tokens_per_pack=100",)),  # cuts a question's candidates over packs
-        ("one-small", 1, ("train.tokens_per_pack=100",)),
-        ("two-sharded", 2, ("train.tokens_per_pack=300", "cluster.zero_stage=3")),
+        ("two-small", 2, ("train.max_tokens_per_micro_batch=100",)),  # cuts a question's candidates over micro-batches
+        ("one-small", 1, ("train.max_tokens_per_micro_batch=100",)),
+        ("two-sharded", 2, ("train.max_tokens_per_micro_batch=300", "cluster.zero_stage=3")),
     ):
         np.testing.assert_allclose(scores(run, tmp_path / name, *changes, workers=workers), expected, rtol=1e-5, atol=1e-5)
 
@@ -51,11 +51,13 @@ def test_the_whole_catalogue_is_brute_force(
 
     from rec_dist.config.schema import PromptConfig
     from rec_dist.data.artifacts.predictions import Predictions
-    from rec_dist.data.prepared.dataset import PreparedData
+    from rec_dist.data.dataset.prepared_data import PreparedData
     from rec_dist.data.prompts.builder import build_prompt_builder
     from rec_dist.data.prompts.tokens import load_tokenizer
 
-    config = tiny_config(tmp_path / "run", "evaluate.num_candidates=all", "evaluate.max_users=3", "train.tokens_per_pack=200")
+    config = tiny_config(
+        tmp_path / "run", "evaluate.num_candidates=all", "evaluate.max_users=3", "train.max_tokens_per_micro_batch=200"
+    )
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     code, child = run_command(tmp_path, "evaluate", path)
@@ -71,7 +73,7 @@ def test_the_whole_catalogue_is_brute_force(
         candidates = [item for item in range(data.num_items) if item not in set(history.tolist())]
         assert predictions.candidates[row].tolist() == candidates
         assert int(predictions.targets[row]) == target
-        prompt = builder.trunk(history[-5:], [np.asarray([target], dtype=np.int32)], [0]).tokens.tolist()
+        prompt = builder.grouped_prompt(history[-5:], [np.asarray([target], dtype=np.int32)], [0]).tokens.tolist()
         wanted = []
         for item in candidates:
             answer = builder.completion(item).tolist()
@@ -149,7 +151,7 @@ def test_results_on_other_data_do_not_replace_the_runs_own(
 ) -> None:
     """A language model reads titles, so that it may be asked about other data, into another folder; a recommender knows item ids."""
     from rec_dist.config.schema import DataConfig
-    from rec_dist.data.preparing.prepare import prepare
+    from rec_dist.data.prepare.prepare import prepare
 
     run, few = tmp_path / "run", tmp_path / "few"
     config = trainer.config(run, *settings, "train.max_steps=1")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from worker_processes import run_workers
 
-from rec_dist.stream.trunk import Trunk
+from rec_dist.packing.grouped_prompt import GroupedPrompt
 
 
 def _held(world: Any, job: tuple[str, int]) -> dict[str, Any]:
@@ -20,10 +20,10 @@ def _held(world: Any, job: tuple[str, int]) -> dict[str, Any]:
     from rec_dist.engine import process_group
     from rec_dist.engine.engine import Engine, sharded_loading
     from rec_dist.engine.settings import EngineSettings
+    from rec_dist.methods.preference import sft
     from rec_dist.models.language import load_language_model
     from rec_dist.models.scorer import Scorer
-    from rec_dist.stream.grouped import pack_trunks
-    from rec_dist.tasks.sft import sft
+    from rec_dist.packing.packed_batch import pack_prompts
 
     process_group.join(world)
     folder, live = job
@@ -32,20 +32,20 @@ def _held(world: Any, job: tuple[str, int]) -> dict[str, Any]:
         method = sft()
         module = Scorer(load_language_model(Path(folder), dtype=torch.float32), method.loss, method.metric_names)
     engine = Engine(module, settings, device="cpu", optimizer=torch.optim.AdamW(module.parameters(), lr=1e-3))
-    stream = pack_trunks([_trunk()])
+    batch = pack_prompts([_prompt()])
     engine.train_mode(False)
     for _ in range(4):
-        engine.score(stream)
+        engine.score(batch)
     engine.train_mode(True)
     held = []
     for step in range(8):
         if step == 4:  # a validation
             engine.train_mode(False)
-            engine.score(stream)
-            engine.score(stream)
+            engine.score(batch)
+            engine.score(batch)
             engine.train_mode(True)
         before, whole = engine.local_parameter_bytes()
-        loss = engine.forward(stream)[0]
+        loss = engine.forward(batch)[0]
         after, _ = engine.local_parameter_bytes()
         engine.backward(loss, last=True)
         engine.step(1e-3)
@@ -54,15 +54,15 @@ def _held(world: Any, job: tuple[str, int]) -> dict[str, Any]:
     return {"held": held}
 
 
-def _trunk() -> Trunk:
+def _prompt() -> GroupedPrompt:
     tokens = np.arange(3, 15, dtype=np.int32)
-    return Trunk(
+    return GroupedPrompt(
         tokens=tokens,
-        forks=np.asarray([11], dtype=np.int32),
+        branch_points=np.asarray([11], dtype=np.int32),
         keys=np.zeros(1, dtype=np.int64),
         group_sizes=np.asarray([1], dtype=np.int32),
-        branch_tokens=np.asarray([5, 6], dtype=np.int32),
-        branch_lengths=np.asarray([2], dtype=np.int32),
+        completion_inputs=np.asarray([5, 6], dtype=np.int32),
+        input_lengths=np.asarray([2], dtype=np.int32),
         lengths=np.asarray([3], dtype=np.int32),
         targets=np.asarray([5, 6, 7], dtype=np.int32),
     )

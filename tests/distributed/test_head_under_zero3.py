@@ -32,7 +32,7 @@ def test_two_sharded_workers_train_as_one_does(
     model = tiny_model_dir if ties == "tied" else untied(tmp_path / "model", tiny_model_dir)
     changes = (*(_FULL if trains == "all" else ("task.kind=sdpo", "train.max_steps=3")), f"model.path={model}")
     one = trainer.train(trainer.new_dir(), *changes)
-    two = trainer.train(trainer.new_dir(), *changes, "cluster.zero_stage=3", "train.tokens_per_pack=200", workers=2)
+    two = trainer.train(trainer.new_dir(), *changes, "cluster.zero_stage=3", "train.max_tokens_per_micro_batch=200", workers=2)
     for row, wanted in zip(two.steps, one.steps, strict=True):
         assert (row["loss"], row["grad_norm"]) == pytest.approx((wanted["loss"], wanted["grad_norm"]), rel=1e-5)
     assert two.weights.keys() - {"lm_head.weight"} == one.weights.keys() - {"lm_head.weight"}

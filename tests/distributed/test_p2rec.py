@@ -1,4 +1,4 @@
-"""P2Rec through the real loop and the real command: the same on any workers, stages and packs, resumed exactly, embedded exactly."""
+"""P2Rec through the real loop and the real command: the same on any workers, stages and micro-batches, resumed exactly, embedded exactly."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from p2rec_teacher import NUM_CATEGORIES, write_p2rec_teacher
 from safetensors.torch import load_file
 from worker_processes import run_command, start_command
 
-_SMALL = "train.tokens_per_pack=90"  # two or three users a pack
+_SMALL = "train.max_tokens_per_micro_batch=90"  # two or three users a micro-batch
 
 
 @pytest.fixture(scope="session")
 def stage_one(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> tuple[str, ...]:
     """The keys of a run of stage 1."""
-    from rec_dist.data.prepared.dataset import PreparedData
+    from rec_dist.data.dataset.prepared_data import PreparedData
 
     folder = tmp_path_factory.mktemp("p2rec-teacher")
     write_p2rec_teacher(folder / "model", PreparedData.open(tiny_data))
@@ -99,11 +99,11 @@ def plain_vector(model_dir: Path, title: str) -> np.ndarray:
 
 
 def test_embedding_base_and_tuned(trainer: Any, stage_one: tuple[str, ...], tiny_model_dir: Path, tmp_path: Path) -> None:
-    from rec_dist.data.prepared.dataset import PreparedData
+    from rec_dist.data.dataset.prepared_data import PreparedData
 
     run = trainer.once(*stage_one)
     for name, target in (("raw", run.path / "config.yaml"), ("tuned", run.path)):
-        code, child = run_command(tmp_path, "embed", target, tmp_path / name, "train.tokens_per_pack=60")
+        code, child = run_command(tmp_path, "embed", target, tmp_path / name, "train.max_tokens_per_micro_batch=60")
         assert code == 0, child.err
     raw, tuned = table(tmp_path / "raw"), table(tmp_path / "tuned")
     assert raw.shape == tuned.shape == (80, 32)
@@ -115,10 +115,10 @@ def test_embedding_base_and_tuned(trainer: Any, stage_one: tuple[str, ...], tiny
     code, child = run_command(tmp_path, "merge", run.path, tmp_path / "merged")
     assert code == 0, child.err
     np.testing.assert_allclose(tuned[7], plain_vector(tmp_path / "merged", titles[7]), atol=1e-4)
-    # Other packs, other mates: the same vectors but for rounding. Asked again: nothing is done. Of another model: refused.
-    code, child = run_command(tmp_path, "embed", run.path, tmp_path / "wide", "train.tokens_per_pack=2048")
+    # Other micro-batches, other mates: the same vectors but for rounding. Asked again: nothing is done. Of another model: refused.
+    code, child = run_command(tmp_path, "embed", run.path, tmp_path / "wide", "train.max_tokens_per_micro_batch=2048")
     np.testing.assert_allclose(table(tmp_path / "wide"), tuned, atol=1e-5)
-    code, child = run_command(tmp_path, "embed", run.path, tmp_path / "wide", "train.tokens_per_pack=60")
+    code, child = run_command(tmp_path, "embed", run.path, tmp_path / "wide", "train.max_tokens_per_micro_batch=60")
     assert (code, "nothing to do" in child.err) == (0, True)
     code, child = run_command(tmp_path, "embed", run.path / "config.yaml", tmp_path / "wide")
     assert (code, "(different: adapter)" in child.err) == (2, True), child.err
@@ -126,7 +126,12 @@ def test_embedding_base_and_tuned(trainer: Any, stage_one: tuple[str, ...], tiny
 
 def test_a_killed_embedding_goes_on(trainer: Any, stage_one: tuple[str, ...], tmp_path: Path) -> None:
     run = trainer.once(*stage_one)
-    words = ("embed", run.path, tmp_path / "killed", "train.tokens_per_pack=20")  # one item a pack, eight a part
+    words = (
+        "embed",
+        run.path,
+        tmp_path / "killed",
+        "train.max_tokens_per_micro_batch=20",
+    )  # one item a micro-batch, eight a part
     child = start_command(tmp_path / "first", *words)
     parts, deadline = tmp_path / "killed" / "parts", time.monotonic() + 120
     while len(list(parts.glob("part-*.safetensors"))) < 2:
@@ -140,7 +145,7 @@ def test_a_killed_embedding_goes_on(trainer: Any, stage_one: tuple[str, ...], tm
     code, again = run_command(tmp_path / "second", *words)
     assert code == 0, again.err
     assert f"{len(before) - 1} of 10 parts are there already" in again.err
-    code, whole = run_command(tmp_path / "third", "embed", run.path, tmp_path / "whole", "train.tokens_per_pack=20")
+    code, whole = run_command(tmp_path / "third", "embed", run.path, tmp_path / "whole", "train.max_tokens_per_micro_batch=20")
     assert code == 0, whole.err
     assert np.array_equal(table(tmp_path / "killed"), table(tmp_path / "whole"))
     assert not parts.exists()
@@ -156,7 +161,7 @@ def on_ray(*words: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_two_ray_data_workers_write_what_one_process_writes(trainer: Any, stage_one: tuple[str, ...], tmp_path: Path) -> None:
     run = trainer.once(*stage_one)
-    words = ("train.tokens_per_pack=60",)
+    words = ("train.max_tokens_per_micro_batch=60",)
     code, child = run_command(tmp_path, "embed", run.path, tmp_path / "here", *words)
     assert code == 0, child.err
     done = on_ray(run.path, tmp_path / "ray", *words, "cluster.num_workers=2")

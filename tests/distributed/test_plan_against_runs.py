@@ -28,10 +28,10 @@ def model_135m(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) ->
 
 def predicted(folder: Path, config: Any, *, stage: int, workers: int) -> tuple[int, int]:
     """(bytes of parameters that a rank holds, bytes of all)."""
+    from rec_dist.methods.language_model.builders import lora_spec
     from rec_dist.models.architecture import count_parameters, read_architecture
-    from rec_dist.pipeline.plan_inputs import engine_settings, zero_of
-    from rec_dist.planning.memory import held_parameters
-    from rec_dist.tasks.pieces import lora_spec
+    from rec_dist.plan.inputs import engine_settings, zero_of
+    from rec_dist.plan.memory import held_parameters
 
     trained = config.prompt.num_virtual if config.adapter.kind == "soft_prompt" else 0
     parameters = count_parameters(folder, lora_spec(config), num_virtual=trained)
@@ -60,12 +60,12 @@ def test_a_tiny_model(trainer: Any, tiny_model_dir: Path, stage: int, workers: i
 @pytest.mark.parametrize(("stage", "workers"), [(0, 1), (3, 2)])
 def test_soft_prompts_before_a_tiny_model(trainer: Any, tiny_model_dir: Path, stage: int, workers: int) -> None:
     changes = ("adapter.kind=soft_prompt", "prompt.num_virtual=20", "task.delrec.top_h=3", "task.delrec.teacher=random")
-    sizes = ("negatives.num=5", "train.groups_per_step=4", "train.tokens_per_pack=4096", "train.max_steps=2")
+    sizes = ("negatives.num=5", "train.global_batch_size=4", "train.max_tokens_per_micro_batch=4096", "train.max_steps=2")
     compare(trainer, tiny_model_dir, "task.kind=delrec_distill", *changes, *sizes, stage=stage, workers=workers)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "workers"), [(0, 1), (0, 2), (2, 2), (3, 1), (3, 2)])
 def test_a_model_of_135_million(trainer: Any, model_135m: Path, stage: int, workers: int) -> None:
-    changes = (f"model.path={model_135m}", "train.max_steps=1", "train.groups_per_step=2", "checkpoint.every_steps=100")
+    changes = (f"model.path={model_135m}", "train.max_steps=1", "train.global_batch_size=2", "checkpoint.every_steps=100")
     compare(trainer, model_135m, "task.kind=sft", *changes, stage=stage, workers=workers)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from rec_dist.commands.merge import merge
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.preparing.prepare import prepare
-from rec_dist.pipeline.merge import merge
+from rec_dist.data.prepare.prepare import prepare
 
 _WORDS = ("Silent River", "Golden Garden", "Last Letter", "Broken Empire", "Hidden Mirror", "Electric Harbour")
 _NUM_REJECTED = [1 + row % 3 for row in range(24)]
@@ -31,9 +31,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["sdpo", "dmpo", "sft"])
 def test_the_loss_begins_where_it_must_and_falls(trainer: Any, rows: Path, kind: str) -> None:
-    changes = (f"task.kind={kind}", f"data.path={rows}", "train.groups_per_step=24", "train.max_steps=6", "train.epochs=6")
+    changes = (f"task.kind={kind}", f"data.path={rows}", "train.global_batch_size=24", "train.max_steps=6", "train.epochs=6")
     one = trainer.train(trainer.new_dir(), *changes)
-    two = trainer.train(trainer.new_dir(), *changes, "train.tokens_per_pack=64", workers=2)
+    two = trainer.train(trainer.new_dir(), *changes, "train.max_tokens_per_micro_batch=64", workers=2)
     first = one.steps[0]["loss"]
     if kind == "sdpo":  # with the policy at the reference, a row with K rejected completions costs log(1 + K)
         assert first == pytest.approx(sum(math.log(1 + count) for count in _NUM_REJECTED) / len(_NUM_REJECTED), abs=1e-5)

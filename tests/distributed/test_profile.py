@@ -14,7 +14,7 @@ import pytest
 import yaml
 from worker_processes import run_command, run_workers, start, start_command
 
-from rec_dist.train.phases import PHASES
+from rec_dist.profiling.phases import PHASES
 
 Make = Callable[..., dict[str, Any]]
 STEPS = ("profile.warmup_steps=1", "profile.steps=3")
@@ -22,15 +22,15 @@ STEPS = ("profile.warmup_steps=1", "profile.steps=3")
 
 def planned(config: dict[str, Any], steps: range) -> dict[str, int]:
     """What the plan counts for these steps."""
+    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.schema import RunConfig
-    from rec_dist.pipeline.train import find_start
+    from rec_dist.methods.build import build_task
     from rec_dist.runtime.world import World
-    from rec_dist.tasks.build import build_task
     from rec_dist.train.loader import step_work
 
     parsed = RunConfig.model_validate(config)
-    task = build_task(parsed, find_start(parsed), "cpu")
-    plans = [step_work(task, step, tokens_per_pack=parsed.train.tokens_per_pack, world=World()) for step in steps]
+    task = build_task(parsed, find_initial_weights(parsed), "cpu")
+    plans = [step_work(task, step, max_tokens=parsed.train.max_tokens_per_micro_batch, world=World()) for step in steps]
     return {
         "tokens": sum(plan.num_tokens for plan in plans),
         "logical_tokens": sum(plan.num_logical_tokens for plan in plans),
@@ -55,7 +55,7 @@ def check_consistent(report: dict[str, Any], config: dict[str, Any], *, workers:
     assert report["settings"]["workers"] == workers
     assert report["recompilations_after_warmup"] == 0
     memory, compute = report["memory"], report["compute"]
-    assert 0 < memory["before_first_pack_bytes"] <= memory["peak_bytes"] < memory["total_bytes"]
+    assert 0 < memory["before_first_micro_batch_bytes"] <= memory["peak_bytes"] < memory["total_bytes"]
     assert memory["headroom_share"] == pytest.approx(1 - memory["peak_bytes"] / memory["total_bytes"])
     assert 0 < compute["mfu"] < compute["hfu"] < 1
     assert 0 <= report["communication"]["share_of_traced_step"] <= 1
@@ -117,17 +117,17 @@ def test_a_profile_and_its_comparison(tmp_path: Path, tiny_config: Make) -> None
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_two_workers(stage: int, tmp_path: Path, tiny_config: Make) -> None:
+    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.schema import RunConfig
-    from rec_dist.pipeline.train import find_start
-    from rec_dist.train.profile import profile_worker
+    from rec_dist.profiling.session import profile_worker
     from rec_dist.train.worker import TrainJob
 
     config = tiny_config(
-        tmp_path / "run", f"cluster.zero_stage={stage}", *STEPS, "profile.trace_ranks=[1]", "train.tokens_per_pack=160"
+        tmp_path / "run", f"cluster.zero_stage={stage}", *STEPS, "profile.trace_ranks=[1]", "train.max_tokens_per_micro_batch=160"
     )
     parsed = RunConfig.model_validate(config)
     (tmp_path / "run-profile").mkdir()
-    job = TrainJob(parsed.model_dump(), str(tmp_path / "run-profile"), find_start(parsed))
+    job = TrainJob(parsed.model_dump(), str(tmp_path / "run-profile"), find_initial_weights(parsed))
     reports = run_workers(profile_worker, [job, job], tmp_path / "workers")
     assert reports[0] == reports[1]
     check_consistent(reports[0], config, workers=2)
@@ -170,27 +170,27 @@ def test_an_interrupt_that_a_library_turns_into_another_exception_is_one(tmp_pat
 def _main_interrupted_at_an_import(words: list[str]) -> int:
     """`rec-dist profile` with Ctrl-C while transformers imports, which hides it: it says ModuleNotFoundError."""
     from rec_dist.cli import main
-    from rec_dist.pipeline import profile
+    from rec_dist.commands import profile
 
-    def find_start(config: Any) -> Any:
+    def find_initial_weights(config: Any) -> Any:
         try:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
         except KeyboardInterrupt as fault:
             raise ModuleNotFoundError("Could not import module 'LlamaConfig'") from fault
 
-    profile.find_start = find_start  # type: ignore[assignment]
+    profile.find_initial_weights = find_initial_weights  # type: ignore[assignment]
     return main(words)
 
 
 @pytest.mark.parametrize("command", ["profile", "train"])
 def test_running_out_of_memory_says_what_to_turn(command: str, tmp_path: Path, tiny_config: Make) -> None:
-    config = tiny_config(tmp_path / "run", *STEPS, "train.tokens_per_pack=512", "cluster.zero_stage=2")
+    config = tiny_config(tmp_path / "run", *STEPS, "train.max_tokens_per_micro_batch=512", "cluster.zero_stage=2")
     code, child = _exhausted(tmp_path, command, write(tmp_path, config))
     assert code == 1, child.err
     last = child.err.splitlines()[-1]
     assert last.startswith("failed: out of memory on cpu")
-    assert "train.tokens_per_pack from 512 to 256 (half" in last and "model.activation_checkpointing=true" in last
+    assert "train.max_tokens_per_micro_batch from 512 to 256 (half" in last and "model.activation_checkpointing=true" in last
     assert "Traceback" not in child.err
 
 
@@ -217,7 +217,7 @@ def _main_without_memory(words: list[str]) -> int:
 @pytest.mark.slow
 def test_on_real_ray_workers(tmp_path: Path, tiny_config: Make) -> None:
     """20 s: two Ray Train workers under ZeRO-3, with cached references, by the command line."""
-    config = tiny_config(tmp_path / "run", "task.kind=sdpo", "cluster.zero_stage=3", "train.tokens_per_pack=256")
+    config = tiny_config(tmp_path / "run", "task.kind=sdpo", "cluster.zero_stage=3", "train.max_tokens_per_micro_batch=256")
     config["cluster"] |= {"launcher": "ray", "num_workers": 2, "cpus_per_worker": 0.5}
     command = [sys.executable, "-m", "rec_dist", "profile", str(write(tmp_path, config)), *STEPS]
     outside = {

@@ -62,11 +62,11 @@ def test_twice_is_the_same(pipeline: Path, tmp_path: Path) -> None:
 
 def test_a_failed_stage_ends_it_with_its_exit_code(pipeline: Path, tmp_path: Path) -> None:
     value = yaml.safe_load(pipeline.read_text(encoding="utf-8"))
-    value["pipeline"]["stages"][1]["set"] = ["train.tokens_per_pack=20"]
+    value["pipeline"]["stages"][1]["set"] = ["train.max_tokens_per_micro_batch=20"]
     pipeline.write_text(yaml.safe_dump(value), encoding="utf-8")
     code, child = run_command(tmp_path, "run", pipeline)
     assert code == 2
-    assert child.err.count("error: train.tokens_per_pack (20)") == 1
+    assert child.err.count("error: train.max_tokens_per_micro_batch (20)") == 1
     assert "stage train SFT ended with exit code 2" in child.err
     assert "train S-DPO:" not in child.err  # what comes after it did not begin
     assert not (tmp_path / "report" / "report.html").exists()

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 _CHANGES = (
     "task.kind=sdpo",
     "cluster.zero_stage=3",
-    "train.groups_per_step=4",
+    "train.global_batch_size=4",
     "train.max_steps=12",
     "checkpoint.every_steps=100",
 )
@@ -76,7 +76,7 @@ def test_stopped_resumed_and_evaluated_on_two_workers(trainer: Any, tmp_path: Pa
     assert code == 0, err
     on_ray = Predictions.read(run_dir / "predictions.arrow")
     (run_dir / "evaluation.json").unlink()
-    local = ("cluster.launcher=local", "cluster.num_workers=1", "cluster.zero_stage=0", "train.tokens_per_pack=300")
+    local = ("cluster.launcher=local", "cluster.num_workers=1", "cluster.zero_stage=0", "train.max_tokens_per_micro_batch=300")
     code, child = run_command(tmp_path, "evaluate", run_dir, "evaluate.max_users=4", *local)
     assert code == 0, child.err
     here = Predictions.read(run_dir / "predictions.arrow")

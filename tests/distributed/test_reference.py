@@ -48,8 +48,8 @@ def test_refreshed_negatives_have_references_of_their_own(trainer: Any) -> None:
     changes = [
         "task.kind=sdpo",
         "negatives.refresh_each_epoch=true",
-        "train.groups_per_step=256",
-        "train.targets_per_trunk=8",
+        "train.global_batch_size=256",
+        "train.targets_per_prompt=8",
         "train.max_steps=6",
     ]
     cached = trainer.once(*changes, "train.epochs=2")

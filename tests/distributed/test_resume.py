@@ -15,15 +15,21 @@ import yaml
 from safetensors.torch import load_file
 from worker_processes import WorkerFailedError, run_command, start_command
 
-_SIX = ("train.max_steps=6", "task.kind=sdpo", "train.groups_per_step=4", "optimizer.schedule=cosine", "optimizer.warmup_steps=2")
-_FULL = ("train.max_steps=6", "task.kind=sft", "train.groups_per_step=4", "adapter.kind=none", "optimizer.lr=1e-3")
+_SIX = (
+    "train.max_steps=6",
+    "task.kind=sdpo",
+    "train.global_batch_size=4",
+    "optimizer.schedule=cosine",
+    "optimizer.warmup_steps=2",
+)
+_FULL = ("train.max_steps=6", "task.kind=sft", "train.global_batch_size=4", "adapter.kind=none", "optimizer.lr=1e-3")
 _CASES = {
     "one worker, ZeRO-0": (1, (*_SIX, "cluster.zero_stage=0")),
     "one worker, ZeRO-3": (1, (*_SIX, "cluster.zero_stage=3")),
-    "two workers, ZeRO-0": (2, (*_SIX, "cluster.zero_stage=0", "train.tokens_per_pack=200")),
-    "two workers, ZeRO-3": (2, (*_SIX, "cluster.zero_stage=3", "train.tokens_per_pack=200")),
-    "dropout": (1, (*_SIX, "adapter.dropout=0.3", "train.tokens_per_pack=200")),
-    "dropout, two workers": (2, (*_SIX, "adapter.dropout=0.3", "train.tokens_per_pack=200")),
+    "two workers, ZeRO-0": (2, (*_SIX, "cluster.zero_stage=0", "train.max_tokens_per_micro_batch=200")),
+    "two workers, ZeRO-3": (2, (*_SIX, "cluster.zero_stage=3", "train.max_tokens_per_micro_batch=200")),
+    "dropout": (1, (*_SIX, "adapter.dropout=0.3", "train.max_tokens_per_micro_batch=200")),
+    "dropout, two workers": (2, (*_SIX, "adapter.dropout=0.3", "train.max_tokens_per_micro_batch=200")),
     "online reference": (1, (*_SIX, "task.reference=online")),
     "full fine-tuning": (1, (*_FULL, "cluster.zero_stage=0")),
     "full fine-tuning, two workers, ZeRO-3": (2, (*_FULL, "cluster.zero_stage=3")),
@@ -104,7 +110,7 @@ def test_all_checkpoints_bad_starts_anew(trainer: Any) -> None:
 
 
 _ADAPTER = (*_SIX, "adapter.rank=32")  # 32 * width is above what ZeRO-3 keeps whole on every rank, so both kinds are met
-_SMALL = "train.tokens_per_pack=200"
+_SMALL = "train.max_tokens_per_micro_batch=200"
 # (workers, stage) of three attempts, after 2, 4 and 6 steps.
 _WAYS = {
     "fewer and more": ((2, 3), (1, 0), (2, 2)),
@@ -154,10 +160,10 @@ def test_a_checkpoint_of_an_adapter_is_one_small_file_without_pickles(trainer: A
 
 def early_worker(world: Any, job: Any) -> Any:
     """train_worker that saves as early versions did where more than 1e9 weights trained: DeepSpeed's shards, a shorter manifest."""
-    from rec_dist.engine import process_group
-    from rec_dist.engine.catalogue import Catalogue
-    from rec_dist.engine.checkpoint import commit
-    from rec_dist.runtime.files import sha256
+    from rec_dist.checkpoint.files import commit
+    from rec_dist.checkpoint.manager import CheckpointManager
+    from rec_dist.runtime import collectives
+    from rec_dist.storage.files import sha256
     from rec_dist.train.worker import train_worker
 
     def save(self: Any, engine: Any, step: int, **_: Any) -> None:
@@ -165,15 +171,15 @@ def early_worker(world: Any, job: Any) -> Any:
         partial = final.with_name(final.name + ".tmp")
         partial.mkdir(parents=True, exist_ok=True)
         engine._engine.save_checkpoint(str(partial), tag="state", save_latest=False, exclude_frozen_parameters=True)
-        process_group.barrier()
+        collectives.barrier()
         if world.is_main:
             paths = [path for path in partial.rglob("*") if path.is_file()]
             files = {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
             about = {"step": step, "world_size": world.size, "zero_stage": 3, "format": "shards", "base": self._origin.base}
             commit(partial, final, {**about, "files": files})
-        process_group.barrier()
+        collectives.barrier()
 
-    Catalogue.save = save  # type: ignore[method-assign]
+    CheckpointManager.save = save  # type: ignore[method-assign]
     return train_worker(world, job)
 
 
@@ -193,7 +199,7 @@ def test_early_shards_resume_where_they_fit_and_are_refused_elsewhere(trainer: A
 
 def small_files_worker(world: Any, job: Any) -> Any:
     """train_worker whose states are as if they were large: many files, some with several tensors and some with one."""
-    from rec_dist.engine import state_files
+    from rec_dist.checkpoint import state_files
     from rec_dist.train.worker import train_worker
 
     state_files.MAX_FILE_BYTES = 3000
@@ -248,7 +254,7 @@ def test_another_zero_stage_by_the_command(trainer: Any, tmp_path: Path) -> None
     assert_near(run, trainer.once(*changes))
 
 
-_LONG = ("train.max_steps=30", "task.kind=sdpo", "train.tokens_per_pack=120", "checkpoint.every_steps=3")
+_LONG = ("train.max_steps=30", "task.kind=sdpo", "train.max_tokens_per_micro_batch=120", "checkpoint.every_steps=3")
 
 
 def wait_for_step(run_dir: Path, step: int, alive: Callable[[], bool]) -> None:

@@ -5,22 +5,22 @@ from typing import Any
 import pytest
 import torch
 
-_SMALL_PACKS = "train.tokens_per_pack=120"  # a group or two a pack; the default here holds a whole step
+_SMALL_BATCHES = "train.max_tokens_per_micro_batch=120"  # a group or two a micro-batch; the default here holds a whole step
 _VARIANTS = {
     "two workers": (2, ()),
-    "small packs": (1, (_SMALL_PACKS,)),
-    "two workers, small packs": (2, (_SMALL_PACKS,)),
-    "ZeRO-2, two workers": (2, ("cluster.zero_stage=2", _SMALL_PACKS)),
+    "small micro-batches": (1, (_SMALL_BATCHES,)),
+    "two workers, small micro-batches": (2, (_SMALL_BATCHES,)),
+    "ZeRO-2, two workers": (2, ("cluster.zero_stage=2", _SMALL_BATCHES)),
     "ZeRO-3": (1, ("cluster.zero_stage=3",)),
     "ZeRO-3, two workers": (2, ("cluster.zero_stage=3",)),
-    "recomputation": (1, ("model.activation_checkpointing=true", _SMALL_PACKS)),
-    "everything": (2, ("cluster.zero_stage=3", "model.activation_checkpointing=true", _SMALL_PACKS)),
+    "recomputation": (1, ("model.activation_checkpointing=true", _SMALL_BATCHES)),
+    "everything": (2, ("cluster.zero_stage=3", "model.activation_checkpointing=true", _SMALL_BATCHES)),
 }
 _ALL, _SOME = tuple(_VARIANTS), ("two workers", "everything")
 _METHODS = {
     "sft": (("task.kind=sft",), _ALL),
     "sdpo": (("task.kind=sdpo",), _ALL),
-    "dmpo": (("task.kind=dmpo", "train.targets_per_trunk=2"), _SOME),
+    "dmpo": (("task.kind=dmpo", "train.targets_per_prompt=2"), _SOME),
     "dpo": (("task.kind=dpo", "negatives.num=1"), _SOME),
 }
 
@@ -40,17 +40,17 @@ def assert_same_run(run: Any, expected: Any) -> None:
     assert max(float(value.abs().max()) for name, value in expected.weights.items() if "lora_B" in name) > 1e-3  # it trained
 
 
-def works_of(trainer: Any, changes: tuple[str, ...], *, tokens_per_pack: int, step: int = 0) -> list[Any]:
+def works_of(trainer: Any, changes: tuple[str, ...], *, max_tokens: int, step: int = 0) -> list[Any]:
     """What each of two ranks does in a step."""
+    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.schema import RunConfig
-    from rec_dist.pipeline.train import find_start
+    from rec_dist.methods.build import build_task
     from rec_dist.runtime.world import World
-    from rec_dist.tasks.build import build_task
     from rec_dist.train.loader import step_work
 
     config = RunConfig.model_validate(trainer.config(trainer.new_dir(), *changes))
-    task = build_task(config, find_start(config), "cpu")
-    return [step_work(task, step, tokens_per_pack=tokens_per_pack, world=World(rank, 2)) for rank in (0, 1)]
+    task = build_task(config, find_initial_weights(config), "cpu")
+    return [step_work(task, step, max_tokens=max_tokens, world=World(rank, 2)) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_same_steps_and_weights(trainer: Any, method: str, variant: str) -> None
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_step_of_one_group_leaves_a_rank_idle_and_is_the_same(trainer: Any, stage: int) -> None:
-    changes = ("task.kind=sdpo", "train.groups_per_step=1")
-    counts = [[batch.num_groups for batch in work.batches] for work in works_of(trainer, changes, tokens_per_pack=2048)]
+    changes = ("task.kind=sdpo", "train.global_batch_size=1")
+    counts = [[batch.num_groups for batch in work.batches] for work in works_of(trainer, changes, max_tokens=2048)]
     assert sorted(counts) == [[0], [1]]
     assert_same_run(trainer.once(*changes, f"cluster.zero_stage={stage}", workers=2), trainer.once(*changes))
 
@@ -74,12 +74,12 @@ def test_a_step_of_one_group_leaves_a_rank_idle_and_is_the_same(trainer: Any, st
 @pytest.mark.parametrize("method", _METHODS)
 def test_a_pack_is_shared_out_before_a_rank_waits(trainer: Any, method: str) -> None:
     for step in range(4):
-        large = works_of(trainer, _METHODS[method][0], tokens_per_pack=2048, step=step)
+        large = works_of(trainer, _METHODS[method][0], max_tokens=2048, step=step)
         shared = [work.batches[0].num_groups for work in large]
         assert [len(work.batches) for work in large] == [1, 1]
         assert min(shared) > 0
         assert sum(shared) == large[0].num_groups
-        small = works_of(trainer, _METHODS[method][0], tokens_per_pack=120, step=step)
+        small = works_of(trainer, _METHODS[method][0], max_tokens=120, step=step)
         counts = [[batch.num_groups for batch in work.batches] for work in small]
         assert len(counts[0]) == len(counts[1]) > 1
         assert sum(counts[0]) + sum(counts[1]) == large[0].num_groups

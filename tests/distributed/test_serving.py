@@ -10,7 +10,7 @@ import torch
 from worker_processes import run_command
 
 # 32 x 32 = 1,024 weights, of the adapter too, are above the 16 x 32 that stay whole on every rank.
-_SHARDED = ("task.kind=sft", "cluster.zero_stage=3", "train.groups_per_step=4", "adapter.rank=32", "adapter.alpha=64")
+_SHARDED = ("task.kind=sft", "cluster.zero_stage=3", "train.global_batch_size=4", "adapter.rank=32", "adapter.alpha=64")
 
 
 def evaluated(run: Any, folder: Path, *overrides: str) -> Any:
@@ -26,7 +26,7 @@ def replicated_logps(model: Any, run: Any, data_dir: Path, user_id: int, positio
     """As a server that knows only model/ would do it: each completion after its own copy of the prompt. Sums of log-probs."""
     from transformers import AutoTokenizer
 
-    from rec_dist.data.prepared.dataset import PreparedData
+    from rec_dist.data.dataset.prepared_data import PreparedData
 
     prompt = json.loads((run.path / "model" / "prompt.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(str(run.path / "model"))
@@ -75,7 +75,7 @@ def test_adapter(trainer: Any, tiny_model_dir: Path, tiny_data: Path, tmp_path: 
 def test_full_model_with_tied_embeddings(trainer: Any, tiny_data: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    changes = ("adapter.kind=none", "optimizer.lr=1e-3", "train.groups_per_step=4")
+    changes = ("adapter.kind=none", "optimizer.lr=1e-3", "train.global_batch_size=4")
     run = trainer.once("task.kind=sft", "cluster.zero_stage=3", *changes, workers=2)
     single = trainer.once("task.kind=sft", *changes)
     model, loading = AutoModelForCausalLM.from_pretrained(str(run.path / "model"), dtype=torch.float32, output_loading_info=True)
@@ -89,7 +89,7 @@ def test_full_model_with_tied_embeddings(trainer: Any, tiny_data: Path, tmp_path
 
 def test_a_run_from_a_full_model(trainer: Any, tmp_path: Path) -> None:
     """LoRA on a model that an earlier run fine-tuned whole: found through train.init_from, in training and in evaluation."""
-    full = trainer.once("task.kind=sft", "adapter.kind=none", "optimizer.lr=1e-3", "train.groups_per_step=4")
+    full = trainer.once("task.kind=sft", "adapter.kind=none", "optimizer.lr=1e-3", "train.global_batch_size=4")
     run = trainer.once("task.kind=sdpo", f"train.init_from={full.path}")
     assert run.steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert np.isfinite(np.concatenate(evaluated(run, tmp_path).scores)).all()

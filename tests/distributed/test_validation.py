@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from worker_processes import WorkerFailedError, run_command
 
 pytestmark = pytest.mark.slow  # minutes on a busy machine
-_RUN = ("train.max_steps=6", "train.groups_per_step=4", "checkpoint.every_steps=2")
-_SDPO = (*_RUN, "task.kind=sdpo", "train.tokens_per_pack=200", "adapter.dropout=0.3")
-_VALID = ("checkpoint.validation_units=20",)
+_RUN = ("train.max_steps=6", "train.global_batch_size=4", "checkpoint.every_steps=2")
+_SDPO = (*_RUN, "task.kind=sdpo", "train.max_tokens_per_micro_batch=200", "adapter.dropout=0.3")
+_VALID = ("checkpoint.validation_examples=20",)
 
 
 def validations(run: Any) -> list[dict[str, Any]]:
@@ -52,11 +52,11 @@ def test_a_validation_changes_no_bit_of_the_training(trainer: Any, workers: int,
 def test_a_validation_depends_on_no_worker_stage_or_pack(trainer: Any, kind: str) -> None:
     changes = (*_RUN, *_VALID, f"task.kind={kind}")
     one = validations(trainer.once(*changes, "cluster.zero_stage=0"))
-    two = validations(trainer.once(*changes, "cluster.zero_stage=3", "train.tokens_per_pack=150", workers=2))
+    two = validations(trainer.once(*changes, "cluster.zero_stage=3", "train.max_tokens_per_micro_batch=150", workers=2))
     assert [row["step"] for row in one] == [2, 4, 6]
     for row, other in zip(one, two, strict=True):
         assert row.keys() == other.keys()
-        assert row["units"] == 20
+        assert row["num_examples"] == 20
         numbers = [key for key in row if key.startswith("valid_")]
         assert len(numbers) == (5 if kind == "sdpo" else 1)
         assert [other[key] for key in numbers] == pytest.approx([row[key] for key in numbers], rel=2e-5, abs=1e-6)
@@ -68,16 +68,16 @@ def test_it_is_the_loss_that_an_evaluation_of_the_saved_model_has(trainer: Any, 
     """All validation targets: minus the mean log-prob a token, from the predictions of `rec-dist evaluate`, whose code is another."""
     from rec_dist.config.load import load_config
     from rec_dist.data.artifacts.predictions import Predictions
-    from rec_dist.data.prepared.dataset import PreparedData
-    from rec_dist.tasks.build import build_builder
+    from rec_dist.data.dataset.prepared_data import PreparedData
+    from rec_dist.methods.build import build_builder
 
-    run = trainer.once(*_RUN, "task.kind=sft", "checkpoint.validation_units=100000", "cluster.zero_stage=0")
+    run = trainer.once(*_RUN, "task.kind=sft", "checkpoint.validation_examples=100000", "cluster.zero_stage=0")
     code, child = run_command(tmp_path, "evaluate", run.path, "evaluate.split=valid", "evaluate.max_users=null")
     assert code == 0, child.err
     predictions = Predictions.read(run.path / "predictions.arrow")
     config = load_config(run.path / "config.yaml", [])
     builder = build_builder(config, Path(config.model.path), PreparedData.open(config.data.path))
-    assert len(predictions.targets) == validations(run)[-1]["units"] == 60
+    assert len(predictions.targets) == validations(run)[-1]["num_examples"] == 60
     total = tokens = 0.0
     for target, candidates, scores in zip(predictions.targets, predictions.candidates, predictions.scores, strict=True):
         total -= float(scores[np.flatnonzero(candidates == target)[0]])
@@ -130,7 +130,7 @@ def test_a_damaged_best_is_passed_over_loudly(trainer: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("checkpoint.keep_best=valid_loss",), r"needs a validation; set checkpoint\.validation_units"),
+        (("checkpoint.keep_best=valid_loss",), r"needs a validation; set checkpoint\.validation_examples"),
         (("checkpoint.use_best=true",), r"checkpoint\.use_best=true needs checkpoint\.keep_best"),
     ],
 )
@@ -141,7 +141,13 @@ def test_what_cannot_take_effect_is_refused(trainer: Any, changes: tuple[str, ..
 
 
 def test_a_sequential_recommender_is_validated_too(trainer: Any) -> None:
-    changes = (*_RUN, "task.kind=sequential", "train.tokens_per_pack=2048", "optimizer.lr=1e-2", "checkpoint.validation_units=40")
+    changes = (
+        *_RUN,
+        "task.kind=sequential",
+        "train.max_tokens_per_micro_batch=2048",
+        "optimizer.lr=1e-2",
+        "checkpoint.validation_examples=40",
+    )
     run = trainer.once(*changes)
     losses = [row["valid_loss"] for row in validations(run)]
     assert len(losses) == 3
@@ -166,4 +172,10 @@ def test_verify_finds_one_flipped_byte(trainer: Any, tmp_path: Path) -> None:
         assert "step-00000006" not in child.err
         path.write_bytes(whole)
     manifest = json.loads((run.path / "checkpoints" / "step-00000006" / "manifest.json").read_text())
-    assert manifest["stream"] == {"seed": 0, "units": manifest["stream"]["units"], "units_per_step": 4, "step": 6, "epoch": 0}
+    assert manifest["sampler"] == {
+        "seed": 0,
+        "num_examples": manifest["sampler"]["num_examples"],
+        "examples_per_step": 4,
+        "step": 6,
+        "epoch": 0,
+    }

@@ -75,10 +75,13 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["task.kind=dpo"], ("task.kind=dpo", "negatives.num is 3", "set negatives.num=1")),
         (["task.kind=sdpo", "negatives.num=0"], ("task.kind=sdpo", "negatives.num is 0", "set negatives.num")),
         (["task.kind=sdpo", "negatives.num=75"], ("negatives.num (75)", "80 items", "lower negatives.num")),
-        (["train.tokens_per_pack=40"], ("train.tokens_per_pack (40)", "longest group", "user", "raise it or lower")),
+        (
+            ["train.max_tokens_per_micro_batch=40"],
+            ("train.max_tokens_per_micro_batch (40)", "longest group", "user", "raise it or lower"),
+        ),
         (["prompt.max_history=200"], ("positions", "512", "lower prompt.max_history")),
-        (["train.targets_per_trunk=3"], ("train.groups_per_step (8)", "multiple of train.targets_per_trunk (3)")),
-        (["train.targets_per_trunk=2", "prompt.style=chat"], ("train.targets_per_trunk", "prompt.style=list")),
+        (["train.targets_per_prompt=3"], ("train.global_batch_size (8)", "multiple of train.targets_per_prompt (3)")),
+        (["train.targets_per_prompt=2", "prompt.style=chat"], ("train.targets_per_prompt", "prompt.style=list")),
         (
             ["task.kind=sdpo", "adapter.kind=none", "task.reference=online"],
             ("task.reference=online", "set task.reference=cached"),
@@ -96,7 +99,7 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["optimizer.lr=inf"], ("optimizer.lr", "finite")),
         (["train.seed=99999999999999999999999"], ("train.seed", "less than 4294967296")),
         (["prompt.max_history=99999999999999999999"], ("prompt.max_history", "less than 2147483648")),
-        (["train.targets_per_trunk=99999999999999999999"], ("train.targets_per_trunk", "less than 2147483648")),
+        (["train.targets_per_prompt=99999999999999999999"], ("train.targets_per_prompt", "less than 2147483648")),
         (["prompt.max_history=2147483647"], ("positions", "512", "lower prompt.max_history")),
         (["data.path=s5://bucket/data"], ("data.path (s5://bucket/data)", "cannot be opened: another scheme than")),
         (["train.run_dir=/dev/null/run"], ("train.run_dir", "choose another folder")),
@@ -126,7 +129,7 @@ def test_train(case: Case, overrides: list[str], names: tuple[str, ...]) -> None
         (["--against", "no.json"], ("--against", "no.json")),
         (["--tolerance", "-1"], ("--tolerance (-1.0)", "0 or more")),
         (["--tolerance", "much"], ("--tolerance", "much")),
-        (["train.tokens_per_pack=40"], ("train.tokens_per_pack (40)", "longest group")),
+        (["train.max_tokens_per_micro_batch=40"], ("train.max_tokens_per_micro_batch (40)", "longest group")),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )
@@ -173,7 +176,7 @@ def test_a_refused_profile_leaves_the_one_before_it(case: Case) -> None:
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        (["train.tokens_per_pack=8"], ("train.tokens_per_pack (8)", "the prompt of", "raise it")),
+        (["train.max_tokens_per_micro_batch=8"], ("train.max_tokens_per_micro_batch (8)", "the prompt of", "raise it")),
         (["prompt.candidates=listed"], ("prompt.candidates=listed", "set it to none")),
         (["task.p2rec.pooling=first"], ("task.p2rec.pooling", "last", "mean", "'first'")),
         (["model.path=/no/such/model"], ("model.path", "/no/such/model")),
@@ -360,7 +363,7 @@ def test_a_title_that_this_tokenizer_drops(case: Case, tiny_model_dir: Path) -> 
     rows = [f"u{user},i{item},5,{item},{'!!!' if item == 3 else f'Title {item}'}" for user in range(4) for item in range(6)]
     words = _csv(case, rows)
     assert main([str(word) for word in [*words, "data.split=leave_one_out"]]) == 0
-    overrides = [f"data.path={case.folder / 'prepared'}", f"model.path={model}", "train.groups_per_step=2", "negatives.num=0"]
+    overrides = [f"data.path={case.folder / 'prepared'}", f"model.path={model}", "train.global_batch_size=2", "negatives.num=0"]
     case.refuses(
         "train", case.file, *overrides, names=("item", "'!!!'", "tokenises to nothing", "give it a title or drop the item")
     )
@@ -420,7 +423,10 @@ def test_a_finished_run_that_was_damaged_or_is_to_go_on(case: Case) -> None:
         (["evaluate.num_candidates=80"], ("evaluate.num_candidates", "80", "lower evaluate.num_candidates")),
         (["evaluate.num_candidates=1"], ("evaluate.num_candidates (1)", "2 or more")),
         (["evaluate.num_candidates=some"], ("evaluate.num_candidates", "'some'", "all")),
-        (["train.tokens_per_pack=30"], ("train.tokens_per_pack (30)", "user", "raise it or lower prompt.max_history")),
+        (
+            ["train.max_tokens_per_micro_batch=30"],
+            ("train.max_tokens_per_micro_batch (30)", "user", "raise it or lower prompt.max_history"),
+        ),
         (["model.path=/no/such/model"], ("model.path", "/no/such/model")),
         (["cluster.num_workers=2"], ("cluster.num_workers (2)", "cluster.launcher=ray")),
         (["prompt.candidates=listed"], ("evaluate.num_candidates (10)", "prompt.num_candidates (20)", "must equal")),

@@ -17,7 +17,7 @@ from typing import Any
 
 from namespaces import Network
 
-PATIENCE_SECONDS = 900.0  # a job takes a minute or two on two free cores, six times that under load
+TIMEOUT_SECONDS = 900.0  # a job takes a minute or two on two free cores, six times that under load
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 
 _CONF = """
@@ -54,7 +54,7 @@ PartitionName=main Nodes=n[1-2] Default=YES MaxTime=1:00:00 State=UP
 
 def wait_for(what: Callable[[], Any], why: str) -> Any:
     """The first true answer of `what`."""
-    until = time.monotonic() + PATIENCE_SECONDS
+    until = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < until:
         found = what()
         if found:

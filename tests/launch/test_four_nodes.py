@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 pytestmark = [pytest.mark.launch, pytest.mark.skipif(not available(), reason="needs root and network namespaces (iproute2)")]
 
 _NODES = 4
-_PATIENCE = 600.0  # a job takes a minute on two free cores
+_TIMEOUT = 600.0  # a job takes a minute on two free cores
 _SLOW = {"kind": "slow", "phase": "in a step", "seconds": 0.5}  # so that a node can die in the middle
 _TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
 _CHANGES = (
@@ -41,7 +41,7 @@ _CHANGES = (
     "cluster.zero_stage=3",
     "train.max_steps=30",
     "train.epochs=20",
-    "train.tokens_per_pack=2048",
+    "train.max_tokens_per_micro_batch=2048",
     "checkpoint.every_steps=5",
     "optimizer.eps=1e-4",  # above the noise of float32 sums, which Adam would blow up
 )
@@ -105,7 +105,7 @@ class Cluster:
                 self.kill(host)
 
     def _wait(self, what: Callable[[], bool], why: str) -> None:
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _TIMEOUT
         while not what():
             told = {path.name: path.read_text(errors="replace")[-2000:] for path in self._folder.glob("node-*.txt")}
             assert all(node.poll() is None for node in self._nodes), (why, told)
@@ -151,7 +151,7 @@ class Job:
         return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((self.run_dir / "attempt").glob("rank-*.json"))]
 
     def came_to(self, step: int) -> None:
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _TIMEOUT
         while not any(row["event"] == "step" and row["step"] >= step for row in self.rows):
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < until
@@ -160,7 +160,7 @@ class Job:
     def end(self) -> tuple[int, str]:
         """(exit code, what it printed)."""
         try:
-            out, err = self.process.communicate(timeout=_PATIENCE)
+            out, err = self.process.communicate(timeout=_TIMEOUT)
         finally:
             self.process.kill()
         return self.process.returncode, out + err

@@ -25,12 +25,12 @@ import yaml
 
 pytestmark = pytest.mark.launch
 
-_PATIENCE = 600.0  # a job takes 30 s on two free cores, minutes on a busy machine
+_TIMEOUT = 600.0  # a job takes 30 s on two free cores, minutes on a busy machine
 _LONG = ("train.epochs=2000", "train.max_steps=4000", "checkpoint.every_steps=1000")
 
 
 def wait_for(what: Callable[[], Any], why: str, child: subprocess.Popen[str] | None = None) -> Any:
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _TIMEOUT
     while time.monotonic() < until:
         found = what()
         if found:
@@ -99,7 +99,7 @@ class User:
     def run(self, *words: str) -> tuple[int, str, str]:
         with self.start(*words) as child:
             try:
-                out, err = child.communicate(timeout=_PATIENCE)
+                out, err = child.communicate(timeout=_TIMEOUT)
             except subprocess.TimeoutExpired:
                 child.kill()
                 raise
@@ -143,7 +143,7 @@ def test_0_an_evaluation_is_that_of_the_run_and_waits_for_its_end(user: User) ->
 
 
 def test_1_a_run_that_fails(user: User) -> None:
-    code, out, err = user.submit("optimizer.lr=1e30", "train.max_bad_steps=0", "train.groups_per_step=4")
+    code, out, err = user.submit("optimizer.lr=1e30", "train.max_bad_steps=0", "train.global_batch_size=4")
     assert code == 1, (out, err)
     assert "failed: " in out
     code, out, _ = user.run("status", str(user.run_dir))
@@ -158,9 +158,9 @@ def test_2_a_mistake_that_only_the_cluster_can_see(user: User) -> None:
 
 
 def test_2_a_mistake_that_is_seen_before_anything_is_sent(user: User) -> None:
-    code, _, err = user.submit("train.tokens_per_pack=30")
+    code, _, err = user.submit("train.max_tokens_per_micro_batch=30")
     assert code == 2
-    assert err.startswith("error: train.tokens_per_pack (30)")
+    assert err.startswith("error: train.max_tokens_per_micro_batch (30)")
     assert not user.run_dir.exists()
 
 
@@ -176,7 +176,7 @@ def test_75_a_run_that_is_asked_to_stop_by_its_file(user: User) -> None:
     child = user.start("submit", str(user.file), "--to", "ray", *_LONG)
     wait_for(lambda: any(row["event"] == "step" for row in user.rows), "a first step", child)
     (user.run_dir / "stop").write_text("", encoding="utf-8")
-    out, err = child.communicate(timeout=_PATIENCE)
+    out, err = child.communicate(timeout=_TIMEOUT)
     assert child.returncode == 75, (out, err)
 
 
@@ -185,7 +185,7 @@ def test_stopped_with_a_checkpoint_is_75_and_submitted_again_it_goes_on(user: Us
     child = user.start("submit", str(user.file), "--to", "ray", *_LONG)
     wait_for(lambda: any(row["event"] == "step" for row in user.rows), "a first step", child)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=_PATIENCE)
+    _, err = child.communicate(timeout=_TIMEOUT)
     assert child.returncode == 130
     job = re.search(r"rec-dist submit --follow (\S+)", err)
     assert job is not None, err
@@ -205,7 +205,7 @@ def test_stopped_with_a_checkpoint_is_75_and_submitted_again_it_goes_on(user: Us
     steps = [row["step"] for row in user.rows if row["event"] == "step"]
     assert steps == list(range(1, len(steps) + 1)), "no step is missing and none is there twice"
     (user.run_dir / "stop").write_text("", encoding="utf-8")
-    child.communicate(timeout=_PATIENCE)
+    child.communicate(timeout=_TIMEOUT)
     assert child.returncode == 75
 
 
@@ -217,5 +217,5 @@ def test_stopped_before_it_could_save_is_1(user: User) -> None:
     assert job is not None
     code, out, err = user.run("submit", "--stop", job[1])
     assert code == 1, (out, err)
-    child.communicate(timeout=_PATIENCE)
+    child.communicate(timeout=_TIMEOUT)
     assert child.returncode == 1

@@ -26,7 +26,7 @@ _STEPS = (
     "train.max_steps=600",
     "train.epochs=2000",
     "checkpoint.every_steps=300",
-    "train.groups_per_step=4",
+    "train.global_batch_size=4",
 )
 
 
@@ -174,9 +174,9 @@ def test_stopped_for_good_it_ends_with_75_and_is_not_queued_again(run: Run, slur
 
 def test_a_bad_configuration_never_reaches_the_queue(run: Run, slurm: Slurm) -> None:
     before = slurm.ask("squeue", "--noheader", "--states=all")
-    code, number, err = run.submit("train.tokens_per_pack=30")
+    code, number, err = run.submit("train.max_tokens_per_micro_batch=30")
     assert (code, number) == (2, "")
-    assert err.startswith("error: train.tokens_per_pack (30)")
+    assert err.startswith("error: train.max_tokens_per_micro_batch (30)")
     assert slurm.ask("squeue", "--noheader", "--states=all") == before
     assert not run.path.exists()
     code, _, err = run.submit("submit.slurm.partition=nowhere")

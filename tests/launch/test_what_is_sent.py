@@ -78,7 +78,7 @@ def test_a_dry_run_says_that_only_keys_have_been_checked(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("mirror", "places"),
+    ("remote", "places"),
     [
         ("s3://b/runs/a?region=eu-1", ["s3://b/runs/a-0?region=eu-1", "s3://b/runs/a-1?region=eu-1"]),
         ("gs://b/runs/a/", ["gs://b/runs/a-0", "gs://b/runs/a-1"]),
@@ -86,10 +86,10 @@ def test_a_dry_run_says_that_only_keys_have_been_checked(capsys: pytest.CaptureF
         ("copies/a", ["/shared/copies/a-0", "/shared/copies/a-1"]),
     ],
 )
-def test_every_element_of_a_sweep_has_a_mirror_of_its_own(mirror: str, places: list[str]) -> None:
+def test_every_element_of_a_sweep_has_a_mirror_of_its_own(remote: str, places: list[str]) -> None:
     for index, place in enumerate(places):
-        words = command_line(index, f"checkpoint.mirror={mirror}", sweep(["train.seed=1"], ["train.seed=2"]))
-        assert [word for word in words if word.startswith("checkpoint.mirror=")] == [f"checkpoint.mirror={place}"]
+        words = command_line(index, f"checkpoint.remote={remote}", sweep(["train.seed=1"], ["train.seed=2"]))
+        assert [word for word in words if word.startswith("checkpoint.remote=")] == [f"checkpoint.remote={place}"]
 
 
 def test_paths_of_an_element_lie_in_the_storage_as_those_of_the_configuration() -> None:

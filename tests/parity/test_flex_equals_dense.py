@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_trunks import random_tree
+from random_prompts import random_tree
 from torch import Tensor
 
+from rec_dist.errors import UserError
 from rec_dist.models.attention import visible
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import BLOCK, FLEX, block_mask, mask_mod, num_compilations, padded_length
 from rec_dist.models.language import load_language_model
+from rec_dist.models.per_prompt import PER_PROMPT
 from rec_dist.models.scorer import Scorer
-from rec_dist.models.trunkwise import TRUNKWISE
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
+from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
 
 VOCAB, WINDOW = 61, 5
 SHAPE = {
@@ -62,25 +62,25 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def stream_of(seed: int, *, trees: int = 6, prompt: int = 60, long: tuple[int, ...] = ()) -> GroupedStream:
-    """`trees` trunks of up to `prompt` tokens, then trunks of the lengths `long`."""
+def batch_of(seed: int, *, trees: int = 6, prompt: int = 60, long: tuple[int, ...] = ()) -> PackedBatch:
+    """`trees` prompts of up to `prompt` tokens, then prompts of the lengths `long`."""
     rng = np.random.default_rng(seed)
     shapes = [(int(rng.integers(1, prompt)), int(rng.integers(1, 5))) for _ in range(trees)] + [(n, 3) for n in long]
-    return pack_trunks([random_tree(rng, vocab_size=VOCAB, prompt=p, groups=g).trunk() for p, g in shapes])
+    return pack_prompts([random_tree(rng, vocab_size=VOCAB, prompt=p, groups=g).grouped_prompt() for p, g in shapes])
 
 
-def pairs_of(stream: GroupedStream, window: int | None) -> Tensor:
+def pairs_of(batch: PackedBatch, window: int | None) -> Tensor:
     """The mask function on every pair, as create_block_mask would call it."""
-    rows = torch.arange(stream.num_tokens)
+    rows = torch.arange(batch.num_tokens)
     zero = torch.zeros((), dtype=torch.int64)
-    return mask_mod(stream, window=window)(zero, zero, rows[:, None], rows[None, :])
+    return mask_mod(batch, window=window)(zero, zero, rows[:, None], rows[None, :])
 
 
 @pytest.mark.parametrize("window", [None, 1, WINDOW, 40])
 @pytest.mark.parametrize("seed", range(8))
 def test_the_mask_function_is_the_dense_mask(seed: int, window: int | None) -> None:
-    stream = stream_of(seed)
-    assert torch.equal(pairs_of(stream, window), visible(stream, window=window))
+    batch = batch_of(seed)
+    assert torch.equal(pairs_of(batch, window), visible(batch, window=window))
 
 
 @pytest.mark.parametrize("window", [None, WINDOW, 40])
@@ -89,11 +89,11 @@ def test_blocks_hold_what_is_visible(seed: int, window: int | None) -> None:
     """Whole blocks are whole, partial ones are neither whole nor empty, all others are empty; as torch's own builder has it."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    stream = stream_of(seed, trees=12, prompt=200, long=(600, 130))
-    stream = stream.padded_to(padded_length(stream.num_tokens, 0) + BLOCK)
-    made = block_mask(stream, window=window)
-    length = stream.num_tokens
-    torchs = create_block_mask(mask_mod(stream, window=window), None, None, length, length, device="cpu")
+    batch = batch_of(seed, trees=12, prompt=200, long=(600, 130))
+    batch = batch.padded_to(padded_length(batch.num_tokens, 0) + BLOCK)
+    made = block_mask(batch, window=window)
+    length = batch.num_tokens
+    torchs = create_block_mask(mask_mod(batch, window=window), None, None, length, length, device="cpu")
     assert made.shape == (1, 1, length, length)
     assert torch.equal(made.to_dense(), torchs.to_dense())
     for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
@@ -109,17 +109,17 @@ def test_blocks_hold_what_is_visible(seed: int, window: int | None) -> None:
         assert int(made.full_kv_num_blocks.sum()) > 0  # else whole blocks were never tried
 
 
-@pytest.mark.parametrize("stream", [stream_of(3), stand_in(3)], ids=["stream", "stand-in"])
-def test_padding_sees_itself_alone_and_nobody_sees_it(stream: GroupedStream) -> None:
-    length = stream.num_tokens
-    padded = stream.padded_to(length + 70)
+@pytest.mark.parametrize("batch", [batch_of(3), dummy_batch(3)], ids=["packed batch", "dummy batch"])
+def test_padding_sees_itself_alone_and_nobody_sees_it(batch: PackedBatch) -> None:
+    length = batch.num_tokens
+    padded = batch.padded_to(length + 70)
     mask = visible(padded)
-    assert torch.equal(mask[:length, :length], visible(stream))
+    assert torch.equal(mask[:length, :length], visible(batch))
     assert not mask[:length, length:].any() and torch.equal(mask[length:, length:], torch.eye(70, dtype=torch.bool))
     assert not mask[length:, :length].any()
-    assert torch.equal(padded.rows, stream.rows) and stream.padded_to(length) is stream
+    assert torch.equal(padded.rows, batch.rows) and batch.padded_to(length) is batch
     with pytest.raises(AssertionError, match="does not fit"):
-        stream.padded_to(length - 1)
+        batch.padded_to(length - 1)
 
 
 @pytest.mark.parametrize("name", sorted(configs()))
@@ -130,15 +130,15 @@ def test_flex_scores_as_the_dense_mask_does(name: str, tmp_path: Path) -> None:
         torch.manual_seed(3)
         transformers.AutoModelForCausalLM.from_config(configs()[name]).save_pretrained(tmp_path)
     scores = {}
-    loss: Callable[..., Any] = lambda logps, stream: (logps.sum(), logps.new_zeros(()), {})
+    loss: Callable[..., Any] = lambda logps, batch: (logps.sum(), logps.new_zeros(()), {})
     for way in ("dense", FLEX):
         model: Any = load_language_model(tmp_path, dtype=torch.float32, attention="sdpa")
         if way == FLEX:
             model.set_attn_implementation(FLEX)
-        scorer = Scorer(model, loss, (), tokens_per_pack=400)
+        scorer = Scorer(model, loss, (), max_tokens=400)
         with torch.no_grad():
-            scores[way] = torch.cat([scorer(stream)[2] for stream in (stream_of(0), stream_of(1, trees=1, prompt=9))])
-        assert scorer.num_rows(stream_of(0)) == (512 if way == FLEX else stream_of(0).num_tokens)
+            scores[way] = torch.cat([scorer(batch)[2] for batch in (batch_of(0), batch_of(1, trees=1, prompt=9))])
+        assert scorer.num_rows(batch_of(0)) == (512 if way == FLEX else batch_of(0).num_tokens)
     assert float(scores["dense"].std()) > 0.1  # else a wrong mask could not be told from a right one
     assert float((scores["dense"] - scores[FLEX]).abs().max()) <= 1e-4
 
@@ -146,37 +146,37 @@ def test_flex_scores_as_the_dense_mask_does(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile's own imports
 def test_one_compilation_serves_every_stream(tmp_path: Path) -> None:
-    """The kernel itself, compiled for the CPU (30 s): other streams, and going between training and evaluation, add no graph."""
+    """The kernel itself, compiled for the CPU (30 s): other batches, and going between training and evaluation, add no graph."""
     transformers.AutoModelForCausalLM.from_config(configs()["gemma2"]).save_pretrained(tmp_path)
     models: list[Any] = [load_language_model(tmp_path, dtype=torch.float32, attention="sdpa") for _ in range(2)]
     models[1].set_attn_implementation(FLEX)
-    dense, flex = (Scorer(model, lambda a, b: (a.sum(), a.new_zeros(()), {}), (), tokens_per_pack=400) for model in models)
+    dense, flex = (Scorer(model, lambda a, b: (a.sum(), a.new_zeros(()), {}), (), max_tokens=400) for model in models)
     counts = []
     for seed in range(4):
         flex.train(seed % 2 == 1)
         with torch.no_grad():
-            assert float((flex(stream_of(seed))[2] - dense(stream_of(seed))[2]).abs().max()) <= 1e-4
+            assert float((flex(batch_of(seed))[2] - dense(batch_of(seed))[2]).abs().max()) <= 1e-4
         counts.append(num_compilations())
     assert counts[0] > 0 and counts == [counts[0]] * 4
 
 
 def test_a_wrong_mask_would_be_seen(tmp_path: Path) -> None:
-    """Forgetting that branches of a fork do not see each other moves the scores by far more than the tolerance above."""
+    """Forgetting that completions of a completion point do not see each other moves the scores by far more than the tolerance above."""
     transformers.AutoModelForCausalLM.from_config(configs()["llama"]).save_pretrained(tmp_path)
     scorer = Scorer(
         load_language_model(tmp_path, dtype=torch.float32, attention="sdpa"), lambda a, b: (a.sum(), a.new_zeros(()), {}), ()
     )
-    stream = stream_of(0)
-    merged = stream.branch_ids.clamp(max=0)  # all branches are one
+    batch = batch_of(0)
+    merged = batch.completion_ids.clamp(max=0)  # all completions are one
     with torch.no_grad():
-        assert float((scorer(stream)[2] - scorer(replace(stream, branch_ids=merged))[2]).abs().max()) > 1e-2
+        assert float((scorer(batch)[2] - scorer(replace(batch, completion_ids=merged))[2]).abs().max()) > 1e-2
 
 
 def test_no_mask_is_made_under_inference_mode() -> None:
-    stream = stream_of(0)
-    stream = stream.padded_to(padded_length(stream.num_tokens, 0))
+    batch = batch_of(0)
+    batch = batch.padded_to(padded_length(batch.num_tokens, 0))
     with torch.inference_mode(), pytest.raises(AssertionError, match="inference_mode"):
-        block_mask(stream)
+        block_mask(batch)
 
 
 def test_one_length_serves_every_pack() -> None:
@@ -188,12 +188,12 @@ def test_the_choice() -> None:
     llama, gemma, gpt2 = configs()["llama"], configs()["gemma2"], transformers.GPT2Config(n_embd=64, n_head=4)
     narrow = transformers.LlamaConfig(**{**SHAPE, "hidden_size": 32})
     found = [choose_attention("auto", config, device="cuda:0") for config in (llama, gemma, gpt2, narrow)]
-    assert found == [FLEX, FLEX, TRUNKWISE, TRUNKWISE]
-    assert [choose_attention("auto", config, device="cpu") for config in (llama, gemma)] == [TRUNKWISE, "eager"]
-    assert [choose_attention("trunkwise", config, device="cuda:0") for config in (llama, gpt2)] == [TRUNKWISE] * 2
+    assert found == [FLEX, FLEX, PER_PROMPT, PER_PROMPT]
+    assert [choose_attention("auto", config, device="cpu") for config in (llama, gemma)] == [PER_PROMPT, "eager"]
+    assert [choose_attention("per_prompt", config, device="cuda:0") for config in (llama, gpt2)] == [PER_PROMPT] * 2
     assert [choose_attention("sdpa", config, device="cuda:0") for config in (llama, gemma)] == ["sdpa", "eager"]
-    with pytest.raises(UserError, match=r"model.attention=trunkwise .*soft-capped.*set model.attention=auto or sdpa"):
-        choose_attention("trunkwise", gemma, device="cpu")
+    with pytest.raises(UserError, match=r"model.attention=per_prompt .*soft-capped.*set model.attention=auto or sdpa"):
+        choose_attention("per_prompt", gemma, device="cpu")
     for config, device, words in (
         (llama, "cpu", "needs a CUDA device"),
         (gpt2, "cuda:0", "GPT2LMHeadModel"),

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_trunks import Tree, random_tree
+from random_prompts import Tree, random_tree
 from torch import Tensor
 
+from rec_dist.errors import UserError
 from rec_dist.models.attention import visible
 from rec_dist.models.language import load_language_model
-from rec_dist.models.scorer import Scorer, check_forks
-from rec_dist.models.trunkwise import TRUNKWISE, trunk_masks
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.grouped import GroupedStream, pack_trunks
+from rec_dist.models.per_prompt import PER_PROMPT, prompt_masks
+from rec_dist.models.scorer import Scorer, check_branching
+from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 
 VOCAB = 61
 WINDOW = 5  # shorter than the prompts
@@ -87,16 +87,16 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return folder
 
 
-def weighted_loss(logps: Tensor, stream: GroupedStream) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def weighted_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Every completion has its own weight, by its targets, so that no two can be exchanged unseen."""
-    offsets = stream.completion_offsets.tolist()
-    weights = torch.stack([torch.sin(stream.targets[a:b].sum().float()) for a, b in pairwise(offsets)])
+    offsets = batch.completion_offsets.tolist()
+    weights = torch.stack([torch.sin(batch.targets[a:b].sum().float()) for a, b in pairwise(offsets)])
     return (weights * logps).sum(), logps.new_zeros(()), {}
 
 
 @pytest.fixture(params=["sdpa", "auto"])
 def scorer_of(request: pytest.FixtureRequest) -> MakeScorer:
-    """Under the dense mask, and as `auto` has it on a CPU: trunk by trunk, but for soft-capped scores."""
+    """Under the dense mask, and as `auto` has it on a CPU: prompt by prompt, but for soft-capped scores."""
 
     def make(folder: Path) -> Scorer:
         model = load_language_model(folder, dtype=torch.float32, attention=request.param)
@@ -126,15 +126,15 @@ def forest(seed: int = 0) -> list[Tree]:
     return [random_tree(rng, vocab_size=VOCAB, prompt=prompt, groups=groups) for prompt, groups in shapes]
 
 
-def pack(trees: list[Tree]) -> GroupedStream:
-    return pack_trunks([tree.trunk() for tree in trees])
+def micro_batch(trees: list[Tree]) -> PackedBatch:
+    return pack_prompts([tree.grouped_prompt() for tree in trees])
 
 
 def logps_of(scorer: Scorer, trees: list[Tree]) -> list[Tensor]:
-    """Log-probs of one pack, a tensor a tree."""
+    """Log-probs of one micro-batch, a tensor a tree."""
     sizes = [len(tree.written_out()) for tree in trees]
     with torch.no_grad():
-        return list(scorer(pack(trees))[2].split(sizes))
+        return list(scorer(micro_batch(trees))[2].split(sizes))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -144,7 +144,7 @@ def test_a_packed_stream_has_the_log_probs_of_plain_transformers(
     trees = forest()
     with torch.no_grad():
         expected = replicated_logps(oracle_of(folder_of(name)), trees)
-        found = scorer_of(folder_of(name))(pack(trees))[2]
+        found = scorer_of(folder_of(name))(micro_batch(trees))[2]
     assert found.dtype == torch.float32
     assert (found - expected).abs().max() <= 1e-4
 
@@ -155,16 +155,16 @@ def test_the_window_is_felt(name: str, folder_of: Callable[[str], Path], scorer_
     trees = forest()
     with torch.no_grad():
         wide = replicated_logps(oracle_of(folder_of(name), sliding_window=64), trees)
-        found = scorer_of(folder_of(name))(pack(trees))[2]
+        found = scorer_of(folder_of(name))(micro_batch(trees))[2]
     assert (found - wide).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "gpt2-tied", "gpt2-untied", "gemma2", "mistral-sliding"])
 def test_gradients_equal_plain_transformers(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
     trees, oracle, scorer = forest(1), oracle_of(folder_of(name)), scorer_of(folder_of(name))
-    stream = pack(trees)
-    weighted_loss(replicated_logps(oracle, trees), stream)[0].backward()
-    scorer(stream)[0].backward()
+    batch = micro_batch(trees)
+    weighted_loss(replicated_logps(oracle, trees), batch)[0].backward()
+    scorer(batch)[0].backward()
     expected = {key: parameter.grad for key, parameter in oracle.named_parameters()}
     found = {key.removeprefix("model."): parameter.grad for key, parameter in scorer.named_parameters()}
     assert set(found) == set(expected)
@@ -189,44 +189,44 @@ def test_packing_order_and_batch_mates_change_nothing(name: str, folder_of: Call
 def test_check_forks_passes_the_models_we_support(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
     scorer = scorer_of(folder_of(name))
     with torch.no_grad():
-        check_forks(lambda stream: scorer(stream)[2], vocab_size=VOCAB, dtype=torch.float32)
+        check_branching(lambda batch: scorer(batch)[2], vocab_size=VOCAB, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_check_forks_refuses_attention_that_drops_the_mask(
     name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
 ) -> None:
-    """transformers' own causal mask over the stream: every row sees the trunks and branches before it."""
+    """transformers' own causal mask over the batch: every row sees the prompts and completions before it."""
     scorer = scorer_of(folder_of(name))
     base = scorer._base[0]
 
-    def score(stream: GroupedStream) -> Tensor:
-        output = base.base_model(input_ids=stream.input_ids[None], position_ids=stream.positions[None], use_cache=False)
-        return base.get_output_embeddings()(output.last_hidden_state[0], stream)
+    def score(batch: PackedBatch) -> Tensor:
+        output = base.base_model(input_ids=batch.input_ids[None], position_ids=batch.positions[None], use_cache=False)
+        return base.get_output_embeddings()(output.last_hidden_state[0], batch)
 
     with torch.no_grad(), pytest.raises(UserError, match=r"model\.path.*share a prompt"):
-        check_forks(score, vocab_size=VOCAB, dtype=torch.float32)
+        check_branching(score, vocab_size=VOCAB, dtype=torch.float32)
 
 
 def test_check_forks_refuses_branches_that_see_each_other() -> None:
-    """A bag-of-tokens model over a mask without the rule for branches, the subtlest way to be wrong; and NaN."""
+    """A bag-of-tokens model over a mask without the rule for completions, the subtlest way to be wrong; and NaN."""
     table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
 
-    def score(stream: GroupedStream, sees_siblings: bool) -> Tensor:
-        mask = visible(stream)
+    def score(batch: PackedBatch, sees_siblings: bool) -> Tensor:
+        mask = visible(batch)
         if sees_siblings:
-            same = stream.trunk_ids[:, None] == stream.trunk_ids[None, :]
-            mask = same & (torch.arange(stream.num_tokens)[:, None] >= torch.arange(stream.num_tokens)[None, :])
-        hidden = (mask.float() @ table[stream.input_ids]) / mask.sum(1, keepdim=True)
-        scored = torch.log_softmax(hidden[stream.rows], -1)[torch.arange(len(stream.rows)), stream.targets]
-        offsets = stream.completion_offsets.tolist()
+            same = batch.prompt_ids[:, None] == batch.prompt_ids[None, :]
+            mask = same & (torch.arange(batch.num_tokens)[:, None] >= torch.arange(batch.num_tokens)[None, :])
+        hidden = (mask.float() @ table[batch.input_ids]) / mask.sum(1, keepdim=True)
+        scored = torch.log_softmax(hidden[batch.rows], -1)[torch.arange(len(batch.rows)), batch.targets]
+        offsets = batch.completion_offsets.tolist()
         return torch.stack([scored[a:b].sum() for a, b in pairwise(offsets)])
 
-    check_forks(lambda stream: score(stream, False), vocab_size=VOCAB, dtype=torch.float32)
+    check_branching(lambda batch: score(batch, False), vocab_size=VOCAB, dtype=torch.float32)
     with pytest.raises(UserError, match="keep to the mask"):
-        check_forks(lambda stream: score(stream, True), vocab_size=VOCAB, dtype=torch.float32)
+        check_branching(lambda batch: score(batch, True), vocab_size=VOCAB, dtype=torch.float32)
     with pytest.raises(UserError, match="not finite"):
-        check_forks(lambda stream: score(stream, False) * float("nan"), vocab_size=VOCAB, dtype=torch.float32)
+        check_branching(lambda batch: score(batch, False) * float("nan"), vocab_size=VOCAB, dtype=torch.float32)
 
 
 REFUSED = {  # a state, no mask taken, distances in rows, logits scaled
@@ -262,22 +262,22 @@ def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama-tied", "mistral-sliding", "gpt2-tied", "gemma3"])
 def test_trunk_by_trunk_is_the_dense_mask(name: str, folder_of: Callable[[str], Path]) -> None:
-    """Trunks that share a call and some that do not, many branches and no branches, padded rows: log-probs and every gradient."""
+    """EvalPrompts that share a call and some that do not, many completions and no completions, padded rows: log-probs and every gradient."""
     rng = np.random.default_rng(5)
     sizes = [(30, 6), (2, 1), (25, 2), (29, 1), (30, 2)]
     trees = [random_tree(rng, vocab_size=VOCAB, prompt=prompt, groups=groups) for prompt, groups in sizes]
-    plain = pack(trees)
-    stream = plain.padded_to(plain.num_tokens + 3)
+    plain = micro_batch(trees)
+    batch = plain.padded_to(plain.num_tokens + 3)
     scorers = {}
-    for way in ("sdpa", "trunkwise"):
+    for way in ("sdpa", "per_prompt"):
         model: Any = load_language_model(folder_of(name), dtype=torch.float32, attention=way)
-        assert model.config._attn_implementation == {"sdpa": "sdpa", "trunkwise": TRUNKWISE}[way]
+        assert model.config._attn_implementation == {"sdpa": "sdpa", "per_prompt": PER_PROMPT}[way]
         scorers[way] = Scorer(model, weighted_loss, ())
-    masks = trunk_masks(stream, model.config, torch.float32)
+    masks = prompt_masks(batch, model.config, torch.float32)
     calls = [call for mask in (masks.values() if isinstance(masks, dict) else [masks]) for call in mask.calls]
     assert sorted(map(len, calls))[-1] == 3, "30, 29 and 30 tokens are about the same length"
-    loss = {way: scorer(stream)[0] for way, scorer in scorers.items()}
-    assert float((loss["sdpa"] - loss["trunkwise"]).detach().abs()) <= 1e-4 * (1 + float(loss["sdpa"].detach().abs()))
+    loss = {way: scorer(batch)[0] for way, scorer in scorers.items()}
+    assert float((loss["sdpa"] - loss["per_prompt"]).detach().abs()) <= 1e-4 * (1 + float(loss["sdpa"].detach().abs()))
     for value in loss.values():
         value.backward()
     gradients = [{key: parameter.grad for key, parameter in scorer.named_parameters()} for scorer in scorers.values()]
@@ -287,12 +287,12 @@ def test_trunk_by_trunk_is_the_dense_mask(name: str, folder_of: Callable[[str], 
 
 
 def test_recomputed_activations_meet_their_own_masks(folder_of: Callable[[str], Path]) -> None:
-    """Two packs forward before either goes backward: a mask kept outside the call would be the wrong one when layers run again."""
+    """Two micro-batches forward before either goes backward: a mask kept outside the call would be the wrong one when layers run again."""
     gradients = []
     for again in (False, True):
         model = load_language_model(folder_of("llama-tied"), dtype=torch.float32, activation_checkpointing=again)
         scorer = Scorer(model, weighted_loss, ()).train()
-        losses = [scorer(pack(forest(seed)))[0] for seed in (1, 2)]
+        losses = [scorer(micro_batch(forest(seed)))[0] for seed in (1, 2)]
         sum(losses[1:], losses[0]).backward()
         gradients.append([parameter.grad for parameter in scorer.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -300,9 +300,9 @@ def test_recomputed_activations_meet_their_own_masks(folder_of: Callable[[str], 
 
 
 def test_a_model_that_generates_keeps_its_own_mask(folder_of: Callable[[str], Path]) -> None:
-    """Called without a stream, as generation does, the attention is plain causal SDPA."""
+    """Called without a batch, as generation does, the attention is plain causal SDPA."""
     outputs = []
-    for way in ("sdpa", "trunkwise"):
+    for way in ("sdpa", "per_prompt"):
         model: Any = load_language_model(folder_of("llama-tied"), dtype=torch.float32, attention=way)
         prompt = torch.tensor([[3, 5, 7, 9], [0, 0, 4, 8]])
         mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])

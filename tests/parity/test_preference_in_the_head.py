@@ -6,29 +6,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from random_trunks import random_tree
+from random_prompts import random_tree
 from torch import Tensor
 
+from rec_dist.methods.language_model.objective import Objective
+from rec_dist.methods.preference import dmpo, sdpo
 from rec_dist.models.language import load_language_model
 from rec_dist.models.scorer import Scorer
-from rec_dist.stream.grouped import GroupedStream, pack_trunks, stand_in
-from rec_dist.tasks.dmpo import dmpo
-from rec_dist.tasks.method import Method
-from rec_dist.tasks.sdpo import sdpo
+from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
 
 METHODS = {"sdpo": sdpo(beta=0.3, num_negatives=3), "dmpo": dmpo(beta=0.3, num_negatives=3)}
 
 
-def stream() -> GroupedStream:
+def batch() -> PackedBatch:
     rng = np.random.default_rng(0)
-    packed = pack_trunks([random_tree(rng, vocab_size=320, prompt=11, groups=3).trunk() for _ in range(2)])
+    packed = pack_prompts([random_tree(rng, vocab_size=320, prompt=11, groups=3).grouped_prompt() for _ in range(2)])
     return packed.with_reference(torch.from_numpy(rng.normal(-20, 5, size=len(packed.reference_logps))))
 
 
-def scored(folder: Path, method: Method, pack: GroupedStream, *, inside: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+def scored(folder: Path, method: Objective, micro_batch: PackedBatch, *, inside: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
     model = load_language_model(folder, dtype=torch.float32)
     scorer = Scorer(model, method.loss, method.metric_names, method.preference if inside else None).train()
-    loss_sum, sums, logps = scorer(pack)
+    loss_sum, sums, logps = scorer(micro_batch)
     (loss_sum / 3).backward()
     gradients = {name: parameter.grad for name, parameter in scorer.named_parameters() if parameter.grad is not None}
     return [loss_sum.detach(), sums, logps.detach()], gradients
@@ -37,11 +36,11 @@ def scored(folder: Path, method: Method, pack: GroupedStream, *, inside: bool) -
 @pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("weighted", [False, True])
 def test_inside_or_after_the_head_is_the_same(tiny_model_dir: Path, name: str, weighted: bool) -> None:
-    pack = stream()
+    micro_batch = batch()
     if weighted:
-        pack = replace(pack, weights=torch.linspace(0, 1.5, len(pack.weights)))
-    after, after_gradients = scored(tiny_model_dir, METHODS[name], pack, inside=False)
-    inside, inside_gradients = scored(tiny_model_dir, METHODS[name], pack, inside=True)
+        micro_batch = replace(micro_batch, weights=torch.linspace(0, 1.5, len(micro_batch.weights)))
+    after, after_gradients = scored(tiny_model_dir, METHODS[name], micro_batch, inside=False)
+    inside, inside_gradients = scored(tiny_model_dir, METHODS[name], micro_batch, inside=True)
     for ours, expected in zip(inside, after, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
     assert inside_gradients.keys() == after_gradients.keys()
@@ -52,7 +51,7 @@ def test_inside_or_after_the_head_is_the_same(tiny_model_dir: Path, name: str, w
 
 
 def test_a_stand_in_adds_nothing_and_has_a_graph(tiny_model_dir: Path) -> None:
-    (loss, sums, _), gradients = scored(tiny_model_dir, METHODS["sdpo"], stand_in(3), inside=True)
+    (loss, sums, _), gradients = scored(tiny_model_dir, METHODS["sdpo"], dummy_batch(3), inside=True)
     assert float(loss) == 0
     assert sums.abs().sum() == 0
     assert gradients

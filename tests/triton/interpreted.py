@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 from acceptance import compare, plain_logps, plain_preference, results
-from random_trunks import random_tree
+from random_prompts import random_tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import language as tl
 from triton.runtime import interpreter
 
+from rec_dist.commands.train import find_initial_weights
 from rec_dist.config.schema import RunConfig
+from rec_dist.methods.build import build_task
 from rec_dist.models import head
-from rec_dist.pipeline.train import find_start
+from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.runtime.world import World
-from rec_dist.stream.grouped import GroupedStream, pack_trunks
-from rec_dist.tasks.build import build_task
 from rec_dist.train.loader import step_work
 from rec_dist_kernels import completion_logps, preference_head, preference_loss, triton_logits, triton_preference
 from rec_dist_kernels.triton_completion_logps import completion_logps_triton
@@ -55,11 +55,11 @@ def test_the_interpreter_still_cuts_off():
     assert _convert_to_nearest(values, tl.float32, tl.bfloat16, None).tolist() == [0x3F81]
 
 
-def stream_of(vocabulary, seed=0, trunks=2):
-    """Trunks with two forks each: rows are shared within a group, and between groups. About 30 scored tokens."""
+def batch_of(vocabulary, seed=0, prompts=2):
+    """EvalPrompts with two forks each: rows are shared within a group, and between groups. About 30 scored tokens."""
     rng = np.random.default_rng(seed)
-    trees = [random_tree(rng, vocab_size=vocabulary, prompt=5, groups=2, max_negatives=2) for _ in range(trunks)]
-    stream = pack_trunks([tree.trunk() for tree in trees])
+    trees = [random_tree(rng, vocab_size=vocabulary, prompt=5, groups=2, max_negatives=2) for _ in range(prompts)]
+    stream = pack_prompts([tree.grouped_prompt() for tree in trees])
     stream.targets[0], stream.targets[-1] = 0, vocabulary - 1
     return stream.with_reference(torch.from_numpy(rng.normal(-15, 4, size=len(stream.reference_logps))))
 
@@ -102,7 +102,7 @@ def head_ops(stream, kind="sdpo", softcap=None, beta=0.2, weights=None):
 
 
 def test_streams_share_rows_within_and_between_groups():
-    stream = stream_of(100)
+    stream = batch_of(100)
     tokens = stream.completion_offsets[stream.group_offsets]
     parts = [set(stream.rows[a:b].tolist()) for a, b in pairwise(tokens.tolist())]
     assert sum(len(part) for part in parts) < len(stream.rows)
@@ -113,7 +113,7 @@ def test_streams_share_rows_within_and_between_groups():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("bias", "softcap", "vocabulary"), [(False, None, 17), (True, 2.5, 128), (True, None, 2100)])
 def test_completion_logps(dtype, bias, softcap, vocabulary):
-    stream = stream_of(vocabulary)
+    stream = batch_of(vocabulary)
     assert compare(*logps_ops(stream, softcap), leaves_of(stream, vocabulary, dtype, bias=bias)) == []
 
 
@@ -121,7 +121,7 @@ def test_completion_logps(dtype, bias, softcap, vocabulary):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("bias", "softcap", "vocabulary"), [(False, None, 130), (True, 2.5, 70)])
 def test_preference_head(dtype, kind, bias, softcap, vocabulary):
-    stream = stream_of(vocabulary, seed=1)
+    stream = batch_of(vocabulary, seed=1)
     leaves = leaves_of(stream, vocabulary, dtype, seed=1, bias=bias)
     assert compare(*head_ops(stream, kind, softcap), leaves) == []
 
@@ -132,14 +132,14 @@ def test_completion_logps_in_any_chunking_and_block(chunk_rows, monkeypatch):
         monkeypatch.setattr(triton_logits, name, 64)
     for name in ("TOKENS_BLOCK", "COMPLETION_BLOCK"):
         monkeypatch.setattr(triton_logits, name, 2)
-    stream = stream_of(150)
+    stream = batch_of(150)
     assert compare(*logps_ops(stream, 3.0, chunk_rows), leaves_of(stream, 150, torch.float32)) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_preference_head_in_any_chunking(kind, monkeypatch):
     monkeypatch.setattr(triton_preference, "GROUP_BLOCK", 2)
-    stream = stream_of(150, seed=2)
+    stream = batch_of(150, seed=2)
     truth, plain, _ = head_ops(stream, kind)
     scored = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps, stream.group_offsets)
     for chunk_rows in (1, 12, 10_000):  # one group a chunk, the larger ones beyond the budget, to all groups in one
@@ -165,7 +165,7 @@ class Record(TorchDispatchMode):
 
 @pytest.mark.parametrize("trainable", [False, True])
 def test_head_costs_two_products_a_chunk_or_three_and_none_back(trainable):
-    vocabulary, stream = 900, stream_of(900)
+    vocabulary, stream = 900, batch_of(900)
     leaves = leaves_of(stream, vocabulary, torch.float32, trainable=trainable, bias=False)
     scored = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps, stream.group_offsets)
     with Record() as forward:
@@ -183,7 +183,7 @@ def test_head_costs_two_products_a_chunk_or_three_and_none_back(trainable):
 
 
 def test_nothing_is_made_for_a_backward_pass_that_cannot_come():
-    stream = stream_of(60)
+    stream = batch_of(60)
     leaves = leaves_of(stream, 60, torch.float32)
     _, _, fused = head_ops(stream)
     expected = fused(*leaves)
@@ -196,7 +196,7 @@ def test_nothing_is_made_for_a_backward_pass_that_cannot_come():
 
 
 def test_autocast_does_not_reach_inside():
-    stream = stream_of(60)
+    stream = batch_of(60)
     leaves = leaves_of(stream, 60, torch.float32)
     for op in (logps_ops(stream)[2], head_ops(stream)[2]):
         plain = op(*leaves)[0].detach()
@@ -205,7 +205,7 @@ def test_autocast_does_not_reach_inside():
 
 
 def test_group_weights_and_int32_offsets():
-    stream = stream_of(60)
+    stream = batch_of(60)
     weights = torch.linspace(0, 2, len(stream.group_offsets) - 1)  # the first is 0
     assert compare(*head_ops(stream, weights=weights), leaves_of(stream, 60, torch.float32)) == []
     leaves = leaves_of(stream, 60, torch.float32)
@@ -229,7 +229,7 @@ def test_group_weights_and_int32_offsets():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_arrays_may_be_views_with_gaps(dtype):
     """The kernels step through memory one number at a time, so that a view has to be copied first."""
-    stream = stream_of(60)
+    stream = batch_of(60)
     leaves = leaves_of(stream, 60, torch.float32)
     apart = lambda array: torch.stack([array, torch.full_like(array, 7)], dim=1).flatten()[::2]
     arrays = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps.float(), stream.group_offsets)
@@ -288,7 +288,7 @@ def extreme(groups, lengths, vocabulary, values):
     offsets = torch.tensor([0, *np.cumsum(sizes)])
     tokens = int(offsets[-1])
     integers = lambda top, size: torch.from_numpy(rng.integers(0, top, size=size))
-    stream = GroupedStream(
+    stream = PackedBatch(
         *(torch.zeros(max(tokens, 1), dtype=torch.int64),) * 5,
         integers(max(tokens, 1), tokens), integers(vocabulary, tokens), offsets,
         torch.tensor([0, *np.cumsum(groups)]).long(), torch.zeros(len(groups)), torch.ones(len(groups)),
@@ -331,7 +331,7 @@ def test_255_negatives(dtype, kind):
 def test_forbidden_words_have_probability_zero(scale, monkeypatch):
     """A bias of -inf, also over whole blocks of the vocabulary."""
     monkeypatch.setattr(triton_logits, "LSE_BLOCK", 64)
-    stream = stream_of(200)
+    stream = batch_of(200)
     hidden, weight, bias = leaves_of(stream, 200, torch.float32, scale=scale**0.5)
     bias = torch.zeros(200)
     bias[:130] = -torch.inf
@@ -362,7 +362,7 @@ def test_small_losses_keep_their_relative_precision():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_rule_rejects_what_is_wrong(dtype):
     """A coefficient off by 2 %, a sum that misses one token, a NaN: else the tests above would prove nothing."""
-    stream = stream_of(130, seed=1)
+    stream = batch_of(130, seed=1)
     leaves = leaves_of(stream, 130, dtype, seed=1)
     truth, plain, fused = head_ops(stream, "sdpo")
     assert compare(truth, plain, fused, leaves) == []
@@ -370,14 +370,14 @@ def test_the_rule_rejects_what_is_wrong(dtype):
     assert len(compare(truth, plain, wrong_beta, leaves)) >= 2
     other = stream.targets.clone()
     other[3] += 1
-    wrong_target = head_ops(GroupedStream(**{**vars(stream), "targets": other}))[2]
+    wrong_target = head_ops(PackedBatch(**{**vars(stream), "targets": other}))[2]
     assert len(compare(truth, plain, wrong_target, leaves)) >= 4
     assert compare(truth, plain, lambda *x: [value * torch.nan for value in fused(*x)], leaves)
 
 
 def test_a_kernel_with_a_wrong_coefficient_is_rejected(monkeypatch):
     """The same through the kernel itself: it gets the slopes of the other pooling."""
-    kernel, stream = triton_preference.preference_kernel, stream_of(130, seed=1)
+    kernel, stream = triton_preference.preference_kernel, batch_of(130, seed=1)
 
     class Swapped:
         def __getitem__(self, grid):
@@ -398,7 +398,7 @@ def test_thirty_steps_take_the_same_course():
         parameters = [*embedding.parameters(), *hidden.parameters(), *head.parameters()]
         optimizer, losses = torch.optim.AdamW(parameters, lr=1e-2), []
         for step in range(30):
-            stream = stream_of(90, seed=step % 3, trunks=1)
+            stream = batch_of(90, seed=step % 3, prompts=1)
             states = torch.tanh(hidden(embedding(stream.input_ids) + 0.1 * stream.positions[:, None]))
             arrays = (
                 stream.rows,
@@ -421,10 +421,10 @@ def test_thirty_steps_take_the_same_course():
 
 def test_thirty_steps_of_the_real_task_do_so_too(tiny_config, tmp_path, monkeypatch):
     """S-DPO on the tiny data and Llama, all weights, tied head, 20 to 40 s: fused and reference losses agree step by step."""
-    changes = ("task.kind=sdpo", "adapter.kind=none", "train.groups_per_step=4", "train.max_steps=30", "train.epochs=9")
+    changes = ("task.kind=sdpo", "adapter.kind=none", "train.global_batch_size=4", "train.max_steps=30", "train.epochs=9")
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", *changes))
-    task = build_task(config, find_start(config), "cpu")
-    plans = [step_work(task, step, tokens_per_pack=512, world=World()) for step in range(30)]
+    task = build_task(config, find_initial_weights(config), "cpu")
+    plans = [step_work(task, step, max_tokens=512, world=World()) for step in range(30)]
 
     def train(impl):
         monkeypatch.setattr(head, "preference_head", partial(preference_head, impl=impl))

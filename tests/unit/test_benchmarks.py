@@ -14,7 +14,7 @@ import torch
 from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, gpu_targets, loader, peers, prepare, results, resume
 from benchmarks.peer_methods import END, TIMELINE, TINY, Shape, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
-from rec_dist.models.trunkwise import TRUNKWISE
+from rec_dist.models.per_prompt import PER_PROMPT
 
 
 def row(prompt: int, negatives: int, method: str, speed: float, peak: int = 100) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_targets_are_judged_by_what_was_measured() -> None:
     assert found["d / c-best, P=512 K=1"].verdict == "not met"
     assert found["d / c-default, P=512 K=1"].verdict == "not measured"
     assert found["d: seconds a group, K=15 over K=3, P=512"].value == pytest.approx(0.94 * rho(512, 8, 3) / 3.0)
-    assert found["e / d, 10 targets a trunk, P=512 K=3"].verdict == "met"
+    assert found["e / d, 10 targets a prompt, P=512 K=3"].verdict == "met"
     assert found["d: peak memory, K=15 over K=1, P=512"].row() == {
         "target": "d: peak memory, K=15 over K=1, P=512",
         "limit": "<= 1.3",
@@ -105,8 +105,8 @@ def test_a_timeline_does_the_work_of_its_targets_alone() -> None:
     targets = timeline(point, TINY.vocab)
     assert len(targets) == TIMELINE
     runner = build("e", build_model(TINY), point, TINY.vocab)
-    trunk = 20 + 9 * 5
-    assert runner.num_tokens == trunk + (TIMELINE * 3 + 1) * 4  # of the chosen ones the last alone needs rows
+    prompt = 20 + 9 * 5
+    assert runner.num_tokens == prompt + (TIMELINE * 3 + 1) * 4  # of the chosen ones the last alone needs rows
     assert runner.groups == TIMELINE
 
 
@@ -157,7 +157,7 @@ def test_the_gpu_suite_runs_its_part_without_a_gpu(monkeypatch: pytest.MonkeyPat
         assert own[name] == "measured"
     attention = next(row for row in rows if row["section"] == "attention" and row["device"] == "cpu")
     assert attention["status"] == "measured", attention
-    assert attention["method"] == f"{TRUNKWISE} against sdpa"
+    assert attention["method"] == f"{PER_PROMPT} against sdpa"
     assert 0 < attention["gradients apart"] < 1e-4
     assert attention["logps apart"] < 1e-4
     assert {row["status"] for row in rows if row["device"] == "cuda"} == {"not measured"}
@@ -179,7 +179,7 @@ def test_the_gpu_suite_guards_rows_and_keeps_to_its_time() -> None:
 def test_flops_of_a_step_follow_the_tokens() -> None:
     setting, point = gpu_peers.settings("cuda")[0], Point(512, 8, 15, 1)
     per_group = {
-        m: gpu_peers.step_flops(m, setting, point) / gpu_peers.groups_of(m, point, setting.pack) for m in ("a", "b", "d")
+        m: gpu_peers.step_flops(m, setting, point) / gpu_peers.groups_of(m, point, setting.micro_batch) for m in ("a", "b", "d")
     }
     assert per_group["b"] / per_group["d"] == pytest.approx(rho(512, 8, 15), rel=0.1)
     assert per_group["a"] / per_group["b"] == pytest.approx(1.5, rel=0.15)  # the reference forward, and the head on every row
@@ -241,7 +241,7 @@ def test_goodput_counts_repeated_steps_and_lost_time() -> None:
 def test_the_resume_benchmark_measures_the_position_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "POSITIONS", (1, 50_000))
     result = resume.run(repeats=1, sizes={"users": 300, "items": 120, "choices": 9000})
-    assert [(row["group"], row["epoch"]) for row in result["rows"][:2]] == [(1, 0), (50_000, 49_999 // result["units"])]
+    assert [(row["group"], row["epoch"]) for row in result["rows"][:2]] == [(1, 0), (50_000, 49_999 // result["examples"])]
     assert "seconds at group 50,000 over group 1, whole epoch" in resume.report({**results.facts("python -m x"), **result})
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from rec_dist.commands.train import bind_inputs
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.train import bind_inputs
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
+from rec_dist.methods.build import InitialWeights
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.tasks.build import Start
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def test_a_changed_model_or_adapter_is_refused(tmp_path: Path, tiny_model_dir: P
     shutil.copytree(tiny_model_dir, model)
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(b"first")
-    bind_inputs(run, config, Start(model, adapter))
-    bind_inputs(run, config, Start(model, adapter))  # unchanged: goes on
+    bind_inputs(run, config, InitialWeights(model, adapter))
+    bind_inputs(run, config, InitialWeights(model, adapter))  # unchanged: goes on
     (adapter / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match=r"train\.run_dir.*other data, model or train\.init_from"):
-        bind_inputs(run, config, Start(model, adapter))
+        bind_inputs(run, config, InitialWeights(model, adapter))
     (adapter / "adapter_model.safetensors").write_bytes(b"first")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match=r"train\.run_dir"):
-        bind_inputs(run, config, Start(model, adapter))
+        bind_inputs(run, config, InitialWeights(model, adapter))

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from rec_dist.engine import checkpoint
-from rec_dist.pipeline.verify import verify
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import sha256
+from rec_dist.checkpoint import files as checkpoint
+from rec_dist.commands.verify import verify
+from rec_dist.errors import UserError
+from rec_dist.storage.files import sha256
 
 
-def write(catalogue: Path, step: int, loss: float | None = None) -> Path:
+def write(checkpoints: Path, step: int, loss: float | None = None) -> Path:
     """A committed checkpoint with two small files of a state."""
-    final = checkpoint.folder_of(catalogue, step)
+    final = checkpoint.folder_of(checkpoints, step)
     partial = final.with_name(final.name + ".tmp")
     partial.mkdir(parents=True)
     files = {}
@@ -21,9 +21,9 @@ def write(catalogue: Path, step: int, loss: float | None = None) -> Path:
         (partial / name).write_bytes(f"{name} of step {step}".encode())
         files[name] = {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)}
     about = {"step": step, "world_size": 1, "zero_stage": 0, "format": "whole", "base": "ab", "config": "cd"}
-    stream = {"seed": 0, "units": 9, "step": step, "epoch": 0}
+    sampler = {"seed": 0, "num_examples": 9, "step": step, "epoch": 0}
     checkpoint.commit(
-        partial, final, {**about, "stream": stream, "valid_loss": loss, "versions": {"torch": None}, "files": files}
+        partial, final, {**about, "sampler": sampler, "valid_loss": loss, "versions": {"torch": None}, "files": files}
     )
     return final
 
@@ -72,18 +72,18 @@ def test_files_that_are_exchanged_added_or_removed_are_found(run_dir):
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_found(run_dir):
-    catalogue = run_dir / "checkpoints"
-    checkpoint.folder_of(catalogue, 6).rename(checkpoint.folder_of(catalogue, 9))
-    (problem,) = checkpoint.verify(checkpoint.folder_of(catalogue, 9))
+    checkpoints = run_dir / "checkpoints"
+    checkpoint.folder_of(checkpoints, 6).rename(checkpoint.folder_of(checkpoints, 9))
+    (problem,) = checkpoint.verify(checkpoint.folder_of(checkpoints, 9))
     assert "it is of step 6" in problem
-    assert checkpoint.best(catalogue).step == 3, "its validation loss is not believed either"
+    assert checkpoint.best(checkpoints).step == 3, "its validation loss is not believed either"
 
 
 def test_a_validation_loss_that_was_changed_is_not_believed(run_dir):
-    catalogue = run_dir / "checkpoints"
-    path = checkpoint.folder_of(catalogue, 3) / "manifest.json"
+    checkpoints = run_dir / "checkpoints"
+    path = checkpoint.folder_of(checkpoints, 3) / "manifest.json"
     path.write_text(path.read_text().replace('"valid_loss": 0.5', '"valid_loss": 0.1'))
-    assert checkpoint.best(catalogue).step == 6
+    assert checkpoint.best(checkpoints).step == 6
 
 
 @pytest.mark.parametrize("name", ["step-9", "step-\u0669", "step-\u00b2", "step-00000009x", "step-0000000009", "step-"])

@@ -15,7 +15,7 @@ from rec_dist_kernels import completion_logps
 from rec_dist_kernels.completion_logps import completion_logps_reference
 
 T, D, V = 12, 6, 17
-ROWS = torch.tensor([3, 4, 5, 3, 6, 3, 11, 9, 9, 10])  # the forks 3 and 9 predict several completions' first token
+ROWS = torch.tensor([3, 4, 5, 3, 6, 3, 11, 9, 9, 10])  # the completion points 3 and 9 predict several completions' first token
 TARGETS = torch.tensor([0, 16, 2, 0, 5, 8, 1, 1, 12, 3])
 OFFSETS = torch.tensor([0, 3, 3, 5, 7, 8, 10])  # the second is empty
 

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from rec_dist.config.load import load_config, load_mapping, to_yaml, validate
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
-from rec_dist.runtime.errors import UserError
-from rec_dist.tasks.recommender import unread_keys
-from rec_dist.tasks.sequential import build_sequential_task
+from rec_dist.errors import UserError
+from rec_dist.methods.sequential.saved_model import unread_keys
+from rec_dist.methods.sequential.task import build_sequential_task
 
 ROOT = Path(__file__).parents[2]
 BASE = "data: {source: ml-100k, path: prepared}\ntrain: {run_dir: runs/a}\n"

@@ -10,15 +10,15 @@ import torch
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.teacher import TopItems, write_teacher
-from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.errors import UserError
+from rec_dist.methods.build import build_task
+from rec_dist.methods.delrec.build import random_lists, teacher_lists
+from rec_dist.methods.delrec.distill import DelrecDistillTask, WeightedChoices
+from rec_dist.methods.delrec.prompts import PATTERN, TEMPORAL
+from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.models.soft_prompt import SoftPromptEmbedding
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.grouped import pack_trunks
-from rec_dist.tasks.build import build_task
-from rec_dist.tasks.delrec_build import random_lists, teacher_lists
-from rec_dist.tasks.delrec_distill import DelrecDistillTask, WeightedChoices
-from rec_dist.tasks.delrec_prompts import PATTERN, TEMPORAL
-from rec_dist.tasks.start import Start
+from rec_dist.packing.packed_batch import pack_prompts
 
 VOCABULARY, NUM_VIRTUAL = 320, 6
 DISTILL = (
@@ -28,7 +28,7 @@ DISTILL = (
     "task.delrec.top_h=3",
     "task.delrec.teacher=random",
     "negatives.num=5",
-    "train.tokens_per_pack=2048",
+    "train.max_tokens_per_micro_batch=2048",
 )
 
 
@@ -59,19 +59,21 @@ def teacher_dir(tmp_path_factory: Any, tiny_data: Path) -> Path:
 
 def make(tiny_config: Any, tiny_model_dir: Path, tmp_path: Path, *changes: Any, teacher: Path | None = None) -> DelrecDistillTask:
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", *DISTILL, *changes))
-    task = build_task(config, Start(tiny_model_dir, teacher=teacher), "cpu")
+    task = build_task(config, InitialWeights(tiny_model_dir, teacher=teacher), "cpu")
     assert isinstance(task, DelrecDistillTask)
     return task
 
 
-def answers(trunk: Any) -> list[list[int]]:
+def answers(prompt: Any) -> list[list[int]]:
     """The completions as token lists."""
-    ends = np.cumsum(trunk.lengths)
-    return [trunk.targets[end - length : end].tolist() for end, length in zip(ends, trunk.lengths, strict=True)]
+    ends = np.cumsum(prompt.lengths)
+    return [prompt.targets[end - length : end].tolist() for end, length in zip(ends, prompt.lengths, strict=True)]
 
 
 def same(first: Any, second: Any) -> bool:
-    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in ("tokens", "forks", "targets", "lengths"))
+    return all(
+        np.array_equal(getattr(first, name), getattr(second, name)) for name in ("tokens", "branch_points", "targets", "lengths")
+    )
 
 
 class Altered:
@@ -113,8 +115,8 @@ def test_items_at_and_after_a_position_change_no_prompt_of_it(
             other._lists = lambda _, lists=lists: lists
         else:
             other._lists = random_lists(altered, targets, task._data.train_counts, seed=0, top_h=3)  # type: ignore[arg-type]
-        before, after = task.unit(index, 0), other.unit(index, 0)
-        assert all(same(a, b) for a, b in zip(before.trunks, after.trunks, strict=True))
+        before, after = task.example(index, 0), other.example(index, 0)
+        assert all(same(a, b) for a, b in zip(before.prompts, after.prompts, strict=True))
 
 
 def test_no_held_out_item_is_given_as_history_or_answer(tiny_config, tiny_model_dir, teacher_dir, tiny_data, tmp_path):
@@ -132,7 +134,7 @@ def test_no_held_out_item_is_given_as_history_or_answer(tiny_config, tiny_model_
         assert not held_out[at.user] & set(at.before.tolist())
         assert not set(at.listed.tolist()) & set(at.before.tolist())
         title = lambda item: task._builder.completion(item).tolist()
-        temporal, pattern = task.unit(index, 0).trunks
+        temporal, pattern = task.example(index, 0).prompts
         assert answers(temporal)[0] == title(int(at.before[-1]))
         assert [answers(pattern)[place] for place in range(3)] == [title(int(item)) for item in at.listed]
         seen = [title(int(item)) for item in at.before]
@@ -143,15 +145,15 @@ def test_the_prompts_read_as_the_paper_says(tiny_config, tiny_model_dir, teacher
     changes = ("prompt.candidates=listed", "prompt.num_candidates=6", {"prompt.candidates_header": "\nOne of:"})
     task = make(tiny_config, tiny_model_dir, tmp_path, *changes, teacher=teacher_dir)
     index = int(np.flatnonzero(task._targets.starts == 4)[0])
-    at, (temporal, pattern) = task.place(index, 0), task.unit(index, 0).trunks
+    at, (temporal, pattern) = task.place(index, 0), task.example(index, 0).prompts
     names = [f"\n- {task._data.titles[item]}" for item in at.before]
     shown = [f"\n- {task._data.titles[item]}" for item in at.listed]
-    for objective, trunk in ((TEMPORAL, temporal), (PATTERN, pattern)):
+    for objective, prompt in ((TEMPORAL, temporal), (PATTERN, pattern)):
         first = VOCABULARY + objective * NUM_VIRTUAL
-        assert trunk.tokens[:NUM_VIRTUAL].tolist() == list(range(first, first + NUM_VIRTUAL))
-        text = tiny_tokenizer.decode(trunk.tokens[NUM_VIRTUAL:])
+        assert prompt.tokens[:NUM_VIRTUAL].tolist() == list(range(first, first + NUM_VIRTUAL))
+        text = tiny_tokenizer.decode(prompt.tokens[NUM_VIRTUAL:])
         listed = text[text.index("\nOne of:") + 8 : text.rindex("\n-")].rsplit("\n", 1)[0]
-        candidates = [tiny_tokenizer.decode(answer[:-1]).strip() for answer in answers(trunk)]
+        candidates = [tiny_tokenizer.decode(answer[:-1]).strip() for answer in answers(prompt)]
         assert sorted(listed.split("\n- ")[1:]) == sorted(candidates)
         text = text.replace(f"\nOne of:{listed}", "")
         after, before = "\nWatched next:", "\nThe movie right before it:"
@@ -168,18 +170,18 @@ def test_gradients_reach_the_soft_prompt_alone_and_are_told_apart(tiny_config, t
     module: Any = task.build_module()
     prompt = module._base[0].get_input_embeddings().prompt
     assert [name for name, p in module.named_parameters() if p.requires_grad] == ["model.model.embed_tokens.prompt"]
-    units = [task.unit(index, 0) for index in (0, 5, 9)]
+    examples = [task.example(index, 0) for index in (0, 5, 9)]
     module.loss.weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    module(task.collate(units[:2], step=0))[0].backward()
-    module(task.collate(units[2:], step=0))[0].backward()
+    module(task.collate(examples[:2], step=0))[0].backward()
+    module(task.collate(examples[2:], step=0))[0].backward()
     whole, parts = prompt.grad.clone(), task.step_sums().view(2, NUM_VIRTUAL, -1)
     assert not [name for name, p in module.named_parameters() if p.grad is not None and p is not prompt]
     assert not float(task.step_sums().abs().sum()), "taken twice"
     torch.testing.assert_close(parts.sum(0).float(), whole)
     for objective in (TEMPORAL, PATTERN):
         prompt.grad = None
-        stream = pack_trunks([unit.trunks[objective] for unit in units])
-        logps = module(stream)[2]
+        batch = pack_prompts([example.prompts[objective] for example in examples])
+        logps = module(batch)[2]
         choice = torch.stack([-scores.log_softmax(0)[0] for scores in logps.view(3, -1)]).sum()
         (gradient,) = torch.autograd.grad(choice, prompt)
         torch.testing.assert_close(parts[objective].float(), (0.3, 0.7)[objective] * gradient, rtol=1e-4, atol=1e-6)
@@ -187,11 +189,11 @@ def test_gradients_reach_the_soft_prompt_alone_and_are_told_apart(tiny_config, t
 
 def test_the_loss_and_its_metrics(tiny_config, tiny_model_dir, teacher_dir, tmp_path):
     task = make(tiny_config, tiny_model_dir, tmp_path, teacher=teacher_dir)
-    stream = task.collate([task.unit(index, 0) for index in (1, 2)], step=0)
+    batch = task.collate([task.example(index, 0) for index in (1, 2)], step=0)
     loss, logps = WeightedChoices((TEMPORAL, PATTERN)), torch.randn(24, generator=torch.Generator().manual_seed(0))
     loss.weights = torch.tensor([0.2, 0.8], dtype=torch.float64)
     choices = -logps.view(4, 6).log_softmax(1)[:, 0]  # temporal, pattern, temporal, pattern
-    found = loss(logps, stream)
+    found = loss(logps, batch)
     assert float(found.loss_sum) == pytest.approx(float(0.2 * choices[0::2].sum() + 0.8 * choices[1::2].sum()), rel=1e-6)
     assert float(found.count) == 2
     expected = [float(choices[0::2].sum()), float(choices[1::2].sum()), 2 * 0.2]
@@ -217,10 +219,10 @@ def test_the_gradient_rule():
 def test_one_objective_alone(objective, tiny_config, tiny_model_dir, teacher_dir, tmp_path):
     task = make(tiny_config, tiny_model_dir, tmp_path, f"task.delrec.objectives={objective}", teacher=teacher_dir)
     both = make(tiny_config, tiny_model_dir, tmp_path, teacher=teacher_dir)
-    (trunk,), trunks = task.unit(3, 0).trunks, both.unit(3, 0).trunks
-    assert same(trunk, trunks[("temporal", "pattern").index(objective)])
+    (prompt,), prompts = task.example(3, 0).prompts, both.example(3, 0).prompts
+    assert same(prompt, prompts[("temporal", "pattern").index(objective)])
     module: Any = task.build_module()
-    loss_sum, sums, logps = module(task.collate([task.unit(3, 0)], step=0))
+    loss_sum, sums, logps = module(task.collate([task.example(3, 0)], step=0))
     assert loss_sum.item() == pytest.approx(-logps.log_softmax(0)[0].item(), rel=1e-5)
     assert float(sums[1]) == 1
     loss_sum.backward()
@@ -257,10 +259,10 @@ def test_vectors_start_as_embeddings_of_title_tokens(tiny_config, tiny_model_dir
         (["prompt.num_virtual=0"], ("prompt.num_virtual is 0",)),
         (["negatives.num=1"], ("negatives.num (1)", "task.delrec.top_h")),
         (["prompt.style=chat"], ("prompt.style=chat", "set prompt.style=list")),
-        (["train.targets_per_trunk=2"], ("train.targets_per_trunk (2)",)),
+        (["train.targets_per_prompt=2"], ("train.targets_per_prompt (2)",)),
         (["prompt.candidates=listed"], ("prompt.num_candidates (20)", "negatives.num + 1 (6)")),
         (["negatives.num=75"], ("negatives.num (75)", "lower it")),
-        (["train.tokens_per_pack=100"], ("train.tokens_per_pack (100)", "raise it")),
+        (["train.max_tokens_per_micro_batch=100"], ("train.max_tokens_per_micro_batch (100)", "raise it")),
         (["task.kind=sft"], ("adapter.kind=soft_prompt", "set adapter.kind=lora")),
         (["task.kind=delrec", "adapter.kind=lora"], ("prompt.num_virtual (6)", "train.init_from")),
         (["task.kind=delrec", "adapter.kind=lora", "prompt.num_virtual=0", "negatives.num=0"], ("negatives.num is 0",)),
@@ -269,7 +271,7 @@ def test_vectors_start_as_embeddings_of_title_tokens(tiny_config, tiny_model_dir
 def test_what_cannot_take_effect_is_refused(changes, words, tiny_config, tiny_model_dir, tmp_path):
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", *DISTILL, *changes))
     with pytest.raises(UserError) as caught:
-        build_task(config, Start(tiny_model_dir), "cpu")
+        build_task(config, InitialWeights(tiny_model_dir), "cpu")
     assert all(word in str(caught.value) for word in words), caught.value
 
 

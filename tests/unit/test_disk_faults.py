@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from rec_dist.data.artifacts.reference_store import write_part
-from rec_dist.runtime.disk import as_disk_error, describe, writing
-from rec_dist.runtime.errors import DiskError
-from rec_dist.runtime.files import write_json
+from rec_dist.errors import DiskError
 from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.disk import as_disk_error, describe, writing
+from rec_dist.storage.files import write_json
 from rec_dist.train.saving import cost_note, room_note
 
 

@@ -11,9 +11,9 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from rec_dist.commands.run import PipelineConfig
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.chain import PipelineConfig
-from rec_dist.runtime.files import sha256
+from rec_dist.storage.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "launchers").glob("*.md")])

@@ -13,11 +13,11 @@ from small_recommenders import CYCLE, config, train
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.embeddings import PartFiles, read_embeddings, read_manifest
-from rec_dist.data.prepared.dataset import PreparedData
-from rec_dist.evaluate.embed import cut
-from rec_dist.runtime.errors import UserError
-from rec_dist.tasks.initial_items import initial_items, principal_components
-from rec_dist.tasks.sequential import build_sequential_task
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.errors import UserError
+from rec_dist.methods.language_model.embedding import cut
+from rec_dist.methods.sequential.initial_embeddings import initial_items, principal_components
+from rec_dist.methods.sequential.task import build_sequential_task
 
 WIDTH = 24
 
@@ -132,12 +132,12 @@ def test_a_recommender_starts_from_them_and_trains_them(tmp_path, kind):
     task = build_sequential_task(config(tmp_path, kind=kind, width=8, epochs=2, more={"init_embeddings": str(folder)}))
     expected = initial_items(folder, data_fingerprint=data.manifest.fingerprint, width=8)
     first, other = task.build_module().model, plain.build_module().model
-    assert torch.equal(first.catalogue.weight, expected)
-    assert first.catalogue.weight.requires_grad
+    assert torch.equal(first.item_embedding.weight, expected)
+    assert first.item_embedding.weight.requires_grad
     for (name, value), (_, drawn) in zip(first.named_parameters(), other.named_parameters(), strict=True):
-        assert torch.equal(value, drawn) == (name != "catalogue.weight"), "all else starts as without them"
+        assert torch.equal(value, drawn) == (name != "item_embedding.weight"), "all else starts as without them"
     trained = train(task)
-    assert not torch.allclose(trained.catalogue.weight, expected, atol=1e-3)
+    assert not torch.allclose(trained.item_embedding.weight, expected, atol=1e-3)
 
 
 def test_embeddings_of_another_catalogue_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rec_dist.runtime.files import atomic_path, fingerprint, readable, sampled_fingerprint, sha256, write_json, write_text
+from rec_dist.storage.files import atomic_path, fingerprint, readable, sampled_fingerprint, sha256, write_json, write_text
 
 
 def test_an_exception_leaves_nothing_behind(tmp_path: Path) -> None:

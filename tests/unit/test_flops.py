@@ -63,7 +63,7 @@ LAYER = 4 * 16 * 16 + 3 * 16 * 24  # q, k, v, o and three of the MLP
 
 
 def scorer_of(model: torch.nn.Module) -> Scorer:
-    return Scorer(model, lambda logps, stream: (logps.sum(), logps.new_zeros(()), {}), ())
+    return Scorer(model, lambda logps, batch: (logps.sum(), logps.new_zeros(()), {}), ())
 
 
 @pytest.mark.parametrize("tied", [True, False])

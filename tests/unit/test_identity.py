@@ -25,7 +25,11 @@ def test_what_trains_is_in_the_identity() -> None:
 
 
 def test_what_changes_no_result_is_not() -> None:
-    for section, key, value in (("cluster", "num_workers", 9), ("train", "tokens_per_pack", 77), ("data", "path", "elsewhere")):
+    for section, key, value in (
+        ("cluster", "num_workers", 9),
+        ("train", "max_tokens_per_micro_batch", 77),
+        ("data", "path", "elsewhere"),
+    ):
         other = changed(section, key, value)
         assert differences(BASE, other) == []
         assert identity(other) == identity(BASE)

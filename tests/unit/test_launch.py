@@ -3,9 +3,9 @@
 import pytest
 
 from rec_dist.config.schema import ClusterConfig
+from rec_dist.errors import OutOfMemoryError, UserError
 from rec_dist.launch.ray_workers import cause
 from rec_dist.launch.sizing import Elastic, Size, size_workers
-from rec_dist.runtime.errors import OutOfMemoryError, UserError
 
 HEAD = {"CPU": 64.0}
 GPU_NODE = {"CPU": 32.0, "GPU": 8.0}
@@ -46,9 +46,9 @@ def test_gpus_that_are_not_there_are_refused() -> None:
 @pytest.mark.parametrize("kind", [UserError, OutOfMemoryError])
 def test_what_a_user_can_act_on_is_found_inside_what_ray_raises(kind: type[Exception]) -> None:
     outer = RuntimeError("training failed")
-    outer.worker_failures = {1: kind("lower train.tokens_per_pack\ntraceback")}  # type: ignore[attr-defined]
+    outer.worker_failures = {1: kind("lower train.max_tokens_per_micro_batch\ntraceback")}  # type: ignore[attr-defined]
     found = cause(outer)
-    assert type(found) is kind and str(found) == "lower train.tokens_per_pack"
+    assert type(found) is kind and str(found) == "lower train.max_tokens_per_micro_batch"
     assert cause(outer.__class__("other")).args == ("other",)
 
 

@@ -1,4 +1,4 @@
-"""Sums and counts: what a pack contributes must not depend on the pack, and a dummy group must contribute nothing."""
+"""Sums and counts: what a micro-batch contributes must not depend on the micro-batch, and a dummy group must contribute nothing."""
 
 import math
 
@@ -11,7 +11,7 @@ from rec_dist_kernels import preference_loss
 NAMES = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"}
 
 
-def pack(seed=0, sizes=(3, 2, 5)):
+def micro_batch(seed=0, sizes=(3, 2, 5)):
     generator = torch.Generator().manual_seed(seed)
     policy, reference = torch.randn(2, sum(sizes), generator=generator, dtype=torch.float64)
     return policy, reference, torch.tensor([0, *sizes]).cumsum(0)
@@ -42,7 +42,7 @@ def test_group_weights_by_hand():
 
 @pytest.mark.parametrize("kind", ["sdpo", "dmpo"])
 def test_preference_sums_are_the_kernels_sums(kind):
-    policy, reference, offsets = pack()
+    policy, reference, offsets = micro_batch()
     sums = preference_sums(policy.requires_grad_(), reference, offsets, kind=kind, beta=0.5)
     loss, _ = preference_loss(policy, reference, offsets, kind=kind, beta=0.5)
     assert sums.count.item() == 3
@@ -54,7 +54,7 @@ def test_preference_sums_are_the_kernels_sums(kind):
 
 @pytest.mark.parametrize("kind", ["sdpo", "dmpo"])
 def test_packing_does_not_change_sums(kind):
-    policy, reference, offsets = pack()
+    policy, reference, offsets = micro_batch()
     whole = preference_sums(policy, reference, offsets, kind=kind, beta=0.5)
     cut = int(offsets[1])
     parts = [
@@ -71,7 +71,7 @@ def test_packing_does_not_change_sums(kind):
 @pytest.mark.parametrize("kind", ["sdpo", "dmpo"])
 @pytest.mark.parametrize("poison", [0.0, math.nan, math.inf, -math.inf])
 def test_a_group_of_weight_zero_contributes_exactly_nothing(kind, poison):
-    policy, reference, offsets = pack()
+    policy, reference, offsets = micro_batch()
     alone = policy.clone().requires_grad_()
     expected = preference_sums(alone, reference, offsets, kind=kind, beta=0.5)
     expected.loss_sum.backward()
@@ -103,7 +103,7 @@ def test_an_empty_pack_is_zero_and_runs_backward(offsets):
 
 
 def test_groups_without_negatives_do_not_dilute_the_mean():
-    policy, reference, offsets = pack(sizes=(3, 1, 1, 2))
+    policy, reference, offsets = micro_batch(sizes=(3, 1, 1, 2))
     sums = preference_sums(policy, reference, offsets, kind="dmpo", beta=1.0)
     assert sums.count.item() == 2
 
@@ -133,7 +133,7 @@ def test_bfloat16_is_summed_in_float32():
 
 
 def test_faults_are_named():
-    policy, reference, offsets = pack()
+    policy, reference, offsets = micro_batch()
     with pytest.raises(ValueError, match=r"group_weights must have shape \(G,\) = \(3,\)"):
         preference_sums(policy, reference, offsets, kind="sdpo", beta=1.0, group_weights=torch.ones(4))
     with pytest.raises(ValueError, match=r"both have shape \(N,\)"):

@@ -5,16 +5,16 @@ import math
 import numpy as np
 import pytest
 
+from rec_dist.evaluate.examples import EvalExample
 from rec_dist.evaluate.measure import metrics_per_user, predictions_of, summarize
-from rec_dist.evaluate.protocol import Question
 
 
-def question(user: int, candidates: list[int], target: int) -> Question:
-    return Question(user, 3, target, np.asarray([90, 91], dtype=np.int32), np.asarray(candidates, dtype=np.int32))
+def example(user: int, candidates: list[int], target: int) -> EvalExample:
+    return EvalExample(user, 3, target, np.asarray([90, 91], dtype=np.int32), np.asarray(candidates, dtype=np.int32))
 
 
-def ranks(questions: list[Question], scores: list[list[float]]) -> list[int]:
-    return predictions_of(questions, [np.asarray(row, dtype=np.float32) for row in scores]).ranks.tolist()
+def ranks(examples: list[EvalExample], scores: list[list[float]]) -> list[int]:
+    return predictions_of(examples, [np.asarray(row, dtype=np.float32) for row in scores]).ranks.tolist()
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def ranks(questions: list[Question], scores: list[list[float]]) -> list[int]:
     ],
 )
 def test_a_tie_counts_against_the_target(scores: list[float], rank: int) -> None:
-    assert ranks([question(1, [7, 4, 5, 6], 7)], [scores]) == [rank]
+    assert ranks([example(1, [7, 4, 5, 6], 7)], [scores]) == [rank]
 
 
 def test_the_order_of_candidates_does_not_matter() -> None:
@@ -38,12 +38,12 @@ def test_the_order_of_candidates_does_not_matter() -> None:
     found = set()
     for _ in range(10):
         order = rng.permutation(20)
-        found |= set(ranks([question(1, items[order].tolist(), int(items[4]))], [scores[order].tolist()]))
+        found |= set(ranks([example(1, items[order].tolist(), int(items[4]))], [scores[order].tolist()]))
     assert found == {1 + int((scores > scores[4]).sum())}
 
 
 def test_metrics_of_each_user_by_hand() -> None:
-    asked = [question(1, [7, 4, 5, 6], 7), question(2, [4, 8, 5], 8), question(3, list(range(20)), 0)]
+    asked = [example(1, [7, 4, 5, 6], 7), example(2, [4, 8, 5], 8), example(3, list(range(20)), 0)]
     scores = [[5.0, 1, 2, 3], [3.0, 2, 1], [float(i) for i in range(20)]]  # ranks 1 of 4, 2 of 3, 20 of 20
     found = metrics_per_user(predictions_of(asked, [np.asarray(row, dtype=np.float32) for row in scores]))
     expected = {
@@ -60,7 +60,7 @@ def test_metrics_of_each_user_by_hand() -> None:
 
 
 def test_a_summary_is_the_mean_over_users_inside_its_interval() -> None:
-    asked = [question(user, [7, 4], 7) for user in range(100)]
+    asked = [example(user, [7, 4], 7) for user in range(100)]
     scores = [np.asarray([1.0, 0.0 if user < 70 else 2.0], dtype=np.float32) for user in range(100)]
     found = summarize(predictions_of(asked, scores), seed=0)
     hit = found["hr@1"]
@@ -73,4 +73,4 @@ def test_a_summary_is_the_mean_over_users_inside_its_interval() -> None:
 
 def test_scores_must_come_for_every_question() -> None:
     with pytest.raises(ValueError, match="zip"):
-        predictions_of([question(1, [7, 4], 7)], [])
+        predictions_of([example(1, [7, 4], 7)], [])

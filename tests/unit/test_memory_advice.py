@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.runtime.errors import OutOfMemoryError
+from rec_dist.errors import OutOfMemoryError
 from rec_dist.runtime.world import World
 from rec_dist.train.memory import (
     MemoryWatch,
@@ -16,7 +16,7 @@ from rec_dist.train.memory import (
     in_use_bytes,
     is_shortage,
     peak_bytes,
-    smaller_pack,
+    smaller_micro_batch,
     total_bytes,
 )
 
@@ -27,7 +27,7 @@ SHORT = Shortage(
     total=80 * GB,
     static=20 * GB,
     bytes_per_token=6e6,
-    tokens_per_pack=16384,
+    max_tokens=16384,
     activation_checkpointing=False,
     zero_stage=2,
     world_size=8,
@@ -36,17 +36,17 @@ SHORT = Shortage(
 
 
 def test_the_next_pack_is_what_fits_into_nine_tenths_of_the_room() -> None:
-    assert smaller_pack(16384, bytes_per_token=6e6, room_bytes=60e9) == 8960  # 9000 in whole blocks of 128
-    assert smaller_pack(16384, bytes_per_token=1e6, room_bytes=60e9) == 14720  # it did not fit, so never more than 90 %
-    assert smaller_pack(16384, bytes_per_token=None, room_bytes=60e9) == 8192
-    assert smaller_pack(100, bytes_per_token=None, room_bytes=0) == 50
-    assert smaller_pack(1024, bytes_per_token=1e6, room_bytes=1e6) == 8
+    assert smaller_micro_batch(16384, bytes_per_token=6e6, room_bytes=60e9) == 8960  # 9000 in whole blocks of 128
+    assert smaller_micro_batch(16384, bytes_per_token=1e6, room_bytes=60e9) == 14720  # it did not fit, so never more than 90 %
+    assert smaller_micro_batch(16384, bytes_per_token=None, room_bytes=60e9) == 8192
+    assert smaller_micro_batch(100, bytes_per_token=None, room_bytes=0) == 50
+    assert smaller_micro_batch(1024, bytes_per_token=1e6, room_bytes=1e6) == 8
 
 
 def test_everything_that_may_help_is_named_with_numbers() -> None:
     text = advice(SHORT)
-    assert text.startswith("out of memory on cuda:0 (peak 79.0 of 80.0 GB, 20.0 GB of it before the first pack)")
-    assert "train.tokens_per_pack from 16384 to 8960 (estimated from 6 MB of activations a token)" in text
+    assert text.startswith("out of memory on cuda:0 (peak 79.0 of 80.0 GB, 20.0 GB of it before the first micro-batch)")
+    assert "train.max_tokens_per_micro_batch from 16384 to 8960 (estimated from 6 MB of activations a token)" in text
     assert "model.activation_checkpointing=true" in text
     assert "cluster.zero_stage from 2 to 3 (weights shared out over 8 workers)" in text
     assert "adapter.kind=lora" not in text and "\n" not in text
@@ -57,7 +57,7 @@ def test_what_is_on_already_or_cannot_help_is_not_named() -> None:
     assert "activation_checkpointing" not in text and "zero_stage from" not in text
     assert "cluster.num_workers" in text and "adapter.kind=lora" in text
     before = advice(replace(SHORT, static=None))
-    assert "before the first pack" in before and "tokens_per_pack" not in before  # the weights alone do not fit
+    assert "before the first micro-batch" in before and "max_tokens_per_micro_batch" not in before  # the weights alone do not fit
     assert "(half, since" in advice(replace(SHORT, bytes_per_token=None))
 
 
@@ -80,19 +80,19 @@ def test_the_fault_is_replaced_and_others_pass() -> None:
 
 
 def test_a_real_allocation_that_fails() -> None:
-    with pytest.raises(OutOfMemoryError, match="before the first pack"), advising(config(), World()):
+    with pytest.raises(OutOfMemoryError, match="before the first micro-batch"), advising(config(), World()):
         torch.empty(1 << 60, dtype=torch.uint8)
 
 
 def test_a_token_is_measured_from_packs_that_went_through() -> None:
     watch = MemoryWatch("cpu")
-    watch.next_pack(100)
+    watch.next_micro_batch(100)
     assert watch.bytes_per_token is None
     watch = MemoryWatch("cpu")
     watch.start()
     assert watch.static_bytes is not None
-    watch.next_pack(100)
+    watch.next_micro_batch(100)
     assert watch.bytes_per_token is None  # none has gone through yet
-    watch.next_pack(40)
+    watch.next_micro_batch(40)
     assert watch.bytes_per_token == pytest.approx((peak_bytes("cpu") - watch.static_bytes) / 100, rel=0.5, abs=1e5)
     assert 0 < in_use_bytes("cpu") <= peak_bytes("cpu") * 1.01 < total_bytes("cpu")

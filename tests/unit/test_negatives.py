@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec_dist.data.sampling.negatives import NegativeSampler, draw_candidates
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 
 COUNTS = np.arange(1, 41, dtype=np.int64)  # 40 items, item i was chosen i + 1 times
 
@@ -22,7 +22,9 @@ def sampler(**changes: Any) -> NegativeSampler:
 
 
 def draw(source: NegativeSampler, **changes: Any) -> list[int]:
-    return source.draw(**{"epoch": 0, "user": 1, "position": 2, "seen": items(0, 1), "disliked": items(), **changes}).tolist()
+    return source.draw(
+        **{"epoch": 0, "user": 1, "position": 2, "seen": items(0, 1), "explicit_negatives": items(), **changes}
+    ).tolist()
 
 
 def candidates(**changes: Any) -> list[int]:
@@ -39,24 +41,30 @@ def assert_distribution(counts: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("kind", ["uniform", "popularity", "low_rated"])
 @settings(max_examples=50, deadline=None)
-@given(seen=st.sets(st.integers(0, 39), max_size=30), disliked=st.sets(st.integers(0, 39), max_size=8), num=st.integers(0, 10))
-def test_negatives_are_distinct_items_outside_what_was_seen(kind: str, seen: set[int], disliked: set[int], num: int) -> None:
-    found = draw(sampler(kind=kind, num=num), seen=items(*seen), disliked=items(*disliked))
+@given(
+    seen=st.sets(st.integers(0, 39), max_size=30),
+    explicit_negatives=st.sets(st.integers(0, 39), max_size=8),
+    num=st.integers(0, 10),
+)
+def test_negatives_are_distinct_items_outside_what_was_seen(
+    kind: str, seen: set[int], explicit_negatives: set[int], num: int
+) -> None:
+    found = draw(sampler(kind=kind, num=num), seen=items(*seen), explicit_negatives=items(*explicit_negatives))
     assert len(set(found)) == len(found) == num
     assert set(found) <= set(range(40)) - seen
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popularity", "low_rated"])
 def test_a_draw_is_a_function_of_seed_epoch_user_and_position_alone(kind: str) -> None:
-    source, disliked = sampler(kind=kind), items(*range(4, 30))
-    first = draw(source, disliked=disliked)
-    assert draw(sampler(kind=kind), disliked=disliked) == first
+    source, explicit_negatives = sampler(kind=kind), items(*range(4, 30))
+    first = draw(source, explicit_negatives=explicit_negatives)
+    assert draw(sampler(kind=kind), explicit_negatives=explicit_negatives) == first
     draw(source, user=99)  # no state is left behind
-    assert draw(source, disliked=disliked) == first
-    assert draw(source, disliked=disliked, seen=items(1, 0)) == first
+    assert draw(source, explicit_negatives=explicit_negatives) == first
+    assert draw(source, explicit_negatives=explicit_negatives, seen=items(1, 0)) == first
     for change in ({"epoch": 1}, {"user": 2}, {"position": 3}):
-        assert draw(source, disliked=disliked, **change) != first
-    assert draw(sampler(kind=kind, seed=6), disliked=disliked) != first
+        assert draw(source, explicit_negatives=explicit_negatives, **change) != first
+    assert draw(sampler(kind=kind, seed=6), explicit_negatives=explicit_negatives) != first
 
 
 def test_uniform_negatives_are_uniform_over_what_is_left() -> None:
@@ -88,12 +96,12 @@ def test_a_crowded_catalogue_is_drawn_from_with_the_same_weights(power: float) -
 
 
 def test_low_rated_takes_dislikes_first_and_then_uniform_ones() -> None:
-    disliked = items(7, 8, 9)
-    assert set(draw(sampler(kind="low_rated", num=2), disliked=disliked)) < {7, 8, 9}
-    found = draw(sampler(kind="low_rated", num=6), disliked=disliked, seen=items(8))
+    explicit_negatives = items(7, 8, 9)
+    assert set(draw(sampler(kind="low_rated", num=2), explicit_negatives=explicit_negatives)) < {7, 8, 9}
+    found = draw(sampler(kind="low_rated", num=6), explicit_negatives=explicit_negatives, seen=items(8))
     assert set(found[:2]) == {7, 9}  # an item that was seen is no dislike to draw, and the rest comes after
     assert not set(found[2:]) & {7, 8, 9}
-    first = [draw(sampler(kind="low_rated", num=1), disliked=disliked, user=user)[0] for user in range(3000)]
+    first = [draw(sampler(kind="low_rated", num=1), explicit_negatives=explicit_negatives, user=user)[0] for user in range(3000)]
     assert_distribution(np.bincount(first, minlength=10)[7:], np.full(3, 1000.0))
 
 

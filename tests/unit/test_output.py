@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.output import check_output
+from rec_dist.errors import UserError
+from rec_dist.storage.outputs import check_output
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_folder_that_is_closed_to_this_user(tmp_path: Path, name: str, folder:
     """By its mode, and as another user than root, whom no mode keeps out."""
     tmp_path.chmod(0o555)
     code = (
-        "import sys; from pathlib import Path; from rec_dist.runtime.output import check_output\n"
+        "import sys; from pathlib import Path; from rec_dist.storage.outputs import check_output\n"
         "try: check_output(Path(sys.argv[1]), '--out', folder=sys.argv[2] == 'True', may_exist=True)\n"
         "except ValueError as fault: print(fault)"
     )

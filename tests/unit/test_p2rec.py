@@ -12,14 +12,14 @@ from p2rec_teacher import CATEGORIES, NUM_CATEGORIES, write_p2rec_teacher
 from safetensors.torch import load_file
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.prepared.dataset import PreparedData
+from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.prompts.builder import PromptBuilder
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.prompts import pack_prompts
-from rec_dist.tasks.build import build_task
-from rec_dist.tasks.categories import item_categories, preference, shuffled
-from rec_dist.tasks.p2rec_reconstruct import READER_NAME, P2RecReconstructTask, losses_of, reconstruction_loss
-from rec_dist.tasks.start import Start
+from rec_dist.errors import UserError
+from rec_dist.methods.build import build_task
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.p2rec.categories import item_categories, preference, shuffled
+from rec_dist.methods.p2rec.reconstruct import PREFERENCE_HEAD_NAME, P2RecReconstructTask, losses_of, reconstruction_loss
+from rec_dist.packing.pooled_prompts import pack_pooled_prompts
 from rec_dist.train.validation import validation_task
 
 STAGE_ONE = ("task.kind=p2rec_reconstruct", f"task.p2rec.num_categories={NUM_CATEGORIES}")
@@ -32,7 +32,7 @@ def teacher_dir(tmp_path_factory: Any, tiny_data: Path) -> Path:
 
 def make(tiny_config: Any, tiny_model_dir: Path, teacher: Path, *changes: Any) -> P2RecReconstructTask:
     config = RunConfig.model_validate(tiny_config("run", *STAGE_ONE, *changes))
-    task = build_task(config, Start(tiny_model_dir, teacher=teacher), "cpu")
+    task = build_task(config, InitialWeights(tiny_model_dir, teacher=teacher), "cpu")
     assert isinstance(task, P2RecReconstructTask)
     return task
 
@@ -54,7 +54,7 @@ def test_categories_are_the_clusters_of_what_was_trained():
 
 
 def test_mini_batches_find_the_same_corners(monkeypatch):
-    monkeypatch.setattr("rec_dist.tasks.categories._MINI_BATCHES_FROM", 10)
+    monkeypatch.setattr("rec_dist.methods.p2rec.categories._MINI_BATCHES_FROM", 10)
     kind = np.arange(200) % 2
     vectors = np.stack([kind * 20.0, np.random.default_rng(0).normal(size=200)], axis=1).astype(np.float32)
     found = item_categories(vectors, np.ones(200, dtype=np.int64), num_categories=2, seed=1)
@@ -95,13 +95,15 @@ def test_both_losses_by_hand():
 @pytest.mark.parametrize("kind", ["kl", "mse"])
 def test_sums_counts_and_a_stand_in(kind, tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir, f"task.p2rec.loss={kind}")
-    pack = task.collate([task.unit(index, 0) for index in (0, 3, 4)], step=0)
+    micro_batch = task.collate([task.example(index, 0) for index in (0, 3, 4)], step=0)
     outputs = torch.randn(3, NUM_CATEGORIES, generator=torch.Generator().manual_seed(0))
-    found = reconstruction_loss(outputs, pack, kind=kind)
-    losses, said = losses_of(outputs, pack.labels, kind=kind)
+    found = reconstruction_loss(outputs, micro_batch, kind=kind)
+    losses, said = losses_of(outputs, micro_batch.labels, kind=kind)
     assert float(found.loss_sum) == pytest.approx(float(losses.sum()), rel=1e-6)
     assert float(found.count) == 3
-    assert float(found.metrics["preference/distance"]) == pytest.approx(float((said - pack.labels).abs().sum() / 2), rel=1e-6)
+    assert float(found.metrics["preference/distance"]) == pytest.approx(
+        float((said - micro_batch.labels).abs().sum() / 2), rel=1e-6
+    )
     idle = task.collate([], step=0)
     broken = torch.full((1, NUM_CATEGORIES), float("nan"), requires_grad=True)
     nothing = reconstruction_loss(broken, idle, kind=kind)
@@ -122,16 +124,16 @@ def test_held_out_items_are_in_no_prompt_and_no_preference(
         part = data.split(name)
         for row, user in enumerate(part.user_ids.tolist()):
             held_out.setdefault(user, set()).update(part.items_of(row)[part.first_target[row] :].tolist())
-    assert task.order.num_units == len(train) > 50
+    assert task.sampler.num_examples == len(train) > 50
     for row in range(len(train)):
-        items, unit = train.items_of(row), task.unit(row, 0)
+        items, example = train.items_of(row), task.example(row, 0)
         assert not held_out[int(train.user_ids[row])] & set(items.tolist())
         names = [f"\n- {data.titles[item]}" for item in items[-5:]]
-        assert tiny_tokenizer.decode(unit.tokens) == "A user watched:" + "".join(names) + "\n-"
+        assert tiny_tokenizer.decode(example.tokens) == "A user watched:" + "".join(names) + "\n-"
         behind = len(tiny_tokenizer("A user watched:").input_ids)
-        assert unit.num_pooled == (1 if pooling == "last" else len(unit.tokens) - behind)
+        assert example.num_pooled == (1 if pooling == "last" else len(example.tokens) - behind)
         counts = np.asarray([(CATEGORIES[items] == k).sum() for k in range(NUM_CATEGORIES)]) / len(items)
-        assert sorted(unit.preference.tolist()) == pytest.approx(sorted(counts.tolist()))
+        assert sorted(example.preference.tolist()) == pytest.approx(sorted(counts.tolist()))
     assert len(set(zip(task._categories.tolist(), CATEGORIES.tolist(), strict=True))) == NUM_CATEGORIES, "the corners are found"
 
 
@@ -139,7 +141,7 @@ def test_the_prompt_is_the_trunk_of_a_question(tiny_config, tiny_model_dir, teac
     task = make(tiny_config, tiny_model_dir, teacher_dir)
     builder: PromptBuilder = task._builder
     history = np.asarray([3, 17, 42], dtype=np.int32)
-    assert np.array_equal(builder.prompt(history), builder.trunk(history, [history[:1]], [0]).tokens)
+    assert np.array_equal(builder.prompt(history), builder.grouped_prompt(history, [history[:1]], [0]).tokens)
 
 
 def test_the_control_keeps_the_categories_sizes(tiny_config, tiny_model_dir, teacher_dir):
@@ -147,20 +149,20 @@ def test_the_control_keeps_the_categories_sizes(tiny_config, tiny_model_dir, tea
     control = make(tiny_config, tiny_model_dir, teacher_dir, "task.p2rec.shuffle_categories=true")
     assert np.array_equal(np.bincount(control._categories), np.bincount(plain._categories))
     assert not np.array_equal(control._categories, plain._categories)
-    assert np.array_equal(control.unit(2, 0).tokens, plain.unit(2, 0).tokens)
+    assert np.array_equal(control.example(2, 0).tokens, plain.example(2, 0).tokens)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_pack_mates_change_nothing_and_rows_are_pooled_as_stated(pooling, tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir, f"task.p2rec.pooling={pooling}")
     module: Any = task.build_module().double()
-    units = [task.unit(index, 0) for index in (5, 1, 9)]
-    together = module(task.collate(units, step=0))[2]
-    alone = torch.cat([module(task.collate([unit], step=0))[2] for unit in units])
+    examples = [task.example(index, 0) for index in (5, 1, 9)]
+    together = module(task.collate(examples, step=0))[2]
+    alone = torch.cat([module(task.collate([example], step=0))[2] for example in examples])
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
     base = module.encoder._base[0]
-    for unit, state in zip(units, together, strict=True):
-        hidden = base.base_model(input_ids=torch.from_numpy(unit.tokens.astype(np.int64))[None]).last_hidden_state[0]
+    for example, state in zip(examples, together, strict=True):
+        hidden = base.base_model(input_ids=torch.from_numpy(example.tokens.astype(np.int64))[None]).last_hidden_state[0]
         rows = hidden[-1:] if pooling == "last" else hidden[len(task._builder.pieces.begin) :]
         torch.testing.assert_close(state.double(), rows.mean(0).double(), rtol=1e-5, atol=1e-5)
 
@@ -172,7 +174,7 @@ def test_gradients_reach_the_adapter_and_the_reading_alone(tiny_config, tiny_mod
     trains = {name for name, p in module.named_parameters() if p.requires_grad}
     assert {name for name in trains if "lora_" not in name} == {"linear.weight", "linear.bias"}
     assert len(trains) > 10
-    loss_sum, sums, _ = module(task.collate([task.unit(0, 0), task.unit(1, 0)], step=0))
+    loss_sum, sums, _ = module(task.collate([task.example(0, 0), task.example(1, 0)], step=0))
     assert (float(sums[0]), float(sums[1])) == (pytest.approx(loss_sum.item(), rel=1e-6), 2.0)
     loss_sum.backward()
     got = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -186,13 +188,13 @@ def test_it_starts_from_the_one_guess_for_all(kind, tiny_config, tiny_model_dir,
     task.build_module()
     module: Any = task.build_module()
     with torch.no_grad():
-        loss_sum, sums, _ = module(task.collate([task.unit(index, 0) for index in range(task.order.num_units)], step=0))
+        loss_sum, sums, _ = module(task.collate([task.example(index, 0) for index in range(task.sampler.num_examples)], step=0))
     assert f"has loss {float(loss_sum / sums[1]):.4f}" in task.notes()[-1]
 
 
 def test_the_log_says_what_one_guess_for_all_costs(tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir, "train.max_steps=40")
-    every = np.stack([task.unit(index, 0).preference for index in range(task.order.num_units)]).astype(np.float64)
+    every = np.stack([task.example(index, 0).preference for index in range(task.sampler.num_examples)]).astype(np.float64)
     guess = every.mean(axis=0)
     kl = np.where(every > 0, every * np.log(np.where(every > 0, every, 1) / guess), 0).sum(axis=1).mean()
     assert task.notes()[-1].endswith(f"said of each of them, has loss {kl:.4f}")
@@ -216,7 +218,7 @@ def test_what_a_run_leaves(tiny_config, tiny_model_dir, teacher_dir, tmp_path):
     module: Any = task.build_module()
     weights = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     task.save_model(weights, module, tmp_path)
-    saved = load_file(tmp_path / READER_NAME)
+    saved = load_file(tmp_path / PREFERENCE_HEAD_NAME)
     assert torch.equal(saved["weight"], weights["linear.weight"])
     assert torch.equal(saved["bias"], weights["linear.bias"])
     assert saved["categories"].tolist() == task._categories.tolist()
@@ -229,18 +231,20 @@ def test_a_model_that_drops_the_mask_is_refused(tiny_config, tiny_model_dir, tea
     task = make(tiny_config, tiny_model_dir, teacher_dir)
     module: Any = task.build_module().eval()
     task.check_module(module, lambda batch: module(batch)[2])
-    blind = lambda pack: replace(pack, stream=replace(pack.stream, trunk_ids=pack.stream.trunk_ids * 0))
+    blind = lambda micro_batch: replace(
+        micro_batch, batch=replace(micro_batch.batch, prompt_ids=micro_batch.batch.prompt_ids * 0)
+    )
     with pytest.raises(UserError, match=r"model\.path: .* does not keep to the mask"):
         task.check_module(module, lambda batch: module(blind(batch))[2])
 
 
 def test_rows_are_where_they_are_said_to_be():
     prompts = [np.asarray(tokens, dtype=np.int32) for tokens in ([7, 8, 9], [4], [1, 2])]
-    pack = pack_prompts(prompts, [2, 1, 2])
-    assert pack.stream.input_ids.tolist() == [7, 8, 9, 4, 1, 2]
-    assert pack.stream.positions.tolist() == [0, 1, 2, 0, 0, 1]
-    assert (pack.rows.tolist(), pack.owners.tolist()) == ([1, 2, 3, 4, 5], [0, 0, 1, 2, 2])
-    assert (pack.num_tokens, pack.num_groups, pack.labels.shape) == (6, 3, (3, 0))
+    micro_batch = pack_pooled_prompts(prompts, [2, 1, 2])
+    assert micro_batch.batch.input_ids.tolist() == [7, 8, 9, 4, 1, 2]
+    assert micro_batch.batch.positions.tolist() == [0, 1, 2, 0, 0, 1]
+    assert (micro_batch.rows.tolist(), micro_batch.owners.tolist()) == ([1, 2, 3, 4, 5], [0, 0, 1, 2, 2])
+    assert (micro_batch.num_tokens, micro_batch.num_groups, micro_batch.labels.shape) == (6, 3, (3, 0))
 
 
 @pytest.mark.parametrize(
@@ -248,10 +252,16 @@ def test_rows_are_where_they_are_said_to_be():
     [
         (["adapter.kind=none"], ("adapter.kind=none", "set adapter.kind=lora")),
         (["prompt.candidates=listed"], ("prompt.candidates=listed", "set prompt.candidates=none")),
-        (["train.targets_per_trunk=2"], ("train.targets_per_trunk (2)", "remove it")),
+        (["train.targets_per_prompt=2"], ("train.targets_per_prompt (2)", "remove it")),
         (["task.p2rec.num_categories=81"], ("task.p2rec.num_categories (81)", "lower it")),
-        (["train.tokens_per_pack=20"], ("train.tokens_per_pack (20)", "raise it or lower prompt.max_history")),
-        ([{"prompt.instruction": "a " * 600}, "train.tokens_per_pack=9999"], ("positions", "512", "shorten prompt.instruction")),
+        (
+            ["train.max_tokens_per_micro_batch=20"],
+            ("train.max_tokens_per_micro_batch (20)", "raise it or lower prompt.max_history"),
+        ),
+        (
+            [{"prompt.instruction": "a " * 600}, "train.max_tokens_per_micro_batch=9999"],
+            ("positions", "512", "shorten prompt.instruction"),
+        ),
     ],
 )
 def test_what_cannot_take_effect_is_refused(changes, words, tiny_config, tiny_model_dir, teacher_dir):
@@ -261,9 +271,9 @@ def test_what_cannot_take_effect_is_refused(changes, words, tiny_config, tiny_mo
 
 
 def test_no_validation_and_no_teacher_of_other_data(tiny_config, tiny_model_dir, teacher_dir, tmp_path):
-    config = RunConfig.model_validate(tiny_config("run", *STAGE_ONE, "checkpoint.validation_units=4"))
-    with pytest.raises(UserError, match=r"checkpoint\.validation_units: .* set it to 0"):
-        validation_task(config, Start(tiny_model_dir, teacher=teacher_dir), "cpu")
+    config = RunConfig.model_validate(tiny_config("run", *STAGE_ONE, "checkpoint.validation_examples=4"))
+    with pytest.raises(UserError, match=r"checkpoint\.validation_examples: .* set it to 0"):
+        validation_task(config, InitialWeights(tiny_model_dir, teacher=teacher_dir), "cpu")
     other = tmp_path / "model"
     other.mkdir()
     for path in teacher_dir.iterdir():

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from rec_dist.pipeline.profile import compare, differing_settings, faults, read_profile
-from rec_dist.runtime.errors import UserError
-from rec_dist.train.phases import PHASES, Clock, StepTime, TimedVerbs, lag, percentile, shares, speed
-from rec_dist.train.trace import covered_seconds
+from rec_dist.commands.profile import compare, differing_settings, faults, read_profile
+from rec_dist.errors import UserError
+from rec_dist.profiling.phases import PHASES, Clock, StepTime, TimedEngine, lag, percentile, shares, speed
+from rec_dist.profiling.trace import covered_seconds
 
 
 def step(seconds: float, **phases: float) -> StepTime:
@@ -83,7 +83,7 @@ class Recorder:
 
 def test_the_verbs_are_passed_on() -> None:
     engine, clock = Recorder(), Clock("cpu")
-    verbs: Any = TimedVerbs(engine, clock)  # type: ignore[arg-type]
+    verbs: Any = TimedEngine(engine, clock)  # type: ignore[arg-type]
     assert verbs.forward(1) == 1
     verbs.backward(2, last=False)
     verbs.backward(3, last=True)

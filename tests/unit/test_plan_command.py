@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from rec_dist.cli import main
-from rec_dist.config.cluster_file import load_cluster
+from rec_dist.commands.plan import make_plan
 from rec_dist.config.load import load_config
 from rec_dist.config.schema import RunConfig
+from rec_dist.errors import UserError
 from rec_dist.models.architecture import count_parameters
 from rec_dist.models.language import LoraSpec
-from rec_dist.pipeline.plan import make_plan
-from rec_dist.runtime.errors import UserError
+from rec_dist.plan.cluster_file import load_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, CLUSTERS = ROOT / "configs" / "models", ROOT / "configs" / "clusters"
@@ -64,7 +64,7 @@ def test_the_shipped_configuration_fits_and_is_what_it_says() -> None:
     report = planned()
     assert report["memory"]["fits"]
     assert report["memory"]["total_bytes"] == pytest.approx(sum(report["memory"]["parts"].values()))
-    assert report["workload"]["packs_per_step"] == 1
+    assert report["workload"]["micro_batches_per_step"] == 1
     assert report["run"]["gpu_hours"] == pytest.approx(report["run"]["seconds"] * 8 / 3600)
     assert report["run"]["steps"] == 1000
     step = report["step"]
@@ -96,7 +96,7 @@ def test_soft_prompts_before_a_frozen_model() -> None:
     assert (
         work["prompt"] == 16 + 100 + (50 + 20 + (3 + 14) / 2) * 10
     )  # 50 of history, 20 listed; an example and t_1, or t_2 .. t_15
-    assert (work["groups"], work["negatives"], work["prompts"]) == (64, 19, 2)
+    assert (work["groups"], work["negatives"], work["prompts_per_group"]) == (64, 19, 2)
     assert run["reference_seconds"] == 0
     overrides = ["task.kind=delrec", "adapter.kind=lora", "model.activation_checkpointing=false"]
     behind = make_plan(load_config(stage_1, [*paths, *overrides]))
@@ -108,14 +108,17 @@ def test_soft_prompts_before_a_frozen_model() -> None:
     assert of_lora["activations"] - parts["activations"] == 32 * 16384 * 2 * inputs_of_matrices
     assert parts["optimizer state"] == 12 * 409_600 / 8
     one = make_plan(load_config(stage_1, [*paths, "task.delrec.objectives=temporal"]))["workload"]
-    assert (one["prompt"], one["prompts"]) == (16 + 100 + (50 + 20 + 3) * 10, 1)
+    assert (one["prompt"], one["prompts_per_group"]) == (16 + 100 + (50 + 20 + 3) * 10, 1)
 
 
 def test_what_does_not_fit_comes_with_changes_that_do() -> None:
     report = planned("model.activation_checkpointing=false")
     assert not report["memory"]["fits"] and report["step"]["limit"] == "memory"
     changes = report["memory"]["changes"]
-    assert {key for change in changes for key in change["keys"]} >= {"model.activation_checkpointing", "train.tokens_per_pack"}
+    assert {key for change in changes for key in change["keys"]} >= {
+        "model.activation_checkpointing",
+        "train.max_tokens_per_micro_batch",
+    }
     for change in changes:
         if "cluster.num_workers" in change["keys"]:
             continue
@@ -131,7 +134,7 @@ def test_more_nodes_hold_less_each_and_pay_for_the_network() -> None:
         "plan.model=" + str(MODELS / "llama3-70b"),
         f"plan.cluster={CLUSTERS / '8x8xh100.yaml'}",
         "cluster.num_workers=64",
-        "train.groups_per_step=1408",
+        "train.global_batch_size=1408",
     )
     assert eight["memory"]["total_bytes"] < one["memory"]["total_bytes"]
     assert eight["step"]["gather_seconds"] > one["step"]["gather_seconds"]
@@ -153,7 +156,7 @@ def test_the_table_and_the_json(tmp_path: Path, tiny_config: Make, capsys: pytes
 
 def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> None:
     config = tiny_config(tmp_path / "run", {"train.max_steps": None, "plan": {"cluster": str(CLUSTERS / "local-cpu.yaml")}})
-    from rec_dist.data.prepared.dataset import PreparedData
+    from rec_dist.data.dataset.prepared_data import PreparedData
 
     targets = PreparedData.open(config["data"]["path"]).split("train").num_targets
     report = make_plan(RunConfig.model_validate(config))
@@ -162,17 +165,17 @@ def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> N
 
 def test_steps_of_distillation_are_those_of_its_task(tmp_path: Path, tiny_config: Make, tiny_model_dir: Path) -> None:
     """Positions with fewer than three items before them have no prompt, so they take no steps either."""
-    from rec_dist.tasks.build import build_task
-    from rec_dist.tasks.start import Start
+    from rec_dist.methods.build import build_task
+    from rec_dist.methods.initial_weights import InitialWeights
 
     words = ("task.kind=delrec_distill", "adapter.kind=soft_prompt", "prompt.num_virtual=4", "negatives.num=5")
-    teacher = ("task.delrec.top_h=3", "task.delrec.teacher=random", "train.tokens_per_pack=4096")
+    teacher = ("task.delrec.top_h=3", "task.delrec.teacher=random", "train.max_tokens_per_micro_batch=4096")
     changes = {"train.max_steps": None, "plan": {"cluster": str(CLUSTERS / "local-cpu.yaml")}}
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", *words, *teacher, changes))
-    task = build_task(config, Start(tiny_model_dir), "cpu")
-    assert make_plan(config)["run"]["steps"] == task.order.num_steps
+    task = build_task(config, InitialWeights(tiny_model_dir), "cpu")
+    assert make_plan(config)["run"]["steps"] == task.sampler.num_steps
     all_targets = RunConfig.model_validate(tiny_config(tmp_path / "run", changes))
-    assert make_plan(all_targets)["run"]["steps"] > task.order.num_steps
+    assert make_plan(all_targets)["run"]["steps"] > task.sampler.num_steps
 
 
 @pytest.mark.parametrize(
@@ -190,8 +193,8 @@ def test_steps_of_distillation_are_those_of_its_task(tmp_path: Path, tiny_config
         (["plan.cluster={cpu}", "cluster.num_workers=9"], ("cluster.num_workers (9)", "1 to 2")),
         (["plan.cluster={cpu}", "model.attention=flex"], ("model.attention=flex", "set model.attention=auto")),
         (
-            ["plan.cluster={cpu}", "train.tokens_per_pack=16"],
-            ("train.tokens_per_pack (16)", "raise it, lower", "plan.completion_tokens"),
+            ["plan.cluster={cpu}", "train.max_tokens_per_micro_batch=16"],
+            ("train.max_tokens_per_micro_batch (16)", "raise it, lower", "plan.completion_tokens"),
         ),
         (["plan.cluster={cpu}", "task.kind=sequential"], ("task.kind=sequential",)),
         (["plan.cluster={cpu}", "adapter.kind=soft_prompt"], ("adapter.kind=soft_prompt", "task.kind=delrec_distill")),
@@ -306,5 +309,8 @@ def test_every_field_of_a_cluster_file_has_bounds(tmp_path: Path, tiny_config: M
         ends |= {"achievable_fraction": (1e-6, 1.0)[end], "link_efficiency": (1e-6, 1.0)[end]}
         cluster.write_text(yaml.safe_dump(base | ends), encoding="utf-8")
         output = tmp_path / f"end-{end}.json"
-        assert main(["plan", str(file), "--json", str(output), "train.groups_per_step=200000000", "train.max_steps=4"]) in (0, 1)
+        assert main(["plan", str(file), "--json", str(output), "train.global_batch_size=200000000", "train.max_steps=4"]) in (
+            0,
+            1,
+        )
         json.loads(output.read_text(encoding="utf-8"), parse_constant=pytest.fail)

@@ -7,8 +7,8 @@ import pytest
 
 from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.size import WeightCount
-from rec_dist.planning.advice import combined_change, largest_pack, single_changes, smallest_live
-from rec_dist.planning.memory import Setup, Zero, memory
+from rec_dist.plan.advice import combined_change, largest_micro_batch, single_changes, smallest_live
+from rec_dist.plan.memory import Setup, Zero, memory
 
 SHAPE = Architecture(width=1024, inner=4096, layers=8, heads=16, kv_heads=4, head_dim=64, vocabulary=32000, max_positions=None)
 LAYERS = (1 << 24,) * 8
@@ -39,10 +39,10 @@ def sharded(value: Setup) -> Setup:
 
 def test_the_largest_pack_is_the_largest() -> None:
     room = 6e9
-    tokens = largest_pack(setup(), needs, room, smallest=SMALLEST)
+    tokens = largest_micro_batch(setup(), needs, room, smallest=SMALLEST)
     assert tokens is not None and tokens % 128 == 0 and tokens >= SMALLEST
-    assert needs(setup(tokens_per_pack=tokens)) <= room < needs(setup(tokens_per_pack=tokens + 128))
-    assert largest_pack(setup(), needs, 1e9, smallest=SMALLEST) is None
+    assert needs(setup(max_tokens=tokens)) <= room < needs(setup(max_tokens=tokens + 128))
+    assert largest_micro_batch(setup(), needs, 1e9, smallest=SMALLEST) is None
 
 
 @pytest.mark.parametrize("room", [3.5e9, 5e9, 8e9, 12e9, 16e9])
@@ -54,7 +54,7 @@ def test_what_is_advised_fits(start: Setup, room: float) -> None:
     for change in changes:
         assert len(change.keys) == 1
         assert needs(change.setup) == change.needs <= room
-        assert change.setup.tokens_per_pack >= SMALLEST
+        assert change.setup.max_tokens >= SMALLEST
     both = combined_change(start, sharded(start), needs, room, smallest=SMALLEST)
     assert both is not None or not changes
     if both is not None:
@@ -62,13 +62,13 @@ def test_what_is_advised_fits(start: Setup, room: float) -> None:
 
 
 def test_the_keys_are_what_changed() -> None:
-    start = setup(tokens_per_pack=16384, zero=Zero(0))
+    start = setup(max_tokens=16384, zero=Zero(0))
     both = combined_change(start, sharded(start), needs, 2.8e9, smallest=SMALLEST)
     assert both is not None
     assert both.keys["cluster.zero_stage"] == both.setup.zero.stage == 3
     assert both.keys["model.activation_checkpointing"] is both.setup.checkpointing is True
     assert both.keys["model.attention"] == "flex" and both.setup.flex
-    assert both.keys.get("train.tokens_per_pack", start.tokens_per_pack) == both.setup.tokens_per_pack
+    assert both.keys.get("train.max_tokens_per_micro_batch", start.max_tokens) == both.setup.max_tokens
     assert both.keys.get("cluster.num_workers", start.workers) == both.setup.workers
 
 

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_trunks import random_tree
+from random_prompts import random_tree
 
 from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.attention_paths import masks_for
 from rec_dist.models.language import LoraSpec, add_lora
+from rec_dist.models.per_prompt import PER_PROMPT, register
 from rec_dist.models.size import WeightCount
 from rec_dist.models.soft_prompt import add_soft_prompt
-from rec_dist.models.trunkwise import TRUNKWISE, register
-from rec_dist.planning.memory import (
+from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
+from rec_dist.plan.memory import (
     Setup,
     Zero,
     activation_bytes,
@@ -30,7 +31,6 @@ from rec_dist.planning.memory import (
     persistent_shards,
     shard,
 )
-from rec_dist.stream.grouped import GroupedStream, pack_trunks
 
 SHAPE = Architecture(width=8, inner=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocabulary=50, max_positions=None)
 PARAMETERS = Parameters((10, 7, 4), (False, True, True), head=10, tied=False, adapted=14, work=WeightCount(17, 4, 10, False))
@@ -44,7 +44,7 @@ def setup(**changes: Any) -> Setup:
         zero=STAGE_3,
         workers=2,
         element=2,
-        tokens_per_pack=128,
+        max_tokens=128,
         attention="flex",
         checkpointing=False,
         rank=2,
@@ -125,9 +125,7 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
     assert activation_bytes(setup(checkpointing=True)) == 2 * 128 * 8 * 2 + 128 * 316 + last_norm
 
 
-def saved_bytes(
-    layers: int, stream: GroupedStream, dtype: torch.dtype, *, rank: int, attention: str, num_virtual: int = 0
-) -> int:
+def saved_bytes(layers: int, batch: PackedBatch, dtype: torch.dtype, *, rank: int, attention: str, num_virtual: int = 0) -> int:
     """Bytes of all distinct tensors that autograd keeps in a forward pass, weights left out. num_virtual: vectors that alone train."""
     register()
     config = transformers.LlamaConfig(
@@ -137,7 +135,7 @@ def saved_bytes(
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        attn_implementation={"sdpa": "sdpa", "trunkwise": TRUNKWISE}[attention],
+        attn_implementation={"sdpa": "sdpa", "per_prompt": PER_PROMPT}[attention],
     )
     model: Any = transformers.LlamaForCausalLM(config).to(dtype)
     base = model
@@ -155,9 +153,9 @@ def saved_bytes(
         kept.append(tensor)
         return tensor
 
-    ids, positions = stream.input_ids[None] % (64 + num_virtual), stream.positions[None]
+    ids, positions = batch.input_ids[None] % (64 + num_virtual), batch.positions[None]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        mask = masks_for(stream, config, dtype)
+        mask = masks_for(batch, config, dtype)
         base.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     return sum(size for place, size in storages.items() if place not in weights)
@@ -165,12 +163,12 @@ def saved_bytes(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rank", "num_virtual"), [(0, 0), (4, 0), (0, 5)], ids=["full", "adapter", "soft prompt"])
-@pytest.mark.parametrize("attention", ["sdpa", "trunkwise"])
+@pytest.mark.parametrize("attention", ["sdpa", "per_prompt"])
 def test_a_layer_is_what_autograd_saves(dtype: torch.dtype, rank: int, num_virtual: int, attention: str) -> None:
     rng = np.random.default_rng(0)
-    stream = pack_trunks([random_tree(rng, vocab_size=61, prompt=prompt, groups=2).trunk() for prompt in (40, 30)])
-    by_layers = [saved_bytes(layers, stream, dtype, rank=rank, attention=attention, num_virtual=num_virtual) for layers in (3, 2)]
-    measured, rows = by_layers[0] - by_layers[1], stream.num_tokens
+    batch = pack_prompts([random_tree(rng, vocab_size=61, prompt=prompt, groups=2).grouped_prompt() for prompt in (40, 30)])
+    by_layers = [saved_bytes(layers, batch, dtype, rank=rank, attention=attention, num_virtual=num_virtual) for layers in (3, 2)]
+    measured, rows = by_layers[0] - by_layers[1], batch.num_tokens
     shape = Architecture(width=64, inner=160, layers=3, heads=4, kv_heads=2, head_dim=16, vocabulary=64, max_positions=None)
     parameters = replace(PARAMETERS, adapted=21)
     value = setup(
@@ -179,20 +177,20 @@ def test_a_layer_is_what_autograd_saves(dtype: torch.dtype, rank: int, num_virtu
         element=dtype.itemsize,
         attention=attention,
         rank=rank,
-        tokens_per_pack=rows,
+        max_tokens=rows,
         on_gpu=False,
         soft_prompt=num_virtual > 0,
     )
     assert layer_bytes(value) == measured
 
 
-@pytest.mark.parametrize("attention", ["flex", "trunkwise", "sdpa"])
+@pytest.mark.parametrize("attention", ["flex", "per_prompt", "sdpa"])
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_more_tokens_need_more_and_more_workers_never_do(attention: str, checkpointing: bool, stage: int) -> None:
     zero = STAGE_3 if stage == 3 else Zero(stage, bucket=50 if stage else 0)
     base = setup(attention=attention, checkpointing=checkpointing, zero=zero)
-    needs = [total(replace(base, tokens_per_pack=tokens)) for tokens in (128, 256, 512, 4096)]
+    needs = [total(replace(base, max_tokens=tokens)) for tokens in (128, 256, 512, 4096)]
     assert needs == sorted(set(needs))
     by_workers = [total(replace(base, workers=workers)) for workers in (1, 2, 8, 64)]
     assert by_workers == sorted(by_workers, reverse=True)
@@ -215,7 +213,7 @@ def test_one_worker_gathers_nothing() -> None:
 
 def test_on_a_cpu_a_bucket_is_as_large_as_what_trains_and_chunks_as_all_logits() -> None:
     """11 elements train in a bucket of 50; 128 rows of 50 logits, three times in plain PyTorch, and the hidden rows' gradient."""
-    on_cpu = memory(setup(on_gpu=False, attention="trunkwise", element=4), reserved=0.0, margin=0.0)
+    on_cpu = memory(setup(on_gpu=False, attention="per_prompt", element=4), reserved=0.0, margin=0.0)
     assert on_cpu["gradient bucket"] == 4 * 11
     assert on_cpu["head"] == 3 * 128 * 50 * 4 + 128 * 8 * 4
     assert memory(setup(), reserved=0.0, margin=0.0)["gradient bucket"] == 2 * 50

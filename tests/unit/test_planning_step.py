@@ -1,18 +1,18 @@
-"""Collectives, packs and step times by hand-worked numbers."""
+"""Collectives, micro-batches and step times by hand-worked numbers."""
 
 from dataclasses import replace
 
 import pytest
-from random_trunks import Tree
+from random_prompts import Tree
 
 from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.attention import visible
 from rec_dist.models.size import WeightCount
-from rec_dist.planning.hardware import Hardware, ring_seconds
-from rec_dist.planning.memory import Setup, Zero
-from rec_dist.planning.step import gather_seconds, limit, num_collectives, reduce_seconds, step_time
-from rec_dist.planning.workload import Packs, Workload, pack
-from rec_dist.stream.grouped import pack_trunks
+from rec_dist.packing.packed_batch import pack_prompts
+from rec_dist.plan.hardware import Hardware, ring_seconds
+from rec_dist.plan.memory import Setup, Zero
+from rec_dist.plan.step import gather_seconds, limit, num_collectives, reduce_seconds, step_time
+from rec_dist.plan.workload import MicroBatches, Workload, pack
 
 NODE = Hardware(
     memory=80e9,
@@ -35,7 +35,7 @@ SETUP = Setup(
     zero=Zero(3, persistence=0, reuse=90, prefetch=100, bucket=30),
     workers=8,
     element=2,
-    tokens_per_pack=1024,
+    max_tokens=1024,
     attention="flex",
     checkpointing=False,
     rank=0,
@@ -73,7 +73,7 @@ def test_gathers_of_a_pack() -> None:
 
 @pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 4), (3, 3)])
 def test_reductions_of_a_step_of_three_packs(stage: int, times: int) -> None:
-    """80 bytes train: two buckets of 30 elements, a pack or a step, and the weights gathered again below stage 3."""
+    """80 bytes train: two buckets of 30 elements, a micro-batch or a step, and the weights gathered again below stage 3."""
     once = 7 / 8 * 80 / 400e9 + 2 * 7 * 3e-6
     assert reduce_seconds(replace(SETUP, zero=replace(SETUP.zero, stage=stage)), NODE, 3) == pytest.approx(times * once)
 
@@ -87,47 +87,47 @@ def test_rows_of_a_trunk_as_in_the_architecture_page() -> None:
 
 @pytest.mark.parametrize(("targets", "negatives"), [(1, 0), (1, 3), (4, 2)])
 def test_a_workload_is_what_a_stream_holds(targets: int, negatives: int) -> None:
-    """P = 20, C = 5: a stream with these lengths, every chosen title but the last one on the trunk."""
+    """P = 20, C = 5: a batch with these lengths, every chosen title but the last one on the prompt."""
     prompt, completion = 20, 5
-    trunk = list(range(prompt + (targets - 1) * completion))
+    grouped = list(range(prompt + (targets - 1) * completion))
     groups = []
     for target in range(targets):
-        fork = prompt - 1 + target * completion
-        chosen = trunk[fork + 1 : fork + completion] if target < targets - 1 else [200, 201, 202, 203]
+        branch_point = prompt - 1 + target * completion
+        chosen = grouped[branch_point + 1 : branch_point + completion] if target < targets - 1 else [200, 201, 202, 203]
         others = [[300 + 10 * (target * negatives + other) + token for token in range(completion)] for other in range(negatives)]
-        groups.append((fork, [[*chosen, 999], *others]))
-    stream = pack_trunks([Tree(trunk, groups).trunk()])
+        groups.append((branch_point, [[*chosen, 999], *others]))
+    batch = pack_prompts([Tree(grouped, groups).grouped_prompt()])
     work = Workload(groups=targets, targets=targets, negatives=negatives, prompt=prompt, completion=completion)
-    assert work.rows == stream.num_tokens
-    assert work.scored == len(set(stream.rows.tolist()))
-    assert work.pairs == pytest.approx(int(visible(stream).sum()), rel=0 if targets == 1 else 0.02)
+    assert work.rows == batch.num_tokens
+    assert work.scored == len(set(batch.rows.tolist()))
+    assert work.pairs == pytest.approx(int(visible(batch).sum()), rel=0 if targets == 1 else 0.02)
 
 
 def test_packs_of_a_step() -> None:
-    """100 rows a trunk, 10 a pack of 1,024; 176 trunks on 8 workers are 3 packs each, of 8 trunks."""
+    """100 rows a prompt, 10 a micro-batch of 1,024; 176 prompts on 8 workers are 3 micro-batches each, of 8 prompts."""
     work = Workload(groups=176, targets=1, negatives=0, prompt=91, completion=10)
     assert work.rows == 100
-    flex = pack(work, tokens_per_pack=1024, workers=8, flex=True)
-    assert (flex.count, flex.rows, flex.trunks) == (3, 1024.0, 8.0)
+    flex = pack(work, max_tokens=1024, workers=8, flex=True)
+    assert (flex.count, flex.rows, flex.num_prompts) == (3, 1024.0, 8.0)
     assert flex.fill == pytest.approx(176 * 100 / (3 * 8 * 1024))
-    assert pack(work, tokens_per_pack=1024, workers=8, flex=False).rows == 800
-    assert pack(work, tokens_per_pack=64, workers=8, flex=False).count == 0
+    assert pack(work, max_tokens=1024, workers=8, flex=False).rows == 800
+    assert pack(work, max_tokens=64, workers=8, flex=False).count == 0
 
 
 def test_the_prompts_of_a_group_share_a_pack() -> None:
-    """Two prompts of 100 rows a group: 5 groups a pack of 1,024, so 64 groups on 8 workers are 2 packs each, of 4 groups."""
-    work = Workload(groups=64, targets=1, negatives=0, prompt=91, completion=10, prompts=2)
-    assert (work.trunks, work.unit) == (128, 200)
-    packs = pack(work, tokens_per_pack=1024, workers=8, flex=False)
-    assert (packs.count, packs.rows, packs.trunks) == (2, 800.0, 8.0)
-    assert pack(work, tokens_per_pack=128, workers=8, flex=False).count == 0
+    """Two prompts of 100 rows a group: 5 groups a micro-batch of 1,024, so 64 groups on 8 workers are 2 micro-batches each, of 4 groups."""
+    work = Workload(groups=64, targets=1, negatives=0, prompt=91, completion=10, prompts_per_group=2)
+    assert (work.num_prompts, work.example) == (128, 200)
+    micro_batches = pack(work, max_tokens=1024, workers=8, flex=False)
+    assert (micro_batches.count, micro_batches.rows, micro_batches.num_prompts) == (2, 800.0, 8.0)
+    assert pack(work, max_tokens=128, workers=8, flex=False).count == 0
 
 
 def test_a_step_by_hand() -> None:
     work = Workload(groups=8, targets=1, negatives=0, prompt=91, completion=10)
-    packs = Packs(count=1, rows=1000.0, trunks=1.0, fill=1.0)
+    micro_batches = MicroBatches(count=1, rows=1000.0, num_prompts=1.0, fill=1.0)
     hardware = replace(NODE, device_latency=0.0, network_latency=0.0)
-    time = step_time(SETUP, hardware, packs, work, overlap=0.5)
+    time = step_time(SETUP, hardware, micro_batches, work, overlap=0.5)
     pairs = work.pairs + 128 * 100
     once = 1000 * (4 * 60 + 6 * 40) + 10 * 4 * 100 + 3 * 4 * 8 * 2 * pairs
     assert time.flops == pytest.approx(once)
@@ -135,18 +135,18 @@ def test_a_step_by_hand() -> None:
     assert time.gather == pytest.approx(7 / 8 * 600 / 400e9)
     assert time.hidden == pytest.approx(time.gather / 2)
     assert time.seconds == pytest.approx(time.compute + time.reduce + time.gather / 2)
-    online = step_time(replace(SETUP, reference="online"), hardware, packs, work, overlap=0.5)
+    online = step_time(replace(SETUP, reference="online"), hardware, micro_batches, work, overlap=0.5)
     assert online.seconds == pytest.approx(time.seconds + time.reference)
-    assert step_time(replace(SETUP, reference="cached"), hardware, packs, work, overlap=0.5) == time
-    again = step_time(replace(SETUP, checkpointing=True), hardware, packs, work, overlap=0.5)
+    assert step_time(replace(SETUP, reference="cached"), hardware, micro_batches, work, overlap=0.5) == time
+    again = step_time(replace(SETUP, checkpointing=True), hardware, micro_batches, work, overlap=0.5)
     assert again.compute - time.compute == pytest.approx((2 * 1000 * 100 + 4 * 8 * 2 * pairs) / 1e12)
 
 
 def test_what_limits() -> None:
     work = Workload(groups=8, targets=1, negatives=0, prompt=91, completion=10)
-    packs = Packs(count=1, rows=1000.0, trunks=1.0, fill=1.0)
-    fast = step_time(SETUP, replace(NODE, flops=1e18), packs, work, overlap=0.5)
-    slow = step_time(SETUP, replace(NODE, flops=1e9), packs, work, overlap=0.5)
+    micro_batches = MicroBatches(count=1, rows=1000.0, num_prompts=1.0, fill=1.0)
+    fast = step_time(SETUP, replace(NODE, flops=1e18), micro_batches, work, overlap=0.5)
+    slow = step_time(SETUP, replace(NODE, flops=1e9), micro_batches, work, overlap=0.5)
     assert limit(slow, fits=True, link="network") == "compute"
     assert limit(fast, fits=True, link="network") == "network"
     assert limit(fast, fits=True, link="node") == "links within the node"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rec_dist.data.artifacts.predictions import Predictions
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rec_dist.pipeline.status import status_of
-from rec_dist.pipeline.watch import watching
+from rec_dist.commands.progress import watching
+from rec_dist.commands.status import status_of
 from rec_dist.runtime.duration import Remaining, duration
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World

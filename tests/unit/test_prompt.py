@@ -10,9 +10,9 @@ import pytest
 from rec_dist.config.schema import PromptConfig
 from rec_dist.data.prompts.builder import PROMPT_NAME, PromptBuilder, build_prompt_builder, check_saved
 from rec_dist.data.prompts.tokens import begin_tokens, build_token_table, load_tokenizer, piece_tokens
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.grouped import pack_trunks
-from rec_dist.stream.trunk import Trunk
+from rec_dist.errors import UserError
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.packing.packed_batch import pack_prompts
 
 TITLES = ["Silent River", "Golden Garden", "Last Letter", "Émigré 七 (1999)", "Broken Mirror"]
 SMOLLM = Path("~/.cache/rec-dist/models/smollm2-135m-instruct-b179c952").expanduser()
@@ -39,67 +39,67 @@ def ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
-def completions(trunk: Trunk) -> list[list[int]]:
-    return [part.tolist() for part in np.split(trunk.targets, np.cumsum(trunk.lengths)[:-1])]
+def completions(grouped: GroupedPrompt) -> list[list[int]]:
+    return [part.tolist() for part in np.split(grouped.targets, np.cumsum(grouped.lengths)[:-1])]
 
 
 def test_pieces_are_the_tokens_of_the_whole_text(tokenizer: Any) -> None:
     """A prompt and its completion, read together, are exactly what the tokenizer makes of the text in one go."""
-    trunk = build(tokenizer).trunk(items(0, 3, 2), [items(1, 4)], [7])
+    grouped = build(tokenizer).grouped_prompt(items(0, 3, 2), [items(1, 4)], [7])
     prompt = "A user watched:\n- Silent River\n- Émigré 七 (1999)\n- Last Letter\n-"
-    for answer, title in zip(completions(trunk), ["Golden Garden", "Broken Mirror"], strict=True):
-        assert trunk.tokens.tolist() + answer == begin_tokens(tokenizer) + ids(tokenizer, f"{prompt} {title}\n")
+    for answer, title in zip(completions(grouped), ["Golden Garden", "Broken Mirror"], strict=True):
+        assert grouped.tokens.tolist() + answer == begin_tokens(tokenizer) + ids(tokenizer, f"{prompt} {title}\n")
 
 
 def test_branch_tokens_are_the_completions_without_their_last_token(tiny_tokenizer: Any) -> None:
-    trunk = build(tiny_tokenizer).trunk(items(0), [items(1, 2), items(3)], [7, 8], forks_at=[0, 1])
-    assert trunk.branch_tokens.tolist() == [token for answer in completions(trunk) for token in answer[:-1]]
-    assert trunk.group_sizes.tolist() == [2, 1]
-    assert trunk.keys.tolist() == [7, 8]
+    grouped = build(tiny_tokenizer).grouped_prompt(items(0), [items(1, 2), items(3)], [7, 8], branch_at=[0, 1])
+    assert grouped.completion_inputs.tolist() == [token for answer in completions(grouped) for token in answer[:-1]]
+    assert grouped.group_sizes.tolist() == [2, 1]
+    assert grouped.keys.tolist() == [7, 8]
 
 
 def test_a_chosen_item_that_the_history_goes_on_with_takes_no_rows(tokenizer: Any) -> None:
-    """Its title stands on the trunk behind its fork; a negative, and the last target, still need branches of their own."""
+    """Its title stands on the prompt behind its completion point; a negative, and the last target, still need completions of their own."""
     builder, history = build(tokenizer), items(0, 1, 2)
-    trunk = builder.trunk(history, [items(1, 4), items(2, 3), items(4, 0)], range(3), forks_at=[1, 2, 3])
+    grouped = builder.grouped_prompt(history, [items(1, 4), items(2, 3), items(4, 0)], range(3), branch_at=[1, 2, 3])
     sizes = [len(builder.titles[item]) for item in (4, 3, 4, 0)]
-    assert trunk.branch_lengths.tolist() == [0, sizes[0], 0, sizes[1], sizes[2], sizes[3]]
-    assert trunk.lengths.tolist() == [len(builder.completion(item)) for item in (1, 4, 2, 3, 4, 0)]
-    stream = pack_trunks([trunk])
+    assert grouped.input_lengths.tolist() == [0, sizes[0], 0, sizes[1], sizes[2], sizes[3]]
+    assert grouped.lengths.tolist() == [len(builder.completion(item)) for item in (1, 4, 2, 3, 4, 0)]
+    batch = pack_prompts([grouped])
     for place, (group, item) in enumerate([(0, 1), (1, 2)]):
-        rows = stream.rows[stream.completion_offsets[2 * group] : stream.completion_offsets[2 * group + 1]]
-        assert stream.input_ids[rows[1:]].tolist() == builder.titles[item].tolist()
-        assert rows[0] == trunk.forks[place]
+        rows = batch.rows[batch.completion_offsets[2 * group] : batch.completion_offsets[2 * group + 1]]
+        assert batch.input_ids[rows[1:]].tolist() == builder.titles[item].tolist()
+        assert rows[0] == grouped.branch_points[place]
 
 
 def test_every_fork_of_a_timeline_ends_the_prompt_of_its_own(tokenizer: Any) -> None:
-    """Sharing a trunk shows each target what a trunk of its own would: the items before it, and then the item prefix."""
+    """Sharing a grouped shows each target what a grouped of its own would: the items before it, and then the item prefix."""
     builder, history = build(tokenizer), items(0, 1, 2, 3)
-    timeline = builder.trunk(history, [items(4)] * 5, range(5), forks_at=[0, 1, 2, 3, 4])
-    for count, fork in enumerate(timeline.forks.tolist()):
-        alone = builder.trunk(history[:count], [items(4)], [0])
-        assert timeline.tokens[: fork + 1].tolist() == alone.tokens.tolist()
-        assert alone.forks.tolist() == [len(alone.tokens) - 1]
+    timeline = builder.grouped_prompt(history, [items(4)] * 5, range(5), branch_at=[0, 1, 2, 3, 4])
+    for count, branch_point in enumerate(timeline.branch_points.tolist()):
+        alone = builder.grouped_prompt(history[:count], [items(4)], [0])
+        assert timeline.tokens[: branch_point + 1].tolist() == alone.tokens.tolist()
+        assert alone.branch_points.tolist() == [len(alone.tokens) - 1]
 
 
 def test_listed_candidates_stand_after_the_history_in_their_order(tokenizer: Any) -> None:
     builder = build(tokenizer, candidates="listed", candidates_header="\nAmong:", answer_header="\nNext:")
-    trunk = builder.trunk(items(0), [items(4, 1)], [0], listed=items(1, 4))
+    grouped = builder.grouped_prompt(items(0), [items(4, 1)], [0], listed=items(1, 4))
     text = "A user watched:\n- Silent River\nAmong:\n- Golden Garden\n- Broken Mirror\nNext:\n-"
-    assert tokenizer.decode(trunk.tokens.tolist()).removeprefix(tokenizer.bos_token or "") in (
+    assert tokenizer.decode(grouped.tokens.tolist()).removeprefix(tokenizer.bos_token or "") in (
         text,
         tokenizer.decode(ids(tokenizer, text)),
     )
-    assert trunk.forks.tolist() == [len(trunk.tokens) - 1]
+    assert grouped.branch_points.tolist() == [len(grouped.tokens) - 1]
 
 
 def test_chat_style_is_the_models_own_template(tokenizer: Any) -> None:
     builder = build(tokenizer, style="chat", question="Which next?", end="<eos>")
-    trunk = builder.trunk(items(0, 1), [items(2)], [0])
+    grouped = builder.grouped_prompt(items(0, 1), [items(2)], [0])
     content = "A user watched:\n- Silent River\n- Golden Garden\nWhich next?"
     text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
-    assert tokenizer.decode(trunk.tokens.tolist()) == tokenizer.decode(ids(tokenizer, text))
-    assert completions(trunk)[0][-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(grouped.tokens.tolist()) == tokenizer.decode(ids(tokenizer, text))
+    assert completions(grouped)[0][-1] == tokenizer.eos_token_id
 
 
 def test_no_title_is_a_prefix_of_another_completion(tokenizer: Any) -> None:
@@ -113,9 +113,9 @@ def test_no_title_is_a_prefix_of_another_completion(tokenizer: Any) -> None:
 def test_a_title_has_the_same_tokens_in_the_history_and_as_an_answer(tokenizer: Any) -> None:
     builder = build(tokenizer)
     title = builder.titles[3].tolist()
-    trunk = builder.trunk(items(3), [items(3)], [0])
+    grouped = builder.grouped_prompt(items(3), [items(3)], [0])
     begin = len(builder.pieces.begin) + len(builder.pieces.item_prefix)
-    assert trunk.tokens[begin : begin + len(title)].tolist() == completions(trunk)[0][: len(title)] == title
+    assert grouped.tokens[begin : begin + len(title)].tolist() == completions(grouped)[0][: len(title)] == title
 
 
 def test_a_seam_that_a_token_spans_falls_back_to_the_piece_alone(tiny_tokenizer: Any) -> None:

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from rec_dist.evaluate import rankers
-from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
-from rec_dist.metrics.ranking import target_ranks
-from rec_dist.models.next_item import last_scores
-from rec_dist.models.sasrec import SASRec, SASRecShape
-from rec_dist.models.sequences import history_batch
+from rec_dist.evaluate.baselines import PopularityRanker
+from rec_dist.evaluate.metrics import target_ranks
+from rec_dist.methods.sequential import ranking as rankers
+from rec_dist.methods.sequential.next_item import last_scores
+from rec_dist.methods.sequential.ranking import SequentialRanker
+from rec_dist.methods.sequential.sasrec import SASRec, SASRecShape
+from rec_dist.methods.sequential.sequences import history_batch
 
 
 def i32(*values: int) -> np.ndarray:

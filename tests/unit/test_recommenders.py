@@ -9,14 +9,15 @@ import torch
 from small_recommenders import CYCLE, NUM_USERS, SHAPES, SHARED, config, train
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.preparing.prepare import prepare
-from rec_dist.evaluate.rankers import PopularityRanker, SequentialRanker
-from rec_dist.models.next_item import NextItem, Recommender, build_recommender, last_scores
-from rec_dist.models.sequences import history_batch, lay_out, stand_in
-from rec_dist.runtime.errors import UserError
+from rec_dist.data.prepare.prepare import prepare
+from rec_dist.errors import UserError
+from rec_dist.evaluate.baselines import PopularityRanker
+from rec_dist.methods.sequential.next_item import NextItem, Recommender, build_recommender, last_scores
+from rec_dist.methods.sequential.ranking import SequentialRanker
+from rec_dist.methods.sequential.saved_model import kind_of, load_recommender
+from rec_dist.methods.sequential.sequences import dummy_batch, history_batch, lay_out
+from rec_dist.methods.sequential.task import build_sequential_task
 from rec_dist.runtime.world import World
-from rec_dist.tasks.recommender import kind_of, load_recommender
-from rec_dist.tasks.sequential import build_sequential_task
 from rec_dist.train.loader import divide
 
 
@@ -94,7 +95,7 @@ def test_loss_is_the_naive_sum_over_positions(module):
 
 
 def test_stand_in_contributes_exactly_zero(module):
-    batch = stand_in()
+    batch = dummy_batch()
     loss, sums, _ = NextItem(module)(batch)
     loss.backward()
     assert (loss.item(), sums.tolist()) == (0.0, [0.0, 0.0])
@@ -120,24 +121,24 @@ def test_an_empty_history_is_refused():
 @pytest.mark.parametrize("max_length", [2, 3, 5, 50])
 def test_every_target_is_scored_once_with_what_precedes_it(tmp_path, max_length):
     task = build_sequential_task(config(tmp_path, max_length=max_length))
-    units = [task.unit(index, 0) for index in range(task.order.num_units)]
-    assert sum(unit.num_scored for unit in units) == sum(6 + user % 4 - 1 for user in range(NUM_USERS))
-    assert max(unit.num_tokens for unit in units) <= max_length
-    for unit in units:
-        following = (unit.items + 1) % CYCLE  # the data set's rule, which the item numbers happen to keep
-        assert np.array_equal(following[-len(unit.targets) :], unit.targets)
+    examples = [task.example(index, 0) for index in range(task.sampler.num_examples)]
+    assert sum(example.num_scored for example in examples) == sum(6 + user % 4 - 1 for user in range(NUM_USERS))
+    assert max(example.num_tokens for example in examples) <= max_length
+    for example in examples:
+        following = (example.items + 1) % CYCLE  # the data set's rule, which the item numbers happen to keep
+        assert np.array_equal(following[-len(example.targets) :], example.targets)
 
 
 @pytest.mark.parametrize("num_sampled", [0, 6])
 def test_packing_and_accumulation_change_no_sum(tmp_path, kind, num_sampled):
     task = build_sequential_task(config(tmp_path, kind=kind, more={"num_sampled": num_sampled}))
     module = task.build_module().double().eval()
-    units = [task.unit(index, 0) for index in range(10)]
+    examples = [task.example(index, 0) for index in range(10)]
     losses = []
     for tokens, size in ((64, 1), (8, 1), (1000, 3)):
         total = torch.zeros(2, dtype=torch.float64)
         for rank in range(size):
-            work = divide(task, units, step=0, epoch=0, tokens_per_pack=tokens, world=World(rank=rank, size=size))
+            work = divide(task, examples, step=0, epoch=0, max_tokens=tokens, world=World(rank=rank, size=size))
             total += sum(module(batch)[1] for batch in work.batches)
         assert float(total[1]) == work.num_scored
         losses.append(float(total[0]))
@@ -148,10 +149,10 @@ def test_initial_weights_are_the_seeds(tmp_path):
     task, other = build_sequential_task(config(tmp_path)), build_sequential_task(config(tmp_path, seed=1))
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    first = task.build_module().model.catalogue.weight
+    first = task.build_module().model.item_embedding.weight
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(first, task.build_module().model.catalogue.weight)
-    assert not torch.equal(first, other.build_module().model.catalogue.weight)
+    assert torch.equal(first, task.build_module().model.item_embedding.weight)
+    assert not torch.equal(first, other.build_module().model.item_embedding.weight)
 
 
 def test_saved_model_scores_the_same(tmp_path, kind):
@@ -177,8 +178,8 @@ def test_saved_model_scores_the_same(tmp_path, kind):
     ("changes", "message"),
     [
         ({"width": 15}, r"task\.sequential\.width \(15\).*num_heads \(2\)"),
-        ({"max_length": 65}, r"train\.tokens_per_pack \(64\).*max_length is 65"),
-        ({"targets_per_trunk": 2}, r"train\.targets_per_trunk \(2\)"),
+        ({"max_length": 65}, r"train\.max_tokens_per_micro_batch \(64\).*max_length is 65"),
+        ({"targets_per_prompt": 2}, r"train\.targets_per_prompt \(2\)"),
         ({"init_from": "runs/other"}, r"train\.init_from"),
         ({"kind": "caser", "more": {"num_layers": 3}}, r"num_layers \(3\) has no effect on task\.sequential\.model=caser"),
         ({"kind": "gru4rec", "more": {"num_heads": 4}}, r"num_heads \(4\) has no effect.*which reads dropout, max_length"),
@@ -205,7 +206,7 @@ def hits(task, ranker) -> float:
 @pytest.mark.parametrize("num_sampled", [CYCLE, CYCLE + 1, 10_000])
 def test_as_many_sampled_items_as_the_catalogue_is_the_full_softmax(tmp_path, kind, num_sampled):
     tasks = [build_sequential_task(config(tmp_path, kind=kind, more={"num_sampled": num})) for num in (0, num_sampled)]
-    full, sampled = (task.build_module()(task.collate([task.unit(index, 0) for index in range(5)], step=3)) for task in tasks)
+    full, sampled = (task.build_module()(task.collate([task.example(index, 0) for index in range(5)], step=3)) for task in tasks)
     assert torch.equal(full[0], sampled[0])
     assert torch.equal(full[2], sampled[2])
     assert "the softmax is the full one" in tasks[1].notes()[0]
@@ -213,8 +214,8 @@ def test_as_many_sampled_items_as_the_catalogue_is_the_full_softmax(tmp_path, ki
 
 def test_sampled_items_are_those_of_the_step(tmp_path):
     first, again = (build_sequential_task(config(tmp_path, more={"num_sampled": 6})) for _ in range(2))
-    units = [first.unit(index, 0) for index in range(3)]
-    batch, same, later = first.collate(units, step=3), again.collate(units[:1], step=3), first.collate(units, step=4)
+    examples = [first.example(index, 0) for index in range(3)]
+    batch, same, later = first.collate(examples, step=3), again.collate(examples[:1], step=3), first.collate(examples, step=4)
     assert torch.equal(batch.negatives, same.negatives)
     assert torch.equal(batch.negatives, first.collate([], step=3).negatives)
     assert not torch.equal(batch.negatives, later.negatives)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from rec_dist.commands.train import find_initial_weights
 from rec_dist.config.schema import RunConfig
-from rec_dist.pipeline.train import find_start
-from rec_dist.tasks.build import build_task
+from rec_dist.methods.build import build_task
 
 Make = Callable[..., dict[str, Any]]
 
@@ -22,7 +22,7 @@ def model(tmp_path: Path, tiny_model_dir: Path) -> Path:
 
 def key(make: Make, model: Path, *changes: str) -> str:
     config = RunConfig.model_validate(make(model.parent / "run", "task.kind=sdpo", f"model.path={model}", *changes))
-    return str(build_task(config, find_start(config), "cpu").reference_key)
+    return str(build_task(config, find_initial_weights(config), "cpu").reference_key)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def key(make: Make, model: Path, *changes: str) -> str:
         "train.seed=1",
         "train.max_steps=5",
         "train.epochs=3",
-        "train.groups_per_step=4",
-        "train.targets_per_trunk=2",
+        "train.global_batch_size=4",
+        "train.targets_per_prompt=2",
         "train.shuffle_window=64",
     ],
 )
@@ -62,7 +62,7 @@ def test_a_change_of_the_model_is_another_reference(tiny_config: Make, model: Pa
     [
         "optimizer.lr=1e-3",
         "task.beta=0.3",
-        "train.tokens_per_pack=300",
+        "train.max_tokens_per_micro_batch=300",
         "model.attention=sdpa",
         "cluster.zero_stage=3",
         "adapter.rank=2",

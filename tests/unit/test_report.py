@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rec_dist.errors import UserError
 from rec_dist.report.plots import loss_curves, model_colors
 from rec_dist.report.table import ComparisonRow, Difference
 from rec_dist.report.write import Report, RunSummary, StageSummary, findings, read_run, write_report
-from rec_dist.runtime.errors import UserError
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from rec_dist.errors import StopRequested, WorkerFailedError
 from rec_dist.launch.restart import FINAL, HeadLostError, NotPlacedError, Paused, cause_of, with_restarts
-from rec_dist.runtime.errors import StopRequested, WorkerFailedError
 from rec_dist.runtime.run_directory import RunDirectory
 
 TRACEBACK = "Traceback (most recent call last):\n  ...\nOSError: disk"

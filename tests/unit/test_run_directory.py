@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
 
 CONFIG: dict[str, Any] = {
-    "train": {"seed": 0, "tokens_per_pack": 512, "log_every_steps": 1},
+    "train": {"seed": 0, "max_tokens_per_micro_batch": 512, "log_every_steps": 1},
     "model": {"path": "a", "activation_checkpointing": False},
     "cluster": {"num_workers": 2},
     "checkpoint": {"every_steps": 5},
@@ -52,7 +52,7 @@ def test_a_changed_result_is_refused_by_name(run: RunDirectory, section: str, ke
     [
         ("cluster", "num_workers", 8),
         ("checkpoint", "every_steps", 1),
-        ("train", "tokens_per_pack", 64),
+        ("train", "max_tokens_per_micro_batch", 64),
         ("train", "log_every_steps", 9),
         ("model", "activation_checkpointing", True),
     ],

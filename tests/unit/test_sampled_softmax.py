@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from rec_dist.data.sampling.item_sampler import ItemSampler
-from rec_dist.models.next_item import NextItem, build_recommender
-from rec_dist.models.sequences import lay_out
+from rec_dist.methods.sequential.next_item import NextItem, build_recommender
+from rec_dist.methods.sequential.sequences import lay_out
 
 NUM_ITEMS = 50
 COUNTS = (1000 / np.arange(1, NUM_ITEMS + 1) ** 1.2).astype(np.int64)
@@ -55,7 +55,7 @@ def test_an_item_without_training_rows_is_drawn_too():
 def test_the_gradient_approaches_the_full_one():
     module = objective()
     with torch.no_grad():
-        module.model.catalogue.weight *= 3  # a softmax that is not flat, so that a missing correction shows
+        module.model.item_embedding.weight *= 3  # a softmax that is not flat, so that a missing correction shows
     full = gradient(module, batch())
     errors = []
     for num in (10, 100, 1000):

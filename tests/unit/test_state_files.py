@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from rec_dist.engine.state_files import Entry, StateWriter, in_turn, lay_out
+from rec_dist.checkpoint.state_files import Entry, StateWriter, in_turn, lay_out
 
 SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=30)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rec_dist.cli import main
-from rec_dist.pipeline.status import noting_failure, status, status_of
-from rec_dist.runtime.errors import NotFiniteError, StopRequested, UserError, WorkerFailedError
+from rec_dist.commands.status import noting_failure, status, status_of
+from rec_dist.errors import NotFiniteError, StopRequested, UserError, WorkerFailedError
 from rec_dist.runtime.run_directory import RunDirectory
 
 STARTED = 1_700_000_000.0

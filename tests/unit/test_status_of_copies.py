@@ -9,7 +9,7 @@ import pytest
 from s3_server import BUCKET, S3Server, running
 
 from rec_dist.cli import main
-from rec_dist.data.prepared.location import Location
+from rec_dist.storage.location import Location
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,6 @@ def test_a_bucket_that_is_not_there_is_told_from_a_place_without_a_run(
     server: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["status", server.uri("nothing")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: s3://{BUCKET}/nothing holds no run; give the checkpoint.mirror of a run")
+    assert capsys.readouterr().err.startswith(f"error: s3://{BUCKET}/nothing holds no run; give the checkpoint.remote of a run")
     assert main(["status", server.uri("x").replace(BUCKET, "no-such-bucket")]) == 2
     assert capsys.readouterr().err.startswith("error: s3://no-such-bucket/x cannot be read: its bucket does not exist")

@@ -1,4 +1,4 @@
-"""Every target of a split stands in exactly one unit, and a unit never crosses users."""
+"""Every target of a split stands in exactly one example, and a example never crosses users."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +20,9 @@ ROWS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), max_size=8)
 
 
 @given(ROWS, st.integers(1, 5))
-def test_units_cover_every_target_once_in_runs_of_neighbours(rows: list[tuple[int, int]], per_unit: int) -> None:
+def test_units_cover_every_target_once_in_runs_of_neighbours(rows: list[tuple[int, int]], per_example: int) -> None:
     lengths, first = [length for length, _ in rows], [start for _, start in rows]
-    index = index_targets(split_of(lengths, first), per_unit)
+    index = index_targets(split_of(lengths, first), per_example)
     covered = [
         (row, position)
         for row, start, stop in zip(index.rows.tolist(), index.starts.tolist(), index.stops.tolist(), strict=True)
@@ -32,5 +32,5 @@ def test_units_cover_every_target_once_in_runs_of_neighbours(rows: list[tuple[in
     expected = [(row, position) for row, length in enumerate(lengths) for position in range(max(first[row], 1), length)]
     assert covered == expected
     sizes = (index.stops - index.starts).tolist()
-    assert all(1 <= size <= per_unit for size in sizes)
-    assert len(index) == sum(-(-max(length - max(start, 1), 0) // per_unit) for length, start in rows)
+    assert all(1 <= size <= per_example for size in sizes)
+    assert len(index) == sum(-(-max(length - max(start, 1), 0) // per_example) for length, start in rows)

@@ -14,12 +14,12 @@ from prepared_rows import Row, write_prepared
 from small_recommenders import SHAPES, config, train
 
 from rec_dist.data.artifacts.teacher import TopItems, read_teacher, write_teacher
-from rec_dist.data.prepared.dataset import SequenceSplit
-from rec_dist.models.next_item import build_recommender, last_scores
-from rec_dist.models.sequences import history_batch
-from rec_dist.runtime.errors import UserError
-from rec_dist.tasks import teacher
-from rec_dist.tasks.sequential import build_sequential_task
+from rec_dist.data.dataset.prepared_data import SequenceSplit
+from rec_dist.errors import UserError
+from rec_dist.methods.sequential import teacher
+from rec_dist.methods.sequential.next_item import build_recommender, last_scores
+from rec_dist.methods.sequential.sequences import history_batch
+from rec_dist.methods.sequential.task import build_sequential_task
 
 NUM_ITEMS, MAX_LENGTH, TOP_H = 37, 12, 5
 
@@ -91,7 +91,7 @@ def saved(tmp_path, **changes):
 def test_a_run_leaves_embeddings_and_a_list_for_every_training_target(tmp_path):
     task, model, folder = saved(tmp_path)
     found = read_teacher(folder, data_fingerprint=task._data.manifest.fingerprint)
-    assert np.array_equal(found.embeddings, model.catalogue.weight.detach().numpy())
+    assert np.array_equal(found.embeddings, model.item_embedding.weight.detach().numpy())
     assert found.lists.items.shape == (task._split.num_targets, 3)
     assert (np.lexsort((found.lists.positions, found.lists.user_ids)) == np.arange(task._split.num_targets)).all()
     train_items = {int(user): task._split.items_of(row) for row, user in enumerate(task._split.user_ids)}

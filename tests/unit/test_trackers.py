@@ -10,7 +10,7 @@ import pytest
 from worker_processes import free_port
 
 from rec_dist.config.track import TrackConfig
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
 from rec_dist.train.trackers import Trackers, build_tracker, check_trackers, scalars
 
 ROWS = [

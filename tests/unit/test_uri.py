@@ -10,9 +10,9 @@ import yaml
 from rec_dist.cli import main
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
+from rec_dist.errors import UserError
 from rec_dist.models.pretrained import config_folder, resolve_model
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.uri import refuse_credentials, shown
+from rec_dist.storage.uri import refuse_credentials, shown
 
 Make = Callable[..., dict[str, Any]]
 SECRET = "SUPERSECRET"
@@ -72,7 +72,7 @@ def test_what_holds_no_secret_is_taken_and_named(uri: str, name: str) -> None:
         "data.path",
         "data.source",
         "data.cache_dir",
-        "checkpoint.mirror",
+        "checkpoint.remote",
         "train.run_dir",
         "train.init_from",
         "evaluate.output_dir",

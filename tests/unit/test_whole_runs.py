@@ -13,7 +13,7 @@ import torch
 from benchmarks import plan_memory, published, results, scaling, three_billion, whole_runs
 from benchmarks.peer_methods import Shape
 from benchmarks.whole_runs import SHAPES, write_model
-from rec_dist.planning.workload import Workload
+from rec_dist.plan.workload import Workload
 
 SMALL = Shape(hidden=32, intermediate=64, layers=2, heads=4, kv_heads=2, vocab=320)
 
@@ -55,8 +55,8 @@ def test_a_published_run_is_planned_as_its_source_describes_it() -> None:
     plan = published.make_plan(published.config_of(run))
     assert plan["model"]["trainable"] == 4_194_304
     assert plan["memory"]["parts"]["parameters"] == pytest.approx(13.49e9, rel=0.001)
-    assert plan["workload"]["trunk_rows"] == run.sequence
-    assert plan["workload"]["packs_per_step"] == 1
+    assert plan["workload"]["prompt_rows"] == run.sequence
+    assert plan["workload"]["micro_batches_per_step"] == 1
     row = published.row_of(run)
     assert row["GB, published"] == "29.1"
     assert row["tokens/s a device, published"] is None

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rec_dist.data.artifacts.matrices import F32, matrices, vector_schema, write_columns
-from rec_dist.data.prepared.manifest import FileEntry, changed_file, describe_file, read_arrow
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import atomic_path, read_object, write_json
+from rec_dist.data.dataset.manifest import FileEntry, changed_file, describe_file, read_arrow
+from rec_dist.errors import UserError
+from rec_dist.storage.files import atomic_path, read_object, write_json
 
 EMBEDDED_NAME, ARROW_NAME, TENSOR_NAME, PARTS_NAME = "embeddings.json", "embeddings.arrow", "embeddings.safetensors", "parts"
 _KEY = "embeddings"

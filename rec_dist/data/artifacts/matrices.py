@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rec_dist.runtime.files import atomic_path
+from rec_dist.storage.files import atomic_path
 
 F32 = npt.NDArray[np.float32]
 

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rec_dist.data.prepared.manifest import read_arrow
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import atomic_path
-from rec_dist.stream.trunk import I32, I64
+from rec_dist.data.dataset.manifest import read_arrow
+from rec_dist.errors import UserError
+from rec_dist.runtime.arrays import I32, I64
+from rec_dist.storage.files import atomic_path
 
 PREDICTIONS_NAME = "predictions.arrow"
 _SCHEMA = pa.schema(

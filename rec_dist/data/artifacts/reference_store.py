@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rec_dist.runtime.files import atomic_path, sha256, write_json
-from rec_dist.stream.trunk import I64
+from rec_dist.runtime.arrays import I64
+from rec_dist.storage.files import atomic_path, sha256, write_json
 
 MANIFEST_NAME = "manifest.json"
 F32 = npt.NDArray[np.float32]

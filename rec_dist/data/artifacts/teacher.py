@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from rec_dist.data.artifacts.matrices import F32, matrix, vector_schema, write_columns
-from rec_dist.data.prepared.manifest import FileEntry, changed_file, describe_file, read_arrow
-from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
-from rec_dist.runtime.files import read_object, sha256, write_json
-from rec_dist.stream.trunk import I32, I64
+from rec_dist.data.dataset.manifest import FileEntry, changed_file, describe_file, read_arrow
+from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.runtime.arrays import I32, I64
+from rec_dist.storage.files import read_object, sha256, write_json
 
 TEACHER_NAME, EMBEDDINGS_NAME, TOP_ITEMS_NAME = "teacher.json", "item_embeddings.arrow", "top_items.arrow"
 _FORMAT_VERSION = 1

@@ -1,1 +1,1 @@
-"""Tokens: titles, the prompt builder, and trunks of interactions or of preference rows. Imports sampling and prepared."""
+"""Tokens: titles, the prompt builder, and prompts of interactions or of preference rows. Imports sampling and prepared."""

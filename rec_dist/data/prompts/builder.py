@@ -1,8 +1,8 @@
 """The prompt builder: a history and its completions as token arrays. One builder makes training, evaluation and serving prompts.
 
-A trunk is `begin | (item_prefix title)* | tail`; the fork row is its last token, where a completion (title + end) begins.
-In style list the tail is the item prefix itself, so a longer trunk has a fork before every title: several targets of one
-user share one trunk (a timeline) at no cost, and a chosen item that the history goes on with is scored on the trunk's own rows.
+A prompt is `begin | (item_prefix title)* | tail`; the completion point row is its last token, where a completion (title + end) begins.
+In style list the tail is the item prefix itself, so a longer prompt has a completion point before every title: several targets of one
+user share one prompt (a timeline) at no cost, and a chosen item that the history goes on with is scored on the prompt's own rows.
 Saved beside the model as prompt.json.
 """
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from rec_dist.config.schema import PromptConfig
 from rec_dist.data.prompts.tokens import TokenTable, begin_tokens, build_token_table, piece_tokens
-from rec_dist.runtime.errors import TRAIN_AGAIN, UserError
-from rec_dist.runtime.files import fingerprint, read_object, write_json
-from rec_dist.stream.trunk import I32, I64, Trunk
+from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.runtime.arrays import I32, I64
+from rec_dist.storage.files import fingerprint, read_object, write_json
 
 PROMPT_NAME = "prompt.json"
 _HISTORY_MARK = "\x02HISTORY\x02"
@@ -37,7 +38,7 @@ class PromptPieces:
 
 
 class PromptBuilder:
-    """Builds trunks from item ids. listed: how many candidates the prompt lists, 0 for none."""
+    """Builds prompts from item ids. listed: how many candidates the prompt lists, 0 for none."""
 
     def __init__(self, pieces: PromptPieces, titles: TokenTable, *, max_history: int, listed: int) -> None:
         self.pieces = pieces
@@ -71,18 +72,18 @@ class PromptBuilder:
         """How many rows at the end of such a prompt become its state: last: 1; mean: all behind the instruction, the same for all."""
         return 1 if pooling == "last" else len(tokens) - len(self._begin)
 
-    def trunk(
+    def grouped_prompt(
         self,
         history: I32,
         completions: Sequence[I32],
         keys: Sequence[int],
         *,
-        forks_at: Sequence[int] | None = None,
+        branch_at: Sequence[int] | None = None,
         listed: I32 | None = None,
-    ) -> Trunk:
-        """One prompt over `history` with one group of completions (item ids, the chosen one first) a fork.
+    ) -> GroupedPrompt:
+        """One prompt over `history` with one group of completions (item ids, the chosen one first) a completion point.
 
-        forks_at: for each group, how many history items it sees; None: one group that sees them all.
+        branch_at: for each group, how many history items it sees; None: one group that sees them all.
         listed: the candidates to write into the prompt (builder.listed only).
         """
         parts: list[I32] = [self._begin]
@@ -98,24 +99,24 @@ class PromptBuilder:
             parts.append(self._answer_header)
             ends[-1] = sum(len(part) for part in parts)
         parts.append(self._tail)
-        counts = [len(history)] if forks_at is None else list(forks_at)
-        return self.fork(np.concatenate(parts), ends[counts] + len(self._tail) - 1, completions, keys)
+        counts = [len(history)] if branch_at is None else list(branch_at)
+        return self.branch_point(np.concatenate(parts), ends[counts] + len(self._tail) - 1, completions, keys)
 
-    def fork(self, tokens: I32, forks: I64, completions: Sequence[I32], keys: Sequence[int]) -> Trunk:
-        """The prompt `tokens` (P,) with a group of completions (item ids, the chosen one first) at each of `forks` (G,)."""
+    def branch_point(self, tokens: I32, branch_points: I64, completions: Sequence[I32], keys: Sequence[int]) -> GroupedPrompt:
+        """The prompt `tokens` (P,) with a group of completions (item ids, the chosen one first) at each of `completion points` (G,)."""
         answers = [self.completion(item) for group in completions for item in group.tolist()]
         group_sizes = np.asarray([len(group) for group in completions], dtype=np.int32)
         branches = [answer[:-1] for answer in answers]
-        for fork, chosen in zip(forks.tolist(), (np.cumsum(group_sizes) - group_sizes).tolist(), strict=True):
-            if np.array_equal(tokens[fork + 1 : fork + 1 + len(branches[chosen])], branches[chosen]):
+        for branch_point, chosen in zip(branch_points.tolist(), (np.cumsum(group_sizes) - group_sizes).tolist(), strict=True):
+            if np.array_equal(tokens[branch_point + 1 : branch_point + 1 + len(branches[chosen])], branches[chosen]):
                 branches[chosen] = branches[chosen][:0]  # the history goes on with the chosen item: its rows are there already
-        return Trunk(
+        return GroupedPrompt(
             tokens=tokens,
-            forks=forks.astype(np.int32),
+            branch_points=branch_points.astype(np.int32),
             keys=np.asarray(keys, dtype=np.int64),
             group_sizes=group_sizes,
-            branch_tokens=np.concatenate(branches),
-            branch_lengths=np.asarray([len(branch) for branch in branches], dtype=np.int32),
+            completion_inputs=np.concatenate(branches),
+            input_lengths=np.asarray([len(branch) for branch in branches], dtype=np.int32),
             lengths=np.asarray([len(answer) for answer in answers], dtype=np.int32),
             targets=np.concatenate(answers),
         )

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.trunk import I32, I64
+from rec_dist.errors import UserError
+from rec_dist.runtime.arrays import I32, I64
 
 
 def load_tokenizer(model_path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The items that a sampled softmax is estimated from: one draw a global step, shared by every position, rank and pack of it.
+"""The items that a sampled softmax is estimated from: one draw a global step, shared by every position, rank and micro-batch of it.
 
 Why shared: S rows of the item table a step in place of S a position, and a loss that neither packing nor the
 number of workers changes. Cost: S binary searches in a table of I floats.
@@ -6,8 +6,8 @@ number of workers changes. Cost: S binary searches in a table of I floats.
 
 import numpy as np
 
+from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.rng import uniform
-from rec_dist.stream.trunk import I64
 
 _SAMPLED = 31  # its own stream of draws
 

@@ -1,14 +1,14 @@
-"""The index of what can be trained on: every target of a split, gathered into units of up to t neighbouring targets of one user.
+"""The index of what can be trained on: every target of a split, gathered into examples of up to t neighbouring targets of one user.
 
-Cost: three integers a unit in memory.
+Cost: three integers a example in memory.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from rec_dist.data.prepared.dataset import SequenceSplit
-from rec_dist.stream.trunk import I64
+from rec_dist.data.dataset.prepared_data import SequenceSplit
+from rec_dist.runtime.arrays import I64
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class TargetIndex:
         return len(self.rows)
 
 
-def index_targets(split: SequenceSplit, targets_per_unit: int) -> TargetIndex:
-    """Cuts each row's targets into runs of `targets_per_unit`; a row's last run may be shorter, and no target is dropped.
+def index_targets(split: SequenceSplit, targets_per_example: int) -> TargetIndex:
+    """Cuts each row's targets into runs of `targets_per_example`; a row's last run may be shorter, and no target is dropped.
 
     A position needs at least one item before it to be a target.
     """
     lengths = np.diff(split.offsets)
     first = np.maximum(split.first_target.astype(np.int64), 1)
-    per_row = np.maximum(-(-(lengths - first) // targets_per_unit), 0)
+    per_row = np.maximum(-(-(lengths - first) // targets_per_example), 0)
     rows = np.repeat(np.arange(len(lengths)), per_row)
     within = np.arange(len(rows)) - np.repeat(np.concatenate([[0], np.cumsum(per_row)])[:-1], per_row)
-    starts = first[rows] + within * targets_per_unit
-    return TargetIndex(rows, starts, np.minimum(starts + targets_per_unit, lengths[rows]))
+    starts = first[rows] + within * targets_per_example
+    return TargetIndex(rows, starts, np.minimum(starts + targets_per_example, lengths[rows]))

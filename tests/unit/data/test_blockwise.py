@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.prepared.verify import verify
-from rec_dist.data.preparing import prepare as prepare_module
-from rec_dist.data.preparing import shards
-from rec_dist.data.preparing.blockwise.driver import STEP, Sizes
-from rec_dist.data.preparing.blockwise.selection import last_of_few_shot, nth_smallest
-from rec_dist.data.preparing.prepare import choose_place, prepare
-from rec_dist.data.readers.blocks import cut_text, whole
-from rec_dist.runtime.errors import UserError
+from rec_dist.data.dataset.verify import verify
+from rec_dist.data.prepare import prepare as prepare_module
+from rec_dist.data.prepare import shards
+from rec_dist.data.prepare.blockwise.driver import STEP, Sizes
+from rec_dist.data.prepare.blockwise.selection import last_of_few_shot, nth_smallest
+from rec_dist.data.prepare.prepare import choose_place, prepare
+from rec_dist.data.sources.blocks import cut_text, whole
+from rec_dist.errors import UserError
 
 SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
 

@@ -11,8 +11,8 @@ from pyarrow import fs
 from s3_server import CREDENTIALS
 
 from rec_dist.cli import main
-from rec_dist.data.prepared.location import Location
-from rec_dist.runtime.errors import UserError
+from rec_dist.errors import UserError
+from rec_dist.storage.location import Location
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_store_that_never_answers_is_given_up(
     assert main(["status", f"s3://bucket/x?endpoint_override=127.0.0.1:{silent}&scheme=http&region=us-east-1"]) == 2
     assert 20 < time.monotonic() - began < 55
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: checkpoint.mirror (s3://bucket/x) cannot be listed")
+    assert line.startswith("error: checkpoint.remote (s3://bucket/x) cannot be listed")
     assert "check the address, the credentials and the network" in line
 
 
@@ -83,7 +83,7 @@ def test_the_retries_of_google_end_early_unless_the_uri_says_when(uri: str, seco
 def test_a_folder_in_the_way_of_a_file_says_so_and_nothing_of_credentials(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "place" / "taken").mkdir(parents=True)
-    location = Location(tmp_path / "place", key="checkpoint.mirror")
+    location = Location(tmp_path / "place", key="checkpoint.remote")
     attempts = [
         lambda: location.write(tmp_path / "file", "taken"),
         lambda: location.read("taken"),
@@ -91,7 +91,7 @@ def test_a_folder_in_the_way_of_a_file_says_so_and_nothing_of_credentials(tmp_pa
     ]
     for attempt in attempts:
         with pytest.raises(
-            UserError, match=r"^checkpoint\.mirror: .*/place/taken cannot be \w+: .*see that the folder can be"
+            UserError, match=r"^checkpoint\.remote: .*/place/taken cannot be \w+: .*see that the folder can be"
         ) as caught:
             attempt()
         assert "credentials" not in str(caught.value)

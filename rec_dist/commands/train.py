@@ -1,0 +1,121 @@
+"""`rec-dist train`: what a run starts from, what binds it to its inputs, and the run itself, from its claim to its end."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rec_dist.checkpoint.remote_copy import RemoteCopy
+from rec_dist.commands.progress import watching
+from rec_dist.commands.status import noting_failure
+from rec_dist.config.load import to_yaml
+from rec_dist.config.paths import pinned
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.manifest import Manifest
+from rec_dist.errors import StopRequested, UserError
+from rec_dist.launch.ray_metrics import RayGauges
+from rec_dist.launch.workers import launch
+from rec_dist.methods.build import build_task
+from rec_dist.methods.initial_weights import InitialWeights, find_teacher, resolve_initial_weights
+from rec_dist.models.pretrained import resolve_model
+from rec_dist.runtime import environment
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.files import read_object, write_json
+from rec_dist.storage.outputs import check_output
+from rec_dist.train.trackers import check_trackers
+from rec_dist.train.validation import validation_task
+from rec_dist.train.worker import TrainJob, train_worker
+
+Log = Callable[[str], None]
+
+
+def find_initial_weights(config: RunConfig) -> InitialWeights:
+    """The model and adapter that a run starts from. Raises UserError when either is missing."""
+    task = config.task
+    if task.kind == "sequential":
+        return InitialWeights(
+            Path(), embeddings=Path(task.sequential.init_embeddings) if task.sequential.init_embeddings else None
+        )
+    init_from = Path(config.train.init_from) if config.train.init_from else None
+    initial = resolve_initial_weights(resolve_model(config.model.path), init_from, adapter_kind=config.adapter.kind)
+    named = {"delrec_distill": ("delrec", task.delrec.teacher, True), "p2rec_reconstruct": ("p2rec", task.p2rec.teacher, False)}
+    if task.kind not in named:
+        return initial
+    section, teacher, may_be_random = named[task.kind]
+    found = find_teacher(teacher, kind=task.kind, key=f"task.{section}.teacher", may_be_random=may_be_random)
+    return replace(initial, teacher=found)
+
+
+def check_train(config: RunConfig) -> InitialWeights:
+    """Refuses (UserError) all that a worker of this training run would refuse; returns what the run starts from."""
+    initial = find_initial_weights(config)
+    build_task(config, initial, "cpu")
+    validation_task(config, initial, "cpu")
+    return initial
+
+
+def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
+    """Trains to the end, resuming what is there. Raises StopRequested after a stop, UserError before anything is written."""
+    config = pinned(config)
+    run = RunDirectory(Path(config.train.run_dir))
+    check_output(run.path, "train.run_dir", folder=True, may_exist=True)
+    initial = check_train(config)
+    check_trackers(config.track)
+    value = config.model_dump(mode="json")
+    remote = RemoteCopy(run, config.checkpoint.remote) if config.checkpoint.remote is not None else None
+    with run.claimed(value, to_yaml(config)):
+        if remote is not None:
+            remote.fetch(value, log=log)
+        inputs = bind_inputs(run, config, initial)
+        with remote.kept_up(log) if remote is not None else nullcontext():
+            return _finish(run, config, initial, inputs, log)
+
+
+def _finish(
+    run: RunDirectory, config: RunConfig, initial: InitialWeights, inputs: dict[str, str | None], log: Log
+) -> dict[str, Any]:
+    """A claimed run to its end."""
+    done = run.finished()
+    if done is not None:
+        log(f"{run.path} is finished ({done['step']} steps); nothing to do")
+        return done
+    run.drop_stale_stop()
+    describe(run, data=inputs["data"], model=inputs["model"])
+    run.append({"event": "start", "time": time.time()})
+    with watching(run), noting_failure(run):
+        gauges = RayGauges if config.cluster.launcher == "ray" else None
+        job = TrainJob(config.model_dump(), config.train.run_dir, initial, gauges)
+        result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
+    if not result["finished"]:
+        run.clear_stop()
+        raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
+    run.finish(result)
+    run.clear_stop()
+    log(f"finished after {result['step']} steps; model in {run.model}")
+    return result
+
+
+def bind_inputs(run: RunDirectory, config: RunConfig, initial: InitialWeights) -> dict[str, str | None]:
+    """Ties a run to the contents of its inputs, not only to their paths, and returns their fingerprints.
+
+    Raises UserError when they have changed since it began.
+    """
+    inputs = {
+        "data": Manifest.load(config.data.path).fingerprint,
+        **initial.fingerprints(),
+    }
+    path = run.path / "inputs.json"
+    if path.is_file() and read_object(path, "remove that folder or choose another train.run_dir") != inputs:
+        raise UserError(
+            f"train.run_dir ({run.path}) was started from other data, model or train.init_from than lie there now; remove that folder "
+            "or choose another"
+        )
+    write_json(path, inputs)
+    return inputs
+
+
+def describe(run: RunDirectory, *, data: str | None, model: str | None) -> None:
+    """environment.json: the machine, the versions, and what the run is made from."""
+    write_json(run.path / "environment.json", environment.describe(hashes={"data": data, "model": model}))

@@ -1,0 +1,51 @@
+"""`rec-dist verify`: every hash of a prepared data set, wherever it lies, or of all checkpoints of a run and its model, or of one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rec_dist.checkpoint.files import COMMIT_NAME, committed, folder_of
+from rec_dist.checkpoint.files import verify as verify_checkpoint
+from rec_dist.data.dataset.manifest import Manifest
+from rec_dist.data.dataset.schema import MANIFEST_NAME
+from rec_dist.data.dataset.verify import verify as verify_data
+from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.storage.checksums import CHECKSUMS_NAME, broken
+from rec_dist.storage.location import Location
+
+
+def verify(target: str, *, log: Callable[[str], None]) -> None:
+    """Checks every hash of a prepared data set (a folder or a URI), of all checkpoints and the model of a run, or of one checkpoint.
+
+    Raises UserError that names what is damaged.
+    """
+    location = Location(target)
+    way_out = "a restart walks past what is damaged"
+    if not location.is_remote and (location.folder / COMMIT_NAME).is_file():
+        problems, what = verify_checkpoint(location.folder), "checkpoint"
+    elif location.is_remote or (location.folder / MANIFEST_NAME).is_file():
+        Manifest.load(location)
+        problems, what, way_out = verify_data(location), "data set", "remove it and run `rec-dist prepare CONFIG`"
+    elif (location.folder / "checkpoints").is_dir():
+        problems, what = _of_run(location.folder / "checkpoints")
+        of_model = [f"model/{problem}" for problem in broken(location.folder / "model")]
+        problems, way_out = problems + of_model, TRAIN_AGAIN if of_model else way_out
+        what += " and model/" if (location.folder / "model" / CHECKSUMS_NAME).is_file() else ""
+    else:
+        raise UserError(
+            f"{location} is neither a prepared data set nor a run directory with checkpoints; give data.path or train.run_dir"
+        )
+    if problems:
+        raise UserError(
+            f"{location}: {len(problems)} {'fault' if len(problems) == 1 else 'faults'}: {'; '.join(problems)}; {way_out}"
+        )
+    log(f"{location}: {what} whole")
+
+
+def _of_run(catalogue: Path) -> tuple[list[str], str]:
+    """(faults, what was looked at): the checkpoints, and folders that a run would not find because of their names."""
+    folders = [folder_of(catalogue, step) for step in committed(catalogue)]
+    problems = [problem for folder in folders for problem in verify_checkpoint(folder)]
+    for path in sorted(catalogue.glob("step-*")):
+        if path not in folders and path.suffix not in (".tmp", ".bad"):
+            problems.append(f"{path.name}: no name of a checkpoint, so that no run will find it")
+    return problems, f"{len(folders)} {'checkpoint' if len(folders) == 1 else 'checkpoints'}"

@@ -1,0 +1,91 @@
+"""The index of a split: four numbers a user, so that a plan is made without opening a shard, and a shard is known to agree with it.
+
+20 bytes a user on disk and 28 in memory: ten million users are 280 MB a process. Letters: U rows (users) of a split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rec_dist.data.dataset.manifest import FileEntry, describe_file, read_arrow
+from rec_dist.data.dataset.ragged import offsets_of
+from rec_dist.data.dataset.schema import INDEX_SCHEMA, index_name
+from rec_dist.runtime.arrays import I32, I64
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    """user_ids (U,) ascending; offsets, explicit_negative_offsets (U+1,) int64, counted over all shards; first_target (U,) int32 >= 1."""
+
+    user_ids: I64
+    offsets: I64
+    first_target: I32
+    explicit_negative_offsets: I64
+
+    def disagrees(self, first: int, stop: int, other: "SplitIndex") -> bool:
+        """Whether rows first..stop - 1 are others than those of a shard's own index."""
+        pairs: list[tuple[I64 | I32, I64 | I32]] = [
+            (self.user_ids[first:stop], other.user_ids),
+            (self.first_target[first:stop], other.first_target),
+            (np.diff(self.offsets[first : stop + 1]), np.diff(other.offsets)),
+            (np.diff(self.explicit_negative_offsets[first : stop + 1]), np.diff(other.explicit_negative_offsets)),
+        ]
+        return not all(np.array_equal(left, right) for left, right in pairs)
+
+
+def index_of_shard(table: pa.Table) -> SplitIndex:
+    """The index of the rows of one shard."""
+    return SplitIndex(
+        user_ids=flat(table["user_id"].chunks, np.int64),
+        offsets=offsets_of(_lengths(table["items"])),
+        first_target=flat(table["first_target"].chunks, np.int32),
+        explicit_negative_offsets=offsets_of(_lengths(table["explicit_negatives"])),
+    )
+
+
+def read_index(table: pa.Table) -> SplitIndex:
+    """The index that write_index wrote."""
+    offsets, explicit_negatives = (
+        offsets_of(flat(table[name].chunks, np.int32).astype(np.int64)) for name in ("num_items", "num_explicit_negatives")
+    )
+    for array in (offsets, explicit_negatives):
+        array.flags.writeable = False
+    return SplitIndex(
+        flat(table["user_id"].chunks, np.int64), offsets, flat(table["first_target"].chunks, np.int32), explicit_negatives
+    )
+
+
+def write_index(folder: Path, split: str, shards: Sequence[FileEntry]) -> FileEntry:
+    """Writes the index of the shards of a split that lie in `folder`, a record batch a shard."""
+    path, rows = folder / index_name(split), 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
+        for shard in shards:
+            part = index_of_shard(read_arrow(folder / shard.name))
+            counts = [np.diff(part.offsets), part.first_target, np.diff(part.explicit_negative_offsets)]
+            arrays = [pa.array(part.user_ids), *(pa.array(values.astype(np.int32)) for values in counts)]
+            writer.write_batch(pa.record_batch(arrays, schema=INDEX_SCHEMA))
+            rows += len(part.user_ids)
+    return describe_file(path, rows)
+
+
+def flat(chunks: list[pa.Array], dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
+    """Chunks without nulls as one read-only array: a view of the mapped file if there is one chunk with rows."""
+    filled: list[npt.NDArray[_Scalar]] = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks if len(chunk)]
+    if len(filled) == 1:
+        return filled[0]
+    out = np.concatenate(filled) if filled else np.zeros(0, dtype=dtype)
+    out.flags.writeable = False
+    return out
+
+
+def _lengths(column: pa.ChunkedArray) -> I64:
+    """How many values each list of a column without nulls has."""
+    parts = [np.diff(chunk.offsets.to_numpy(zero_copy_only=True)).astype(np.int64) for chunk in column.chunks]
+    return np.concatenate([*parts, np.empty(0, dtype=np.int64)])

@@ -1,0 +1,162 @@
+"""A prepared data set, opened for reading: the catalogue and the index of a split in memory, its shards mapped as they are needed.
+
+Letters: U rows (users) of a split, N items over all its rows, I items of the catalogue.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rec_dist.config.schema import DataConfig
+from rec_dist.data.dataset.index import flat, read_index
+from rec_dist.data.dataset.manifest import Manifest
+from rec_dist.data.dataset.node_cache import NodeCache
+from rec_dist.data.dataset.reading import Shards, Source
+from rec_dist.data.dataset.schema import INDEX_SCHEMA, ITEM_SCHEMA
+from rec_dist.data.dataset.verify import folder_faults
+from rec_dist.errors import UserError
+from rec_dist.runtime.arrays import I32, I64
+from rec_dist.runtime.packages import cache_dir
+from rec_dist.storage.location import REMEDY, Location
+
+CACHE_BYTES = 64 << 30  # data.cache_bytes where no configuration says
+
+
+@dataclass(frozen=True)
+class SequenceSplit:
+    """One split; row r has offsets[r + 1] - offsets[r] items, and its targets are those from position first_target[r] on.
+
+    user_ids (U,) int64 ascending; offsets, explicit_negative_offsets (U+1,) int64; first_target (U,) int32 >= 1. The arrays are read-only.
+    """
+
+    name: str
+    user_ids: I64
+    offsets: I64
+    first_target: I32
+    explicit_negative_offsets: I64
+    shards: Shards
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def num_targets(self) -> int:
+        """Targets over all rows."""
+        return int((np.diff(self.offsets) - self.first_target).sum())
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return int(self.offsets[-1])
+
+    def take(self, rows: I64, counts: I64) -> I32:
+        """The first counts (R,) items of each of rows (R,), one after another."""
+        return self.shards.items(rows, counts)
+
+    def items_of(self, row: int) -> I32:
+        """The items of row `row` in time order, history and targets."""
+        return self.shards.items_of(row)
+
+    def explicit_negatives_of(self, row: int) -> I32:
+        """What the user of row `row` disliked within the training part: rated below data.min_rating."""
+        return self.shards.explicit_negatives_of(row)
+
+    def users_of(self, rows: I64) -> list[str]:
+        """The source's names of the users of `rows`, each once, in the order of the data."""
+        return [self.shards.raw_user(row) for row in np.unique(rows).tolist()]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The catalogue in memory, the splits where they lie until asked for.
+
+    titles[i], raw_items[i] and categories[i] are item i's; train_counts (I,) says how often it stands in rows of the train split.
+    """
+
+    source: Source
+    manifest: Manifest
+    titles: list[str]
+    raw_items: list[str]
+    categories: list[list[str]]
+    train_counts: I64
+
+    @staticmethod
+    def open(path: str | Path, *, cache: str | None = None, cache_bytes: int = CACHE_BYTES) -> "PreparedData":
+        """Opens the data set at `path` (data.path), a folder or a URI, through the node's cache.
+
+        Reads the manifest, compares the sizes of all files with it and reads items.arrow. UserError: no prepared data set, a file that
+        is missing, of another size or not in the manifest, or a damaged items.arrow.
+        """
+        location = Location(path)
+        manifest = Manifest.load(location)
+        if manifest.items is None:
+            raise UserError(
+                f"data.path ({location}) holds preference rows, which have no items to rank; "
+                "train on them with task.kind=sft, dpo, dmpo or sdpo."
+            )
+        if problems := folder_faults(location, manifest):
+            raise UserError(f"data.path ({location}) is damaged, {len(problems)} fault(s): {problems[0]}; {REMEDY}.")
+        source = Source(location, NodeCache(cache_folder(cache), cache_bytes))
+        table, _ = source.table(manifest.items, ITEM_SCHEMA)
+        return PreparedData(
+            source=source,
+            manifest=manifest,
+            titles=table["title"].to_pylist(),
+            raw_items=table["raw_item"].to_pylist(),
+            categories=table["categories"].to_pylist(),
+            train_counts=flat(table["train_count"].chunks, np.int64),
+        )
+
+    @property
+    def location(self) -> Location:
+        """Where it lies."""
+        return self.source.location
+
+    @property
+    def num_items(self) -> int:
+        """I, the size of the catalogue."""
+        return len(self.titles)
+
+    def split(self, name: str) -> SequenceSplit:
+        """The split "train", "valid" or "test": its index; shards are opened later. UserError: another name, or a damaged index."""
+        entry = self.manifest.splits.get(name)
+        if entry is None:
+            raise UserError(f"{name} is no split of {self.location}; splits are {', '.join(self.manifest.splits)}.")
+        assert entry.index is not None, "open() refuses a data set without users"
+        index = read_index(self.source.table(entry.index, INDEX_SCHEMA)[0])
+        return SequenceSplit(
+            name=name,
+            user_ids=index.user_ids,
+            offsets=index.offsets,
+            first_target=index.first_target,
+            explicit_negative_offsets=index.explicit_negative_offsets,
+            shards=Shards(self.source, entry.shards, index),
+        )
+
+    def cache_notes(self, split: str, window: int | None) -> list[str]:
+        """A warning where an order that is shuffled in windows of so many examples would fetch the same shards again and again."""
+        size, room = sum(entry.bytes for entry in self.manifest.splits[split].shards), self.source.cache.max_bytes
+        if not self.location.is_remote or window is not None or size <= room:
+            return []
+        return [
+            f"WARNING: the {split} split ({size:,} bytes) is larger than data.cache_bytes ({room:,}), so that a node "
+            "fetches its shards again and again; raise that, or set train.shuffle_window"
+        ]
+
+    def copy_items(self, target: Path) -> None:
+        """Writes items.arrow to the path `target`."""
+        assert self.manifest.items is not None, "open() refuses a data set without items"
+        with self.source.cache.opened(self.location, self.manifest.items) as path:
+            shutil.copyfile(path, target)
+
+
+def open_data(config: DataConfig) -> PreparedData:
+    """The data set at data.path. UserError: as PreparedData.open."""
+    return PreparedData.open(config.path, cache=config.cache_dir, cache_bytes=config.cache_bytes)
+
+
+def cache_folder(named: str | None) -> Path:
+    """data.cache_dir, absolute; by default in this package's cache."""
+    return Path(named).expanduser().absolute() if named else cache_dir() / "data"

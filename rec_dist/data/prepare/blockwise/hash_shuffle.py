@@ -1,0 +1,161 @@
+"""The first step: each block of the source is read once, and its rows are dealt to buckets by a hash of the user.
+
+All rows of a user lie in one bucket, so what follows (order, repeats, counts a user) needs no other. Cost: about 60 bytes of
+disk a row, one file a block; memory of one block.
+"""
+
+import zlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from rec_dist.data.prepare.blockwise.scratch import load_array, read_batch, save_array, write_batches
+from rec_dist.data.sources.assemble import RowBlock, in_use
+from rec_dist.data.sources.blocks import Block
+from rec_dist.data.sources.interactions import F32
+from rec_dist.data.sources.source import RowReader
+from rec_dist.runtime.arrays import I64
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What a block says to the driver. rows: the block without its rows. used: items of the items file that it names."""
+
+    index: int
+    block: Block
+    num_rows: int
+    rows: RowBlock
+    used: I64
+    has_rating: bool
+    has_timestamp: bool
+
+
+@dataclass(frozen=True)
+class Spill:
+    """A job a block: reads it and writes rows-NNNNNN.arrow. known_path: the names in the items file, or None."""
+
+    reader: RowReader
+    known_path: Path | None
+    work: Path
+    num_buckets: int
+
+    def __call__(self, job: tuple[int, Block]) -> BlockReport:
+        index, block = job
+        rows = self.reader.read(block, None if self.known_path is None else known_names(self.known_path))
+        write_batches(rows_path(self.work, index), self._parts(rows))
+        return BlockReport(
+            index=index,
+            block=block,
+            num_rows=len(rows),
+            rows=_without_rows(rows),
+            used=np.unique(rows.item) if rows.items is None else np.zeros(0, dtype=np.int64),
+            has_rating=rows.rating is not None,
+            has_timestamp=rows.timestamp is not None,
+        )
+
+    def _parts(self, rows: RowBlock) -> list[dict[str, object]]:
+        hashes = [zlib.crc32(name.encode()) % self.num_buckets for name in rows.users.to_pylist()]
+        bucket = np.array(hashes, dtype=np.int32)[rows.user]
+        order = np.argsort(bucket, kind="stable")
+        edges = np.searchsorted(bucket[order], np.arange(self.num_buckets + 1))
+        parts = []
+        for begin, end in pairwise(edges.tolist()):
+            at = order[begin:end]
+            user, named = in_use(rows.user[at])
+            names = rows.users.take(pa.array(named))
+            columns = {
+                "user": pa.DictionaryArray.from_arrays(pa.array(user.astype(np.int32)), names).dictionary_decode(),
+                "item": rows.item[at].astype(np.int32),
+                "row": at.astype(np.int32),
+            }
+            columns |= {} if rows.rating is None else {"rating": rows.rating[at]}
+            columns |= {} if rows.timestamp is None else {"timestamp": rows.timestamp[at]}
+            parts.append(columns)
+        return parts
+
+
+@dataclass(frozen=True)
+class BucketRows:
+    """All rows (R,) of one bucket in file order. user indexes raw_users, which stand in the order of their first row; item: the
+    number among items with distinct titles; row: the place among all rows of the source."""
+
+    user: I64
+    raw_users: pa.Array
+    item: I64
+    row: I64
+    rating: F32 | None
+    timestamp: I64 | None
+
+
+def read_bucket(work: Path, bucket: int, first_rows: I64) -> BucketRows:
+    """The rows of a bucket out of every block's file. first_rows (B+1,): how many rows of the source stand before each block."""
+    parts = [read_batch(rows_path(work, index), bucket) for index in range(len(first_rows) - 1)]
+    titles = load_array(titles_path(work))
+    items = []
+    for index, part in enumerate(parts):
+        item = part.column("item").to_numpy()
+        items.append(titles[load_array(items_path(work, index))[item] if items_path(work, index).exists() else item])
+    names = pa.chunked_array([part.column("user") for part in parts], pa.string()).dictionary_encode().combine_chunks()
+    if isinstance(names, pa.ChunkedArray):  # without rows there is no chunk to combine
+        names = pa.array([], pa.string()).dictionary_encode()
+
+    def joined(name: str) -> I64 | None:
+        if name not in parts[0].schema.names:
+            return None
+        return np.concatenate([part.column(name).to_numpy() for part in parts])
+
+    rows = [part.column("row").to_numpy().astype(np.int64) + first_rows[index] for index, part in enumerate(parts)]
+    return BucketRows(
+        user=names.indices.to_numpy().astype(np.int64),
+        raw_users=names.dictionary,
+        item=np.concatenate(items),
+        row=np.concatenate(rows),
+        rating=joined("rating"),  # type: ignore[arg-type]  # float32 as it was written
+        timestamp=joined("timestamp"),
+    )
+
+
+def save_known(path: Path, names: pa.Array) -> None:
+    """The names in the items file, for Spill."""
+    write_batches(path, [{"name": names}])
+
+
+def save_item_index(work: Path, index: int, items: I64 | None) -> None:
+    """Where the items of a block stand among all items; nothing where the items file numbers them."""
+    if items is not None:
+        save_array(items_path(work, index), items)
+
+
+def rows_path(work: Path, index: int) -> Path:
+    """The rows of a block."""
+    return work / f"rows-{index:06d}.arrow"
+
+
+def items_path(work: Path, index: int) -> Path:
+    """The item index of a block."""
+    return work / f"items-{index:06d}.npy"
+
+
+def titles_path(work: Path) -> Path:
+    """Which distinct title each item has."""
+    return work / "titles.npy"
+
+
+def known_names(path: Path) -> pa.Array:
+    """What save_known wrote, read once a process. A process that prepares twice meets two files at one path."""
+    stat = path.stat()
+    return _known(path, stat.st_ino, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _known(path: Path, _inode: int, _written: int) -> pa.Array:
+    return read_batch(path).column("name")
+
+
+def _without_rows(rows: RowBlock) -> RowBlock:
+    empty = np.zeros(0, dtype=np.int64)
+    return replace(rows, user=empty, users=pa.array([], pa.string()), item=empty, rating=None, timestamp=None)

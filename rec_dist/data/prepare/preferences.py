@@ -1,0 +1,87 @@
+"""Preparation of preference rows: shards hold batches of rows dealt in turn, so memory is bounded and the number of rows need not
+be known. All rows train: held-out data is a data set of its own.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from rec_dist.config.schema import DataConfig
+from rec_dist.data.dataset.manifest import FileEntry, SplitEntry, describe_file
+from rec_dist.data.dataset.preferences import BATCH_ROWS
+from rec_dist.data.dataset.schema import PREFERENCE_SCHEMA, PreferenceRow, shard_name
+from rec_dist.data.prepare.rules import Log
+from rec_dist.data.sources.interactions import BadRows
+from rec_dist.data.sources.preferences import read_preferences
+from rec_dist.errors import UserError
+
+# Keys of the section data that shape interactions; on preference rows they have no effect.
+_OF_INTERACTIONS = (
+    *("split", "valid_fraction", "test_fraction", "min_rating", "min_user_interactions", "min_item_interactions"),
+    *("max_train_users", "columns", "prepare_on"),
+)
+
+
+@dataclass(frozen=True)
+class PreparedPreferences:
+    """What of a manifest is particular to preference rows."""
+
+    counts: dict[str, int]
+    bad_rows: dict[str, int]
+    notes: list[str]
+    splits: dict[str, SplitEntry]
+
+
+def check_settings(config: DataConfig) -> None:
+    """UserError for settings that preference rows leave without effect."""
+    for name in _OF_INTERACTIONS:
+        default = DataConfig.model_fields[name].get_default(call_default_factory=True)
+        if getattr(config, name) != default:
+            raise UserError(f"data.{name} has no effect on data.format=preferences: every row trains; remove it.")
+
+
+def prepare_preferences(path: Path, config: DataConfig, folder: Path, *, log: Log) -> PreparedPreferences:
+    """Writes the rows of one file into `folder`. UserError: no usable row, or more bad ones than data.max_bad_rows."""
+    bad = BadRows()
+    num_rows, most = 0, 0
+    shards = [folder / shard_name("train", index, config.num_shards) for index in range(config.num_shards)]
+    held = [0] * len(shards)
+    with ExitStack() as stack:
+        writers = []
+        for shard in shards:
+            sink = stack.enter_context(pa.OSFile(str(shard), "wb"))
+            writers.append(stack.enter_context(pa.ipc.new_file(sink, PREFERENCE_SCHEMA)))
+        for number, rows in enumerate(_batches(read_preferences(path, bad))):
+            columns = [[row.prompt for row in rows], [row.completions for row in rows]]
+            arrays = [pa.array(values, kind) for values, kind in zip(columns, PREFERENCE_SCHEMA.types, strict=True)]
+            writers[number % len(writers)].write_batch(pa.RecordBatch.from_arrays(arrays, schema=PREFERENCE_SCHEMA))
+            held[number % len(writers)] += len(rows)
+            num_rows += len(rows)
+            most = max(most, *(len(row.completions) - 1 for row in rows))
+    bad.check(config.max_bad_rows)
+    for note in bad.notes():
+        log(note)
+    if num_rows == 0:
+        raise UserError(f"data.source ({config.source}) holds no preference row that can be used. {bad.describe()}")
+    log(f"{num_rows} preference rows, at most {most} rejected completions a row")
+    entries: list[FileEntry] = [describe_file(shard, rows) for shard, rows in zip(shards, held, strict=True)]
+    return PreparedPreferences(
+        counts={"rows": num_rows, "most_rejected": most},
+        bad_rows=bad.in_order(),
+        notes=bad.notes(),
+        splits={"train": SplitEntry(rows=num_rows, targets=num_rows, shards=entries)},
+    )
+
+
+def _batches(rows: Iterator[PreferenceRow]) -> Iterator[list[PreferenceRow]]:
+    held: list[PreferenceRow] = []
+    for row in rows:
+        held.append(row)
+        if len(held) == BATCH_ROWS:
+            yield held
+            held = []
+    if held:
+        yield held

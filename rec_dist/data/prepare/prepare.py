@@ -1,0 +1,217 @@
+"""`rec-dist prepare`: raw files -> prepared data set. Small sources are prepared in memory, large ones through files on disk, here
+or by the processes of a cluster; the bytes written are the same.
+
+The result is a pure function of the settings and the bytes of the sources, and appears whole or not at all.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rec_dist.config.schema import DataConfig
+from rec_dist.data.dataset.manifest import PREFERENCES, Manifest, describe_file
+from rec_dist.data.dataset.schema import FORMAT_VERSION, MANIFEST_NAME, SPLITS
+from rec_dist.data.dataset.verify import folder_faults
+from rec_dist.data.prepare.blockwise.driver import Sizes, prepare_blockwise
+from rec_dist.data.prepare.in_memory import prepare_in_memory
+from rec_dist.data.prepare.known_sources import resolve_source
+from rec_dist.data.prepare.preferences import check_settings, prepare_preferences
+from rec_dist.data.prepare.rules import Log
+from rec_dist.data.sources import FileSet, find_files, open_source
+from rec_dist.errors import UserError
+from rec_dist.storage.disk import writing
+from rec_dist.storage.files import fingerprint, lock
+from rec_dist.storage.location import Location
+from rec_dist.storage.outputs import check_output
+
+# prepare_on=auto: sources of this size or more go through Ray. In memory, 128 MiB of text are about 4 million rows, 1.3 GB and
+# 8 s; Ray takes 20-30 s to start. A packed file counts five times its size.
+LARGE_BYTES = 1 << 27
+_PACKED_RATIO = 5
+
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+
+
+def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None = None, sizes: Sizes | None = None) -> Manifest:
+    """Writes the prepared data set of `config` to data.path and returns its manifest; one that is already there is kept.
+
+    ray_map: connects to Ray and returns its map, (function, jobs) -> results in the order of the jobs; None where there is no Ray.
+    UserError: sources that cannot be read, settings that leave a split empty, or a folder at data.path that holds something else.
+    """
+    if config.split != "leave_one_out" and config.valid_fraction + config.test_fraction >= 1:
+        raise UserError(
+            f"data.valid_fraction ({config.valid_fraction}) + data.test_fraction ({config.test_fraction}) leave "
+            "nothing to train on; keep their sum below 1."
+        )
+    target = Path(config.path).expanduser().absolute()
+    if not os.path.exists(target):  # else what lies there is kept or refused by what it holds; that takes no writing
+        check_output(target, "data.path", folder=True)
+    found = find_files(resolve_source(config.source, log), config.format)
+    before = [_state(path) for path in found.files]
+    sources = [describe_file(path, 0) for path in found.files]
+    settings = _settings(config, found)
+    shaping = {name: value for name, value in settings.items() if name != "num_shards"}  # a run may go on with other shards
+    mark = fingerprint([FORMAT_VERSION, shaping, [(entry.name, entry.sha256) for entry in sources]])
+    kept = _existing(target, mark, config.num_shards)
+    if kept is not None:
+        log(f"{target} is already prepared from these files with these settings (fingerprint {mark}): kept")
+        return kept
+    head: dict[str, Any] = {"fingerprint": mark, "source": config.source, "settings": settings, "sources": sources}
+    place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number
+    temporary.mkdir(parents=True)
+    work, held = temporary.with_suffix(".work"), _clear_and_hold(target, temporary.with_suffix(".lock"))
+    try:
+        with writing(target):  # so that a full disk is named with its place
+            if found.format == "preferences":
+                body = _preferences(found, config, temporary, log)
+            else:
+                body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes(), log)
+            for path, state in zip(found.files, before, strict=True):
+                if _state(path) != state:
+                    raise UserError(f"{path} changed while it was read; run the same command again once nobody writes to it.")
+            manifest = Manifest(**head, **body)
+            manifest.save(temporary)
+            return _publish(temporary, target, manifest, config.num_shards, log)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.with_suffix(".lock").unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def _clear_and_hold(target: Path, own: Path) -> int | None:
+    """Takes the lock file `own` of this attempt, and removes what attempts have left beside `target` whose lock nobody holds: killed
+    ones, of any machine that shares the disk. None: the file system has no locks, and nothing is removed by others."""
+    for path in target.parent.iterdir():
+        if path.name.startswith(f".{target.name}.") and path.suffix == ".lock" and path != own:
+            try:
+                left = lock(path)
+            except OSError:  # at work
+                continue
+            for suffix in (".tmp", ".work"):
+                shutil.rmtree(path.with_suffix(suffix), ignore_errors=True)
+            path.unlink(missing_ok=True)
+            os.close(left)
+    try:
+        return lock(own)
+    except OSError:
+        own.unlink(missing_ok=True)
+        return None
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None where it has gone."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _preferences(found: FileSet, config: DataConfig, folder: Path, log: Log) -> dict[str, Any]:
+    """Writes preference rows into `folder`; returns what the manifest says of them."""
+    check_settings(config)
+    rows = prepare_preferences(found.files[0], config, folder, log=log)
+    return {
+        "cuts": {},
+        "counts": rows.counts,
+        "bad_rows": rows.bad_rows,
+        "tie_share": 0.0,
+        "notes": rows.notes,
+        "items": None,
+        "splits": rows.splits,
+        "kind": PREFERENCES,
+    }
+
+
+def _sequences(
+    found: FileSet,
+    config: DataConfig,
+    folder: Path,
+    work: Path,
+    place: str,
+    ray_map: Callable[[], Map] | None,
+    sizes: Sizes,
+    log: Log,
+) -> dict[str, Any]:
+    """Writes items and shards of users into `folder`; returns what the manifest says of them."""
+    opened = open_source(found, config.columns)
+    if place == "memory":
+        prepared = prepare_in_memory(opened, config, folder, log=log)
+    else:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        run_map: Map = ray_map() if place == "ray" and ray_map is not None else map
+        prepared = prepare_blockwise(opened, config, folder, work, run_map, sizes, log=log)
+    return {
+        "cuts": prepared.cuts,
+        "counts": prepared.counts.for_manifest(),
+        "bad_rows": prepared.bad_rows,
+        "tie_share": prepared.counts.tie_share,
+        "notes": prepared.notes,
+        "items": prepared.items,
+        "splits": prepared.splits,
+    }
+
+
+def choose_place(prepare_on: str, files: list[Path], *, with_ray: bool) -> str:
+    """Where the work is done: memory, disk or ray, as data.prepare_on says; auto goes by the size of the files."""
+    if prepare_on == "ray" and not with_ray:
+        raise UserError("data.prepare_on=ray works from the command line only; set data.prepare_on=disk.")
+    if prepare_on != "auto":
+        return prepare_on
+    size = sum(path.stat().st_size * (_PACKED_RATIO if path.suffix == ".gz" else 1) for path in files)
+    if size < LARGE_BYTES:
+        return "memory"
+    return "ray" if with_ray else "disk"
+
+
+def _settings(config: DataConfig, found: FileSet) -> dict[str, object]:
+    """What shapes the result. Where files lie, where the result goes and where the work is done do not; max_bad_rows only refuses."""
+    settings = config.model_dump(exclude={"source", "path", "max_bad_rows", "prepare_on", "cache_dir", "cache_bytes"})
+    return {**settings, "format": found.format}
+
+
+def _existing(target: Path, mark: str, num_shards: int) -> Manifest | None:
+    """The manifest at `target` if it is this very data set, None if nothing is there; UserError otherwise."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
+    if not (target / MANIFEST_NAME).is_file():
+        raise UserError(f"data.path ({target}) exists and is no prepared data set; choose another data.path.")
+    manifest = Manifest.load(target)
+    if manifest.fingerprint != mark:
+        raise UserError(
+            f"data.path ({target}) holds a data set of other settings or files "
+            f"(fingerprint {manifest.fingerprint}, asked for {mark}); choose another data.path or remove that folder."
+        )
+    if problems := folder_faults(Location(target), manifest):
+        raise UserError(f"data.path ({target}) is damaged: {problems[0]}; remove the folder and prepare again.")
+    found = len(manifest.splits["train"].shards)
+    if found != num_shards:
+        raise UserError(
+            f"data.path ({target}) holds this data set in {found} shards a split, and data.num_shards is {num_shards}; "
+            "choose another data.path or remove that folder."
+        )
+    return manifest
+
+
+def _publish(temporary: Path, target: Path, manifest: Manifest, num_shards: int, log: Log) -> Manifest:
+    try:
+        temporary.rename(target)
+    except OSError:
+        kept = _existing(target, manifest.fingerprint, num_shards)  # another process prepared it meanwhile
+        if kept is None:
+            raise
+        return kept
+    if manifest.kind == PREFERENCES:
+        log(f"prepared {target}: {manifest.counts['rows']} preference rows, fingerprint {manifest.fingerprint}")
+        return manifest
+    for name in SPLITS:
+        log(f"{name}: {manifest.splits[name].rows} users, {manifest.splits[name].targets} targets")
+    log(f"prepared {target}: {manifest.counts['items']} items, fingerprint {manifest.fingerprint}")
+    return manifest

@@ -1,0 +1,60 @@
+"""One title for one item.
+
+A language model knows items by title only: two items of one title are one item to it. The release year is written
+only where the title alone is ambiguous (it doubles the tokens of a title). Items that share title and year are merged
+into the first of them: in ML-100K all 18 such pairs are the same film entered twice.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rec_dist.data.sources.interactions import ItemTable
+from rec_dist.errors import UserError
+from rec_dist.runtime.arrays import I64
+
+
+@dataclass(frozen=True)
+class DistinctItems:
+    """items: table (I',) with distinct titles.
+
+    new_index (I,) where each old item went; counts of both repairs, with an example each.
+    """
+
+    items: ItemTable
+    new_index: I64
+    num_with_year: int
+    num_merged: int
+    example_merged: str
+
+
+def make_distinct(items: ItemTable) -> DistinctItems:
+    """Adds the year to titles that several items share, then merges what still shares a title into the first of them.
+
+    White space inside titles becomes single blanks. A merged item keeps the first one's raw name and year and all categories.
+    UserError: a title of white space only.
+    """
+    titles = [" ".join(title.split()) for title in items.titles]
+    for raw, title in zip(items.raw, titles, strict=True):
+        if not title:
+            raise UserError(f"data.source: the item {raw!r} has an empty title; give it one, or leave its rows out.")
+    # Twins (same title and year) count as one, or they would carry a year that tells them from nothing.
+    years_of: dict[str, set[int | None]] = {}
+    for title, year in zip(titles, items.years, strict=True):
+        years_of.setdefault(title, set()).add(year)
+    dated = [year is not None and len(years_of[title]) > 1 for title, year in zip(titles, items.years, strict=True)]
+    full = [f"{t} ({y})" if d else t for t, y, d in zip(titles, items.years, dated, strict=True)]
+    place: dict[str, int] = {}
+    new_index = np.array([place.setdefault(title, len(place)) for title in full], dtype=np.int64)
+    first = [-1] * len(place)
+    categories: list[list[str]] = [[] for _ in place]
+    example = ""
+    for old, new in enumerate(new_index.tolist()):
+        if first[new] < 0:
+            first[new] = old
+        elif not example:
+            example = f"{full[old]!r} is {items.raw[first[new]]!r} and {items.raw[old]!r}"
+        categories[new] += [name for name in items.categories[old] if name not in categories[new]]
+    table = ItemTable([items.raw[i] for i in first], list(place), [items.years[i] for i in first], categories)
+    num_with_year = sum(1 for index in first if dated[index])
+    return DistinctItems(table, new_index, num_with_year, len(items) - len(table), example)

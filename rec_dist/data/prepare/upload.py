@@ -1,0 +1,53 @@
+"""`rec-dist prepare` with a URI as data.path: prepared on this machine, then written there, manifest.json last.
+
+Until the manifest is there, the place holds no data set: readers refuse a broken upload, and the next prepare repeats it.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rec_dist.config.schema import DataConfig
+from rec_dist.data.dataset.manifest import Manifest
+from rec_dist.data.dataset.prepared_data import cache_folder
+from rec_dist.data.dataset.schema import MANIFEST_NAME
+from rec_dist.data.dataset.verify import folder_faults
+from rec_dist.data.prepare.prepare import Map, prepare
+from rec_dist.data.prepare.rules import Log
+from rec_dist.errors import UserError
+from rec_dist.storage.location import Location
+
+
+def prepare_remote(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None = None) -> Manifest:
+    """Writes the prepared data set of `config` to data.path and returns its manifest; one that is already there is kept.
+
+    UserError: as prepare, or something else lies there, or it cannot be written.
+    """
+    location, staging = Location(config.path), cache_folder(config.cache_dir)
+    staging.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="prepare-", dir=staging) as folder:
+        local = Path(folder) / "prepared"
+        manifest = prepare(config.model_copy(update={"path": str(local)}), log=log, ray_map=ray_map)
+        if location.read(MANIFEST_NAME) is not None:
+            return _kept(location, manifest, log)
+        others = set(location.sizes()) - {entry.name for entry in manifest.files}
+        if others:
+            raise UserError(f"data.path ({location}) holds other files ({min(others)}); choose another data.path.")
+        for entry in manifest.files:
+            location.write(local / entry.name, entry.name)
+        location.write(local / MANIFEST_NAME, MANIFEST_NAME)
+    log(f"written to {location}")
+    return manifest
+
+
+def _kept(location: Location, wanted: Manifest, log: Log) -> Manifest:
+    found = Manifest.load(location)
+    if found != wanted:
+        raise UserError(
+            f"data.path ({location}) holds a data set of other settings, files or shards (fingerprint {found.fingerprint}, asked for "
+            f"{wanted.fingerprint}); choose another data.path or remove that one."
+        )
+    if problems := folder_faults(location, found):
+        raise UserError(f"data.path ({location}) is damaged: {problems[0]}; remove it and prepare again.")
+    log(f"{location} is already prepared from these files with these settings (fingerprint {found.fingerprint}): kept")
+    return found

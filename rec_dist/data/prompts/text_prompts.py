@@ -1,0 +1,108 @@
+"""Preference rows as prompts: one prompt, one completion point at its end, the row's completions as completions. K may differ from row to row.
+
+All text is tokenised once, when a task is built: about 4 bytes a token of memory, and about 1 s for 10,000 rows of 200 tokens.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rec_dist.data.dataset.ragged import offsets_of
+from rec_dist.data.dataset.schema import PreferenceRow
+from rec_dist.data.prompts.tokens import begin_tokens
+from rec_dist.errors import UserError
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.runtime.arrays import I32, I64
+from rec_dist.storage.files import fingerprint
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """R rows, N completions: row r's prompt is prompts[prompt_offsets[r] : ...[r + 1]], its completions are those from
+    row_offsets[r] on, and completion n is completions[completion_offsets[n] : ...[n + 1]], end tokens included."""
+
+    prompts: I32
+    prompt_offsets: I64  # (R+1,)
+    completions: I32
+    completion_offsets: I64  # (N+1,)
+    row_offsets: I64  # (R+1,)
+
+    def __len__(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def num_rejected(self) -> I64:
+        """(R,) rejected completions of each row."""
+        return np.diff(self.row_offsets) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any token of any row."""
+        parts = (self.prompts, self.prompt_offsets, self.completions, self.completion_offsets, self.row_offsets)
+        return fingerprint([fingerprint(part.tolist()) for part in parts])
+
+    def grouped_prompt(self, row: int) -> GroupedPrompt:
+        """The prompt of one row; its key is the row."""
+        prompt = self.prompts[self.prompt_offsets[row] : self.prompt_offsets[row + 1]]
+        bounds = self.completion_offsets[self.row_offsets[row] : self.row_offsets[row + 1] + 1]
+        targets = self.completions[bounds[0] : bounds[-1]]
+        fed = np.ones(len(targets), dtype=bool)
+        fed[bounds[1:] - bounds[0] - 1] = False  # nothing reads a completion's last token
+        lengths = np.diff(bounds).astype(np.int32)
+        return GroupedPrompt(
+            tokens=prompt,
+            branch_points=np.asarray([len(prompt) - 1], dtype=np.int32),
+            keys=np.asarray([row], dtype=np.int64),
+            group_sizes=np.asarray([len(lengths)], dtype=np.int32),
+            completion_inputs=targets[fed],
+            input_lengths=lengths - 1,
+            lengths=lengths,
+            targets=targets,
+        )
+
+
+def tokenize_rows(batches: Iterable[Sequence[PreferenceRow]], tokenizer: Any, end: Sequence[int], *, rejected: bool) -> TextRows:
+    """Tokenises prompts, and completions as they read after their prompt's last character, and puts `end` behind each.
+
+    rejected=False keeps the chosen completions only. UserError: a text that tokenises to nothing.
+    """
+    begin = begin_tokens(tokenizer)
+    prompts: list[list[int]] = []
+    answers: list[list[int]] = []
+    sizes: list[int] = []
+    heads: dict[str, list[int]] = {}
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        return [list(found) for found in tokenizer(texts, add_special_tokens=False).input_ids]
+
+    for rows in batches:
+        kept = [row.completions if rejected else row.completions[:1] for row in rows]
+        before = [row.prompt[-1] for row, texts in zip(rows, kept, strict=True) for _ in texts]
+        flat = [text for texts in kept for text in texts]
+        for text in sorted(set(before) - set(heads)):
+            heads[text] = ids([text])[0]
+        joined, alone = ids([a + b for a, b in zip(before, flat, strict=True)]), ids(flat)
+        for head, after, own, text in zip(before, joined, alone, flat, strict=True):
+            seam = len(heads[head])
+            piece = after[seam:] if after[:seam] == heads[head] else own
+            if not piece:
+                raise UserError(f"data.path: the completion {text!r} tokenises to nothing; leave its row out")
+            answers.append([*piece, *end])
+        prompts += [[*begin, *found] for found in ids([row.prompt for row in rows])]
+        sizes += [len(texts) for texts in kept]
+    if any(not prompt for prompt in prompts):
+        raise UserError(
+            f"data.path: the prompt of row {[bool(p) for p in prompts].index(False)} tokenises to nothing; leave it out"
+        )
+    return TextRows(
+        *_flat(prompts),
+        *_flat(answers),
+        row_offsets=offsets_of(np.asarray(sizes, dtype=np.int64)),
+    )
+
+
+def _flat(lists: list[list[int]]) -> tuple[I32, I64]:
+    offsets = offsets_of(np.asarray([len(values) for values in lists], dtype=np.int64))
+    return np.fromiter((token for values in lists for token in values), dtype=np.int32, count=int(offsets[-1])), offsets

@@ -1,6 +1,0 @@
-"""Raw files of several formats into one in-memory table of interactions, or block by block. Imports prepared (a preference row)."""
-
-from rec_dist.data.readers.formats import FileSet, find_files, open_source, read_interactions
-from rec_dist.data.readers.source import Source
-
-__all__ = ["FileSet", "Source", "find_files", "open_source", "read_interactions"]

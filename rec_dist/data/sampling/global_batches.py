@@ -1,0 +1,132 @@
+"""The deterministic global plan: which examples make step n, which micro-batches hold them, which rank runs which micro-batch.
+
+Order and steps depend only on (seed, epoch, global batch). World size and token budget decide only how a step's examples are
+dealt out, so every packing computes the same sums. The state of the batch is one integer: the step.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heapreplace
+
+import numpy as np
+
+from rec_dist.runtime.arrays import I64
+from rec_dist.runtime.rng import hash_u64, permute
+
+_RUN, _BEGIN = -1, -2  # streams of draws beside those of the windows, which are numbered from 0
+_RUNS_A_WINDOW = 16  # so that a window mixes users of as many places
+
+
+@dataclass(frozen=True)
+class GlobalBatchSampler:
+    """The endless order of examples: epoch after epoch, each a pseudo-random permutation in O(1) memory and O(1) in the position.
+
+    num_examples: examples of one epoch. examples_per_step: examples of one global step. max_steps: ends the run within the epochs.
+    window: examples that are shuffled together, so that a stretch of steps reads few shards; None: all of an epoch.
+    """
+
+    num_examples: int
+    examples_per_step: int
+    epochs: int
+    seed: int
+    max_steps: int | None = None
+    window: int | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all epochs; the last one may be short, none is dropped."""
+        steps = -(-self.num_examples * self.epochs // self.examples_per_step)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def examples_of_step(self, step: int) -> tuple[I64, I64]:
+        """(examples, epochs), both (u,) int64: what step `step` (0-based) trains on. A step may span two epochs."""
+        start = step * self.examples_per_step
+        index = np.arange(start, min(start + self.examples_per_step, self.num_examples * self.epochs), dtype=np.int64)
+        epochs = index // self.num_examples
+        examples = np.empty_like(index)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            examples[here] = self._shuffled(index[here] % self.num_examples, epoch)
+        return examples, epochs
+
+    def _shuffled(self, position: I64, epoch: int) -> I64:
+        """The examples at these positions of an epoch."""
+        if self.window is None or self.window >= self.num_examples:
+            return permute(position, self.num_examples, self.seed, epoch)
+        mixed = np.empty_like(position)
+        for number in np.unique(position // self.window).tolist():
+            here = position // self.window == number
+            start = number * self.window
+            size = min(self.window, self.num_examples - start)
+            mixed[here] = start + permute(position[here] - start, size, self.seed, epoch, number)
+        return self._from_runs(mixed, epoch)
+
+    def _from_runs(self, place: I64, epoch: int) -> I64:
+        """Runs of neighbouring examples in a shuffled order, from another example on each epoch; what makes no whole run is its end."""
+        assert self.window is not None
+        length = max(1, self.window // _RUNS_A_WINDOW)
+        num_runs = self.num_examples // length
+        run = permute(np.minimum(place // length, num_runs - 1), num_runs, self.seed, epoch, _RUN)
+        neighbour = np.where(place < num_runs * length, run * length + place % length, place)
+        begin = int(hash_u64(self.seed, epoch, _BEGIN) % np.uint64(self.num_examples))
+        return (neighbour + begin) % self.num_examples
+
+
+def pack_by_tokens(lengths: I64, capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: puts items of `lengths` (U,) tokens into the fewest micro-batches of at most `capacity` it can find.
+
+    Deterministic; ties go to the earlier item and the earlier micro-batch. An item longer than the capacity is the caller's error.
+    """
+    assert len(lengths) == 0 or int(lengths.max()) <= capacity, "an item is longer than a micro-batch; checked at set-up"
+    micro_batches: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, micro-batch), ascending
+    for item, length in _longest_first(lengths):
+        place = bisect_left(rooms, (length, -1))
+        left, micro_batch = rooms.pop(place) if place < len(rooms) else (capacity, len(micro_batches))
+        if micro_batch == len(micro_batches):
+            micro_batches.append([])
+        micro_batches[micro_batch].append(item)
+        insort(rooms, (left - length, micro_batch))
+    return micro_batches
+
+
+def pack_evenly(lengths: I64, capacity: int, world_size: int) -> list[list[int]]:
+    """As few micro-batches as pack_by_tokens, rounded up to a multiple of `world_size`, and as even as it can: ranks wait for the longest.
+
+    Longest item first to the emptiest micro-batch; where that overfills one, the micro-batches of pack_by_tokens are taken as they are.
+    """
+    tight = pack_by_tokens(lengths, capacity)
+    count = min(-(-len(tight) // world_size) * world_size, len(lengths))
+    micro_batches: list[list[int]] = [[] for _ in range(count)]
+    used = [(0, micro_batch) for micro_batch in range(count)]  # a heap of (tokens, micro-batch)
+    for item, length in _longest_first(lengths):
+        tokens, micro_batch = used[0]
+        micro_batches[micro_batch].append(item)
+        heapreplace(used, (tokens + length, micro_batch))
+    return micro_batches if count and max(used)[0] <= capacity else tight
+
+
+def _longest_first(lengths: I64) -> Iterator[tuple[int, int]]:
+    """(item, length), longest first; ties in the order of the items."""
+    order = np.argsort(-lengths, kind="stable")
+    return zip(order.tolist(), lengths[order].tolist(), strict=True)
+
+
+def assign_to_ranks(micro_batches: list[list[int]], lengths: I64, world_size: int) -> list[list[list[int]]]:
+    """Deals micro-batches to ranks, largest first to the rank with the least work; every rank gets the same number, [] where it has none.
+
+    Returns ranks[r][m] = the examples of micro-batch m on rank r.
+    """
+    per_rank = -(-len(micro_batches) // world_size)
+    sizes = np.asarray([int(lengths[micro_batch].sum()) for micro_batch in micro_batches], dtype=np.int64)
+    ranks: list[list[list[int]]] = [[] for _ in range(world_size)]
+    work = [0] * world_size
+    for micro_batch in np.argsort(-sizes, kind="stable").tolist():
+        open_ranks = [rank for rank in range(world_size) if len(ranks[rank]) < per_rank]
+        rank = min(open_ranks, key=lambda r: (work[r], r))
+        ranks[rank].append(sorted(micro_batches[micro_batch]))
+        work[rank] += int(sizes[micro_batch])
+    for dealt in ranks:
+        dealt.extend([] for _ in range(per_rank - len(dealt)))
+    return ranks

@@ -1,0 +1,141 @@
+"""Which format a source is in, which of its files are read, and the one call that opens them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rec_dist.data.sources.amazon import find_amazon, open_amazon
+from rec_dist.data.sources.blocks import files_of, kind_of
+from rec_dist.data.sources.book_crossing import BOOKS, RATINGS, find_book_crossing, open_book_crossing
+from rec_dist.data.sources.columns import open_csv
+from rec_dist.data.sources.interactions import Interactions
+from rec_dist.data.sources.movielens import LAYOUTS, open_movielens
+from rec_dist.data.sources.parquet import open_parquet
+from rec_dist.data.sources.preferences import SUFFIXES, find_preferences
+from rec_dist.data.sources.recbole import open_recbole
+from rec_dist.data.sources.source import Source, read_all
+from rec_dist.errors import UserError
+
+_TEXT_TABLES = (".csv", ".tsv")
+_PARQUET = ".parquet"
+_OTHERS = (".inter", ".item", ".json", ".jsonl", _PARQUET)
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """A format (a value of data.format but auto) and its files: interactions first, then items where the format has them."""
+
+    format: str
+    files: list[Path]
+
+
+def find_files(source: Path, format_name: str) -> FileSet:
+    """Finds the files to read in `source` (a file or a folder); format_name is data.format.
+
+    auto takes the first that fits of recbole (*.inter), movielens and book_crossing (known pairs of names), amazon (reviews in JSON
+    lines), parquet (*.parquet), csv (one .csv or .tsv file). UserError: nothing fits, or several files do.
+    """
+    finders = {
+        "recbole": _find_recbole,
+        "movielens": _find_movielens,
+        "book_crossing": find_book_crossing,
+        "amazon": find_amazon,
+        "parquet": _find_parquet,
+        "csv": _find_csv,
+    }
+    if format_name == "preferences" and (files := find_preferences(source)):
+        return _readable(FileSet(format_name, files))
+    for name, finder in finders.items():
+        if format_name in (name, "auto"):
+            files = finder(source)
+            if files:
+                return _readable(FileSet(name, files))
+    pairs = ", ".join(f"{layout.ratings} + {layout.movies}" for layout in LAYOUTS)
+    expected = {
+        "recbole": "one NAME.inter and its NAME.item",
+        "movielens": pairs,
+        "book_crossing": f"{RATINGS} + {BOOKS}",
+        "amazon": "one NAME.json or NAME.jsonl (or .gz) and its meta_NAME",
+        "parquet": ".parquet files",
+        "csv": "one .csv or .tsv file",
+    }
+    wanted = expected.get(format_name, "; or ".join(expected.values()))
+    if format_name == "preferences":
+        wanted = f"one file of {', '.join(SUFFIXES)} (or .gz)"
+    raise UserError(f"data.source ({source}) holds no files for data.format={format_name}; expected {wanted}.")
+
+
+def open_source(found: FileSet, columns: Mapping[str, str]) -> Source:
+    """Opens the files; rows are read later, a block at a time. columns is data.columns (csv, parquet, recbole)."""
+    if found.format in ("movielens", "book_crossing", "amazon") and columns:
+        raise UserError(f"data.columns has no effect on data.format={found.format}; remove it, or set data.format=csv.")
+    second = found.files[1] if len(found.files) > 1 else None
+    if found.format == "movielens":
+        return open_movielens(found.files[0], found.files[1])
+    if found.format == "book_crossing":
+        return open_book_crossing(found.files[0], found.files[1])
+    if found.format == "recbole":
+        return open_recbole(found.files[0], second, columns)
+    if found.format == "amazon":
+        return open_amazon(found.files[0], second)
+    if found.format == "parquet":
+        return open_parquet(found.files, columns)
+    return open_csv(found.files[0], columns)
+
+
+def read_interactions(found: FileSet, columns: Mapping[str, str], max_bad_rows: int) -> Interactions:
+    """Reads the files into memory; more than max_bad_rows unreadable rows are a UserError."""
+    return read_all(open_source(found, columns), max_bad_rows)
+
+
+def _readable(found: FileSet) -> FileSet:
+    """UserError: one of them is no file: a link to nothing, a pipe, a device."""
+    for path in found.files:
+        if not path.is_file():
+            raise UserError(
+                f"data.source: {path} is no file that can be read twice (a link to nothing, a pipe?); put a file there."
+            )
+    return found
+
+
+def _one(source: Path, files: list[Path], kind: str) -> list[Path]:
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files[:4])
+        raise UserError(
+            f"data.source ({source}) holds {len(files)} {kind} files ({names}); name one of them instead of the folder."
+        )
+    return files
+
+
+def _find_recbole(source: Path) -> list[Path]:
+    if source.is_dir():
+        found = _one(source, [path for path in files_of(source) if path.suffix == ".inter"], ".inter")
+    else:
+        found = [source] if source.suffix == ".inter" else []
+    return found + [path.with_suffix(".item") for path in found if path.with_suffix(".item").is_file()]
+
+
+def _find_movielens(source: Path) -> list[Path]:
+    folder = source if source.is_dir() else source.parent
+    for layout in LAYOUTS:
+        if source != folder and source.name != layout.ratings:
+            continue
+        files = [folder / layout.ratings, folder / layout.movies]
+        if all(path.is_file() for path in files):
+            return files
+    return []
+
+
+def _find_parquet(source: Path) -> list[Path]:
+    return [path for path in files_of(source) if path.suffix == _PARQUET]
+
+
+def _find_csv(source: Path) -> list[Path]:
+    if source.is_dir():
+        return _one(
+            source,
+            [path for path in files_of(source) if kind_of(path) in _TEXT_TABLES],
+            " or ".join(_TEXT_TABLES),
+        )
+    # A file that is named outright is read whatever its suffix, but only where nothing else claims it.
+    return [] if kind_of(source) in _OTHERS else [source]

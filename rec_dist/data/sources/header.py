@@ -1,0 +1,55 @@
+"""The first line of delimited text: the names of its columns, and what is said where it is none."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from rec_dist.data.sources.blocks import first_bytes
+from rec_dist.errors import UserError
+
+_SHOWN_COLUMNS = 300  # characters of a list of columns in a message
+
+
+def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str], int]:
+    """The names in the first line, and how many bytes that line takes. A type after a colon (RecBole's `user_id:token`) is cut off.
+
+    UserError: no such file, an empty line, a name that stands there twice, or a line that is no header of such text.
+    """
+    data = first_bytes(path)
+    line = io.BytesIO(data).readline()
+    text = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
+    if not text:
+        raise UserError(f"{path}:1: the first line is empty; it must name the columns.")
+    if "\0" in text:
+        raise UserError(f"{path}:1: the first line holds NUL bytes, as UTF-16 does; save the file as UTF-8 text.")
+    if "\r" in text:
+        raise UserError(f"{path}:1: lines end with a carriage return alone; save the file with line feeds.")
+    if line == data and path.stat().st_size > len(data):
+        raise UserError(f"{path}:1: the first line is longer than {len(data)} bytes; it must name the columns.")
+    if quoted and text.count('"') % 2:
+        raise UserError(f"{path}:1: a quote in the first line is never closed; name each column within the line.")
+    cells = next(csv.reader([text], delimiter=delimiter)) if quoted else text.split(delimiter)
+    names = [cell.strip() if quoted else cell.strip().partition(":")[0] for cell in cells]
+    refuse_twins(f"{path}:1", names)
+    return names, len(line)
+
+
+def refuse_twins(place: str | Path, names: Sequence[str]) -> None:
+    """UserError: a column of this name stands there twice, and one of them would be lost."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{place}: the column {name!r} stands there twice; rename one.")
+
+
+def shown(header: Sequence[str]) -> str:
+    """Names of columns in a message, not too many of them."""
+    text = ", ".join(header)
+    return text if len(text) <= _SHOWN_COLUMNS else f"{text[:_SHOWN_COLUMNS]}... ({len(header)} in all)"
+
+
+def require_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
+    """UserError: one of `wanted` is not in the header of `path`."""
+    for name in wanted:
+        if name not in header:
+            raise UserError(f"{path}:1: the column {name!r} is missing; its columns are {shown(header)}.")

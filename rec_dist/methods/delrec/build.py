@@ -1,0 +1,96 @@
+"""From a configuration to DELRec's stage 1: the settings it can take, its words as tokens, and its teacher's lists."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.teacher import read_teacher
+from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit, open_data
+from rec_dist.data.prompts.tokens import load_tokenizer, piece_tokens
+from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.data.sampling.targets import TargetIndex, index_targets
+from rec_dist.errors import UserError
+from rec_dist.methods.delrec.distill import DelrecDistillTask
+from rec_dist.methods.delrec.prompts import FIRST_POSITION, DistillPrompts, Headers, stream_seed
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.language_model.builders import build_builder, model_spec, read_shape
+from rec_dist.runtime.arrays import I32, I64
+
+_RANDOM_LISTS = 2  # a stream of draws beside those of the objectives
+
+
+def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) -> DelrecDistillTask:
+    """The task on the training split of data.path, checked: what would fail later raises UserError here."""
+    check_settings(config)
+    data, settings = open_data(config.data), config.task.delrec
+    split = data.split("train")
+    every = index_targets(split, 1)
+    kept = np.flatnonzero(every.starts >= FIRST_POSITION)
+    targets = TargetIndex(every.rows[kept], every.starts[kept], every.stops[kept])
+    builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
+    tokenizer = load_tokenizer(initial.model)
+    texts = (settings.after_header, settings.before_header, settings.list_header, settings.first_header)
+    prompts = DistillPrompts(
+        builder,
+        Headers(*(np.asarray(piece_tokens(tokenizer, text, after="a"), dtype=np.int32) for text in texts)),
+        seed=config.train.seed,
+        train_counts=data.train_counts,
+        num_candidates=config.negatives.num + 1,
+        vocab_size=shape.vocab_size,
+        num_virtual=config.prompt.num_virtual,
+    )
+    if initial.teacher is None:
+        lists = random_lists(split, targets, data.train_counts, seed=config.train.seed, top_h=settings.top_h)
+    else:
+        lists = teacher_lists(initial.teacher, data, every, split, kept, top_h=settings.top_h)
+    spec = model_spec(config, initial, builder, device, trains=True)
+    task = DelrecDistillTask(spec, data, split, targets, builder, prompts, lists, config, shape.width)
+    task.check(config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    return task
+
+
+def check_settings(config: RunConfig) -> None:
+    """UserError: settings that stage 1 cannot take, or that have no effect on it."""
+    task, prompt, num = config.task.delrec, config.prompt, config.negatives.num
+    faults = {
+        f"adapter.kind={config.adapter.kind} would train more than soft prompts; set adapter.kind=soft_prompt": config.adapter.kind
+        != "soft_prompt",
+        "prompt.num_virtual is 0, so there is nothing to train; set it to 16, say": not prompt.num_virtual,
+        f"prompt.style={prompt.style} has no place for the objectives' headers; set prompt.style=list": prompt.style != "list",
+        f"negatives.kind={config.negatives.kind} has no effect here; set it to uniform": config.negatives.kind != "uniform",
+        f"train.targets_per_prompt ({config.train.targets_per_prompt}) has no effect here; remove it": config.train.targets_per_prompt
+        != 1,
+        f"negatives.num ({num}) + 1 candidates must hold the {task.top_h} items of task.delrec.top_h; raise it": num + 1
+        < task.top_h,
+        f"prompt.num_candidates ({prompt.num_candidates}) must be negatives.num + 1 ({num + 1}) where the prompt lists them": (
+            prompt.candidates == "listed" and prompt.num_candidates != num + 1
+        ),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise UserError(f"task.kind=delrec_distill: {fault}")
+
+
+def random_lists(split: SequenceSplit, targets: TargetIndex, train_counts: I64, *, seed: int, top_h: int) -> Callable[[int], I32]:
+    """Lists that know nothing: drawn outside the history. What a prompt distilled from them helps is not the teacher's."""
+    sampler = NegativeSampler("uniform", top_h, stream_seed(seed, _RANDOM_LISTS), train_counts)
+
+    def draw(index: int) -> I32:
+        row, position = int(targets.rows[index]), int(targets.starts[index])
+        seen, user = split.items_of(row)[:position], int(split.user_ids[row])
+        return sampler.draw(epoch=0, user=user, position=position, seen=seen, explicit_negatives=seen[:0])
+
+    return draw
+
+
+def teacher_lists(
+    folder: Path, data: PreparedData, every: TargetIndex, split: SequenceSplit, kept: I64, *, top_h: int
+) -> Callable[[int], I32]:
+    """What a trained recommender left in `folder`, for the examples `kept` of `every`. UserError: other data, or lists too short."""
+    lists = read_teacher(folder, data_fingerprint=data.manifest.fingerprint).lists
+    if lists.items.shape[1] < top_h:
+        raise UserError(f"task.delrec.top_h ({top_h}) is more than the {lists.items.shape[1]} items a list of {folder}; lower it")
+    assert np.array_equal(lists.user_ids, split.user_ids[every.rows]) and np.array_equal(lists.positions, every.starts), folder
+    return lambda index: lists.items[kept[index], :top_h]

@@ -1,0 +1,140 @@
+"""What a run starts from: a model folder, and what an earlier run has trained for it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from rec_dist.config.delrec import RANDOM_TEACHER
+from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME
+from rec_dist.data.artifacts.teacher import TEACHER_NAME
+from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.language_model.saved_model import BASE_NAME
+from rec_dist.methods.sequential.saved_model import SHAPE_NAME
+from rec_dist.models.language import ADAPTER_WEIGHTS
+from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
+from rec_dist.storage.checksums import verify_checksums
+from rec_dist.storage.files import read_object, sampled_fingerprint, sha256
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """A model folder; folders with an adapter and with soft prompt vectors where a run before has trained them; what a teacher has
+    left; a folder of item embeddings."""
+
+    model: Path
+    adapter: Path | None = None
+    soft_prompt: Path | None = None
+    teacher: Path | None = None
+    embeddings: Path | None = None
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """A sampled hash of the weights of each; None where there are none. Of the last three only where there are any."""
+        folders = {"model": self.model if self.model.name else None, "adapter": self.adapter}
+        if self.soft_prompt is not None:
+            folders["soft_prompt"] = self.soft_prompt
+        prints = {name: sampled_fingerprint(folder, "*.safetensors") if folder else None for name, folder in folders.items()}
+        if self.teacher is not None:
+            prints["teacher"] = sha256(self.teacher / TEACHER_NAME)
+        if self.embeddings is not None:
+            prints["embeddings"] = sha256(self.embeddings / EMBEDDED_NAME)
+        return prints
+
+    def check_model(self) -> None:
+        """UserError: the model is a run's, and a file is not what that wrote; an adapter and vectors, base_of has checked.
+
+        A second a GB, so that only the driver asks, once, when the weights are about to be read.
+        """
+        if self.model.name:
+            verify_checksums(self.model)
+
+
+def resolve_initial_weights(model_path: Path, init_from: Path | None, *, adapter_kind: str) -> InitialWeights:
+    """Where the model starts: model_path, or the finished run `init_from`, whose adapter goes on and whose base model counts.
+
+    Raises UserError when that run has no model, a damaged one, or one that adapter.kind does not go on with.
+    """
+    start = _found(model_path, init_from, adapter_kind=adapter_kind)
+    start.check_model()
+    return start
+
+
+def _found(model_path: Path, init_from: Path | None, *, adapter_kind: str) -> InitialWeights:
+    if init_from is None:
+        return InitialWeights(model_path)
+    saved = init_from / "model"
+    soft_prompt = saved if (saved / SOFT_PROMPT_NAME).is_file() else None
+    if (saved / ADAPTER_WEIGHTS).is_file():
+        if adapter_kind != "lora":
+            raise UserError(
+                f"train.init_from ({init_from}) holds an adapter and adapter.kind is {adapter_kind}; set adapter.kind=lora"
+            )
+        return InitialWeights(base_of(saved, model_path), saved, soft_prompt)
+    if soft_prompt is not None:
+        if adapter_kind == "none":
+            raise UserError(
+                f"train.init_from ({init_from}) holds soft prompts and adapter.kind is none; set adapter.kind=lora, under which "
+                "they stay as they are"
+            )
+        return InitialWeights(base_of(saved, model_path), None, soft_prompt)
+    if (saved / "config.json").is_file():
+        return InitialWeights(saved)
+    if (saved / SHAPE_NAME).is_file():
+        raise UserError(f"train.init_from ({init_from}) holds a recommender; name the run of a language model")
+    raise UserError(f"train.init_from ({init_from}) holds no finished model; let that run finish first")
+
+
+def trained(saved: Path, model_path: Path) -> InitialWeights:
+    """What the run whose adapter or soft prompt lies in `saved` has come to. Raises UserError as base_of."""
+    adapter, soft_prompt = (saved if (saved / name).is_file() else None for name in (ADAPTER_WEIGHTS, SOFT_PROMPT_NAME))
+    return InitialWeights(base_of(saved, model_path), adapter, soft_prompt)
+
+
+def find_teacher(run_dir: str | None, *, kind: str, key: str, may_be_random: bool) -> Path | None:
+    """The folder with what the recommender trained in `run_dir` has left; None for `random`. Raises UserError for neither.
+
+    kind, key: task.kind and the key that names the run, for the message.
+    """
+    if run_dir == RANDOM_TEACHER and may_be_random:
+        return None
+    if run_dir is None:
+        other = ", or random" if may_be_random else ""
+        raise UserError(
+            f"task.kind={kind} needs {key}: the run directory of a recommender trained with task.sequential.top_h{other}"
+        )
+    folder = Path(run_dir) / "model"
+    if not (folder / TEACHER_NAME).is_file():
+        raise UserError(
+            f"{key} ({run_dir}) has no {TEACHER_NAME} in model/; train it to the end with task.sequential.top_h above 0"
+        )
+    return folder
+
+
+def base_of(saved: Path, model_path: Path) -> Path:
+    """The model that a saved adapter or soft prompt belongs to: model_path, or the one it was trained on.
+
+    UserError: neither is, or a file in `saved` is damaged.
+    """
+    verify_checksums(saved)
+    base = read_object(saved / BASE_NAME, TRAIN_AGAIN)
+    _check_readable(saved)
+    for folder in (model_path, Path(base["path"])):
+        if folder.is_dir() and sampled_fingerprint(folder, "*.safetensors") == base["fingerprint"]:
+            return folder
+    raise UserError(
+        f"the adapter in {saved} belongs to another model ({base['path']}) than model.path ({model_path}); name that one"
+    )
+
+
+def _check_readable(saved: Path) -> None:
+    """UserError: a file is cut short. Here, since a run that is refused before its workers start leaves nothing behind."""
+    for path in (saved / ADAPTER_WEIGHTS, saved / SOFT_PROMPT_NAME):
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, framework="np"):  # reads the header, and compares it with the file's size
+                pass
+        except (OSError, SafetensorError) as fault:
+            raise UserError(f"{path} cannot be read ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
+    if (saved / ADAPTER_WEIGHTS).is_file():
+        read_object(saved / "adapter_config.json", TRAIN_AGAIN)

@@ -1,0 +1,141 @@
+"""What every language task is built from, each made from its section of the configuration."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
+from rec_dist.data.prompts.tokens import load_tokenizer
+from rec_dist.data.sampling.global_batches import GlobalBatchSampler
+from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.errors import UserError
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.models.assemble import ModelSpec, SoftPromptSpec
+from rec_dist.models.language import LoraSpec
+from rec_dist.runtime.arrays import I64
+from rec_dist.runtime.rng import hash_u64
+
+_INIT_TOKENS = 31  # its own stream of draws
+
+
+def build_batch_sampler(config: RunConfig, num_examples: int) -> GlobalBatchSampler:
+    """The order of examples. Raises UserError when the global batch cannot be made of whole examples."""
+    per_step, per_example = config.train.global_batch_size, config.train.targets_per_prompt
+    if per_step % per_example:
+        raise UserError(f"train.global_batch_size ({per_step}) must be a multiple of train.targets_per_prompt ({per_example})")
+    train = config.train
+    return GlobalBatchSampler(
+        num_examples, per_step // per_example, train.epochs, train.seed, train.max_steps, train.shuffle_window
+    )
+
+
+def model_dtype(config: RunConfig, device: str) -> torch.dtype:
+    """auto: bfloat16 on GPUs; float32 on CPUs, where bfloat16 is 90 times slower."""
+    if config.model.dtype == "auto":
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return torch.float32 if config.model.dtype == "float32" else torch.bfloat16
+
+
+def build_builder(config: RunConfig, model_path: Path, data: PreparedData) -> PromptBuilder:
+    """The prompt builder of this configuration for this model's tokenizer."""
+    vocab_size = read_shape(model_path).vocab_size
+    return build_prompt_builder(config.prompt, load_tokenizer(model_path), data.titles, vocab_size=vocab_size)
+
+
+def build_negative_sampler(config: RunConfig, num: int, train_counts: I64) -> NegativeSampler:
+    """The negatives of this configuration."""
+    negatives = config.negatives
+    return NegativeSampler(negatives.kind, num, config.train.seed, train_counts, negatives.popularity_power)
+
+
+def lora_spec(config: RunConfig) -> LoraSpec | None:
+    """The adapter of this configuration; None where there is none."""
+    adapter = config.adapter
+    if adapter.kind != "lora":
+        return None
+    return LoraSpec(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules)
+
+
+def model_spec(
+    config: RunConfig,
+    initial: InitialWeights,
+    builder: PromptBuilder | None,
+    device: str,
+    *,
+    trains: bool,
+    keep_reference: bool = False,
+) -> ModelSpec:
+    """The model of a run. trains: else for evaluation, where what has not been trained is left out. builder: None without one,
+    and then without soft prompts.
+
+    Raises UserError where soft prompts are missing, or there and not asked for.
+    """
+    adapter = lora_spec(config) if trains or initial.adapter is not None else None
+    return ModelSpec(
+        path=initial.model,
+        dtype=model_dtype(config, device),
+        device=device,
+        attention=config.model.attention,
+        max_tokens=config.train.max_tokens_per_micro_batch,
+        activation_checkpointing=config.model.activation_checkpointing and trains,
+        adapter=adapter,
+        initial_adapter=initial.adapter,
+        keep_reference=keep_reference,
+        seed=config.train.seed,
+        soft_prompt=_soft_prompt_spec(config, initial, builder, trains=trains and config.adapter.kind == "soft_prompt"),
+    )
+
+
+def _soft_prompt_spec(
+    config: RunConfig, initial: InitialWeights, builder: PromptBuilder | None, *, trains: bool
+) -> SoftPromptSpec | None:
+    num = config.prompt.num_virtual
+    if not num:
+        if initial.soft_prompt is not None:
+            raise UserError(
+                f"prompt.num_virtual is 0 and {initial.soft_prompt} holds soft prompts; give this run the prompt section they "
+                "were trained with"
+            )
+        return None
+    if initial.soft_prompt is None and not trains:
+        raise UserError(
+            f"prompt.num_virtual ({num}) stands for vectors that nothing has trained; set train.init_from to a run of "
+            "task.kind=delrec_distill, or prompt.num_virtual=0"
+        )
+    assert builder is not None
+    known = np.unique(builder.titles.tokens)  # tokens of titles: of all tokens, those this model is about to read
+    drawn = known[(hash_u64(config.train.seed, _INIT_TOKENS, np.arange(num)) % np.uint64(len(known))).astype(np.int64)]
+    return SoftPromptSpec(num, initial.soft_prompt, tuple(drawn.tolist()), trains)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What set-up needs of a model before it is loaded. max_positions: None where nothing limits them."""
+
+    width: int
+    max_positions: int | None
+    vocab_size: int
+
+
+def read_shape(model_path: Path) -> ModelShape:
+    """The shape in a model folder's config.json, under the names that the families use."""
+    config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    config = {**config, **config.get("text_config", {})}
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    width = config.get("hidden_size", config.get("n_embd", 1024))
+    return ModelShape(
+        width=int(width), max_positions=int(positions) if positions is not None else None, vocab_size=int(config["vocab_size"])
+    )
+
+
+def check_positions(positions: int, most: int | None) -> None:
+    """Raises UserError when a completion may stand beyond the model's positions; most: None where nothing limits them."""
+    if most is not None and positions > most:
+        raise UserError(
+            f"a prompt may take {positions} positions and the model has {most}; lower prompt.max_history or prompt.num_virtual"
+        )

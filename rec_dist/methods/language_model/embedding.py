@@ -1,0 +1,150 @@
+"""P2Rec's stage 2, information augmentation: every item alone, as the history of a user of one item, and the model's state after it.
+
+Batch inference over a catalogue: items in their order fill micro-batches of at most train.max_tokens_per_micro_batch tokens, and a fixed number of micro-batches
+is a part, written when it is done. Which items share a micro-batch depends on the catalogue and the budget alone, so a vector is the same
+whoever makes it and however often the work was stopped. Cost: a forward pass of the decoder over instruction and title.
+
+I items, D width.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.embeddings import PartFiles
+from rec_dist.data.dataset.prepared_data import open_data
+from rec_dist.data.prompts.builder import PromptBuilder, check_saved
+from rec_dist.errors import UserError
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.language_model.builders import build_builder, model_dtype, model_spec, read_shape
+from rec_dist.models.assemble import build_model
+from rec_dist.models.encoder import Encoder, check_alone
+from rec_dist.packing.pooled_prompts import pack_pooled_prompts
+from rec_dist.runtime.arrays import I64
+from rec_dist.storage.files import fingerprint
+
+_BATCHES_PER_PART = 8  # at 768 tokens a micro-batch and 400 tokens/s on two cores 15 s of work
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """What is embedded, with what, into `folder`. saved: the model folder of a run, whose prompt must be kept; None for a base model.
+
+    config: plain values with absolute paths, as a worker on another machine needs them.
+    """
+
+    config: dict[str, Any]
+    folder: str
+    initial: InitialWeights
+    saved: Path | None
+
+    def parsed(self) -> RunConfig:
+        """The configuration, validated again."""
+        return RunConfig.model_validate(self.config)
+
+
+class ItemPrompts:
+    """The catalogue as one-item prompts: micro-batches of neighbouring items, parts of neighbouring micro-batches.
+
+    UserError: another prompt than the saved model's, or one longer than a micro-batch or than the model takes.
+    """
+
+    def __init__(self, job: EmbedJob) -> None:
+        config = job.parsed()
+        data = open_data(config.data)
+        self.builder = build_builder(config, job.initial.model, data)
+        if job.saved is not None:
+            check_saved(self.builder, job.saved)
+        if config.prompt.candidates == "listed":
+            raise UserError("prompt.candidates=listed has no effect on embeddings, where nothing is chosen; set it to none")
+        self.pooling, self.num_items, self.titles = config.task.p2rec.pooling, data.num_items, data.titles
+        lengths = prompt_lengths(self.builder)
+        _check(lengths, config.train.max_tokens_per_micro_batch, read_shape(job.initial.model).max_positions, data.titles)
+        self.micro_batches = cut(lengths, config.train.max_tokens_per_micro_batch)  # (micro-batches + 1,) where each begins
+        self.inputs: dict[str, Any] = {
+            "data": data.manifest.fingerprint,
+            **job.initial.fingerprints(),
+            "prompt": self.builder.fingerprint,
+            "pooling": self.pooling,
+            "dtype": config.model.dtype,
+        }
+        self.num_tokens = int(lengths.sum())
+        # A part's key also has what changes the last bits of a vector, and which items are in the part.
+        key = fingerprint([self.inputs, config.train.max_tokens_per_micro_batch])
+        self.parts = PartFiles(Path(job.folder), key, [*self.micro_batches[:-1:_BATCHES_PER_PART].tolist(), self.num_items])
+
+    def batches_of(self, part: int) -> list[range]:
+        """The items of each micro-batch of a part."""
+        begins = self.micro_batches[part * _BATCHES_PER_PART : (part + 1) * _BATCHES_PER_PART + 1].tolist()
+        return [range(first, stop) for first, stop in pairwise(begins)]
+
+
+def prompt_lengths(builder: PromptBuilder) -> I64:
+    """(I,) tokens of each item's prompt."""
+    frame = len(builder.prompt(np.empty(0, dtype=np.int32))) + len(builder.pieces.item_prefix)
+    return builder.titles.lengths + frame
+
+
+def cut(lengths: I64, max_tokens: int) -> I64:
+    """Where each micro-batch begins, and the end: as many neighbours as fit the budget."""
+    begins, used = [0], 0
+    for item, length in enumerate(lengths.tolist()):
+        if used + length > max_tokens:
+            begins.append(item)
+            used = 0
+        used += length
+    return np.asarray([*begins, len(lengths)], dtype=np.int64)
+
+
+def _check(lengths: I64, max_tokens: int, max_positions: int | None, titles: list[str]) -> None:
+    longest, title = int(lengths.max()), titles[int(lengths.argmax())][:60]
+    if longest > max_tokens:
+        raise UserError(
+            f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the prompt of {title!r} ({longest} tokens); raise it"
+        )
+    if max_positions is not None and longest > max_positions:
+        raise UserError(
+            f"the prompt of {title!r} takes {longest} positions and the model has {max_positions}; shorten "
+            "its title or prompt.instruction"
+        )
+
+
+class Embedder:
+    """A worker: the model on `device`, whole, and the parts it is asked for."""
+
+    def __init__(self, job: EmbedJob, device: str) -> None:
+        config = job.parsed()
+        self._prompts, self._device = ItemPrompts(job), device
+        spec = model_spec(config, job.initial, self._prompts.builder, device, trains=False)
+        encoder = Encoder(build_model(spec), max_tokens=spec.max_tokens)
+        self._encoder = encoder.to(device).eval().requires_grad_(False)
+        check_alone(
+            lambda prompts: encoder(prompts.to(device)).cpu(), vocab_size=encoder.vocab_size, dtype=model_dtype(config, device)
+        )
+
+    def write(self, part: int) -> None:
+        """Embeds the items of a part and writes its file. UserError: a vector is not finite."""
+        vectors = [self._embed(items) for items in self._prompts.batches_of(part)]
+        table = torch.cat(vectors)
+        finite = table.isfinite().all(dim=1)
+        if not finite.all():
+            item = self._prompts.parts.starts[part] + int(finite.int().argmin())
+            raise UserError(
+                f"model.path: the state after {self._prompts.titles[item][:60]!r} (item {item}) is not finite; set "
+                "model.dtype=float32, or name another model"
+            )
+        self._prompts.parts.write(part, table.numpy())
+
+    @torch.no_grad()
+    def _embed(self, items: range) -> torch.Tensor:
+        """One micro-batch: (n, D) float32 on the CPU."""
+        builder, pooling = self._prompts.builder, self._prompts.pooling
+        prompts = [builder.prompt(np.asarray([item], dtype=np.int32)) for item in items]
+        micro_batch = pack_pooled_prompts(prompts, [builder.num_pooled(tokens, pooling) for tokens in prompts])
+        vectors: torch.Tensor = self._encoder(micro_batch.to(self._device)).cpu()
+        return vectors

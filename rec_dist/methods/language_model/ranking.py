@@ -1,0 +1,200 @@
+"""A language model's answers: every candidate's title scored by its log-likelihood after the history, through the packed batch.
+
+The prompt stands once for all its candidates; a question with more candidates than a micro-batch holds is cut into several.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.data.prompts.builder import PromptBuilder, check_saved
+from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
+from rec_dist.engine import process_group
+from rec_dist.engine.engine import Engine, sharded_loading
+from rec_dist.engine.settings import EngineSettings
+from rec_dist.errors import UserError
+from rec_dist.evaluate.examples import EvalExample, build_eval_examples
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.language_model.builders import build_builder, model_spec, read_shape
+from rec_dist.models.assemble import build_model
+from rec_dist.models.scorer import Scorer, check_branching
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.runtime.world import World
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """What the driver sends to each worker. saved: the model folder of a run, whose prompt must be kept; None for a base model."""
+
+    config: dict[str, Any]
+    output_dir: str
+    initial: InitialWeights
+    saved: Path | None
+
+
+def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
+    """Scores this rank's share and writes it to part files. Returns {"tokens": rows of the model run over all ranks}."""
+    process_group.join(world)
+    result = _evaluate(world, job)
+    process_group.leave()  # not after a fault: with NCCL it would wait for peers that wait for this rank
+    return result
+
+
+def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
+    config, run = RunConfig.model_validate(job.config), RunDirectory(Path(job.output_dir))
+    data = open_data(config.data)
+    examples = eval_examples_of(config, data)
+    builder = build_checked_builder(config, job, data)
+    prompts = EvalPrompts(builder, examples, config.train.max_tokens_per_micro_batch)
+    spec = model_spec(config, job.initial, builder, world.device, trains=False)
+    width = read_shape(job.initial.model).width
+    settings = EngineSettings(
+        zero_stage=config.cluster.zero_stage,
+        bf16=spec.dtype == torch.bfloat16,
+        max_grad_norm=0.0,
+        hidden_size=width,
+        max_live_parameters=config.cluster.max_live_parameters,
+    )
+    with sharded_loading(settings):
+        model = build_model(spec)
+        module = Scorer(model, _no_loss, (), max_tokens=config.train.max_tokens_per_micro_batch)
+    engine = Engine(module, settings, device=world.device, optimizer=None)
+    engine.train_mode(False)
+
+    def score(batch: PackedBatch) -> Tensor:
+        logps: Tensor = engine.score(batch)[2].float().cpu()
+        return logps
+
+    check_branching(score, vocab_size=model.config.vocab_size, dtype=spec.dtype)  # type: ignore[union-attr,arg-type]
+
+    def report(done: int) -> None:
+        if world.is_main:
+            run.progress("evaluate", done, len(prompts.places))
+
+    scores = score_prompts(score, prompts, world, config.train.max_tokens_per_micro_batch, report)
+    np.save(part_path(run.path, world.rank), scores)
+    return {"tokens": int(prompts.lengths.sum())}
+
+
+def _no_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    return logps.sum() * 0, logps.new_zeros(()), {}
+
+
+def eval_examples_of(config: RunConfig, data: PreparedData) -> list[EvalExample]:
+    """The questions that the section `evaluate` asks."""
+    settings = config.evaluate
+    return build_eval_examples(
+        data, split=settings.split, num_candidates=settings.num_candidates, max_users=settings.max_users, seed=settings.seed
+    )
+
+
+def build_checked_builder(config: RunConfig, job: EvaluateJob, data: PreparedData) -> PromptBuilder:
+    """The prompt builder. UserError: a saved model was trained with another, or the list shown cannot be the one asked."""
+    if config.prompt.candidates == "listed" and config.evaluate.num_candidates != config.prompt.num_candidates:
+        raise UserError(
+            f"evaluate.num_candidates ({config.evaluate.num_candidates}) must equal prompt.num_candidates "
+            f"({config.prompt.num_candidates}) when the prompt lists the candidates"
+        )
+    builder = build_builder(config, job.initial.model, data)
+    if job.saved is not None:
+        check_saved(builder, job.saved)
+    return builder
+
+
+class EvalPrompts:
+    """The questions as prompts: places[i] = (question, first candidate) of prompt i, lengths (prompts,) in rows."""
+
+    def __init__(self, builder: PromptBuilder, examples: list[EvalExample], max_tokens: int) -> None:
+        self.examples = examples
+        self._builder = builder
+        self._prompts: list[GroupedPrompt] = []
+        self.places: list[tuple[int, int]] = []
+        for number, example in enumerate(examples):
+            for begin, stop in self._cuts(example, max_tokens):
+                self.places.append((number, begin))
+                self._prompts.append(self._prompt(example, begin, stop, key=len(self._prompts)))
+        self.lengths = np.asarray([prompt.num_tokens for prompt in self._prompts], dtype=np.int64)
+
+    def __getitem__(self, index: int) -> GroupedPrompt:
+        return self._prompts[index]
+
+    def _prompt(self, example: EvalExample, begin: int, stop: int, *, key: int) -> GroupedPrompt:
+        history = example.history[-self._builder.max_history :]
+        listed = example.candidates if self._builder.listed else None
+        return self._builder.grouped_prompt(history, [example.candidates[begin:stop]], [key], listed=listed)
+
+    def _cuts(self, example: EvalExample, max_tokens: int) -> list[tuple[int, int]]:
+        """Runs of candidates that fit a micro-batch together with the prompt."""
+        prompt = len(self._prompt(example, 0, 1, key=0).tokens)
+        end = len(self._builder.pieces.end) - 1
+        costs = self._builder.titles.lengths[example.candidates] + end
+        if prompt + int(costs.max()) > max_tokens:
+            raise UserError(
+                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than a prompt with one candidate "
+                f"({prompt + int(costs.max())} tokens, user {example.user_id}); raise it or lower prompt.max_history"
+            )
+        cuts, begin, used = [], 0, prompt
+        for place, cost in enumerate(costs.tolist()):
+            if used + cost > max_tokens:
+                cuts.append((begin, place))
+                begin, used = place, prompt
+            used += cost
+        return [*cuts, (begin, len(costs))]
+
+
+def score_prompts(
+    score: Callable[[PackedBatch], Tensor], prompts: EvalPrompts, world: World, max_tokens: int, report: Callable[[int], None]
+) -> F32:
+    """(U, C) scores with NaN where another rank scores: micro-batches are dealt to the ranks, the same number to each."""
+    width = max(len(example.candidates) for example in prompts.examples)
+    scores = np.full((len(prompts.examples), width), np.nan, dtype=np.float32)
+    micro_batches = assign_to_ranks(pack_evenly(prompts.lengths, max_tokens, world.size), prompts.lengths, world.size)
+    done = 0
+    for number in range(len(micro_batches[0])):
+        micro_batch = micro_batches[world.rank][number]
+        batch = pack_prompts([prompts[i] for i in micro_batch]) if micro_batch else dummy_batch(1)
+        logps = score(batch).numpy()
+        offsets = batch.group_offsets.tolist()
+        for place, prompt in enumerate(micro_batch):
+            example, begin = prompts.places[prompt]
+            values = logps[offsets[place] : offsets[place + 1]]
+            scores[example, begin : begin + len(values)] = values
+        done += sum(len(micro_batches[rank][number]) for rank in range(world.size))
+        report(done)
+    return scores
+
+
+def part_path(folder: Path, rank: int) -> Path:
+    """Where a rank leaves its scores for the driver."""
+    return folder / f".scores-{rank:05d}.npy"
+
+
+def clear_parts(folder: Path) -> None:
+    """Removes what an evaluation that was cut short has left."""
+    for path in folder.glob(".scores-*.npy"):
+        path.unlink()
+
+
+def gather_parts(folder: Path) -> F32:
+    """Merges and removes the parts of all ranks: (U, C)."""
+    paths = sorted(folder.glob(".scores-*.npy"))
+    merged = np.load(paths[0])
+    for path in paths[1:]:
+        part = np.load(path)
+        merged = np.where(np.isnan(merged), part, merged)
+    for path in paths:
+        path.unlink()
+    result: F32 = merged
+    return result

@@ -1,0 +1,54 @@
+"""From a configuration to P2Rec's stage 1: the settings it can take, and the categories that its teacher's embeddings fall into."""
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.teacher import read_teacher
+from rec_dist.data.dataset.prepared_data import open_data
+from rec_dist.errors import UserError
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec, read_shape
+from rec_dist.methods.p2rec.categories import item_categories, shuffled
+from rec_dist.methods.p2rec.reconstruct import P2RecReconstructTask
+
+
+def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: str) -> P2RecReconstructTask:
+    """The task on the training split of data.path, checked: what would fail later raises UserError here."""
+    _check_settings(config)
+    data, settings = open_data(config.data), config.task.p2rec
+    assert initial.teacher is not None
+    embeddings = read_teacher(initial.teacher, data_fingerprint=data.manifest.fingerprint).embeddings
+    seed, counts = config.train.seed, data.train_counts
+    categories = item_categories(embeddings, counts, num_categories=settings.num_categories, seed=seed)
+    if settings.shuffle_categories:
+        categories = shuffled(categories, counts, seed=seed)
+    split = data.split("train")
+    builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
+    task = P2RecReconstructTask(
+        model_spec(config, initial, builder, device, trains=True),
+        data,
+        split,
+        builder,
+        categories,
+        sampler=build_batch_sampler(config, max(len(split), 1)),
+        width=shape.width,
+        num_categories=settings.num_categories,
+        loss=settings.loss,
+        pooling=settings.pooling,
+    )
+    task.check(config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    return task
+
+
+def _check_settings(config: RunConfig) -> None:
+    kind = config.adapter.kind
+    faults = {
+        f"adapter.kind={kind} is not offered here; set adapter.kind=lora": kind != "lora",
+        "prompt.candidates=listed has no effect, since nothing is chosen here; set prompt.candidates=none": (
+            config.prompt.candidates == "listed"
+        ),
+        f"train.targets_per_prompt ({config.train.targets_per_prompt}) has no effect on one prompt a user; remove it": (
+            config.train.targets_per_prompt != 1
+        ),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise UserError(f"task.kind=p2rec_reconstruct: {fault}")

@@ -1,0 +1,37 @@
+"""How a trained recommender scores candidates: log-probabilities under its softmax over the whole catalogue.
+
+B histories, C candidates of a history, I items of the catalogue.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from rec_dist.evaluate.baselines import Floats, check_lengths
+from rec_dist.methods.sequential.next_item import Recommender, last_scores
+from rec_dist.methods.sequential.sequences import history_batch
+from rec_dist.runtime.arrays import I32
+
+# Logits held at once: 2 ** 24 float32 are 64 MiB, at any size of catalogue.
+_LOGITS_AT_ONCE = 1 << 24
+
+
+class SequentialRanker:
+    """Scores by log-probability, in nats, under the model's softmax over the whole catalogue."""
+
+    def __init__(self, model: Recommender, *, device: str = "cpu") -> None:
+        self._model = model.to(device).eval()
+        self._device = device
+
+    @torch.no_grad()
+    def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
+        """As Ranker.score. Only the last max_length items of a history are read. ValueError: an empty history."""
+        check_lengths(histories, candidates)
+        shape = self._model.shape
+        at_once = max(1, min(256, _LOGITS_AT_ONCE // shape.num_items))
+        scores: list[Floats] = []
+        for start in range(0, len(histories), at_once):
+            batch = history_batch(histories[start : start + at_once], shape.max_length).to(self._device)
+            logps = last_scores(self._model, batch).double().log_softmax(dim=-1).cpu().numpy()  # (B, I)
+            scores += [row[items] for row, items in zip(logps, candidates[start : start + at_once], strict=True)]
+        return scores

@@ -1,0 +1,109 @@
+"""A sequential recommender between configuration, training and disk: what shape the keys give it, how it is saved and read back."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rec_dist.config.schema import RunConfig, SequentialConfig
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.dataset.schema import ITEMS_NAME
+from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.sequential.next_item import SHAPES, Recommender, Shape, build_recommender
+from rec_dist.runtime.identity import flat
+from rec_dist.storage.files import read_object, write_json
+
+WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
+_READ = ("task.kind", "task.sequential.", "model.dtype")  # the last is refused where it cannot be
+_OF_EVERY_MODEL = ("model", "num_sampled", "top_h", "init_embeddings")
+
+
+def shape_of(settings: SequentialConfig, num_items: int) -> Shape:
+    """The shape of the model that the section task.sequential describes. UserError: a key that has no effect on it, or cannot work."""
+    kind = settings.model
+    keys = {field.name for field in fields(SHAPES[kind])} - {"num_items"}
+    for name, field in SequentialConfig.model_fields.items():
+        value = getattr(settings, name)
+        if name not in keys and name not in _OF_EVERY_MODEL and value != field.default:
+            raise UserError(
+                f"task.sequential.{name} ({value}) has no effect on task.sequential.model={kind}, which reads "
+                f"{', '.join(sorted(keys))}; remove it"
+            )
+    if kind == "sasrec" and settings.width % settings.num_heads:
+        raise UserError(
+            f"task.sequential.width ({settings.width}) is not a multiple of task.sequential.num_heads ({settings.num_heads}); "
+            "change one of them"
+        )
+    if kind == "caser" and settings.window > settings.max_length:
+        raise UserError(
+            f"task.sequential.window ({settings.window}) is larger than task.sequential.max_length ({settings.max_length}); "
+            "lower it, or raise that"
+        )
+    return SHAPES[kind](num_items=num_items, **{name: getattr(settings, name) for name in keys})
+
+
+def unread_keys(config: RunConfig) -> list[str]:
+    """The keys of a language model that differ from their default, which a recommender does not read.
+
+    They are named and not refused: a baseline is the configuration of a language model with another task.kind. By value, since a
+    configuration that is written down and read again has every key set. adapter.kind=none is what a recommender does.
+    """
+    sections = {name: getattr(config, name) for name in ("prompt", "negatives", "model", "adapter", "task")}
+    default = {name: dict(flat(type(section)().model_dump())) for name, section in sections.items()}
+    changed = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, value in flat(section.model_dump())
+        if value != default[name][key] and f"{name}.{key}={value}" != "adapter.kind=none"
+    ]
+    return [key for key in changed if not key.startswith(_READ)]
+
+
+def kind_of(shape: Shape) -> str:
+    """The name under which task.sequential.model knows the model of this shape."""
+    return next(kind for kind, known in SHAPES.items() if isinstance(shape, known))
+
+
+def save_recommender(shape: Shape, weights: dict[str, Tensor], data: PreparedData, folder: Path) -> Recommender:
+    """Weights, shape and catalogue into `folder`; what is written is read back, compared and returned, on the CPU."""
+    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    described = {"model": kind_of(shape), "shape": asdict(shape), "data_fingerprint": data.manifest.fingerprint}
+    write_json(folder / SHAPE_NAME, described)
+    data.copy_items(folder / ITEMS_NAME)
+    model = load_recommender(folder)
+    read_back = model.state_dict()
+    assert weights.keys() == read_back.keys() and all(torch.equal(read_back[name], value) for name, value in weights.items()), (
+        folder
+    )
+    return model
+
+
+def load_recommender(folder: Path) -> Recommender:
+    """The model that save_recommender wrote into `folder`, on the CPU, in evaluation mode.
+
+    UserError: no such model there, or weights of another shape.
+    """
+    if not (folder / SHAPE_NAME).is_file() or not (folder / WEIGHTS_NAME).is_file():
+        raise UserError(f"{folder} holds no sequential model ({SHAPE_NAME} and {WEIGHTS_NAME}); let its run finish first")
+    try:
+        saved = json.loads((folder / SHAPE_NAME).read_text(encoding="utf-8"))
+        with torch.random.fork_rng(devices=[]):
+            model = build_recommender(saved["model"], saved["shape"])
+        model.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as fault:
+        raise UserError(f"{folder} holds a damaged sequential model ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
+    return model.eval()
+
+
+def check_catalogue(folder: Path, data: PreparedData) -> None:
+    """UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items."""
+    saved = read_object(folder / SHAPE_NAME, TRAIN_AGAIN).get("data_fingerprint")
+    if saved != data.manifest.fingerprint:
+        raise UserError(
+            f"the model in {folder} was trained on another data set than {data.location}; its item ids mean other items there; "
+            "evaluate it on its own, or train one on this"
+        )

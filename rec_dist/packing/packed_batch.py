@@ -1,0 +1,154 @@
+"""The packed batch: many prompts and their completions as one flat run of tokens, without padding and without a batch axis.
+
+T batch rows, G groups, N completions, M scored tokens. A prompt of P tokens with N completions of C tokens costs P + N(C - 1)
+rows, against N(P + C) when the prompt is written out for each: 3.8x less at P=512, C=10, N=4, and 12.7x at N=16.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch. Who sees whom: see models/attention.py. `weights` is 0 only in the dummy batch of a rank with nothing to do."""
+
+    input_ids: Tensor  # (T,) int64
+    positions: Tensor  # (T,) int64: 0..P-1 in a prompt; a completion goes on after its completion point
+    prompt_ids: Tensor  # (T,) int64: which prompt a row belongs to
+    completion_ids: Tensor  # (T,) int64: which completion, or -1 in a prompt
+    limits: Tensor  # (T,) int64: last prompt position a row sees: its own, or the completion point of its completion
+    rows: Tensor  # (M,) int64: the row that predicts each scored token (the completion point row for the first of a completion)
+    targets: Tensor  # (M,) int64: scored token ids
+    completion_offsets: Tensor  # (N+1,) int64 into rows and targets
+    group_offsets: Tensor  # (G+1,) int64 into completions; the first completion of a group is the chosen one
+    keys: Tensor  # (G,) int64: identity of each target
+    weights: Tensor  # (G,) float32
+    reference_logps: Tensor  # (N,) float32, zeros where no reference is needed
+    num_logical_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.input_ids)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups that count: 0 in a dummy batch."""
+        return int((self.weights > 0).sum())
+
+    @property
+    def completion_weights(self) -> Tensor:
+        """(N,) the weight of each completion's group."""
+        return self.weights.repeat_interleave(self.group_offsets.diff())
+
+    def to(self, device: str) -> "PackedBatch":
+        """The same batch on `device`."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "num_logical_tokens"}
+        return replace(self, **moved)
+
+    def padded_to(self, length: int) -> "PackedBatch":
+        """The same batch with rows at its end up to `length`: each is a prompt of its own that sees itself and that nobody scores."""
+        missing = length - self.num_tokens
+        assert missing >= 0, f"a batch of {self.num_tokens} rows does not fit into {length}"
+        if not missing:
+            return self
+        zeros = self.positions.new_zeros(missing)
+        alone = torch.arange(missing, device=zeros.device) + self.prompt_ids[-1] + 1
+        return replace(
+            self,
+            input_ids=torch.cat([self.input_ids, zeros]),
+            positions=torch.cat([self.positions, zeros]),
+            prompt_ids=torch.cat([self.prompt_ids, alone]),
+            completion_ids=torch.cat([self.completion_ids, zeros - 1]),
+            limits=torch.cat([self.limits, zeros]),
+        )
+
+    def with_random_tokens(self, vocab_size: int, generator: np.random.Generator) -> "PackedBatch":
+        """The same batch, row for row, with token ids drawn from 0..vocab_size-1: what it costs without what it says."""
+        fed, scored = (generator.integers(0, vocab_size, len(ids)) for ids in (self.input_ids, self.targets))
+        return replace(self, input_ids=torch.from_numpy(fed), targets=torch.from_numpy(scored))
+
+    def with_reference(self, logps: Tensor) -> "PackedBatch":
+        """The same batch with reference log-probs (N,)."""
+        return replace(self, reference_logps=logps.to(self.reference_logps))
+
+
+def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
+    """Lays prompts and their completions one after another: prompt 1, its completions, prompt 2, ... Vectorised; about 5 us a completion."""
+    prompt_lengths = np.asarray([len(t.tokens) for t in prompts])
+    completion_counts = np.asarray([len(t.input_lengths) for t in prompts])
+    input_sums = np.asarray([len(t.completion_inputs) for t in prompts])
+    starts = np.concatenate([[0], np.cumsum(prompt_lengths + input_sums)])  # (U+1,)
+    total = int(starts[-1])
+    lengths = np.concatenate([t.input_lengths for t in prompts]).astype(np.int64)  # (N,)
+    group_sizes = np.concatenate([t.group_sizes for t in prompts]).astype(np.int64)  # (G,)
+    branch_points = np.repeat(np.concatenate([t.branch_points for t in prompts]).astype(np.int64), group_sizes)  # (N,)
+    owner = np.repeat(np.arange(len(prompts)), completion_counts)  # (N,) prompt of each completion
+
+    inputs_before = np.concatenate([[0], np.cumsum(lengths)])  # (N+1,) completion tokens before each completion, over all prompts
+    prompt_inputs_before = np.concatenate([[0], np.cumsum(input_sums)])
+    completion_starts = starts[owner] + prompt_lengths[owner] + inputs_before[:-1] - prompt_inputs_before[owner]  # (N,) rows
+    completion_rows = np.repeat(completion_starts - inputs_before[:-1], lengths) + np.arange(
+        len(np.repeat(owner, lengths))
+    )  # (B,)
+    within = completion_rows - np.repeat(completion_starts, lengths)  # (B,) 0-based place in its completion
+    branch_point_of_row = np.repeat(branch_points, lengths)
+
+    input_ids = np.empty(total, dtype=np.int64)
+    positions = np.empty(total, dtype=np.int64)
+    completion_ids = np.full(total, -1, dtype=np.int64)
+    prompt_ids = np.repeat(np.arange(len(prompts)), prompt_lengths + input_sums)
+    prompt_rows = np.repeat(starts[:-1] - np.concatenate([[0], np.cumsum(prompt_lengths)])[:-1], prompt_lengths)
+    prompt_rows = prompt_rows + np.arange(len(prompt_rows))
+    input_ids[prompt_rows] = np.concatenate([t.tokens for t in prompts])
+    input_ids[completion_rows] = np.concatenate([t.completion_inputs for t in prompts])
+    positions[prompt_rows] = prompt_rows - np.repeat(starts[:-1], prompt_lengths)
+    positions[completion_rows] = branch_point_of_row + 1 + within
+    limits = positions.copy()
+    limits[completion_rows] = branch_point_of_row
+    completion_ids[completion_rows] = np.repeat(np.arange(len(lengths)), lengths)
+
+    # Scored tokens: the first is predicted by the completion point row, token j by completion row j - 1, or by the prompt row j after the completion point.
+    scored = np.concatenate([t.lengths for t in prompts]).astype(np.int64)  # (N,)
+    completion_offsets = np.concatenate([[0], np.cumsum(scored)])
+    branch_point_rows = starts[owner] + branch_points
+    along_prompt = lengths < scored - 1
+    rows = np.repeat(np.where(along_prompt, branch_point_rows, completion_starts - 1) - completion_offsets[:-1], scored)
+    rows += np.arange(len(rows))
+    rows[completion_offsets[:-1]] = branch_point_rows
+    return PackedBatch(
+        input_ids=torch.from_numpy(input_ids),
+        positions=torch.from_numpy(positions),
+        prompt_ids=torch.from_numpy(prompt_ids),
+        completion_ids=torch.from_numpy(completion_ids),
+        limits=torch.from_numpy(limits),
+        rows=torch.from_numpy(rows),
+        targets=torch.from_numpy(np.concatenate([t.targets for t in prompts]).astype(np.int64)),
+        completion_offsets=torch.from_numpy(completion_offsets),
+        group_offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(group_sizes)])),
+        keys=torch.from_numpy(np.concatenate([t.keys for t in prompts])),
+        weights=torch.ones(len(group_sizes)),
+        reference_logps=torch.zeros(len(lengths)),
+        num_logical_tokens=int((branch_points + 1).sum()) + len(rows),
+    )
+
+
+def dummy_batch(num_negatives: int) -> PackedBatch:
+    """The smallest batch, of weight 0: run by a rank with nothing to do, since every rank must run the same collectives."""
+    size = 1 + num_negatives
+    prompt = GroupedPrompt(
+        tokens=np.zeros(1, dtype=np.int32),
+        branch_points=np.zeros(1, dtype=np.int32),
+        keys=np.asarray([-1], dtype=np.int64),
+        group_sizes=np.asarray([size], dtype=np.int32),
+        completion_inputs=np.empty(0, dtype=np.int32),
+        input_lengths=np.zeros(size, dtype=np.int32),
+        lengths=np.ones(size, dtype=np.int32),
+        targets=np.zeros(size, dtype=np.int32),
+    )
+    return replace(pack_prompts([prompt]), weights=torch.zeros(1), num_logical_tokens=0)

@@ -1,0 +1,184 @@
+"""What a plan is made from: the configuration, the cluster file, the model's config.json and, where it lies there, the data.
+
+The one place of the plan where configuration objects become plain values.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import open_data
+from rec_dist.data.dataset.schema import MANIFEST_NAME
+from rec_dist.data.sampling.targets import index_targets
+from rec_dist.engine.settings import EngineSettings, deepspeed_config
+from rec_dist.errors import UserError
+from rec_dist.methods.build import choose_objective
+from rec_dist.methods.delrec.build import check_settings
+from rec_dist.methods.delrec.distill import items_shown
+from rec_dist.methods.delrec.prompts import FIRST_POSITION
+from rec_dist.methods.language_model.builders import build_batch_sampler, lora_spec
+from rec_dist.models.architecture import count_parameters, read_architecture
+from rec_dist.models.pretrained import config_folder
+from rec_dist.plan.cluster_file import ClusterFile
+from rec_dist.plan.hardware import Hardware
+from rec_dist.plan.memory import Setup, Zero
+from rec_dist.plan.workload import Workload
+from rec_dist.storage.location import Location
+
+_FRAME_TOKENS = 16  # of a prompt beside its history: the instruction and the tail
+_GIGA, _TERA, _MICRO = 1e9, 1e12, 1e-6
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the run is: steps, those whose reference is computed, mean items of history, and where that is from."""
+
+    steps: int
+    reference_steps: int
+    history: float
+    basis: str
+
+
+def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
+    """Everything that decides memory. Raises UserError for a model that cannot be planned."""
+    if config.model.attention == "flex" and not cluster.gpu:
+        raise UserError("model.attention=flex needs GPUs and plan.cluster has none; set model.attention=auto")
+    folder = _model_folder(config)
+    shape = read_architecture(folder)
+    workers = num_workers(config, cluster)
+    trained = config.adapter.kind == "soft_prompt"
+    parameters = count_parameters(folder, lora_spec(config), num_virtual=config.prompt.num_virtual if trained else 0)
+    if parameters.work is None:
+        raise UserError(f"{folder} describes a mixture of experts, which is not planned; choose a dense decoder such as Llama")
+    reference = "none" if trained or not choose_objective(config).needs_reference else config.task.reference
+    bf16 = cluster.gpu if config.model.dtype == "auto" else config.model.dtype == "bfloat16"
+    return Setup(
+        shape=shape,
+        parameters=parameters,
+        zero=zero_of(engine_settings(config, width=shape.width, bf16=bf16), reference=reference),
+        workers=workers,
+        element=2 if bf16 else 4,
+        max_tokens=config.train.max_tokens_per_micro_batch,
+        attention=_attention(config.model.attention, on_gpu=cluster.gpu),
+        checkpointing=config.model.activation_checkpointing,
+        rank=config.adapter.rank if config.adapter.kind == "lora" else 0,
+        on_gpu=cluster.gpu,
+        reference=reference,
+        soft_prompt=trained,
+    )
+
+
+def _attention(wanted: str, *, on_gpu: bool) -> str:
+    """As models.attention_paths chooses for a decoder that takes all of them."""
+    if wanted == "auto":
+        return "flex" if on_gpu else "per_prompt"
+    return wanted
+
+
+def _model_folder(config: RunConfig) -> Path:
+    if config.plan.model is None:
+        return config_folder(config.model.path)
+    folder = Path(config.plan.model).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"plan.model ({folder}) has no config.json; give a folder that has one, such as configs/models/llama3-8b")
+    return folder
+
+
+def engine_settings(config: RunConfig, *, width: int, bf16: bool) -> EngineSettings:
+    """What a worker would give its engine."""
+    return EngineSettings(
+        zero_stage=config.cluster.zero_stage,
+        bf16=bf16,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        hidden_size=width,
+        max_live_parameters=config.cluster.max_live_parameters,
+    )
+
+
+def zero_of(settings: EngineSettings, *, reference: str) -> Zero:
+    """What the engine would tell DeepSpeed. reference: as planning.memory.Setup.
+
+    With an online one no layer stays gathered from a forward pass to its backward pass: DeepSpeed knows what is used again from the
+    order of modules in the pass before, and a forward pass without a backward one begins that record anew.
+    """
+    keeps = reference != "online"
+    zero = deepspeed_config(settings)["zero_optimization"]
+    return Zero(
+        stage=settings.zero_stage,
+        persistence=zero.get("stage3_param_persistence_threshold", 0),
+        reuse=min(zero.get("stage3_max_reuse_distance", 0), zero.get("stage3_max_live_parameters", 0)) if keeps else 0,
+        prefetch=zero.get("stage3_prefetch_bucket_size", 0),
+        bucket=zero.get("reduce_bucket_size", 0),
+    )
+
+
+def num_workers(config: RunConfig, cluster: ClusterFile) -> int:
+    """cluster.num_workers, or every device of the cluster file."""
+    wanted = config.cluster.num_workers
+    if config.cluster.launcher == "local" and wanted in ("auto", 1):
+        return 1
+    if wanted == "auto":
+        return cluster.num_devices
+    if not 1 <= wanted <= cluster.num_devices:
+        raise UserError(
+            f"cluster.num_workers ({wanted}) must be 1 to {cluster.num_devices}, the devices of plan.cluster "
+            f"({config.plan.cluster}); set it to auto or describe a larger cluster"
+        )
+    return wanted
+
+
+def hardware_of(cluster: ClusterFile, *, workers: int, bf16: bool) -> Hardware:
+    """The cluster file in bytes, seconds and achieved rates."""
+    peak = cluster.bf16_tflops if bf16 else cluster.fp32_tflops
+    return Hardware(
+        memory=cluster.device_memory_gb * _GIGA,
+        reserved=cluster.reserved_gb * _GIGA,
+        flops=peak * _TERA * cluster.achievable_fraction,
+        device_rate=cluster.nvlink_gb_per_second * _GIGA * cluster.link_efficiency,
+        network_rate=cluster.network_gb_per_second * _GIGA * cluster.link_efficiency,
+        device_latency=cluster.nvlink_latency_us * _MICRO,
+        network_latency=cluster.network_latency_us * _MICRO,
+        per_node=cluster.gpus_per_node,
+        workers=workers,
+    )
+
+
+def run_length(config: RunConfig) -> Length:
+    """From the prepared data where it lies at data.path, else from train.max_steps. Raises UserError without either."""
+    history = float(config.prompt.max_history)
+    if Location(config.data.path).read(MANIFEST_NAME) is not None:
+        split = open_data(config.data).split("train")
+        starts = index_targets(split, config.train.targets_per_prompt).starts
+        starts = starts[starts >= FIRST_POSITION] if config.task.kind == "delrec_distill" else starts
+        if len(starts):
+            sampler = build_batch_sampler(config, len(starts))
+            epoch = -(-len(starts) // sampler.examples_per_step)
+            steps = sampler.num_steps
+            history = float(np.minimum(starts, config.prompt.max_history).mean())
+            once = steps if config.negatives.refresh_each_epoch else min(steps, epoch)
+            return Length(steps, once, history, f"of the data at {config.data.path}")
+    if config.train.max_steps is None:
+        raise UserError(
+            f"data.path ({config.data.path}) holds no prepared data to count steps from; "
+            "set train.max_steps, or run `rec-dist prepare`"
+        )
+    build_batch_sampler(config, 1)  # refuses a global batch that no whole prompts make
+    return Length(config.train.max_steps, config.train.max_steps, history, "train.max_steps; data.path holds no prepared data")
+
+
+def workload_of(config: RunConfig, history: float) -> Workload:
+    """Mean lengths, from the keys of plan or estimated from the items of history."""
+    completion, listed = config.plan.completion_tokens, config.prompt.candidates == "listed"
+    items = history + (config.prompt.num_candidates if listed else 0)
+    if config.task.kind == "delrec_distill":
+        check_settings(config)
+        shown = items_shown(config.task.delrec)
+        items, negatives, prompts_per_group = items + sum(shown) / len(shown), config.negatives.num, len(shown)
+    else:
+        negatives, prompts_per_group = choose_objective(config).num_negatives, 1
+    prompt = config.plan.prompt_tokens or _FRAME_TOKENS + config.prompt.num_virtual + items * completion
+    return Workload(
+        config.train.global_batch_size, config.train.targets_per_prompt, negatives, prompt, completion, prompts_per_group
+    )

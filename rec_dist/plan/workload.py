@@ -1,0 +1,87 @@
+"""Tokens of a step: from groups of mean lengths to rows, pairs and micro-batches.
+
+Letters: P tokens of a prompt, C of a completion with its end, K negatives, t targets on one prompt, W workers.
+"""
+
+from dataclasses import dataclass, replace
+
+from rec_dist.models.flex import padded_length
+
+
+@dataclass(frozen=True)
+class Workload:
+    """groups of a global step in prompts of `targets` groups, each with `negatives` + 1 completions; lengths are means.
+
+    prompts: of one group, each on a prompt of its own, which share a micro-batch (DELRec's stage 1: one an objective).
+    """
+
+    groups: int
+    targets: int
+    negatives: int
+    prompt: float
+    completion: float
+    prompts_per_group: int = 1
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of a step."""
+        return self.groups // self.targets * self.prompts_per_group
+
+    @property
+    def prompt_rows(self) -> float:
+        """Tokens of a prompt and of the chosen titles that stand on it: P + (t - 1) C."""
+        return self.prompt + (self.targets - 1) * self.completion
+
+    @property
+    def completion_rows(self) -> float:
+        """Rows of completions: the negatives, and the last chosen item; a completion's last token is never fed. (tK + 1)(C - 1)."""
+        return (self.targets * self.negatives + 1) * (self.completion - 1)
+
+    @property
+    def rows(self) -> float:
+        """Rows of a prompt with its completions."""
+        return self.prompt_rows + self.completion_rows
+
+    @property
+    def example(self) -> float:
+        """Rows that are never parted: of a prompt, or of all prompts of a group."""
+        return self.rows * self.prompts_per_group
+
+    def within(self, tokens: int) -> "Workload":
+        """The same with a prompt so short that a example has at most `tokens` rows; as it is where no prompt does that."""
+        prompt = tokens // self.prompts_per_group - (self.rows - self.prompt)
+        return replace(self, prompt=float(prompt)) if 1 <= prompt < self.prompt else self
+
+    @property
+    def scored(self) -> float:
+        """Distinct rows that the head multiplies: the completion point of each group, and C - 1 a completion."""
+        return self.targets * (1 + (self.negatives + 1) * (self.completion - 1))
+
+    @property
+    def pairs(self) -> float:
+        """Pairs of rows that see each other; a completion sees half of the titles behind the first completion point in the mean, and of itself."""
+        seen = self.prompt + (self.targets - 1) * self.completion / 2 + self.completion / 2
+        return self.prompt_rows * (self.prompt_rows + 1) / 2 + self.completion_rows * seen
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """How a step falls onto the busiest worker: `count` forward passes, rows run in each (padding included), and what they hold."""
+
+    count: int
+    rows: float
+    num_prompts: float
+    fill: float  # of the budgets of all workers, the share that holds tokens
+
+
+def pack(workload: Workload, *, max_tokens: int, workers: int, flex: bool) -> MicroBatches:
+    """Whole examples of the mean length into micro-batches; a multiple of the workers, filled evenly, as the loader does. 0 if none fits."""
+    most = int(max_tokens // workload.example)
+    if most == 0:
+        return MicroBatches(0, 0.0, 0.0, 0.0)
+    examples = workload.num_prompts // workload.prompts_per_group
+    count = -(-examples // (most * workers))
+    prompts = -(-examples // (count * workers)) * workload.prompts_per_group
+    rows = float(padded_length(0, max_tokens)) if flex else prompts * workload.rows
+    fill = workload.num_prompts * workload.rows / (count * workers * max_tokens)
+    return MicroBatches(count, rows, float(prompts), fill)

@@ -1,0 +1,69 @@
+"""Faults of the disk under a run: which exceptions are such, and the one line that names the place, the fault and the way out.
+
+A full disk, a lost permission or a broken device is met by whoever writes next: Python, Arrow, or safetensors, whose exceptions
+differ. `writing` gives all of them one shape.
+"""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rec_dist.errors import DiskError
+
+_WAYS_OUT = {
+    errno.ENOSPC: "free space there, or lower checkpoint.keep",
+    errno.EDQUOT: "free space there or raise the quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "mount that disk writable, or choose another folder",
+    errno.EACCES: "make the folder writable for this user, or choose another",
+    errno.EPERM: "make the folder writable for this user, or choose another",
+    errno.EIO: "look at that disk (dmesg), or choose another",
+    errno.ESTALE: "mount that disk again, or choose another",
+}
+_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors has no exception of its own for the system's faults
+
+
+def disk_fault(fault: BaseException) -> int | None:
+    """The errno of a fault of the disk; None for any other exception."""
+    number = fault.errno if isinstance(fault, OSError) else None
+    found = _RUST.search(str(fault))
+    if number is None and found:
+        number = int(found.group(1))
+    return number if number in _WAYS_OUT else None
+
+
+def describe(number: int, path: Path | str | None) -> str:
+    """One line: where, what, how much is free, and the way out."""
+    place = "the disk" if path is None else str(path)
+    free = ""
+    if path is not None and number in (errno.ENOSPC, errno.EDQUOT):
+        folder = next((f for f in Path(path).absolute().parents if f.is_dir()), Path("/"))
+        usage = shutil.disk_usage(folder)
+        free = f" ({usage.free / 1e9:.2f} of {usage.total / 1e9:.2f} GB free)"
+    return f"{place}: {os.strerror(number)}{free}; {_WAYS_OUT[number]}, then run the same command again"
+
+
+def as_disk_error(fault: BaseException, path: Path | str | None = None) -> DiskError | None:
+    """The fault as a DiskError, about `path` or the file that it names itself; None when it is no fault of a disk."""
+    if isinstance(fault, DiskError):
+        return fault
+    number = disk_fault(fault)
+    if number is None:
+        return None
+    return DiskError(describe(number, path or getattr(fault, "filename", None)))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, a fault of the disk raises DiskError about `path`; any other exception goes through."""
+    try:
+        yield
+    except Exception as fault:
+        error = as_disk_error(fault, path)
+        if error is None or error is fault:
+            raise
+        raise error from fault

@@ -1,0 +1,126 @@
+"""The questions of an evaluation: the same for every model, and without a trace of the answer."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prepared_rows import Row, write_prepared
+
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.errors import UserError
+from rec_dist.evaluate.examples import EvalExample, build_eval_examples
+
+
+@pytest.fixture(scope="module")
+def data(tiny_data: Path) -> PreparedData:
+    return PreparedData.open(tiny_data)
+
+
+def examples(data: PreparedData, **changes: object) -> list[EvalExample]:
+    return build_eval_examples(data, **{"split": "test", "num_candidates": 10, "max_users": None, "seed": 0, **changes})
+
+
+def with_targets(data: PreparedData, choose: Callable[[int], int]) -> list[EvalExample]:
+    """The questions if row r's target were choose(r), everything else as it was."""
+    split = data.split("test")
+    rows = [
+        Row(int(split.user_ids[row]), [*split.items_of(row)[:-1].tolist(), choose(row)], int(split.first_target[row]))
+        for row in range(len(split))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        return examples(write_prepared(Path(folder) / "data", {"test": rows}, data.titles))
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_history_is_all_that_came_before_the_target(data: PreparedData, split: str) -> None:
+    rows = data.split(split)
+    found = examples(data, split=split)
+    assert [example.user_id for example in found] == rows.user_ids.tolist()
+    for row, example in enumerate(found):
+        items = rows.items_of(row).tolist()
+        assert example.history.tolist() == items[:-1]
+        assert example.target == items[example.position] == items[-1]
+        assert example.target not in example.history
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_no_target_is_trained_on(data: PreparedData, split: str) -> None:
+    trained = data.split("train")
+    seen = {int(user): set(trained.items_of(row).tolist()) for row, user in enumerate(trained.user_ids)}
+    for example in examples(data, split=split):
+        assert example.target not in seen[example.user_id]
+
+
+def test_candidates_are_the_target_and_items_the_user_has_not_had(data: PreparedData) -> None:
+    for example in examples(data):
+        found = example.candidates.tolist()
+        assert len(found) == len(set(found)) == 10
+        assert found.count(example.target) == 1
+        assert not set(found) & set(example.history.tolist())
+
+
+def test_the_target_never_influences_its_candidates(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another target, the other candidates stay, but that the new target is left out and the next draw moves up."""
+    before = examples(data)
+    unused = [next(i for i in range(80) if i not in e.history and i not in e.candidates) for e in before]
+    after = with_targets(data, lambda row: unused[row])
+    moved = 0
+    for old, new in zip(before, after, strict=True):
+        assert new.target not in old.candidates
+        assert new.candidates.tolist().index(new.target) == old.candidates.tolist().index(old.target)
+        rest = lambda example: [item for item in example.candidates.tolist() if item != example.target]
+        if old.target in rest(new):  # it was the next draw itself
+            moved += 1
+            assert set(rest(new)) - {old.target} < set(rest(old))
+        else:
+            assert rest(new) == rest(old)
+    assert moved < len(before) / 2
+
+
+def test_a_lookup_without_a_model_is_no_better_than_chance(data: PreparedData, tiny_config: object) -> None:
+    """The audit that S-DPO's released lists fail with HR@1 0.62: guess by place, by item id, by how often an item is listed."""
+    hits = {"first": 0, "last": 0, "lowest": 0, "highest": 0, "most listed": 0}
+    asked = [example for seed in range(40) for example in examples(data, seed=seed)]
+    listed = np.bincount(np.concatenate([example.candidates for example in asked]), minlength=data.num_items)
+    wanted = np.bincount([example.target for example in asked], minlength=data.num_items)
+    rate = listed - wanted  # how often an item is listed when it is not the answer
+    for example in asked:
+        found = example.candidates
+        guesses = (found[0], found[-1], found.min(), found.max(), found[np.argmax(rate[found])])
+        for name, guess in zip(hits, guesses, strict=True):
+            hits[name] += int(guess == example.target)
+    for name in ("first", "last"):
+        assert abs(hits[name] / len(asked) - 0.1) < 0.025, (name, hits)
+    # These know the 60 targets' own ids, not the seeds': the same for every seed, so chance has wide bounds.
+    assert all(hits[name] / len(asked) < 0.25 for name in ("lowest", "highest", "most listed")), hits
+
+
+def test_the_whole_catalogue_is_asked_without_the_history(data: PreparedData) -> None:
+    for example in examples(data, num_candidates="all"):
+        assert example.candidates.tolist() == [i for i in range(80) if i not in example.history]
+        assert example.target in example.candidates
+
+
+def test_users_drawn_are_a_fixed_choice_and_their_questions_the_same(data: PreparedData) -> None:
+    everyone = {example.user_id: example.candidates.tolist() for example in examples(data)}
+    some = examples(data, max_users=15)
+    users = [example.user_id for example in some]
+    assert len(some) == 15
+    assert users == sorted(users)
+    assert all(everyone[example.user_id] == example.candidates.tolist() for example in some)
+    assert {e.user_id for e in examples(data, max_users=14)} < set(users)
+    assert {e.user_id for e in examples(data, max_users=15, seed=1)} != set(users)
+
+
+def test_more_candidates_than_the_catalogue_has_are_refused(data: PreparedData) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.num_candidates"):
+        examples(data, num_candidates=80)
+
+
+def test_a_user_who_has_had_the_whole_catalogue_is_named(tmp_path: Path) -> None:
+    rows = [Row(3, [0, 1], 1), Row(7, [0, 2, 1], 2)]
+    data = write_prepared(tmp_path / "data", {"test": rows}, ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"evaluate\.num_candidates=all: user 7 has had all 3 items"):
+        examples(data, num_candidates="all")

@@ -1,0 +1,97 @@
+"""Units made all at once are those made one by one: array for array, whatever the prompt, the negatives and the catalogue."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.errors import UserError
+from rec_dist.methods.build import InitialWeights, build_language_task
+from rec_dist.methods.language_model.task import LanguageTask
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+
+CASES = {
+    "sdpo": ("negatives.num=3",),
+    "many negatives": ("negatives.num=15",),
+    "a crowded catalogue": ("negatives.num=40",),
+    "sft": ("task.kind=sft",),
+    "timelines": ("train.targets_per_prompt=4", "negatives.num=5"),
+    "popularity": ("negatives.kind=popularity", "train.targets_per_prompt=4"),
+    "dislikes": ("negatives.kind=low_rated", "train.targets_per_prompt=4", "negatives.num=5"),
+    "new negatives each epoch": ("negatives.refresh_each_epoch=true", "train.targets_per_prompt=4"),
+    "chat": ("prompt.style=chat", "prompt.end=<eos>"),
+    "listed": ("prompt.candidates=listed",),
+    "no history": ("prompt.max_history=1", "prompt.instruction=x", "train.targets_per_prompt=8"),
+}
+
+
+def same(left: GroupedPrompt, right: GroupedPrompt) -> bool:
+    pairs = [(getattr(left, f.name), getattr(right, f.name)) for f in fields(GroupedPrompt)]
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture
+def make_task(tiny_config: Callable[..., dict[str, Any]], tiny_model_dir: Path, tmp_path: Path) -> Callable[..., LanguageTask]:
+    def make(*changes: str) -> LanguageTask:
+        config = RunConfig.model_validate(
+            tiny_config(tmp_path / "run", "task.kind=sdpo", "train.max_tokens_per_micro_batch=4096", *changes)
+        )
+        return build_language_task(config, InitialWeights(tiny_model_dir), "cpu")
+
+    return make
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_units_are_unit_of_each(name: str, make_task: Callable[..., LanguageTask]) -> None:
+    task = make_task(*CASES[name])
+    indices = np.tile(np.arange(task.sampler.num_examples), 2)[::-1].copy()
+    epochs = np.repeat([1, 0], task.sampler.num_examples)
+    built = task.examples(indices, epochs)
+    assert len(built) == len(indices)
+    for prompt, index, epoch in zip(built, indices.tolist(), epochs.tolist(), strict=True):
+        assert same(prompt, task.example(index, epoch))
+    if name == "timelines":  # else nothing would have tested the chosen items that stand on the prompt
+        assert any((prompt.input_lengths == 0).any() for prompt in built)
+
+
+def test_no_units_are_none(make_task: Callable[..., LanguageTask]) -> None:
+    assert make_task().examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["uniform", "popularity"]),
+    st.integers(1, 12),
+    st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=20), min_size=1, max_size=6),
+    st.integers(0, 2**32),
+)
+def test_many_draws_are_each_draw(kind: Any, num: int, rows: list[list[int]], seed: int) -> None:
+    """Rows may repeat an item here, and each target sees a different stretch of its row."""
+    rng = np.random.default_rng(seed)
+    sampler = NegativeSampler(kind, num, seed % 1000, rng.integers(0, 9, size=60) + (np.arange(60) == 7))
+    examples = rng.integers(0, len(rows), size=9)
+    positions = np.asarray([rng.integers(len(rows[example])) for example in examples])
+    epochs, users = rng.integers(0, 3, size=9), rng.integers(0, 10**12, size=9)
+    seen = np.asarray([item for row in rows for item in row], dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    found = sampler.draw_many(epochs=epochs, users=users, positions=positions, examples=examples, seen=seen, seen_offsets=offsets)
+    assert found is not None
+    for j, example in enumerate(examples.tolist()):
+        own = np.asarray(rows[example][: positions[j] + 1], dtype=np.int32)
+        key = {"epoch": int(epochs[j]), "user": int(users[j]), "position": int(positions[j])}
+        assert found[j].tolist() == sampler.draw(**key, seen=own, explicit_negatives=own[:0]).tolist()
+
+
+def test_many_draws_from_too_small_a_catalogue_are_refused_as_one_is() -> None:
+    sampler = NegativeSampler("uniform", 5, 0, np.ones(6, dtype=np.int64))
+    one = np.zeros(1, dtype=np.int64)
+    seen = np.asarray([1, 2], dtype=np.int32)
+    with pytest.raises(UserError, match=r"negatives\.num asks for 5 .*only 4 left"):
+        sampler.draw_many(epochs=one, users=one, positions=one + 1, examples=one, seen=seen, seen_offsets=np.asarray([0, 2]))
