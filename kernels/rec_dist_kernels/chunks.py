@@ -1,10 +1,10 @@
-"""What the fused head works on: which rows of logits stand in memory together, the buffer they share, and their gradients.
+"""How the fused head is cut into chunks: which rows of logits are in memory together, their buffer, and their gradients.
 
-Why: one chunk's logits are the only large thing that exists, so its size is the memory of the head; and a row
-that several completions share (the fork of a prompt; with timelines a row of the trunk) is multiplied once a chunk.
-Costs: a few sorts of M integers and four device synchronisations a call, before the first GEMM.
+Why: the logits of one chunk are the only large tensor, so the chunk size sets the head's memory, and a row
+that several completions share (the branch point of a prompt) is multiplied once per chunk.
+Cost: a few sorts of M integers and four device synchronisations per call, before the first GEMM.
 
-T rows of the stream, D width, V vocabulary, M scored tokens, N completions, G groups, U rows to multiply (a row once a
+T rows of the batch, D width, V vocabulary, M scored tokens, N completions, G groups, U rows to multiply (each row once per
 chunk), C rows of a chunk.
 """
 

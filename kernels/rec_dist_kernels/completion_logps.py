@@ -1,15 +1,15 @@
 """Log-probabilities of completions from hidden rows, without ever holding the logits of all of them.
 
 Why: logits of M = 10,000 scored tokens and V = 128,000 words are 5 GB in float32, and their gradient as much
-again. Here a chunk of rows at a time is multiplied, reduced to one number a token and dropped; the backward
-pass makes it again, but for the last. This file is the operation and its plain reference;
+again. Here one chunk of rows at a time is multiplied, reduced to one number per token and dropped; the backward
+pass recomputes every chunk but the last. This file is the operation and its plain reference;
 triton_completion_logps.py is the fused one.
-Costs: 3 GEMMs with a frozen weight where the plain way has 2, 4 where it has 3, and none more where one chunk is
-all; memory of 2 or 3 chunks of _CHUNK_BYTES. Each distinct row is multiplied once: the fork row of a prompt
+Cost: 3 GEMMs with a frozen weight where the plain way has 2, 4 where it has 3, and none more where one chunk is
+all; memory of 2 or 3 chunks of _CHUNK_BYTES. Each distinct row is multiplied once: the branch point of a prompt
 predicts the first token of all of its K+1 completions; at K = 15 and 5 tokens a completion, 640 tokens are 520
 rows.
 
-T rows of the stream, D width, V vocabulary, M scored tokens, N completions, U distinct rows among the M, C
+T rows of the batch, D width, V vocabulary, M scored tokens, N completions, U distinct rows among the M, C
 rows a chunk.
 """
 
@@ -57,7 +57,7 @@ def completion_logps(
     Returns: (N,) float32 (float64 for float64). With M = 0 it still carries a (zero) gradient to its inputs,
     so that a worker with nothing to score runs the same backward pass as its peers.
 
-    Errors: ValueError for wrong shapes or dtypes; values of rows, targets and offsets are looked at on the
+    Errors: ValueError for wrong shapes or dtypes. The values of rows, targets and offsets are checked on the
     CPU only.
     """
     check_head(hidden, weight, rows, targets, completion_offsets, bias, softcap)
@@ -227,7 +227,7 @@ def check_head(
     bias: Tensor | None,
     softcap: float | None,
 ) -> None:
-    """Refuses what completion_logps does not take; ValueError."""
+    """Raises ValueError for arguments that completion_logps does not take."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden (T, D) and weight (V, D) must share D, got {tuple(hidden.shape)} and {tuple(weight.shape)}")
     if hidden.dtype != weight.dtype or not hidden.is_floating_point():

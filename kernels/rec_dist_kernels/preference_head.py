@@ -1,7 +1,7 @@
-"""The head and the preference loss as one operation: hidden rows in, one number to minimise out.
+"""The head and the preference loss as one operation: hidden rows in, one loss out.
 
-Why one: joined, the gradient of the hidden rows can be made while the logits are at hand. The reference is
-the two operations composed, and costs what they cost; triton_preference_head.py is the fused one, and saves a GEMM.
+Why: joined, the gradient of the hidden rows can be computed while the logits are still in memory. The reference
+composes the two operations at their cost; triton_preference_head.py fuses them and saves one GEMM.
 
 T rows, D width, V vocabulary, M scored tokens, N completions, G groups.
 """

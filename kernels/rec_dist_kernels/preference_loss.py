@@ -1,7 +1,7 @@
 """Listwise preference losses over ragged groups of completions: S-DPO, DMPO and DPO.
 
 Why one operation: the three differ only in how the negatives of a group are pooled before one sigmoid.
-Costs: a few passes over N numbers; nothing beside the head that produced them.
+Cost: a few passes over N numbers, negligible beside the head that produced them.
 
 N completions, G groups, K negatives of a group.
 """
@@ -51,8 +51,8 @@ def preference_loss(
         float64 inputs), whatever the inputs are; finite for rewards of +-1e4.
 
     Errors: ValueError for wrong shapes, dtypes, kind or beta; offset values, and K > 1 with kind "dpo", are
-    looked at on the CPU only, as on a GPU that would stop the stream ("dpo" is computed as "sdpo", which it
-    equals at K = 1).
+    checked on the CPU only, because on a GPU the check would stall the stream ("dpo" is then computed as
+    "sdpo", which it equals at K = 1).
     """
     check_preference(policy_logps, reference_logps, group_offsets, kind, beta)
     wider = policy_logps if policy_logps.dtype == torch.float64 else reference_logps
@@ -110,7 +110,7 @@ def _segment_logsumexp(values: Tensor, keep: Tensor, ids: Tensor, has_any: Tenso
 
 
 def check_preference(policy: Tensor, reference: Tensor, group_offsets: Tensor, kind: str, beta: float) -> None:
-    """Refuses what preference_loss does not take; ValueError."""
+    """Raises ValueError for arguments that preference_loss does not take."""
     if kind not in get_args(PreferenceKind):
         raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(get_args(PreferenceKind))}")
     if not 0 < beta < float("inf"):

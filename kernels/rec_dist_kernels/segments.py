@@ -1,8 +1,7 @@
 """Ragged segments of a flat axis, given by offsets: segment s is the elements offsets[s] .. offsets[s+1]-1.
 
-Why here: groups of completions and completions of tokens are both ragged, and every operation walks them the
-same way.
-Costs: one binary search an element; never a device synchronisation.
+Why: groups of completions and completions of tokens are both ragged, and every operation walks them alike.
+Cost: one binary search per element, and never a device synchronisation.
 
 S segments, E elements.
 """
@@ -12,10 +11,10 @@ from torch import Tensor
 
 
 def check_offsets(name: str, offsets: Tensor, num_elements: int) -> None:
-    """Refuses offsets that do not cover 0..num_elements in order.
+    """Raises ValueError naming `name` for offsets that do not cover 0..num_elements in order.
 
-    offsets (S+1,) int32 or int64. Errors: ValueError naming `name`. The values are read only on the CPU: on
-    a GPU that would stop the stream, so there only shape and dtype are checked.
+    offsets (S+1,) int32 or int64. The values are read only on the CPU: on a GPU that would stall the stream, so
+    there only shape and dtype are checked.
     """
     if offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"{name} must have shape (segments + 1,), got {tuple(offsets.shape)}")

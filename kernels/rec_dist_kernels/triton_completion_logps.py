@@ -1,10 +1,10 @@
-"""completion_logps with Triton: chunks of logits by GEMM, one kernel a chunk for the log-probs, one for the gradient.
+"""completion_logps with Triton: chunks of logits by GEMM, one kernel per chunk for the log-probs, one for the gradient.
 
-Why this and not one kernel that multiplies too: a GEMM of cuBLAS with a pass over its result is as fast as a fused
-one where D is in the thousands (chunks.py has the numbers), and needs no tuning a chip.
-Costs: 1 GEMM forward; backward 2 with a frozen weight, 3 where it trains. Memory of one chunk.
+Why not one kernel that also multiplies: a cuBLAS GEMM followed by a pass over its result is as fast as a fused
+kernel where D is in the thousands (chunks.py has the numbers), and needs no tuning per chip.
+Cost: 1 GEMM forward; backward 2 with a frozen weight, 3 where it trains. Memory of one chunk.
 
-T rows of the stream, D width, V vocabulary, M scored tokens, N completions, U distinct rows, C rows of a chunk.
+T rows of the batch, D width, V vocabulary, M scored tokens, N completions, U distinct rows, C rows of a chunk.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def completion_logps_triton(
 
 
 class _CompletionLogps(torch.autograd.Function):
-    """The formulas stand at token_logps_kernel, completion_sums_kernel and logits_gradient_kernel."""
+    """The formulas are documented at token_logps_kernel, completion_sums_kernel and logits_gradient_kernel."""
 
     @staticmethod
     def forward(

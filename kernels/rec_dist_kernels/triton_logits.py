@@ -1,8 +1,9 @@
 """Triton kernels between the two GEMMs of the head: logits in, log-probs out; and in place, logits in, gradient out.
 
-Why: written in PyTorch each pass over a chunk of logits becomes four to eight, in float32. Here a logit is read
-once on the way out and read and written once on the way back, in the dtype of the GEMM, with float32 arithmetic.
-Costs: 2 bytes a bfloat16 logit in the forward kernel, 4 in the gradient kernel; one exponential each.
+Why: in PyTorch each pass over a chunk of logits becomes four to eight passes in float32. Here a logit is read
+once in the forward pass, and read and written once in the backward pass, in the dtype of the GEMM, with float32
+arithmetic.
+Cost: 2 bytes a bfloat16 logit in the forward kernel, 4 in the gradient kernel; one exponential each.
 
 Rows of logits are `stride` apart, at least V and a multiple of 64 (LogitsBuffer): blocks are masked by it, as a mask that
 may end at any word makes every load one word wide. Offsets are int64: C * V may pass 2^31.
@@ -19,7 +20,7 @@ from torch import Tensor
 LSE_BLOCK, LSE_WARPS = 4096, 8
 GRADIENT_BLOCK, GRADIENT_WARPS = 2048, 4
 BIAS_BLOCK, BIAS_WARPS = 128, 1  # 1,000 programs at V = 128,000; more warps spill on chip 100
-TOKENS_BLOCK = 32  # of the tokens that one row predicts: K+1 at a fork, 1 elsewhere
+TOKENS_BLOCK = 32  # of the tokens that one row predicts: K+1 at a branch point, 1 elsewhere
 COMPLETION_BLOCK = 32  # tokens of a title
 SCALE_BLOCK = 2048
 _UNALIGNED = ("starts_ptr", "lse_ptr", "offsets_ptr", "sums_ptr")  # views into longer arrays; read one number at a time

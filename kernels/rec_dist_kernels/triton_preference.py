@@ -1,8 +1,8 @@
-"""Triton kernels of the preference losses: one program a group gives its loss, its rewards and its gradient.
+"""Triton kernels of the preference losses: one program per group gives its loss, its rewards and its gradient.
 
 Why: in PyTorch the loss is some twenty launches forward and as many back, over numbers that fit in one warp; in
-preference_head it runs once a chunk, between two GEMMs, where launches are what it costs.
-Costs: one launch forward and one back; the gradient is kept, N float32 numbers.
+preference_head it runs once per chunk, between two GEMMs, where the launches dominate.
+Cost: one launch forward and one back; the gradient is kept, N float32 numbers.
 
 N completions, G groups, K negatives of a group.
 """

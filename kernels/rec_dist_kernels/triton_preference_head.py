@@ -1,12 +1,12 @@
-"""preference_head with Triton: a chunk of whole groups goes from hidden rows to d(hidden) while its logits are at hand.
+"""preference_head with Triton: a chunk of whole groups goes from hidden rows to d(hidden) while its logits are in memory.
 
-Why: a group's loss needs only its own completions, so as soon as the log-probs of a chunk are known its gradient
-is, and the logits, still in the buffer, become their own gradient. Nothing is made twice.
-Costs: 2 GEMMs with a frozen weight (completion_logps: 3), 3 where it trains (4); none in the backward pass, which
+Why: a group's loss needs only its own completions. As soon as the log-probs of a chunk are known, so is their
+gradient, and the logits, still in the buffer, become their own gradient. Nothing is computed twice.
+Cost: 2 GEMMs with a frozen weight (completion_logps: 3), 3 where it trains (4); none in the backward pass, which
 multiplies by one number. Memory of one chunk, and d(hidden) from the forward pass to the backward pass.
 d(logits) are made before a loss scale is known: in float16 those under 6e-8 vanish; bfloat16 has no such limit.
 
-T rows of the stream, D width, V vocabulary, M scored tokens, N completions, G groups, U rows to multiply, C rows of a chunk.
+T rows of the batch, D width, V vocabulary, M scored tokens, N completions, G groups, U rows to multiply, C rows of a chunk.
 """
 
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ class _Groups:
 
 
 class _PreferenceHead(torch.autograd.Function):
-    """The formulas stand at the kernels; the gradients are those of loss_sum, made in the forward pass."""
+    """The formulas are documented at the kernels. The gradients are those of loss_sum, made in the forward pass."""
 
     @staticmethod
     def forward(
