@@ -1,4 +1,4 @@
-"""What a result depends on besides its configuration: versions, commit, hardware. Written beside every run."""
+"""What a result depends on besides its configuration: versions, commit and hardware. Every run records it."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ _PACKAGES = ("rec-dist", "torch", "deepspeed", "transformers", "peft", "ray", "p
 
 
 def describe(**facts: Any) -> dict[str, Any]:
-    """The environment of this process; `facts` (hashes of data and model) are added as they are."""
+    """Describe the environment of this process. `facts` (hashes of data and model) are added unchanged."""
     return {
         "versions": versions(),
         "commit": _commit(),
@@ -23,7 +23,7 @@ def describe(**facts: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that a result depends on; None where one is not installed."""
+    """Versions of Python and of the packages that a result depends on; None for a package that is not installed."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
@@ -35,7 +35,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this package runs from, with "+changes" when files differ; None outside a checkout."""
+    """The commit this package runs from, with "+changes" if files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Which configurations make the same run: what may differ between two attempts at it, and a hash of what may not."""
+"""When two configurations describe the same run: which keys may differ between attempts, and a hash of the others."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,8 +6,8 @@ from typing import Any
 
 from rec_dist.storage.files import fingerprint
 
-# What may differ between two attempts at one run: none of it changes what is trained (with adapter.dropout 0). Where the run lies is
-# free, and where the data lie and in how many shards; that they are the same data, inputs.json knows (commands/train.py: bind_inputs).
+# Keys that may differ between two attempts at one run, because they do not change what is trained (with adapter.dropout 0). The
+# location of the run and of its data are free; inputs.json checks that the data are the same (commands/train.py: bind_inputs).
 _FREE_KEYS = (
     *("cluster", "checkpoint", "track", "evaluate", "profile", "plan", "submit"),
     *("train.run_dir", "train.max_tokens_per_micro_batch", "train.log_every_steps", "train.max_bad_steps"),
@@ -17,12 +17,12 @@ _FREE_KEYS = (
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted keys that differ and may not."""
+    """Dotted keys that differ although they must not."""
     return sorted(key for key in _differences(old, new) if not _is_free(key))
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """A short hash of a configuration without what may differ between two attempts at one run; equal where `differences` is empty."""
+    """A short hash of the keys that must not differ between attempts. Equal for two configurations without `differences`."""
     return fingerprint(sorted((key, value) for key, value in flat(json.loads(json.dumps(config))) if not _is_free(key)))
 
 
@@ -31,7 +31,7 @@ def _is_free(key: str) -> bool:
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of all that is no mapping."""
+    """Yield (dotted key, value) for every value that is not a mapping."""
     if not isinstance(value, dict):
         yield prefix, value
         return

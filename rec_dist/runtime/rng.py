@@ -1,7 +1,7 @@
-"""Randomness without state: every draw is a pure function of integers (seed, epoch, user, position, ...).
+"""Stateless randomness: every draw is a pure function of integers (seed, epoch, user, position, ...).
 
-Why: a run that resumes, or that runs on another number of workers, must make the same draws. There is no generator to save.
-The mixer is splitmix64 (Steele et al., 2014), vectorised over numpy arrays: about 100 million draws a second.
+Why: a run that resumes, or runs on another number of workers, must make the same draws, and there is no generator state to save.
+The mixer is splitmix64 (Steele et al., 2014), vectorised over NumPy arrays: about 100 million draws per second.
 """
 
 from typing import Any
@@ -31,14 +31,14 @@ def hash_u64(*keys: Any) -> U64:
 
 
 def uniform(*keys: Any) -> npt.NDArray[np.float64]:
-    """As hash_u64, as floats in [0, 1) with 53 bits."""
+    """Like hash_u64, but floats in [0, 1) with 53 bits."""
     return (hash_u64(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permute(index: npt.NDArray[np.int64], size: int, *keys: int) -> npt.NDArray[np.int64]:
     """Position `index` of a pseudo-random permutation of range(size), in O(1) memory: a 4-round Feistel network, cycle-walked.
 
-    index (I,) int64 in 0..size-1 -> (I,) int64; a bijection for each (size, keys). No list of billions is ever shuffled.
+    index (I,) int64 in 0..size-1 -> (I,) int64, a bijection for each (size, keys). No list is ever shuffled.
     """
     if size <= 1:
         return np.zeros_like(index)

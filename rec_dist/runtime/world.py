@@ -1,4 +1,4 @@
-"""Who this process is among its peers: a small frozen value that is passed down, so that no floor asks a library."""
+"""This process's place among the workers: a small frozen value that is passed down, so that no layer has to ask a library."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class World:
     """One worker's place: rank in 0..size-1, local_rank on its node, device as torch names it ("cpu", "cuda:0").
 
-    node: what the launcher calls the machine; empty where it runs in the driver itself.
+    node: the launcher's name for the machine; empty for a worker that runs in the driver.
     """
 
     rank: int = 0
@@ -18,5 +18,5 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True on the one worker that writes what the run shares."""
+        """True on rank 0, which alone writes the shared files of a run."""
         return self.rank == 0
