@@ -23,8 +23,9 @@ from rec_dist.storage.files import sha256
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "launchers").glob("*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+OF_TODAY = [name for name in NAMES if name not in ("CHANGELOG.md", "docs/LOG.md")]  # these two name what there was
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-CONFIG = re.compile(r"\bconfigs/[\w.-]+\.yaml")
+CONFIG = re.compile(r"\bconfigs/[\w./-]+\.yaml")
 MODULE = re.compile(r"`([\w./-]+\.(?:py|sh))`")
 SOURCES = [ROOT, ROOT / "rec_dist", ROOT / "kernels"]  # a module is named from any of them, such as train/loop.py
 TARGET = re.compile(r"`make ([a-z][a-z0-9-]*)|^(?: {4}|\$ )make ([a-z][a-z0-9-]*)", re.MULTILINE)
@@ -112,7 +113,7 @@ def test_relative_links_lead_somewhere(name: str) -> None:
     assert [link for link in relative if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_TODAY)
 def test_named_configs_and_modules_exist(name: str) -> None:
     text, roots = (ROOT / name).read_text(encoding="utf-8"), [*SOURCES, (ROOT / name).parent]
     assert sorted(file for file in {*CONFIG.findall(text)} if not (ROOT / file).is_file()) == []
@@ -139,9 +140,9 @@ def test_the_licence_is_the_one_that_the_package_names() -> None:
     assert re.search(r"^COPY .*\bLICENSE\b", before_install, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_TODAY)
 def test_named_recipes_and_their_runs_exist(name: str) -> None:
-    named = set(RECIPE.findall((ROOT / name).read_text(encoding="utf-8"))) if name != "docs/LOG.md" else set()
+    named = set(RECIPE.findall((ROOT / name).read_text(encoding="utf-8")))
     for recipe in sorted(named):
         file, _, run = recipe.partition(":")
         path = ROOT / "configs" / "recipes" / f"{file}.yaml"
