@@ -150,6 +150,14 @@ def test_named_recipes_and_their_runs_exist(name: str) -> None:
         assert not run or run in yaml.safe_load(path.read_text(encoding="utf-8"))["runs"], f"{name} names the run {recipe}"
 
 
+def test_every_event_of_metrics_jsonl_is_described() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "rec_dist").rglob("*.py")]
+    events = {event for source in sources for event in re.findall(r'"event": "(\w+)"', source)}
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert "step" in events
+    assert sorted(event for event in events if f"`{event}`" not in text) == []
+
+
 def test_the_worked_example_is_what_packing_computes() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     section = text.partition("### A worked example")[2].partition("\n## ")[0].replace("|", " ")
