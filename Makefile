@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo test test-faults test-fast test-launch lint clean
+.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo test test-faults test-fast test-launch lint docs clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -48,8 +48,11 @@ test-launch: install ## on a real Ray cluster, on four Ray nodes in network name
 		{ apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge iproute2; }
 	$(BIN)/python -m pytest tests/launch
 
-lint: install ## style, types, floors
+lint: install ## style, types, layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-clean: ## removes .venv, runs and prepared data; the cache stays
-	rm -rf .venv runs data
+docs: install ## the pages of docs/ as a site in site/; fails on a dead link
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $(BIN)/python -m mkdocs build --strict
+
+clean: ## removes .venv, runs, prepared data and the site; the cache stays
+	rm -rf .venv runs data site

@@ -7,22 +7,30 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import numpy as np
 import pytest
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rec_dist.commands.run import PipelineConfig
 from rec_dist.config.schema import RunConfig
+from rec_dist.models.attention import visible
+from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.storage.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "launchers").glob("*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+OF_TODAY = [name for name in NAMES if name not in ("CHANGELOG.md", "docs/LOG.md")]  # these two name what there was
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-CONFIG = re.compile(r"\bconfigs/[\w.-]+\.yaml")
+CONFIG = re.compile(r"\bconfigs/[\w./-]+\.yaml")
 MODULE = re.compile(r"`([\w./-]+\.(?:py|sh))`")
 SOURCES = [ROOT, ROOT / "rec_dist", ROOT / "kernels"]  # a module is named from any of them, such as train/loop.py
 TARGET = re.compile(r"`make ([a-z][a-z0-9-]*)|^(?: {4}|\$ )make ([a-z][a-z0-9-]*)", re.MULTILINE)
+_TAKE_CONFIG = "prepare|train|evaluate|run|profile|plan|submit|embed|export-rows|init"
+RECIPE = re.compile(rf"rec-dist +(?:{_TAKE_CONFIG}) +([a-z][\w-]*(?::[\w-]+)?)(?=[\s`)])")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -105,7 +113,7 @@ def test_relative_links_lead_somewhere(name: str) -> None:
     assert [link for link in relative if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_TODAY)
 def test_named_configs_and_modules_exist(name: str) -> None:
     text, roots = (ROOT / name).read_text(encoding="utf-8"), [*SOURCES, (ROOT / name).parent]
     assert sorted(file for file in {*CONFIG.findall(text)} if not (ROOT / file).is_file()) == []
@@ -130,3 +138,41 @@ def test_the_licence_is_the_one_that_the_package_names() -> None:
     assert sha256(ROOT / "LICENSE") == published
     before_install, _, _ = (ROOT / "Dockerfile").read_text(encoding="utf-8").partition("pip install -c constraints.txt '.[")
     assert re.search(r"^COPY .*\bLICENSE\b", before_install, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", OF_TODAY)
+def test_named_recipes_and_their_runs_exist(name: str) -> None:
+    named = set(RECIPE.findall((ROOT / name).read_text(encoding="utf-8")))
+    for recipe in sorted(named):
+        file, _, run = recipe.partition(":")
+        path = ROOT / "configs" / "recipes" / f"{file}.yaml"
+        assert path.is_file(), f"{name} names the recipe {recipe}"
+        assert not run or run in yaml.safe_load(path.read_text(encoding="utf-8"))["runs"], f"{name} names the run {recipe}"
+
+
+def test_every_event_of_metrics_jsonl_is_described() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "rec_dist").rglob("*.py")]
+    events = {event for source in sources for event in re.findall(r'"event": "(\w+)"', source)}
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert "step" in events
+    assert sorted(event for event in events if f"`{event}`" not in text) == []
+
+
+def test_the_worked_example_is_what_packing_computes() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.partition("### A worked example")[2].partition("\n## ")[0].replace("|", " ")
+
+    def numbers(label: str) -> list[int]:
+        found = re.search(rf"^(?:.* )?{label}\s+((?:-?\d+\s+)*-?\d+)", section, re.MULTILINE)
+        assert found, f"the worked example lacks {label}"
+        return [int(word) for word in found[1].split()]
+
+    fields = ("tokens", "branch_points", "group_sizes", "completion_inputs", "input_lengths", "lengths", "targets")
+    values = {field: np.asarray(numbers(field), dtype=np.int32) for field in fields}
+    prompt = GroupedPrompt(keys=np.asarray([1, 2], dtype=np.int64), **values)  # type: ignore[arg-type]
+    batch = pack_prompts([prompt])
+    for field in ("input_ids", "positions", "completion_ids", "limits", "targets", "rows", "completion_offsets", "group_offsets"):
+        assert getattr(batch, field).tolist() == numbers(field), field
+    drawn = [[mark == "x" for mark in row] for row in re.findall(r"^ ?\d+ ([x.]{13})(?: |$)", section, re.MULTILINE)]
+    assert visible(batch).reshape(13, 13).tolist() == drawn
+    assert (batch.num_tokens, batch.num_logical_tokens) == (13, 38)
