@@ -1,4 +1,4 @@
-"""What the ranks measured, as one report: the content of profile.json. Every number says what it is a share or a rate of."""
+"""Merges the measurements of the ranks into one report, the content of profile.json. Every number says what it is a share or rate of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
