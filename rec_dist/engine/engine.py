@@ -1,7 +1,7 @@
 """The engine: a module, an optimizer and ZeRO behind a few calls: forward, backward, step, score, and its state.
 
-Only this package imports deepspeed. A loss comes in as a sum that is scaled to the global mean already. DeepSpeed averages gradients
-over ranks, so the caller multiplies the loss by the world size (train/loop.py does).
+Only this package imports deepspeed. A loss comes in as a sum that is scaled to the global mean already. DeepSpeed
+averages gradients over ranks, so the caller multiplies the loss by the world size (train/loop.py does).
 """
 
 import math
@@ -83,8 +83,8 @@ class Engine:
     def step(self, lr: float, *, discard: bool = False) -> float:
         """Clip, step with learning rate `lr`, and clear the gradients. Returns the global gradient norm before clipping.
 
-        When that norm is not finite, or with `discard` (given on all ranks alike), weights and optimizer stay as they are on every
-        rank, and the returned norm is not finite.
+        When that norm is not finite, or with `discard` (given on all ranks alike), weights and optimizer stay as they
+        are on every rank, and the returned norm is not finite.
         """
         assert self._optimizer is not None
         for group in self._engine.optimizer.param_groups:
@@ -160,8 +160,9 @@ class Engine:
 def _forget_trace(engine: Any) -> None:
     """Drop what DeepSpeed learned from scoring passes: the order of modules, and where it may free which parameters.
 
-    DeepSpeed keeps the latter for ever, even when the order changes. A scoring pass has no backward pass, so training after it would
-    free every parameter after the forward pass and gather it a second time, one by one (measured: 298 gathers a step instead of 3).
+    DeepSpeed keeps the latter for ever, even when the order changes. A scoring pass has no backward pass, so training
+    after it would free every parameter after the forward pass and gather it a second time, one by one (measured: 298
+    gathers a step instead of 3).
     """
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 

@@ -19,9 +19,9 @@ _VARIABLES = ("DS_ACCELERATOR", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZ
 def joined(world: World) -> Iterator[None]:
     """Inside, this process is a member of the group. A group that a launcher has formed already is taken over.
 
-    Enter before a model is loaded: transformers otherwise takes the world for one process and asserts. Afterwards the environment and
-    DeepSpeed's settings are as before, so that a process may train twice. After a fault, a worker with peers stays in the group: with
-    NCCL, leaving would wait for peers that wait for this rank.
+    Enter before a model is loaded: transformers otherwise takes the world for one process and asserts. Afterwards the
+    environment and DeepSpeed's settings are as before, so that a process may train twice. After a fault, a worker with
+    peers stays in the group: with NCCL, leaving would wait for peers that wait for this rank.
     """
     before = {name: os.environ.get(name) for name in _VARIABLES}
     try:
@@ -58,7 +58,8 @@ def _settings_for(world: World) -> Iterator[None]:
     logger, operations = logging.getLogger("DeepSpeed"), deepspeed.ops.__compatible_ops__
     level, compiled = logger.level, operations.get("deepspeed_shm_comm")
     logger.setLevel(logging.ERROR)
-    # The shared-memory collective for CPUs is compiled at first use: 70 s and a compiler on every node, for a few percent of a step.
+    # The shared-memory collective for CPUs is compiled at first use. That takes 70 s and a compiler on every node and saves a few
+    # percent of a step.
     operations["deepspeed_shm_comm"] = False
     try:
         yield

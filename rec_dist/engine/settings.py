@@ -1,4 +1,4 @@
-"""DeepSpeed's settings: from a configuration to plain values, and from these to its JSON. We write out what "auto" would guess."""
+"""DeepSpeed's settings: from a configuration to plain values, and from these to its JSON. Nothing is left to "auto"."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,8 @@ from rec_dist.config.schema import RunConfig
 class EngineSettings:
     """zero_stage: 0..3. bf16: else float32 everywhere. max_grad_norm: 0 for no clipping. hidden_size: the width of the model.
 
-    max_live_parameters: at stage 3, how many elements a rank may hold gathered; beyond that it frees them and gathers them again.
+    max_live_parameters: at stage 3, how many elements a rank may hold gathered; beyond that it frees them and gathers
+    them again.
     """
 
     zero_stage: int
@@ -38,7 +39,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         zero |= {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000, "overlap_comm": False}
     if settings.zero_stage == 3:
         zero |= {
-            # Norms, biases and small adapter matrices stay whole on every rank: gathering kilobytes costs more than keeping them.
+            # Norms, biases and small adapter matrices stay whole on every rank, since gathering kilobytes costs more.
             "stage3_param_persistence_threshold": 16 * settings.hidden_size,
             # A layer gathered in the forward pass is often used again at once in the backward pass.
             "stage3_max_live_parameters": settings.max_live_parameters,

@@ -1,9 +1,10 @@
-"""The state of what trains, free of topology: every trainable weight in float32 with its Adam state, whole, in safetensors files.
+"""The state of training, free of topology: every trainable weight in float32 with its Adam state, whole, in safetensors files.
 
-Any number of workers at any ZeRO stage can read it. It is gathered tensor by tensor and takes 12 bytes for each trainable weight: a
-LoRA of rank 8 on 8B parameters is 21M weights, 250 MB in one file; 8B weights that train are 96 GB in files that all ranks write.
-Frozen weights are not in it, nor a schedule or a generator, since both are functions of the step. The buffers that a module names in
-its attribute `changing_buffers` are: what a step leaves for the next, float32, the same on all ranks.
+Any number of workers at any ZeRO stage can read it. It is gathered tensor by tensor and takes 12 bytes for each
+trainable weight: a LoRA of rank 8 on 8B parameters is 21M weights, 250 MB in one file; 8B weights that train are 96 GB
+in files that all ranks write. Frozen weights are not in it, nor a schedule or a generator, since both are functions of
+the step. The buffers that a module names in its attribute `changing_buffers` are: what a step leaves for the next,
+float32, the same on all ranks.
 """
 
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def load(engine: Any, stage: int, folder: Path) -> None:
         for name, parameter in state.parameters():
             for kind in (_WEIGHT, *_MOMENTS):
                 state.write(parameter, kind, place[f"{kind}.{name}"].get_tensor(f"{kind}.{name}"))
-        for name, owner, own in _changing(engine.module):  # replaced, not copied into, since DeepSpeed has made buffers bfloat16
+        for name, owner, own in _changing(engine.module):  # replaced: DeepSpeed has made them bfloat16
             value = place[f"{_BUFFER}.{name}"].get_tensor(f"{_BUFFER}.{name}")
             setattr(owner, own, value.to(getattr(owner, own).device))
         state.settle(float(place[_STEP].get_tensor(_STEP)))
@@ -88,8 +89,8 @@ def _changing(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
 class _State:
     """Weights and Adam state behind DeepSpeed's wrappers (0.19.8), which differ from stage to stage.
 
-    0: torch's optimizer on the parameters (float32), or on float32 copies of them one by one (bfloat16). 1, 2: on this rank's
-    part of one flat float32 copy. 3: on this rank's part of every parameter, laid end to end.
+    0: torch's optimizer on the parameters (float32), or on float32 copies of them one by one (bfloat16). 1, 2: on this
+    rank's part of one flat float32 copy. 3: on this rank's part of every parameter, laid end to end.
     """
 
     def __init__(self, engine: Any, stage: int) -> None:
@@ -155,7 +156,7 @@ class _State:
             parameter.copy_(whole)
 
     def settle(self, num_steps: float) -> None:
-        """After all writes, set Adam's step count and, at stage 3, the parameters from what was written. A collective at stage 3."""
+        """After all writes, set Adam's step count, and at stage 3 the parameters from what was written. A collective there."""
         for tensor in self._stepped:
             self._inner.state[tensor][_STEP].fill_(num_steps)
         if self._stage == 3:

@@ -1,10 +1,11 @@
-"""What a method gives to the training loop: data, a model with its loss, and what a finished run leaves. No method is named here.
+"""What a method gives to the training loop: data, a model with its loss, and what a finished run leaves.
 
-A method builds one `Task` from parts. Parts that a method does not need have a default that does nothing, so neither the loop nor
-the methods ask whether they are there.
+A method builds one `Task` from parts. Parts that a method does not need have a default that does nothing, so neither
+the loop nor the methods ask whether they are there.
 
-An example is the smallest thing that is assigned to a micro-batch: a prompt with its groups for a language model, a sequence for a
-recommender. A group is what one loss value compares: a chosen completion with its rejected ones, or one target.
+An example is the smallest thing that is assigned to a micro-batch: a prompt with its groups for a language model, a
+sequence for a recommender. A group is what one loss value compares: a chosen completion with its rejected ones, or one
+target.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,11 +66,11 @@ def no_check(module: nn.Module, score: Score) -> None:
 class TaskModel:
     """The module to train, with its loss inside. module.forward(batch) returns (loss_sum, sums, logps):
 
-    loss_sum () with its graph; sums (2 + S,) float64 without one: loss, count, and a sum for each of the S metrics; logps (N,).
-    build: makes the module; called inside the engine's sharded loading.
-    width: of the module's layers; it tells the engine which parameters are small.
-    mean_over: what the loss of a step is a mean over, for the whole global batch: its groups, or its scored tokens.
-    check: called once the module is in the engine; raises UserError when the module does not behave.
+    loss_sum () with its graph; sums (2 + S,) float64 without one: loss, count, and a sum for each of the S metrics;
+    logps (N,). build: makes the module; called inside the engine's sharded loading. width: of the module's layers; it
+    tells the engine which parameters are small. mean_over: what the loss of a step is a mean over, for the whole global
+    batch: its groups, or its scored tokens. check: called once the module is in the engine; raises UserError when the
+    module does not behave.
     """
 
     build: Callable[[], nn.Module]

@@ -93,8 +93,8 @@ class Scorer(nn.Module):
 
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        # We set private attributes because every public call of PEFT 0.21 (set_adapter, enable_adapters, disable_adapter) also toggles
-        # requires_grad, and ZeRO's hooks take the set of training parameters as fixed.
+        # We set private attributes because every public call of PEFT 0.21 (set_adapter, enable_adapters, disable_adapter) also
+        # toggles requires_grad, and ZeRO's hooks take the set of training parameters as fixed.
         layers: list[Any] = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         has_copy = REFERENCE_ADAPTER in getattr(self.model, "peft_config", {})
         for layer in layers:
@@ -116,7 +116,7 @@ def rows_run(module: nn.Module, batch: Any) -> int:
 
 
 def check_branching(score: Callable[[PackedBatch], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
-    """Scores a completion that has a neighbour on its prompt and another prompt before it, and then alone; UserError when they differ.
+    """Score a completion beside a neighbour on its prompt and behind another prompt, then alone. Raises UserError if they differ.
 
     score: batch -> (N,) log-probs, called twice on every rank; dtype: the model's. Catches models whose attention drops the mask.
     """

@@ -1,7 +1,7 @@
 """Where the time of a step goes: a clock around the engine's calls, and the sums over steps and ranks.
 
-On a GPU the clock is CUDA events in the stream of the work, so measuring does not make the host wait inside a step. A collective that a
-call waits for counts as time of that call. Only a trace can tell how much of a step is collectives.
+On a GPU the clock is CUDA events in the stream of the work, so measuring does not make the host wait inside a step. A
+collective that a call waits for counts as time of that call. Only a trace can tell how much of a step is collectives.
 """
 
 import time
@@ -43,7 +43,7 @@ class Clock:
         self.end(name)
 
     def take(self) -> dict[str, float]:
-        """Return seconds by phase since the last call, once the device is done. The caller adds "data", which only the host spends."""
+        """Return seconds by phase since the last call, once the device is done. The caller adds "data", time of the host."""
         if self._on_gpu:
             torch.cuda.synchronize()
         seconds = dict.fromkeys(PHASES, 0.0)
@@ -128,7 +128,7 @@ def shares(steps: Sequence[StepTime]) -> dict[str, float]:
 
 
 def speed(ranks: Sequence[Sequence[StepTime]]) -> dict[str, Any]:
-    """Step times and rates of ranks[r][step]. A step takes as long as on its slowest rank, and a rate is a total over a total."""
+    """Step times and rates of ranks[r][step]. A step takes as long as on its slowest rank; a rate is a total over a total."""
     seconds = [max(step.seconds for step in same) for same in zip(*ranks, strict=True)]
     waits = [step.phases["data"] for rank in ranks for step in rank]
     counts = {name: sum(getattr(step, name) for step in ranks[0]) for name in ("tokens", "logical_tokens", "groups")}

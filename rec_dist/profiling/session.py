@@ -1,9 +1,10 @@
 """What every worker of `rec-dist profile` does: it runs the steps of a training run under a clock and keeps nothing of them.
 
-Set-up, plan, loader, engine and step are those of train/worker.py. The learning rate is 0, which costs the same and leaves the weights
-as they are. Real data comes first and gives the numbers that count. Then come one traced step, micro-batches of the same lengths with
-random tokens, made before the clock starts, and the real ones through the loader again. By then libraries and allocators have seen all
-lengths (the first time costs more), so the difference between random tokens and these is what the data costs.
+Set-up, plan, loader, engine and step are those of train/worker.py. The learning rate is 0, which costs the same and
+leaves the weights as they are. Real data comes first and gives the numbers that count. Then come one traced step,
+micro-batches of the same lengths with random tokens, made before the clock starts, and the real ones through the loader
+again. By then libraries and allocators have seen all lengths (the first time costs more), so the difference between
+random tokens and these is what the data costs.
 """
 
 import time
@@ -179,7 +180,7 @@ def _rows(plans: list[StepWork], module: Any) -> dict[str, int]:
 
 
 def _random(plan: StepWork, module: Any, generator: np.random.Generator) -> StepWork:
-    """The same micro-batches with random tokens. Those of a recommender on ids stay as they are, since every item costs the same."""
+    """The same micro-batches with random tokens. A recommender's stay as they are, since every item id costs the same."""
 
     def drawn(batch: Any) -> Any:
         if not isinstance(batch, PackedBatch):

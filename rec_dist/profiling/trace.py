@@ -1,8 +1,8 @@
 """One step under torch.profiler: a Chrome trace for the ranks you ask for, and on every rank the time in collectives.
 
-Collectives are what the back ends report: NCCL's kernels on a GPU, gloo's operations on a CPU. Their time is part of forward, backward,
-reduce and optimizer, and includes waiting for peers; where they overlap with computing, it is not lost. The profiler slows the step, so
-the shares describe this step alone.
+Collectives are what the back ends report: NCCL's kernels on a GPU, gloo's operations on a CPU. Their time is part of
+forward, backward, reduce and optimizer, and includes waiting for peers; where they overlap with computing, it is not
+lost. The profiler slows the step, so the shares describe this step alone.
 """
 
 import time

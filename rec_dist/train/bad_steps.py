@@ -1,7 +1,7 @@
 """Steps whose loss or gradient is not finite: every rank leaves them out, the log names their users, and too many end the run.
 
-A single overflow in days of training should not cost the run, and a run that has diverged should not go on for days. This costs
-nothing while all numbers are finite, since the loop reduces them over the ranks anyway.
+A single overflow in days of training should not cost the run, and a run that has diverged should not go on for days.
+This costs nothing while all numbers are finite, since the loop reduces them over the ranks anyway.
 """
 
 import math
@@ -22,7 +22,7 @@ def is_bad(numbers: dict[str, float]) -> bool:
 
 
 def suspects(task: Task, plan: StepWork, spoiled: Sequence[int]) -> list[str]:
-    """Users in the micro-batches, of all ranks, whose own loss is not finite; all users of the step when only the gradient is not.
+    """Users in the micro-batches, of all ranks, whose own loss is not finite; all of the step if only its gradient is not.
 
     A collective. spoiled: the numbers of this rank's micro-batches with such a loss.
     """

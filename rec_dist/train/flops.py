@@ -1,9 +1,9 @@
-"""Floating-point operations of a training step, and what the device could do at best. Pure functions of numbers; formulas in words.
+"""Floating-point operations of a training step, and what a device could do at best. Pure functions of numbers.
 
-For each token, a matrix of n weights costs 2n operations in the forward pass, 2n for the gradient of its input, and 2n for its own
-gradient if it trains: 4n frozen, 6n training. So LoRA on a model of N weights costs 4N, plus 6 for each weight of the adapter; full
-fine-tuning costs 6N. We leave out attention scores (1-2 % for prompts of up to 1000 tokens), norms, the optimizer and an online
-reference.
+For each token, a matrix of n weights costs 2n operations in the forward pass, 2n for the gradient of its input, and 2n
+for its own gradient if it trains: 4n frozen, 6n training. So LoRA on a model of N weights costs 4N, plus 6 for each
+weight of the adapter; full fine-tuning costs 6N. We leave out attention scores (1-2 % for prompts of up to 1000
+tokens), norms, the optimizer and an online reference.
 """
 
 FORMULA = (

@@ -1,7 +1,7 @@
 """From the global plan to this rank's batches, built in a thread beside the step that runs.
 
-Every rank builds every example of a step, since their lengths decide the packing, and collates only its own. Building takes about
-25 us an example.
+Every rank builds every example of a step, since their lengths decide the packing, and collates only its own. Building
+takes about 25 us an example.
 """
 
 import queue
@@ -61,7 +61,8 @@ def divide(task: Task, examples: Sequence[Example], *, step: int, epoch: int, ma
 def step_work(task: Task, step: int, *, max_tokens: int, world: World) -> StepWork:
     """Step `step` of the task, divided."""
     indices, epochs = task.sampler.examples_of_step(step)
-    return divide(task, task.data.examples(indices, epochs), step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world)
+    examples = task.data.examples(indices, epochs)
+    return divide(task, examples, step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world)
 
 
 def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> Iterator[StepWork]:
@@ -73,7 +74,7 @@ def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> It
 
 
 def prefetch(make: Callable[[int], Any], indices: Sequence[int], *, depth: int = 2) -> Iterator[Any]:
-    """make(i) for each index in order, in one thread, at most `depth` ahead of the consumer, who gets the errors that make raises."""
+    """make(i) for each index in order, in one thread, at most `depth` ahead of the consumer, who also gets its errors."""
     results: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 

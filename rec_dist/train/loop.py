@@ -1,7 +1,7 @@
 """The training loop: steps, sums, and what happens between steps. It knows no method and no launcher.
 
-A loss arrives as a sum. It is divided once, by the count of the whole global step, so world size, packing and accumulation do not
-change it.
+A loss arrives as a sum. It is divided once, by the count of the whole global step, so world size, packing and
+accumulation do not change it.
 """
 
 import math
@@ -45,8 +45,8 @@ class LocalSums:
 class StepResult:
     """What a step came to over all ranks. numbers: loss, grad_norm, lr and the task's metrics.
 
-    flags: of those given to update(), which are set on any rank. bad_users: None when the step was applied, else whose groups may
-    have spoiled it.
+    flags: of those given to update(), which are set on any rank. bad_users: None when the step was applied, else whose
+    groups may have spoiled it.
     """
 
     numbers: dict[str, float]

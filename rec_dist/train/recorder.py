@@ -86,7 +86,7 @@ def open_recorder(engine: Engine, task: Task, tracker: Tracker, context: WorkerC
 
 
 def step_row(plan: StepWork, numbers: dict[str, float], *, seconds: float, waited: float, mfu: float | None) -> dict[str, Any]:
-    """The row of metrics.jsonl for one step. numbers: loss, grad_norm, lr, metrics. mfu: None where operations are not counted."""
+    """The row of metrics.jsonl for one step. numbers: loss, grad_norm, lr, metrics. mfu: None when it is not counted."""
     return {
         "event": "step",
         "step": plan.step + 1,

@@ -1,8 +1,8 @@
 """Reference log-probs: attached to each micro-batch just before its forward pass, from a cache or scored on the spot.
 
-The cache holds the log-probs of every group that this run will see, computed once by the policy as the run starts. At its first step
-the policy is the reference, so there is no second model and no adapter to switch. Cost: one forward pass for each group, once; later
-epochs with the same negatives, and every restart, read the cache.
+The cache holds the log-probs of every group that this run will see, computed once by the policy as the run starts. At
+its first step the policy is the reference, so there is no second model and no adapter to switch. Cost: one forward pass
+for each group, once; later epochs with the same negatives, and every restart, read the cache.
 """
 
 import time

@@ -51,8 +51,8 @@ def check_host_memory(engine: Engine, world: World) -> None:
     for node, (needed, free) in nodes.items():
         if needed > free:
             raise UserError(
-                f"checkpoint.asynchronous=true needs {needed / _GIGA:.1f} GB of the memory of {node}, where {free / _GIGA:.1f} GB are "
-                "free; set checkpoint.asynchronous=false, or run fewer workers a node"
+                f"checkpoint.asynchronous=true needs {needed / _GIGA:.1f} GB of the memory of {node}, where "
+                f"{free / _GIGA:.1f} GB are free; set checkpoint.asynchronous=false, or run fewer workers a node"
             )
 
 
@@ -74,8 +74,8 @@ def room_note(num_bytes: int, missing: int, folder: Path) -> str | None:
     if missing * num_bytes <= free:
         return None
     return (
-        f"{missing} more checkpoint(s) of {num_bytes / _GIGA:.2f} GB will not fit: {folder} has {free / _GIGA:.2f} GB free; free "
-        "space there, or lower checkpoint.keep (one more than it is written before the oldest goes)"
+        f"{missing} more checkpoint(s) of {num_bytes / _GIGA:.2f} GB will not fit: {folder} has {free / _GIGA:.2f} GB "
+        "free; free space there, or lower checkpoint.keep (one more than it is written before the oldest goes)"
     )
 
 
@@ -138,8 +138,8 @@ def cost_note(stall_seconds: float, since_seconds: float) -> str | None:
     if stall_seconds < _WORTH_SAYING_SECONDS or stall_seconds < _WORTH_SAYING_SHARE * since_seconds:
         return None
     return (
-        f"training stood still {stall_seconds:.1f} s for a checkpoint, {stall_seconds / since_seconds:.0%} of the time since the "
-        "last; raise checkpoint.every_steps, set checkpoint.asynchronous=true, or use a faster disk"
+        f"training stood still {stall_seconds:.1f} s for a checkpoint, {stall_seconds / since_seconds:.0%} of the time "
+        "since the last; raise checkpoint.every_steps, set checkpoint.asynchronous=true, or use a faster disk"
     )
 
 

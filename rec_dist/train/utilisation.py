@@ -1,6 +1,7 @@
 """MFU of a training step: its floating-point operations over what the devices could have done in the same time.
 
-Cost: one count of the weights, and five matrix products at the start (CPU: 0.2 s) when no data sheet gives the device's peak.
+Cost: one count of the weights, and five matrix products at the start (CPU: 0.2 s) when no data sheet gives the device's
+peak.
 """
 
 import time
@@ -20,8 +21,8 @@ _GEMM = {"cpu": 1024, "cuda": 8192}  # side of the square matrices a peak is mea
 def utilisation_of(module: nn.Module, dtype: torch.dtype, world: World) -> Utilisation:
     """Return a function that gives the MFU of a step; it gives None when the operations of this module are not counted.
 
-    The head counts once for each scored token. That is too many by K rows a group, since completions share the row of their branch
-    point.
+    The head counts once for each scored token. That is too many by K rows a group, since completions share the row of
+    their branch point.
     """
     weights = count_weights(module)
     if weights is None:

@@ -1,8 +1,8 @@
 """The loss on held-out targets while a run trains: the task's own loss on a fixed draw of validation examples, over all ranks.
 
-Sums are added and divided once, so world size and packing do not change the loss. A validation draws nothing and leaves weights,
-optimizer and the order of training as they are. Cost: a forward pass over the examples with each checkpoint, and one more at the
-start for a cached reference.
+Sums are added and divided once, so world size and packing do not change the loss. A validation draws nothing and leaves
+weights, optimizer and the order of training as they are. Cost: a forward pass over the examples with each checkpoint,
+and one more at the start for a cached reference.
 """
 
 import math

@@ -1,14 +1,14 @@
-"""DELRec's stage 1 (arXiv 2406.11156): distil what a sequential recommender does into soft prompts before a frozen language model.
+"""DELRec's stage 1 (arXiv 2406.11156): distil a sequential recommender into soft prompts before a frozen language model.
 
-At every training position the model answers two prompts (methods/delrec/prompts.py): Temporal Analysis and Recommendation Pattern
-Simulating.
+At every training position the model answers two prompts (methods/delrec/prompts.py): Temporal Analysis and
+Recommendation Pattern Simulating.
 
   L = w_T * CE_T + w_P * CE_P,   w_i = (1 / |g_i|) ** 0.5, normalised to sum 1,
 
-CE is over the m candidates' whole-title log-likelihoods, and g_i is the gradient of objective i on the soft prompt. We take g_i from
-the global batch of the step before (both weights are 1/2 in the first step), so that no pass is made twice: each objective has its own
-token ids for the same vectors, and thus its own gradient rows in the backward pass that is made anyway. The rows are summed over ranks
-in the step's reduction. The weights are in every checkpoint.
+CE is over the m candidates' whole-title log-likelihoods, and g_i is the gradient of objective i on the soft prompt. We
+take g_i from the global batch of the step before (both weights are 1/2 in the first step), so that no pass is made
+twice: each objective has its own token ids for the same vectors, and thus its own gradient rows in the backward pass
+that is made anyway. The rows are summed over ranks in the step's reduction. The weights are in every checkpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -154,14 +154,14 @@ class DistillExamples:
         return [*self.prepared.cache_notes(self.split.name, sampler.window), own]
 
     def check(self, sampler: GlobalBatchSampler, *, top_h: int, max_tokens: int, max_positions: int | None) -> None:
-        """Raises UserError for data without positions, a catalogue or a micro-batch too small, or prompts longer than the model takes."""
+        """Raises UserError for data without positions, a small catalogue or micro-batch, or prompts too long for the model."""
         if not len(self.targets):
             raise UserError(f"data.path: no training row has a target after {FIRST_POSITION} items; prepare longer sequences")
         free = self.prepared.num_items - int(np.diff(self.split.offsets).max())
         if max(self.num_negatives + 1, top_h) > free:
             raise UserError(
-                f"negatives.num ({self.num_negatives}) is more than the catalogue allows: {free} of {self.prepared.num_items} items are "
-                "outside the longest history; lower it"
+                f"negatives.num ({self.num_negatives}) is more than the catalogue allows: {free} of {self.prepared.num_items} "
+                "items are outside the longest history; lower it"
             )
         bounds = [self.prompts.longest(objective, top_h) for objective in self.objectives]
         tokens, positions = sum(rows for rows, _ in bounds), max(last for _, last in bounds)

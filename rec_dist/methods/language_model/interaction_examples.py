@@ -1,6 +1,6 @@
-"""Interactions as examples of a language model: prompts of up to `train.targets_per_prompt` targets of one user, with their negatives.
+"""Interactions as examples of a language model: prompts of up to `train.targets_per_prompt` targets of one user, with negatives.
 
-Every fault that is known before the first step is found by `check`, so that nothing fails at step 900.
+`check` finds every fault that can be known before the first step, so that nothing fails at step 900.
 """
 
 from collections.abc import Sequence
@@ -107,8 +107,8 @@ class InteractionExamples:
         if self.negatives.kind == "low_rated":
             short = int((np.diff(self.split.explicit_negative_offsets) < self.negatives.num).sum())
             notes.append(
-                f"WARNING: negatives.kind=low_rated: {short:,} of {len(self.split):,} users have fewer than {self.negatives.num} "
-                "items rated below data.min_rating; uniform negatives fill up"
+                f"WARNING: negatives.kind=low_rated: {short:,} of {len(self.split):,} users have fewer than "
+                f"{self.negatives.num} items rated below data.min_rating; uniform negatives fill up"
             )
         return notes
 
@@ -121,8 +121,9 @@ class InteractionExamples:
         longest_row = int(np.diff(self.split.offsets).max())
         if not self.builder.listed and self.negatives.num > self.prepared.num_items - longest_row:
             raise UserError(
-                f"negatives.num ({self.negatives.num}) is more than the catalogue allows: {self.prepared.num_items} items, and one user "
-                f"has {longest_row} of them; lower negatives.num to {max(self.prepared.num_items - longest_row, 0)} or less"
+                f"negatives.num ({self.negatives.num}) is more than the catalogue allows: {self.prepared.num_items} items, and "
+                f"one user has {longest_row} of them; "
+                f"lower negatives.num to {max(self.prepared.num_items - longest_row, 0)} or less"
             )
         if self.builder.listed > self.prepared.num_items - longest_row + 1:
             raise UserError(
@@ -139,7 +140,7 @@ class InteractionExamples:
         check_positions(positions, max_positions)
 
     def _bounds(self) -> tuple[int, int]:
-        """(rows of the longest possible example, positions of the longest possible completion): every title as long as the longest."""
+        """(rows of an example, positions of a completion) if every title were as long as the longest."""
         title = int(self.builder.titles.lengths.max()) + len(self.builder.pieces.item_prefix)
         pieces = vars(self.builder.pieces).values()
         per_prompt_targets = int((self.targets.stops - self.targets.starts).max())

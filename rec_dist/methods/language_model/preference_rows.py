@@ -28,7 +28,10 @@ FORMAT_NAME = "completions.json"  # beside the saved model: what ends a completi
 
 @dataclass(frozen=True)
 class PreferenceRowExamples:
-    """Implements methods.task.TaskData. An example is one row: a prompt with one group. compares: rows have rejected completions."""
+    """Implements methods.task.TaskData. An example is one row: a prompt with one group.
+
+    compares: whether rows have rejected completions.
+    """
 
     rows: TextRows
     compares: bool

@@ -3,9 +3,10 @@
 `language_model` is the part that every task with completions shares; preference_rows.py puts other data beside it.
 """
 
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.methods.language_model.interaction_examples import InteractionExamples
@@ -25,20 +26,24 @@ def language_task(
     reference_key: str,
     width: int,
 ) -> Task:
-    """Train `model` (of `width`) with `objective` on interactions. Call examples.check() first: the task itself checks nothing."""
+    """Train `model` (of `width`) with `objective` on interactions. Call examples.check() first, since this checks nothing."""
+
+    def save(weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
+        save_run_model(weights, module, model, examples.builder, examples.prepared, folder)
+
     return Task(
         name=objective.name,
         sampler=sampler,
         data=examples,
         model=language_model(objective, model, width=width),
-        save=lambda weights, module, folder: save_run_model(weights, module, model, examples.builder, examples.prepared, folder),
+        save=save,
         reference=Reference(reference_key, examples.draw_epoch) if objective.needs_reference else None,
         notes=lambda: examples.notes(sampler),
     )
 
 
 def language_model(objective: Objective, spec: ModelSpec, *, width: int) -> TaskModel:
-    """The scorer around the model of `spec`, with the loss of `objective`. Only an adapter requires gradients, if there is one."""
+    """The scorer around the model of `spec`, with the loss of `objective`. If there is an adapter, it alone trains."""
 
     def build() -> nn.Module:
         model = build_model(spec)

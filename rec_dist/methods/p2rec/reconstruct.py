@@ -1,13 +1,14 @@
-"""P2Rec's stage 1 (arXiv 2406.00333), information reconstruction: a language model that reads a history learns which kinds of items
-its user prefers.
+"""P2Rec's stage 1 (arXiv 2406.00333), information reconstruction: a language model reads a history and learns which kinds of
+items its user prefers.
 
   categories   k-means on the item embeddings of a trained recommender, C of them
   g_u (C,)     the share of each among the items of user u's training row
   h_u (D,)     the pooled state of the model after the prompt of u's last items
   KL           L = sum over u of sum_c g_uc log( g_uc / softmax(W h_u + b)_c )        or MSE: mean_c ( (W h_u + b)_c - g_uc )^2
 
-There is one example for each user, not for each interaction. LoRA, W and b train. Stage 2, which embeds items with the trained model,
-is methods/language_model/embedding.py; recommenders start from these embeddings (methods/sequential/initial_embeddings.py).
+There is one example for each user, not for each interaction. LoRA, W and b train. Stage 2, which embeds items with the
+trained model, is methods/language_model/embedding.py; recommenders start from these embeddings
+(methods/sequential/initial_embeddings.py).
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ _LEAST_SHARE = 1e-4  # of a category that none of these users has, since the log
 
 
 def losses_of(outputs: Tensor, wanted: Tensor, *, kind: str) -> tuple[Tensor, Tensor]:
-    """outputs (U, C) = W h + b, wanted (U, C) = g -> (each user's loss (U,), in nats for kl; the predicted preferences (U, C))."""
+    """outputs (U, C) = W h + b, wanted (U, C) = g -> (each user's loss (U,), nats for kl; predicted preferences (U, C))."""
     if kind == "mse":
         return (outputs - wanted).square().mean(dim=1), outputs
     said = outputs.log_softmax(dim=1)
@@ -119,7 +120,8 @@ class UserExamples:
         if not examples:
             return dummy_batch(self.num_categories)
         labels = np.stack([example.preference for example in examples])
-        return pack_pooled_prompts([example.tokens for example in examples], [example.num_pooled for example in examples], labels)
+        tokens, pooled = [example.tokens for example in examples], [example.num_pooled for example in examples]
+        return pack_pooled_prompts(tokens, pooled, labels)
 
     def users(self, indices: I64) -> list[str]:
         """Return the source's names of these users, each once, in the order of the data."""
@@ -142,7 +144,7 @@ class UserExamples:
             )
 
     def _longest(self, sampler: GlobalBatchSampler, max_tokens: int) -> int:
-        """Tokens of the longest prompt: a bound from the longest title, or the exact number when the bound exceeds a micro-batch."""
+        """Tokens of the longest prompt: a bound from the longest title, or the exact number if the bound exceeds max_tokens."""
         items = min(self.builder.max_history, int(np.diff(self.split.offsets).max()))
         title = int(self.builder.titles.lengths.max()) + len(self.builder.pieces.item_prefix)
         bound = len(self.builder.pieces.begin) + items * title + len(self.builder.pieces.tail)

@@ -1,7 +1,7 @@
-"""Sequential recommenders as a task: next-item prediction on ids. They are baselines for every language model and teachers for some.
+"""Sequential recommenders as a task: next-item prediction on ids. They are baselines of language models, and teachers of some.
 
-An example is a run of up to max_length neighbouring targets of one user, with the items before them. A row longer than that makes
-several examples, so no target is dropped, and each is scored once an epoch.
+An example is a run of up to max_length neighbouring targets of one user, with the items before them. A row longer than
+that makes several examples, so no target is dropped, and each is scored once an epoch.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class SequenceExamples:
         return [self.example(index) for index in indices.tolist()]
 
     def collate(self, examples: Sequence[SequenceExample], *, step: int) -> SequenceBatch:
-        """Lay out one batch, with the negatives of global step `step` where the softmax is sampled; without examples, the dummy batch."""
+        """Lay out one batch, with step `step`'s negatives if the softmax is sampled; without examples, the dummy batch."""
         batch = (
             lay_out([example.items for example in examples], [example.targets for example in examples])
             if examples
@@ -96,14 +96,14 @@ class SequenceExamples:
             )
         if max_tokens < self.max_length:
             raise UserError(
-                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than a sequence may be (task.sequential.max_length is "
-                f"{self.max_length}); raise it or lower task.sequential.max_length"
+                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than a sequence may be "
+                f"(task.sequential.max_length is {self.max_length}); raise it or lower task.sequential.max_length"
             )
         longest = int((self.split.offsets[1:] - self.split.offsets[:-1]).max()) - 1
         if top_h > self.prepared.num_items - longest:
             raise UserError(
-                f"task.sequential.top_h ({top_h}) is more than the longest history leaves: {self.prepared.num_items} items of the "
-                f"catalogue less {longest}; lower it"
+                f"task.sequential.top_h ({top_h}) is more than the longest history leaves: {self.prepared.num_items} "
+                f"items of the catalogue less {longest}; lower it"
             )
 
 
@@ -161,7 +161,8 @@ def initial_module(shape: Shape, *, seed: int, items: Tensor | None) -> NextItem
 def build_sequential_task(config: RunConfig, *, split: str = "train") -> Task:
     """The task on `split` of data.path, checked.
 
-    Raises UserError for a shape that cannot work, a micro-batch too small, data without targets, or a setting without effect.
+    Raises UserError for a shape that cannot work, a micro-batch too small, data without targets, or a setting without
+    effect.
     """
     settings, train = config.task.sequential, config.train
     if train.init_from is not None:
@@ -175,7 +176,7 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Task:
         raise UserError("model.dtype=bfloat16 has no effect on task.kind=sequential, which is float32; set model.dtype=auto")
     if config.model.attention == "flex":
         raise UserError(
-            "model.attention=flex has no effect on task.kind=sequential, whose batches have no completion points; set it to auto"
+            "model.attention=flex has no effect on task.kind=sequential, whose batches have no branch points; set it to auto"
         )
     data = open_data(config.data)
     rows = data.split(split)
