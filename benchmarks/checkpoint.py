@@ -151,13 +151,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):
         return
-    process_group.join(World(device="cuda:0" if torch.cuda.is_available() else "cpu"))
     rows: list[dict[str, Any]] = []
-    for lora in {"lora": [True], "full": [False], "both": [True, False]}[given.trains]:
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            shape = Shape(**given.shape)
-            rows += measure(shape, Path(folder), lora=lora, tokens=given.tokens, repeats=given.repeats)
-    process_group.leave()
+    with process_group.joined(World(device="cuda:0" if torch.cuda.is_available() else "cpu")):
+        for lora in {"lora": [True], "full": [False], "both": [True, False]}[given.trains]:
+            with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+                shape = Shape(**given.shape)
+                rows += measure(shape, Path(folder), lora=lora, tokens=given.tokens, repeats=given.repeats)
     result = {**results.facts(results.command_of("benchmarks.checkpoint", words)), "rows": rows}
     results.conclude(result, report, given.out)
 

@@ -30,8 +30,10 @@ from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.data.sampling.targets import index_targets
-from rec_dist.methods.language_model.task import LanguageTask
+from rec_dist.methods.language_model.interaction_examples import InteractionExamples
+from rec_dist.methods.language_model.task import language_task
 from rec_dist.methods.preference import sdpo
+from rec_dist.methods.task import Task
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.runtime.world import World
 from rec_dist.train.loader import step_work
@@ -85,10 +87,10 @@ def make_task(
     groups: int,
     kind: Any,
     negatives: int,
-) -> LanguageTask:
+) -> Task:
     """S-DPO on the training split, without a model."""
     targets = index_targets(split, per_prompt_targets)
-    return LanguageTask(
+    return language_task(
         sdpo(beta=1.0, num_negatives=negatives),
         ModelSpec(
             path=Path(),
@@ -102,19 +104,14 @@ def make_task(
             keep_reference=False,
             seed=0,
         ),
-        data,
-        split,
-        targets,
-        builder,
-        NegativeSampler(kind, negatives, 0, data.train_counts),
+        InteractionExamples(data, split, targets, builder, NegativeSampler(kind, negatives, 0, data.train_counts), False),
         sampler=GlobalBatchSampler(len(targets), groups // per_prompt_targets, 1, 0),
-        refresh_negatives=False,
         reference_key="",
         width=64,
     )
 
 
-def measure(task: LanguageTask, *, steps: int, repeats: int, world: World) -> dict[str, Any]:
+def measure(task: Task, *, steps: int, repeats: int, world: World) -> dict[str, Any]:
     """Every rank builds a whole step and collates its own share: tokens are those of the step on one rank, times the ranks."""
     step_work(task, 0, max_tokens=8192, world=world)
     seconds = []
@@ -134,7 +131,7 @@ def measure(task: LanguageTask, *, steps: int, repeats: int, world: World) -> di
     }
 
 
-def profile(task: LanguageTask, steps: int) -> list[dict[str, Any]]:
+def profile(task: Task, steps: int) -> list[dict[str, Any]]:
     """Where the time goes: functions by their own time, under the profiler, which slows small calls."""
     profiler = cProfile.Profile()
     profiler.enable()

@@ -43,7 +43,7 @@ def resume(path: str, cache: str, builder: PromptBuilder, position: int, *, wind
     split = data.split("train")
     task = make_task(data, split, builder, per_prompt_targets=1, groups=GLOBAL_BATCH_SIZE, kind="uniform", negatives=NEGATIVES)
     epochs = -(-max(POSITIONS) // task.sampler.num_examples) + 1
-    task.sampler = replace(task.sampler, epochs=epochs, window=window)
+    task = replace(task, sampler=replace(task.sampler, epochs=epochs, window=window))
     opened = time.perf_counter()
     first = (position - 1) // GLOBAL_BATCH_SIZE
     assert first < task.sampler.num_steps, "the position lies beyond the last epoch"

@@ -10,7 +10,7 @@ from rec_dist.methods.sequential.caser import CaserShape
 from rec_dist.methods.sequential.gru4rec import GRU4RecShape
 from rec_dist.methods.sequential.next_item import Recommender
 from rec_dist.methods.sequential.sasrec import SASRecShape
-from rec_dist.methods.sequential.task import SequentialTask
+from rec_dist.methods.task import Task
 from rec_dist.runtime.world import World
 from rec_dist.train.loader import step_work
 
@@ -50,8 +50,8 @@ def config(
     )
 
 
-def train(task: SequentialTask) -> Recommender:
-    module = task.build_module().train()
+def train(task: Task) -> Recommender:
+    module = task.model.build().train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
     for step in range(task.sampler.num_steps):
         work = step_work(task, step, max_tokens=64, world=World())

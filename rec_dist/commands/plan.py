@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import RunConfig
+from rec_dist.engine.settings import engine_settings
 from rec_dist.errors import UserError
 from rec_dist.plan.advice import Change, combined_change, largest_micro_batch, single_changes
 from rec_dist.plan.cluster_file import load_cluster
 from rec_dist.plan.hardware import Hardware
 from rec_dist.plan.inputs import (
     Length,
-    engine_settings,
     hardware_of,
     run_length,
     setup_of,

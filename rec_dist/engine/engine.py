@@ -1,7 +1,7 @@
-"""The engine: a module, an optimizer and ZeRO behind five verbs: forward, backward, step, score, state.
+"""The engine: a module, an optimizer and ZeRO behind a few calls: forward, backward, step, score, and its state.
 
-The only room that imports deepspeed. Losses come in as sums already scaled to the global mean; DeepSpeed averages gradients
-over ranks, so the caller multiplies by the world size (train/loop.py does).
+Only this package imports deepspeed. A loss comes in as a sum that is scaled to the global mean already. DeepSpeed
+averages gradients over ranks, so the caller multiplies the loss by the world size (train/loop.py does).
 """
 
 import math
@@ -20,7 +20,7 @@ from rec_dist.engine.settings import EngineSettings, deepspeed_config
 
 @contextmanager
 def sharded_loading(settings: EngineSettings) -> Iterator[None]:
-    """Inside, from_pretrained loads straight into ZeRO-3 shards; without it every rank would hold the whole model in memory."""
+    """Inside, from_pretrained loads straight into ZeRO-3 shards; otherwise every rank would hold the whole model in memory."""
     if settings.zero_stage != 3:
         yield
         return
@@ -64,7 +64,7 @@ class Engine:
         return module
 
     def train_mode(self, on: bool) -> None:
-        """Dropout on or off. Going over to training for the first time drops what ZeRO-3 planned for scoring."""
+        """Switch dropout on or off. The first switch to training also drops what ZeRO-3 planned for scoring."""
         if on and not self._has_trained:
             self._has_trained = True
             if self._settings.zero_stage == 3:
@@ -72,19 +72,19 @@ class Engine:
         self._engine.train(on)
 
     def forward(self, batch: Any) -> Any:
-        """One forward pass with a graph."""
+        """Run one forward pass with a graph."""
         return self._engine(batch.to(self._device))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """One backward pass; `last` of the step's micro-batches closes the accumulation."""
+        """Run one backward pass; the `last` of a step's micro-batches ends the accumulation."""
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
     def step(self, lr: float, *, discard: bool = False) -> float:
-        """Clips, steps with learning rate `lr`, clears gradients. Returns the global gradient norm before clipping.
+        """Clip, step with learning rate `lr`, and clear the gradients. Returns the global gradient norm before clipping.
 
-        When that norm is not finite, or with `discard` (all ranks alike), weights and optimizer stay as they are on every rank, and
-        the norm returned is not finite.
+        When that norm is not finite, or with `discard` (given on all ranks alike), weights and optimizer stay as they
+        are on every rank, and the returned norm is not finite.
         """
         assert self._optimizer is not None
         for group in self._engine.optimizer.param_groups:
@@ -93,7 +93,9 @@ class Engine:
         if self._settings.zero_stage == 0 and (discard or not math.isfinite(own)):  # DeepSpeed would apply it in float32
             self._engine.zero_grad()
             return float("nan") if discard else own
-        if discard:  # it leaves out a step whose gradients are not finite, with all that must be cleared; so they are made that
+        if (
+            discard
+        ):  # DeepSpeed itself leaves out a step whose gradients are not finite and clears all it must, so we make them so
             for gradients in self._engine.optimizer.averaged_gradients.values():
                 for gradient in gradients or ():
                     gradient.fill_(float("nan"))
@@ -102,7 +104,7 @@ class Engine:
         return float(own if norm is None else norm)
 
     def _plain_grad_norm(self) -> float:
-        """Of gradients that lie in .grad, averaged over ranks already: stage 0 in float32, where DeepSpeed keeps no norm."""
+        """The norm of gradients in .grad, already averaged over ranks: for stage 0 in float32, where DeepSpeed keeps no norm."""
         if self._settings.zero_stage != 0:
             return float("nan")
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None and p.grad.numel()]
@@ -110,17 +112,17 @@ class Engine:
 
     @torch.no_grad()
     def score(self, batch: Any) -> Any:
-        """One forward pass without a graph."""
+        """Run one forward pass without a graph."""
         return self._engine(batch.to(self._device))
 
     def num_state_bytes(self) -> int:
-        """Of what save_state writes, over all ranks: 12 a weight that trains."""
+        """Bytes that save_state writes, over all ranks: 12 for each weight that trains."""
         return sum(entry.num_bytes for entry in whole_state.entries_of(self.module))
 
     def save_state(self, folder: Path, *, asynchronous: bool) -> StateWriter:
-        """Begins to write the trainable weights and the optimizer's state into `folder`. A collective; what it returns is not.
+        """Begin to write the trainable weights and the optimizer's state into `folder`. A collective; the writer's calls are not.
 
-        The next step may come when this returns with `asynchronous`, else only after the writer's finish().
+        With `asynchronous` the next step may begin when this returns, otherwise only after the writer's finish().
         """
         rank, size = self._engine.global_rank, self._engine.world_size
         return whole_state.save(
@@ -128,15 +130,15 @@ class Engine:
         )
 
     def load_state(self, folder: Path) -> None:
-        """Reads what save_state wrote, at any world size and ZeRO stage. A collective."""
+        """Read what save_state wrote, at any world size and ZeRO stage. A collective."""
         whole_state.load(self._engine, self._settings.zero_stage, folder)
 
     def load_shards(self, folder: Path) -> None:
-        """Reads DeepSpeed's shards, as early versions wrote them for large models: at the same world size and stage only."""
+        """Read DeepSpeed's own shards: at the same world size and stage only."""
         self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
 
     def trainable_weights(self) -> dict[str, Tensor]:
-        """name -> whole weight on the CPU, of the parameters that train; empty on ranks other than 0 under ZeRO-3. A collective."""
+        """name -> whole weight on the CPU, for parameters that train; empty on ranks other than 0 under ZeRO-3. A collective."""
         if self._settings.zero_stage == 3:
             state = self._engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True) or {}
         else:
@@ -156,10 +158,11 @@ class Engine:
 
 
 def _forget_trace(engine: Any) -> None:
-    """Drops what DeepSpeed learned from scoring passes: the order of modules, and which parameters may be let go of where.
+    """Drop what DeepSpeed learned from scoring passes: the order of modules, and where it may free which parameters.
 
-    It keeps the second for ever, also when the order changes. A scoring pass has no backward pass, so training after it would let
-    every parameter go after the forward pass and gather it a second time, one by one (measured: 298 gathers a step in place of 3).
+    DeepSpeed keeps the latter for ever, even when the order changes. A scoring pass has no backward pass, so training
+    after it would free every parameter after the forward pass and gather it a second time, one by one (measured: 298
+    gathers a step instead of 3).
     """
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 

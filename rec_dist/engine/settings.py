@@ -1,14 +1,17 @@
-"""DeepSpeed's JSON from plain values, by one pure function. No "auto": what DeepSpeed would guess stands here."""
+"""DeepSpeed's settings: from a configuration to plain values, and from these to its JSON. Nothing is left to "auto"."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from rec_dist.config.schema import RunConfig
+
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """zero_stage 0..3; bf16 or float32 everywhere; max_grad_norm 0 = no clipping; hidden_size of the model (width).
+    """zero_stage: 0..3. bf16: else float32 everywhere. max_grad_norm: 0 for no clipping. hidden_size: the width of the model.
 
-    max_live_parameters: stage 3; elements a rank may hold gathered before it lets them go and gathers them once more.
+    max_live_parameters: at stage 3, how many elements a rank may hold gathered; beyond that it frees them and gathers
+    them again.
     """
 
     zero_stage: int
@@ -18,14 +21,25 @@ class EngineSettings:
     max_live_parameters: int = 1_000_000_000
 
 
+def engine_settings(config: RunConfig, *, width: int, bf16: bool) -> EngineSettings:
+    """The settings of a run, for training, evaluation and planning. width: of the model's layers."""
+    return EngineSettings(
+        zero_stage=config.cluster.zero_stage,
+        bf16=bf16,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        hidden_size=width,
+        max_live_parameters=config.cluster.max_live_parameters,
+    )
+
+
 def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
-    """The dict for deepspeed.initialize. Accumulation is steered by the loop, so its count here is 1."""
+    """The dict for deepspeed.initialize. The loop decides when accumulation ends, so its count here is 1."""
     zero: dict[str, Any] = {"stage": settings.zero_stage}
     if settings.zero_stage in (1, 2):
         zero |= {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000, "overlap_comm": False}
     if settings.zero_stage == 3:
         zero |= {
-            # Norms, biases and small adapter matrices stay whole on every rank: gathering kilobytes costs more than keeping them.
+            # Norms, biases and small adapter matrices stay whole on every rank, since gathering kilobytes costs more.
             "stage3_param_persistence_threshold": 16 * settings.hidden_size,
             # A layer gathered in the forward pass is often used again at once in the backward pass.
             "stage3_max_live_parameters": settings.max_live_parameters,
@@ -35,7 +49,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
             "overlap_comm": False,
             "contiguous_gradients": True,
         }
-    # In bfloat16 a sum over many micro-batches would depend on how they are packed. Below stage 2 DeepSpeed refuses the key.
+    # A bfloat16 sum over many micro-batches would depend on how they are packed. Below stage 2 DeepSpeed refuses the key.
     accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if settings.bf16 and settings.zero_stage >= 2 else {}
     return {
         **accumulation,

@@ -1,9 +1,10 @@
-"""What trains, free of topology: every trainable weight in float32 with its Adam state, whole, in safetensors files.
+"""The state of training, free of topology: every trainable weight in float32 with its Adam state, whole, in safetensors files.
 
-Any number of workers at any ZeRO stage can read it. Gathered tensor by tensor, 12 bytes a trainable weight: a LoRA of rank 8 on 8B
-parameters is 21M weights, 250 MB in one file; 8B weights that train are 96 GB in files that all ranks write. Frozen weights are not
-in it. Nor is a schedule or a generator: both are functions of the step. With them go the buffers that a module names in its attribute
-`changing_buffers`: what a step leaves for the next, float32, the same on all ranks.
+Any number of workers at any ZeRO stage can read it. It is gathered tensor by tensor and takes 12 bytes for each
+trainable weight: a LoRA of rank 8 on 8B parameters is 21M weights, 250 MB in one file; 8B weights that train are 96 GB
+in files that all ranks write. Frozen weights are not in it, nor a schedule or a generator, since both are functions of
+the step. The buffers that a module names in its attribute `changing_buffers` are: what a step leaves for the next,
+float32, the same on all ranks.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ _WEIGHT, _STEP, _BUFFER = "weight", "step", "buffer"
 
 
 def entries_of(module: nn.Module) -> list[Entry]:
-    """The tensors of the state: Adam's step count, then weight and moments of each parameter that trains."""
+    """List the tensors of the state: Adam's step count, then weight and moments of each parameter that trains, then buffers."""
     named = [(name, tuple(getattr(p, "ds_shape", p.shape))) for name, p in module.named_parameters() if p.requires_grad]
     buffers = [Entry(f"{_BUFFER}.{name}", tuple(getattr(owner, own).shape)) for name, owner, own in _changing(module)]
     return [
@@ -34,9 +35,9 @@ def entries_of(module: nn.Module) -> list[Entry]:
 
 
 def save(engine: Any, stage: int, folder: Path, *, rank: int, world_size: int, asynchronous: bool) -> StateWriter:
-    """Gives every tensor to the rank that writes it. engine: DeepSpeed's. A collective at stages 1 to 3.
+    """Give every tensor to the rank that writes it. engine: DeepSpeed's. A collective at stages 1 to 3.
 
-    The state may change when this returns with `asynchronous`, else only after the writer's finish().
+    With `asynchronous` the state may change when this returns, otherwise only after the writer's finish().
     """
     state = _State(engine, stage)
     files = state_files.lay_out(entries_of(engine.module), state_files.MAX_FILE_BYTES)
@@ -60,7 +61,7 @@ def save(engine: Any, stage: int, folder: Path, *, rank: int, world_size: int, a
 
 @torch.no_grad()
 def load(engine: Any, stage: int, folder: Path) -> None:
-    """Puts what `save` wrote into an engine that trains the same parameters, one tensor at a time. A collective at stage 3."""
+    """Put what `save` wrote into an engine that trains the same parameters, one tensor at a time. A collective at stage 3."""
     state = _State(engine, stage)
     with ExitStack() as stack:
         paths = sorted(folder.glob(state_files.PATTERN))
@@ -70,7 +71,7 @@ def load(engine: Any, stage: int, folder: Path) -> None:
         for name, parameter in state.parameters():
             for kind in (_WEIGHT, *_MOMENTS):
                 state.write(parameter, kind, place[f"{kind}.{name}"].get_tensor(f"{kind}.{name}"))
-        for name, owner, own in _changing(engine.module):  # put in place, not copied: DeepSpeed has made buffers bfloat16
+        for name, owner, own in _changing(engine.module):  # replaced: DeepSpeed has made them bfloat16
             value = place[f"{_BUFFER}.{name}"].get_tensor(f"{_BUFFER}.{name}")
             setattr(owner, own, value.to(getattr(owner, own).device))
         state.settle(float(place[_STEP].get_tensor(_STEP)))
@@ -88,8 +89,8 @@ def _changing(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
 class _State:
     """Weights and Adam state behind DeepSpeed's wrappers (0.19.8), which differ from stage to stage.
 
-    0: torch's optimizer on the parameters (float32), or on float32 copies of them one by one (bfloat16). 1, 2: on this rank's
-    part of one flat float32 copy. 3: on this rank's part of every parameter, laid end to end.
+    0: torch's optimizer on the parameters (float32), or on float32 copies of them one by one (bfloat16). 1, 2: on this
+    rank's part of one flat float32 copy. 3: on this rank's part of every parameter, laid end to end.
     """
 
     def __init__(self, engine: Any, stage: int) -> None:
@@ -131,11 +132,11 @@ class _State:
         return whole  # type: ignore[no-any-return]
 
     def write(self, parameter: nn.Parameter, kind: str, whole: Tensor) -> None:
-        """Puts this rank's part of `whole` where the optimizer steps, and into the parameter."""
+        """Put this rank's part of `whole` where the optimizer steps, and into the parameter."""
         from deepspeed import utils
 
         if self._stage == 3:
-            # Not safe_set_full_*: it slices the last rank's part without the padding that parts of uneven parameters have.
+            # Not safe_set_full_*, which slices the last rank's part of an uneven parameter without its padding.
             size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
             part = whole.flatten()[torch.distributed.get_rank() * size :][:size]
             part = torch.nn.functional.pad(part, (0, size - part.numel()))
@@ -155,7 +156,7 @@ class _State:
             parameter.copy_(whole)
 
     def settle(self, num_steps: float) -> None:
-        """After all writes: Adam's step count, and under ZeRO-3 the parameters from what was written. A collective at stage 3."""
+        """After all writes, set Adam's step count, and at stage 3 the parameters from what was written. A collective there."""
         for tensor in self._stepped:
             self._inner.state[tensor][_STEP].fill_(num_steps)
         if self._stage == 3:

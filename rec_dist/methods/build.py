@@ -21,9 +21,10 @@ from rec_dist.methods.language_model.builders import (
     model_spec,
     read_shape,
 )
+from rec_dist.methods.language_model.interaction_examples import InteractionExamples
 from rec_dist.methods.language_model.objective import Objective
-from rec_dist.methods.language_model.preference_rows import TextRowsTask
-from rec_dist.methods.language_model.task import LanguageTask
+from rec_dist.methods.language_model.preference_rows import PreferenceRowExamples, preference_rows_task
+from rec_dist.methods.language_model.task import language_task
 from rec_dist.methods.p2rec.build import build_reconstruct_task
 from rec_dist.methods.preference import dmpo, dpo, sdpo, sft
 from rec_dist.methods.sequential.task import build_sequential_task
@@ -51,7 +52,7 @@ def choose_objective(config: RunConfig, num_rejected: int | None = None) -> Obje
     return choices[config.task.kind]()
 
 
-def build_language_task(config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> LanguageTask:
+def build_language_task(config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
     """The task on `split` of data.path, checked: what would fail later raises UserError here."""
     method = choose_objective(config)
     if config.train.targets_per_prompt > 1 and (config.prompt.style == "chat" or config.prompt.candidates == "listed"):
@@ -72,21 +73,12 @@ def build_language_task(config: RunConfig, initial: InitialWeights, device: str,
     targets = index_targets(rows, config.train.targets_per_prompt)
     builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
     spec = model_spec(config, initial, builder, device, trains=True, keep_reference=keep_reference)
-    task = LanguageTask(
-        method,
-        spec,
-        data,
-        rows,
-        targets,
-        builder,
-        build_negative_sampler(config, method.num_negatives, data.train_counts),
-        sampler=build_batch_sampler(config, max(len(targets), 1)),
-        refresh_negatives=config.negatives.refresh_each_epoch,
-        reference_key=reference_key(config, initial, builder, data, dtype=str(spec.dtype)),
-        width=shape.width,
-    )
-    task.check(config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
-    return task
+    negatives = build_negative_sampler(config, method.num_negatives, data.train_counts)
+    examples = InteractionExamples(data, rows, targets, builder, negatives, config.negatives.refresh_each_epoch)
+    sampler = build_batch_sampler(config, max(len(targets), 1))
+    examples.check(sampler, max_tokens=config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    key = reference_key(config, initial, builder, data, dtype=str(spec.dtype))
+    return language_task(method, spec, examples, sampler=sampler, reference_key=key, width=shape.width)
 
 
 def _keeps_reference(config: RunConfig, method: Objective) -> bool:
@@ -97,7 +89,7 @@ def _keeps_reference(config: RunConfig, method: Objective) -> bool:
     return online
 
 
-def build_text_task(config: RunConfig, initial: InitialWeights, device: str) -> TextRowsTask:
+def build_text_task(config: RunConfig, initial: InitialWeights, device: str) -> Task:
     """The task on the preference rows of data.path, checked: what would fail later raises UserError here."""
     kind, train = config.task.kind, config.train
     if kind not in ("sft", "dpo", "dmpo", "sdpo"):
@@ -118,17 +110,17 @@ def build_text_task(config: RunConfig, initial: InitialWeights, device: str) -> 
     spec = model_spec(config, initial, None, device, trains=True, keep_reference=_keeps_reference(config, method))
     adapter = sha256(initial.adapter / ADAPTER_WEIGHTS) if initial.adapter else None
     extent = [train.epochs, train.max_steps, train.global_batch_size, train.seed, train.shuffle_window]
-    task = TextRowsTask(
+    examples = PreferenceRowExamples(rows, compares=method.num_negatives > 0)
+    examples.check(max_tokens=train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    return preference_rows_task(
         method,
         spec,
-        rows,
+        examples,
         end,
         sampler=build_batch_sampler(config, len(rows)),
         reference_key=fingerprint([*_model_prints(initial.model), adapter, rows.fingerprint, extent, str(spec.dtype)]),
         width=shape.width,
     )
-    task.check(train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
-    return task
 
 
 def reference_key(config: RunConfig, initial: InitialWeights, builder: PromptBuilder, data: PreparedData, *, dtype: str) -> str:

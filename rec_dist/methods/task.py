@@ -1,12 +1,17 @@
-"""What a task is to the loop: examples to plan with, batches to run, a module to train, a model to save. No method in sight.
+"""What a method gives to the training loop: data, a model with its loss, and what a finished run leaves.
 
-A example is the smallest thing the global plan moves: a prompt with its groups for a language model, a sequence for a
-recommender. A method of a paper is one file beside this one that builds a Task.
+A method builds one `Task` from parts. Parts that a method does not need have a default that does nothing, so neither
+the loop nor the methods ask whether they are there.
+
+An example is the smallest thing that is assigned to a micro-batch: a prompt with its groups for a language model, a
+sequence for a recommender. A group is what one loss value compares: a chosen completion with its rejected ones, or one
+target.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,72 +19,133 @@ from torch import Tensor, nn
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.runtime.arrays import I64
 
+Score = Callable[[Any], Tensor]  # batch -> what module.forward returns last: log-probs (N,), or states (U, D)
+SaveModel = Callable[[dict[str, Tensor], nn.Module, Path], None]  # (name -> whole trainable weight, module, folder)
+
 
 class Example(Protocol):
     """One example, built: what it costs and what it counts."""
 
     @property
-    def num_tokens(self) -> int: ...
+    def num_tokens(self) -> int: ...  # rows of the model run
     @property
     def num_groups(self) -> int: ...
     @property
-    def num_scored(self) -> int: ...
+    def num_scored(self) -> int: ...  # tokens that a loss is taken over
     @property
-    def num_logical_tokens(self) -> int: ...
+    def num_logical_tokens(self) -> int: ...  # tokens with every prompt written out before each of its completions
 
 
-class Task(Protocol):
-    """A method on its data. `metric_names` name the sums that module.forward returns after loss and count."""
-
-    name: str
-    metric_names: tuple[str, ...]
-    needs_reference: bool
-    counts_tokens: bool  # the loss is a mean over scored tokens, else over groups
-    sampler: GlobalBatchSampler
-    dtype: torch.dtype
-    width: int  # of the module's layers: tells the engine what counts as small
-    reference_key: str  # changes with everything that a reference log-prob depends on
-
-    def draw_epoch(self, epoch: int) -> int:
-        """The epoch that the random draws of `epoch` are made for; equal ones make equal examples."""
-        ...
-
-    def build_module(self) -> nn.Module:
-        """The module to train; called once, inside the engine's sharded loading."""
-        ...
-
-    def example(self, index: int, epoch: int) -> Any:
-        """Builds example `index` of 0..num_examples-1 as epoch `epoch` has it: a pure function of its arguments."""
-        ...
+class TaskData(Protocol):
+    """The examples of a task. `Task.sampler` decides which of them a step trains on."""
 
     def examples(self, indices: I64, epochs: I64) -> Sequence[Any]:
-        """unit() of each; indices, epochs (u,)."""
-        ...
+        """The examples (`Example`) with these indices as these epochs have them; indices, epochs (u,).
 
-    def users(self, indices: I64) -> list[str]:
-        """The source's names of the users whose targets are in these examples, each once; indices (u,)."""
+        A pure function of its arguments: every rank builds the same examples, and so does every restart.
+        """
         ...
 
     def collate(self, examples: Sequence[Any], *, step: int) -> Any:
-        """One batch of examples of global step `step`; for none, the dummy batch that a rank with nothing to do runs."""
+        """Return one batch of examples of global step `step`; without examples, the dummy batch.
+
+        A rank that has nothing to do in a step runs the dummy batch. It adds exactly 0 to every sum and gradient.
+        """
         ...
 
-    def notes(self) -> list[str]:
-        """Lines for the log: what the user should know of the data this task is on."""
+    def users(self, indices: I64) -> list[str]:
+        """Return the source's names of the users in these examples, each once; indices (u,)."""
         ...
 
-    def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
-        """Raises UserError when the module, now in the engine, does not behave. score: batch -> logps."""
-        ...
+
+def no_check(module: nn.Module, score: Score) -> None:
+    """Check nothing: for modules that are our own."""
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """The module to train, with its loss inside. module.forward(batch) returns (loss_sum, sums, logps):
+
+    loss_sum () with its graph; sums (2 + S,) float64 without one: loss, count, and a sum for each of the S metrics;
+    logps (N,). build: makes the module; called inside the engine's sharded loading. width: of the module's layers; it
+    tells the engine which parameters are small. mean_over: what the loss of a step is a mean over, for the whole global
+    batch: its groups, or its scored tokens. check: called once the module is in the engine; raises UserError when the
+    module does not behave.
+    """
+
+    build: Callable[[], nn.Module]
+    dtype: torch.dtype
+    width: int
+    metric_names: tuple[str, ...] = ()
+    mean_over: Literal["groups", "tokens"] = "groups"
+    check: Callable[[nn.Module, Score], None] = no_check
+
+
+def same_draw(epoch: int) -> int:
+    """Return 0 for every epoch: the examples of all epochs are equal."""
+    return 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The loss compares with log-probs of the model that the run starts from.
+
+    key: changes with everything that a reference log-prob depends on; a cache under another key is not read.
+    draw_epoch: the epoch that the random draws of an epoch are made for. Epochs with the same one share cached log-probs.
+    """
+
+    key: str
+    draw_epoch: Callable[[int], int] = same_draw
+
+
+class Exchange(Protocol):
+    """Numbers that ranks exchange once a step, within the reduction that the loop makes anyway."""
 
     def step_sums(self) -> Tensor:
-        """(K,) float64, CPU: what this rank's backward passes of a step left that must be summed over ranks; K is often 0."""
+        """Return what the backward passes of this step left on this rank, to be summed over ranks: (K,) float64 on the CPU."""
         ...
 
     def end_step(self, sums: Tensor) -> None:
-        """Takes those sums of all ranks, just before the optimizer's step; the same on every rank."""
+        """Take the sums (K,) over all ranks, just before the optimizer's step."""
         ...
 
-    def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
-        """Writes what evaluation and serving need into `folder`; called on rank 0 with whole trainable weights."""
-        ...
+
+class NoExchange:
+    """A method whose steps leave nothing: K = 0."""
+
+    def step_sums(self) -> Tensor:
+        """Return no number."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def end_step(self, sums: Tensor) -> None:
+        """Do nothing."""
+
+
+def no_exchange(module: nn.Module) -> Exchange:
+    """Exchange nothing."""
+    return NoExchange()
+
+
+def no_notes() -> list[str]:
+    """Say nothing."""
+    return []
+
+
+@dataclass(frozen=True)
+class Task:
+    """A method on its data. A task holds no state of a run, so one task may serve several.
+
+    name: for the log. sampler: which examples each global step trains on; its seed is also that of dropout.
+    save: writes what evaluation and serving need; called on rank 0.
+    reference: None for a loss that needs none. exchange: makes the `Exchange` for the module that trains.
+    notes: lines for the log on what the user should know about the data; called on rank 0.
+    """
+
+    name: str
+    sampler: GlobalBatchSampler
+    data: TaskData
+    model: TaskModel
+    save: SaveModel
+    reference: Reference | None = None
+    exchange: Callable[[nn.Module], Exchange] = no_exchange
+    notes: Callable[[], list[str]] = no_notes

@@ -6,6 +6,7 @@ U prompts, T rows, R pooled rows, D width, C outputs.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +29,22 @@ class Encoder(nn.Module):
         self._base = [base_of(model)]  # in a list: a second registration would give every parameter a second name
 
     @property
+    def base(self) -> Any:
+        """The causal language model itself, without an adapter around it."""
+        return self._base[0]
+
+    @property
     def vocab_size(self) -> int:
         """V, as the model's configuration has it."""
-        return int(self._base[0].config.vocab_size)
+        return int(self.base.config.vocab_size)
 
     def num_rows(self, prompts: PooledPrompts) -> int:
         """Rows that the model runs for `prompts`, padding included; there is some under FlexAttention alone."""
-        return num_rows(prompts.batch, self._base[0].config, self._max_tokens)
+        return num_rows(prompts.batch, self.base.config, self._max_tokens)
 
     def forward(self, prompts: PooledPrompts) -> Tensor:
         """-> (U, D) float32: the mean of each prompt's pooled rows, behind the decoder's last norm."""
-        hidden = run_decoder(self._base[0], prompts.batch, self._max_tokens)  # (>= T, D)
+        hidden = run_decoder(self.base, prompts.batch, self._max_tokens)  # (>= T, D)
         pooled = hidden[prompts.rows].float()  # (R, D)
         sums = pooled.new_zeros(len(prompts.weights), pooled.shape[1]).index_add(0, prompts.owners, pooled)
         counts = torch.bincount(prompts.owners, minlength=len(prompts.weights))  # (U,)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
-from rec_dist.models.head import Preference, replace_head
+from rec_dist.models.head import CompletionHead, Preference, replace_head
 from rec_dist.models.probe import check_same, probe_tokens
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
@@ -45,19 +45,39 @@ class Scorer(nn.Module):
         self.loss = loss
         self.preference = preference
         self.metric_names = metric_names
-        base = base_of(model)
-        replace_head(base)
         self._max_tokens = max_tokens
-        self._base = [base]  # in a list: a second registration would give every parameter a second name
+        self._base = [base_of(model)]  # in a list: a second registration would give every parameter a second name
+        replace_head(self.base)
+
+    @property
+    def base(self) -> Any:
+        """The causal language model itself, without an adapter around it."""
+        return self._base[0]
+
+    @property
+    def vocab_size(self) -> int:
+        """V, as the model's configuration has it."""
+        return int(self.base.config.vocab_size)
+
+    @property
+    def input_embeddings(self) -> nn.Module:
+        """The module that turns token ids into rows of width D."""
+        module: nn.Module = self.base.get_input_embeddings()
+        return module
+
+    @property
+    def head(self) -> CompletionHead:
+        """The language-model head."""
+        head: CompletionHead = self.base.get_output_embeddings()
+        return head
 
     def num_rows(self, batch: PackedBatch) -> int:
         """Rows that the model runs for `batch`, padding included; there is some under FlexAttention alone."""
-        return num_rows(batch, self._base[0].config, self._max_tokens)
+        return num_rows(batch, self.base.config, self._max_tokens)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without graph, logps (N,) float32)."""
-        base = self._base[0]
-        head, hidden = base.get_output_embeddings(), run_decoder(base, batch, self._max_tokens)  # (T, D)
+        head, hidden = self.head, run_decoder(self.base, batch, self._max_tokens)  # (T, D)
         if self.preference is None:
             logps = head(hidden, batch)
             loss_sum, count, metrics = self.loss(logps, batch)
@@ -69,12 +89,12 @@ class Scorer(nn.Module):
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Inside, the adapter is off, or the frozen copy of where this run started is on.
+        """Inside, the adapter is off, or the frozen copy of where this run started is on."""
 
-        Flips the layers' switches alone: PEFT's own calls also toggle requires_grad, which ZeRO's hooks do not expect.
-        """
         from peft.tuners.tuners_utils import BaseTunerLayer
 
+        # We set private attributes because every public call of PEFT 0.21 (set_adapter, enable_adapters, disable_adapter) also
+        # toggles requires_grad, and ZeRO's hooks take the set of training parameters as fixed.
         layers: list[Any] = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         has_copy = REFERENCE_ADAPTER in getattr(self.model, "peft_config", {})
         for layer in layers:
@@ -96,7 +116,7 @@ def rows_run(module: nn.Module, batch: Any) -> int:
 
 
 def check_branching(score: Callable[[PackedBatch], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
-    """Scores a completion that has a neighbour on its prompt and another prompt before it, and then alone; UserError when they differ.
+    """Score a completion beside a neighbour on its prompt and behind another prompt, then alone. Raises UserError if they differ.
 
     score: batch -> (N,) log-probs, called twice on every rank; dtype: the model's. Catches models whose attention drops the mask.
     """

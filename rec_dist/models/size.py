@@ -5,7 +5,6 @@ Only matrices count: a norm's or a bias's work is 1e-4 of theirs. Pure bookkeepi
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from torch import nn
 
@@ -27,8 +26,7 @@ def count_weights(module: nn.Module) -> WeightCount | None:
     """The count for a scorer; None for a module that is none, or whose tokens pass different weights (experts)."""
     if not isinstance(module, Scorer):
         return None
-    base: Any = module._base[0]
-    head = base.get_output_embeddings()
+    head = module.head
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     embeddings |= {id(layer.prompt) for layer in module.modules() if isinstance(layer, SoftPromptEmbedding)}
     frozen = training = 0

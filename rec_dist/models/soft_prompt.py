@@ -55,11 +55,12 @@ class SoftPromptEmbedding(nn.Module):
 
     def _collect(self, beyond: Tensor, gradient: Tensor) -> None:
         if self._gradients is None:
-            self._gradients = gradient.new_zeros(NUM_RANGES * self._num, gradient.shape[-1], dtype=torch.float32)
+            self._gradients = gradient.new_zeros(NUM_RANGES * self.num_vectors, gradient.shape[-1], dtype=torch.float32)
         self._gradients.index_add_(0, beyond.clamp(min=0).flatten(), gradient.flatten(0, -2).float())
 
     @property
-    def _num(self) -> int:
+    def num_vectors(self) -> int:
+        """n, also where ZeRO-3 has sharded the vectors."""
         return int(getattr(self.prompt, "ds_shape", self.prompt.shape)[0])
 
     def take_gradients(self) -> Tensor:

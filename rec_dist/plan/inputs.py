@@ -12,7 +12,7 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.sampling.targets import index_targets
-from rec_dist.engine.settings import EngineSettings, deepspeed_config
+from rec_dist.engine.settings import EngineSettings, deepspeed_config, engine_settings
 from rec_dist.errors import UserError
 from rec_dist.methods.build import choose_objective
 from rec_dist.methods.delrec.build import check_settings
@@ -84,17 +84,6 @@ def _model_folder(config: RunConfig) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"plan.model ({folder}) has no config.json; give a folder that has one, such as configs/models/llama3-8b")
     return folder
-
-
-def engine_settings(config: RunConfig, *, width: int, bf16: bool) -> EngineSettings:
-    """What a worker would give its engine."""
-    return EngineSettings(
-        zero_stage=config.cluster.zero_stage,
-        bf16=bf16,
-        max_grad_norm=config.optimizer.max_grad_norm,
-        hidden_size=width,
-        max_live_parameters=config.cluster.max_live_parameters,
-    )
 
 
 def zero_of(settings: EngineSettings, *, reference: str) -> Zero:

@@ -1,7 +1,7 @@
-"""Where the time of a step goes: a clock around the engine's verbs, and the sums over steps and ranks.
+"""Where the time of a step goes: a clock around the engine's calls, and the sums over steps and ranks.
 
-On a GPU the clock is CUDA events on the batch the work is in, so that measuring does not make the host wait inside a step; a
-collective that a verb waits for counts as that verb's time. How much of a step is collectives, only a trace can tell.
+On a GPU the clock is CUDA events in the stream of the work, so measuring does not make the host wait inside a step. A
+collective that a call waits for counts as time of that call. Only a trace can tell how much of a step is collectives.
 """
 
 import time
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rec_dist.engine.engine import Engine
+from rec_dist.train.loop import EngineProtocol
+from rec_dist.train.reference import ReferenceLogps
 
 PHASES = ("data", "reference", "forward", "backward", "reduce", "optimizer")
 
@@ -27,22 +28,22 @@ class Clock:
         self._open: dict[str, Any] = {}
 
     def begin(self, phase: str) -> None:
-        """Enters a phase; entering it again before its end moves its begin."""
+        """Enter a phase; entering it again before its end moves its begin."""
         self._open[phase] = self._now()
 
     def end(self, phase: str) -> None:
-        """Leaves it."""
+        """Leave a phase."""
         self._marks.append((phase, self._open.pop(phase), self._now()))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """begin and end."""
+        """Inside, the phase runs."""
         self.begin(name)
         yield
         self.end(name)
 
     def take(self) -> dict[str, float]:
-        """Seconds by phase since the last call; waits for the device. "data" is the host's to add: nothing runs on the device then."""
+        """Return seconds by phase since the last call, once the device is done. The caller adds "data", time of the host."""
         if self._on_gpu:
             torch.cuda.synchronize()
         seconds = dict.fromkeys(PHASES, 0.0)
@@ -60,9 +61,12 @@ class Clock:
 
 
 class TimedEngine:
-    """The engine's verbs as the loop calls them, each under the clock. After the last backward pass "reduce" begins."""
+    """Implements train.loop.EngineProtocol: each call of `engine` under the clock.
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    The phase "reduce" lasts from the last backward pass to the optimizer's step.
+    """
+
+    def __init__(self, engine: EngineProtocol, clock: Clock) -> None:
         self._engine, self._clock = engine, clock
 
     def forward(self, batch: Any) -> Any:
@@ -79,13 +83,27 @@ class TimedEngine:
 
     def step(self, lr: float, *, discard: bool = False) -> float:
         """As Engine.step."""
+        self._clock.end("reduce")
         with self._clock.phase("optimizer"):
             return self._engine.step(lr, discard=discard)
 
 
 @dataclass(frozen=True)
+class TimedReference:
+    """Implements train.reference.ReferenceLogps: `reference` under the clock."""
+
+    reference: ReferenceLogps
+    clock: Clock
+
+    def attach(self, batch: Any) -> Any:
+        """As the reference's own."""
+        with self.clock.phase("reference"):
+            return self.reference.attach(batch)
+
+
+@dataclass(frozen=True)
 class StepTime:
-    """One step on one rank: its wall-clock seconds, those by phase, and the counts of the plan over all ranks."""
+    """One step on one rank: its wall-clock seconds, the seconds of each phase, and the counts of the plan over all ranks."""
 
     seconds: float
     phases: dict[str, float]
@@ -95,12 +113,12 @@ class StepTime:
 
     @property
     def own_seconds(self) -> float:
-        """Until this rank came to the reduction that all wait in. Under ZeRO-3 the gathers before it are waits as well."""
+        """Seconds until this rank reached the reduction, where all ranks wait. Under ZeRO-3 they include waits in gathers."""
         return sum(self.phases[phase] for phase in ("data", "reference", "forward", "backward"))
 
 
 def shares(steps: Sequence[StepTime]) -> dict[str, float]:
-    """phase -> share of the seconds of all `steps`, of all ranks; "other" is the rest. They add up to 1."""
+    """phase -> its share of the seconds of all `steps`, of all ranks; "other" is the rest. The shares add up to 1."""
     total = sum(step.seconds for step in steps)
     found = {phase: sum(step.phases[phase] for step in steps) / total for phase in PHASES}
     rest = 1.0 - sum(found.values())
@@ -110,7 +128,7 @@ def shares(steps: Sequence[StepTime]) -> dict[str, float]:
 
 
 def speed(ranks: Sequence[Sequence[StepTime]]) -> dict[str, Any]:
-    """Step times and rates of ranks[r][step]; a step lasts as long as on its slowest rank. Rates are totals over totals."""
+    """Step times and rates of ranks[r][step]. A step takes as long as on its slowest rank; a rate is a total over a total."""
     seconds = [max(step.seconds for step in same) for same in zip(*ranks, strict=True)]
     waits = [step.phases["data"] for rank in ranks for step in rank]
     counts = {name: sum(getattr(step, name) for step in ranks[0]) for name in ("tokens", "logical_tokens", "groups")}
@@ -125,7 +143,7 @@ def speed(ranks: Sequence[Sequence[StepTime]]) -> dict[str, Any]:
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """The q-th percentile (0..100), between neighbours by their distance.
+    """The q-th percentile (0..100), interpolated linearly.
 
     >>> percentile([4.0, 1.0, 2.0, 3.0], 50)
     2.5
@@ -134,7 +152,7 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 def lag(ranks: Sequence[Sequence[StepTime]]) -> dict[str, Any]:
-    """The rank that comes last to the reduction, by the median over steps, and how far behind the first."""
+    """The rank that reaches the reduction last, by its median over steps, and how far it is behind the first."""
     own = [percentile([step.own_seconds for step in rank], 50) for rank in ranks]
     step = percentile([step.seconds for step in ranks[0]], 50)
     slowest = int(np.argmax(own))

@@ -1,4 +1,4 @@
-"""What the ranks measured, as one report: the content of profile.json. Every number says what it is a share or a rate of."""
+"""Merges what the ranks measured into one report, the content of profile.json. Every number says what it is a share of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ PROFILE_NAME, FORMAT = "profile.json", 1
 
 @dataclass(frozen=True)
 class RankRecord:
-    """One rank's measurements; `again` repeats `real` after `synthetic`.
+    """One rank's measurements. `again` repeats `real` after `synthetic`.
 
     rows_*: over the counted steps of real data; recompilations: since the warm-up.
     """
@@ -47,7 +47,7 @@ def merge(
     device: str,
     sampler: GlobalBatchSampler,
 ) -> dict[str, Any]:
-    """The report of all ranks."""
+    """Merge the records of all ranks into the report."""
     real, synthetic, again = (speed([getattr(rank, name) for rank in ranks]) for name in ("real", "synthetic", "again"))
     run, used = sum(rank.rows_run for rank in ranks), sum(rank.rows_used for rank in ranks)
     traced = [rank.traced for rank in ranks]
@@ -62,7 +62,7 @@ def merge(
         "compute": _compute(ranks, config, weights, real, dtype=dtype, device=device),
         "communication": {
             "share_of_traced_step": sum(t.collective_seconds for t in traced) / sum(t.seconds for t in traced),
-            "basis": "one traced step: time with a collective under way, mean over ranks; lies inside the phases, waits included",
+            "basis": "one traced step: time with a collective running, mean over ranks; part of the phases, includes waits",
         },
         "memory": _memory(ranks, device),
         "ranks": lag([rank.real for rank in ranks]),
@@ -74,7 +74,7 @@ def merge(
 def _settings(
     config: RunConfig, ranks: Sequence[RankRecord], dtype: torch.dtype, device: str, sampler: GlobalBatchSampler
 ) -> dict[str, Any]:
-    """What a comparison with another report must know: the same numbers of another setting mean something else."""
+    """The settings that a comparison with another report must know, since numbers depend on them."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     return {
         "model.path": config.model.path,

@@ -1,8 +1,8 @@
-"""One step under torch.profiler: a Chrome trace for the ranks that were asked for, and how long collectives ran, on every rank.
+"""One step under torch.profiler: a Chrome trace for the ranks you ask for, and on every rank the time in collectives.
 
-Collectives are what the back ends themselves report: NCCL's kernels on a GPU, gloo's operations on a CPU. Their time lies inside
-forward, backward, reduce and optimizer, not beside them; it counts waiting for peers; where they overlap with computing it is not
-lost. The profiler slows the step, so shares are of that step alone.
+Collectives are what the back ends report: NCCL's kernels on a GPU, gloo's operations on a CPU. Their time is part of
+forward, backward, reduce and optimizer, and includes waiting for peers; where they overlap with computing, it is not
+lost. The profiler slows the step, so the shares describe this step alone.
 """
 
 import time
@@ -21,15 +21,15 @@ _HISTORY_ENTRIES = 200_000
 
 @dataclass(frozen=True)
 class Traced:
-    """seconds of the step, of which collective_seconds had a collective under way; files written, by name."""
+    """seconds: of the step. collective_seconds: those in which a collective ran. files: the names of those written."""
 
     seconds: float
     collective_seconds: float
     files: tuple[str, ...]
 
 
-def traced(step: Callable[[], None], settings: ProfileConfig, world: World, folder: Path) -> Traced:
-    """Runs step() under the profiler on every rank; files are written for the ranks in settings.trace_ranks."""
+def traced(step: Callable[[], object], settings: ProfileConfig, world: World, folder: Path) -> Traced:
+    """Run step() under the profiler on every rank; write files for the ranks in settings.trace_ranks."""
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = world.device.startswith("cuda")
@@ -63,7 +63,7 @@ def _collectives(events: Any, on_gpu: bool) -> list[tuple[float, float]]:
 
 
 def covered_seconds(intervals: Iterable[tuple[float, float]]) -> float:
-    """Seconds in which at least one of the intervals (begin, end), in microseconds, was under way.
+    """Seconds that at least one of the intervals (begin, end), in microseconds, covers.
 
     >>> covered_seconds([(0, 4e6), (1e6, 2e6), (6e6, 7e6)])
     5.0

@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is not finite: left out on every rank, named, counted, and the end of the run when they go on.
+"""Steps whose loss or gradient is not finite: every rank leaves them out, the log names their users, and too many end the run.
 
-A single overflow in days of training should not cost the run; a run that has diverged should not go on for days. Costs nothing
-while all is finite: what is looked at is reduced over the ranks anyway.
+A single overflow in days of training should not cost the run, and a run that has diverged should not go on for days.
+This costs nothing while all numbers are finite, since the loop reduces them over the ranks anyway.
 """
 
 import math
@@ -17,41 +17,44 @@ _NAMED, _KEPT = 8, 100  # users in a message, and in a row of metrics.jsonl
 
 
 def is_bad(numbers: dict[str, float]) -> bool:
-    """Whether the step was left out; the same on every rank, since both numbers are over all ranks."""
+    """Whether a step with these numbers is left out: the same answer on every rank, since both numbers are over all ranks."""
     return not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]))
 
 
 def suspects(task: Task, plan: StepWork, spoiled: Sequence[int]) -> list[str]:
-    """Users of the micro-batches whose own loss is not finite, of all ranks; of the whole step where the gradient alone is. A collective.
+    """Users in the micro-batches, of all ranks, whose own loss is not finite; all of the step if only its gradient is not.
 
-    spoiled: of this rank's micro-batches, the numbers of those with such a loss.
+    A collective. spoiled: the numbers of this rank's micro-batches with such a loss.
     """
     found = {
         example for part in collectives.gather([u for number in spoiled for u in plan.micro_batches[number]]) for example in part
     }
     indices, _ = task.sampler.examples_of_step(plan.step)
-    return task.users(indices[sorted(found)] if found else indices)
+    return task.data.users(indices[sorted(found)] if found else indices)
 
 
 class BadSteps:
-    """How many in a row. limit: this many are left out, one more raises; in_a_row: those before the first step of this attempt."""
+    """Counts bad steps in a row. limit: so many are left out, and one more raises.
+
+    in_a_row: the bad steps just before the first step of this attempt.
+    """
 
     def __init__(self, limit: int, in_a_row: int = 0) -> None:
         self._limit, self._in_a_row = limit, in_a_row
 
     def good(self) -> None:
-        """A step was applied."""
+        """Note a step that was applied."""
         self._in_a_row = 0
 
     def row(self, plan: StepWork, numbers: dict[str, float], users: list[str]) -> dict[str, Any]:
-        """A step was left out: its row for metrics.jsonl. JSON knows no NaN, so such numbers are text."""
+        """Note a step that was left out; returns its row for metrics.jsonl. JSON knows no NaN, so such numbers are text."""
         self._in_a_row += 1
         shown = {key: numbers[key] if math.isfinite(numbers[key]) else str(numbers[key]) for key in ("loss", "grad_norm", "lr")}
         place = {"event": "bad_step", "step": plan.step + 1, "epoch": plan.epoch}
         return {**place, **shown, "in_a_row": self._in_a_row, "num_users": len(users), "users": users[:_KEPT]}
 
     def check(self, row: dict[str, Any]) -> None:
-        """Raises NotFiniteError, on every rank, when there have been too many; `row` is the last."""
+        """Raises NotFiniteError, on every rank, when there were too many. row: of the last one."""
         if self._in_a_row > self._limit:
             raise NotFiniteError(
                 f"{describe(row)}; {self._in_a_row} such step(s) in a row, and train.max_bad_steps is {self._limit}; lower "
@@ -60,7 +63,7 @@ class BadSteps:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """One line of a bad step's row."""
+    """Describe a bad step's row in one line."""
     users, more = row["users"][:_NAMED], row["num_users"] - min(_NAMED, len(row["users"]))
     names = f"{', '.join(users)}{f' and {more} more' if more else ''}"
     return (

@@ -1,8 +1,9 @@
-"""Floating-point operations of a training step, and what the device could do at best. Pure functions of numbers; formulas in words.
+"""Floating-point operations of a training step, and what a device could do at best. Pure functions of numbers.
 
-A matrix of n weights costs a token 2n operations in the forward pass, 2n for the gradient of its input, and 2n for its own gradient
-where it trains: 4n frozen, 6n training. So LoRA on a model of N weights is 4N (and 6 for each of the adapter's), full
-fine-tuning 6N. Left out: attention's scores (1-2 % at prompts up to 1000 tokens), norms, the optimizer, an online reference.
+For each token, a matrix of n weights costs 2n operations in the forward pass, 2n for the gradient of its input, and 2n
+for its own gradient if it trains: 4n frozen, 6n training. So LoRA on a model of N weights costs 4N, plus 6 for each
+weight of the adapter; full fine-tuning costs 6N. We leave out attention scores (1-2 % for prompts of up to 1000
+tokens), norms, the optimizer and an online reference.
 """
 
 FORMULA = (
@@ -11,8 +12,8 @@ FORMULA = (
     "2 * head weights a scored row"
 )
 
-# Dense bfloat16 tensor-core peak of one GPU in FLOP/s, by a part of torch's device name; the first that fits counts.
-# Source: NVIDIA's data sheets of each product (their figures with sparsity, halved).
+# Dense bfloat16 tensor-core peak of one GPU in FLOP/s, by a part of torch's device name. The first match counts.
+# Source: NVIDIA's data sheet of each product, whose figures with sparsity we halve.
 _SOURCE = "NVIDIA data sheet, dense bfloat16"
 _BF16_PEAKS = (
     ("GB200", 2.5e15),
@@ -27,27 +28,27 @@ _BF16_PEAKS = (
 
 
 def token_flops(*, frozen: int, training: int) -> int:
-    """Of one token through matrices of `frozen` and `training` weights, forward and backward."""
+    """Operations of one token through matrices of `frozen` and `training` weights, forward and backward."""
     return 4 * frozen + 6 * training
 
 
 def row_flops(*, head: int, trains: bool) -> int:
-    """Of one scored row through the head of `head` = V * D weights, forward and backward."""
+    """Operations of one scored row through a head of `head` = V * D weights, forward and backward."""
     return (6 if trains else 4) * head
 
 
 def step_flops(tokens: int, rows: int, *, frozen: int, training: int, head: int, head_trains: bool) -> int:
-    """Of `tokens` processed tokens and `rows` distinct scored rows: each operation once."""
+    """Operations of `tokens` processed tokens and `rows` distinct scored rows, each counted once."""
     return tokens * token_flops(frozen=frozen, training=training) + rows * row_flops(head=head, trains=head_trains)
 
 
 def recomputed_flops(tokens: int, rows: int, *, frozen: int, training: int, head: int, checkpointing: bool) -> int:
-    """Done a second time in the backward pass: the layers with activation checkpointing, and always the head's logits."""
+    """Operations that the backward pass repeats: the layers under activation checkpointing, and always the head's logits."""
     return (2 * tokens * (frozen + training) if checkpointing else 0) + 2 * rows * head
 
 
 def known_peak(device_name: str) -> tuple[float, str] | None:
-    """(FLOP/s in bfloat16, source) of a GPU by its name, or None.
+    """(FLOP/s in bfloat16, source) of a GPU by its name; None for an unknown GPU.
 
     >>> known_peak("NVIDIA H100 80GB HBM3")
     (989000000000000.0, 'NVIDIA data sheet, dense bfloat16')
@@ -59,5 +60,5 @@ def known_peak(device_name: str) -> tuple[float, str] | None:
 
 
 def utilisation(flops: float, seconds: float, peak: float, world_size: int) -> float:
-    """The share of what `world_size` devices of `peak` FLOP/s could have done in `seconds`."""
+    """`flops` as a share of what `world_size` devices of `peak` FLOP/s could do in `seconds`."""
     return flops / (seconds * peak * world_size)

@@ -1,13 +1,14 @@
 """From the global plan to this rank's batches, built in a thread beside the step that runs.
 
-Every rank builds every example of a step, since lengths decide the packing, and collates only its own: about 25 us a example.
+Every rank builds every example of a step, since their lengths decide the packing, and collates only its own. Building
+takes about 25 us an example.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +19,11 @@ from rec_dist.runtime.world import World
 
 @dataclass(frozen=True)
 class StepWork:
-    """One global step as one rank sees it: its batches, which of the step's examples are in each, and the totals of all ranks."""
+    """One global step as one rank sees it: its batches, which of the step's examples are in each, and the totals of all ranks.
+
+    Token counts are of the whole global step: num_scored that losses are taken over, num_tokens rows of the model run,
+    num_logical_tokens with every prompt written out before each of its completions.
+    """
 
     step: int
     epoch: int
@@ -29,15 +34,22 @@ class StepWork:
     num_tokens: int
     num_logical_tokens: int
 
+    def count(self, mean_over: Literal["groups", "tokens"]) -> int:
+        """What the step's loss is a mean over, as methods.task.TaskModel.mean_over says."""
+        return self.num_scored if mean_over == "tokens" else self.num_groups
+
 
 def divide(task: Task, examples: Sequence[Example], *, step: int, epoch: int, max_tokens: int, world: World) -> StepWork:
-    """Packs the examples of one global step, assigns the micro-batches to the ranks and collates this rank's. The same number on every rank."""
+    """Pack the examples of one global step, assign the micro-batches to ranks, and collate this rank's.
+
+    Every rank gets the same number of micro-batches.
+    """
     lengths = np.asarray([example.num_tokens for example in examples], dtype=np.int64)
     ranks = assign_to_ranks(pack_evenly(lengths, max_tokens, world.size), lengths, world.size)
     return StepWork(
         step=step,
         epoch=epoch,
-        batches=tuple(task.collate([examples[i] for i in micro_batch], step=step) for micro_batch in ranks[world.rank]),
+        batches=tuple(task.data.collate([examples[i] for i in micro_batch], step=step) for micro_batch in ranks[world.rank]),
         micro_batches=tuple(tuple(micro_batch) for micro_batch in ranks[world.rank]),
         num_groups=sum(example.num_groups for example in examples),
         num_scored=sum(example.num_scored for example in examples),
@@ -47,13 +59,14 @@ def divide(task: Task, examples: Sequence[Example], *, step: int, epoch: int, ma
 
 
 def step_work(task: Task, step: int, *, max_tokens: int, world: World) -> StepWork:
-    """Step `step` of the task's order, divided."""
+    """Step `step` of the task, divided."""
     indices, epochs = task.sampler.examples_of_step(step)
-    return divide(task, task.examples(indices, epochs), step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world)
+    examples = task.data.examples(indices, epochs)
+    return divide(task, examples, step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world)
 
 
 def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> Iterator[StepWork]:
-    """The same, telling which step it is in and when it waits for the next one's data."""
+    """The same steps, with a sign of life when a step begins and when the loop waits for the next step's data."""
     for plan in work:
         beat("step", plan.step + 1)
         yield plan
@@ -61,7 +74,7 @@ def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> It
 
 
 def prefetch(make: Callable[[int], Any], indices: Sequence[int], *, depth: int = 2) -> Iterator[Any]:
-    """make(i) for each index in order, at most `depth` ahead of the consumer, in one thread. An error is raised where it is met."""
+    """make(i) for each index in order, in one thread, at most `depth` ahead of the consumer, who also gets its errors."""
     results: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
@@ -78,7 +91,7 @@ def prefetch(make: Callable[[int], Any], indices: Sequence[int], *, depth: int =
         for index in indices:
             try:
                 value: tuple[Any, BaseException | None] = (make(index), None)
-            except BaseException as fault:  # handed to the consumer, which raises it
+            except BaseException as fault:  # for the consumer to raise
                 put((None, fault))
                 return
             if not put(value):

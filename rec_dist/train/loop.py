@@ -1,27 +1,29 @@
-"""The loop: it knows steps, sums and the engine; no method, no Ray, no DeepSpeed.
+"""The training loop: steps, sums, and what happens between steps. It knows no method and no launcher.
 
-A loss arrives as a sum; it is divided once, by the count of the whole global step, so that world size, packing and
+A loss arrives as a sum. It is divided once, by the count of the whole global step, so world size, packing and
 accumulation do not change it.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from rec_dist.methods.task import Task
+from rec_dist.methods.task import Exchange, Task
 from rec_dist.runtime import collectives
 from rec_dist.runtime.world import World
 from rec_dist.train.bad_steps import BadSteps, is_bad, suspects
 from rec_dist.train.loader import StepWork
-from rec_dist.train.utilisation import Utilisation
+from rec_dist.train.recorder import Recorder
+from rec_dist.train.reference import ReferenceLogps
+from rec_dist.train.saving import Saver
 
 
 class EngineProtocol(Protocol):
-    """What the loop asks of an engine; engine/engine.py, or profiling/phases.py with a clock around it."""
+    """What a step asks of an engine: engine/engine.py, or profiling/phases.py with a clock around it."""
 
     def forward(self, batch: Any) -> Any: ...
     def backward(self, loss: torch.Tensor, *, last: bool) -> None: ...
@@ -29,126 +31,127 @@ class EngineProtocol(Protocol):
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What the loop calls out to. prepare: a batch just before its forward pass (adds the reference). All ranks call all of them.
+class LocalSums:
+    """What the micro-batches of this rank came to. totals (2 + S,) float64: loss, count, metrics.
 
-    writing: whether this rank still writes a checkpoint; settle: what is to be done once none does.
-    mfu: the utilisation of a step of so many tokens and scored tokens in so many seconds.
+    spoiled: the numbers of the micro-batches whose own loss is not finite.
     """
 
-    prepare: Callable[[Any], Any]
-    learning_rate: Callable[[int], float]
-    stop_wanted: Callable[[int], bool]  # asked on rank 0 only
-    log: Callable[[dict[str, Any]], None]
-    checkpoint: Callable[[int], None]
-    writing: Callable[[], bool] = lambda: False
-    settle: Callable[[], None] = lambda: None
-    mfu: Utilisation = lambda tokens, scored, seconds: None
+    totals: torch.Tensor
+    spoiled: Sequence[int]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to, over all ranks. bad_users: None when it was applied, else whose groups it may have been."""
+    """What a step came to over all ranks. numbers: loss, grad_norm, lr and the task's metrics.
 
-    numbers: dict[str, float]  # loss, grad_norm, lr and the task's metrics
-    stop: bool
-    writing: bool
+    flags: of those given to update(), which are set on any rank. bad_users: None when the step was applied, else whose
+    groups may have spoiled it.
+    """
+
+    numbers: dict[str, float]
+    flags: tuple[bool, ...]
     bad_users: list[str] | None
 
 
-def train(
-    engine: EngineProtocol,
-    task: Task,
-    work: Iterable[StepWork],
-    hooks: Hooks,
-    *,
-    every_steps: int,
-    seed: int,
-    world: World,
-    bad_steps: BadSteps,
-) -> bool:
-    """Runs the steps of `work`. Returns True when it came to the end, False when asked to stop.
+@dataclass(frozen=True)
+class TrainStep:
+    """One global step: forward_backward over this rank's micro-batches, then update. All ranks call both.
 
-    NotFiniteError: too many bad steps in a row.
+    before_batch: called before each micro-batch.
     """
-    total = task.sampler.num_steps
-    last = time.perf_counter()
-    for plan in work:
-        waited = time.perf_counter() - last
-        result = run_step(engine, task, plan, hooks, seed=seed, world=world)
-        done = plan.step + 1
-        now = time.perf_counter()
-        if result.bad_users is None:
-            bad_steps.good()
-            seconds = now - last
-            mfu = hooks.mfu(plan.num_tokens, plan.num_scored, seconds)
-            hooks.log(step_row(task, plan, result.numbers, seconds=seconds, waited=waited, mfu=mfu))
-        else:
-            row = bad_steps.row(plan, result.numbers, result.bad_users)
-            hooks.log(row)
-            bad_steps.check(row)
-        last = now
-        if not result.writing:
-            hooks.settle()
-        stop = result.stop and done < total
-        if stop or done == total or done % every_steps == 0:
-            hooks.checkpoint(done)
-        if stop:
-            return False
-    return True
+
+    engine: EngineProtocol
+    task: Task
+    reference: ReferenceLogps
+    exchange: Exchange
+    before_batch: Callable[[Any], None]
+    world: World
+
+    def count(self, plan: StepWork) -> int:
+        """What the step's mean loss is divided by."""
+        return plan.count(self.task.model.mean_over)
+
+    def forward_backward(self, plan: StepWork) -> LocalSums:
+        """Add up the gradients of this rank's micro-batches."""
+        scale = self.world.size / self.count(plan)  # DeepSpeed takes the mean over ranks
+        torch.manual_seed(_dropout_seed(self.task.sampler.seed, plan.step, self.world.rank))
+        spoiled: list[int] = []
+        totals = torch.zeros(2 + len(self.task.model.metric_names), dtype=torch.float64)
+        for number, batch in enumerate(plan.batches):
+            self.before_batch(batch)
+            loss_sum, sums, _ = self.engine.forward(self.reference.attach(batch))
+            self.engine.backward(loss_sum * scale, last=number == len(plan.batches) - 1)
+            sums = sums.cpu()
+            totals += sums
+            if not math.isfinite(float(sums[0])):
+                spoiled.append(number)
+        return LocalSums(totals, spoiled)
+
+    def update(self, plan: StepWork, local: LocalSums, *, lr: float, flags: Sequence[bool] = ()) -> StepResult:
+        """Reduce the sums over ranks, once, and make one optimizer step.
+
+        When the loss or the gradient is not finite, the weights stay as they were on every rank.
+        """
+        own = [local.totals, torch.tensor(flags, dtype=torch.float64), self.exchange.step_sums()]
+        totals, raised, exchanged = torch.split(collectives.sum_over_ranks(torch.cat(own)), [len(part) for part in own])
+        self.exchange.end_step(exchanged)
+        loss = float(totals[0]) / self.count(plan)
+        grad_norm = self.engine.step(lr, discard=not math.isfinite(loss))
+        names, counted = self.task.model.metric_names, max(float(totals[1]), 1.0)
+        means = {name: float(totals[2 + i]) / counted for i, name in enumerate(names)}
+        numbers = {"loss": loss, "grad_norm": grad_norm, "lr": lr, **means}
+        bad_users = suspects(self.task, plan, local.spoiled) if is_bad(numbers) else None
+        return StepResult(numbers, tuple(float(flag) > 0 for flag in raised), bad_users)
 
 
-def run_step(engine: EngineProtocol, task: Task, plan: StepWork, hooks: Hooks, *, seed: int, world: World) -> StepResult:
-    """One global step: forward and backward over this rank's batches, one optimizer step, one reduction of the sums.
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout is a function of the step, so a resumed run draws what an uninterrupted one would."""
+    return (seed * 1_000_003 + step) * 4099 + rank
 
-    A loss or gradient that is not finite leaves the weights as they were, on every rank.
+
+@dataclass(frozen=True)
+class Trainer:
+    """Runs steps, writes each down, saves when a checkpoint is due, and stops when asked to.
+
+    learning_rate: of a 0-based step. stop_wanted: whether to stop after so many steps.
     """
-    count = plan.num_scored if task.counts_tokens else plan.num_groups
-    scale = world.size / count  # DeepSpeed takes the mean over ranks
-    torch.manual_seed(
-        (seed * 1_000_003 + plan.step) * 4099 + world.rank
-    )  # dropout, where there is any, as a function of the step
-    spoiled: list[int] = []
-    totals = torch.zeros(4 + len(task.metric_names), dtype=torch.float64)
-    for number, batch in enumerate(plan.batches):
-        loss_sum, sums, _ = engine.forward(hooks.prepare(batch))
-        engine.backward(loss_sum * scale, last=number == len(plan.batches) - 1)
-        sums = sums.cpu()
-        totals[:-2] += sums
-        if not math.isfinite(float(sums[0])):
-            spoiled.append(number)
-    totals[-2] = float(hooks.writing())
-    totals[-1] = float(world.is_main and hooks.stop_wanted(plan.step + 1))
-    size = len(totals)
-    summed = collectives.sum_over_ranks(torch.cat([totals, task.step_sums()]))
-    totals = summed[:size]
-    task.end_step(summed[size:])
-    loss = float(totals[0]) / count
-    lr = hooks.learning_rate(plan.step)
-    grad_norm = engine.step(lr, discard=not math.isfinite(loss))
-    means = {name: float(totals[2 + i]) / max(float(totals[1]), 1.0) for i, name in enumerate(task.metric_names)}
-    numbers = {"loss": loss, "grad_norm": grad_norm, "lr": lr, **means}
-    bad_users = suspects(task, plan, spoiled) if is_bad(numbers) else None
-    return StepResult(numbers, stop=float(totals[-1]) > 0, writing=float(totals[-2]) > 0, bad_users=bad_users)
 
+    step: TrainStep
+    learning_rate: Callable[[int], float]
+    recorder: Recorder
+    saver: Saver
+    stop_wanted: Callable[[int], bool]
+    bad_steps: BadSteps
 
-def step_row(
-    task: Task, plan: StepWork, numbers: dict[str, float], *, seconds: float, waited: float, mfu: float | None
-) -> dict[str, Any]:
-    """The row of metrics.jsonl for one step. mfu: None where operations are not counted, and on ranks that do not write it."""
-    return {
-        "event": "step",
-        "step": plan.step + 1,
-        "epoch": plan.epoch,
-        "loss": numbers["loss"],
-        "grad_norm": numbers["grad_norm"],
-        "lr": numbers["lr"],
-        **{name: numbers[name] for name in task.metric_names},
-        "tokens": plan.num_tokens,
-        "logical_tokens": plan.num_logical_tokens,
-        "groups": plan.num_groups,
-        "tokens_per_second": plan.num_tokens / seconds,
-        "step_seconds": seconds,
-        "data_seconds": waited,
-        "mfu": mfu,
-    }
+    def run(self, work: Iterable[StepWork]) -> bool:
+        """Run the steps of `work`. Returns True at the end of training, False after a stop.
+
+        Raises NotFiniteError on every rank after too many bad steps in a row.
+        """
+        total = self.step.task.sampler.num_steps
+        last = time.perf_counter()
+        for plan in work:
+            waited = time.perf_counter() - last
+            done = plan.step + 1
+            local = self.step.forward_backward(plan)
+            flags = (self.saver.writing, self.stop_wanted(done))
+            result = self.step.update(plan, local, lr=self.learning_rate(plan.step), flags=flags)
+            now = time.perf_counter()
+            if result.bad_users is None:
+                self.bad_steps.good()
+                self.recorder.step(plan, result.numbers, seconds=now - last, waited=waited)
+            else:
+                row = self.bad_steps.row(plan, result.numbers, result.bad_users)
+                self.recorder.bad_step(row)
+                self.bad_steps.check(row)
+            last = now
+            writing, stop = result.flags
+            if not writing:  # on no rank, so that committing the checkpoint waits for nobody
+                self.saver.settle()
+            stop = stop and done < total
+            if stop or self.saver.due(done):
+                self.saver.save(done)
+            if stop:
+                return False
+        return True

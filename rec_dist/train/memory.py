@@ -1,6 +1,6 @@
-"""Memory of a worker, and what to turn when it runs out: how full the device is, what a token costs, which keys help.
+"""The memory of a worker, and what to change when it runs out: how full the device is, what a token costs, which keys help.
 
-On a GPU: torch's allocator. On a CPU: this process's resident pages, against the machine's memory.
+On a GPU the numbers are of torch's allocator; on a CPU they are this process's resident pages, against the machine's memory.
 """
 
 import os
@@ -21,7 +21,7 @@ _GIGA = 1e9
 
 
 def in_use_bytes(device: str) -> int:
-    """Held now."""
+    """Bytes in use now."""
     if device.startswith("cuda"):
         return int(torch.cuda.memory_allocated(device))
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
@@ -29,34 +29,34 @@ def in_use_bytes(device: str) -> int:
 
 
 def peak_bytes(device: str) -> int:
-    """The most held so far."""
+    """The most bytes in use so far."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
-    # Not ru_maxrss, which begins with what the parent held when it forked.
+    # Not ru_maxrss, which begins with the memory of the parent at the fork.
     found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024
 
 
 def total_bytes(device: str) -> int:
-    """What the device has; on a CPU the machine, shared by all of its workers."""
+    """Bytes that the device has; on a CPU, those of the machine, which all of its workers share."""
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryWatch:
-    """What a token of a micro-batch has cost so far in this run."""
+    """Measures what a token of a micro-batch costs in this run."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.static_bytes: int | None = None  # weights and what else stands before the first micro-batch
-        self.bytes_per_token: float | None = None  # of the micro-batches that went through
+        self.static_bytes: int | None = None  # weights and whatever else is there before the first micro-batch
+        self.bytes_per_token: float | None = None  # of the micro-batches that are done
         self.largest_micro_batch = 0
-        self.loading_bytes = 0  # the most held until the model stood
+        self.loading_bytes = 0  # the peak until the model was loaded
 
     def start(self) -> None:
-        """Call when the model stands and before the first micro-batch. Peaks are counted anew from here: loading has its own."""
+        """Call once the model is loaded, before the first micro-batch. Peaks count from here; loading has a peak of its own."""
         self.loading_bytes = peak_bytes(self.device)
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -66,7 +66,7 @@ class MemoryWatch:
         self.static_bytes = in_use_bytes(self.device)
 
     def next_micro_batch(self, num_rows: int) -> None:
-        """Call before each micro-batch of num_rows rows: by then the ones before it have been through forward and backward passes."""
+        """Call before each micro-batch of num_rows rows, when those before it have been through forward and backward passes."""
         if self.static_bytes is not None and self.largest_micro_batch:
             self.bytes_per_token = max(peak_bytes(self.device) - self.static_bytes, 0) / self.largest_micro_batch
         self.largest_micro_batch = max(self.largest_micro_batch, num_rows)
@@ -74,7 +74,7 @@ class MemoryWatch:
 
 @dataclass(frozen=True)
 class Shortage:
-    """What is known when memory has run out. bytes_per_token: None when no micro-batch had gone through before."""
+    """What is known when memory has run out. bytes_per_token: None when no micro-batch was done before."""
 
     device: str
     peak: int
@@ -89,7 +89,7 @@ class Shortage:
 
 
 def smaller_micro_batch(max_tokens: int, *, bytes_per_token: float | None, room_bytes: float) -> int:
-    """The train.max_tokens_per_micro_batch to try next: what fits into 90 % of the room, or half where no micro-batch has been measured."""
+    """The train.max_tokens_per_micro_batch to try next: what fits into 90 % of the room, or half when nothing was measured."""
     if bytes_per_token:
         tokens = min(int(_SAFETY * room_bytes / bytes_per_token), int(_SAFETY * max_tokens))
     else:
@@ -98,7 +98,7 @@ def smaller_micro_batch(max_tokens: int, *, bytes_per_token: float | None, room_
 
 
 def advice(shortage: Shortage) -> str:
-    """One line: what ran out, and what to turn, the cheapest first."""
+    """Return one line: what ran out, and what to change, the cheapest first."""
     text = f"out of memory on {shortage.device} (peak {shortage.peak / _GIGA:.1f} of {shortage.total / _GIGA:.1f} GB"
     turns: list[str] = []
     if shortage.static is None:
@@ -107,7 +107,7 @@ def advice(shortage: Shortage) -> str:
         smaller = smaller_micro_batch(
             shortage.max_tokens, bytes_per_token=shortage.bytes_per_token, room_bytes=shortage.total - shortage.static
         )
-        basis = "half, since no micro-batch had gone through that could be measured"
+        basis = "half, since no micro-batch was done that could be measured"
         if shortage.bytes_per_token:
             basis = f"estimated from {shortage.bytes_per_token / 1e6:.3g} MB of activations a token"
         text += f", {shortage.static / _GIGA:.1f} GB of it before the first micro-batch)"
@@ -122,11 +122,11 @@ def advice(shortage: Shortage) -> str:
         turns.append("a higher cluster.num_workers with cluster.zero_stage=3 (each holds a smaller part of the weights)")
     if not shortage.trains_adapter:
         turns.append("adapter.kind=lora (no gradients and no optimizer state of the base model)")
-    return f"{text}; turn one of: {'; '.join(turns)}"
+    return f"{text}; change one of: {'; '.join(turns)}"
 
 
 def is_shortage(fault: BaseException) -> bool:
-    """Whether memory ran out, of a GPU or of the machine; torch's CPU allocator has no exception of its own for it."""
+    """Whether a GPU or the machine ran out of memory; torch's CPU allocator has no exception of its own for it."""
     if isinstance(fault, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(fault, RuntimeError) and "can't allocate memory" in str(fault)
@@ -134,7 +134,7 @@ def is_shortage(fault: BaseException) -> bool:
 
 @contextmanager
 def advising(config: RunConfig, world: World) -> Iterator[MemoryWatch]:
-    """Inside, running out of memory raises OutOfMemoryError with the advice in place of the bare fault."""
+    """Inside, running out of memory raises OutOfMemoryError with advice, instead of the bare fault."""
     watch = MemoryWatch(world.device)
     try:
         yield watch

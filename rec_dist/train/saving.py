@@ -1,14 +1,12 @@
-"""What a run keeps of its progress: the catalogue of checkpoints as the configuration wants it, what a save costs, and model/."""
+"""What a run keeps of its progress: checkpoints, with a validation before each, and at the end model/."""
 
 import shutil
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rec_dist.checkpoint.files import CheckpointMetadata
 from rec_dist.checkpoint.manager import CheckpointManager, RetentionPolicy
-from rec_dist.config.schema import CheckpointConfig, RunConfig
 from rec_dist.engine.engine import Engine
 from rec_dist.errors import DiskError, UserError
 from rec_dist.methods.initial_weights import InitialWeights
@@ -16,21 +14,20 @@ from rec_dist.methods.task import Task
 from rec_dist.runtime import collectives
 from rec_dist.runtime.environment import versions
 from rec_dist.runtime.identity import identity
-from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.storage.checksums import write_checksums
 from rec_dist.storage.disk import writing
 from rec_dist.storage.files import readable
+from rec_dist.train.context import WorkerContext
 from rec_dist.train.validation import Validation
 
 _WORTH_SAYING_SECONDS, _WORTH_SAYING_SHARE = 1.0, 0.1
 _GIGA = 1e9
 
 
-def open_checkpoints(
-    config: RunConfig, task: Task, initial: InitialWeights, run: RunDirectory, world: World
-) -> CheckpointManager:
+def open_checkpoints(task: Task, initial: InitialWeights, context: WorkerContext) -> CheckpointManager:
     """The checkpoints of this run."""
+    config, run, world = context.config, context.run, context.world
     settings, sampler = config.checkpoint, task.sampler
     metadata = CheckpointMetadata(
         base=initial.fingerprints()["model"] if world.is_main else None,
@@ -45,8 +42,8 @@ def open_checkpoints(
 
 
 def check_host_memory(engine: Engine, world: World) -> None:
-    """Raises UserError on every rank when the copies of asynchronous checkpoints do not fit beside what runs. A collective."""
-    share = engine.num_state_bytes() / world.size  # files are dealt to the ranks evenly
+    """Raises UserError on every rank when the copies of asynchronous checkpoints do not fit in host memory. A collective."""
+    share = engine.num_state_bytes() / world.size  # every rank writes as many files
     nodes: dict[str, list[float]] = {}
     for node, needed, free in collectives.gather((socket.gethostname(), share, _available_bytes())):
         total, least = nodes.get(node, [0.0, free])
@@ -54,13 +51,13 @@ def check_host_memory(engine: Engine, world: World) -> None:
     for node, (needed, free) in nodes.items():
         if needed > free:
             raise UserError(
-                f"checkpoint.asynchronous=true needs {needed / _GIGA:.1f} GB of the memory of {node}, where {free / _GIGA:.1f} GB are "
-                "free; set checkpoint.asynchronous=false, or run fewer workers a node"
+                f"checkpoint.asynchronous=true needs {needed / _GIGA:.1f} GB of the memory of {node}, where "
+                f"{free / _GIGA:.1f} GB are free; set checkpoint.asynchronous=false, or run fewer workers a node"
             )
 
 
 def _available_bytes() -> float:
-    """Of the machine, or of the container that this process is in where that has a limit."""
+    """Free memory of the machine, or of this process's container when that has a limit."""
     available = float("inf")
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
@@ -72,18 +69,18 @@ def _available_bytes() -> float:
 
 
 def room_note(num_bytes: int, missing: int, folder: Path) -> str | None:
-    """A line when the disk of `folder` has no room for `missing` more checkpoints of num_bytes each."""
+    """Return a warning when the disk of `folder` has no room for `missing` more checkpoints of num_bytes each."""
     free = shutil.disk_usage(folder).free
     if missing * num_bytes <= free:
         return None
     return (
-        f"{missing} more checkpoint(s) of {num_bytes / _GIGA:.2f} GB will not fit: {folder} has {free / _GIGA:.2f} GB free; free "
-        "space there, or lower checkpoint.keep (one more than it is written before the oldest goes)"
+        f"{missing} more checkpoint(s) of {num_bytes / _GIGA:.2f} GB will not fit: {folder} has {free / _GIGA:.2f} GB "
+        "free; free space there, or lower checkpoint.keep (one more than it is written before the oldest goes)"
     )
 
 
 class Saver:
-    """The loop's checkpoint hook: the validation where one is due, the save, and a word when saving costs much of the time."""
+    """Saves checkpoints, validates before those that are due, and warns when saving takes much of the time."""
 
     def __init__(
         self,
@@ -91,62 +88,77 @@ class Saver:
         task: Task,
         checkpoints: CheckpointManager,
         validation: Validation | None,
-        run: RunDirectory,
-        world: World,
-        *,
-        settings: CheckpointConfig,
+        context: WorkerContext,
     ) -> None:
-        self._engine, self._task, self._checkpoints, self._validation = engine, task, checkpoints, validation
-        self._run, self._world, self._every = run, world, settings.every_steps
+        self._engine, self._sampler, self._checkpoints = engine, task.sampler, checkpoints
+        self._validation, self._context = validation, context
         self._last_end = time.perf_counter()
+        settings, run = context.config.checkpoint, context.run
         missing = settings.keep + 1 + (settings.keep_best != "none") - len(checkpoints.committed())
         place = run.checkpoints if run.checkpoints.is_dir() else run.path
-        if world.is_main and (note := room_note(engine.num_state_bytes(), missing, place)) is not None:
+        if context.world.is_main and (note := room_note(engine.num_state_bytes(), missing, place)) is not None:
             run.log(f"WARNING: {note}")
 
-    def __call__(self, step: int) -> None:
-        """After `step` steps. A step that only a stop saves is not validated, so that which ones are does not depend on stops."""
+    @property
+    def writing(self) -> bool:
+        """Whether this rank is still writing a checkpoint."""
+        return self._checkpoints.writing
+
+    def settle(self) -> None:
+        """Wait for the checkpoint on its way, if there is one, and commit it. A collective."""
+        self._checkpoints.settle()
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint belongs after `step` steps."""
+        return step == self._sampler.num_steps or step % self._context.config.checkpoint.every_steps == 0
+
+    def save(self, step: int) -> None:
+        """Save the state after `step` steps. A collective.
+
+        A step that only a stop saves is not validated, so stops do not change which steps are.
+        """
+        self._context.beat("checkpoint", step)
         valid_loss = None
-        if self._validation is not None and (step % self._every == 0 or step == self._task.sampler.num_steps):
-            valid_loss = self._validation.run(self._engine, step)
-            if self._world.is_main:
-                shown = "not finite" if valid_loss is None else f"{valid_loss:.6g}"
-                self._run.log(f"validation loss after step {step}: {shown}")
+        if self._validation is not None and self.due(step):
+            valid_loss = self._validation.run(step)
+            shown = "not finite" if valid_loss is None else f"{valid_loss:.6g}"
+            self._context.log(f"validation loss after step {step}: {shown}")
         began = time.perf_counter()
-        _, epochs = self._task.sampler.examples_of_step(step - 1)
+        _, epochs = self._sampler.examples_of_step(step - 1)
         self._checkpoints.save(self._engine, step, epoch=int(epochs[-1]), valid_loss=valid_loss)
         now = time.perf_counter()
         note = cost_note(now - began, now - self._last_end)
-        if note is not None and self._world.is_main:
-            self._run.log(f"WARNING: step {step}: {note}")
+        if note is not None:
+            self._context.log(f"WARNING: step {step}: {note}")
         self._last_end = now
 
 
 def cost_note(stall_seconds: float, since_seconds: float) -> str | None:
-    """A line when a save took more than a tenth of the time since the one before."""
+    """Return a warning when a save took more than a tenth of the time since the one before."""
     if stall_seconds < _WORTH_SAYING_SECONDS or stall_seconds < _WORTH_SAYING_SHARE * since_seconds:
         return None
     return (
-        f"training stood still {stall_seconds:.1f} s for a checkpoint, {stall_seconds / since_seconds:.0%} of the time since the "
-        "last; raise checkpoint.every_steps, set checkpoint.asynchronous=true, or use a faster disk"
+        f"training stood still {stall_seconds:.1f} s for a checkpoint, {stall_seconds / since_seconds:.0%} of the time "
+        "since the last; raise checkpoint.every_steps, set checkpoint.asynchronous=true, or use a faster disk"
     )
 
 
-def save_model(engine: Engine, task: Task, run: RunDirectory, world: World) -> None:
-    """model/, whole or not at all. A collective; DiskError on every rank when rank 0 cannot write it."""
+def save_model(engine: Engine, task: Task, context: WorkerContext) -> None:
+    """Write model/, whole or not at all. A collective; raises DiskError on every rank when rank 0 cannot write it."""
     weights = engine.trainable_weights()
     fault = None
-    if world.is_main:
-        partial = run.model.with_name("model.tmp")
+    if context.world.is_main:
+        final = context.run.model
+        partial = final.with_name("model.tmp")
         try:
             with writing(partial):
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-                task.save_model(weights, engine.module, partial)
+                task.save(weights, engine.module, partial)
                 write_checksums(partial)
-                shutil.rmtree(run.model, ignore_errors=True)
+                shutil.rmtree(final, ignore_errors=True)
                 readable(partial)
-                partial.rename(run.model)
+                partial.rename(final)
         except DiskError as error:
             shutil.rmtree(partial, ignore_errors=True)
             fault = f"the model could not be written: {error}"
@@ -155,11 +167,11 @@ def save_model(engine: Engine, task: Task, run: RunDirectory, world: World) -> N
         raise DiskError(fault)
 
 
-def best_or_last(engine: Engine, checkpoints: CheckpointManager, log: Callable[[str], None], *, last: int) -> int:
-    """The step whose weights are in the engine now: those of the best checkpoint, which are loaded. A collective."""
+def load_best(engine: Engine, checkpoints: CheckpointManager, context: WorkerContext, *, last: int) -> int:
+    """Load the best checkpoint into the engine, or stay at step `last` when there is none; returns the step. A collective."""
     saved = checkpoints.load_best(engine)
     if saved is None:
-        log("WARNING: checkpoint.use_best: no validated checkpoint is there; the model is saved from the last step")
+        context.log("WARNING: checkpoint.use_best: no validated checkpoint is there; the model is saved from the last step")
         return last
-    log(f"the model is saved from {saved.folder.name}, the best: validation loss {saved.valid_loss:.6g}")
+    context.log(f"the model is saved from {saved.folder.name}, the best: validation loss {saved.valid_loss:.6g}")
     return saved.step

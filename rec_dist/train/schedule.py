@@ -7,7 +7,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: Schedule) -> float:
-    """The rate for 0-based `step`: linear warm-up to `peak`, then constant, or linear or cosine down to 0 after the last step.
+    """The rate for 0-based `step`: a linear warm-up to `peak`, then constant, or linear or cosine down to 0 after the last one.
 
     >>> [round(learning_rate(s, peak=1.0, warmup_steps=2, total_steps=6, schedule="linear"), 2) for s in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]

@@ -1,7 +1,7 @@
 """Where metrics go besides metrics.jsonl: TensorBoard, Weights & Biases, MLflow, gauges. The only file that imports a tracker.
 
-None of the packages is needed by anything else: each is an extra of its name. A tracker that fails while a run trains is dropped
-with a warning, since days of training are worth more than its curves; one that does not even start ends the first start of a run.
+Nothing else needs these packages; each is an extra of its name. A tracker that fails while a run trains is dropped with a
+warning, since days of training are worth more than its curves. A tracker that cannot start ends the first start of a run.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from rec_dist.storage.files import read_object, write_json
 
 Row = Mapping[str, Any]
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # extra of ours -> module
-_IDS_NAME = "trackers.json"  # in the run directory: what each service calls this run, so that a restart goes on with it
+_IDS_NAME = "trackers.json"  # in the run directory: each service's id of this run, so that a restart continues it
 
 
 class Tracker(Protocol):
@@ -28,7 +28,7 @@ class Tracker(Protocol):
 
 
 class TensorBoardTracker:
-    """Scalars into `folder`, one a number of the row."""
+    """Writes scalars into `folder`, one for each number of a row."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboardX import SummaryWriter
@@ -36,12 +36,12 @@ class TensorBoardTracker:
         self._writer: Any = SummaryWriter(logdir=str(folder))
 
     def log(self, row: Row) -> None:
-        """Writes every number of the row under its name at its step."""
+        """Write every number of the row under its name at its step."""
         for name, value in scalars(row).items():
             self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        """Flushes to disk."""
+        """Flush to disk."""
         self._writer.close()
 
 
@@ -64,26 +64,26 @@ class WandbTracker:
             config=dict(config),
             settings=wandb.Settings(console="off", silent=True),
         )
-        # Steps that a restart does again come a second time, and W&B takes a step of its own only once.
+        # A restart logs some steps a second time, and W&B takes each of its own steps only once.
         self._run.define_metric("step")
         self._run.define_metric("train/*", step_metric="step")
 
     @property
     def run_id(self) -> str:
-        """What W&B calls this run."""
+        """W&B's id of this run."""
         return str(self._run.id)
 
     def log(self, row: Row) -> None:
-        """Sends every number of the row, with its step as the axis."""
+        """Send every number of the row, with its step as the axis."""
         self._run.log({**scalars(row), "step": row["step"]})
 
     def close(self) -> None:
-        """Waits until all is written or sent."""
+        """Wait until everything is written or sent."""
         self._run.finish()
 
 
 class MlflowTracker:
-    """A run of MLflow at `uri`, in an experiment; run_id: to go on with one that is there."""
+    """A run of MLflow at `uri`, in an experiment. run_id: of an earlier attempt, which this one continues."""
 
     def __init__(self, uri: str, *, experiment: str, name: str, config: Mapping[str, Any], run_id: str | None) -> None:
         from mlflow import MlflowClient
@@ -101,28 +101,28 @@ class MlflowTracker:
         self.run_id = run_id
 
     def log(self, row: Row) -> None:
-        """Sends every number of the row at its step."""
+        """Send every number of the row at its step."""
         now = int(time.time() * 1000)
         metrics = [self._metric(name, float(value), now, int(row["step"])) for name, value in scalars(row).items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def close(self) -> None:
-        """Marks the run as ended; a restart logs into it all the same."""
+        """Mark the run as ended; a restart can still log into it."""
         self._client.set_terminated(self.run_id)
 
 
 class Trackers:
-    """All of a run's. One that fails is dropped, with a line for `say`; with none this does nothing."""
+    """All trackers of a run, possibly none. One that fails is dropped, with a line to `say`."""
 
     def __init__(self, trackers: Sequence[Tracker], say: Callable[[str], None]) -> None:
         self._trackers, self._say = list(trackers), say
 
     def log(self, row: Row) -> None:
-        """To each."""
+        """Log the row with each tracker."""
         self._each(lambda tracker: tracker.log(row))
 
     def close(self) -> None:
-        """Each."""
+        """Close each tracker."""
         self._each(lambda tracker: tracker.close())
 
     def _each(self, verb: Callable[[Tracker], None]) -> None:
@@ -146,7 +146,8 @@ def check_trackers(track: TrackConfig) -> None:
     for extra, module in _PACKAGES.items():
         if wanted[extra] and importlib.util.find_spec(module) is None:
             raise UserError(
-                f"track.{extra} needs the package {module}, which is not installed; pip install 'rec-dist[{extra}]', or leave it out"
+                f"track.{extra} needs the package {module}, which is not installed; "
+                f"pip install 'rec-dist[{extra}]', or leave it out"
             )
 
 
@@ -168,7 +169,7 @@ def build_tracker(
     if track.wandb != "none":
         makers["wandb"] = lambda: WandbTracker(folder, mode=track.wandb, project=track.project, run_id=ids.get("wandb"), **common)
     if track.mlflow != "none":
-        if track.mlflow == "offline":  # MLflow has put files behind this switch; a database would need more packages
+        if track.mlflow == "offline":  # MLflow stores files only with this switch; a database would need more packages
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         uri = f"file:{folder / 'mlruns'}" if track.mlflow == "offline" else os.environ.get("MLFLOW_TRACKING_URI")
         makers["mlflow"] = lambda: MlflowTracker(_named(uri), experiment=track.project, run_id=ids.get("mlflow"), **common)

@@ -1,6 +1,7 @@
-"""MFU of a step as it is trained: its floating-point operations over what the devices could have done in its time.
+"""MFU of a training step: its floating-point operations over what the devices could have done in the same time.
 
-Cost: one count of the weights; where no data sheet names the device's peak, five matrix products at the start (CPU: 0.2 s).
+Cost: one count of the weights, and five matrix products at the start (CPU: 0.2 s) when no data sheet gives the device's
+peak.
 """
 
 import time
@@ -18,11 +19,12 @@ _GEMM = {"cpu": 1024, "cuda": 8192}  # side of the square matrices a peak is mea
 
 
 def utilisation_of(module: nn.Module, dtype: torch.dtype, world: World) -> Utilisation:
-    """MFU of this run's steps, for rank 0, which writes them down; None on other ranks, and where operations are not counted.
+    """Return a function that gives the MFU of a step; it gives None when the operations of this module are not counted.
 
-    The head counts once a scored token; completions that share the row of their completion point make that too many by K rows a group.
+    The head counts once for each scored token. That is too many by K rows a group, since completions share the row of
+    their branch point.
     """
-    weights = count_weights(module) if world.is_main else None
+    weights = count_weights(module)
     if weights is None:
         return lambda tokens, scored, seconds: None
     peak, _ = peak_flops(world.device, dtype)
@@ -37,7 +39,7 @@ def utilisation_of(module: nn.Module, dtype: torch.dtype, world: World) -> Utili
 
 
 def peak_flops(device: str, dtype: torch.dtype) -> tuple[float, str]:
-    """(FLOP/s, where it is from): a data sheet where the device is known in bfloat16, else a matrix product timed here."""
+    """(FLOP/s, its source): a data sheet's for a known device in bfloat16, else that of a matrix product timed here."""
     on_gpu = device.startswith("cuda")
     if on_gpu and dtype == torch.bfloat16:
         known = flops.known_peak(torch.cuda.get_device_name(device))

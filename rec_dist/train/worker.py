@@ -1,8 +1,12 @@
-"""What every worker of a training run does, from joining its group to the saved model. The launcher is not known here."""
+"""What every worker of a training run does, from joining its group to the saved model. It does not know the launcher.
+
+Read it top to bottom: train_worker, _train, set_up. The loop itself is train/loop.py.
+"""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +16,34 @@ from rec_dist.checkpoint.manager import CheckpointManager
 from rec_dist.config.schema import RunConfig
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
-from rec_dist.engine.settings import EngineSettings
+from rec_dist.engine.settings import engine_settings
 from rec_dist.errors import NotFiniteError
 from rec_dist.methods.build import build_task
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.task import Task
 from rec_dist.runtime import collectives
-from rec_dist.runtime.heartbeat import Heartbeat, pause_wanted
+from rec_dist.runtime.heartbeat import Heartbeat
 from rec_dist.runtime.identity import flat
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.train import loop
 from rec_dist.train.bad_steps import BadSteps
+from rec_dist.train.context import WorkerContext
 from rec_dist.train.loader import prefetch, step_work, with_beats
-from rec_dist.train.memory import MemoryWatch, advising, peak_bytes
-from rec_dist.train.micro_batches import open_reference, preparer
-from rec_dist.train.recorder import recorder
-from rec_dist.train.saving import Saver, best_or_last, check_host_memory, open_checkpoints, save_model
+from rec_dist.train.loop import Trainer, TrainStep
+from rec_dist.train.memory import advising, peak_bytes
+from rec_dist.train.recorder import open_recorder
+from rec_dist.train.reference import ReferenceLogps, open_reference
+from rec_dist.train.saving import Saver, check_host_memory, load_best, open_checkpoints, save_model
 from rec_dist.train.schedule import learning_rate
 from rec_dist.train.trackers import Tracker, Trackers, build_tracker
-from rec_dist.train.utilisation import utilisation_of
-from rec_dist.train.validation import Validation, validation_task
+from rec_dist.train.validation import open_validation
 
 
 @dataclass(frozen=True)
 class TrainJob:
     """What the driver sends to each worker: the configuration as plain values and absolute paths.
 
-    gauges: makes the tracker that the launcher has for a run of this name, for rank 0; None where it has none.
+    gauges: makes the launcher's own tracker for a run of this name, on rank 0; None when it has none.
     """
 
     config: dict[str, Any]
@@ -53,80 +57,36 @@ class TrainJob:
 
 
 def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
-    """Trains to the end or to a stop. Returns {"finished": bool, "step": int, ...}, the same on every rank."""
+    """Train to the end or to a stop. Returns {"finished": bool, "step": int, ...}, the same on every rank."""
     config, run = job.parsed(), RunDirectory(Path(job.run_dir))
     with Heartbeat(run.attempt, world.rank, world.node) as heart:
         heart.beat("start")
-        process_group.join(world)
-        with advising(config, world) as memory:
-            result = _train(world, config, run, job, memory, heart)
-    process_group.leave()  # not after a fault: with NCCL it would wait for peers that wait for this rank
-    return result
+        with process_group.joined(world), advising(config, world) as memory:
+            return _train(job, WorkerContext(config, world, run, memory, heart.beat))
 
 
-def set_up(
-    config: RunConfig, initial: InitialWeights, world: World, say: Callable[[str], None], beat: Callable[[], None] = lambda: None
-) -> tuple[Task, Engine]:
-    """The task, and an engine in evaluation mode around its module, checked. say: takes lines for the log, on rank 0."""
-    task = build_task(config, initial, world.device)
-    beat()
-    settings = EngineSettings(
-        zero_stage=config.cluster.zero_stage,
-        bf16=task.dtype == torch.bfloat16,
-        max_grad_norm=config.optimizer.max_grad_norm,
-        hidden_size=task.width,
-        max_live_parameters=config.cluster.max_live_parameters,
-    )
-    with sharded_loading(settings):
-        module = task.build_module()
-    beat()
-    engine = Engine(module, settings, device=world.device, optimizer=_optimizer(module, config))
-    trainable, whole = (sum(_size(p) for p in module.parameters() if p.requires_grad), sum(_size(p) for p in module.parameters()))
-    if world.is_main:
-        say(
-            f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.sampler.num_examples:,} examples, {task.sampler.num_steps} steps"
-        )
-        for note in task.notes():
-            say(note)
-    beat()
-    engine.train_mode(False)
-    task.check_module(module, lambda batch: engine.score(batch)[2].float().cpu())
-    return task, engine
-
-
-def _train(
-    world: World, config: RunConfig, run: RunDirectory, job: TrainJob, memory: MemoryWatch, heart: Heartbeat
-) -> dict[str, Any]:
+def _train(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     started = time.perf_counter()
-    heart.beat("load")
-    task, engine = set_up(config, job.initial, world, run.log, heart.beat)
-    memory.start()
-    heart.beat("reference")
-    store = open_reference(engine, task, config, run, world, run.reference, heart.beat)
-    validation = _validation(engine, config, job.initial, run, world, memory, heart.beat)
-    if config.checkpoint.asynchronous:
-        check_host_memory(engine, world)
-    checkpoints = open_checkpoints(config, task, job.initial, run, world)
-    heart.beat("restore")
-    start_step = checkpoints.restore(engine)
-    if world.is_main:
-        repeated = run.drop_steps_after(start_step)
-        if start_step:
-            run.log(f"resumed after step {start_step}")
-        if start_step or repeated:
-            run.append({"event": "resume", "step": start_step, "repeated": repeated})
-    saver = Saver(engine, task, checkpoints, validation, run, world, settings=config.checkpoint)
-    prepare = preparer(engine, task, store, memory, heart.beat)
-    tracker = _tracker(config, run, world, job.gauges)
-    finished = _loop(engine, task, config, run, world, checkpoints, saver, prepare, start_step, heart, tracker)
+    context.beat("load")
+    task, engine = set_up(job.initial, context)
+    context.memory.start()
+    context.beat("reference")  # before anything is restored, so with the weights that the run starts from
+    reference = open_reference(engine, task, context, context.run.reference)
+    validation = open_validation(engine, job.initial, context)
+    if context.config.checkpoint.asynchronous:
+        check_host_memory(engine, context.world)
+    checkpoints = open_checkpoints(task, job.initial, context)
+    start_step = _restore(engine, checkpoints, context)
+    saver = Saver(engine, task, checkpoints, validation, context)
+    finished = _run_steps(engine, task, reference, saver, start_step, job, context)
     step = model_step = task.sampler.num_steps if finished else max(checkpoints.committed(), default=0)
     if finished:
-        heart.beat("model")
-        if config.checkpoint.use_best:
-            model_step = best_or_last(engine, checkpoints, run.log if world.is_main else lambda line: None, last=step)
-        save_model(engine, task, run, world)
+        context.beat("model")
+        if context.config.checkpoint.use_best:
+            model_step = load_best(engine, checkpoints, context, last=step)
+        save_model(engine, task, context)
     local, all_bytes = engine.local_parameter_bytes()
-    peaks = collectives.gather((memory.loading_bytes, peak_bytes(world.device)))
+    peaks = collectives.gather((context.memory.loading_bytes, peak_bytes(context.world.device)))
     return {
         "finished": finished,
         "step": step,
@@ -139,97 +99,91 @@ def _train(
     }
 
 
+def set_up(initial: InitialWeights, context: WorkerContext) -> tuple[Task, Engine]:
+    """Build the task, and an engine in evaluation mode around its module, and check that module."""
+    config, world = context.config, context.world
+    task = build_task(config, initial, world.device)
+    context.beat()
+    settings = engine_settings(config, width=task.model.width, bf16=task.model.dtype == torch.bfloat16)
+    with sharded_loading(settings):
+        module = task.model.build()
+    context.beat()
+    engine = Engine(module, settings, device=world.device, optimizer=_optimizer(module, config))
+    if world.is_main:
+        trainable, whole = (sum(map(_size, part)) for part in (_trainable(module), module.parameters()))
+        context.log(
+            f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.sampler.num_examples:,} examples, "
+            f"{task.sampler.num_steps} steps"
+        )
+        for note in task.notes():
+            context.log(note)
+    context.beat()
+    engine.train_mode(False)
+    task.model.check(module, lambda batch: engine.score(batch)[2].float().cpu())
+    return task, engine
+
+
+def _optimizer(module: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    settings = config.optimizer
+    return torch.optim.AdamW(
+        _trainable(module), lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+
+
+def _trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def _size(parameter: torch.nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _optimizer(module: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    settings = config.optimizer
-    return torch.optim.AdamW(
-        parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
+def _restore(engine: Engine, checkpoints: CheckpointManager, context: WorkerContext) -> int:
+    """Load the newest valid checkpoint and drop the rows that its steps will write again. Returns its step, or 0."""
+    context.beat("restore")
+    start_step = checkpoints.restore(engine)
+    if context.world.is_main:
+        repeated = context.run.drop_steps_after(start_step)
+        if start_step:
+            context.log(f"resumed after step {start_step}")
+        if start_step or repeated:
+            context.record({"event": "resume", "step": start_step, "repeated": repeated})
+    return start_step
 
 
-def _tracker(config: RunConfig, run: RunDirectory, world: World, gauges: Callable[[str], Tracker] | None) -> Trackers:
-    if not world.is_main:
-        return Trackers([], run.log)
-    settings = dict(flat(config.model_dump(mode="json")))
-    return build_tracker(config.track, run.path, settings, run.log, gauges=None if gauges is None else gauges(run.path.name))
-
-
-def _validation(
-    engine: Engine,
-    config: RunConfig,
-    initial: InitialWeights,
-    run: RunDirectory,
-    world: World,
-    memory: MemoryWatch,
-    beat: Callable[[], None],
-) -> Validation | None:
-    """The validation of this run, with the reference of the weights it starts from; None where none is wanted."""
-    task = validation_task(config, initial, world.device)
-    if task is None:
-        return None
-    store = open_reference(engine, task, config, run, world, run.valid_reference, beat)
-    prepare = preparer(engine, task, store, memory, beat)
-    return Validation(task, prepare, run.append, max_tokens=config.train.max_tokens_per_micro_batch, world=world)
-
-
-def _loop(
-    engine: Engine,
-    task: Task,
-    config: RunConfig,
-    run: RunDirectory,
-    world: World,
-    checkpoints: CheckpointManager,
-    checkpoint: Callable[[int], None],
-    prepare: Callable[[Any], Any],
-    start_step: int,
-    heart: Heartbeat,
-    tracker: Trackers,
+def _run_steps(
+    engine: Engine, task: Task, reference: ReferenceLogps, saver: Saver, start_step: int, job: TrainJob, context: WorkerContext
 ) -> bool:
-    total = task.sampler.num_steps
-
-    def save(step: int) -> None:
-        heart.beat("checkpoint", step)
-        checkpoint(step)
-
-    hooks = loop.Hooks(
-        prepare=prepare,
-        learning_rate=lambda step: learning_rate(
-            step,
-            peak=config.optimizer.lr,
-            warmup_steps=config.optimizer.warmup_steps,
-            total_steps=total,
-            schedule=config.optimizer.schedule,
-        ),
-        stop_wanted=lambda step: run.stop_wanted(step) or pause_wanted(run.attempt, step),
-        log=recorder(run, tracker, world, total=total, every_steps=config.train.log_every_steps),
-        checkpoint=save,
-        writing=lambda: checkpoints.writing,
-        settle=checkpoints.settle,
-        mfu=utilisation_of(engine.module, task.dtype, world),
+    """Put the trainer together and run it from `start_step` on. Returns False after a stop."""
+    config, world, total = context.config, context.world, task.sampler.num_steps
+    tracker = _open_tracker(job, context)
+    rate = config.optimizer
+    bad_steps_before = collectives.share_from_main(context.run.bad_steps_until(start_step) if world.is_main else 0)
+    trainer = Trainer(
+        TrainStep(engine, task, reference, task.exchange(engine.module), context.watch(engine.module), world),
+        partial(learning_rate, peak=rate.lr, warmup_steps=rate.warmup_steps, total_steps=total, schedule=rate.schedule),
+        open_recorder(engine, task, tracker, context),
+        saver,
+        context.stop_wanted,
+        BadSteps(config.train.max_bad_steps, bad_steps_before),
     )
-    max_tokens = config.train.max_tokens_per_micro_batch
-    work = prefetch(lambda step: step_work(task, step, max_tokens=max_tokens, world=world), range(start_step, total))
-    before = collectives.share_from_main(run.bad_steps_until(start_step) if world.is_main else 0)
+    work = prefetch(lambda step: step_work(task, step, max_tokens=context.max_tokens, world=world), range(start_step, total))
     engine.train_mode(True)
     try:
-        finished = loop.train(
-            engine,
-            task,
-            with_beats(work, heart.beat),
-            hooks,
-            every_steps=config.checkpoint.every_steps,
-            seed=config.train.seed,
-            world=world,
-            bad_steps=BadSteps(config.train.max_bad_steps, before),
-        )
-    except NotFiniteError:  # met by all ranks at once, so that what is on its way to the disk can still be committed
-        checkpoints.settle()
+        finished = trainer.run(with_beats(work, context.beat))
+    except NotFiniteError:  # raised on all ranks at once, so a checkpoint on its way to the disk can still be committed
+        saver.settle()
         raise
     finally:
         tracker.close()
-    checkpoints.settle()
+    saver.settle()
     return finished
+
+
+def _open_tracker(job: TrainJob, context: WorkerContext) -> Trackers:
+    config, run = context.config, context.run
+    if not context.world.is_main:
+        return Trackers([], run.log)
+    settings = dict(flat(config.model_dump(mode="json")))
+    gauges = None if job.gauges is None else job.gauges(run.path.name)
+    return build_tracker(config.track, run.path, settings, run.log, gauges=gauges)

@@ -25,11 +25,11 @@ def bad_worker(world: Any, job: Any) -> Any:
     from rec_dist.train.worker import train_worker
 
     job, kind, bad = job
-    run_step, forward, now = loop.run_step, Engine.forward, {"bad": False}
+    forward_backward, forward, now = loop.TrainStep.forward_backward, Engine.forward, {"bad": False}
 
-    def spoiling_step(engine: Any, task: Any, plan: Any, *more: Any, **named: Any) -> Any:
+    def spoiling_step(step: Any, plan: Any) -> Any:
         now["bad"] = world.is_main and plan.step + 1 in bad
-        return run_step(engine, task, plan, *more, **named)
+        return forward_backward(step, plan)
 
     def spoiling_forward(engine: Any, batch: Any) -> Any:
         loss, sums, logps = forward(engine, batch)
@@ -42,7 +42,7 @@ def bad_worker(world: Any, job: Any) -> Any:
                 sums[0] = float("inf")
         return loss, sums, logps
 
-    loop.run_step, Engine.forward = spoiling_step, spoiling_forward  # type: ignore[assignment, method-assign]
+    loop.TrainStep.forward_backward, Engine.forward = spoiling_step, spoiling_forward  # type: ignore[method-assign]
     return train_worker(world, job)
 
 
@@ -71,7 +71,7 @@ def users_of(trainer: Any, workers: int, *, step: int, micro_batch: int | None) 
     task = build_task(config, find_initial_weights(config), "cpu")
     indices, _ = task.sampler.examples_of_step(step - 1)
     work = step_work(task, step - 1, max_tokens=config.train.max_tokens_per_micro_batch, world=World(0, workers))
-    return task.users(indices if micro_batch is None else indices[list(work.micro_batches[micro_batch])])
+    return task.data.users(indices if micro_batch is None else indices[list(work.micro_batches[micro_batch])])
 
 
 @pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])

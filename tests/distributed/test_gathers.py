@@ -15,9 +15,15 @@ from rec_dist.packing.grouped_prompt import GroupedPrompt
 
 def _held(world: Any, job: tuple[str, int]) -> dict[str, Any]:
     """Bytes of parameters held before and after the forward pass of each of four training steps that follow scoring passes, twice."""
+    from rec_dist.engine import process_group
+
+    with process_group.joined(world):
+        return _held_by(*job)
+
+
+def _held_by(folder: str, live: int) -> dict[str, Any]:
     import torch
 
-    from rec_dist.engine import process_group
     from rec_dist.engine.engine import Engine, sharded_loading
     from rec_dist.engine.settings import EngineSettings
     from rec_dist.methods.preference import sft
@@ -25,8 +31,6 @@ def _held(world: Any, job: tuple[str, int]) -> dict[str, Any]:
     from rec_dist.models.scorer import Scorer
     from rec_dist.packing.packed_batch import pack_prompts
 
-    process_group.join(world)
-    folder, live = job
     settings = EngineSettings(zero_stage=3, bf16=False, max_grad_norm=0.0, hidden_size=32, max_live_parameters=live)
     with sharded_loading(settings):
         method = sft()
@@ -50,7 +54,6 @@ def _held(world: Any, job: tuple[str, int]) -> dict[str, Any]:
         engine.backward(loss, last=True)
         engine.step(1e-3)
         held.append((before, after, whole))
-    process_group.leave()
     return {"held": held}
 
 

@@ -23,8 +23,11 @@ from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.data.sampling.targets import index_targets
-from rec_dist.methods.language_model.task import LanguageTask, ModelSpec
+from rec_dist.methods.language_model.interaction_examples import InteractionExamples
+from rec_dist.methods.language_model.task import language_task
 from rec_dist.methods.preference import sdpo
+from rec_dist.methods.task import Task
+from rec_dist.models.assemble import ModelSpec
 from rec_dist.runtime.world import World
 from rec_dist.train.loader import prefetch, step_work
 
@@ -73,26 +76,22 @@ def rows_of(plan: Plan) -> list[Row]:
     return rows
 
 
-def make_task(plan: Plan, data: PreparedData, builder: PromptBuilder) -> LanguageTask:
+def make_task(plan: Plan, data: PreparedData, builder: PromptBuilder) -> Any:
     split = data.split("train")
     targets = index_targets(split, plan.per_prompt_targets)
     spec = ModelSpec(Path(), torch.float32, "cpu", "sdpa", LONGEST, False, None, None, keep_reference=False, seed=0)
-    return LanguageTask(
+    negatives = NegativeSampler(plan.kind, 3, plan.seed, data.train_counts)
+    return language_task(
         sdpo(beta=1.0, num_negatives=3),
         spec,
-        data,
-        split,
-        targets,
-        builder,
-        NegativeSampler(plan.kind, 3, plan.seed, data.train_counts),
+        InteractionExamples(data, split, targets, builder, negatives, plan.refresh),
         sampler=GlobalBatchSampler(len(targets), plan.examples_per_step, plan.epochs, plan.seed, window=plan.window),
-        refresh_negatives=plan.refresh,
         reference_key="",
         width=8,
     )
 
 
-def groups_of(task: LanguageTask, step: int, *, max_tokens: int, world_size: int) -> list[tuple[object, ...]]:
+def groups_of(task: Task, step: int, *, max_tokens: int, world_size: int) -> list[tuple[object, ...]]:
     """Every group of a step over all ranks, sorted: its key, its scored tokens, their lengths, and where they are scored from."""
     found, micro_batches = [], set()
     for rank in range(world_size):
@@ -112,7 +111,7 @@ def groups_of(task: LanguageTask, step: int, *, max_tokens: int, world_size: int
     return sorted(found)
 
 
-def whole_batch(task: LanguageTask, **how: int) -> list[list[tuple[object, ...]]]:
+def whole_batch(task: Task, **how: int) -> list[list[tuple[object, ...]]]:
     return [groups_of(task, step, **how) for step in range(task.sampler.num_steps)]
 
 
@@ -130,7 +129,7 @@ def test_each_global_step_is_the_same_however_a_run_is_cut_up(
         make = lambda name, shards: write_prepared(Path(folder) / name, {"train": rows}, TITLES, num_shards=shards)
         task = make_task(plan, make("whole", 1), builder)
         expected = whole_batch(task, max_tokens=LONGEST, world_size=1)
-        assert sum(len(step) for step in expected) == task._split.num_targets * plan.epochs
+        assert sum(len(step) for step in expected) == task.data.split.num_targets * plan.epochs
         # Another attempt goes on at each stop, with other shards, another number of ranks and another token budget.
         cuts = [0, *sorted(int(stop * len(expected)) for stop in stops), len(expected)]
         found: list[list[tuple[object, ...]]] = []
@@ -156,11 +155,11 @@ def test_units_of_any_shards_are_those_of_one(plan: Plan, shards: int, seed: int
         )
         index = np.random.default_rng(seed).permutation(one.sampler.num_examples)[:20]
         epochs = np.arange(len(index)) % plan.epochs
-        built = many.examples(index, epochs)
+        built = many.data.examples(index, epochs)
         for example, number, epoch in zip(built, index.tolist(), epochs.tolist(), strict=True):
-            alone = one.example(number, epoch)
+            alone = one.data.example(number, epoch)
             assert all(np.array_equal(getattr(example, name), value) for name, value in vars(alone).items())
-        assert many._split.shards.num_open <= min(shards + 1, len(index))
+        assert many.data.split.shards.num_open <= min(shards + 1, len(index))
 
 
 @pytest.fixture
@@ -175,10 +174,10 @@ def test_a_step_opens_the_shards_of_its_users_and_no_others(
     plan = Plan([8] * 40, 1, 4, 1, 0, "uniform", False, None)
     data = train_data(10)
     task = make_task(plan, data, builder)
-    assert task._split.shards.num_open == 0
+    assert task.data.split.shards.num_open == 0
     step_work(task, 3, max_tokens=LONGEST, world=World(1, 2))
-    users = task._targets.rows[task.sampler.examples_of_step(3)[0]]
-    assert task._split.shards.num_open == len(set((users // 4).tolist())) < 10
+    users = task.data.targets.rows[task.sampler.examples_of_step(3)[0]]
+    assert task.data.split.shards.num_open == len(set((users // 4).tolist())) < 10
     # With a window the first stretch of an epoch lies in few shards.
     windowed = make_task(replace(plan, window=16), data, builder)
     for step in range(4):
@@ -186,4 +185,4 @@ def test_a_step_opens_the_shards_of_its_users_and_no_others(
     spread = make_task(plan, data, builder)
     for step in range(4):
         step_work(spread, step, max_tokens=LONGEST, world=World(0, 1))
-    assert windowed._split.shards.num_open <= spread._split.shards.num_open
+    assert windowed.data.split.shards.num_open <= spread.data.split.shards.num_open

@@ -198,7 +198,7 @@ def test_check_forks_refuses_attention_that_drops_the_mask(
 ) -> None:
     """transformers' own causal mask over the batch: every row sees the prompts and completions before it."""
     scorer = scorer_of(folder_of(name))
-    base = scorer._base[0]
+    base = scorer.base
 
     def score(batch: PackedBatch) -> Tensor:
         output = base.base_model(input_ids=batch.input_ids[None], position_ids=batch.positions[None], use_cache=False)

@@ -429,7 +429,7 @@ def test_thirty_steps_of_the_real_task_do_so_too(tiny_config, tmp_path, monkeypa
     def train(impl):
         monkeypatch.setattr(head, "preference_head", partial(preference_head, impl=impl))
         torch.manual_seed(5)
-        module, losses = task.build_module(), []
+        module, losses = task.model.build(), []
         optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
         with torch.no_grad():
             batches = [batch.with_reference(module(batch)[2]) for plan in plans for batch in plan.batches]

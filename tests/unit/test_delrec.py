@@ -1,5 +1,6 @@
 """DELRec: no prompt knows what comes at or after its position, the loss is its formula, gradients reach the soft prompt alone."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
 from rec_dist.methods.build import build_task
 from rec_dist.methods.delrec.build import random_lists, teacher_lists
-from rec_dist.methods.delrec.distill import DelrecDistillTask, WeightedChoices
+from rec_dist.methods.delrec.distill import DistillExamples, WeightedChoices
 from rec_dist.methods.delrec.prompts import PATTERN, TEMPORAL
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.models.soft_prompt import SoftPromptEmbedding
@@ -57,10 +58,10 @@ def teacher_dir(tmp_path_factory: Any, tiny_data: Path) -> Path:
     return folder
 
 
-def make(tiny_config: Any, tiny_model_dir: Path, tmp_path: Path, *changes: Any, teacher: Path | None = None) -> DelrecDistillTask:
+def make(tiny_config: Any, tiny_model_dir: Path, tmp_path: Path, *changes: Any, teacher: Path | None = None) -> Any:
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", *DISTILL, *changes))
     task = build_task(config, InitialWeights(tiny_model_dir, teacher=teacher), "cpu")
-    assert isinstance(task, DelrecDistillTask)
+    assert isinstance(task.data, DistillExamples)
     return task
 
 
@@ -98,24 +99,24 @@ def test_items_at_and_after_a_position_change_no_prompt_of_it(
     changes = ("prompt.candidates=listed", "prompt.num_candidates=6") if listed else ()
     teacher = teacher_dir if kind == "trained" else None
     task = make(tiny_config, tiny_model_dir, tmp_path, *changes, teacher=teacher)
-    split, targets = task._split, task._targets
+    split, targets = task.data.split, task.data.targets
     assert len(targets) > 200
     rng = np.random.default_rng(0)
     for index in range(len(targets)):
         row, position = int(targets.rows[index]), int(targets.starts[index])
         assert position >= 3
-        lists = task._lists(index)
+        lists = task.data.lists(index)
         own = split.items_of(row)
-        changed = np.concatenate([own[:position], rng.permutation(task._data.num_items)[: len(own) - position]]).astype(np.int32)
+        changed = np.concatenate([own[:position], rng.permutation(task.data.prepared.num_items)[: len(own) - position]]).astype(
+            np.int32
+        )
         altered = Altered(split, row, changed)
-        other = DelrecDistillTask.__new__(DelrecDistillTask)
-        other.__dict__.update(task.__dict__)
-        other._split = altered  # type: ignore[assignment]
         if kind == "trained":  # what a list knows: tests/unit/test_teacher.py
-            other._lists = lambda _, lists=lists: lists
+            other_lists = lambda _, lists=lists: lists
         else:
-            other._lists = random_lists(altered, targets, task._data.train_counts, seed=0, top_h=3)  # type: ignore[arg-type]
-        before, after = task.example(index, 0), other.example(index, 0)
+            other_lists = random_lists(altered, targets, task.data.prepared.train_counts, seed=0, top_h=3)  # type: ignore[arg-type]
+        other = replace(task.data, split=altered, lists=other_lists)
+        before, after = task.data.example(index, 0), other.example(index, 0)
         assert all(same(a, b) for a, b in zip(before.prompts, after.prompts, strict=True))
 
 
@@ -128,13 +129,13 @@ def test_no_held_out_item_is_given_as_history_or_answer(tiny_config, tiny_model_
         part = data.split(name)
         for row, user in enumerate(part.user_ids.tolist()):
             held_out.setdefault(user, set()).update(part.items_of(row)[part.first_target[row] :].tolist())
-    for index in range(len(task._targets)):
-        at = task.place(index, 0)
+    for index in range(len(task.data.targets)):
+        at = task.data.place(index, 0)
         assert len(at.before) == at.position
         assert not held_out[at.user] & set(at.before.tolist())
         assert not set(at.listed.tolist()) & set(at.before.tolist())
-        title = lambda item: task._builder.completion(item).tolist()
-        temporal, pattern = task.example(index, 0).prompts
+        title = lambda item: task.data.builder.completion(item).tolist()
+        temporal, pattern = task.data.example(index, 0).prompts
         assert answers(temporal)[0] == title(int(at.before[-1]))
         assert [answers(pattern)[place] for place in range(3)] == [title(int(item)) for item in at.listed]
         seen = [title(int(item)) for item in at.before]
@@ -144,10 +145,10 @@ def test_no_held_out_item_is_given_as_history_or_answer(tiny_config, tiny_model_
 def test_the_prompts_read_as_the_paper_says(tiny_config, tiny_model_dir, teacher_dir, tiny_tokenizer, tmp_path):
     changes = ("prompt.candidates=listed", "prompt.num_candidates=6", {"prompt.candidates_header": "\nOne of:"})
     task = make(tiny_config, tiny_model_dir, tmp_path, *changes, teacher=teacher_dir)
-    index = int(np.flatnonzero(task._targets.starts == 4)[0])
-    at, (temporal, pattern) = task.place(index, 0), task.example(index, 0).prompts
-    names = [f"\n- {task._data.titles[item]}" for item in at.before]
-    shown = [f"\n- {task._data.titles[item]}" for item in at.listed]
+    index = int(np.flatnonzero(task.data.targets.starts == 4)[0])
+    at, (temporal, pattern) = task.data.place(index, 0), task.data.example(index, 0).prompts
+    names = [f"\n- {task.data.prepared.titles[item]}" for item in at.before]
+    shown = [f"\n- {task.data.prepared.titles[item]}" for item in at.listed]
     for objective, prompt in ((TEMPORAL, temporal), (PATTERN, pattern)):
         first = VOCABULARY + objective * NUM_VIRTUAL
         assert prompt.tokens[:NUM_VIRTUAL].tolist() == list(range(first, first + NUM_VIRTUAL))
@@ -167,16 +168,16 @@ def test_the_prompts_read_as_the_paper_says(tiny_config, tiny_model_dir, teacher
 def test_gradients_reach_the_soft_prompt_alone_and_are_told_apart(tiny_config, tiny_model_dir, teacher_dir, tmp_path):
     """The weighted sum of each objective's own gradient; each objective's gradient is what its loss alone gives."""
     task = make(tiny_config, tiny_model_dir, tmp_path, teacher=teacher_dir)
-    module: Any = task.build_module()
-    prompt = module._base[0].get_input_embeddings().prompt
+    module: Any = task.model.build()
+    prompt, exchange = module.input_embeddings.prompt, task.exchange(module)
     assert [name for name, p in module.named_parameters() if p.requires_grad] == ["model.model.embed_tokens.prompt"]
-    examples = [task.example(index, 0) for index in (0, 5, 9)]
+    examples = [task.data.example(index, 0) for index in (0, 5, 9)]
     module.loss.weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    module(task.collate(examples[:2], step=0))[0].backward()
-    module(task.collate(examples[2:], step=0))[0].backward()
-    whole, parts = prompt.grad.clone(), task.step_sums().view(2, NUM_VIRTUAL, -1)
+    module(task.data.collate(examples[:2], step=0))[0].backward()
+    module(task.data.collate(examples[2:], step=0))[0].backward()
+    whole, parts = prompt.grad.clone(), exchange.step_sums().view(2, NUM_VIRTUAL, -1)
     assert not [name for name, p in module.named_parameters() if p.grad is not None and p is not prompt]
-    assert not float(task.step_sums().abs().sum()), "taken twice"
+    assert not float(exchange.step_sums().abs().sum()), "taken twice"
     torch.testing.assert_close(parts.sum(0).float(), whole)
     for objective in (TEMPORAL, PATTERN):
         prompt.grad = None
@@ -189,7 +190,7 @@ def test_gradients_reach_the_soft_prompt_alone_and_are_told_apart(tiny_config, t
 
 def test_the_loss_and_its_metrics(tiny_config, tiny_model_dir, teacher_dir, tmp_path):
     task = make(tiny_config, tiny_model_dir, tmp_path, teacher=teacher_dir)
-    batch = task.collate([task.example(index, 0) for index in (1, 2)], step=0)
+    batch = task.data.collate([task.data.example(index, 0) for index in (1, 2)], step=0)
     loss, logps = WeightedChoices((TEMPORAL, PATTERN)), torch.randn(24, generator=torch.Generator().manual_seed(0))
     loss.weights = torch.tensor([0.2, 0.8], dtype=torch.float64)
     choices = -logps.view(4, 6).log_softmax(1)[:, 0]  # temporal, pattern, temporal, pattern
@@ -198,7 +199,7 @@ def test_the_loss_and_its_metrics(tiny_config, tiny_model_dir, teacher_dir, tmp_
     assert float(found.count) == 2
     expected = [float(choices[0::2].sum()), float(choices[1::2].sum()), 2 * 0.2]
     assert [float(value) for value in found.metrics.values()] == pytest.approx(expected, rel=1e-6)
-    idle = loss(torch.full((6,), float("nan")), task.collate([], step=0))
+    idle = loss(torch.full((6,), float("nan")), task.data.collate([], step=0))
     assert (float(idle.loss_sum), float(idle.count)) == (0.0, 0.0)
 
 
@@ -219,14 +220,14 @@ def test_the_gradient_rule():
 def test_one_objective_alone(objective, tiny_config, tiny_model_dir, teacher_dir, tmp_path):
     task = make(tiny_config, tiny_model_dir, tmp_path, f"task.delrec.objectives={objective}", teacher=teacher_dir)
     both = make(tiny_config, tiny_model_dir, tmp_path, teacher=teacher_dir)
-    (prompt,), prompts = task.example(3, 0).prompts, both.example(3, 0).prompts
+    (prompt,), prompts = task.data.example(3, 0).prompts, both.data.example(3, 0).prompts
     assert same(prompt, prompts[("temporal", "pattern").index(objective)])
-    module: Any = task.build_module()
-    loss_sum, sums, logps = module(task.collate([task.example(3, 0)], step=0))
+    module: Any = task.model.build()
+    loss_sum, sums, logps = module(task.data.collate([task.data.example(3, 0)], step=0))
     assert loss_sum.item() == pytest.approx(-logps.log_softmax(0)[0].item(), rel=1e-5)
     assert float(sums[1]) == 1
     loss_sum.backward()
-    assert len(task.step_sums()) == 0
+    assert len(task.exchange(module).step_sums()) == 0
 
 
 def test_the_vectors_are_the_rows_beyond_the_vocabulary():
@@ -247,8 +248,8 @@ def test_the_vectors_are_the_rows_beyond_the_vocabulary():
 
 def test_vectors_start_as_embeddings_of_title_tokens(tiny_config, tiny_model_dir, tmp_path):
     task = make(tiny_config, tiny_model_dir, tmp_path)
-    embedding = task.build_module()._base[0].get_input_embeddings()
-    known = embedding.tokens.weight[torch.from_numpy(np.unique(task._builder.titles.tokens)).long()]
+    embedding = task.model.build().input_embeddings
+    known = embedding.tokens.weight[torch.from_numpy(np.unique(task.data.builder.titles.tokens)).long()]
     assert all(bool((known == row).all(dim=1).any()) for row in embedding.prompt)
 
 

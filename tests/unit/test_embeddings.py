@@ -131,7 +131,7 @@ def test_a_recommender_starts_from_them_and_trains_them(tmp_path, kind):
     folder = write(tmp_path / "items", vectors(data.num_items), data=data.manifest.fingerprint)
     task = build_sequential_task(config(tmp_path, kind=kind, width=8, epochs=2, more={"init_embeddings": str(folder)}))
     expected = initial_items(folder, data_fingerprint=data.manifest.fingerprint, width=8)
-    first, other = task.build_module().model, plain.build_module().model
+    first, other = task.model.build().model, plain.model.build().model
     assert torch.equal(first.item_embedding.weight, expected)
     assert first.item_embedding.weight.requires_grad
     for (name, value), (_, drawn) in zip(first.named_parameters(), other.named_parameters(), strict=True):

@@ -18,7 +18,7 @@ from rec_dist.errors import UserError
 from rec_dist.methods.build import build_task
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.p2rec.categories import item_categories, preference, shuffled
-from rec_dist.methods.p2rec.reconstruct import PREFERENCE_HEAD_NAME, P2RecReconstructTask, losses_of, reconstruction_loss
+from rec_dist.methods.p2rec.reconstruct import PREFERENCE_HEAD_NAME, UserExamples, losses_of, reconstruction_loss
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
 from rec_dist.train.validation import validation_task
 
@@ -30,10 +30,10 @@ def teacher_dir(tmp_path_factory: Any, tiny_data: Path) -> Path:
     return write_p2rec_teacher(tmp_path_factory.mktemp("teacher") / "model", PreparedData.open(tiny_data))
 
 
-def make(tiny_config: Any, tiny_model_dir: Path, teacher: Path, *changes: Any) -> P2RecReconstructTask:
+def make(tiny_config: Any, tiny_model_dir: Path, teacher: Path, *changes: Any) -> Any:
     config = RunConfig.model_validate(tiny_config("run", *STAGE_ONE, *changes))
     task = build_task(config, InitialWeights(tiny_model_dir, teacher=teacher), "cpu")
-    assert isinstance(task, P2RecReconstructTask)
+    assert isinstance(task.data, UserExamples)
     return task
 
 
@@ -95,7 +95,7 @@ def test_both_losses_by_hand():
 @pytest.mark.parametrize("kind", ["kl", "mse"])
 def test_sums_counts_and_a_stand_in(kind, tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir, f"task.p2rec.loss={kind}")
-    micro_batch = task.collate([task.example(index, 0) for index in (0, 3, 4)], step=0)
+    micro_batch = task.data.collate([task.data.example(index) for index in (0, 3, 4)], step=0)
     outputs = torch.randn(3, NUM_CATEGORIES, generator=torch.Generator().manual_seed(0))
     found = reconstruction_loss(outputs, micro_batch, kind=kind)
     losses, said = losses_of(outputs, micro_batch.labels, kind=kind)
@@ -104,7 +104,7 @@ def test_sums_counts_and_a_stand_in(kind, tiny_config, tiny_model_dir, teacher_d
     assert float(found.metrics["preference/distance"]) == pytest.approx(
         float((said - micro_batch.labels).abs().sum() / 2), rel=1e-6
     )
-    idle = task.collate([], step=0)
+    idle = task.data.collate([], step=0)
     broken = torch.full((1, NUM_CATEGORIES), float("nan"), requires_grad=True)
     nothing = reconstruction_loss(broken, idle, kind=kind)
     nothing.loss_sum.backward()
@@ -126,7 +126,7 @@ def test_held_out_items_are_in_no_prompt_and_no_preference(
             held_out.setdefault(user, set()).update(part.items_of(row)[part.first_target[row] :].tolist())
     assert task.sampler.num_examples == len(train) > 50
     for row in range(len(train)):
-        items, example = train.items_of(row), task.example(row, 0)
+        items, example = train.items_of(row), task.data.example(row)
         assert not held_out[int(train.user_ids[row])] & set(items.tolist())
         names = [f"\n- {data.titles[item]}" for item in items[-5:]]
         assert tiny_tokenizer.decode(example.tokens) == "A user watched:" + "".join(names) + "\n-"
@@ -134,12 +134,14 @@ def test_held_out_items_are_in_no_prompt_and_no_preference(
         assert example.num_pooled == (1 if pooling == "last" else len(example.tokens) - behind)
         counts = np.asarray([(CATEGORIES[items] == k).sum() for k in range(NUM_CATEGORIES)]) / len(items)
         assert sorted(example.preference.tolist()) == pytest.approx(sorted(counts.tolist()))
-    assert len(set(zip(task._categories.tolist(), CATEGORIES.tolist(), strict=True))) == NUM_CATEGORIES, "the corners are found"
+    assert len(set(zip(task.data.categories.tolist(), CATEGORIES.tolist(), strict=True))) == NUM_CATEGORIES, (
+        "the corners are found"
+    )
 
 
 def test_the_prompt_is_the_trunk_of_a_question(tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir)
-    builder: PromptBuilder = task._builder
+    builder: PromptBuilder = task.data.builder
     history = np.asarray([3, 17, 42], dtype=np.int32)
     assert np.array_equal(builder.prompt(history), builder.grouped_prompt(history, [history[:1]], [0]).tokens)
 
@@ -147,34 +149,34 @@ def test_the_prompt_is_the_trunk_of_a_question(tiny_config, tiny_model_dir, teac
 def test_the_control_keeps_the_categories_sizes(tiny_config, tiny_model_dir, teacher_dir):
     plain = make(tiny_config, tiny_model_dir, teacher_dir)
     control = make(tiny_config, tiny_model_dir, teacher_dir, "task.p2rec.shuffle_categories=true")
-    assert np.array_equal(np.bincount(control._categories), np.bincount(plain._categories))
-    assert not np.array_equal(control._categories, plain._categories)
-    assert np.array_equal(control.example(2, 0).tokens, plain.example(2, 0).tokens)
+    assert np.array_equal(np.bincount(control.data.categories), np.bincount(plain.data.categories))
+    assert not np.array_equal(control.data.categories, plain.data.categories)
+    assert np.array_equal(control.data.example(2).tokens, plain.data.example(2).tokens)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_pack_mates_change_nothing_and_rows_are_pooled_as_stated(pooling, tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir, f"task.p2rec.pooling={pooling}")
-    module: Any = task.build_module().double()
-    examples = [task.example(index, 0) for index in (5, 1, 9)]
-    together = module(task.collate(examples, step=0))[2]
-    alone = torch.cat([module(task.collate([example], step=0))[2] for example in examples])
+    module: Any = task.model.build().double()
+    examples = [task.data.example(index) for index in (5, 1, 9)]
+    together = module(task.data.collate(examples, step=0))[2]
+    alone = torch.cat([module(task.data.collate([example], step=0))[2] for example in examples])
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
-    base = module.encoder._base[0]
+    base = module.encoder.base
     for example, state in zip(examples, together, strict=True):
         hidden = base.base_model(input_ids=torch.from_numpy(example.tokens.astype(np.int64))[None]).last_hidden_state[0]
-        rows = hidden[-1:] if pooling == "last" else hidden[len(task._builder.pieces.begin) :]
+        rows = hidden[-1:] if pooling == "last" else hidden[len(task.data.builder.pieces.begin) :]
         torch.testing.assert_close(state.double(), rows.mean(0).double(), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_reach_the_adapter_and_the_reading_alone(tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir)
-    module: Any = task.build_module()
+    module: Any = task.model.build()
     torch.nn.init.normal_(module.linear.weight)  # it starts at 0, and then hands nothing down
     trains = {name for name, p in module.named_parameters() if p.requires_grad}
     assert {name for name in trains if "lora_" not in name} == {"linear.weight", "linear.bias"}
     assert len(trains) > 10
-    loss_sum, sums, _ = module(task.collate([task.example(0, 0), task.example(1, 0)], step=0))
+    loss_sum, sums, _ = module(task.data.collate([task.data.example(0), task.data.example(1)], step=0))
     assert (float(sums[0]), float(sums[1])) == (pytest.approx(loss_sum.item(), rel=1e-6), 2.0)
     loss_sum.backward()
     got = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -185,16 +187,18 @@ def test_gradients_reach_the_adapter_and_the_reading_alone(tiny_config, tiny_mod
 def test_it_starts_from_the_one_guess_for_all(kind, tiny_config, tiny_model_dir, teacher_dir):
     """Over all users the first loss is what the log states for that guess; the caller's generator is left as it was."""
     task = make(tiny_config, tiny_model_dir, teacher_dir, f"task.p2rec.loss={kind}", "train.max_steps=40", "train.epochs=9")
-    task.build_module()
-    module: Any = task.build_module()
+    task.model.build()
+    module: Any = task.model.build()
     with torch.no_grad():
-        loss_sum, sums, _ = module(task.collate([task.example(index, 0) for index in range(task.sampler.num_examples)], step=0))
+        loss_sum, sums, _ = module(
+            task.data.collate([task.data.example(index) for index in range(task.sampler.num_examples)], step=0)
+        )
     assert f"has loss {float(loss_sum / sums[1]):.4f}" in task.notes()[-1]
 
 
 def test_the_log_says_what_one_guess_for_all_costs(tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir, "train.max_steps=40")
-    every = np.stack([task.example(index, 0).preference for index in range(task.sampler.num_examples)]).astype(np.float64)
+    every = np.stack([task.data.example(index).preference for index in range(task.sampler.num_examples)]).astype(np.float64)
     guess = every.mean(axis=0)
     kl = np.where(every > 0, every * np.log(np.where(every > 0, every, 1) / guess), 0).sum(axis=1).mean()
     assert task.notes()[-1].endswith(f"said of each of them, has loss {kl:.4f}")
@@ -202,26 +206,27 @@ def test_the_log_says_what_one_guess_for_all_costs(tiny_config, tiny_model_dir, 
 
 def test_workers_that_cluster_differently_are_noticed(tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir)
-    own = task.step_sums()
+    exchange = task.exchange(torch.nn.Module())
+    own = exchange.step_sums()
     assert len(own) == 3
     other = own + torch.tensor([0.0, 1.0, 2 * float(own[1]) + 1])  # a print one larger
     for sums in (own + other, 3 * own + other):
         with pytest.raises(UserError, match="do not find the same categories"):
-            task.end_step(sums)
-    task.end_step(5 * own)
-    assert len(task.step_sums()) == 0
-    task.end_step(task.step_sums())
+            exchange.end_step(sums)
+    exchange.end_step(5 * own)
+    assert len(exchange.step_sums()) == 0
+    exchange.end_step(exchange.step_sums())
 
 
 def test_what_a_run_leaves(tiny_config, tiny_model_dir, teacher_dir, tmp_path):
     task = make(tiny_config, tiny_model_dir, teacher_dir)
-    module: Any = task.build_module()
+    module: Any = task.model.build()
     weights = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
-    task.save_model(weights, module, tmp_path)
+    task.save(weights, module, tmp_path)
     saved = load_file(tmp_path / PREFERENCE_HEAD_NAME)
     assert torch.equal(saved["weight"], weights["linear.weight"])
     assert torch.equal(saved["bias"], weights["linear.bias"])
-    assert saved["categories"].tolist() == task._categories.tolist()
+    assert saved["categories"].tolist() == task.data.categories.tolist()
     adapter = load_file(tmp_path / "adapter_model.safetensors")
     assert len(adapter) == len(weights) - 2
     assert json.loads((tmp_path / "base.json").read_text())["path"] == str(tiny_model_dir)
@@ -229,13 +234,13 @@ def test_what_a_run_leaves(tiny_config, tiny_model_dir, teacher_dir, tmp_path):
 
 def test_a_model_that_drops_the_mask_is_refused(tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir)
-    module: Any = task.build_module().eval()
-    task.check_module(module, lambda batch: module(batch)[2])
+    module: Any = task.model.build().eval()
+    task.model.check(module, lambda batch: module(batch)[2])
     blind = lambda micro_batch: replace(
         micro_batch, batch=replace(micro_batch.batch, prompt_ids=micro_batch.batch.prompt_ids * 0)
     )
     with pytest.raises(UserError, match=r"model\.path: .* does not keep to the mask"):
-        task.check_module(module, lambda batch: module(blind(batch))[2])
+        task.model.check(module, lambda batch: module(blind(batch))[2])
 
 
 def test_rows_are_where_they_are_said_to_be():

@@ -11,8 +11,7 @@ from rec_dist.commands.progress import watching
 from rec_dist.commands.status import status_of
 from rec_dist.runtime.duration import Remaining, duration
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.runtime.world import World
-from rec_dist.train.recorder import recorder
+from rec_dist.train.recorder import StepRecorder
 from rec_dist.train.trackers import Trackers
 
 TOTAL = 100
@@ -35,7 +34,8 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def record(run: RunDirectory) -> Record:
-    return recorder(run, Trackers([], run.log), World(), total=TOTAL, every_steps=1000)
+    made = StepRecorder(run, Trackers([], run.log), TOTAL, 1000, lambda tokens, scored, seconds: None)
+    return lambda row: made.record(row) if row["event"] == "step" else made.bad_step(row)
 
 
 def row(step: int, seconds: float) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_an_empty_history_is_refused():
 @pytest.mark.parametrize("max_length", [2, 3, 5, 50])
 def test_every_target_is_scored_once_with_what_precedes_it(tmp_path, max_length):
     task = build_sequential_task(config(tmp_path, max_length=max_length))
-    examples = [task.example(index, 0) for index in range(task.sampler.num_examples)]
+    examples = [task.data.example(index) for index in range(task.sampler.num_examples)]
     assert sum(example.num_scored for example in examples) == sum(6 + user % 4 - 1 for user in range(NUM_USERS))
     assert max(example.num_tokens for example in examples) <= max_length
     for example in examples:
@@ -132,8 +132,8 @@ def test_every_target_is_scored_once_with_what_precedes_it(tmp_path, max_length)
 @pytest.mark.parametrize("num_sampled", [0, 6])
 def test_packing_and_accumulation_change_no_sum(tmp_path, kind, num_sampled):
     task = build_sequential_task(config(tmp_path, kind=kind, more={"num_sampled": num_sampled}))
-    module = task.build_module().double().eval()
-    examples = [task.example(index, 0) for index in range(10)]
+    module = task.model.build().double().eval()
+    examples = [task.data.example(index) for index in range(10)]
     losses = []
     for tokens, size in ((64, 1), (8, 1), (1000, 3)):
         total = torch.zeros(2, dtype=torch.float64)
@@ -149,24 +149,24 @@ def test_initial_weights_are_the_seeds(tmp_path):
     task, other = build_sequential_task(config(tmp_path)), build_sequential_task(config(tmp_path, seed=1))
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    first = task.build_module().model.item_embedding.weight
+    first = task.model.build().model.item_embedding.weight
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(first, task.build_module().model.item_embedding.weight)
-    assert not torch.equal(first, other.build_module().model.item_embedding.weight)
+    assert torch.equal(first, task.model.build().model.item_embedding.weight)
+    assert not torch.equal(first, other.model.build().model.item_embedding.weight)
 
 
 def test_saved_model_scores_the_same(tmp_path, kind):
     task = build_sequential_task(config(tmp_path, kind=kind))
-    module, folder = task.build_module().eval(), tmp_path / "model"
+    module, folder = task.model.build().eval(), tmp_path / "model"
     folder.mkdir()
-    task.save_model(dict(module.state_dict()), module, folder)
+    task.save(dict(module.state_dict()), module, folder)
     batch = history_batch([np.arange(5, dtype=np.int32)], 8)
     assert torch.equal(last_scores(load_recommender(folder), batch), last_scores(module.model, batch))
     assert kind_of(load_recommender(folder).shape) == kind
     assert (folder / "items.arrow").read_bytes() == (tmp_path / "data" / "items.arrow").read_bytes()
     assert json.loads((folder / "sequential.json").read_text())["data_fingerprint"]
-    for damage in ({"shape": {**asdict(task._shape), "num_items": 3}}, {"shape": {"size": 1}}, {"model": "gpt"}):
-        saved = {"model": kind, "shape": asdict(task._shape), **damage}
+    for damage in ({"shape": {**asdict(task.save.shape), "num_items": 3}}, {"shape": {"size": 1}}, {"model": "gpt"}):
+        saved = {"model": kind, "shape": asdict(task.save.shape), **damage}
         (folder / "sequential.json").write_text(json.dumps(saved))
         with pytest.raises(UserError, match="damaged"):
             load_recommender(folder)
@@ -195,9 +195,9 @@ def test_what_cannot_work_is_refused(tmp_path, changes, message):
 
 def hits(task, ranker) -> float:
     """hr@1 of the last item of each test row among the whole catalogue; a tie is a miss."""
-    test = task._data.split("test")
+    test = task.data.prepared.split("test")
     histories = [test.items_of(row)[:-1] for row in range(len(test))]
-    everything = np.arange(task._data.num_items, dtype=np.int32)
+    everything = np.arange(task.data.prepared.num_items, dtype=np.int32)
     scores = ranker.score(histories, [everything] * len(histories))
     wanted = [int(test.items_of(row)[-1]) for row in range(len(test))]
     return float(np.mean([(values >= values[item]).sum() == 1 for item, values in zip(wanted, scores, strict=True)]))
@@ -206,7 +206,9 @@ def hits(task, ranker) -> float:
 @pytest.mark.parametrize("num_sampled", [CYCLE, CYCLE + 1, 10_000])
 def test_as_many_sampled_items_as_the_catalogue_is_the_full_softmax(tmp_path, kind, num_sampled):
     tasks = [build_sequential_task(config(tmp_path, kind=kind, more={"num_sampled": num})) for num in (0, num_sampled)]
-    full, sampled = (task.build_module()(task.collate([task.example(index, 0) for index in range(5)], step=3)) for task in tasks)
+    full, sampled = (
+        task.model.build()(task.data.collate([task.data.example(index) for index in range(5)], step=3)) for task in tasks
+    )
     assert torch.equal(full[0], sampled[0])
     assert torch.equal(full[2], sampled[2])
     assert "the softmax is the full one" in tasks[1].notes()[0]
@@ -214,10 +216,14 @@ def test_as_many_sampled_items_as_the_catalogue_is_the_full_softmax(tmp_path, ki
 
 def test_sampled_items_are_those_of_the_step(tmp_path):
     first, again = (build_sequential_task(config(tmp_path, more={"num_sampled": 6})) for _ in range(2))
-    examples = [first.example(index, 0) for index in range(3)]
-    batch, same, later = first.collate(examples, step=3), again.collate(examples[:1], step=3), first.collate(examples, step=4)
+    examples = [first.data.example(index) for index in range(3)]
+    batch, same, later = (
+        first.data.collate(examples, step=3),
+        again.data.collate(examples[:1], step=3),
+        first.data.collate(examples, step=4),
+    )
     assert torch.equal(batch.negatives, same.negatives)
-    assert torch.equal(batch.negatives, first.collate([], step=3).negatives)
+    assert torch.equal(batch.negatives, first.data.collate([], step=3).negatives)
     assert not torch.equal(batch.negatives, later.negatives)
 
 
@@ -243,6 +249,6 @@ def test_beats_popularity_on_a_markov_chain(tmp_path, kind):
         log=lambda line: None,
     )
     task = build_sequential_task(config(tmp_path, kind=kind, epochs=20))
-    popularity = hits(task, PopularityRanker(task._data.train_counts))
+    popularity = hits(task, PopularityRanker(task.data.prepared.train_counts))
     model = hits(task, SequentialRanker(train(task)))
     assert popularity < 0.3 < 0.5 < model, (popularity, model)

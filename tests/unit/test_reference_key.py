@@ -22,7 +22,9 @@ def model(tmp_path: Path, tiny_model_dir: Path) -> Path:
 
 def key(make: Make, model: Path, *changes: str) -> str:
     config = RunConfig.model_validate(make(model.parent / "run", "task.kind=sdpo", f"model.path={model}", *changes))
-    return str(build_task(config, find_initial_weights(config), "cpu").reference_key)
+    reference = build_task(config, find_initial_weights(config), "cpu").reference
+    assert reference is not None
+    return reference.key
 
 
 @pytest.mark.parametrize(

@@ -84,21 +84,21 @@ def saved(tmp_path, **changes):
     task = build_sequential_task(config(tmp_path, kind="caser", epochs=2, more={"top_h": 3, **changes}))
     model, folder = train(task), tmp_path / "model"
     folder.mkdir()
-    task.save_model({f"model.{name}": value for name, value in model.state_dict().items()}, model, folder)
+    task.save({f"model.{name}": value for name, value in model.state_dict().items()}, model, folder)
     return task, model, folder
 
 
 def test_a_run_leaves_embeddings_and_a_list_for_every_training_target(tmp_path):
     task, model, folder = saved(tmp_path)
-    found = read_teacher(folder, data_fingerprint=task._data.manifest.fingerprint)
+    found = read_teacher(folder, data_fingerprint=task.data.prepared.manifest.fingerprint)
     assert np.array_equal(found.embeddings, model.item_embedding.weight.detach().numpy())
-    assert found.lists.items.shape == (task._split.num_targets, 3)
-    assert (np.lexsort((found.lists.positions, found.lists.user_ids)) == np.arange(task._split.num_targets)).all()
-    train_items = {int(user): task._split.items_of(row) for row, user in enumerate(task._split.user_ids)}
+    assert found.lists.items.shape == (task.data.split.num_targets, 3)
+    assert (np.lexsort((found.lists.positions, found.lists.user_ids)) == np.arange(task.data.split.num_targets)).all()
+    train_items = {int(user): task.data.split.items_of(row) for row, user in enumerate(task.data.split.user_ids)}
     for user, position, items in zip(found.lists.user_ids, found.lists.positions, found.lists.items, strict=True):
         assert not set(items.tolist()) & set(train_items[int(user)][:position].tolist())
     manifest = json.loads((folder / "teacher.json").read_text())
-    assert (manifest["top_h"], manifest["data_fingerprint"]) == (3, task._data.manifest.fingerprint)
+    assert (manifest["top_h"], manifest["data_fingerprint"]) == (3, task.data.prepared.manifest.fingerprint)
     assert not list(folder.glob(".*")), "a temporary file was left"
 
 
@@ -116,7 +116,7 @@ def test_a_changed_byte_is_noticed(tmp_path, name):
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name} is not what teacher.json says"):
-        read_teacher(folder, data_fingerprint=task._data.manifest.fingerprint)
+        read_teacher(folder, data_fingerprint=task.data.prepared.manifest.fingerprint)
 
 
 def test_other_data_are_refused(tmp_path):
@@ -148,4 +148,4 @@ def test_a_damaged_description_is_refused(tmp_path, text):
     task, _, folder = saved(tmp_path)
     (folder / "teacher.json").write_text(text)
     with pytest.raises(UserError, match=r"teacher\.json .*remove finished\.json of that run and train it again"):
-        read_teacher(folder, data_fingerprint=task._data.manifest.fingerprint)
+        read_teacher(folder, data_fingerprint=task.data.prepared.manifest.fingerprint)

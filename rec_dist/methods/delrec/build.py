@@ -12,16 +12,17 @@ from rec_dist.data.prompts.tokens import load_tokenizer, piece_tokens
 from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.data.sampling.targets import TargetIndex, index_targets
 from rec_dist.errors import UserError
-from rec_dist.methods.delrec.distill import DelrecDistillTask
+from rec_dist.methods.delrec.distill import OBJECTIVES, DistillExamples, distill_task
 from rec_dist.methods.delrec.prompts import FIRST_POSITION, DistillPrompts, Headers, stream_seed
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.language_model.builders import build_builder, model_spec, read_shape
+from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec, read_shape
+from rec_dist.methods.task import Task
 from rec_dist.runtime.arrays import I32, I64
 
 _RANDOM_LISTS = 2  # a stream of draws beside those of the objectives
 
 
-def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) -> DelrecDistillTask:
+def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) -> Task:
     """The task on the training split of data.path, checked: what would fail later raises UserError here."""
     check_settings(config)
     data, settings = open_data(config.data), config.task.delrec
@@ -46,9 +47,21 @@ def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) 
     else:
         lists = teacher_lists(initial.teacher, data, every, split, kept, top_h=settings.top_h)
     spec = model_spec(config, initial, builder, device, trains=True)
-    task = DelrecDistillTask(spec, data, split, targets, builder, prompts, lists, config, shape.width)
-    task.check(config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
-    return task
+    examples = DistillExamples(
+        data,
+        split,
+        targets,
+        builder,
+        prompts,
+        lists,
+        OBJECTIVES[settings.objectives],
+        config.negatives.num,
+        config.negatives.refresh_each_epoch,
+    )
+    sampler = build_batch_sampler(config, max(len(targets), 1))
+    max_tokens = config.train.max_tokens_per_micro_batch
+    examples.check(sampler, top_h=settings.top_h, max_tokens=max_tokens, max_positions=shape.max_positions)
+    return distill_task(spec, examples, sampler=sampler, width=shape.width)
 
 
 def check_settings(config: RunConfig) -> None:

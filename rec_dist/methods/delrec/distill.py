@@ -1,50 +1,53 @@
-"""DELRec's stage 1 (arXiv 2406.11156): what a sequential recommender does, distilled into soft prompts before a frozen language model.
+"""DELRec's stage 1 (arXiv 2406.11156): distil a sequential recommender into soft prompts before a frozen language model.
 
-At every training position two prompts are answered (methods/delrec/prompts.py): Temporal Analysis and Recommendation Pattern Simulating.
+At every training position the model answers two prompts (methods/delrec/prompts.py): Temporal Analysis and
+Recommendation Pattern Simulating.
 
   L = w_T * CE_T + w_P * CE_P,   w_i = (1 / |g_i|) ** 0.5, normalised to sum 1,
 
-CE over the m candidates' whole-title log-likelihoods, g_i the gradient of objective i on the soft prompt. Decided: g_i is that of
-the global batch of the step before (both weights 1/2 in the first), so no pass is made twice: each objective has its own token ids
-for the same vectors, hence its own gradient rows in the backward pass that is made anyway. They are summed over ranks with the step's
-sums. The weights are in every checkpoint.
+CE is over the m candidates' whole-title log-likelihoods, and g_i is the gradient of objective i on the soft prompt. We
+take g_i from the global batch of the step before (both weights are 1/2 in the first step), so that no pass is made
+twice: each objective has its own token ids for the same vectors, and thus its own gradient rows in the backward pass
+that is made anyway. The rows are summed over ranks in the step's reduction. The weights are in every checkpoint.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rec_dist.config.delrec import DelrecConfig
-from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.prompts.builder import PromptBuilder
+from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.targets import TargetIndex
 from rec_dist.errors import UserError
 from rec_dist.losses import LossSums
 from rec_dist.methods.delrec.choice import choice_loss
 from rec_dist.methods.delrec.prompts import FIRST_POSITION, PATTERN, TEMPORAL, DistillPrompts, Place
-from rec_dist.methods.language_model.builders import build_batch_sampler, check_positions
+from rec_dist.methods.language_model.builders import check_positions
 from rec_dist.methods.language_model.saved_model import save_run_model
+from rec_dist.methods.task import Exchange, NoExchange, Score, Task, TaskModel
 from rec_dist.models.assemble import ModelSpec, build_model
 from rec_dist.models.scorer import Scorer, check_branching
+from rec_dist.models.soft_prompt import SoftPromptEmbedding
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
 from rec_dist.runtime.arrays import I32, I64
 
-_OBJECTIVES = {"both": (TEMPORAL, PATTERN), "temporal": (TEMPORAL,), "pattern": (PATTERN,)}
+OBJECTIVES = {"both": (TEMPORAL, PATTERN), "temporal": (TEMPORAL,), "pattern": (PATTERN,)}
 
 
 def items_shown(settings: DelrecConfig) -> list[int]:
-    """How many items the prompt of each objective shows beside the history: an example and t_1, or t_2 .. t_h."""
-    return [3 if objective == TEMPORAL else settings.top_h - 1 for objective in _OBJECTIVES[settings.objectives]]
+    """Return how many items each objective's prompt shows beside the history: an example and t_1, or t_2 .. t_h."""
+    return [3 if objective == TEMPORAL else settings.top_h - 1 for objective in OBJECTIVES[settings.objectives]]
 
 
 class WeightedChoices(nn.Module):
-    """The loss: each group's choice, weighted by its objective, which the lowest bit of its key names."""
+    """The loss: each group's choice, weighted by the group's objective. The lowest bit of a group's key names the objective."""
 
     changing_buffers = ("weights",)  # goes into checkpoints
     metric_names = ("loss/temporal", "loss/pattern", "weight/temporal")
@@ -58,7 +61,7 @@ class WeightedChoices(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logps: Tensor, batch: PackedBatch) -> LossSums:
-        """Sums over the examples of a micro-batch; a example has one group of each objective."""
+        """Sum over the examples of a micro-batch; an example has one group for each objective."""
         objective = batch.keys & 1  # (G,)
         loss = choice_loss(logps, batch, group_weights=batch.weights * self.weights.to(batch.weights)[objective]).loss_sum
         count = batch.weights.sum() / self._num_objectives
@@ -67,9 +70,9 @@ class WeightedChoices(nn.Module):
         return LossSums(loss, count, dict(zip(self.metric_names, (*parts, count * self.weights[TEMPORAL]), strict=True)))
 
     def balance(self, gradients: Tensor) -> None:
-        """gradients (2, n, D) of the step that was: of each objective times its weight. Sets the next step's weights.
+        """Set the next step's weights. gradients (2, n, D): of each objective in this step, times its weight.
 
-        Left as they are where a norm is 0 or not finite.
+        The weights stay as they are when a norm is 0 or not finite.
         """
         norms = gradients.flatten(1).norm(dim=1) / self.weights.to(gradients)
         if bool(torch.isfinite(norms).all() and (norms > 0).all()):
@@ -79,7 +82,7 @@ class WeightedChoices(nn.Module):
 
 @dataclass(frozen=True)
 class DistillExample:
-    """One training position: a prompt for each objective. It counts as one group, so that a step's loss is a mean over positions."""
+    """One training position: a prompt for each objective. It counts as one group, so a step's loss is a mean over positions."""
 
     prompts: tuple[GroupedPrompt, ...]
     num_groups: int = 1
@@ -100,114 +103,113 @@ class DistillExample:
         return sum(prompt.num_logical_tokens for prompt in self.prompts)
 
 
-class DelrecDistillTask:
-    """Implements tasks.task.Task. lists(example) -> (h,): the teacher's list at a example's position."""
+@dataclass(frozen=True)
+class DistillExamples:
+    """Implements methods.task.TaskData. lists(index) -> (h,): the teacher's list at the position of example `index`."""
 
-    name = "delrec_distill"
-    metric_names: tuple[str, ...] = WeightedChoices.metric_names
-    needs_reference = False
-    counts_tokens = False
-    reference_key = ""
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        data: PreparedData,
-        split: SequenceSplit,
-        targets: TargetIndex,
-        builder: PromptBuilder,
-        prompts: DistillPrompts,
-        lists: Callable[[int], I32],
-        config: RunConfig,
-        width: int,
-    ) -> None:
-        self.sampler = build_batch_sampler(config, max(len(targets), 1))
-        self.dtype, self.width = spec.dtype, width
-        self._spec, self._data, self._split, self._targets = spec, data, split, targets
-        self._builder, self._prompts, self._lists = builder, prompts, lists
-        self._objectives, self._top_h = _OBJECTIVES[config.task.delrec.objectives], config.task.delrec.top_h
-        self._num_negatives, self._refresh = config.negatives.num, config.negatives.refresh_each_epoch
-
-    def build_module(self) -> nn.Module:
-        """The scorer; only the soft prompt requires gradients."""
-        loss = WeightedChoices(self._objectives)
-        self._scorer = Scorer(build_model(self._spec), loss, self.metric_names, max_tokens=self._spec.max_tokens)
-        return self._scorer
+    prepared: PreparedData
+    split: SequenceSplit
+    targets: TargetIndex
+    builder: PromptBuilder
+    prompts: DistillPrompts
+    lists: Callable[[int], I32]
+    objectives: tuple[int, ...]
+    num_negatives: int
+    refresh_negatives: bool
 
     def draw_epoch(self, epoch: int) -> int:
-        """The epoch that the candidates of `epoch` are drawn for."""
-        return epoch if self._refresh else 0
+        """Return the epoch that the candidates of `epoch` are drawn for."""
+        return epoch if self.refresh_negatives else 0
 
     def place(self, index: int, epoch: int) -> Place:
-        """What the prompts of example `index` may know."""
-        row, position = int(self._targets.rows[index]), int(self._targets.starts[index])
-        key = self.draw_epoch(epoch) * self._split.num_items + int(self._split.offsets[row]) + position
-        before = self._split.items_of(row)[:position]
-        return Place(int(self._split.user_ids[row]), position, self.draw_epoch(epoch), before, self._lists(index), key)
+        """Return what the prompts of example `index` may know."""
+        row, position = int(self.targets.rows[index]), int(self.targets.starts[index])
+        key = self.draw_epoch(epoch) * self.split.num_items + int(self.split.offsets[row]) + position
+        before = self.split.items_of(row)[:position]
+        return Place(int(self.split.user_ids[row]), position, self.draw_epoch(epoch), before, self.lists(index), key)
 
     def example(self, index: int, epoch: int) -> DistillExample:
-        """The prompts of example `index` with the candidates of `epoch`."""
+        """Build the prompts of example `index` with the candidates of `epoch`."""
         at = self.place(index, epoch)
-        build = {TEMPORAL: self._prompts.temporal, PATTERN: self._prompts.pattern}
-        return DistillExample(tuple(build[objective](at) for objective in self._objectives))
+        build = {TEMPORAL: self.prompts.temporal, PATTERN: self.prompts.pattern}
+        return DistillExample(tuple(build[objective](at) for objective in self.objectives))
 
     def examples(self, indices: I64, epochs: I64) -> list[DistillExample]:
-        """unit() of each."""
+        """Build example() of each."""
         return [self.example(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
 
-    def users(self, indices: I64) -> list[str]:
-        """The source's names of the users of these examples, each once, in the order of the data."""
-        return self._split.users_of(self._targets.rows[indices])
-
     def collate(self, examples: Sequence[DistillExample], *, step: int) -> PackedBatch:
-        """One micro-batch, the same at any step; the dummy batch for none."""
-        return (
-            pack_prompts([prompt for example in examples for prompt in example.prompts])
-            if examples
-            else dummy_batch(self._num_negatives)
-        )
+        """Pack one micro-batch, the same at any step; without examples, the dummy batch."""
+        if not examples:
+            return dummy_batch(self.num_negatives)
+        return pack_prompts([prompt for example in examples for prompt in example.prompts])
 
-    def notes(self) -> list[str]:
-        """How many positions are left out."""
+    def users(self, indices: I64) -> list[str]:
+        """Return the source's names of the users in these examples, each once, in the order of the data."""
+        return self.split.users_of(self.targets.rows[indices])
+
+    def notes(self, sampler: GlobalBatchSampler) -> list[str]:
+        """Say which positions are left out."""
         own = f"positions with fewer than {FIRST_POSITION} items before them have no example to show and are left out"
-        return [*self._data.cache_notes(self._split.name, self.sampler.window), own]
+        return [*self.prepared.cache_notes(self.split.name, sampler.window), own]
 
-    def check(self, max_tokens: int, *, max_positions: int | None) -> None:
-        """Raises UserError for data without positions, a catalogue or a micro-batch too small, or prompts longer than the model takes."""
-        if not len(self._targets):
+    def check(self, sampler: GlobalBatchSampler, *, top_h: int, max_tokens: int, max_positions: int | None) -> None:
+        """Raises UserError for data without positions, a small catalogue or micro-batch, or prompts too long for the model."""
+        if not len(self.targets):
             raise UserError(f"data.path: no training row has a target after {FIRST_POSITION} items; prepare longer sequences")
-        free = self._data.num_items - int(np.diff(self._split.offsets).max())
-        if max(self._num_negatives + 1, self._top_h) > free:
+        free = self.prepared.num_items - int(np.diff(self.split.offsets).max())
+        if max(self.num_negatives + 1, top_h) > free:
             raise UserError(
-                f"negatives.num ({self._num_negatives}) is more than the catalogue allows: {free} of {self._data.num_items} items are "
-                "outside the longest history; lower it"
+                f"negatives.num ({self.num_negatives}) is more than the catalogue allows: {free} of {self.prepared.num_items} "
+                "items are outside the longest history; lower it"
             )
-        bounds = [self._prompts.longest(objective, self._top_h) for objective in self._objectives]
+        bounds = [self.prompts.longest(objective, top_h) for objective in self.objectives]
         tokens, positions = sum(rows for rows, _ in bounds), max(last for _, last in bounds)
         if tokens > max_tokens:  # the bound may be loose
-            steps = (self.examples(*self.sampler.examples_of_step(step)) for step in range(self.sampler.num_steps))
+            steps = (self.examples(*sampler.examples_of_step(step)) for step in range(sampler.num_steps))
             tokens = max(example.num_tokens for examples in steps for example in examples)
         if tokens > max_tokens:
             raise UserError(
-                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the longest pair of prompts ({tokens} tokens); raise it "
-                "or lower prompt.max_history or negatives.num"
+                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the longest pair of prompts ({tokens} tokens); "
+                "raise it or lower prompt.max_history or negatives.num"
             )
         check_positions(positions, max_positions)
 
-    def check_module(self, module: nn.Module, score: Callable[[PackedBatch], Tensor]) -> None:
-        """As tasks.language.LanguageTask.check_module."""
-        check_branching(score, vocab_size=int(module._base[0].config.vocab_size), dtype=self.dtype)  # type: ignore[index,union-attr]
+
+class ObjectiveBalance:
+    """Implements methods.task.Exchange: weighs the two objectives of the next step by their gradients in this one."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._loss, self._embeddings = cast(WeightedChoices, scorer.loss), cast(SoftPromptEmbedding, scorer.input_embeddings)
 
     def step_sums(self) -> Tensor:
-        """Each objective's gradient on the soft prompt, (2 n D,); (0,) where one trains alone."""
-        gradients: Tensor = self._scorer._base[0].get_input_embeddings().take_gradients()
-        return gradients.flatten() if len(self._objectives) == 2 else torch.zeros(0, dtype=torch.float64)
+        """Return each objective's gradient on the soft prompt, flat: (2 n D,)."""
+        return self._embeddings.take_gradients().flatten()
 
     def end_step(self, sums: Tensor) -> None:
-        """Weighs the objectives of the next step."""
-        if len(sums):
-            self._scorer.loss.balance(sums.view(2, -1, self.width))  # type: ignore[attr-defined]
+        """Weigh the objectives of the next step."""
+        self._loss.balance(sums.view(2, self._embeddings.num_vectors, -1))
 
-    def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
-        """The soft prompt, as tasks.saved.save_run_model."""
-        save_run_model(weights, module, self._spec, self._builder, self._data, folder)
+
+def distill_task(spec: ModelSpec, examples: DistillExamples, *, sampler: GlobalBatchSampler, width: int) -> Task:
+    """Train the soft prompt before the model of `spec`, of `width`. Call examples.check() first."""
+
+    def build() -> nn.Module:
+        loss = WeightedChoices(examples.objectives)
+        return Scorer(build_model(spec), loss, WeightedChoices.metric_names, max_tokens=spec.max_tokens)
+
+    def check(module: Any, score: Score) -> None:
+        check_branching(score, vocab_size=module.vocab_size, dtype=spec.dtype)
+
+    def exchange(module: nn.Module) -> Exchange:
+        return ObjectiveBalance(cast(Scorer, module)) if len(examples.objectives) == 2 else NoExchange()
+
+    return Task(
+        name="delrec_distill",
+        sampler=sampler,
+        data=examples,
+        model=TaskModel(build, spec.dtype, width, WeightedChoices.metric_names, check=check),
+        save=lambda weights, module, folder: save_run_model(weights, module, spec, examples.builder, examples.prepared, folder),
+        exchange=exchange,
+        notes=lambda: examples.notes(sampler),
+    )

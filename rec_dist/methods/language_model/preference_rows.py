@@ -1,9 +1,10 @@
-"""A language model trained on preference rows: prompts and completions are texts of the data set, and K is what each row has.
+"""Preference rows as a task: prompts and completions are texts of the data set, and each row brings its own K rejected ones.
 
-As LanguageTask but for where prompts come from: no users, no catalogue, no negatives to draw.
+The model part is that of interactions (`language_model`); there are no users, no catalogue and no negatives to draw.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.errors import UserError
 from rec_dist.methods.language_model.objective import Objective
 from rec_dist.methods.language_model.saved_model import save_weights
-from rec_dist.methods.language_model.task import LanguageTask
+from rec_dist.methods.language_model.task import language_model
+from rec_dist.methods.task import Reference, Task
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
@@ -24,52 +26,41 @@ from rec_dist.storage.files import write_json
 FORMAT_NAME = "completions.json"  # beside the saved model: what ends a completion
 
 
-class TextRowsTask(LanguageTask):
-    """Implements tasks.task.Task. A example is one row: a prompt with one group."""
+@dataclass(frozen=True)
+class PreferenceRowExamples:
+    """Implements methods.task.TaskData. An example is one row: a prompt with one group.
 
-    def __init__(
-        self,
-        method: Objective,
-        model: ModelSpec,
-        rows: TextRows,
-        end: Sequence[int],
-        *,
-        sampler: GlobalBatchSampler,
-        reference_key: str,
-        width: int,
-    ) -> None:
-        self._take_objective(method, model, sampler=sampler, reference_key=reference_key, width=width)
-        self._rows, self._end = rows, list(end)
+    compares: whether rows have rejected completions.
+    """
 
-    def draw_epoch(self, epoch: int) -> int:
-        """Nothing is drawn: every epoch has the same rows."""
-        return 0
+    rows: TextRows
+    compares: bool
 
-    def example(self, index: int, epoch: int) -> GroupedPrompt:
-        """The prompt of row `index`."""
-        return self._rows.grouped_prompt(index)
+    def example(self, index: int) -> GroupedPrompt:
+        """Build the prompt of row `index`."""
+        return self.rows.grouped_prompt(index)
 
     def examples(self, indices: I64, epochs: I64) -> list[GroupedPrompt]:
-        """unit() of each."""
-        return [self._rows.grouped_prompt(index) for index in indices.tolist()]
-
-    def users(self, indices: I64) -> list[str]:
-        """The rows' numbers: they have no users."""
-        return [f"row {index}" for index in sorted(set(indices.tolist()))]
+        """Build the prompt of each; every epoch has the same rows."""
+        return [self.rows.grouped_prompt(index) for index in indices.tolist()]
 
     def collate(self, examples: Sequence[Any], *, step: int) -> PackedBatch:
-        """One micro-batch, the same at any step; the dummy batch for none."""
-        return pack_prompts(list(examples)) if examples else dummy_batch(min(self._objective.num_negatives, 1))
+        """Pack one micro-batch, the same at any step; without examples, the dummy batch."""
+        return pack_prompts(list(examples)) if examples else dummy_batch(int(self.compares))
 
-    def check(self, max_tokens: int, *, max_positions: int | None) -> None:
+    def users(self, indices: I64) -> list[str]:
+        """Return the numbers of the rows, since rows have no users."""
+        return [f"row {index}" for index in sorted(set(indices.tolist()))]
+
+    def check(self, *, max_tokens: int, max_positions: int | None) -> None:
         """Raises UserError for a micro-batch smaller than the longest row, or a row longer than the model's positions."""
-        prompts = [self._rows.grouped_prompt(row) for row in range(len(self._rows))]
+        prompts = [self.rows.grouped_prompt(row) for row in range(len(self.rows))]
         lengths = [prompt.num_tokens for prompt in prompts]
         row = max(range(len(lengths)), key=lengths.__getitem__)
         if lengths[row] > max_tokens:
             raise UserError(
-                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the longest preference row ({lengths[row]} tokens, row "
-                f"{row}); raise it or leave long rows out"
+                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the longest preference row "
+                f"({lengths[row]} tokens, row {row}); raise it or leave long rows out"
             )
         positions = [len(prompt.tokens) + int(prompt.lengths.max()) - 1 for prompt in prompts]
         row = max(range(len(positions)), key=positions.__getitem__)
@@ -78,11 +69,31 @@ class TextRowsTask(LanguageTask):
                 f"data.path: row {row} takes {positions[row]} positions and the model has {max_positions}; leave it out"
             )
 
-    def notes(self) -> list[str]:
-        """Nothing that the manifest does not say."""
-        return []
 
-    def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
-        """As tasks.saved.save_weights, and what ends a completion."""
-        save_weights(weights, module, self._model, folder)
-        write_json(folder / FORMAT_NAME, {"end": self._end})
+def preference_rows_task(
+    objective: Objective,
+    model: ModelSpec,
+    examples: PreferenceRowExamples,
+    end: Sequence[int],
+    *,
+    sampler: GlobalBatchSampler,
+    reference_key: str,
+    width: int,
+) -> Task:
+    """Train `model` (of `width`) with `objective` on preference rows. Call examples.check() first.
+
+    end: the tokens that end a completion, saved beside the model.
+    """
+
+    def save(weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
+        save_weights(weights, module, model, folder)
+        write_json(folder / FORMAT_NAME, {"end": list(end)})
+
+    return Task(
+        name=objective.name,
+        sampler=sampler,
+        data=examples,
+        model=language_model(objective, model, width=width),
+        save=save,
+        reference=Reference(reference_key) if objective.needs_reference else None,
+    )

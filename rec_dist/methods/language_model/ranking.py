@@ -19,7 +19,7 @@ from rec_dist.data.prompts.builder import PromptBuilder, check_saved
 from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
-from rec_dist.engine.settings import EngineSettings
+from rec_dist.engine.settings import engine_settings
 from rec_dist.errors import UserError
 from rec_dist.evaluate.examples import EvalExample, build_eval_examples
 from rec_dist.methods.initial_weights import InitialWeights
@@ -46,10 +46,8 @@ class EvaluateJob:
 
 def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
     """Scores this rank's share and writes it to part files. Returns {"tokens": rows of the model run over all ranks}."""
-    process_group.join(world)
-    result = _evaluate(world, job)
-    process_group.leave()  # not after a fault: with NCCL it would wait for peers that wait for this rank
-    return result
+    with process_group.joined(world):
+        return _evaluate(world, job)
 
 
 def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
@@ -60,16 +58,9 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     prompts = EvalPrompts(builder, examples, config.train.max_tokens_per_micro_batch)
     spec = model_spec(config, job.initial, builder, world.device, trains=False)
     width = read_shape(job.initial.model).width
-    settings = EngineSettings(
-        zero_stage=config.cluster.zero_stage,
-        bf16=spec.dtype == torch.bfloat16,
-        max_grad_norm=0.0,
-        hidden_size=width,
-        max_live_parameters=config.cluster.max_live_parameters,
-    )
+    settings = engine_settings(config, width=width, bf16=spec.dtype == torch.bfloat16)
     with sharded_loading(settings):
-        model = build_model(spec)
-        module = Scorer(model, _no_loss, (), max_tokens=config.train.max_tokens_per_micro_batch)
+        module = Scorer(build_model(spec), _no_loss, (), max_tokens=config.train.max_tokens_per_micro_batch)
     engine = Engine(module, settings, device=world.device, optimizer=None)
     engine.train_mode(False)
 
@@ -77,7 +68,7 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
         logps: Tensor = engine.score(batch)[2].float().cpu()
         return logps
 
-    check_branching(score, vocab_size=model.config.vocab_size, dtype=spec.dtype)  # type: ignore[union-attr,arg-type]
+    check_branching(score, vocab_size=module.vocab_size, dtype=spec.dtype)
 
     def report(done: int) -> None:
         if world.is_main:

@@ -7,10 +7,11 @@ from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec, read_shape
 from rec_dist.methods.p2rec.categories import item_categories, shuffled
-from rec_dist.methods.p2rec.reconstruct import P2RecReconstructTask
+from rec_dist.methods.p2rec.reconstruct import UserExamples, reconstruct_task
+from rec_dist.methods.task import Task
 
 
-def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: str) -> P2RecReconstructTask:
+def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: str) -> Task:
     """The task on the training split of data.path, checked: what would fail later raises UserError here."""
     _check_settings(config)
     data, settings = open_data(config.data), config.task.p2rec
@@ -22,20 +23,11 @@ def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: s
         categories = shuffled(categories, counts, seed=seed)
     split = data.split("train")
     builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
-    task = P2RecReconstructTask(
-        model_spec(config, initial, builder, device, trains=True),
-        data,
-        split,
-        builder,
-        categories,
-        sampler=build_batch_sampler(config, max(len(split), 1)),
-        width=shape.width,
-        num_categories=settings.num_categories,
-        loss=settings.loss,
-        pooling=settings.pooling,
-    )
-    task.check(config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
-    return task
+    examples = UserExamples(data, split, builder, categories, settings.num_categories, settings.pooling)
+    sampler = build_batch_sampler(config, max(len(split), 1))
+    examples.check(sampler, max_tokens=config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    spec = model_spec(config, initial, builder, device, trains=True)
+    return reconstruct_task(spec, examples, sampler=sampler, width=shape.width, loss=settings.loss)
 
 
 def _check_settings(config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""P2Rec's stage 1 (arXiv 2406.00333), information reconstruction: a language model that reads a history learns to say which kinds of
+"""P2Rec's stage 1 (arXiv 2406.00333), information reconstruction: a language model reads a history and learns which kinds of
 items its user prefers.
 
   categories   k-means on the item embeddings of a trained recommender, C of them
@@ -6,11 +6,12 @@ items its user prefers.
   h_u (D,)     the pooled state of the model after the prompt of u's last items
   KL           L = sum over u of sum_c g_uc log( g_uc / softmax(W h_u + b)_c )        or MSE: mean_c ( (W h_u + b)_c - g_uc )^2
 
-One instance a user, not one an interaction. LoRA, W and b train. Stage 2, which embeds items with the model that this leaves, is
-methods/language_model/embedding.py; what recommenders make of the embeddings is methods/sequential/initial_embeddings.py.
+There is one example for each user, not for each interaction. LoRA, W and b train. Stage 2, which embeds items with the
+trained model, is methods/language_model/embedding.py; recommenders start from these embeddings
+(methods/sequential/initial_embeddings.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rec_dist.errors import UserError
 from rec_dist.losses import LossSums
 from rec_dist.methods.language_model.saved_model import save_run_model
 from rec_dist.methods.p2rec.categories import preference
+from rec_dist.methods.task import Score, Task, TaskModel
 from rec_dist.models.assemble import ModelSpec, build_model
 from rec_dist.models.encoder import Encoder, PreferenceHead, check_alone
 from rec_dist.packing.pooled_prompts import PooledPrompts, dummy_batch, pack_pooled_prompts
@@ -35,11 +37,13 @@ from rec_dist.runtime.arrays import I32, I64
 from rec_dist.storage.files import fingerprint
 
 PREFERENCE_HEAD_NAME = "preference_reader.safetensors"  # W, b and every item's category, beside the saved adapter
-_GUESSED_USERS, _LEAST_SHARE = 1000, 1e-4  # the second: of a category that none of them has, or its logarithm would be -inf
+METRIC_NAMES = ("preference/distance",)
+_GUESSED_USERS = 1000
+_LEAST_SHARE = 1e-4  # of a category that none of these users has, since the logarithm of 0 is -inf
 
 
 def losses_of(outputs: Tensor, wanted: Tensor, *, kind: str) -> tuple[Tensor, Tensor]:
-    """outputs (U, C) = W h + b, wanted (U, C) = g -> (the loss of each user (U,), in nats for kl; what is said of them (U, C))."""
+    """outputs (U, C) = W h + b, wanted (U, C) = g -> (each user's loss (U,), nats for kl; predicted preferences (U, C))."""
     if kind == "mse":
         return (outputs - wanted).square().mean(dim=1), outputs
     said = outputs.log_softmax(dim=1)
@@ -47,14 +51,14 @@ def losses_of(outputs: Tensor, wanted: Tensor, *, kind: str) -> tuple[Tensor, Te
 
 
 def reconstruction_loss(outputs: Tensor, prompts: PooledPrompts, *, kind: str) -> LossSums:
-    """Sums over the users of a micro-batch. Metric: half the L1 distance of what is said and what is so, 0 to 1 for distributions.
+    """Sum over the users of a micro-batch. The metric is half the L1 distance of predicted and true preferences, 0 to 1.
 
     A prompt of weight 0 contributes exactly 0, even where its output is NaN.
     """
     weights = prompts.weights
     losses, said = losses_of(outputs.masked_fill((weights == 0).unsqueeze(1), 0.0), prompts.labels, kind=kind)
     distance = (said.detach() - prompts.labels).abs().sum(dim=1) / 2
-    return LossSums((losses * weights).sum(), weights.sum(), {"preference/distance": (distance * weights).sum()})
+    return LossSums((losses * weights).sum(), weights.sum(), {METRIC_NAMES[0]: (distance * weights).sum()})
 
 
 @dataclass(frozen=True)
@@ -69,105 +73,69 @@ class UserExample:
 
     @property
     def num_tokens(self) -> int:
-        """P."""
+        """P tokens."""
         return len(self.tokens)
 
     @property
     def num_logical_tokens(self) -> int:
-        """P: a user stands once anywhere."""
+        """P: a user appears once in any layout."""
         return len(self.tokens)
 
 
-class P2RecReconstructTask:
-    """Implements tasks.task.Task. Example u is row u of the training split, and a mean loss is over users."""
+@dataclass(frozen=True)
+class UserExamples:
+    """Implements methods.task.TaskData. Example u is row u of the training split, so held-out items are in no example.
 
-    name = "p2rec_reconstruct"
-    metric_names: tuple[str, ...] = ("preference/distance",)
-    needs_reference = False
-    counts_tokens = False
-    reference_key = ""
+    categories (I,): of each item, in 0..num_categories-1. pooling: as task.p2rec.pooling.
+    """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        data: PreparedData,
-        split: SequenceSplit,
-        builder: PromptBuilder,
-        categories: I32,
-        *,
-        sampler: GlobalBatchSampler,
-        width: int,
-        num_categories: int,
-        loss: str,
-        pooling: str,
-    ) -> None:
-        self.sampler, self.dtype, self.width = sampler, spec.dtype, width
-        self._spec, self._data, self._split, self._builder = spec, data, split, builder
-        self._categories, self._num_categories, self._loss, self._pooling = categories, num_categories, loss, pooling
-        self._print = float(int(fingerprint(categories.tolist()), 16) % (1 << 16))
-        self._agreed = False
+    prepared: PreparedData
+    split: SequenceSplit
+    builder: PromptBuilder
+    categories: I32
+    num_categories: int
+    pooling: str
 
-    def build_module(self) -> nn.Module:
-        """The reader; the adapter and the linear layer require gradients. What it says first is the same guess for everyone."""
-        encoder = Encoder(build_model(self._spec), max_tokens=self._spec.max_tokens)
-        loss = lambda outputs, prompts: reconstruction_loss(outputs, prompts, kind=self._loss)
-        return PreferenceHead(encoder, self._guess(self._first_preferences()), self.width, loss, self.metric_names)
+    def example(self, index: int) -> UserExample:
+        """Build the prompt and the preferences of row `index`."""
+        tokens = self.builder.prompt(self.split.items_of(index)[-self.builder.max_history :])
+        return UserExample(tokens, self.builder.num_pooled(tokens, self.pooling), self.preference(index))
 
-    def _first_preferences(self) -> Tensor:
-        """(U, C): of the users of the first steps, about 1,000."""
-        first = range(min(self.sampler.num_steps, -(-_GUESSED_USERS // self.sampler.examples_per_step)))
-        users = np.unique(np.concatenate([self.sampler.examples_of_step(step)[0] for step in first]))
-        return torch.stack([torch.from_numpy(self._preference(user)) for user in users.tolist()])
+    def preference(self, row: int) -> npt.NDArray[np.float32]:
+        """Return g_u (C,) of row `row`."""
+        return preference(self.categories, self.split.items_of(row), self.num_categories)
 
-    def _preference(self, row: int) -> npt.NDArray[np.float32]:
-        """g_u (C,) of row `row`."""
-        return preference(self._categories, self._split.items_of(row), self._num_categories)
-
-    def _guess(self, preferences: Tensor) -> Tensor:
-        """Outputs (C,) that say the mean of `preferences` (U, C)."""
-        mean = preferences.mean(dim=0)
-        return mean.clamp(min=_LEAST_SHARE).log() if self._loss == "kl" else mean
-
-    def draw_epoch(self, epoch: int) -> int:
-        """0: a example draws nothing."""
-        return 0
-
-    def example(self, index: int, epoch: int) -> UserExample:
-        """The prompt and the preferences of row `index` of the training split: held-out items are in neither."""
-        tokens = self._builder.prompt(self._split.items_of(index)[-self._builder.max_history :])
-        return UserExample(tokens, self._builder.num_pooled(tokens, self._pooling), self._preference(index))
+    def first_preferences(self, sampler: GlobalBatchSampler) -> Tensor:
+        """Return g_u of the users in the first steps, about 1,000: (U, C)."""
+        first = range(min(sampler.num_steps, -(-_GUESSED_USERS // sampler.examples_per_step)))
+        users = np.unique(np.concatenate([sampler.examples_of_step(step)[0] for step in first]))
+        return torch.stack([torch.from_numpy(self.preference(user)) for user in users.tolist()])
 
     def examples(self, indices: I64, epochs: I64) -> list[UserExample]:
-        """unit() of each."""
-        return [self.example(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
-
-    def users(self, indices: I64) -> list[str]:
-        """The source's names of these users, each once, in the order of the data."""
-        return self._split.users_of(indices)
+        """Build example() of each; every epoch has the same ones."""
+        return [self.example(index) for index in indices.tolist()]
 
     def collate(self, examples: Sequence[UserExample], *, step: int) -> PooledPrompts:
-        """One micro-batch, the same at any step; the dummy batch for none."""
+        """Pack one micro-batch, the same at any step; without examples, the dummy batch."""
         if not examples:
-            return dummy_batch(self._num_categories)
+            return dummy_batch(self.num_categories)
         labels = np.stack([example.preference for example in examples])
-        return pack_pooled_prompts([example.tokens for example in examples], [example.num_pooled for example in examples], labels)
+        tokens, pooled = [example.tokens for example in examples], [example.num_pooled for example in examples]
+        return pack_pooled_prompts(tokens, pooled, labels)
 
-    def notes(self) -> list[str]:
-        """The loss of one guess for everyone, which a reader of histories must come below."""
-        every = self._first_preferences()
-        loss = float(losses_of(self._guess(every).expand_as(every), every, kind=self._loss)[0].mean())
-        own = f"the mean preference of {len(every):,} users, said of each of them, has loss {loss:.4f}"
-        return [*self._data.cache_notes(self._split.name, self.sampler.window), own]
+    def users(self, indices: I64) -> list[str]:
+        """Return the source's names of these users, each once, in the order of the data."""
+        return self.split.users_of(indices)
 
-    def check(self, max_tokens: int, *, max_positions: int | None) -> None:
+    def check(self, sampler: GlobalBatchSampler, *, max_tokens: int, max_positions: int | None) -> None:
         """Raises UserError for data without users, a micro-batch too small, or prompts longer than the model takes."""
-        if not len(self._split):
+        if not len(self.split):
             raise UserError("data.path: the training split has no user; prepare other data")
-        longest = self._longest(max_tokens)
+        longest = self._longest(sampler, max_tokens)
         if longest > max_tokens:
             raise UserError(
-                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the longest prompt ({longest} tokens); raise it or lower "
-                "prompt.max_history"
+                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the longest prompt ({longest} tokens); "
+                "raise it or lower prompt.max_history"
             )
         if max_positions is not None and longest > max_positions:
             raise UserError(
@@ -175,32 +143,31 @@ class P2RecReconstructTask:
                 "prompt.instruction"
             )
 
-    def _longest(self, max_tokens: int) -> int:
-        """Tokens of the longest prompt: a bound from the longest title, or where that is too long for a micro-batch the exact one."""
-        items = min(self._builder.max_history, int(np.diff(self._split.offsets).max()))
-        title = int(self._builder.titles.lengths.max()) + len(self._builder.pieces.item_prefix)
-        bound = len(self._builder.pieces.begin) + items * title + len(self._builder.pieces.tail)
+    def _longest(self, sampler: GlobalBatchSampler, max_tokens: int) -> int:
+        """Tokens of the longest prompt: a bound from the longest title, or the exact number if the bound exceeds max_tokens."""
+        items = min(self.builder.max_history, int(np.diff(self.split.offsets).max()))
+        title = int(self.builder.titles.lengths.max()) + len(self.builder.pieces.item_prefix)
+        bound = len(self.builder.pieces.begin) + items * title + len(self.builder.pieces.tail)
         if bound <= max_tokens:
             return bound
-        steps = (self.sampler.examples_of_step(step) for step in range(self.sampler.num_steps))
+        steps = (sampler.examples_of_step(step) for step in range(sampler.num_steps))
         return max(example.num_tokens for indices, epochs in steps for example in self.examples(indices, epochs))
 
-    def check_module(self, module: nn.Module, score: Callable[[PooledPrompts], Tensor]) -> None:
-        """Raises UserError when the model's attention does not keep to the mask. score: prompts -> states (U, D)."""
 
-        def labelled(prompts: PooledPrompts) -> Tensor:
-            uniform = torch.full((len(prompts.weights), self._num_categories), 1 / self._num_categories)
-            return score(replace(prompts, labels=uniform))
+class SameCategories:
+    """Implements methods.task.Exchange: in the first step, checks that all ranks found the same categories."""
 
-        check_alone(labelled, vocab_size=module.encoder.vocab_size, dtype=self.dtype)  # type: ignore[arg-type,union-attr]
+    def __init__(self, categories: I32) -> None:
+        self._print = float(int(fingerprint(categories.tolist()), 16) % (1 << 16))
+        self._agreed = False
 
     def step_sums(self) -> Tensor:
-        """Once: what tells whether all ranks found the same categories."""
+        """Return 1, a print of the categories and its square; after the first step nothing."""
         values = [] if self._agreed else [1.0, self._print, self._print**2]
         return torch.tensor(values, dtype=torch.float64)
 
     def end_step(self, sums: Tensor) -> None:
-        """Raises UserError on all ranks where n * sum of squares is not the square of the sum: then not all are equal."""
+        """Raises UserError on all ranks when n * sum of squares is not the square of the sum, since then the prints differ."""
         if len(sums):
             ranks, total, squares = sums.tolist()
             if ranks * squares != total**2:
@@ -209,13 +176,55 @@ class P2RecReconstructTask:
                 )
             self._agreed = True
 
-    def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
-        """As tasks.saved.save_run_model, and what reads preferences."""
-        own = {name.removeprefix("linear."): value for name, value in weights.items() if name.startswith("linear.")}
-        model = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
-        assert len(own) == 2 and len(own) + len(model) == len(weights), sorted(weights)
-        encoder: Any = module.encoder
-        save_run_model(model, encoder, self._spec, self._builder, self._data, folder)
-        save_file(
-            {**own, "categories": torch.from_numpy(self._categories)}, folder / PREFERENCE_HEAD_NAME, metadata={"format": "pt"}
-        )
+
+def reconstruct_task(spec: ModelSpec, examples: UserExamples, *, sampler: GlobalBatchSampler, width: int, loss: str) -> Task:
+    """Train the model of `spec`, of `width`, with `loss` (kl or mse). Call examples.check() first.
+
+    The adapter and the linear layer require gradients. Before the first step the output is the same guess for every user.
+    """
+
+    def build() -> nn.Module:
+        encoder = Encoder(build_model(spec), max_tokens=spec.max_tokens)
+        sums = lambda outputs, prompts: reconstruction_loss(outputs, prompts, kind=loss)
+        return PreferenceHead(encoder, _guess(examples.first_preferences(sampler), loss), width, sums, METRIC_NAMES)
+
+    def check(module: Any, score: Score) -> None:
+        def labelled(prompts: PooledPrompts) -> Tensor:
+            uniform = torch.full((len(prompts.weights), examples.num_categories), 1 / examples.num_categories)
+            return score(replace(prompts, labels=uniform))
+
+        check_alone(labelled, vocab_size=module.encoder.vocab_size, dtype=spec.dtype)
+
+    def notes() -> list[str]:
+        every = examples.first_preferences(sampler)
+        guessed = float(losses_of(_guess(every, loss).expand_as(every), every, kind=loss)[0].mean())
+        own = f"the mean preference of {len(every):,} users, said of each of them, has loss {guessed:.4f}"
+        return [*examples.prepared.cache_notes(examples.split.name, sampler.window), own]
+
+    return Task(
+        name="p2rec_reconstruct",
+        sampler=sampler,
+        data=examples,
+        model=TaskModel(build, spec.dtype, width, METRIC_NAMES, check=check),
+        save=lambda weights, module, folder: _save(weights, module, spec, examples, folder),
+        exchange=lambda module: SameCategories(examples.categories),
+        notes=notes,
+    )
+
+
+def _guess(preferences: Tensor, loss: str) -> Tensor:
+    """Outputs (C,) that say the mean of `preferences` (U, C)."""
+    mean = preferences.mean(dim=0)
+    return mean.clamp(min=_LEAST_SHARE).log() if loss == "kl" else mean
+
+
+def _save(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec, examples: UserExamples, folder: Path) -> None:
+    """As save_run_model, with the linear layer and the categories in a file of their own."""
+    own = {name.removeprefix("linear."): value for name, value in weights.items() if name.startswith("linear.")}
+    model = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
+    assert len(own) == 2 and len(own) + len(model) == len(weights), sorted(weights)
+    encoder: Any = module.encoder
+    save_run_model(model, encoder, spec, examples.builder, examples.prepared, folder)
+    save_file(
+        {**own, "categories": torch.from_numpy(examples.categories)}, folder / PREFERENCE_HEAD_NAME, metadata={"format": "pt"}
+    )

@@ -1,13 +1,12 @@
-"""Sequential recommenders as a task: next-item prediction on ids, the baselines beside every language model and the teachers of some.
+"""Sequential recommenders as a task: next-item prediction on ids. They are baselines of language models, and teachers of some.
 
-A example is a run of up to max_length neighbouring targets of one user with the items before them. A row longer than that makes
-several examples, so no target is dropped, and each is scored once an epoch.
+An example is a run of up to max_length neighbouring targets of one user, with the items before them. A row longer than
+that makes several examples, so no target is dropped, and each is scored once an epoch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +23,13 @@ from rec_dist.methods.sequential.next_item import NextItem, Recommender, Shape, 
 from rec_dist.methods.sequential.saved_model import WEIGHTS_NAME, kind_of, save_recommender, shape_of, unread_keys
 from rec_dist.methods.sequential.sequences import SequenceBatch, dummy_batch, lay_out
 from rec_dist.methods.sequential.teacher import top_items
+from rec_dist.methods.task import Task, TaskModel
 from rec_dist.runtime.arrays import I32, I64
 
 
 @dataclass(frozen=True)
 class SequenceExample:
-    """items (n,) int32, what the model reads; targets (m <= n,) int32, what follows its last m positions."""
+    """items (n,) int32: what the model reads; targets (m <= n,) int32: what follows its last m positions."""
 
     items: I32
     targets: I32
@@ -51,155 +51,118 @@ class SequenceExample:
 
     @property
     def num_logical_tokens(self) -> int:
-        """num_tokens: nothing is shared that a peer would write out again."""
+        """num_tokens: a sequence shares nothing that another system would write out again."""
         return len(self.items)
 
 
-class SequentialTask:
-    """Implements tasks.task.Task. A mean loss is over targets, in nats; float32 on every device."""
+@dataclass(frozen=True)
+class SequenceExamples:
+    """Implements methods.task.TaskData. negatives: where the softmax is sampled; None where it is the full one."""
 
-    name = "sequential"
-    metric_names: tuple[str, ...] = ()
-    needs_reference = False
-    counts_tokens = True
-    dtype = torch.float32
-    reference_key = ""
+    prepared: PreparedData
+    split: SequenceSplit
+    targets: TargetIndex
+    max_length: int
+    negatives: ItemSampler | None
 
-    def __init__(
-        self,
-        shape: Shape,
-        data: PreparedData,
-        split: SequenceSplit,
-        targets: TargetIndex,
-        *,
-        sampler: GlobalBatchSampler,
-        seed: int,
-        num_sampled: int,
-        top_h: int,
-        items: Tensor | None = None,
-        unread: Sequence[str] = (),
-    ) -> None:
-        self.sampler = sampler
-        self.width = shape.width
-        self._shape, self._data, self._split, self._targets, self._seed = shape, data, split, targets, seed
-        self._negatives = ItemSampler(num_sampled, seed, data.train_counts) if 0 < num_sampled < data.num_items else None
-        self._num_sampled, self._top_h, self._items = num_sampled, top_h, items
-        self._unread = unread
-
-    def draw_epoch(self, epoch: int) -> int:
-        """0: a example draws nothing."""
-        return 0
-
-    def build_module(self) -> NextItem:
-        """The model with initial weights that are a function of the seed alone, but for item embeddings that are given; the caller's
-        generator is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            model = build_recommender(kind_of(self._shape), asdict(self._shape))
-        if self._items is not None:
-            with torch.no_grad():
-                model.item_embedding.weight.copy_(self._items)
-        return NextItem(model)
-
-    def example(self, index: int, epoch: int) -> SequenceExample:
-        """The run of targets of example `index`, after as many of the items before them as max_length leaves room for."""
-        row, start, stop = int(self._targets.rows[index]), int(self._targets.starts[index]), int(self._targets.stops[index])
-        items = self._split.items_of(row)
-        return SequenceExample(items[max(0, stop - 1 - self._shape.max_length) : stop - 1], items[start:stop])
+    def example(self, index: int) -> SequenceExample:
+        """Build the run of targets of example `index`, after as many of the items before them as max_length leaves room for."""
+        row, start, stop = int(self.targets.rows[index]), int(self.targets.starts[index]), int(self.targets.stops[index])
+        items = self.split.items_of(row)
+        return SequenceExample(items[max(0, stop - 1 - self.max_length) : stop - 1], items[start:stop])
 
     def examples(self, indices: I64, epochs: I64) -> list[SequenceExample]:
-        """unit() of each."""
-        return [self.example(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
-
-    def users(self, indices: I64) -> list[str]:
-        """The source's names of the users of these examples, each once, in the order of the data."""
-        return self._split.users_of(self._targets.rows[indices])
+        """Build example() of each; every epoch has the same ones."""
+        return [self.example(index) for index in indices.tolist()]
 
     def collate(self, examples: Sequence[SequenceExample], *, step: int) -> SequenceBatch:
-        """One batch, with the negatives of global step `step` where the softmax is sampled; the dummy batch for none."""
+        """Lay out one batch, with step `step`'s negatives if the softmax is sampled; without examples, the dummy batch."""
         batch = (
             lay_out([example.items for example in examples], [example.targets for example in examples])
             if examples
             else dummy_batch()
         )
-        return batch if self._negatives is None else batch.with_negatives(*self._negatives.draw(step))
+        return batch if self.negatives is None else batch.with_negatives(*self.negatives.draw(step))
 
-    def check(self, max_tokens: int) -> None:
-        """Raises UserError for a split without targets or a micro-batch that the longest sequence does not fit into."""
-        if not len(self._targets):
+    def users(self, indices: I64) -> list[str]:
+        """Return the source's names of the users in these examples, each once, in the order of the data."""
+        return self.split.users_of(self.targets.rows[indices])
+
+    def check(self, *, max_tokens: int, top_h: int) -> None:
+        """Raises UserError for a split without targets, a micro-batch smaller than the longest sequence, or a top_h too large."""
+        if not len(self.targets):
             raise UserError(
-                f"data.path: the split {self._split.name} has no target with an item before it; prepare data with longer sequences"
+                f"data.path: the split {self.split.name} has no target with an item before it; prepare data with longer sequences"
             )
-        if max_tokens < self._shape.max_length:
+        if max_tokens < self.max_length:
             raise UserError(
-                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than a sequence may be (task.sequential.max_length is "
-                f"{self._shape.max_length}); raise it or lower task.sequential.max_length"
+                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than a sequence may be "
+                f"(task.sequential.max_length is {self.max_length}); raise it or lower task.sequential.max_length"
             )
-        longest = int((self._split.offsets[1:] - self._split.offsets[:-1]).max()) - 1
-        if self._top_h > self._data.num_items - longest:
+        longest = int((self.split.offsets[1:] - self.split.offsets[:-1]).max()) - 1
+        if top_h > self.prepared.num_items - longest:
             raise UserError(
-                f"task.sequential.top_h ({self._top_h}) is more than the longest history leaves: {self._data.num_items} items of the "
-                f"catalogue less {longest}; lower it"
+                f"task.sequential.top_h ({top_h}) is more than the longest history leaves: {self.prepared.num_items} "
+                f"items of the catalogue less {longest}; lower it"
             )
 
-    def notes(self) -> list[str]:
-        """Which softmax trains, where that is not plain from the keys; keys without effect; whether the data fit the cache."""
-        notes = self._data.cache_notes(self._split.name, self.sampler.window)
-        if self._negatives is not None:
-            notes.append(
-                f"the loss is an estimate from {self._num_sampled:,} sampled items of {self._data.num_items:,}, lower on average"
-            )
-        elif self._num_sampled:
-            notes.append(f"task.sequential.num_sampled ({self._num_sampled:,}) covers the catalogue: the softmax is the full one")
-        if self._unread:
-            keys = ", ".join(self._unread)
-            notes.append(f"WARNING: task.kind=sequential trains no language model, so these keys have no effect: {keys}")
-        return notes
 
-    def check_module(self, module: nn.Module, score: Callable[[Any], Tensor]) -> None:
-        """Nothing to check: the module is ours, and its tests stand in for what a foreign model must show."""
+@dataclass(frozen=True)
+class SequentialModelSaver:
+    """Writes model/: weights, shape and catalogue, and with top_h what the model leaves as a teacher."""
 
-    def step_sums(self) -> Tensor:
-        """Nothing."""
-        return torch.zeros(0, dtype=torch.float64)
+    shape: Shape
+    examples: SequenceExamples
+    top_h: int
 
-    def end_step(self, sums: Tensor) -> None:
-        """Nothing."""
-
-    def save_model(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
-        """Weights, shape and catalogue into `folder`, read back and compared; with top_h, what that model leaves as a teacher."""
+    def __call__(self, weights: dict[str, Tensor], module: nn.Module, folder: Path) -> None:
+        """As methods.task.SaveModel. What is written is read back and compared."""
         assert weights, "no trainable weights were gathered: an empty model would be saved"
-        model = save_recommender(
-            self._shape, {name.removeprefix("model."): value for name, value in weights.items()}, self._data, folder
-        )
-        if self._top_h:
+        own = {name.removeprefix("model."): value for name, value in weights.items()}
+        model = save_recommender(self.shape, own, self.examples.prepared, folder)
+        if self.top_h:
             self._write_teacher(model, str(next(module.parameters()).device), folder)
 
     def _write_teacher(self, model: Recommender, device: str, folder: Path) -> None:
-        """Rank 0's work while the others wait."""
+        """Rank 0 does this while the others wait."""
         embeddings = model.item_embedding.weight.detach().numpy()
         lists = top_items(
             model.to(device),
-            self._split,
-            num_items=self._shape.num_items,
-            max_length=self._shape.max_length,
-            top_h=self._top_h,
+            self.examples.split,
+            num_items=self.shape.num_items,
+            max_length=self.shape.max_length,
+            top_h=self.top_h,
             device=device,
         )
         write_teacher(
             folder,
             embeddings,
             lists,
-            top_h=self._top_h,
+            top_h=self.top_h,
             weights=folder / WEIGHTS_NAME,
-            data_fingerprint=self._data.manifest.fingerprint,
+            data_fingerprint=self.examples.prepared.manifest.fingerprint,
         )
 
 
-def build_sequential_task(config: RunConfig, *, split: str = "train") -> SequentialTask:
+def initial_module(shape: Shape, *, seed: int, items: Tensor | None) -> NextItem:
+    """The model with initial weights that are a function of the seed alone, except for item embeddings that are given.
+
+    items: (I, D), or None. The caller's generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_recommender(kind_of(shape), asdict(shape))
+    if items is not None:
+        with torch.no_grad():
+            model.item_embedding.weight.copy_(items)
+    return NextItem(model)
+
+
+def build_sequential_task(config: RunConfig, *, split: str = "train") -> Task:
     """The task on `split` of data.path, checked.
 
-    UserError: a shape that cannot work, a micro-batch too small, no target, or a setting that cannot take effect.
+    Raises UserError for a shape that cannot work, a micro-batch too small, data without targets, or a setting without
+    effect.
     """
     settings, train = config.task.sequential, config.train
     if train.init_from is not None:
@@ -213,27 +176,53 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Sequent
         raise UserError("model.dtype=bfloat16 has no effect on task.kind=sequential, which is float32; set model.dtype=auto")
     if config.model.attention == "flex":
         raise UserError(
-            "model.attention=flex has no effect on task.kind=sequential, whose batches have no completion points; set it to auto"
+            "model.attention=flex has no effect on task.kind=sequential, whose batches have no branch points; set it to auto"
         )
     data = open_data(config.data)
     rows = data.split(split)
-    targets = index_targets(rows, settings.max_length)
-    task = SequentialTask(
-        shape_of(settings, data.num_items),
+    num_sampled = settings.num_sampled
+    sampled = 0 < num_sampled < data.num_items
+    shape = shape_of(settings, data.num_items)
+    examples = SequenceExamples(
         data,
         rows,
-        targets,
-        sampler=GlobalBatchSampler(
-            max(len(targets), 1), train.global_batch_size, train.epochs, train.seed, train.max_steps, train.shuffle_window
-        ),
-        seed=train.seed,
-        num_sampled=settings.num_sampled,
-        top_h=settings.top_h if split == "train" else 0,
-        items=_initial_items(settings, data) if split == "train" else None,
-        unread=unread_keys(config),
+        index_targets(rows, settings.max_length),
+        shape.max_length,
+        ItemSampler(num_sampled, train.seed, data.train_counts) if sampled else None,
     )
-    task.check(train.max_tokens_per_micro_batch)
-    return task
+    top_h = settings.top_h if split == "train" else 0
+    examples.check(max_tokens=train.max_tokens_per_micro_batch, top_h=top_h)
+    items = _initial_items(settings, data) if split == "train" else None
+    sampler = GlobalBatchSampler(
+        len(examples.targets), train.global_batch_size, train.epochs, train.seed, train.max_steps, train.shuffle_window
+    )
+    return Task(
+        name="sequential",
+        sampler=sampler,
+        data=examples,
+        model=TaskModel(
+            build=lambda: initial_module(shape, seed=train.seed, items=items),
+            dtype=torch.float32,  # on every device
+            width=shape.width,
+            mean_over="tokens",  # an item is one token; the loss is in nats
+        ),
+        save=SequentialModelSaver(shape, examples, top_h),
+        notes=lambda: _notes(config, examples, sampler),
+    )
+
+
+def _notes(config: RunConfig, examples: SequenceExamples, sampler: GlobalBatchSampler) -> list[str]:
+    """Which softmax trains, where the keys do not say so plainly; keys without effect; whether the data fits the cache."""
+    notes = examples.prepared.cache_notes(examples.split.name, sampler.window)
+    num_sampled, num_items = config.task.sequential.num_sampled, examples.prepared.num_items
+    if examples.negatives is not None:
+        notes.append(f"the loss is an estimate from {num_sampled:,} sampled items of {num_items:,}, lower on average")
+    elif num_sampled:
+        notes.append(f"task.sequential.num_sampled ({num_sampled:,}) covers the catalogue: the softmax is the full one")
+    if unread := unread_keys(config):
+        keys = ", ".join(unread)
+        notes.append(f"WARNING: task.kind=sequential trains no language model, so these keys have no effect: {keys}")
+    return notes
 
 
 def _initial_items(settings: SequentialConfig, data: PreparedData) -> Tensor | None:

@@ -176,14 +176,14 @@ def test_exported_interactions_come_back_as_the_same_trunks(tmp_path, tiny_confi
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
     count = export_preferences(config, tmp_path / "rows.jsonl", log=lambda line: None)
     task = build_language_task(config, InitialWeights(tiny_model_dir), "cpu")
-    assert count == len(task._targets)
+    assert count == len(task.data.targets)
     prepared(tmp_path / "rows.jsonl", tmp_path / "text", num_shards=1)
     rewritten = RunConfig.model_validate(
         tiny_config(tmp_path / "run", "task.kind=sdpo", {"data.path": str(tmp_path / "text"), "data.format": "preferences"})
     )
     text = build_task(rewritten, InitialWeights(tiny_model_dir), "cpu")
     for index in range(0, count, 7):
-        same_prompt(task.example(index, 0), text.example(index, 0))
+        same_prompt(task.data.example(index, 0), text.data.example(index))
     again = tmp_path / "again.jsonl"
     export_preferences(rewritten, again, log=lambda line: None)
     assert again.read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
