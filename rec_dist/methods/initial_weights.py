@@ -5,10 +5,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME
 from rec_dist.data.artifacts.teacher import TEACHER_NAME
 from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.delrec.config import RANDOM_TEACHER
 from rec_dist.methods.language_model.saved_model import BASE_NAME
 from rec_dist.methods.sequential.saved_model import SHAPE_NAME
 from rec_dist.models.language import ADAPTER_WEIGHTS

@@ -12,6 +12,7 @@ from rec_dist.data.prompts.tokens import load_tokenizer, piece_tokens
 from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.data.sampling.targets import TargetIndex, index_targets
 from rec_dist.errors import UserError
+from rec_dist.methods.delrec.config import DelrecConfig
 from rec_dist.methods.delrec.distill import DelrecDistillTask
 from rec_dist.methods.delrec.prompts import FIRST_POSITION, DistillPrompts, Headers, stream_seed
 from rec_dist.methods.initial_weights import InitialWeights
@@ -24,7 +25,7 @@ _RANDOM_LISTS = 2  # a stream of draws beside those of the objectives
 def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) -> DelrecDistillTask:
     """The task on the training split of data.path, checked: what would fail later raises UserError here."""
     check_settings(config)
-    data, settings = open_data(config.data), config.task.delrec
+    data, settings = open_data(config.data), config.task.section(DelrecConfig)
     split = data.split("train")
     every = index_targets(split, 1)
     kept = np.flatnonzero(every.starts >= FIRST_POSITION)
@@ -53,7 +54,7 @@ def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) 
 
 def check_settings(config: RunConfig) -> None:
     """UserError: settings that stage 1 cannot take, or that have no effect on it."""
-    task, prompt, num = config.task.delrec, config.prompt, config.negatives.num
+    task, prompt, num = config.task.section(DelrecConfig), config.prompt, config.negatives.num
     faults = {
         f"adapter.kind={config.adapter.kind} would train more than soft prompts; set adapter.kind=soft_prompt": config.adapter.kind
         != "soft_prompt",

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rec_dist.config.delrec import DelrecConfig
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.prompts.builder import PromptBuilder
@@ -26,6 +25,7 @@ from rec_dist.data.sampling.targets import TargetIndex
 from rec_dist.errors import UserError
 from rec_dist.losses import LossSums
 from rec_dist.methods.delrec.choice import choice_loss
+from rec_dist.methods.delrec.config import DelrecConfig
 from rec_dist.methods.delrec.prompts import FIRST_POSITION, PATTERN, TEMPORAL, DistillPrompts, Place
 from rec_dist.methods.language_model.builders import build_batch_sampler, check_positions
 from rec_dist.methods.language_model.saved_model import save_run_model
@@ -125,7 +125,8 @@ class DelrecDistillTask:
         self.dtype, self.width = spec.dtype, width
         self._spec, self._data, self._split, self._targets = spec, data, split, targets
         self._builder, self._prompts, self._lists = builder, prompts, lists
-        self._objectives, self._top_h = _OBJECTIVES[config.task.delrec.objectives], config.task.delrec.top_h
+        settings = config.task.section(DelrecConfig)
+        self._objectives, self._top_h = _OBJECTIVES[settings.objectives], settings.top_h
         self._num_negatives, self._refresh = config.negatives.num, config.negatives.refresh_each_epoch
 
     def build_module(self) -> nn.Module:

@@ -22,6 +22,7 @@ from rec_dist.data.prompts.builder import PromptBuilder, check_saved
 from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_builder, model_dtype, model_spec, read_shape
+from rec_dist.methods.p2rec.config import P2RecConfig
 from rec_dist.models.assemble import build_model
 from rec_dist.models.encoder import Encoder, check_alone
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
@@ -62,7 +63,7 @@ class ItemPrompts:
             check_saved(self.builder, job.saved)
         if config.prompt.candidates == "listed":
             raise UserError("prompt.candidates=listed has no effect on embeddings, where nothing is chosen; set it to none")
-        self.pooling, self.num_items, self.titles = config.task.p2rec.pooling, data.num_items, data.titles
+        self.pooling, self.num_items, self.titles = config.task.section(P2RecConfig).pooling, data.num_items, data.titles
         lengths = prompt_lengths(self.builder)
         _check(lengths, config.train.max_tokens_per_micro_batch, read_shape(job.initial.model).max_positions, data.titles)
         self.micro_batches = cut(lengths, config.train.max_tokens_per_micro_batch)  # (micro-batches + 1,) where each begins

@@ -7,13 +7,14 @@ from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec, read_shape
 from rec_dist.methods.p2rec.categories import item_categories, shuffled
+from rec_dist.methods.p2rec.config import P2RecConfig
 from rec_dist.methods.p2rec.reconstruct import P2RecReconstructTask
 
 
 def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: str) -> P2RecReconstructTask:
     """The task on the training split of data.path, checked: what would fail later raises UserError here."""
     _check_settings(config)
-    data, settings = open_data(config.data), config.task.p2rec
+    data, settings = open_data(config.data), config.task.section(P2RecConfig)
     assert initial.teacher is not None
     embeddings = read_teacher(initial.teacher, data_fingerprint=data.manifest.fingerprint).embeddings
     seed, counts = config.train.seed, data.train_counts

@@ -9,10 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rec_dist.config.schema import RunConfig, SequentialConfig
+from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.sequential.config import SequentialConfig
 from rec_dist.methods.sequential.next_item import SHAPES, Recommender, Shape, build_recommender
 from rec_dist.runtime.identity import flat
 from rec_dist.storage.files import read_object, write_json

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rec_dist.config.schema import RunConfig, SequentialConfig
+from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.teacher import write_teacher
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit, open_data
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.item_sampler import ItemSampler
 from rec_dist.data.sampling.targets import TargetIndex, index_targets
 from rec_dist.errors import UserError
+from rec_dist.methods.sequential.config import SequentialConfig
 from rec_dist.methods.sequential.initial_embeddings import initial_items
 from rec_dist.methods.sequential.next_item import NextItem, Recommender, Shape, build_recommender
 from rec_dist.methods.sequential.saved_model import WEIGHTS_NAME, kind_of, save_recommender, shape_of, unread_keys
@@ -201,7 +202,7 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Sequent
 
     UserError: a shape that cannot work, a micro-batch too small, no target, or a setting that cannot take effect.
     """
-    settings, train = config.task.sequential, config.train
+    settings, train = config.task.section(SequentialConfig), config.train
     if train.init_from is not None:
         raise UserError(f"train.init_from ({train.init_from}) has no effect on task.kind=sequential; remove it")
     if train.targets_per_prompt != 1:

@@ -10,10 +10,12 @@ RANDOM_TEACHER = "random"
 
 
 class DelrecConfig(Section):
-    """Whose pattern is distilled, how much of it is shown, and in which words."""
+    """Whose ranking is distilled, how much of it a prompt shows, and in which words."""
 
     teacher: str | None = Field(
-        None, description="Run directory of a recommender trained with task.sequential.top_h, or `random`: lists drawn by hash."
+        None,
+        description="Run directory of a recommender trained with task.sequential.top_h, or `random`: lists drawn by hash.",
+        json_schema_extra={"path": True, "names": [RANDOM_TEACHER]},
     )
     top_h: int = Field(10, ge=2, description="h, items of the teacher's list that are used; at most what it saved.")
     objectives: Literal["both", "temporal", "pattern"] = Field(

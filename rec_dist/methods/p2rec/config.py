@@ -8,9 +8,13 @@ from rec_dist.config.section import Section
 
 
 class P2RecConfig(Section):
-    """Whose item embeddings make the categories, how a prompt becomes one state, and what the reading is compared by."""
+    """Whose item embeddings make the categories, how a prompt becomes one state, and which loss compares the two."""
 
-    teacher: str | None = Field(None, description="Run directory of a recommender trained with task.sequential.top_h.")
+    teacher: str | None = Field(
+        None,
+        description="Run directory of a recommender trained with task.sequential.top_h.",
+        json_schema_extra={"path": True},
+    )
     num_categories: int = Field(
         64, ge=2, lt=1 << 31, description="C, latent categories: k-means on the teacher's item embeddings."
     )
