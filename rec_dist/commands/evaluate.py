@@ -140,8 +140,11 @@ def base_results_dir(config: RunConfig) -> Path:
 
 def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None]) -> str:
     settings = config.evaluate.model_dump(exclude={"output_dir"})
-    weights = list(prints.values())
-    return fingerprint([*weights, data.manifest.fingerprint, settings, config.prompt.model_dump(), config.model.dtype])
+    weights, own = list(prints.values()), method_of(config).section
+    section = None if own is None else config.task.section(own[1])  # a method's ranker may read it
+    of_method = [] if section is None else [section.model_dump(exclude={key for key, _ in section.paths()})]
+    prompt = config.prompt.model_dump()
+    return fingerprint([*weights, data.manifest.fingerprint, settings, prompt, config.model.dtype, *of_method])
 
 
 def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:

@@ -58,9 +58,10 @@ def _as_fault(check: Any, *arguments: Any) -> None:
 @cache
 def task_model(outside: tuple[str, type[Section]] | None = None) -> type[TaskConfig]:
     """TaskConfig with the sections of all built-in methods, and that of one from outside: (key, class)."""
-    sections = method_table.built_in_sections() | dict([outside] if outside is not None else [])
+    base = TaskConfig if outside is None else task_model()
+    sections = method_table.built_in_sections() if outside is None else dict([outside])
     fields: dict[str, Any] = {key: (section, _field(section)) for key, section in sections.items()}
-    return create_model("TaskConfig", __base__=TaskConfig, __module__=__name__, __doc__=TaskConfig.__doc__, **fields)
+    return create_model("TaskConfig", __base__=base, __module__=__name__, __doc__=TaskConfig.__doc__, **fields)
 
 
 def _field(section: type[Section]) -> Any:

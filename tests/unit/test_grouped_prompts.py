@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.registry import build_task
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.errors import UserError
+from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.task import LanguageTask
+from rec_dist.methods.registry import build_task
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 
 CASES = {

@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Headers:
-    """The words between the parts of a prompt, as token ids; see config/delrec.py."""
+    """The words between the parts of a prompt, as token ids; see methods/delrec/config.py."""
 
     after: I32
     before: I32

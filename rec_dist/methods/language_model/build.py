@@ -97,8 +97,8 @@ def build_text_task(
     most = int(rows.num_rejected.max())
     if max_rejected is not None and most > max_rejected:
         raise UserError(
-            f"task.kind={config.task.kind} takes {max_rejected} rejected completion, and data.path has rows with {most}; set "
-            "task.kind=dmpo or sdpo"
+            f"task.kind={config.task.kind} takes rows with {max_rejected} rejected completion, and data.path has rows with {most} "
+            "rejected completions; set task.kind=dmpo or sdpo"
         )
     objective = objective_for(most)
     spec = model_spec(config, initial, None, device, trains=True, keep_reference=_keeps_reference(config, objective))
