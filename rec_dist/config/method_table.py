@@ -1,6 +1,7 @@
 """Where methods are found: built in, installed as an entry point, named by task.plugin, or registered in this process.
 
-Only names and import strings, so that a configuration can be checked without torch. methods/registry.py gives the objects their type.
+Only names and import strings, so that a configuration can be checked without torch. methods/registry.py gives the objects their
+type.
 """
 
 import difflib

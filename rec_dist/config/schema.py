@@ -289,7 +289,7 @@ class RunConfig(Section):
 
 
 def schema_for(value: Mapping[str, Any]) -> type[RunConfig]:
-    """RunConfig with all the keys that the mapping `value` may have: those of a method from outside too. For what walks the schema."""
+    """RunConfig with the keys of the outside method that the mapping `value` selects, for code that walks the schema."""
     outside = outside_section_of(value.get("task"))
     return RunConfig if outside is None else _with_task(task_model(outside))
 

@@ -20,5 +20,7 @@ class Section(BaseModel):
         """(key, path) of the marked fields that hold a path."""
         for key, field in type(self).model_fields.items():
             marks, value = field.json_schema_extra, getattr(self, key)
-            if isinstance(marks, dict) and marks.get("path") and value is not None and value not in marks.get("names", ()):  # type: ignore[operator]
-                yield key, value
+            if isinstance(marks, dict) and marks.get("path") and value is not None:
+                names = marks.get("names")
+                if not isinstance(names, list) or value not in names:
+                    yield key, value

@@ -1,7 +1,7 @@
 """What a method is to the commands: its configuration, what it starts from, its task, and how its models rank.
 
-A method is one value of task.kind. It lives in a folder beside this file, or in a package of your own. Commands ask its `Method` and never
-compare task.kind. Whether its models are language models or recommenders on item ids is known to its `Ranker` alone.
+A method is one value of task.kind. It lives in a folder beside this file, or in a package of your own. Commands ask its `Method`
+and never compare task.kind. Whether its models are language models or recommenders on item ids is known to its `Ranker` alone.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,10 @@ class Launch(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a ranker scores. saved: the model folder of the run that trained the model, None for a base model. run: for results."""
+    """What a ranker scores.
+
+    saved: the model folder of the run that trained the model, None for a base model. run: the folder of the results.
+    """
 
     config: RunConfig
     data: PreparedData
@@ -49,8 +52,8 @@ class Evaluation:
 class PlannedPrompts:
     """What `plan` must know of a method's prompts.
 
-    prompts_per_group: prompts that one group needs, which share a micro-batch. extra_items: mean items that each shows besides the
-    history and listed candidates. first_target: targets before this position of a user do not train.
+    prompts_per_group: prompts that one group needs, which share a micro-batch. extra_items: mean items that each shows besides
+    the history and listed candidates. first_target: targets before this position of a user do not train.
     """
 
     num_negatives: int
@@ -82,7 +85,10 @@ class Ranker(Protocol):
         ...
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> EmbedJob:
-        """The job that writes item embeddings into `folder`. saved: as in weights(). Raises UserError if the model reads no titles."""
+        """The job that writes item embeddings into `folder`. saved: as in weights().
+
+        Raises UserError if the model reads no titles.
+        """
         ...
 
     def merged(self, config: RunConfig, saved: Path) -> InitialWeights:

@@ -14,8 +14,8 @@ def register_method(method: Method) -> None:
     """Makes `method` a value of task.kind in this process, such as a notebook with cluster.launcher=local.
 
     Workers on Ray run in other processes: name the method with task.plugin=module:object, or as an entry point of the group
-    `rec_dist.methods`. A second method of the same name replaces the first. Raises UserError for a built-in name, a missing member, or a
-    section that task has already.
+    `rec_dist.methods`. A second method of the same name replaces the first. Raises UserError for a built-in name, a missing
+    member, or a section that task has already.
     """
     _check_members(method, "register_method()")
     method_table.register(method)
@@ -51,8 +51,8 @@ def check_workers_find(config: RunConfig) -> None:
     task = config.task
     if config.cluster.launcher == "ray" and method_table.is_registered_here_only(task.kind, task.plugin):
         raise UserError(
-            f"task.kind={task.kind} is registered in this process only; set task.plugin=module:object so that Ray's workers find it, or "
-            "cluster.launcher=local"
+            f"task.kind={task.kind} is registered in this process only; set task.plugin=module:object so that Ray's workers find "
+            "it, or cluster.launcher=local"
         )
 
 

@@ -103,6 +103,10 @@ class Trainer:
             run.finish(results[0])
         return Run(run_dir)
 
+    def read(self, run_dir: Path) -> Run:
+        """The run in a folder, whoever made it."""
+        return Run(run_dir)
+
     def start(self, run_dir: Path, *changes: Any, workers: int) -> list[Child]:
         """The workers of a run, on their way."""
         from rec_dist.train.worker import train_worker

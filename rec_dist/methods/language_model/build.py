@@ -33,7 +33,8 @@ def build_language_task(
     """The task on `split` of data.path. Raises UserError for anything that would fail later."""
     if config.train.targets_per_prompt > 1 and (config.prompt.style == "chat" or config.prompt.candidates == "listed"):
         raise UserError(
-            "train.targets_per_prompt above 1 needs prompt.style=list and prompt.candidates=none: other prompts have one branch point, at their end"
+            "train.targets_per_prompt above 1 needs prompt.style=list and prompt.candidates=none: other prompts have one "
+            "branch point, at their end"
         )
     if config.prompt.candidates == "listed" and config.negatives.kind != "uniform":
         raise UserError(
@@ -84,7 +85,7 @@ def build_text_task(
 ) -> TextRowsTask:
     """The task on the preference rows of data.path. Raises UserError for anything that would fail later.
 
-    objective_for: num_rejected, the most that a row has -> Objective. max_rejected: the most that the method takes, None without a limit.
+    objective_for: num_rejected, the most that a row has -> Objective. max_rejected: the most that the method takes, or None.
     """
     train = config.train
     if train.targets_per_prompt > 1:
@@ -97,8 +98,8 @@ def build_text_task(
     most = int(rows.num_rejected.max())
     if max_rejected is not None and most > max_rejected:
         raise UserError(
-            f"task.kind={config.task.kind} takes rows with {max_rejected} rejected completion, and data.path has rows with {most} "
-            "rejected completions; set task.kind=dmpo or sdpo"
+            f"task.kind={config.task.kind} takes rows with {max_rejected} rejected completion, and data.path has rows with "
+            f"{most} rejected completions; set task.kind=dmpo or sdpo"
         )
     objective = objective_for(most)
     spec = model_spec(config, initial, None, device, trains=True, keep_reference=_keeps_reference(config, objective))

@@ -27,7 +27,7 @@ class LanguageModelMethod(ABC):
 
     @abstractmethod
     def objective(self, config: RunConfig, num_rejected: int) -> Objective:
-        """The loss with what it needs, for up to num_rejected rejected completions a group. Raises UserError if it takes another number."""
+        """The loss for up to num_rejected rejected completions a group. Raises UserError if it takes another number."""
 
     def initial_weights(self, config: RunConfig) -> InitialWeights:
         """model.path, or the run in train.init_from."""

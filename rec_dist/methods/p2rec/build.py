@@ -1,4 +1,4 @@
-"""From a configuration to P2Rec's stage 1: the settings it can take, and the categories that its teacher's embeddings fall into."""
+"""Builds P2Rec's stage 1 from a configuration: checks the settings and clusters the teacher's embeddings into categories."""
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.teacher import read_teacher
@@ -12,7 +12,7 @@ from rec_dist.methods.p2rec.reconstruct import P2RecReconstructTask
 
 
 def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: str) -> P2RecReconstructTask:
-    """The task on the training split of data.path, checked: what would fail later raises UserError here."""
+    """The task on the training split of data.path. Raises UserError for anything that would fail later."""
     _check_settings(config)
     data, settings = open_data(config.data), config.task.section(P2RecConfig)
     assert initial.teacher is not None

@@ -1,4 +1,4 @@
-"""The section task.p2rec: stage 1 of P2Rec, which tunes a language model to say what kinds of items a user prefers."""
+"""The section task.p2rec: stage 1 of P2Rec, which tunes a language model to predict the categories that a user prefers."""
 
 from typing import Literal
 
@@ -20,11 +20,12 @@ class P2RecConfig(Section):
     )
     loss: Literal["kl", "mse"] = Field(
         "kl",
-        description="kl: of the user's distribution from the softmax of the reading. mse: mean squared error of the reading.",
+        description="kl: KL divergence of the prediction's softmax from the user's distribution. mse: mean squared error.",
     )
     pooling: Literal["last", "mean"] = Field(
-        "last", description="One state of a prompt, for `embed` too. last: its last row. mean: its rows behind the instruction."
+        "last",
+        description="One state of a prompt, for `embed` too. last: its last row. mean: its rows after the instruction.",
     )
     shuffle_categories: bool = Field(
-        False, description="A control: the categories are exchanged among the items, so that they mean nothing."
+        False, description="A control: permute the categories among the items, so that they carry no meaning."
     )

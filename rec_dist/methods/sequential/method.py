@@ -22,7 +22,8 @@ class ItemIdRanker:
         """As Ranker.weights. Raises UserError for None: nothing is pretrained."""
         if saved is None:
             raise UserError(
-                f"task.kind={config.task.kind} has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
+                f"task.kind={config.task.kind} has no base model; train it and give its run directory, or set "
+                "evaluate.ranker=popularity"
             )
         return InitialWeights(saved)
 
@@ -39,7 +40,8 @@ class ItemIdRanker:
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:
         """Raises UserError."""
         raise UserError(
-            f"task.kind={config.task.kind} is a recommender, which reads no titles; give the run or the CONFIG of a language model"
+            f"task.kind={config.task.kind} is a recommender, which reads no titles; give the run or the CONFIG of a language "
+            "model"
         )
 
     def merged(self, config: RunConfig, saved: Path) -> NoReturn:
