@@ -12,6 +12,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from rec_dist.config.method_table import BUILT_IN
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "rec_dist").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 60
@@ -128,6 +130,50 @@ def test_functions_are_short() -> None:
 def test_no_module_is_named_after_nothing(word: str) -> None:
     files = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "launchers").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     assert [path for path in files if word in (path.stem, path.parent.name)] == []
+
+
+def uses_of_kind(tree: ast.AST) -> Iterator[int]:
+    """Lines that read `task.kind` for more than a message or a report, where it stands in an f-string or as a value of a dict."""
+    told = {
+        id(child)
+        for node in ast.walk(tree)
+        for child in (node.values if isinstance(node, ast.Dict) else [node.value] if isinstance(node, ast.FormattedValue) else [])
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "kind" and id(node) not in told:
+            owner = node.value
+            if (owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")) == "task":
+                yield node.lineno
+
+
+def test_only_methods_know_which_method_it_is() -> None:
+    """No branch on task.kind and no method's name outside methods/ and the table that finds them."""
+    table = ROOT / "rec_dist" / "config" / "method_table.py"
+    known = {"rec_dist/config/task.py": {"sft"}}  # the default
+    found = []
+    for path in SOURCES:
+        if (ROOT / "rec_dist" / "methods") in path.parents or path == table or (ROOT / "kernels") in path.parents:
+            continue
+        tree, name = ast.parse(path.read_text(encoding="utf-8")), str(path.relative_to(ROOT))
+        found += [f"{name}:{line} reads task.kind" for line in uses_of_kind(tree)]
+        words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        found += [f"{name} names the method {word}" for word in (words & set(BUILT_IN)) - known.get(name, set())]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("line", "uses"),
+    [
+        ("if config.task.kind == 'sft': pass", 1),
+        ("kind = task.kind", 1),
+        ("table[config.task.kind]", 1),
+        ("f'task.kind={config.task.kind}'", 0),
+        ("report = {'task.kind': config.task.kind}", 0),
+        ("adapter.kind == 'lora'", 0),
+    ],
+)
+def test_the_search_for_branches_finds_them(line: str, uses: int) -> None:
+    assert len(list(uses_of_kind(ast.parse(line)))) == uses
 
 
 def test_every_module_says_what_it_holds() -> None:

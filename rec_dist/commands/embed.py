@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rec_dist.commands.evaluate import finished_run, trained_weights
+from rec_dist.commands.evaluate import finished_run
 from rec_dist.commands.progress import watching
 from rec_dist.config.load import load_config
 from rec_dist.config.paths import absolute, pinned
@@ -19,9 +19,8 @@ from rec_dist.config.schema import ClusterConfig
 from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME, check_files, holds_other_files, read_manifest, sweep
 from rec_dist.errors import UserError
 from rec_dist.launch.workers import local_device
-from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.embedding import Embedder, EmbedJob, ItemPrompts
-from rec_dist.models.pretrained import resolve_model
+from rec_dist.methods.registry import check_workers_find, method_of
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.disk import writing
 from rec_dist.storage.files import lock
@@ -70,15 +69,11 @@ def embed(target: Path, folder: Path, overrides: Sequence[str], *, log: Log) -> 
 def _job(target: Path, folder: Path, overrides: Sequence[str]) -> EmbedJob:
     if target.is_dir():
         config, run = finished_run(target, overrides)
-        if config.task.kind == "sequential":
-            raise UserError(f"{target} is a recommender, which reads no titles; give the run of a language model, or a CONFIG")
-        return EmbedJob(config.model_dump(), str(folder), trained_weights(config, run.model), run.model)
-    config = pinned(load_config(target, overrides))
-    if config.task.kind == "sequential":
-        raise UserError(
-            f"{target} describes a recommender, which reads no titles; give the CONFIG or the run of a language model"
-        )
-    return EmbedJob(config.model_dump(), str(folder), InitialWeights(resolve_model(config.model.path)), None)
+        saved: Path | None = run.model
+    else:
+        config, saved = pinned(load_config(target, overrides)), None
+    check_workers_find(config)
+    return method_of(config).ranker.embed(config, folder, saved)
 
 
 def _finished(folder: Path, prompts: ItemPrompts) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_dist.commands.answer import answer, check_data
 from rec_dist.commands.progress import watching
 from rec_dist.commands.train import describe
 from rec_dist.config.load import load_config, to_yaml
@@ -15,13 +14,16 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
+from rec_dist.evaluate.baselines import PopularityRanker
 from rec_dist.evaluate.measure import predictions_of, summarize
-from rec_dist.methods.initial_weights import InitialWeights, trained
+from rec_dist.launch.workers import launch
+from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.ranking import eval_examples_of
-from rec_dist.models.pretrained import resolve_model
+from rec_dist.methods.method import Evaluation, Scores
+from rec_dist.methods.registry import check_workers_find, method_of
 from rec_dist.report.table import ComparisonRow, text_table
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.files import fingerprint, write_json
+from rec_dist.storage.files import fingerprint, read_object, write_json
 from rec_dist.storage.outputs import check_output
 
 Log = Callable[[str], None]
@@ -36,7 +38,9 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     config, run, initial, saved = _evaluation_target(target, overrides)
     own = run.model == saved  # else the results lie apart from the run that trained, or no run did
     data = open_data(config.data)
-    check_data(config, data, saved, run)
+    if saved is not None:
+        method_of(config).ranker.check(saved, data)
+        _check_own_results(data, saved, run)
     examples = eval_examples_of(config, data)
     with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         prints = initial.fingerprints()
@@ -49,7 +53,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
         else:
             began = time.perf_counter()
             with watching(run):
-                scores, cost = answer(config, data, examples, initial, saved, run)
+                scores, cost = _score(Evaluation(config, data, examples, initial, saved, run))
             predictions = predictions_of(examples, scores)
             run.evaluation.unlink(missing_ok=True)  # it must never describe other predictions
             predictions.write(run.path / PREDICTIONS_NAME)
@@ -76,16 +80,35 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
             raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
         own = config.evaluate.output_dir
         results = run if own is None else _results(absolute(own))
-        return config, results, trained_weights(config, run.model), run.model
+        return config, results, method_of(config).ranker.weights(config, run.model), run.model
     config = pinned(load_config(target, overrides))
     results = _results(base_results_dir(config))
     if config.evaluate.ranker == "popularity":
         return config, results, InitialWeights(Path()), None
-    if config.task.kind == "sequential":
+    return config, results, method_of(config).ranker.weights(config, None), None
+
+
+def _check_own_results(data: PreparedData, saved: Path, run: RunDirectory) -> None:
+    """Raises UserError for other data than the run was trained on, if the results would replace the run's own."""
+    trained_on = run.path / "inputs.json"
+    if run.model != saved or not trained_on.is_file():
+        return
+    if read_object(trained_on, "set evaluate.output_dir").get("data") != data.manifest.fingerprint:
         raise UserError(
-            "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
+            f"data.path ({data.location}) holds other data than {run.path} was trained on; set evaluate.output_dir to a folder for "
+            "these results, so that they do not replace the run's own"
         )
-    return config, results, InitialWeights(resolve_model(config.model.path)), None
+
+
+def _score(evaluation: Evaluation) -> tuple[Scores, dict[str, Any]]:
+    """The scores of each example's candidates, and what they cost."""
+    config, examples = evaluation.config, evaluation.examples
+    if evaluation.saved is None and config.evaluate.ranker == "popularity":
+        baseline = PopularityRanker(evaluation.data.train_counts)
+        return [*baseline.score([e.history for e in examples], [e.candidates for e in examples])], {}
+    check_workers_find(config)
+    evaluation.initial.check_model()
+    return method_of(config).ranker.score(evaluation, launch)
 
 
 def _results(folder: Path) -> RunDirectory:
@@ -115,17 +138,13 @@ def base_results_dir(config: RunConfig) -> Path:
     return absolute(config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}")
 
 
-def trained_weights(config: RunConfig, saved: Path) -> InitialWeights:
-    """The model that a finished run has left in `saved`."""
-    if config.task.kind == "sequential" or config.adapter.kind == "none":
-        return InitialWeights(saved)
-    return trained(saved, resolve_model(config.model.path))
-
-
 def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None]) -> str:
     settings = config.evaluate.model_dump(exclude={"output_dir"})
-    weights = list(prints.values())
-    return fingerprint([*weights, data.manifest.fingerprint, settings, config.prompt.model_dump(), config.model.dtype])
+    weights, own = list(prints.values()), method_of(config).section
+    section = None if own is None else config.task.section(own[1])  # a method's ranker may read it
+    of_method = [] if section is None else [section.model_dump(exclude={key for key, _ in section.paths()})]
+    prompt = config.prompt.model_dump()
+    return fingerprint([*weights, data.manifest.fingerprint, settings, prompt, config.model.dtype, *of_method])
 
 
 def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:

@@ -12,11 +12,10 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.data.prompts.builder import PROMPT_NAME
 from rec_dist.errors import TRAIN_AGAIN, UserError
-from rec_dist.methods.initial_weights import trained
 from rec_dist.methods.language_model.builders import read_shape
 from rec_dist.methods.language_model.preference_rows import FORMAT_NAME
+from rec_dist.methods.registry import method_of
 from rec_dist.models.merge import token_names, write_merged_model
-from rec_dist.models.pretrained import resolve_model
 from rec_dist.models.soft_prompt import load_soft_prompt
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import read_object, readable, write_json
@@ -30,10 +29,7 @@ def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
         raise UserError(f"{run_dir} is no finished run; give the run directory of a `rec-dist train` that came to its end")
     check_output(output, "FOLDER", folder=True)
     config = load_config(run.config_path, [])
-    if config.task.kind == "sequential" or config.adapter.kind == "none":
-        what = "a recommender without a language model" if config.task.kind == "sequential" else "a whole model already"
-        raise UserError(f"{run.model} is {what}; merge takes a run that trained an adapter or soft prompts")
-    initial = trained(run.model, resolve_model(config.model.path))
+    initial = method_of(config).ranker.merged(config, run.model)
     initial.check_model()
     vectors = load_soft_prompt(initial.soft_prompt) if initial.soft_prompt is not None else None
     of_text = (run.model / FORMAT_NAME).is_file()

@@ -11,6 +11,7 @@ from typing import Any
 from rec_dist.config.schema import RunConfig
 from rec_dist.engine.settings import engine_settings
 from rec_dist.errors import UserError
+from rec_dist.methods.registry import method_of
 from rec_dist.plan.advice import Change, combined_change, largest_micro_batch, single_changes
 from rec_dist.plan.cluster_file import load_cluster
 from rec_dist.plan.hardware import Hardware
@@ -45,9 +46,10 @@ def plan(config: RunConfig, *, output: Path | None) -> int:
 
 def make_plan(config: RunConfig) -> dict[str, Any]:
     """The numbers of the plan. Raises UserError for what is missing."""
-    cluster = load_cluster(_plannable(config))
-    length = run_length(config)
-    means = workload_of(config, length.history)
+    prompts = method_of(config).plan(config)
+    cluster = load_cluster(_cluster_file(config))
+    length = run_length(config, prompts)
+    means = workload_of(config, prompts, length.history)
     workload = means if config.plan.prompt_tokens else means.within(config.train.max_tokens_per_micro_batch)
     if workload.example > config.train.max_tokens_per_micro_batch:
         whole = "one prompt" if workload.prompts_per_group == 1 else f"the {workload.prompts_per_group} prompts of a group"
@@ -56,7 +58,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
             f"({workload.example:.0f} tokens); raise it, lower prompt.max_history, negatives.num or train.targets_per_prompt, or set "
             "plan.prompt_tokens and plan.completion_tokens to the means of your data"
         )
-    setup = setup_of(config, cluster)
+    setup = setup_of(config, cluster, needs_reference=prompts.needs_reference)
     hardware = hardware_of(cluster, workers=setup.workers, bf16=setup.element == 2)
     micro_batches = pack(workload, max_tokens=setup.max_tokens, workers=setup.workers, flex=setup.flex)
     time = step_time(setup, hardware, micro_batches, workload, overlap=config.plan.overlap)
@@ -75,18 +77,8 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _plannable(config: RunConfig) -> Path:
-    """The cluster file. UserError: a run that is not planned, with what to do in its place, or no cluster."""
-    kind = config.task.kind
-    if kind == "sequential":
-        raise UserError("task.kind=sequential is a small model that fits anywhere; plan is for language models")
-    if kind == "p2rec_reconstruct":
-        raise UserError(
-            "task.kind=p2rec_reconstruct has no completions to count; plan it with task.kind=sft and train.max_steps = epochs * users "
-            "/ train.global_batch_size: the same model, adapter and prompts, and the head's work besides"
-        )
-    if config.adapter.kind == "soft_prompt" and kind != "delrec_distill":
-        raise UserError(f"adapter.kind=soft_prompt trains under task.kind=delrec_distill, not {kind}; set adapter.kind=lora")
+def _cluster_file(config: RunConfig) -> Path:
+    """plan.cluster. Raises UserError if it is not set."""
     if config.plan.cluster is None:
         raise UserError("plan.cluster is not set; give a cluster file such as configs/clusters/8xh100.yaml")
     return Path(config.plan.cluster)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.commands.progress import watching
-from rec_dist.commands.train import find_initial_weights
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.errors import UserError
 from rec_dist.launch.workers import launch
-from rec_dist.methods.build import build_task
+from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights
 from rec_dist.profiling.phases import PHASES
 from rec_dist.profiling.report import FORMAT, PROFILE_NAME
 from rec_dist.profiling.session import profile_worker
@@ -45,6 +44,7 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float, log: L
     run = RunDirectory(_output_dir(config), key="profile.output_dir")
     check_output(run.path, "profile.output_dir", folder=True, may_exist=True)
     _is_new(run)
+    check_workers_find(config)
     initial = find_initial_weights(config)
     build_task(config, initial, "cpu")
     with _kept_for_profiles(run):

@@ -1,9 +1,8 @@
-"""`rec-dist train`: what a run starts from, what binds it to its inputs, and the run itself, from its claim to its end."""
+"""`rec-dist train`: what binds a run to its inputs, and the run itself, from its claim to its end."""
 
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.errors import StopRequested, UserError
 from rec_dist.launch.ray_metrics import RayGauges
 from rec_dist.launch.workers import launch
-from rec_dist.methods.build import build_task
-from rec_dist.methods.initial_weights import InitialWeights, find_teacher, resolve_initial_weights
-from rec_dist.models.pretrained import resolve_model
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights
 from rec_dist.runtime import environment
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import read_object, write_json
@@ -31,25 +29,9 @@ from rec_dist.train.worker import TrainJob, train_worker
 Log = Callable[[str], None]
 
 
-def find_initial_weights(config: RunConfig) -> InitialWeights:
-    """The model and adapter that a run starts from. Raises UserError when either is missing."""
-    task = config.task
-    if task.kind == "sequential":
-        return InitialWeights(
-            Path(), embeddings=Path(task.sequential.init_embeddings) if task.sequential.init_embeddings else None
-        )
-    init_from = Path(config.train.init_from) if config.train.init_from else None
-    initial = resolve_initial_weights(resolve_model(config.model.path), init_from, adapter_kind=config.adapter.kind)
-    named = {"delrec_distill": ("delrec", task.delrec.teacher, True), "p2rec_reconstruct": ("p2rec", task.p2rec.teacher, False)}
-    if task.kind not in named:
-        return initial
-    section, teacher, may_be_random = named[task.kind]
-    found = find_teacher(teacher, kind=task.kind, key=f"task.{section}.teacher", may_be_random=may_be_random)
-    return replace(initial, teacher=found)
-
-
 def check_train(config: RunConfig) -> InitialWeights:
-    """Refuses (UserError) all that a worker of this training run would refuse; returns what the run starts from."""
+    """Raises UserError for anything that a worker of this training run would refuse; returns what the run starts from."""
+    check_workers_find(config)
     initial = find_initial_weights(config)
     build_task(config, initial, "cpu")
     validation_task(config, initial, "cpu")

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from yaml import SafeDumper, YAMLError, dump
 
 from rec_dist.config.paths import check_uris
-from rec_dist.config.schema import RunConfig
+from rec_dist.config.schema import RunConfig, schema_for
+from rec_dist.config.task import METHOD_ERROR
 from rec_dist.errors import UserError
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -95,10 +96,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:
     """`value` as `model`; all faults in one UserError, each `dotted.path: what; the way out`."""
+    schema = schema_for(value) if model is RunConfig else model
     try:
-        return model.model_validate(_numbers(value, model))
+        return model.model_validate(_numbers(value, schema))
     except ValidationError as fault:
-        raise UserError(f"{where}: " + "; ".join(_explain(fault.errors(), model))) from fault
+        raise UserError(f"{where}: " + "; ".join(_explain(fault.errors(), schema))) from fault
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -135,6 +137,8 @@ def _explain(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:
         what = error["msg"][0].lower() + error["msg"][1:]
         if error["type"] == "missing":
             phrases[dotted] = "is missing"
+        elif error["type"] == METHOD_ERROR:
+            phrases[dotted] = what
         elif dotted in phrases:
             phrases[dotted] = phrases[dotted].replace(", got ", f", or {what.removeprefix('input should be ')}, got ", 1)
         else:

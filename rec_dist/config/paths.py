@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.schema import RunConfig
+from rec_dist.config.section import Section
 from rec_dist.errors import UserError
 from rec_dist.storage.files import is_remote
 from rec_dist.storage.uri import refuse_credentials, shown
@@ -19,7 +19,6 @@ PATHS = (
     ("checkpoint", "remote"),
 )
 _URIS = ("data.path", "checkpoint.remote")  # of these, what may be a URI
-TASK_PATHS = (("delrec", "teacher"), ("p2rec", "teacher"), ("sequential", "init_embeddings"))  # below task
 PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
 
 
@@ -40,7 +39,13 @@ def check_path(key: str, path: str) -> None:
 def paths_of(config: RunConfig) -> dict[str, str | None]:
     """Every path that a run reads or writes, by its dotted key, as it is."""
     found = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in (*PATHS, *PATHS_OR_NAMES)}
-    return found | {f"task.{section}.{key}": getattr(getattr(config.task, section), key) for section, key in TASK_PATHS}
+    return found | {f"task.{section}.{key}": path for section, key, path in task_paths(config)}
+
+
+def task_paths(config: RunConfig) -> list[tuple[str, str, str]]:
+    """(section below task, key, path) of every path that the sections of methods hold."""
+    sections = {name: getattr(config.task, name) for name in type(config.task).model_fields}
+    return [(name, *found) for name, section in sections.items() if isinstance(section, Section) for found in section.paths()]
 
 
 def check_uris(config: RunConfig) -> None:
@@ -64,8 +69,7 @@ def pinned(config: RunConfig) -> RunConfig:
         if is_remote(path):
             continue
         value[section][key] = str(absolute(path))
-    for section, key in TASK_PATHS:
-        if value["task"][section][key] not in (None, RANDOM_TEACHER):
-            check_path(f"task.{section}.{key}", value["task"][section][key])
-            value["task"][section][key] = str(absolute(value["task"][section][key]))
+    for section, key, path in task_paths(config):
+        check_path(f"task.{section}.{key}", path)
+        value["task"][section][key] = str(absolute(path))
     return RunConfig.model_validate(value)

@@ -3,18 +3,23 @@
 Config objects stop at builders: below methods/ functions take plain values. Examples stand in the names or the descriptions.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializeAsAny, create_model
 
-from rec_dist.config.delrec import DelrecConfig
-from rec_dist.config.p2rec import P2RecConfig
 from rec_dist.config.section import Section
 from rec_dist.config.submit import SubmitConfig
+from rec_dist.config.task import TaskConfig, outside_section_of, task_model, with_outside_section
 from rec_dist.config.track import TrackConfig
 
 Auto = Literal["auto"]
 _INT32 = 1 << 31  # above all that is counted, below what overflows in numpy
+if TYPE_CHECKING:
+    _Task = TaskConfig
+else:
+    _Task = task_model()  # with the sections of the built-in methods, which a type checker cannot see
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -110,47 +115,6 @@ class AdapterConfig(Section):
     alpha: float = Field(16.0, gt=0, description="LoRA scale: updates are multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout; above 0 a run depends on how groups are packed.")
     target_modules: str | list[str] = Field("all-linear", description="Modules that get LoRA, as PEFT names them.")
-
-
-class SequentialConfig(Section):
-    """A sequential recommender with cross-entropy over the whole catalogue. A key of another model, once changed, is refused."""
-
-    model: Literal["sasrec", "gru4rec", "caser"] = Field("sasrec", description="Which recommender trains.")
-    width: int = Field(64, ge=1, description="Item embedding width.")
-    num_layers: int = Field(2, ge=1, description="sasrec: transformer blocks; gru4rec: GRU layers.")
-    num_heads: int = Field(2, ge=1, description="sasrec: attention heads; divides width.")
-    state_width: int = Field(128, ge=1, description="gru4rec: width of the recurrent state.")
-    window: int = Field(5, ge=1, description="caser: most recent items that the convolutions read; at most max_length.")
-    num_horizontal: int = Field(16, ge=1, description="caser: horizontal filters of each height from 1 to window.")
-    num_vertical: int = Field(4, ge=1, description="caser: vertical filters.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout in layers and embeddings.")
-    max_length: int = Field(100, ge=2, lt=_INT32, description="Most recent items a sequence keeps.")
-    num_sampled: int = Field(
-        0, ge=0, description="Items drawn a step to estimate the softmax, for large catalogues; 0, or the catalogue's size: all."
-    )
-    top_h: int = Field(
-        0,
-        ge=0,
-        description="Best items a training target, saved for distillation beside the item embeddings; 0: neither is saved.",
-    )
-    init_embeddings: str | None = Field(
-        None,
-        description="Folder that `embed` wrote: its vectors, reduced by PCA, are the item embeddings to start from. None: random.",
-    )
-
-
-class TaskConfig(Section):
-    """The method."""
-
-    kind: Literal["sft", "dpo", "dmpo", "sdpo", "delrec_distill", "delrec", "p2rec_reconstruct", "sequential"] = Field(
-        "sft",
-        description="Which method trains; delrec_distill needs adapter.kind=soft_prompt, p2rec_reconstruct lora, others lora or none.",
-    )
-    beta: float = Field(1.0, gt=0, description="Strength of the pull to the reference (dpo, dmpo, sdpo).")
-    reference: Literal["cached", "online"] = Field("cached", description="cached: log-probs computed once and stored.")
-    sequential: SequentialConfig = Field(default_factory=lambda: SequentialConfig(), description="kind=sequential only.")
-    delrec: DelrecConfig = Field(default_factory=lambda: DelrecConfig(), description="kind=delrec_distill only.")
-    p2rec: P2RecConfig = Field(default_factory=lambda: P2RecConfig(), description="kind=p2rec_reconstruct, and `embed`.")
 
 
 class TrainConfig(Section):
@@ -312,7 +276,7 @@ class RunConfig(Section):
     negatives: NegativesConfig = Field(default_factory=lambda: NegativesConfig())
     model: ModelConfig = Field(default_factory=lambda: ModelConfig())
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig())
-    task: TaskConfig = Field(default_factory=lambda: TaskConfig())
+    task: Annotated[_Task, BeforeValidator(with_outside_section), SerializeAsAny()] = Field(default_factory=lambda: _Task())
     train: TrainConfig
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig())
     cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig())
@@ -322,3 +286,14 @@ class RunConfig(Section):
     profile: ProfileConfig = Field(default_factory=lambda: ProfileConfig())
     plan: PlanConfig = Field(default_factory=lambda: PlanConfig())
     submit: SubmitConfig = Field(default_factory=lambda: SubmitConfig())
+
+
+def schema_for(value: Mapping[str, Any]) -> type[RunConfig]:
+    """RunConfig with the keys of the outside method that the mapping `value` selects, for code that walks the schema."""
+    outside = outside_section_of(value.get("task"))
+    return RunConfig if outside is None else _with_task(task_model(outside))
+
+
+@cache
+def _with_task(task: type[TaskConfig]) -> type[RunConfig]:
+    return create_model("RunConfig", __base__=RunConfig, __doc__=RunConfig.__doc__, task=(task, Field(default_factory=task)))

@@ -1,11 +1,26 @@
 """What every section of a configuration has in common."""
 
+from collections.abc import Iterator
+
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A section: unknown keys are faults, values are not coerced across kinds, nothing changes after validation."""
+    """A section: unknown keys are faults, values are not coerced across kinds, nothing changes after validation.
+
+    Mark a path in a method's own section with json_schema_extra={"path": True}, and list in "names" the words it also takes.
+    rec-dist then makes it absolute, moves it to submit.storage and refuses credentials in it.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
     )
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """(key, path) of the marked fields that hold a path."""
+        for key, field in type(self).model_fields.items():
+            marks, value = field.json_schema_extra, getattr(self, key)
+            if isinstance(marks, dict) and marks.get("path") and value is not None:
+                names = marks.get("names")
+                if not isinstance(names, list) or value not in names:
+                    yield key, value

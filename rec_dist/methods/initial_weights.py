@@ -1,14 +1,14 @@
-"""What a run starts from: a model folder, and what an earlier run has trained for it."""
+"""What a run starts from: a model folder, and what an earlier run trained for it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME
 from rec_dist.data.artifacts.teacher import TEACHER_NAME
 from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.delrec.config import RANDOM_TEACHER
 from rec_dist.methods.language_model.saved_model import BASE_NAME
 from rec_dist.methods.sequential.saved_model import SHAPE_NAME
 from rec_dist.models.language import ADAPTER_WEIGHTS
@@ -19,8 +19,10 @@ from rec_dist.storage.files import read_object, sampled_fingerprint, sha256
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """A model folder; folders with an adapter and with soft prompt vectors where a run before has trained them; what a teacher has
-    left; a folder of item embeddings."""
+    """Folders: the model, the adapter and soft prompts that an earlier run trained, a teacher's output, item embeddings.
+
+    None where a run needs none.
+    """
 
     model: Path
     adapter: Path | None = None
@@ -29,7 +31,7 @@ class InitialWeights:
     embeddings: Path | None = None
 
     def fingerprints(self) -> dict[str, str | None]:
-        """A sampled hash of the weights of each; None where there are none. Of the last three only where there are any."""
+        """A sampled hash of the weights in each folder. model and adapter always have a key, the others only if they are set."""
         folders = {"model": self.model if self.model.name else None, "adapter": self.adapter}
         if self.soft_prompt is not None:
             folders["soft_prompt"] = self.soft_prompt
@@ -41,18 +43,18 @@ class InitialWeights:
         return prints
 
     def check_model(self) -> None:
-        """UserError: the model is a run's, and a file is not what that wrote; an adapter and vectors, base_of has checked.
+        """Raises UserError if a run wrote the model and a file has changed since. base_of() checks adapters and soft prompts.
 
-        A second a GB, so that only the driver asks, once, when the weights are about to be read.
+        Takes a second a GB, so only the driver calls this, once, before the weights are read.
         """
         if self.model.name:
             verify_checksums(self.model)
 
 
 def resolve_initial_weights(model_path: Path, init_from: Path | None, *, adapter_kind: str) -> InitialWeights:
-    """Where the model starts: model_path, or the finished run `init_from`, whose adapter goes on and whose base model counts.
+    """model_path, or what the finished run `init_from` left: its adapter trains on, over its base model.
 
-    Raises UserError when that run has no model, a damaged one, or one that adapter.kind does not go on with.
+    Raises UserError if that run has no model, a damaged one, or one that does not go with adapter.kind.
     """
     start = _found(model_path, init_from, adapter_kind=adapter_kind)
     start.check_model()
@@ -85,15 +87,15 @@ def _found(model_path: Path, init_from: Path | None, *, adapter_kind: str) -> In
 
 
 def trained(saved: Path, model_path: Path) -> InitialWeights:
-    """What the run whose adapter or soft prompt lies in `saved` has come to. Raises UserError as base_of."""
+    """The base model with the adapter and soft prompts in `saved`. Raises UserError as base_of()."""
     adapter, soft_prompt = (saved if (saved / name).is_file() else None for name in (ADAPTER_WEIGHTS, SOFT_PROMPT_NAME))
     return InitialWeights(base_of(saved, model_path), adapter, soft_prompt)
 
 
 def find_teacher(run_dir: str | None, *, kind: str, key: str, may_be_random: bool) -> Path | None:
-    """The folder with what the recommender trained in `run_dir` has left; None for `random`. Raises UserError for neither.
+    """The model folder of the recommender trained in `run_dir`, or None for `random`.
 
-    kind, key: task.kind and the key that names the run, for the message.
+    kind, key: task.kind and the key that names the run, for the message. Raises UserError if there is no such recommender.
     """
     if run_dir == RANDOM_TEACHER and may_be_random:
         return None
@@ -111,9 +113,9 @@ def find_teacher(run_dir: str | None, *, kind: str, key: str, may_be_random: boo
 
 
 def base_of(saved: Path, model_path: Path) -> Path:
-    """The model that a saved adapter or soft prompt belongs to: model_path, or the one it was trained on.
+    """The model that a saved adapter or soft prompt belongs to: model_path, or the folder it was trained on.
 
-    UserError: neither is, or a file in `saved` is damaged.
+    Raises UserError if neither holds that model, or if a file in `saved` is damaged.
     """
     verify_checksums(saved)
     base = read_object(saved / BASE_NAME, TRAIN_AGAIN)
@@ -127,7 +129,7 @@ def base_of(saved: Path, model_path: Path) -> Path:
 
 
 def _check_readable(saved: Path) -> None:
-    """UserError: a file is cut short. Here, since a run that is refused before its workers start leaves nothing behind."""
+    """Raises UserError if a file is cut short. Checked before workers start, so that a refused run leaves nothing behind."""
     for path in (saved / ADAPTER_WEIGHTS, saved / SOFT_PROMPT_NAME):
         if not path.is_file():
             continue

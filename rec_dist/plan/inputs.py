@@ -14,11 +14,8 @@ from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.sampling.targets import index_targets
 from rec_dist.engine.settings import EngineSettings, deepspeed_config, engine_settings
 from rec_dist.errors import UserError
-from rec_dist.methods.build import choose_objective
-from rec_dist.methods.delrec.build import check_settings
-from rec_dist.methods.delrec.distill import items_shown
-from rec_dist.methods.delrec.prompts import FIRST_POSITION
 from rec_dist.methods.language_model.builders import build_batch_sampler, lora_spec
+from rec_dist.methods.method import PlannedPrompts
 from rec_dist.models.architecture import count_parameters, read_architecture
 from rec_dist.models.pretrained import config_folder
 from rec_dist.plan.cluster_file import ClusterFile
@@ -41,7 +38,7 @@ class Length:
     basis: str
 
 
-def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
+def setup_of(config: RunConfig, cluster: ClusterFile, *, needs_reference: bool) -> Setup:
     """Everything that decides memory. Raises UserError for a model that cannot be planned."""
     if config.model.attention == "flex" and not cluster.gpu:
         raise UserError("model.attention=flex needs GPUs and plan.cluster has none; set model.attention=auto")
@@ -52,7 +49,7 @@ def setup_of(config: RunConfig, cluster: ClusterFile) -> Setup:
     parameters = count_parameters(folder, lora_spec(config), num_virtual=config.prompt.num_virtual if trained else 0)
     if parameters.work is None:
         raise UserError(f"{folder} describes a mixture of experts, which is not planned; choose a dense decoder such as Llama")
-    reference = "none" if trained or not choose_objective(config).needs_reference else config.task.reference
+    reference = "none" if trained or not needs_reference else config.task.reference
     bf16 = cluster.gpu if config.model.dtype == "auto" else config.model.dtype == "bfloat16"
     return Setup(
         shape=shape,
@@ -134,13 +131,13 @@ def hardware_of(cluster: ClusterFile, *, workers: int, bf16: bool) -> Hardware:
     )
 
 
-def run_length(config: RunConfig) -> Length:
+def run_length(config: RunConfig, prompts: PlannedPrompts) -> Length:
     """From the prepared data where it lies at data.path, else from train.max_steps. Raises UserError without either."""
     history = float(config.prompt.max_history)
     if Location(config.data.path).read(MANIFEST_NAME) is not None:
         split = open_data(config.data).split("train")
         starts = index_targets(split, config.train.targets_per_prompt).starts
-        starts = starts[starts >= FIRST_POSITION] if config.task.kind == "delrec_distill" else starts
+        starts = starts[starts >= prompts.first_target]
         if len(starts):
             sampler = build_batch_sampler(config, len(starts))
             epoch = -(-len(starts) // sampler.examples_per_step)
@@ -157,17 +154,16 @@ def run_length(config: RunConfig) -> Length:
     return Length(config.train.max_steps, config.train.max_steps, history, "train.max_steps; data.path holds no prepared data")
 
 
-def workload_of(config: RunConfig, history: float) -> Workload:
+def workload_of(config: RunConfig, prompts: PlannedPrompts, history: float) -> Workload:
     """Mean lengths, from the keys of plan or estimated from the items of history."""
     completion, listed = config.plan.completion_tokens, config.prompt.candidates == "listed"
-    items = history + (config.prompt.num_candidates if listed else 0)
-    if config.task.kind == "delrec_distill":
-        check_settings(config)
-        shown = items_shown(config.task.delrec)
-        items, negatives, prompts_per_group = items + sum(shown) / len(shown), config.negatives.num, len(shown)
-    else:
-        negatives, prompts_per_group = choose_objective(config).num_negatives, 1
+    items = history + (config.prompt.num_candidates if listed else 0) + prompts.extra_items
     prompt = config.plan.prompt_tokens or _FRAME_TOKENS + config.prompt.num_virtual + items * completion
     return Workload(
-        config.train.global_batch_size, config.train.targets_per_prompt, negatives, prompt, completion, prompts_per_group
+        config.train.global_batch_size,
+        config.train.targets_per_prompt,
+        prompts.num_negatives,
+        prompt,
+        completion,
+        prompts.prompts_per_group,
     )

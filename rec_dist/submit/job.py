@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rec_dist.config.delrec import RANDOM_TEACHER
 from rec_dist.config.load import to_plain_yaml
-from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS, check_path, paths_of
+from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, check_path, paths_of, task_paths
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.errors import UserError
@@ -107,10 +106,8 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
         path = value.get(section, {}).get(key)
         if path is not None and not ((section, key) in PATHS_OR_NAMES and _is_name(path)):
             value[section][key] = _place(path, f"{section}.{key}", storage)
-    for section, key in TASK_PATHS:
-        path = value.get("task", {}).get(section, {}).get(key)
-        if path not in (None, RANDOM_TEACHER):
-            value["task"][section][key] = _place(path, f"task.{section}.{key}", storage)
+    for section, key, path in task_paths(config):
+        value.setdefault("task", {}).setdefault(section, {})[key] = _place(path, f"task.{section}.{key}", storage)
     if config.submit.command == "evaluate" and config.evaluate.ranker != "model":
         raise UserError(
             f"evaluate.ranker ({config.evaluate.ranker}) needs no run; set submit.command=evaluate_base, or evaluate.ranker=model"

@@ -14,8 +14,8 @@ import torch
 from rec_dist.config.schema import RunConfig
 from rec_dist.engine.engine import Engine
 from rec_dist.errors import UserError
-from rec_dist.methods.build import build_task
 from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.registry import build_task
 from rec_dist.methods.task import Task
 from rec_dist.runtime import collectives
 from rec_dist.train.context import WorkerContext

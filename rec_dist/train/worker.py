@@ -18,8 +18,8 @@ from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import engine_settings
 from rec_dist.errors import NotFiniteError
-from rec_dist.methods.build import build_task
 from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.registry import build_task
 from rec_dist.methods.task import Task
 from rec_dist.runtime import collectives
 from rec_dist.runtime.heartbeat import Heartbeat

@@ -103,6 +103,10 @@ class Trainer:
             run.finish(results[0])
         return Run(run_dir)
 
+    def read(self, run_dir: Path) -> Run:
+        """The run in a folder, whoever made it."""
+        return Run(run_dir)
+
     def start(self, run_dir: Path, *changes: Any, workers: int) -> list[Child]:
         """The workers of a run, on their way."""
         from rec_dist.train.worker import train_worker
@@ -111,10 +115,10 @@ class Trainer:
 
     def claim(self, run_dir: Path, changes: Any) -> Any:
         """Makes the directory this configuration's, or checks that it is; the job of its workers."""
-        from rec_dist.commands.train import find_initial_weights
         from rec_dist.config.load import to_yaml
         from rec_dist.config.paths import pinned
         from rec_dist.config.schema import RunConfig
+        from rec_dist.methods.registry import find_initial_weights
         from rec_dist.runtime.run_directory import RunDirectory
         from rec_dist.train.worker import TrainJob
 

@@ -61,9 +61,8 @@ def state_after(run: Any, step: int) -> dict[str, torch.Tensor]:
 
 def users_of(trainer: Any, workers: int, *, step: int, micro_batch: int | None) -> list[str]:
     """The users of one micro-batch of rank 0, or of the whole step."""
-    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.schema import RunConfig
-    from rec_dist.methods.build import build_task
+    from rec_dist.methods.registry import build_task, find_initial_weights
     from rec_dist.runtime.world import World
     from rec_dist.train.loader import step_work
 

@@ -16,10 +16,10 @@ _SFT = ("task.kind=sft",)
 
 def scores(run: Any, folder: Path, *changes: str, workers: int = 1) -> np.ndarray:
     """What the workers of `rec-dist evaluate RUN` leave: (U, C)."""
-    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.load import load_config
-    from rec_dist.methods.build import InitialWeights
+    from rec_dist.methods.initial_weights import InitialWeights
     from rec_dist.methods.language_model.ranking import EvaluateJob, evaluate_worker, gather_parts
+    from rec_dist.methods.registry import find_initial_weights
 
     folder.mkdir(parents=True, exist_ok=True)
     config = load_config(run.path / "config.yaml", ["evaluate.max_users=6", *changes])

@@ -22,9 +22,8 @@ STEPS = ("profile.warmup_steps=1", "profile.steps=3")
 
 def planned(config: dict[str, Any], steps: range) -> dict[str, int]:
     """What the plan counts for these steps."""
-    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.schema import RunConfig
-    from rec_dist.methods.build import build_task
+    from rec_dist.methods.registry import build_task, find_initial_weights
     from rec_dist.runtime.world import World
     from rec_dist.train.loader import step_work
 
@@ -117,8 +116,8 @@ def test_a_profile_and_its_comparison(tmp_path: Path, tiny_config: Make) -> None
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_two_workers(stage: int, tmp_path: Path, tiny_config: Make) -> None:
-    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.schema import RunConfig
+    from rec_dist.methods.registry import find_initial_weights
     from rec_dist.profiling.session import profile_worker
     from rec_dist.train.worker import TrainJob
 

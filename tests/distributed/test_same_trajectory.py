@@ -42,9 +42,8 @@ def assert_same_run(run: Any, expected: Any) -> None:
 
 def works_of(trainer: Any, changes: tuple[str, ...], *, max_tokens: int, step: int = 0) -> list[Any]:
     """What each of two ranks does in a step."""
-    from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.schema import RunConfig
-    from rec_dist.methods.build import build_task
+    from rec_dist.methods.registry import build_task, find_initial_weights
     from rec_dist.runtime.world import World
     from rec_dist.train.loader import step_work
 

@@ -69,7 +69,7 @@ def test_it_is_the_loss_that_an_evaluation_of_the_saved_model_has(trainer: Any, 
     from rec_dist.config.load import load_config
     from rec_dist.data.artifacts.predictions import Predictions
     from rec_dist.data.dataset.prepared_data import PreparedData
-    from rec_dist.methods.build import build_builder
+    from rec_dist.methods.language_model.builders import build_builder
 
     run = trainer.once(*_RUN, "task.kind=sft", "checkpoint.validation_examples=100000", "cluster.zero_stage=0")
     code, child = run_command(tmp_path, "evaluate", run.path, "evaluate.split=valid", "evaluate.max_users=null")

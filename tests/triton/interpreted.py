@@ -15,9 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton import language as tl
 from triton.runtime import interpreter
 
-from rec_dist.commands.train import find_initial_weights
 from rec_dist.config.schema import RunConfig
-from rec_dist.methods.build import build_task
+from rec_dist.methods.registry import build_task, find_initial_weights
 from rec_dist.models import head
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.runtime.world import World

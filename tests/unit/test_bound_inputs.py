@@ -10,7 +10,7 @@ import pytest
 from rec_dist.commands.train import bind_inputs
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
-from rec_dist.methods.build import InitialWeights
+from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.runtime.run_directory import RunDirectory
 
 

@@ -13,11 +13,11 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.teacher import TopItems, write_teacher
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
-from rec_dist.methods.build import build_task
 from rec_dist.methods.delrec.build import random_lists, teacher_lists
 from rec_dist.methods.delrec.distill import DistillExamples, WeightedChoices
 from rec_dist.methods.delrec.prompts import PATTERN, TEMPORAL
 from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.registry import build_task
 from rec_dist.models.soft_prompt import SoftPromptEmbedding
 from rec_dist.packing.packed_batch import pack_prompts
 

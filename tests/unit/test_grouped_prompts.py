@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.errors import UserError
-from rec_dist.methods.build import InitialWeights, build_language_task
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.registry import build_task
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 
 CASES = {
@@ -42,7 +43,7 @@ def make_task(tiny_config: Callable[..., dict[str, Any]], tiny_model_dir: Path, 
         config = RunConfig.model_validate(
             tiny_config(tmp_path / "run", "task.kind=sdpo", "train.max_tokens_per_micro_batch=4096", *changes)
         )
-        return build_language_task(config, InitialWeights(tiny_model_dir), "cpu")
+        return build_task(config, InitialWeights(tiny_model_dir), "cpu")
 
     return make
 

@@ -15,10 +15,10 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.errors import UserError
-from rec_dist.methods.build import build_task
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.p2rec.categories import item_categories, preference, shuffled
 from rec_dist.methods.p2rec.reconstruct import PREFERENCE_HEAD_NAME, UserExamples, losses_of, reconstruction_loss
+from rec_dist.methods.registry import build_task
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
 from rec_dist.train.validation import validation_task
 

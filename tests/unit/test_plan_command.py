@@ -165,8 +165,8 @@ def test_steps_are_counted_from_the_data(tmp_path: Path, tiny_config: Make) -> N
 
 def test_steps_of_distillation_are_those_of_its_task(tmp_path: Path, tiny_config: Make, tiny_model_dir: Path) -> None:
     """Positions with fewer than three items before them have no prompt, so they take no steps either."""
-    from rec_dist.methods.build import build_task
     from rec_dist.methods.initial_weights import InitialWeights
+    from rec_dist.methods.registry import build_task
 
     words = ("task.kind=delrec_distill", "adapter.kind=soft_prompt", "prompt.num_virtual=4", "negatives.num=5")
     teacher = ("task.delrec.top_h=3", "task.delrec.teacher=random", "train.max_tokens_per_micro_batch=4096")

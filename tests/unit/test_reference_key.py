@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from rec_dist.commands.train import find_initial_weights
 from rec_dist.config.schema import RunConfig
-from rec_dist.methods.build import build_task
+from rec_dist.methods.registry import build_task, find_initial_weights
 
 Make = Callable[..., dict[str, Any]]
 

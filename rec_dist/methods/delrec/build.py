@@ -1,4 +1,4 @@
-"""From a configuration to DELRec's stage 1: the settings it can take, its words as tokens, and its teacher's lists."""
+"""Builds DELRec's stage 1 from a configuration: checks the settings, tokenises its words, reads the teacher's lists."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ from rec_dist.data.prompts.tokens import load_tokenizer, piece_tokens
 from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.data.sampling.targets import TargetIndex, index_targets
 from rec_dist.errors import UserError
+from rec_dist.methods.delrec.config import DelrecConfig
 from rec_dist.methods.delrec.distill import OBJECTIVES, DistillExamples, distill_task
 from rec_dist.methods.delrec.prompts import FIRST_POSITION, DistillPrompts, Headers, stream_seed
 from rec_dist.methods.initial_weights import InitialWeights
@@ -19,13 +20,13 @@ from rec_dist.methods.language_model.builders import build_batch_sampler, build_
 from rec_dist.methods.task import Task
 from rec_dist.runtime.arrays import I32, I64
 
-_RANDOM_LISTS = 2  # a stream of draws beside those of the objectives
+_RANDOM_LISTS = 2  # the stream of random draws after those of the two objectives
 
 
 def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) -> Task:
-    """The task on the training split of data.path, checked: what would fail later raises UserError here."""
+    """The task on the training split of data.path. Raises UserError for anything that would fail later."""
     check_settings(config)
-    data, settings = open_data(config.data), config.task.delrec
+    data, settings = open_data(config.data), config.task.section(DelrecConfig)
     split = data.split("train")
     every = index_targets(split, 1)
     kept = np.flatnonzero(every.starts >= FIRST_POSITION)
@@ -65,16 +66,15 @@ def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) 
 
 
 def check_settings(config: RunConfig) -> None:
-    """UserError: settings that stage 1 cannot take, or that have no effect on it."""
-    task, prompt, num = config.task.delrec, config.prompt, config.negatives.num
+    """Raises UserError for settings that stage 1 cannot take, or that have no effect on it."""
+    task, prompt, num = config.task.section(DelrecConfig), config.prompt, config.negatives.num
+    adapter, targets = config.adapter.kind, config.train.targets_per_prompt
     faults = {
-        f"adapter.kind={config.adapter.kind} would train more than soft prompts; set adapter.kind=soft_prompt": config.adapter.kind
-        != "soft_prompt",
+        f"adapter.kind={adapter} would train more than soft prompts; set adapter.kind=soft_prompt": adapter != "soft_prompt",
         "prompt.num_virtual is 0, so there is nothing to train; set it to 16, say": not prompt.num_virtual,
         f"prompt.style={prompt.style} has no place for the objectives' headers; set prompt.style=list": prompt.style != "list",
         f"negatives.kind={config.negatives.kind} has no effect here; set it to uniform": config.negatives.kind != "uniform",
-        f"train.targets_per_prompt ({config.train.targets_per_prompt}) has no effect here; remove it": config.train.targets_per_prompt
-        != 1,
+        f"train.targets_per_prompt ({targets}) has no effect here; remove it": targets != 1,
         f"negatives.num ({num}) + 1 candidates must hold the {task.top_h} items of task.delrec.top_h; raise it": num + 1
         < task.top_h,
         f"prompt.num_candidates ({prompt.num_candidates}) must be negatives.num + 1 ({num + 1}) where the prompt lists them": (
@@ -87,7 +87,7 @@ def check_settings(config: RunConfig) -> None:
 
 
 def random_lists(split: SequenceSplit, targets: TargetIndex, train_counts: I64, *, seed: int, top_h: int) -> Callable[[int], I32]:
-    """Lists that know nothing: drawn outside the history. What a prompt distilled from them helps is not the teacher's."""
+    """Lists drawn at random outside the history: a control for what the teacher adds."""
     sampler = NegativeSampler("uniform", top_h, stream_seed(seed, _RANDOM_LISTS), train_counts)
 
     def draw(index: int) -> I32:
@@ -101,7 +101,10 @@ def random_lists(split: SequenceSplit, targets: TargetIndex, train_counts: I64, 
 def teacher_lists(
     folder: Path, data: PreparedData, every: TargetIndex, split: SequenceSplit, kept: I64, *, top_h: int
 ) -> Callable[[int], I32]:
-    """What a trained recommender left in `folder`, for the examples `kept` of `every`. UserError: other data, or lists too short."""
+    """The lists that a trained recommender left in `folder`, for the examples `kept` of `every`.
+
+    Raises UserError if it was trained on other data or its lists are shorter than top_h.
+    """
     lists = read_teacher(folder, data_fingerprint=data.manifest.fingerprint).lists
     if lists.items.shape[1] < top_h:
         raise UserError(f"task.delrec.top_h ({top_h}) is more than the {lists.items.shape[1]} items a list of {folder}; lower it")

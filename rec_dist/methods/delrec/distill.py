@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rec_dist.config.delrec import DelrecConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
@@ -27,6 +26,7 @@ from rec_dist.data.sampling.targets import TargetIndex
 from rec_dist.errors import UserError
 from rec_dist.losses import LossSums
 from rec_dist.methods.delrec.choice import choice_loss
+from rec_dist.methods.delrec.config import DelrecConfig
 from rec_dist.methods.delrec.prompts import FIRST_POSITION, PATTERN, TEMPORAL, DistillPrompts, Place
 from rec_dist.methods.language_model.builders import check_positions
 from rec_dist.methods.language_model.saved_model import save_run_model

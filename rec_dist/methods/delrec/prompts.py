@@ -1,13 +1,13 @@
-"""The prompts of DELRec's two objectives at one training position, and who may stand in them: nobody from that position on.
+"""The prompts of DELRec's two objectives at one training position. They show no item from that position on.
 
-At position p of a user the teacher has read items 0 .. p - 1 and named t_1 .. t_h. Each prompt begins with the soft prompt.
+At position p of a user the teacher has read items 0 .. p - 1 and listed t_1 .. t_h. Each prompt begins with the soft prompt.
 
   Temporal Analysis: items .. p - 2, then an example and the question, of the form "watched next: X; the movie right before it:".
-    The example is (p - 2, p - 3); the question shows t_1 as the next item, and the answer is item p - 1. Needs p >= 3.
-  Recommendation Pattern Simulating: items .. p - 1, then t_2 .. t_h; the answer is t_1. Its other candidates are t_2 .. t_h,
-    and the rest drawn.
+    The example shows items (p - 2, p - 3). The question shows t_1 as the next item, and the answer is item p - 1. Needs p >= 3.
+  Recommendation Pattern Simulating: items .. p - 1, then t_2 .. t_h; the answer is t_1. The other candidates are t_2 .. t_h
+    and random items.
 
-What is drawn is a function of (seed, objective, epoch, user, position), outside the history and what the teacher shows.
+Random items are a function of (seed, objective, epoch, user, position), and are neither in the history nor in the teacher's list.
 
 m candidates, h items of a list, n soft prompt vectors, V vocabulary.
 """
@@ -25,13 +25,13 @@ from rec_dist.runtime.rng import hash_u64
 
 TEMPORAL, PATTERN = 0, 1
 FIRST_POSITION = 3  # a history and an example need three items
-_ORDER = 33  # its own stream of draws
+_ORDER = 33  # the stream of random draws of this module
 _NOTHING = np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Position p of a user who has chosen `before` (p,) until then. listed (h,): the teacher's list there; key: its identity."""
+    """Position p of a user whose earlier items are `before` (p,). listed (h,): the teacher's list at p. key: of the example."""
 
     user: int
     position: int
@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Headers:
-    """The words between the parts of a prompt, as token ids; see config/delrec.py."""
+    """The words between the parts of a prompt, as token ids. methods/delrec/config.py says what each is."""
 
     after: I32
     before: I32
@@ -52,7 +52,7 @@ class Headers:
 
 
 class DistillPrompts:
-    """Builds a prompt for each objective. num_candidates: m >= h, listed in the prompt where the builder lists them."""
+    """Builds a prompt for each objective. num_candidates: m >= h. The prompt lists them if the builder lists candidates."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class DistillPrompts:
     ) -> None:
         self._builder, self._headers, self._seed, self._num, self._counts = builder, headers, seed, num_candidates, train_counts
         begin = np.asarray(builder.pieces.begin, dtype=np.int32)
-        # The second objective has ids of its own for the same vectors, so that gradients are told apart (models/soft_prompt.py).
+        # The second objective has its own ids for the same vectors, which keeps their gradients apart (models/soft_prompt.py).
         self._begins = (begin, np.where(begin >= vocab_size, begin + num_virtual, begin).astype(np.int32))
 
     def temporal(self, at: Place) -> GroupedPrompt:
@@ -100,7 +100,7 @@ class DistillPrompts:
     def _prompt(
         self, objective: int, at: Place, parts: Sequence[tuple[I32 | None, I32]], question: I32, group: I32
     ) -> GroupedPrompt:
-        """parts: (header, items) one after another; then the candidates where they are listed, and the question."""
+        """parts: (header, items) in order. The candidates follow if they are listed, then the question."""
         pieces, builder = self._builder.pieces, self._builder
         prefix = np.asarray(pieces.item_prefix, dtype=np.int32)
         if builder.listed:
@@ -115,7 +115,7 @@ class DistillPrompts:
         return builder.branch_point(prompt, np.asarray([len(prompt) - 1]), [group], [2 * at.key + objective])
 
     def longest(self, objective: int, top_h: int) -> tuple[int, int]:
-        """(rows of the longest possible prompt, positions of its longest completion): every title as long as the longest."""
+        """(rows of the longest possible prompt, positions of its longest completion): all titles count as the longest."""
         builder, headers = self._builder, self._headers
         title = int(builder.titles.lengths.max()) + len(builder.pieces.item_prefix)
         items = builder.max_history + (3 if objective == TEMPORAL else top_h - 1) + builder.listed
@@ -128,5 +128,5 @@ class DistillPrompts:
 
 
 def stream_seed(seed: int, batch: int) -> int:
-    """A seed for draws that are no other draws of this run; 63 bits."""
+    """A 63-bit seed whose draws are independent of all others of this run."""
     return int(hash_u64(seed, _ORDER, batch) >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""What every language task is built from, each made from its section of the configuration."""
+"""The parts of a language-model task, each built from its section of the configuration."""
 
 import json
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from rec_dist.models.language import LoraSpec
 from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.rng import hash_u64
 
-_INIT_TOKENS = 31  # its own stream of draws
+_INIT_TOKENS = 31  # the stream of random draws of this module
 
 
 def build_batch_sampler(config: RunConfig, num_examples: int) -> GlobalBatchSampler:
-    """The order of examples. Raises UserError when the global batch cannot be made of whole examples."""
+    """The sampler of global batches. Raises UserError if the batch size is not a whole number of examples."""
     per_step, per_example = config.train.global_batch_size, config.train.targets_per_prompt
     if per_step % per_example:
         raise UserError(f"train.global_batch_size ({per_step}) must be a multiple of train.targets_per_prompt ({per_example})")
@@ -35,7 +35,7 @@ def build_batch_sampler(config: RunConfig, num_examples: int) -> GlobalBatchSamp
 
 
 def model_dtype(config: RunConfig, device: str) -> torch.dtype:
-    """auto: bfloat16 on GPUs; float32 on CPUs, where bfloat16 is 90 times slower."""
+    """The dtype of the model. auto: bfloat16 on GPUs, float32 on CPUs, where bfloat16 is 90 times slower."""
     if config.model.dtype == "auto":
         return torch.bfloat16 if device.startswith("cuda") else torch.float32
     return torch.float32 if config.model.dtype == "float32" else torch.bfloat16
@@ -48,13 +48,13 @@ def build_builder(config: RunConfig, model_path: Path, data: PreparedData) -> Pr
 
 
 def build_negative_sampler(config: RunConfig, num: int, train_counts: I64) -> NegativeSampler:
-    """The negatives of this configuration."""
+    """The sampler of `num` negatives a group."""
     negatives = config.negatives
     return NegativeSampler(negatives.kind, num, config.train.seed, train_counts, negatives.popularity_power)
 
 
 def lora_spec(config: RunConfig) -> LoraSpec | None:
-    """The adapter of this configuration; None where there is none."""
+    """The adapter of this configuration, or None."""
     adapter = config.adapter
     if adapter.kind != "lora":
         return None
@@ -70,10 +70,10 @@ def model_spec(
     trains: bool,
     keep_reference: bool = False,
 ) -> ModelSpec:
-    """The model of a run. trains: else for evaluation, where what has not been trained is left out. builder: None without one,
-    and then without soft prompts.
+    """The model of a run.
 
-    Raises UserError where soft prompts are missing, or there and not asked for.
+    trains: False for evaluation, which leaves out an adapter that no run has trained. builder: None on preference rows, which
+    take no soft prompts. Raises UserError if soft prompts are missing, or are there without prompt.num_virtual.
     """
     adapter = lora_spec(config) if trains or initial.adapter is not None else None
     return ModelSpec(
@@ -108,14 +108,14 @@ def _soft_prompt_spec(
             "task.kind=delrec_distill, or prompt.num_virtual=0"
         )
     assert builder is not None
-    known = np.unique(builder.titles.tokens)  # tokens of titles: of all tokens, those this model is about to read
+    known = np.unique(builder.titles.tokens)  # vectors start as embeddings of tokens that titles are made of
     drawn = known[(hash_u64(config.train.seed, _INIT_TOKENS, np.arange(num)) % np.uint64(len(known))).astype(np.int64)]
     return SoftPromptSpec(num, initial.soft_prompt, tuple(drawn.tolist()), trains)
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What set-up needs of a model before it is loaded. max_positions: None where nothing limits them."""
+    """What set-up needs to know of a model before it is loaded. max_positions: None without a limit."""
 
     width: int
     max_positions: int | None
@@ -123,7 +123,7 @@ class ModelShape:
 
 
 def read_shape(model_path: Path) -> ModelShape:
-    """The shape in a model folder's config.json, under the names that the families use."""
+    """The shape in a model folder's config.json, under the names that different families use."""
     config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
     config = {**config, **config.get("text_config", {})}
     positions = config.get("max_position_embeddings", config.get("n_positions"))
@@ -134,7 +134,7 @@ def read_shape(model_path: Path) -> ModelShape:
 
 
 def check_positions(positions: int, most: int | None) -> None:
-    """Raises UserError when a completion may stand beyond the model's positions; most: None where nothing limits them."""
+    """Raises UserError if a completion may stand beyond the model's last position. most: None without a limit."""
     if most is not None and positions > most:
         raise UserError(
             f"a prompt may take {positions} positions and the model has {most}; lower prompt.max_history or prompt.num_virtual"

@@ -1,8 +1,9 @@
-"""P2Rec's stage 2, information augmentation: every item alone, as the history of a user of one item, and the model's state after it.
+"""P2Rec's stage 2, information augmentation: the model's state after a prompt whose history is one item, for every item.
 
-Batch inference over a catalogue: items in their order fill micro-batches of at most train.max_tokens_per_micro_batch tokens, and a fixed number of micro-batches
-is a part, written when it is done. Which items share a micro-batch depends on the catalogue and the budget alone, so a vector is the same
-whoever makes it and however often the work was stopped. Cost: a forward pass of the decoder over instruction and title.
+Items in catalogue order fill micro-batches of at most train.max_tokens_per_micro_batch tokens. A fixed number of micro-batches is
+a part, which is written when it is done. Only the catalogue and the budget decide which items share a micro-batch, so a vector is
+the same on any worker and after any number of stops. Cost: a forward pass of the decoder over instruction and title for each
+item.
 
 I items, D width.
 """
@@ -22,6 +23,7 @@ from rec_dist.data.prompts.builder import PromptBuilder, check_saved
 from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_builder, model_dtype, model_spec, read_shape
+from rec_dist.methods.p2rec.config import P2RecConfig
 from rec_dist.models.assemble import build_model
 from rec_dist.models.encoder import Encoder, check_alone
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
@@ -33,9 +35,10 @@ _BATCHES_PER_PART = 8  # at 768 tokens a micro-batch and 400 tokens/s on two cor
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """What is embedded, with what, into `folder`. saved: the model folder of a run, whose prompt must be kept; None for a base model.
+    """What a worker needs to write embeddings into `folder`.
 
-    config: plain values with absolute paths, as a worker on another machine needs them.
+    config: plain values with absolute paths, for workers on other machines. saved: the model folder of a run, whose prompt must
+    match; None for a base model.
     """
 
     config: dict[str, Any]
@@ -51,7 +54,7 @@ class EmbedJob:
 class ItemPrompts:
     """The catalogue as one-item prompts: micro-batches of neighbouring items, parts of neighbouring micro-batches.
 
-    UserError: another prompt than the saved model's, or one longer than a micro-batch or than the model takes.
+    Raises UserError if the prompt is not the saved model's, or is too long for a micro-batch or for the model.
     """
 
     def __init__(self, job: EmbedJob) -> None:
@@ -62,7 +65,7 @@ class ItemPrompts:
             check_saved(self.builder, job.saved)
         if config.prompt.candidates == "listed":
             raise UserError("prompt.candidates=listed has no effect on embeddings, where nothing is chosen; set it to none")
-        self.pooling, self.num_items, self.titles = config.task.p2rec.pooling, data.num_items, data.titles
+        self.pooling, self.num_items, self.titles = config.task.section(P2RecConfig).pooling, data.num_items, data.titles
         lengths = prompt_lengths(self.builder)
         _check(lengths, config.train.max_tokens_per_micro_batch, read_shape(job.initial.model).max_positions, data.titles)
         self.micro_batches = cut(lengths, config.train.max_tokens_per_micro_batch)  # (micro-batches + 1,) where each begins
@@ -74,7 +77,7 @@ class ItemPrompts:
             "dtype": config.model.dtype,
         }
         self.num_tokens = int(lengths.sum())
-        # A part's key also has what changes the last bits of a vector, and which items are in the part.
+        # The key of a part also covers what decides its items and the last bits of its vectors.
         key = fingerprint([self.inputs, config.train.max_tokens_per_micro_batch])
         self.parts = PartFiles(Path(job.folder), key, [*self.micro_batches[:-1:_BATCHES_PER_PART].tolist(), self.num_items])
 
@@ -91,7 +94,7 @@ def prompt_lengths(builder: PromptBuilder) -> I64:
 
 
 def cut(lengths: I64, max_tokens: int) -> I64:
-    """Where each micro-batch begins, and the end: as many neighbours as fit the budget."""
+    """Where each micro-batch begins, and the end. A micro-batch takes as many neighbours as fit the budget."""
     begins, used = [0], 0
     for item, length in enumerate(lengths.tolist()):
         if used + length > max_tokens:
@@ -105,7 +108,8 @@ def _check(lengths: I64, max_tokens: int, max_positions: int | None, titles: lis
     longest, title = int(lengths.max()), titles[int(lengths.argmax())][:60]
     if longest > max_tokens:
         raise UserError(
-            f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the prompt of {title!r} ({longest} tokens); raise it"
+            f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the prompt of {title!r} ({longest} tokens); "
+            "raise it"
         )
     if max_positions is not None and longest > max_positions:
         raise UserError(
@@ -115,7 +119,7 @@ def _check(lengths: I64, max_tokens: int, max_positions: int | None, titles: lis
 
 
 class Embedder:
-    """A worker: the model on `device`, whole, and the parts it is asked for."""
+    """Holds the whole model on `device` and writes the parts that it is asked for."""
 
     def __init__(self, job: EmbedJob, device: str) -> None:
         config = job.parsed()
@@ -128,7 +132,7 @@ class Embedder:
         )
 
     def write(self, part: int) -> None:
-        """Embeds the items of a part and writes its file. UserError: a vector is not finite."""
+        """Embeds the items of a part and writes its file. Raises UserError if a vector is not finite."""
         vectors = [self._embed(items) for items in self._prompts.batches_of(part)]
         table = torch.cat(vectors)
         finite = table.isfinite().all(dim=1)

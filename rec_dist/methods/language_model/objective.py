@@ -1,4 +1,4 @@
-"""A preference or likelihood method as the language task sees it: its loss and what it needs. One function a method makes one."""
+"""An objective: the loss of a method on completions, and what the task must provide for it."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,11 @@ REWARD_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewa
 
 @dataclass(frozen=True)
 class Objective:
-    """loss: (logps (N,), batch) -> LossSums, whose metrics are named `metric_names` in this order.
+    """What a method computes from the log-probs of completions.
 
-    preference: the same loss as the head knows it, or None where the head gives log-probs only.
+    loss: (logps (N,), batch) -> LossSums, whose metrics have the names `metric_names` in this order.
+    preference: the same loss for the fused head, or None if the head returns log-probs only.
+    counts_tokens: the loss is a mean over scored tokens, else over groups.
     """
 
     name: str

@@ -1,6 +1,7 @@
-"""A language model's answers: every candidate's title scored by its log-likelihood after the history, through the packed batch.
+"""Scores every candidate by the log-likelihood of its title after the history, with packed batches.
 
-The prompt stands once for all its candidates; a question with more candidates than a micro-batch holds is cut into several.
+All candidates of an example share its prompt. An example with more candidates than a micro-batch holds is cut into several
+prompts.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """What the driver sends to each worker. saved: the model folder of a run, whose prompt must be kept; None for a base model."""
+    """What the driver sends to each worker. saved: the model folder of a run, whose prompt must match; None for a base model."""
 
     config: dict[str, Any]
     output_dir: str
@@ -45,7 +46,7 @@ class EvaluateJob:
 
 
 def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
-    """Scores this rank's share and writes it to part files. Returns {"tokens": rows of the model run over all ranks}."""
+    """Score this rank's share and write it to a part file. Returns {"tokens": rows that the model ran over on all ranks}."""
     with process_group.joined(world):
         return _evaluate(world, job)
 
@@ -84,7 +85,7 @@ def _no_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[st
 
 
 def eval_examples_of(config: RunConfig, data: PreparedData) -> list[EvalExample]:
-    """The questions that the section `evaluate` asks."""
+    """The examples that the section `evaluate` describes."""
     settings = config.evaluate
     return build_eval_examples(
         data, split=settings.split, num_candidates=settings.num_candidates, max_users=settings.max_users, seed=settings.seed
@@ -92,7 +93,11 @@ def eval_examples_of(config: RunConfig, data: PreparedData) -> list[EvalExample]
 
 
 def build_checked_builder(config: RunConfig, job: EvaluateJob, data: PreparedData) -> PromptBuilder:
-    """The prompt builder. UserError: a saved model was trained with another, or the list shown cannot be the one asked."""
+    """The prompt builder.
+
+    Raises UserError if the saved model was trained with another one, or if the prompt lists more or fewer candidates than are
+    ranked.
+    """
     if config.prompt.candidates == "listed" and config.evaluate.num_candidates != config.prompt.num_candidates:
         raise UserError(
             f"evaluate.num_candidates ({config.evaluate.num_candidates}) must equal prompt.num_candidates "
@@ -105,7 +110,7 @@ def build_checked_builder(config: RunConfig, job: EvaluateJob, data: PreparedDat
 
 
 class EvalPrompts:
-    """The questions as prompts: places[i] = (question, first candidate) of prompt i, lengths (prompts,) in rows."""
+    """The examples as prompts: places[i] = (example, first candidate) of prompt i, lengths (prompts,) in rows."""
 
     def __init__(self, builder: PromptBuilder, examples: list[EvalExample], max_tokens: int) -> None:
         self.examples = examples
@@ -127,7 +132,7 @@ class EvalPrompts:
         return self._builder.grouped_prompt(history, [example.candidates[begin:stop]], [key], listed=listed)
 
     def _cuts(self, example: EvalExample, max_tokens: int) -> list[tuple[int, int]]:
-        """Runs of candidates that fit a micro-batch together with the prompt."""
+        """Ranges of candidates that fit into a micro-batch together with the prompt."""
         prompt = len(self._prompt(example, 0, 1, key=0).tokens)
         end = len(self._builder.pieces.end) - 1
         costs = self._builder.titles.lengths[example.candidates] + end
@@ -148,7 +153,7 @@ class EvalPrompts:
 def score_prompts(
     score: Callable[[PackedBatch], Tensor], prompts: EvalPrompts, world: World, max_tokens: int, report: Callable[[int], None]
 ) -> F32:
-    """(U, C) scores with NaN where another rank scores: micro-batches are dealt to the ranks, the same number to each."""
+    """(U, C) scores, NaN where another rank scores. Every rank gets the same number of micro-batches."""
     width = max(len(example.candidates) for example in prompts.examples)
     scores = np.full((len(prompts.examples), width), np.nan, dtype=np.float32)
     micro_batches = assign_to_ranks(pack_evenly(prompts.lengths, max_tokens, world.size), prompts.lengths, world.size)
@@ -168,12 +173,12 @@ def score_prompts(
 
 
 def part_path(folder: Path, rank: int) -> Path:
-    """Where a rank leaves its scores for the driver."""
+    """The file in which a rank leaves its scores for the driver."""
     return folder / f".scores-{rank:05d}.npy"
 
 
 def clear_parts(folder: Path) -> None:
-    """Removes what an evaluation that was cut short has left."""
+    """Removes the parts of an evaluation that was cut short."""
     for path in folder.glob(".scores-*.npy"):
         path.unlink()
 

@@ -1,7 +1,6 @@
-"""What a finished language-model run leaves in model/: adapter, vectors or model, tokenizer, and of a run on interactions prompt
-builder and catalogue.
+"""Writes model/ of a finished language-model run: adapter, soft prompts or whole model, and the tokenizer.
 
-What is written is read back and compared.
+A run on interactions also leaves its prompt builder and catalogue. Written weights are read back and compared.
 """
 
 import shutil
@@ -20,20 +19,20 @@ from rec_dist.models.scorer import POLICY_ADAPTER
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME, save_soft_prompt
 from rec_dist.storage.files import sampled_fingerprint, write_json
 
-BASE_NAME = "base.json"  # beside a saved adapter or soft prompt: the model that it belongs to
+BASE_NAME = "base.json"  # names the model that the adapter or soft prompts beside it belong to
 
 
 def save_run_model(
     weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec, builder: PromptBuilder, data: PreparedData, folder: Path
 ) -> None:
-    """weights: as save_weights."""
+    """Writes everything that evaluation needs. weights: as in save_weights()."""
     save_weights(weights, module, spec, folder)
     builder.save(folder)
     data.copy_items(folder / ITEMS_NAME)
 
 
 def save_weights(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec, folder: Path) -> None:
-    """Without prompt and catalogue. weights: whole ones, of what has trained, named as in the scorer `module`."""
+    """Writes everything but prompt and catalogue. weights: whole trained tensors, named as in the scorer `module`."""
     named = {name.removeprefix("model."): value for name, value in weights.items()}
     assert named, "no trainable weights were gathered: an empty adapter would be saved"
     if spec.soft_prompt is not None and spec.soft_prompt.trains:
@@ -52,7 +51,7 @@ def save_weights(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec,
     if spec.adapter is not None or spec.soft_prompt is not None:
         base = {"path": str(spec.path), "fingerprint": sampled_fingerprint(spec.path, "*.safetensors")}
         write_json(folder / BASE_NAME, base)
-    for source in spec.path.iterdir():  # the tokenizer's files, whatever this model has
+    for source in spec.path.iterdir():  # the tokenizer's files differ between models
         if source.is_file() and source.name.startswith(
             ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")
         ):

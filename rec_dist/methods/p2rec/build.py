@@ -1,4 +1,4 @@
-"""From a configuration to P2Rec's stage 1: the settings it can take, and the categories that its teacher's embeddings fall into."""
+"""Builds P2Rec's stage 1 from a configuration: checks the settings and clusters the teacher's embeddings into categories."""
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.teacher import read_teacher
@@ -7,14 +7,15 @@ from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec, read_shape
 from rec_dist.methods.p2rec.categories import item_categories, shuffled
+from rec_dist.methods.p2rec.config import P2RecConfig
 from rec_dist.methods.p2rec.reconstruct import UserExamples, reconstruct_task
 from rec_dist.methods.task import Task
 
 
 def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: str) -> Task:
-    """The task on the training split of data.path, checked: what would fail later raises UserError here."""
+    """The task on the training split of data.path. Raises UserError for anything that would fail later."""
     _check_settings(config)
-    data, settings = open_data(config.data), config.task.p2rec
+    data, settings = open_data(config.data), config.task.section(P2RecConfig)
     assert initial.teacher is not None
     embeddings = read_teacher(initial.teacher, data_fingerprint=data.manifest.fingerprint).embeddings
     seed, counts = config.train.seed, data.train_counts

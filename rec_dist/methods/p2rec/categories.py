@@ -1,7 +1,7 @@
-"""Latent categories: items grouped by k-means on a recommender's embeddings of them, and what of each a user chose.
+"""Latent categories: k-means on a recommender's item embeddings, and each user's share of every category.
 
-Items that no training row holds keep the embedding they were drawn with, so they make no cluster; each goes to the nearest one. One
-thread and float64, so that every worker that clusters finds the same. Cost: I * C * D multiply-adds a round; above 100,000 items
+Items without a training row still have their random initial embedding. They form no cluster; each goes to the nearest one. One
+thread and float64 give every worker the same clusters. Cost: I * C * D multiply-adds a round; from 100,000 items on,
 mini-batches.
 
 I items, D width, C categories.
@@ -14,14 +14,14 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.rng import permute
 
-_SHUFFLE = 41  # its own stream of draws
+_SHUFFLE = 41  # the stream of random draws of this module
 _MINI_BATCHES_FROM, _BATCH, _STARTS = 100_000, 4096, 4
 
 
 def item_categories(embeddings: npt.NDArray[np.float32], train_counts: I64, *, num_categories: int, seed: int) -> I32:
     """embeddings (I, D), train_counts (I,) -> (I,) in 0..C-1.
 
-    UserError: fewer items with training rows than categories, or embeddings that are not finite.
+    Raises UserError if fewer items than categories have training rows, or if an embedding is not finite.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits
@@ -45,7 +45,7 @@ def item_categories(embeddings: npt.NDArray[np.float32], train_counts: I64, *, n
 
 
 def shuffled(categories: I32, train_counts: I64, *, seed: int) -> I32:
-    """The same categories, exchanged among the items that training rows hold: as large as before, and without meaning."""
+    """The categories, permuted among the items with training rows: the same sizes without the meaning."""
     trained = np.flatnonzero(train_counts > 0)
     mixed = categories.copy()
     mixed[trained] = categories[trained[permute(np.arange(len(trained)), len(trained), seed, _SHUFFLE)]]

@@ -1,6 +1,6 @@
 """GRU4Rec: a gated recurrent network over item ids whose next-item softmax covers the whole catalogue.
 
-Cost a row: 3 (D + E) E multiply-adds a layer, and L steps one after another, so that long sequences are slow on a GPU.
+Cost a row: 3 (D + E) E multiply-adds a layer. The L steps run one after another, so long sequences are slow on a GPU.
 
 B sequences, T rows of all of them, L rows of the longest, M scored rows, I items of the catalogue, D width, E width of the state.
 """
@@ -16,7 +16,7 @@ from rec_dist.methods.sequential.sequences import SequenceBatch, from_grid, to_g
 
 @dataclass(frozen=True)
 class GRU4RecShape:
-    """What builds the module. num_items I; width D; state_width E; max_length: the most items that it is shown."""
+    """The arguments of the module. num_items I; width D; state_width E; max_length: the most items it reads."""
 
     num_items: int
     width: int
@@ -32,27 +32,27 @@ class GRU4Rec(nn.Module):
         r = s(W_ir x + b_ir + W_hr h + b_hr)    z = s(W_iz x + b_iz + W_hz h + b_hz)
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn))    h <- (1 - z) * n + z * h    logits = <W_p h + b_p, item_i>
 
-    Not as in the paper: cross-entropy over the whole catalogue in place of BPR or TOP1 on the items of the mini-batch; learnt
-    embeddings, tied to the output weights, in place of one-hot input; a state that begins at 0 with each sequence in place of
-    session-parallel batches; PyTorch's GRU, which applies r after the product with h; AdamW in place of Adagrad.
+    Differences from the paper: cross-entropy over the whole catalogue instead of BPR or TOP1 on the items of the mini-batch;
+    learnt embeddings, tied to the output weights, instead of one-hot input; a state that starts at 0 for each sequence instead of
+    session-parallel batches; PyTorch's GRU, which applies r after the product with h; AdamW instead of Adagrad.
     """
 
     def __init__(self, shape: GRU4RecShape) -> None:
         super().__init__()
         self.shape = shape
         self.item_embedding = ItemEmbedding(shape.num_items, shape.width)
-        between = shape.dropout if shape.num_layers > 1 else 0.0  # PyTorch drops between layers, and warns where there is one
+        between = shape.dropout if shape.num_layers > 1 else 0.0  # PyTorch drops between layers, and warns if there is only one
         self.gru = nn.GRU(shape.width, shape.state_width, shape.num_layers, batch_first=True, dropout=between)
         self.project = nn.Linear(shape.state_width, shape.width)
 
     def encode(self, batch: SequenceBatch) -> Tensor:
-        """What stands before the softmax at every position: (T, D). A state reads from the left, so padding is never read."""
+        """The input of the softmax at every position: (T, D). States read from the left, so they never read padding."""
         items = F.dropout(self.item_embedding(batch.items), self.shape.dropout, self.training)  # (T, D)
         states, _ = self.gru(to_grid(items, batch))  # (B, L, E)
         rows: Tensor = self.project(F.dropout(from_grid(states, batch), self.shape.dropout, self.training))
         return rows
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Rows of encode (M, D) -> logits of the catalogue (M, I), or of `items` as Catalogue.forward takes them."""
+        """Rows of encode (M, D) -> logits of the catalogue (M, I), or of `items` as in ItemEmbedding.forward."""
         logits: Tensor = self.item_embedding(hidden, items)
         return logits

@@ -1,10 +1,11 @@
-"""The item embeddings that a recommender starts from, made of a language model's: P2Rec's vectors, reduced to its width by PCA.
+"""Initial item embeddings of a recommender: a language model's vectors (P2Rec), reduced to its width by PCA.
 
-    Z = (X - mean) V_k s,   V_k the k eigenvectors of the covariance of X with the largest eigenvalues,   s so that std(Z) = k ** -0.5
+    Z = (X - mean) V_k s,  V_k the k eigenvectors of the covariance of X with the largest eigenvalues,  s so that std(Z) = k **
+    -0.5
 
-float64, summed block by block: D * D numbers beside the result, whatever the size of the catalogue. A component's sign is free; its
-entry of largest magnitude is positive here. s is one number for all components: what matters more stays larger, and the table is as
-large as the one that methods/sequential/item_embedding.py would draw, so that a difference between the two is not one of scale.
+Sums run in float64, block by block, and hold D * D numbers beside the result for a catalogue of any size. The sign of a component
+is arbitrary; here its entry of largest magnitude is positive. One s for all components keeps their relative size, and gives the
+table the scale of a random one (methods/sequential/item_embedding.py), so that the two differ in more than scale.
 
 I items, D width of the vectors, k width of the recommender.
 """
@@ -23,21 +24,24 @@ from rec_dist.methods.sequential.item_embedding import initial_std
 
 
 def initial_items(folder: Path, *, data_fingerprint: str, width: int) -> Tensor:
-    """(I, k) float32 from the folder that `rec-dist embed` wrote. UserError: as read_embeddings and principal_components."""
+    """(I, k) float32 from the folder that `rec-dist embed` wrote.
+
+    Raises UserError as read_embeddings() and principal_components().
+    """
     scores = principal_components(read_embeddings(folder, data_fingerprint=data_fingerprint), width)
     return torch.from_numpy((scores * (initial_std(width) / scores.std())).astype(np.float32))
 
 
 def principal_components(blocks: Sequence[F32], width: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """blocks (n, D) of X in their order -> the first k principal components of its rows, (I, k), largest first.
+    """blocks (n, D) of X in order -> the first k principal components of its rows, (I, k), largest first.
 
-    UserError: X has fewer than k directions, or a value that is not finite.
+    Raises UserError if X has fewer than k directions, or a value that is not finite.
     """
     num_items, source = sum(len(block) for block in blocks), blocks[0].shape[1]
     if width > min(num_items - 1, source):
         raise UserError(
-            f"task.sequential.width ({width}) is more than the {min(num_items - 1, source)} directions that {num_items} embeddings of "
-            f"width {source} have; lower it"
+            f"task.sequential.width ({width}) is more than the {min(num_items - 1, source)} directions that {num_items} "
+            f"embeddings of width {source} have; lower it"
         )
     mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / num_items  # (D,)
     covariance = np.zeros((source, source))

@@ -1,7 +1,7 @@
 """Next-item prediction with any sequential recommender: the loss that trains it, and its scores after a history.
 
-Why one place: a model says what a position holds (encode) and what items that speaks for (score); loss, sampling and the use of the
-scores are the same for all. Cost a scored row: I * D multiply-adds and I floats of logits, or S of each with drawn negatives.
+A model encodes positions and scores items; loss, sampling and use of the scores are the same for all. Cost a scored row: I * D
+multiply-adds and I floats of logits, or S * D and S with drawn negatives.
 
 B sequences, T rows of all of them, M scored rows, S drawn negatives, I items of the catalogue, D width.
 """
@@ -25,19 +25,22 @@ SHAPES: dict[str, type[Shape]] = {"sasrec": SASRecShape, "gru4rec": GRU4RecShape
 
 
 class SequentialModel(Protocol):
-    """What a recommender answers. A row of encode reads the items of its own sequence up to its own, and nothing else."""
+    """A recommender. A row of encode() reads only the items of its sequence up to its own position."""
 
     def encode(self, batch: SequenceBatch) -> Tensor:
-        """(T, D): what stands before the softmax at every position."""
+        """(T, D): the input of the softmax at every position."""
         ...
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Rows of encode (M, D) -> logits (M, I), or those of `items` (S,) in every row, or of one of each row's own (M, 1)."""
+        """Rows of encode (M, D) -> logits (M, I), or of `items` (S,) for every row (M, S), or (M, 1) for one item of each row."""
         ...
 
 
 def build_recommender(kind: str, values: Mapping[str, Any]) -> Recommender:
-    """The model `kind` with weights from torch's generator; values: the fields of its shape. KeyError, TypeError: other ones."""
+    """The model `kind`, with weights from torch's generator. values: the fields of its shape.
+
+    Raises KeyError for an unknown kind and TypeError for other fields.
+    """
     shape = SHAPES[kind](**values)
     if isinstance(shape, SASRecShape):
         return SASRec(shape)
@@ -50,7 +53,7 @@ def last_scores(model: SequentialModel, batch: SequenceBatch) -> Tensor:
 
 
 class NextItem(nn.Module):
-    """What trains: a model and its loss."""
+    """The module that trains: a model and its loss."""
 
     def __init__(self, model: SequentialModel) -> None:
         super().__init__()
@@ -59,7 +62,7 @@ class NextItem(nn.Module):
     def forward(self, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
         """-> (loss_sum (), sums (2,) = loss and count without graph, logps (M,) of the targets, in nats, without graph).
 
-        loss_sum = -sum_m w_m log softmax_i(<hidden_m, item_i>)[target_m], or its estimate where the batch brings negatives.
+        loss_sum = -sum_m w_m log softmax_i(<hidden_m, item_i>)[target_m], or its estimate if the batch has negatives.
         """
         hidden = self.model.encode(batch)[batch.rows]  # (M, D)
         if len(batch.negatives):
@@ -73,8 +76,8 @@ class NextItem(nn.Module):
     def _sampled(self, hidden: Tensor, batch: SequenceBatch) -> Tensor:
         """-l_t + log(exp(l_t) + sum_{j: n_j != t} exp(l_{n_j}) / (S q_{n_j})): (M,), with n_1..n_S drawn from q.
 
-        The sum's expectation is that of exp(l_i) over all i but t (importance sampling; Bengio & Senecal 2008 call it the logQ
-        correction), so the loss and its gradient approach the full ones as S grows; at a finite S the log makes it too small.
+        The expectation of the sum is that of exp(l_i) over all i but t (importance sampling; Bengio & Senecal 2008 call it the
+        logQ correction), so loss and gradient approach the full ones as S grows. At a finite S the log makes the loss too small.
         """
         wanted = self.model.score(hidden, batch.targets.unsqueeze(1))  # (M, 1)
         others = self.model.score(hidden, batch.negatives) - batch.log_expected  # (M, S)

@@ -25,7 +25,10 @@ class SequentialRanker:
 
     @torch.no_grad()
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
-        """As Ranker.score. Only the last max_length items of a history are read. ValueError: an empty history."""
+        """histories[b] (n_b,), candidates[b] (C_b,) item ids -> (C_b,) each. Reads the last max_length items of a history.
+
+        Raises ValueError for an empty history.
+        """
         check_lengths(histories, candidates)
         shape = self._model.shape
         at_once = max(1, min(256, _LOGITS_AT_ONCE // shape.num_items))

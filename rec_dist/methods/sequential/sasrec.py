@@ -1,6 +1,6 @@
 """SASRec: a causal transformer over item ids whose next-item softmax covers the whole catalogue.
 
-Why the whole catalogue: the binary loss with one sampled negative of the first release is the weak form that makes a
+Why the whole catalogue: the binary loss with one sampled negative of the first release is a weak form that makes the
 baseline easy to beat. Cost a row: 12 D^2 multiply-adds a block, and 2 L D in attention. Only attention pads (Block._attend).
 
 B sequences, T rows of all of them, L rows of the longest, M scored rows, I items of the catalogue, D width, H heads.
@@ -17,7 +17,7 @@ from rec_dist.methods.sequential.sequences import SequenceBatch, from_grid, to_g
 
 @dataclass(frozen=True)
 class SASRecShape:
-    """What builds the module. num_items I; width D, a multiple of num_heads; max_length: positions it has embeddings for."""
+    """The arguments of the module. num_items I; width D, a multiple of num_heads; max_length: positions with an embedding."""
 
     num_items: int
     width: int
@@ -30,7 +30,7 @@ class SASRecShape:
 class Block(nn.Module):
     """Causal self-attention and a two-layer ReLU network, each as x + dropout(f(norm(x))).
 
-    The paper also drops attention weights; that keeps a fused kernel from being used and doubles the time of a step.
+    The paper also drops attention weights, which rules out fused kernels and doubles the time of a step.
     """
 
     def __init__(self, shape: SASRecShape) -> None:
@@ -47,7 +47,7 @@ class Block(nn.Module):
         return x + F.dropout(self.narrow(F.relu(self.widen(self.feed_norm(x)))), self.dropout, self.training)
 
     def _attend(self, x: Tensor, batch: SequenceBatch) -> Tensor:
-        """(T, D) -> (T, D). Only here are sequences padded, on the right, where a causal mask lets nothing look."""
+        """(T, D) -> (T, D). Sequences are padded only here, on the right, which a causal mask hides."""
         width, heads = x.shape[1], self.num_heads
         grid = to_grid(self.queries_keys_values(x), batch)  # (B, L, 3 * D)
         parts = grid.view(*grid.shape[:2], 3, heads, width // heads)
@@ -72,7 +72,7 @@ class SASRec(nn.Module):
         self.last_norm = nn.LayerNorm(shape.width)
 
     def encode(self, batch: SequenceBatch) -> Tensor:
-        """What stands before the softmax at every position: (T, D)."""
+        """The input of the softmax at every position: (T, D)."""
         assert batch.longest <= self.shape.max_length, f"{batch.longest} items for {self.shape.max_length} positions"
         x = F.dropout(self.item_embedding(batch.items) + self.positions(batch.positions), self.shape.dropout, self.training)
         for block in self.blocks:
@@ -81,6 +81,6 @@ class SASRec(nn.Module):
         return rows
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Rows of encode (M, D) -> logits of the catalogue (M, I), or of `items` as Catalogue.forward takes them."""
+        """Rows of encode (M, D) -> logits of the catalogue (M, I), or of `items` as in ItemEmbedding.forward."""
         logits: Tensor = self.item_embedding(hidden, items)
         return logits

@@ -1,4 +1,4 @@
-"""A sequential recommender between configuration, training and disk: what shape the keys give it, how it is saved and read back."""
+"""Sequential recommenders on disk, and the shape that a configuration gives them."""
 
 import json
 from dataclasses import asdict, fields
@@ -9,21 +9,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rec_dist.config.schema import RunConfig, SequentialConfig
+from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.sequential.config import SequentialConfig
 from rec_dist.methods.sequential.next_item import SHAPES, Recommender, Shape, build_recommender
 from rec_dist.runtime.identity import flat
 from rec_dist.storage.files import read_object, write_json
 
 WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
-_READ = ("task.kind", "task.sequential.", "model.dtype")  # the last is refused where it cannot be
+_READ = ("task.plugin", "task.kind", "task.sequential.", "model.dtype")  # building the task refuses a dtype without effect
 _OF_EVERY_MODEL = ("model", "num_sampled", "top_h", "init_embeddings")
 
 
 def shape_of(settings: SequentialConfig, num_items: int) -> Shape:
-    """The shape of the model that the section task.sequential describes. UserError: a key that has no effect on it, or cannot work."""
+    """The shape of the model that task.sequential describes.
+
+    Raises UserError for a key that has no effect on that model, or a value that cannot work.
+    """
     kind = settings.model
     keys = {field.name for field in fields(SHAPES[kind])} - {"num_items"}
     for name, field in SequentialConfig.model_fields.items():
@@ -47,10 +51,11 @@ def shape_of(settings: SequentialConfig, num_items: int) -> Shape:
 
 
 def unread_keys(config: RunConfig) -> list[str]:
-    """The keys of a language model that differ from their default, which a recommender does not read.
+    """The keys that only a language model reads and that differ from their default.
 
-    They are named and not refused: a baseline is the configuration of a language model with another task.kind. By value, since a
-    configuration that is written down and read again has every key set. adapter.kind=none is what a recommender does.
+    They make a warning and not an error, since you get a baseline by changing task.kind in the configuration of a language model.
+    Keys are compared by value, because a saved configuration has every key set. adapter.kind=none describes a recommender, so it
+    is left out.
     """
     sections = {name: getattr(config, name) for name in ("prompt", "negatives", "model", "adapter", "task")}
     default = {name: dict(flat(type(section)().model_dump())) for name, section in sections.items()}
@@ -64,12 +69,12 @@ def unread_keys(config: RunConfig) -> list[str]:
 
 
 def kind_of(shape: Shape) -> str:
-    """The name under which task.sequential.model knows the model of this shape."""
+    """The value of task.sequential.model for this shape."""
     return next(kind for kind, known in SHAPES.items() if isinstance(shape, known))
 
 
 def save_recommender(shape: Shape, weights: dict[str, Tensor], data: PreparedData, folder: Path) -> Recommender:
-    """Weights, shape and catalogue into `folder`; what is written is read back, compared and returned, on the CPU."""
+    """Writes weights, shape and catalogue into `folder`, reads the model back, compares it and returns it, on the CPU."""
     save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     described = {"model": kind_of(shape), "shape": asdict(shape), "data_fingerprint": data.manifest.fingerprint}
     write_json(folder / SHAPE_NAME, described)
@@ -83,9 +88,9 @@ def save_recommender(shape: Shape, weights: dict[str, Tensor], data: PreparedDat
 
 
 def load_recommender(folder: Path) -> Recommender:
-    """The model that save_recommender wrote into `folder`, on the CPU, in evaluation mode.
+    """The model that save_recommender() wrote into `folder`, on the CPU, in evaluation mode.
 
-    UserError: no such model there, or weights of another shape.
+    Raises UserError if there is none, or its weights have another shape.
     """
     if not (folder / SHAPE_NAME).is_file() or not (folder / WEIGHTS_NAME).is_file():
         raise UserError(f"{folder} holds no sequential model ({SHAPE_NAME} and {WEIGHTS_NAME}); let its run finish first")
@@ -100,7 +105,7 @@ def load_recommender(folder: Path) -> Recommender:
 
 
 def check_catalogue(folder: Path, data: PreparedData) -> None:
-    """UserError: the model in `folder` was trained on another data set than `data`, so its item ids mean other items."""
+    """Raises UserError if the model in `folder` was trained on another data set, where item ids mean other items."""
     saved = read_object(folder / SHAPE_NAME, TRAIN_AGAIN).get("data_fingerprint")
     if saved != data.manifest.fingerprint:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A batch of item sequences: a flat run of rows without padding, so that a batch costs what its items say. All recommenders read it.
+"""A batch of item sequences: flat rows without padding, so that its cost follows its items. All recommenders read it.
 
 B sequences, T rows of all of them, L rows of the longest, M scored rows, S drawn negatives, D width.
 """
@@ -18,17 +18,17 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Sequences one after another, and the positions whose next item is scored. `weights` is 0 only in a dummy batch."""
+    """Concatenated sequences, and the positions whose next item is scored. `weights` is 0 only in a dummy batch."""
 
     items: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64: 0..n-1 within each sequence
-    slots: Tensor  # (T,) int64: place in the padded grid of B * L that attention works on
+    slots: Tensor  # (T,) int64: index in the padded grid of B * L on which attention works
     ends: Tensor  # (B,) int64: the row of each sequence's last item
     rows: Tensor  # (M,) int64: the row that predicts each target
     targets: Tensor  # (M,) int64 item ids
     weights: Tensor  # (M,) float32, 0 or 1
-    negatives: Tensor  # (S,) int64 items that the softmax is estimated from; S = 0: it covers the catalogue
-    log_expected: Tensor  # (S,) float32, log of how often each of them is expected among the S draws
+    negatives: Tensor  # (S,) int64 items for the estimate of the softmax; S = 0: the whole catalogue
+    log_expected: Tensor  # (S,) float32, log of the expected count of each among the S draws
     longest: int  # L
 
     @property
@@ -43,7 +43,7 @@ class SequenceBatch:
 
     @property
     def num_logical_tokens(self) -> int:
-        """T, or 0 in a dummy batch: nothing is shared here that a peer would write out again."""
+        """T, or 0 in a dummy batch. Sequences share no prompt, so they would take as many tokens anywhere else."""
         return self.num_tokens if self.num_groups else 0
 
     def with_negatives(self, items: I64, log_expected: F64) -> "SequenceBatch":
@@ -61,7 +61,7 @@ class SequenceBatch:
 
 
 def lay_out(sequences: Sequence[I32], scored: Sequence[I32]) -> SequenceBatch:
-    """One batch: inputs sequences[b] (n_b >= 1,) and scored[b], the targets of its last len(scored[b]) positions."""
+    """One batch of inputs sequences[b] (n_b >= 1,). scored[b]: the targets of its last len(scored[b]) positions."""
     assert len(sequences) == len(scored) > 0, "a batch needs a sequence, and each sequence its targets"
     lengths = np.asarray([len(sequence) for sequence in sequences], dtype=np.int64)  # (B,)
     counts = np.asarray([len(targets) for targets in scored], dtype=np.int64)  # (B,)
@@ -86,15 +86,15 @@ def lay_out(sequences: Sequence[I32], scored: Sequence[I32]) -> SequenceBatch:
 
 
 def dummy_batch() -> SequenceBatch:
-    """The smallest batch, of weight 0: run by a rank with nothing to do, since every rank must run the same collectives."""
+    """The smallest batch, of weight 0. A rank without work runs it, since every rank must run the same collectives."""
     nothing = np.zeros(1, dtype=np.int32)
     return replace(lay_out([nothing], [nothing]), weights=torch.zeros(1))
 
 
 def history_batch(histories: Sequence[I32], max_length: int) -> SequenceBatch:
-    """The last max_length items of each history, for next_item.last_scores; nothing is scored against a target.
+    """The last max_length items of each history, without targets, for next_item.last_scores.
 
-    ValueError: an empty history, which a next-item model has nothing to say about.
+    Raises ValueError for an empty history, after which a next-item model cannot predict.
     """
     for number, history in enumerate(histories):
         if len(history) == 0:
@@ -104,11 +104,11 @@ def history_batch(histories: Sequence[I32], max_length: int) -> SequenceBatch:
 
 
 def to_grid(rows: Tensor, batch: SequenceBatch) -> Tensor:
-    """(T, D) -> (B, L, D): sequences padded with zeros on the right, where what reads from the left only never looks."""
+    """(T, D) -> (B, L, D), padded with zeros on the right, for models that read from left to right."""
     grid = rows.new_zeros(len(batch.ends) * batch.longest, rows.shape[1]).index_copy(0, batch.slots, rows)
     return grid.view(len(batch.ends), batch.longest, rows.shape[1])
 
 
 def from_grid(grid: Tensor, batch: SequenceBatch) -> Tensor:
-    """(B, L, D) -> (T, D): the padding is dropped."""
+    """(B, L, D) -> (T, D), without the padding."""
     return grid.reshape(-1, grid.shape[2])[batch.slots]

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rec_dist.config.schema import RunConfig, SequentialConfig
+from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.teacher import write_teacher
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit, open_data
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.item_sampler import ItemSampler
 from rec_dist.data.sampling.targets import TargetIndex, index_targets
 from rec_dist.errors import UserError
+from rec_dist.methods.sequential.config import SequentialConfig
 from rec_dist.methods.sequential.initial_embeddings import initial_items
 from rec_dist.methods.sequential.next_item import NextItem, Recommender, Shape, build_recommender
 from rec_dist.methods.sequential.saved_model import WEIGHTS_NAME, kind_of, save_recommender, shape_of, unread_keys
@@ -164,7 +165,7 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Task:
     Raises UserError for a shape that cannot work, a micro-batch too small, data without targets, or a setting without
     effect.
     """
-    settings, train = config.task.sequential, config.train
+    settings, train = config.task.section(SequentialConfig), config.train
     if train.init_from is not None:
         raise UserError(f"train.init_from ({train.init_from}) has no effect on task.kind=sequential; remove it")
     if train.targets_per_prompt != 1:
@@ -214,7 +215,7 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Task:
 def _notes(config: RunConfig, examples: SequenceExamples, sampler: GlobalBatchSampler) -> list[str]:
     """Which softmax trains, where the keys do not say so plainly; keys without effect; whether the data fits the cache."""
     notes = examples.prepared.cache_notes(examples.split.name, sampler.window)
-    num_sampled, num_items = config.task.sequential.num_sampled, examples.prepared.num_items
+    num_sampled, num_items = config.task.section(SequentialConfig).num_sampled, examples.prepared.num_items
     if examples.negatives is not None:
         notes.append(f"the loss is an estimate from {num_sampled:,} sampled items of {num_items:,}, lower on average")
     elif num_sampled:

@@ -1,9 +1,9 @@
-"""The best items of a trained recommender at every training target, from the history before it and nothing else.
+"""The best items of a trained recommender at every training target, given only the history before it.
 
-At position p of a user the model reads items max(0, p - max_length) .. p - 1, as evaluation would give them to it. Its weights were
-trained on these very targets, so the lists are better here than on held-out rows; no validation or test item is in the training split.
+At position p of a user the model reads items max(0, p - max_length) .. p - 1, as in evaluation. Its weights were trained on these
+targets, so the lists are better here than on held-out rows. The training split holds no validation or test item.
 
-Cost: a row of up to max_length items is one pass for all its targets; each later target is a pass of max_length items of its own.
+Cost: one pass covers all targets within the first max_length items of a row; each later target takes a pass of max_length items.
 
 T rows of a pass, M targets scored at once, I items of the catalogue, h items a list.
 """
@@ -26,7 +26,7 @@ _ROWS_AT_ONCE, _LOGITS_AT_ONCE = 8192, 1 << 24
 
 @dataclass(frozen=True)
 class _Pass:
-    """items[start:stop] of row `row`, after whose last `count` positions the targets stop - count + 1 .. stop stand."""
+    """items[start:stop] of row `row`. Its last `count` positions predict the targets at stop - count + 1 .. stop."""
 
     row: int
     start: int
@@ -37,9 +37,9 @@ class _Pass:
 def top_items(
     model: SequentialModel, split: SequenceSplit, *, num_items: int, max_length: int, top_h: int, device: str
 ) -> Iterator[TopItems]:
-    """The lists of every target of `split`, in ascending (row, position). What stands in a list is not in the history before it.
+    """The lists of every target of `split`, in ascending (row, position). A list holds no item of the history before it.
 
-    The caller makes sure that h items are left outside each history.
+    The caller ensures that at least h items are outside each history.
     """
     waiting: list[_Pass] = []
     rows = 0
@@ -68,7 +68,7 @@ def _passes(row: int, length: int, first: int, max_length: int) -> Iterator[_Pas
 def _run(
     model: SequentialModel, split: SequenceSplit, passes: Sequence[_Pass], num_items: int, top_h: int, device: str
 ) -> TopItems:
-    """One batch of passes. The targets themselves are not given to the model: zeros stand in their place."""
+    """One batch of passes. The model does not see the targets; zeros replace them."""
     inputs = [split.items_of(step.row)[step.start : step.stop] for step in passes]
     batch = lay_out(inputs, [np.zeros(step.count, dtype=np.int32) for step in passes]).to(device)
     hidden = model.encode(batch)[batch.rows]  # (M, D)
@@ -87,7 +87,7 @@ def _run(
 
 
 def _first_chosen(items: I32, num_items: int) -> torch.Tensor:
-    """The position at which each item of the catalogue stands first in `items`; beyond its end where it does not. (I,) int64."""
+    """(I,) int64: the first position of each item of the catalogue in `items`, or len(items) if it is not there."""
     first = np.full(num_items, len(items), dtype=np.int64)
     np.minimum.at(first, items, np.arange(len(items)))
     return torch.from_numpy(first)

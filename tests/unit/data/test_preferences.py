@@ -21,8 +21,8 @@ from rec_dist.data.dataset.verify import verify
 from rec_dist.data.prepare.prepare import prepare
 from rec_dist.data.prompts.text_prompts import tokenize_rows
 from rec_dist.errors import UserError
-from rec_dist.methods.build import build_language_task, build_task
 from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.registry import build_task
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.train.validation import validation_task
@@ -175,7 +175,7 @@ def test_exported_interactions_come_back_as_the_same_trunks(tmp_path, tiny_confi
     """The text of a prompt and its completions has the tokens that the pieces have, target by target."""
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
     count = export_preferences(config, tmp_path / "rows.jsonl", log=lambda line: None)
-    task = build_language_task(config, InitialWeights(tiny_model_dir), "cpu")
+    task = build_task(config, InitialWeights(tiny_model_dir), "cpu")
     assert count == len(task.data.targets)
     prepared(tmp_path / "rows.jsonl", tmp_path / "text", num_shards=1)
     rewritten = RunConfig.model_validate(

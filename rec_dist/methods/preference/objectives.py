@@ -3,11 +3,11 @@
 Delta_y = log p_policy(y | x) - log p_reference(y | x) with log-probs summed over the tokens of y; p is the chosen item,
 d_1 .. d_K are the rejected ones.
 
-  sft    L = -sum_t log p(y_t | x, y_<t), a mean over tokens. The warm start of every preference method: a softmax over raw
-         likelihoods does not train from a base model, because title length dominates it.
+  sft    L = -sum_t log p(y_t | x, y_<t), a mean over tokens. Start every preference method from it: a softmax over raw
+         likelihoods does not train from a base model, because the length of titles dominates it.
   dpo    L = -log sigmoid( beta (Delta_p - Delta_d) )                      arXiv 2305.18290; K = 1
   dmpo   L = -log sigmoid( beta Delta_p - (1/K) sum_i beta Delta_d_i )     arXiv 2405.16127
-         The mean is inside the sigmoid and the chosen item is not divided; every rejected item has gradient weight 1/K.
+         The mean is inside the sigmoid and the chosen item's term is not divided; every rejected item has gradient weight 1/K.
          The authors' released trainer computes another loss (docs/methods/dmpo.md).
   sdpo   L = -log sigmoid( -logsumexp_i beta (Delta_d_i - Delta_p) )       arXiv 2406.09215
          The cross-entropy of [beta Delta_p, beta Delta_d_1, ...] at 0. Rejected item i has gradient weight
@@ -34,7 +34,7 @@ def sft() -> Objective:
 
 
 def dpo(*, beta: float, num_negatives: int) -> Objective:
-    """Raises UserError unless num_negatives is 1: with more, use DMPO or S-DPO."""
+    """One pair. Raises UserError unless num_negatives is 1; use DMPO or S-DPO for more."""
     if num_negatives != 1:
         raise UserError(
             f"task.kind=dpo compares one pair, and negatives.num is {num_negatives}; set negatives.num=1 or task.kind=dmpo"
@@ -53,7 +53,7 @@ def sdpo(*, beta: float, num_negatives: int) -> Objective:
 
 
 def preference_objective(kind: PreferenceKind, *, beta: float, num_negatives: int) -> Objective:
-    """A preference loss against a reference, averaged over groups. Raises UserError for a group without rejected items."""
+    """A preference loss against a reference, averaged over groups. Raises UserError if num_negatives is below 1."""
     if num_negatives < 1:
         raise UserError(
             f"task.kind={kind} needs rejected items, and negatives.num is {num_negatives}; set negatives.num=1 or more"

@@ -1,4 +1,4 @@
-"""The section task.delrec: stage 1 of DELRec, which distils a sequential recommender into soft prompt vectors."""
+"""The section task.delrec: stage 1 of DELRec, which distils a sequential recommender into soft prompts."""
 
 from typing import Literal
 
@@ -10,14 +10,16 @@ RANDOM_TEACHER = "random"
 
 
 class DelrecConfig(Section):
-    """Whose pattern is distilled, how much of it is shown, and in which words."""
+    """Whose ranking is distilled, how much of it a prompt shows, and in which words."""
 
     teacher: str | None = Field(
-        None, description="Run directory of a recommender trained with task.sequential.top_h, or `random`: lists drawn by hash."
+        None,
+        description="Run directory of a recommender trained with task.sequential.top_h, or `random` for lists drawn by hash.",
+        json_schema_extra={"path": True, "names": [RANDOM_TEACHER]},
     )
-    top_h: int = Field(10, ge=2, description="h, items of the teacher's list that are used; at most what it saved.")
+    top_h: int = Field(10, ge=2, description="h, how many items of the teacher's list to use; at most as many as it saved.")
     objectives: Literal["both", "temporal", "pattern"] = Field(
-        "both", description="temporal: Temporal Analysis alone; pattern: Recommendation Pattern Simulating alone."
+        "both", description="temporal: only Temporal Analysis; pattern: only Recommendation Pattern Simulating."
     )
     after_header: str = Field("\nWatched next:", description="temporal: stands before the later item.")
     before_header: str = Field("\nThe movie right before it:", description="temporal: stands before the earlier item.")

@@ -1,0 +1,73 @@
+"""The base of a method that trains a language model on completions: its subclass gives a name and a loss."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.config.section import Section
+from rec_dist.data.dataset.manifest import PREFERENCES, Manifest
+from rec_dist.errors import UserError
+from rec_dist.methods.initial_weights import InitialWeights, resolve_initial_weights
+from rec_dist.methods.language_model.build import build_language_task, build_text_task
+from rec_dist.methods.language_model.objective import Objective
+from rec_dist.methods.language_model.ranker import LanguageModelRanker
+from rec_dist.methods.method import PlannedPrompts, Ranker
+from rec_dist.methods.task import Task
+from rec_dist.models.pretrained import resolve_model
+
+
+class LanguageModelMethod(ABC):
+    """Implements Method for an Objective. max_rejected: the most rejected completions of a group, None without a limit."""
+
+    name: str
+    section: tuple[str, type[Section]] | None = None
+    ranker: Ranker = LanguageModelRanker()
+    takes_preference_rows = True
+    max_rejected: int | None = None
+
+    @abstractmethod
+    def objective(self, config: RunConfig, num_rejected: int) -> Objective:
+        """The loss for up to num_rejected rejected completions a group. Raises UserError if it takes another number."""
+
+    def initial_weights(self, config: RunConfig) -> InitialWeights:
+        """model.path, or the run in train.init_from."""
+        return find_language_model(config)
+
+    def build(self, config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
+        """The task on interactions, or on preference rows, which have no validation split."""
+        self._check_adapter(config)
+        if Manifest.load(config.data.path).kind != PREFERENCES:
+            objective = self.objective(config, config.negatives.num)
+            return build_language_task(config, initial, device, objective=objective, split=split)
+        if split != "train":
+            raise UserError(
+                f"data.path ({config.data.path}) holds preference rows, which all train, so there is no {split} split; "
+                "set checkpoint.validation_examples=0"
+            )
+        if not self.takes_preference_rows:
+            raise UserError(
+                f"data.path holds preference rows, and task.kind={self.name} ranks items; set it to sft, dpo, dmpo or sdpo"
+            )
+        return build_text_task(
+            config, initial, device, objective_for=lambda num: self.objective(config, num), max_rejected=self.max_rejected
+        )
+
+    def plan(self, config: RunConfig) -> PlannedPrompts:
+        """One prompt a group."""
+        self._check_adapter(config)
+        objective = self.objective(config, config.negatives.num)
+        return PlannedPrompts(objective.num_negatives, objective.needs_reference)
+
+    def _check_adapter(self, config: RunConfig) -> None:
+        if config.adapter.kind == "soft_prompt":
+            raise UserError(
+                f"adapter.kind=soft_prompt trains under task.kind=delrec_distill, not {self.name}; set adapter.kind=lora"
+            )
+
+
+def find_language_model(config: RunConfig) -> InitialWeights:
+    """model.path, or the run in train.init_from. Raises UserError if it is missing, damaged, or does not go with adapter.kind."""
+    init_from = config.train.init_from
+    return resolve_initial_weights(
+        resolve_model(config.model.path), Path(init_from) if init_from else None, adapter_kind=config.adapter.kind
+    )

@@ -1,0 +1,48 @@
+"""How language models rank: by the log-likelihood of each candidate's title after the history."""
+
+from pathlib import Path
+from typing import Any
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.errors import UserError
+from rec_dist.methods.initial_weights import InitialWeights, trained
+from rec_dist.methods.language_model.embedding import EmbedJob
+from rec_dist.methods.language_model.ranking import EvaluateJob, build_checked_builder, clear_parts, evaluate_worker, gather_parts
+from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.models.pretrained import resolve_model
+
+
+class LanguageModelRanker:
+    """Implements Ranker for a base model, alone or with an adapter or soft prompts, and for a model that was trained whole."""
+
+    def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
+        """As Ranker.weights."""
+        if saved is None:
+            return InitialWeights(resolve_model(config.model.path))
+        if config.adapter.kind == "none":
+            return InitialWeights(saved)
+        return trained(saved, resolve_model(config.model.path))
+
+    def check(self, saved: Path, data: PreparedData) -> None:
+        """Accepts any data: titles mean the same everywhere, and score() compares the prompt."""
+
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
+        """As Ranker.score, on the workers of config.cluster."""
+        config, run = evaluation.config, evaluation.run
+        job = EvaluateJob(config.model_dump(), str(run.path), evaluation.initial, evaluation.saved)
+        build_checked_builder(config, job, evaluation.data)  # raises UserError before a worker is started
+        clear_parts(run.path)
+        cost = launch(evaluate_worker, job, config.cluster, run)
+        merged = gather_parts(run.path)  # (U, C)
+        return [row[: len(example.candidates)] for row, example in zip(merged, evaluation.examples, strict=True)], cost
+
+    def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> EmbedJob:
+        """As Ranker.embed."""
+        return EmbedJob(config.model_dump(), str(folder), self.weights(config, saved), saved)
+
+    def merged(self, config: RunConfig, saved: Path) -> InitialWeights:
+        """As Ranker.merged."""
+        if config.adapter.kind == "none":
+            raise UserError(f"{saved} is a whole model already; merge takes a run that trained an adapter or soft prompts")
+        return self.weights(config, saved)

@@ -1,0 +1,129 @@
+"""What a method is to the commands: its configuration, what it starts from, its task, and how its models rank.
+
+A method is one value of task.kind. It lives in a folder beside this file, or in a package of your own. Commands ask its `Method`
+and never compare task.kind. Whether its models are language models or recommenders on item ids is known to its `Ranker` alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rec_dist.config.schema import ClusterConfig, RunConfig
+from rec_dist.config.section import Section
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.evaluate.examples import EvalExample
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.language_model.embedding import EmbedJob
+from rec_dist.methods.task import Task
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.runtime.world import World
+
+Scores = list[npt.NDArray[np.floating[Any]]]  # one (C_u,) an example, in the order of its candidates; higher is better
+
+
+class Launch(Protocol):
+    """Runs `worker` on every worker of the cluster and returns the result of rank 0."""
+
+    def __call__(
+        self, worker: Callable[[World, Any], dict[str, Any]], job: Any, cluster: ClusterConfig, run: RunDirectory
+    ) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a ranker scores.
+
+    saved: the model folder of the run that trained the model, None for a base model. run: the folder of the results.
+    """
+
+    config: RunConfig
+    data: PreparedData
+    examples: list[EvalExample]
+    initial: InitialWeights
+    saved: Path | None
+    run: RunDirectory
+
+
+@dataclass(frozen=True)
+class PlannedPrompts:
+    """What `plan` must know of a method's prompts.
+
+    prompts_per_group: prompts that one group needs, which share a micro-batch. extra_items: mean items that each shows besides
+    the history and listed candidates. first_target: targets before this position of a user do not train.
+    """
+
+    num_negatives: int
+    needs_reference: bool
+    prompts_per_group: int = 1
+    extra_items: float = 0.0
+    first_target: int = 0
+
+
+class Ranker(Protocol):
+    """How a kind of model ranks, and what other commands may do with it. One serves many methods."""
+
+    def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
+        """What a finished run left in its model folder `saved`, or the base model for None.
+
+        Raises UserError if there is no base model, or if a saved file is damaged.
+        """
+        ...
+
+    def check(self, saved: Path, data: PreparedData) -> None:
+        """Raises UserError if the model in `saved` cannot rank on this data."""
+        ...
+
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
+        """The scores of every example's candidates, and what they cost: further values for the row of metrics.jsonl.
+
+        launch: for a model that needs the workers of config.cluster.
+        """
+        ...
+
+    def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> EmbedJob:
+        """The job that writes item embeddings into `folder`. saved: as in weights().
+
+        Raises UserError if the model reads no titles.
+        """
+        ...
+
+    def merged(self, config: RunConfig, saved: Path) -> InitialWeights:
+        """The base model with the adapter or soft prompts to merge into it. Raises UserError if there is nothing to merge."""
+        ...
+
+
+class Method(Protocol):
+    """One value of task.kind.
+
+    name: that value. section: the key below task and the class of the method's own keys, None without any.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def section(self) -> tuple[str, type[Section]] | None: ...
+
+    @property
+    def ranker(self) -> Ranker: ...
+
+    def initial_weights(self, config: RunConfig) -> InitialWeights:
+        """What training starts from. Raises UserError if any of it is missing or damaged."""
+        ...
+
+    def build(self, config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
+        """The task on `split` (train or valid) of data.path. Raises UserError for anything that would fail later."""
+        ...
+
+    def plan(self, config: RunConfig) -> PlannedPrompts:
+        """Raises UserError, with what to do instead, if `plan` does not cover this method."""
+        ...
+
+
+def missing_members(method: object) -> list[str]:
+    """The members of Method that an object lacks."""
+    return [name for name in ("name", "section", "ranker", "initial_weights", "build", "plan") if not hasattr(method, name)]
