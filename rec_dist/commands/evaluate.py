@@ -1,8 +1,9 @@
 """`rec-dist evaluate`: a finished run, or the base model of a configuration, ranks on a split; what is there already is kept."""
 
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import fingerprint, write_json
 from rec_dist.storage.outputs import check_output
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
+def evaluate(target: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Ranks on a split and writes predictions.arrow, a row of metrics.jsonl and a printed table. Returns that row.
 
     target: a finished run directory, or a CONFIG for its base model (evaluate.ranker=popularity: for the popularity floor).
@@ -45,7 +46,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
         key = _evaluation_key(config, data, prints)
         row = _kept(run, key)
         if row is not None:
-            log(f"{run.path} is evaluated already; nothing to do")
+            logger.info(f"{run.path} is evaluated already; nothing to do")
         else:
             began = time.perf_counter()
             with watching(run):

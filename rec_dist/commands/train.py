@@ -1,7 +1,7 @@
 """`rec-dist train`: what a run starts from, what binds it to its inputs, and the run itself, from its claim to its end."""
 
+import logging
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from rec_dist.train.trackers import check_trackers
 from rec_dist.train.validation import validation_task
 from rec_dist.train.worker import TrainJob, train_worker
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def find_initial_weights(config: RunConfig) -> InitialWeights:
@@ -56,7 +56,7 @@ def check_train(config: RunConfig) -> InitialWeights:
     return initial
 
 
-def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
+def train(config: RunConfig) -> dict[str, Any]:
     """Trains to the end, resuming what is there. Raises StopRequested after a stop, UserError before anything is written."""
     config = pinned(config)
     run = RunDirectory(Path(config.train.run_dir))
@@ -67,19 +67,17 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     remote = RemoteCopy(run, config.checkpoint.remote) if config.checkpoint.remote is not None else None
     with run.claimed(value, to_yaml(config)):
         if remote is not None:
-            remote.fetch(value, log=log)
+            remote.fetch(value)
         inputs = bind_inputs(run, config, initial)
-        with remote.kept_up(log) if remote is not None else nullcontext():
-            return _finish(run, config, initial, inputs, log)
+        with remote.kept_up() if remote is not None else nullcontext():
+            return _finish(run, config, initial, inputs)
 
 
-def _finish(
-    run: RunDirectory, config: RunConfig, initial: InitialWeights, inputs: dict[str, str | None], log: Log
-) -> dict[str, Any]:
+def _finish(run: RunDirectory, config: RunConfig, initial: InitialWeights, inputs: dict[str, str | None]) -> dict[str, Any]:
     """A claimed run to its end."""
     done = run.finished()
     if done is not None:
-        log(f"{run.path} is finished ({done['step']} steps); nothing to do")
+        logger.info(f"{run.path} is finished ({done['step']} steps); nothing to do")
         return done
     run.drop_stale_stop()
     describe(run, data=inputs["data"], model=inputs["model"])
@@ -93,7 +91,7 @@ def _finish(
         raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
     run.finish(result)
     run.clear_stop()
-    log(f"finished after {result['step']} steps; model in {run.model}")
+    logger.info(f"finished after {result['step']} steps; model in {run.model}")
     return result
 
 
