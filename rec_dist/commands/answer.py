@@ -1,5 +1,6 @@
 """How each kind of model answers the questions of an evaluation, and on which data a saved one may: the same rule for all."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
 from rec_dist.evaluate.baselines import PopularityRanker
 from rec_dist.evaluate.examples import EvalExample
-from rec_dist.launch.workers import launch
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.ranking import EvaluateJob, build_checked_builder, clear_parts, evaluate_worker, gather_parts
 from rec_dist.methods.sequential.ranking import SequentialRanker
@@ -43,8 +43,9 @@ def answer(
     initial: InitialWeights,
     saved: Path | None,
     run: RunDirectory,
+    launch: Callable[..., dict[str, Any]],
 ) -> tuple[list[Any], dict[str, Any]]:
-    """(scores of each question's candidates, what it cost)."""
+    """(scores of each example's candidates, what it cost)."""
     initial.check_model()
     histories, candidates = [e.history for e in examples], [e.candidates for e in examples]
     if saved is None and config.evaluate.ranker == "popularity":

@@ -60,12 +60,14 @@ _KNOWN = {
 }
 
 
-def resolve_source(source: str) -> Path:
+def resolve_source(source: str | None) -> Path:
     """The absolute file or folder that `data.source` names; a known name is fetched on first use and its terms are
     logged each time.
 
     A known name wins over a file of that name (write ./NAME). UserError: neither, or a fetch that failed.
     """
+    if source is None:
+        raise UserError(f"data.source is missing; set it to a file or folder of yours, or to a known name ({', '.join(_KNOWN)})")
     known = _KNOWN.get(source)
     if known is None:
         path = Path(source).expanduser().absolute()

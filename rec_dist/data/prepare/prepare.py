@@ -36,9 +36,16 @@ _PACKED_RATIO = 5
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
-def prepare(config: DataConfig, *, ray_map: Callable[[], Map] | None = None, sizes: Sizes | None = None) -> Manifest:
+def prepare(
+    config: DataConfig,
+    *,
+    tables: FileSet | None = None,
+    ray_map: Callable[[], Map] | None = None,
+    sizes: Sizes | None = None,
+) -> Manifest:
     """Writes the prepared data set of `config` to data.path and returns its manifest; one that is already there is kept.
 
+    tables: what write_tables made, in place of data.source.
     ray_map: connects to Ray and returns its map, (function, jobs) -> results in the order of the jobs; None where there is no Ray.
     UserError: sources that cannot be read, settings that leave a split empty, or a folder at data.path that holds something else.
     """
@@ -50,7 +57,7 @@ def prepare(config: DataConfig, *, ray_map: Callable[[], Map] | None = None, siz
     target = Path(config.path).expanduser().absolute()
     if not os.path.exists(target):  # else what lies there is kept or refused by what it holds; that takes no writing
         check_output(target, "data.path", folder=True)
-    found = find_files(resolve_source(config.source), config.format)
+    found = tables or find_files(resolve_source(config.source), config.format)
     before = [_state(path) for path in found.files]
     sources = [describe_file(path, 0) for path in found.files]
     settings = _settings(config, found)
@@ -60,7 +67,7 @@ def prepare(config: DataConfig, *, ray_map: Callable[[], Map] | None = None, siz
     if kept is not None:
         logger.info(f"{target} is already prepared from these files with these settings (fingerprint {mark}): kept")
         return kept
-    head: dict[str, Any] = {"fingerprint": mark, "source": config.source, "settings": settings, "sources": sources}
+    head: dict[str, Any] = {"fingerprint": mark, "source": str(config.source), "settings": settings, "sources": sources}
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number

@@ -14,13 +14,14 @@ from rec_dist.data.dataset.prepared_data import cache_folder
 from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.dataset.verify import folder_faults
 from rec_dist.data.prepare.prepare import Map, prepare
+from rec_dist.data.sources import FileSet
 from rec_dist.errors import UserError
 from rec_dist.storage.location import Location
 
 logger = logging.getLogger(__name__)
 
 
-def prepare_remote(config: DataConfig, *, ray_map: Callable[[], Map] | None = None) -> Manifest:
+def prepare_remote(config: DataConfig, *, tables: FileSet | None = None, ray_map: Callable[[], Map] | None = None) -> Manifest:
     """Writes the prepared data set of `config` to data.path and returns its manifest; one that is already there is kept.
 
     UserError: as prepare, or something else lies there, or it cannot be written.
@@ -29,7 +30,7 @@ def prepare_remote(config: DataConfig, *, ray_map: Callable[[], Map] | None = No
     staging.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="prepare-", dir=staging) as folder:
         local = Path(folder) / "prepared"
-        manifest = prepare(config.model_copy(update={"path": str(local)}), ray_map=ray_map)
+        manifest = prepare(config.model_copy(update={"path": str(local)}), tables=tables, ray_map=ray_map)
         if location.read(MANIFEST_NAME) is not None:
             return _kept(location, manifest)
         others = set(location.sizes()) - {entry.name for entry in manifest.files}
