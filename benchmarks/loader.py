@@ -35,6 +35,7 @@ from rec_dist.methods.language_model.task import language_task
 from rec_dist.methods.preference import sdpo
 from rec_dist.methods.task import Task
 from rec_dist.models.assemble import ModelSpec
+from rec_dist.runtime.messages import messages_to
 from rec_dist.runtime.world import World
 from rec_dist.train.loader import step_work
 
@@ -159,7 +160,8 @@ def run(source: str | None, *, steps: int, repeats: int, negatives: int, sizes: 
         config = DataConfig(source=source, path=f"{folder}/prepared", split="leave_one_out", min_rating=4.0)
         from rec_dist.data.prepare.prepare import prepare
 
-        prepare(config, log=lambda line: print(line, file=sys.stderr))
+        with messages_to(lambda line: print(line, file=sys.stderr)):
+            prepare(config)
         prepared = time.perf_counter()
         data = PreparedData.open(config.path)
         builder = build_prompt_builder(PromptConfig(), small_tokenizer(data.titles), data.titles)

@@ -28,6 +28,7 @@ from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.prepare.prepare import prepare
 from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
+from rec_dist.runtime.messages import messages_to
 from rec_dist.runtime.world import World
 from rec_dist.train.loader import prefetch, step_work
 
@@ -77,7 +78,8 @@ def run(*, repeats: int, sizes: dict[str, int] | None = None) -> dict[str, Any]:
         source = Path(folder) / "interactions.csv"
         write_synthetic(source, **(sizes or {}))
         config = DataConfig(source=str(source), path=f"{folder}/prepared", split="leave_one_out", min_rating=4.0)
-        prepare(config, log=lambda line: print(line, file=sys.stderr))
+        with messages_to(lambda line: print(line, file=sys.stderr)):
+            prepare(config)
         cache = f"{folder}/cache"
         data = PreparedData.open(config.path, cache=cache)
         builder = build_prompt_builder(PromptConfig(), small_tokenizer(data.titles), data.titles)

@@ -112,7 +112,7 @@ def train(config: dict[str, Any], *, workers: int, log: Path, exact: bool = True
     """
     quieten()
     parsed = pinned(RunConfig.model_validate(config))
-    prepare(parsed, log=lambda line: None)
+    prepare(parsed)
     run = RunDirectory(Path(parsed.train.run_dir))
     run.claim(parsed.model_dump(mode="json"), to_yaml(parsed))
     with socket.socket() as probe:

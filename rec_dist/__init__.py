@@ -1,24 +1,52 @@
-"""rec-dist: fine-tunes language models to rank items for users, on GPU clusters. The command line is `rec-dist`.
+"""rec-dist fine-tunes language models to rank items for users, on GPU clusters.
 
-The names below are imported when they are first asked for: the batch, the scorer and the kernels then need torch alone, and no
-configuration library.
+From Python: prepare, train, evaluate, score. On the command line: `rec-dist`. Each name below is imported when it is first used, so
+that `import rec_dist` is quick and loads no torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rec_dist import errors
+    from rec_dist.api import Metric, Run, evaluate, prepare, train
     from rec_dist.config.load import load_config
     from rec_dist.config.schema import RunConfig
     from rec_dist.errors import StopRequested, UserError
     from rec_dist.methods.registry import register_method
 
 __version__ = "0.1.0"
-__all__ = ["RunConfig", "StopRequested", "UserError", "load_config", "register_method"]
+__all__ = [
+    "Metric",
+    "Run",
+    "RunConfig",
+    "StopRequested",
+    "UserError",
+    "__version__",
+    "errors",
+    "evaluate",
+    "load_config",
+    "prepare",
+    "register_method",
+    "score",
+    "train",
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    homes = {"load_config": "config.load", "RunConfig": "config.schema", "register_method": "methods.registry"}
-    if name in __all__:
-        return getattr(import_module(f"rec_dist.{homes.get(name, 'errors')}"), name)
+    homes = {
+        **dict.fromkeys(("Metric", "Run", "evaluate", "prepare", "train"), "api"),
+        **dict.fromkeys(("StopRequested", "UserError"), "errors"),
+        "RunConfig": "config.schema",
+        "load_config": "config.load",
+        "register_method": "methods.registry",
+        "score": "scoring",
+    }
+    if name == "errors":
+        return import_module("rec_dist.errors")
+    if name in homes:
+        return getattr(import_module(f"rec_dist.{homes[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

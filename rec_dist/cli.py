@@ -1,4 +1,4 @@
-"""The command line: words in, exit codes out. 0 done; 1 failed; 2 the user's mistake, one line; 75 stopped, run me again."""
+"""The command line: words in, exit codes out. 0 done; 1 failed; 2 a mistake of the user, in one line; 75 stopped, run it again."""
 
 import argparse
 import signal
@@ -17,6 +17,7 @@ from rec_dist.errors import (
     UserError,
     WorkerFailedError,
 )
+from rec_dist.runtime.messages import messages_to
 from rec_dist.runtime.quiet import quieten, uncollected
 from rec_dist.storage.disk import as_disk_error
 
@@ -91,7 +92,7 @@ def _add_submit(command: argparse.ArgumentParser) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes positional words in one place only; here overrides may also stand behind options."""
+    """Parses the words. argparse takes positional words in one place only; here overrides may also follow options."""
     parsed, rest = _parser().parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(parsed, "overrides")]
     if unknown:
@@ -103,7 +104,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Inside, SIGINT raises KeyboardInterrupt and is noted: libraries that are interrupted at their import raise something else."""
+    """Inside, SIGINT raises KeyboardInterrupt and is noted, because libraries that are interrupted at their import raise other things."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
         yield noted
@@ -144,7 +145,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             "embed": _embed,
             "export": _export,
         }
-        with uncollected() if parsed.command == "plan" else nullcontext():
+        with uncollected() if parsed.command == "plan" else nullcontext(), messages_to(_to_stderr):
             quieten()
             return own.get(parsed.command, _run)(parsed)
     except UserError as fault:
@@ -164,7 +165,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return EXIT_FAILED
 
 
-def _log(line: str) -> None:
+def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -173,7 +174,7 @@ def _profile(parsed: argparse.Namespace) -> int:
     from rec_dist.config.load import load_config
 
     against = Path(parsed.against) if parsed.against is not None else None
-    return profile(load_config(Path(parsed.target), parsed.overrides), against=against, tolerance=parsed.tolerance, log=_log)
+    return profile(load_config(Path(parsed.target), parsed.overrides), against=against, tolerance=parsed.tolerance)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
@@ -187,7 +188,7 @@ def _plan(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.verify import verify
 
-    verify(parsed.target, log=_log)
+    verify(parsed.target)
     return 0
 
 
@@ -200,23 +201,23 @@ def _submit(parsed: argparse.Namespace) -> int:
         if parsed.to not in (None, "ray") or parsed.dry_run or None not in (parsed.follow, parsed.stop):
             raise UserError("--follow and --stop take one job of a Ray cluster and go with no other option")
         ask = submit.follow if parsed.follow is not None else submit.stop
-        return ask(known_job, path, overrides, log=_log)
+        return ask(known_job, path, overrides)
     if path is None or parsed.to is None:
         raise UserError("submit needs a CONFIG and --to ray, slurm or kuberay; or --follow ID, --stop ID")
-    return submit.submit(path, overrides, to=parsed.to, dry_run=parsed.dry_run, log=_log)
+    return submit.submit(path, overrides, to=parsed.to, dry_run=parsed.dry_run)
 
 
 def _merge(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.merge import merge
 
-    merge(Path(parsed.target), Path(parsed.output), log=_log)
+    merge(Path(parsed.target), Path(parsed.output))
     return 0
 
 
 def _embed(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.embed import embed
 
-    embed(Path(parsed.target), Path(parsed.output), parsed.overrides, log=_log)
+    embed(Path(parsed.target), Path(parsed.output), parsed.overrides)
     return 0
 
 
@@ -224,12 +225,12 @@ def _export(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.export_rows import export_preferences
     from rec_dist.config.load import load_config
 
-    export_preferences(load_config(Path(parsed.target), parsed.overrides), Path(parsed.out).absolute(), log=_log)
+    export_preferences(load_config(Path(parsed.target), parsed.overrides), Path(parsed.out).absolute())
     return 0
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from rec_dist.commands.evaluate import evaluate
+    from rec_dist.commands.evaluate import evaluate, table_of
     from rec_dist.commands.prepare import prepare
     from rec_dist.commands.run import run_pipeline
     from rec_dist.commands.status import status
@@ -238,13 +239,13 @@ def _run(parsed: argparse.Namespace) -> int:
 
     command, target, overrides = parsed.command, Path(parsed.target), getattr(parsed, "overrides", [])
     if command == "run":
-        return run_pipeline(target, overrides, log=_log)
+        return run_pipeline(target, overrides)
     if command == "prepare":
-        prepare(load_config(target, overrides), log=_log)
+        prepare(load_config(target, overrides))
     elif command == "train":
-        train(load_config(target, overrides), log=_log)
+        train(load_config(target, overrides))
     elif command == "evaluate":
-        evaluate(target, overrides, log=_log)
+        print(table_of(evaluate(target, overrides)), flush=True)
     else:
-        status(parsed.target)
+        print("\n".join(status(parsed.target)))
     return 0

@@ -112,7 +112,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path) -> Pa
 
     folder = tmp_path_factory.mktemp("tiny-data") / "prepared"
     settings = DataConfig(source=str(tiny_source), path=str(folder), split="leave_one_out", min_rating=3.0)
-    prepare(settings, log=lambda line: None)
+    prepare(settings)
     return folder
 
 

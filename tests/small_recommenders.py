@@ -39,7 +39,7 @@ def config(
             lines += [f"u{user},i{(user + step) % CYCLE:02d},{step}" for step in range(8 + user % 4)]
         path.write_text("\n".join(lines) + "\n")
         data = DataConfig(source=str(path), path=str(folder / "data"), split="leave_one_out", min_user_interactions=1)
-        prepare(data, log=lambda line: None)
+        prepare(data)
     sequential = {"model": kind, "width": width, "dropout": 0.0, "max_length": max_length, **SMALL[kind], **(more or {})}
     return RunConfig.model_validate(
         {

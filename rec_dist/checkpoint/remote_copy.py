@@ -8,11 +8,12 @@ this. Cost: reading and sending each checkpoint once, beside training.
 """
 
 import json
+import logging
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from rec_dist.errors import UnreachableError, UserError
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import fingerprint, is_remote, write_json
 from rec_dist.storage.location import Location
+
+logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS, _LATEST_SECONDS = 2.0, 30.0
 _LAST_TRIES, _TRY_SECONDS = 3, 2.0
@@ -54,12 +57,12 @@ class RemoteCopy:
     def __str__(self) -> str:
         return str(self._place)
 
-    def fetch(self, config: Mapping[str, Any], *, log: Callable[[str], None]) -> None:
+    def fetch(self, config: Mapping[str, Any]) -> None:
         """As mirror_fetch.fetch."""
-        fetch(self._place, self._run, config, log=log)
+        fetch(self._place, self._run, config)
 
     @contextmanager
-    def kept_up(self, log: Callable[[str], None]) -> Iterator[None]:
+    def kept_up(self) -> Iterator[None]:
         """Inside, the copy follows the run directory, which this process must hold; at the end it is the same.
 
         UserError: it cannot be written at all, or another run directory took it over meanwhile. UnreachableError: the run inside
@@ -73,7 +76,7 @@ class RemoteCopy:
         except Exception:
             self._end(thread)
             if (reason := self._bring_up()) is not None:
-                log(f"WARNING: {reason}")
+                logger.warning(reason)
             raise
         self._end(thread)
         if (reason := self._bring_up()) is not None:

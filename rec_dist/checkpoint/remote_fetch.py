@@ -1,9 +1,10 @@
 """From the copy of a run back into its directory, where the copy is further. Looked at and checked first, changed last."""
 
 import json
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.disk import writing
 from rec_dist.storage.location import Location, Stored
 
+logger = logging.getLogger(__name__)
+
 KEY = "checkpoint.remote"
 _FETCHED = ".fetched"
 
 
-def fetch(place: Location, run: RunDirectory, config: Mapping[str, Any], *, log: Callable[[str], None]) -> None:
+def fetch(place: Location, run: RunDirectory, config: Mapping[str, Any]) -> None:
     """Brings the run directory, which this process must hold, to where the copy is, when that is further.
 
     UserError: the copy is of another configuration or holds other files, or cannot be read. Nothing is changed then.
@@ -33,18 +36,18 @@ def fetch(place: Location, run: RunDirectory, config: Mapping[str, Any], *, log:
     has_ended = FINISHED in files and any(name.startswith("model/") for name in files)
     if ended or not (has_ended or newest_step(files) > here):
         return
-    log(f"{KEY}: fetching the run from {place}")
+    logger.info(f"{KEY}: fetching the run from {place}")
     began, beside = time.perf_counter(), run.path / _FETCHED
     try:
         with writing(run.path):
             _download(place, files, beside)
             num_bytes = sum(path.stat().st_size for path in beside.rglob("*") if path.is_file())
             for line in drop_damaged(beside, here):
-                log(f"WARNING: {KEY}: {line}")
+                logger.warning(f"{KEY}: {line}")
             install(beside, run.path)
     finally:
         remove(beside)
-    log(f"{KEY}: {num_bytes / 1e6:.1f} MB in {time.perf_counter() - began:.1f} s")
+    logger.info(f"{KEY}: {num_bytes / 1e6:.1f} MB in {time.perf_counter() - began:.1f} s")
 
 
 def _download(place: Location, files: Mapping[str, Stored], beside: Path) -> None:

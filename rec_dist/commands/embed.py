@@ -4,9 +4,10 @@ Parts are written one by one and kept: after a stop or a kill the same command d
 parts are shared out to Ray Data actors, which write into the same folder.
 """
 
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from rec_dist.storage.disk import writing
 from rec_dist.storage.files import lock
 from rec_dist.storage.outputs import check_output
 
+logger = logging.getLogger(__name__)
+
 _LOG_NAMES = ("log.txt", "progress.json", "progress.tmp")  # a kill may leave the last
-Log = Callable[[str], None]
 
 
-def embed(target: Path, folder: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
+def embed(target: Path, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Writes embeddings of all items into `folder` and returns embeddings.json. Kept when they are there already.
 
     target: a finished run directory, or a CONFIG for its base model. UserError: nothing to embed with, or a folder of other things.
@@ -45,13 +47,13 @@ def embed(target: Path, folder: Path, overrides: Sequence[str], *, log: Log) -> 
         done = _finished(folder, prompts)
         if done is not None:
             sweep(folder, _LOG_NAMES)
-            log(f"{folder} is embedded already; nothing to do")
+            logger.info(f"{folder} is embedded already; nothing to do")
             return done
         job.initial.check_model()
         missing = [part for part in range(len(prompts.parts)) if not prompts.parts.is_current(part)]
         kept = len(prompts.parts) - len(missing)
         if kept:
-            log(f"{kept} of {len(prompts.parts)} parts are there already")
+            logger.info(f"{kept} of {len(prompts.parts)} parts are there already")
         began, run = time.perf_counter(), RunDirectory(folder)
         with watching(run), writing(folder):
             for number, _ in enumerate(_write(job, missing, config.cluster), start=1):
@@ -62,7 +64,7 @@ def embed(target: Path, folder: Path, overrides: Sequence[str], *, log: Log) -> 
         sweep(folder, _LOG_NAMES)
         value = read_manifest(folder)
         assert value is not None
-        log(f"{value['num_items']:,} items of width {value['width']} in {folder}")
+        logger.info(f"{value['num_items']:,} items of width {value['width']} in {folder}")
         return value
 
 

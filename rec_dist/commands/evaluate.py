@@ -1,14 +1,15 @@
 """`rec-dist evaluate`: a finished run, or the base model of a configuration, ranks on a split; what is there already is kept."""
 
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rec_dist.commands.progress import watching
+from rec_dist.commands.progress import logging_lines, watching
 from rec_dist.commands.train import describe
-from rec_dist.config.load import load_config, to_yaml
+from rec_dist.config.load import ConfigLike, Overrides, load_config, to_yaml
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
@@ -19,21 +20,24 @@ from rec_dist.evaluate.measure import predictions_of, summarize
 from rec_dist.launch.workers import launch
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.ranking import eval_examples_of
-from rec_dist.methods.method import Evaluation, Scores
+from rec_dist.methods.method import Evaluation, Launch, Scores
 from rec_dist.methods.registry import check_workers_find, method_of
 from rec_dist.report.table import ComparisonRow, text_table
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import fingerprint, read_object, write_json
 from rec_dist.storage.outputs import check_output
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, Any]:
-    """Ranks on a split and writes predictions.arrow, a row of metrics.jsonl and a printed table. Returns that row.
+def evaluate(
+    target: ConfigLike, overrides: Overrides = (), *, progress: bool = True, owns_process: bool = True
+) -> dict[str, Any]:
+    """Ranks on a split, writes predictions.arrow and a row of metrics.jsonl, and returns that row.
 
-    target: a finished run directory, or a CONFIG for its base model (evaluate.ranker=popularity: for the popularity floor).
-    An evaluation that is there already, with the same questions and the same model, is kept.
+    target: a finished run directory, or a configuration for its base model (evaluate.ranker=popularity: for that baseline).
+    Keeps an evaluation that is there already, with the same examples and the same model.
+    progress: shows it on standard error; else the lines of its log go to `logging`. owns_process: as launch takes it.
     """
     config, run, initial, saved = _evaluation_target(target, overrides)
     own = run.model == saved  # else the results lie apart from the run that trained, or no run did
@@ -49,11 +53,12 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
         key = _evaluation_key(config, data, prints)
         row = _kept(run, key)
         if row is not None:
-            log(f"{run.path} is evaluated already; nothing to do")
+            logger.info(f"{run.path} is evaluated already; nothing to do")
         else:
             began = time.perf_counter()
-            with watching(run):
-                scores, cost = _score(Evaluation(config, data, examples, initial, saved, run))
+            launcher = partial(launch, owns_process=owns_process)
+            with watching(run) if progress else logging_lines(run):
+                scores, cost = _score(Evaluation(config, data, examples, initial, saved, run), launcher)
             predictions = predictions_of(examples, scores)
             run.evaluation.unlink(missing_ok=True)  # it must never describe other predictions
             predictions.write(run.path / PREDICTIONS_NAME)
@@ -68,14 +73,18 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
             }
             run.append(row)
             write_json(run.evaluation, {"key": key, "row": row})
-    print(text_table([ComparisonRow(run.path.name, row["metrics"])]), flush=True)
-    return row
+    return {**row, "name": run.path.name}
 
 
-def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory, InitialWeights, Path | None]:
+def table_of(row: dict[str, Any]) -> str:
+    """The row of an evaluation as the table that the command prints."""
+    return text_table([ComparisonRow(row["name"], row["metrics"])])
+
+
+def _evaluation_target(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, RunDirectory, InitialWeights, Path | None]:
     """(configuration, where results go, what to score with, the saved model's folder or None for a base model)."""
-    if target.is_dir():
-        config, run = finished_run(target, overrides)
+    if isinstance(target, str | Path) and Path(target).is_dir():
+        config, run = finished_run(Path(target), overrides)
         if config.evaluate.ranker != "model":
             raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
         own = config.evaluate.output_dir
@@ -100,7 +109,7 @@ def _check_own_results(data: PreparedData, saved: Path, run: RunDirectory) -> No
         )
 
 
-def _score(evaluation: Evaluation) -> tuple[Scores, dict[str, Any]]:
+def _score(evaluation: Evaluation, launcher: Launch) -> tuple[Scores, dict[str, Any]]:
     """The scores of each example's candidates, and what they cost."""
     config, examples = evaluation.config, evaluation.examples
     if evaluation.saved is None and config.evaluate.ranker == "popularity":
@@ -108,7 +117,7 @@ def _score(evaluation: Evaluation) -> tuple[Scores, dict[str, Any]]:
         return [*baseline.score([e.history for e in examples], [e.candidates for e in examples])], {}
     check_workers_find(config)
     evaluation.initial.check_model()
-    return method_of(config).ranker.score(evaluation, launch)
+    return method_of(config).ranker.score(evaluation, launcher)
 
 
 def _results(folder: Path) -> RunDirectory:
@@ -117,7 +126,7 @@ def _results(folder: Path) -> RunDirectory:
     return RunDirectory(folder, key="evaluate.output_dir")
 
 
-def finished_run(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, RunDirectory]:
+def finished_run(target: Path, overrides: Overrides) -> tuple[RunConfig, RunDirectory]:
     """The run in the folder `target` with its configuration, changed by `overrides`. UserError: no run, or none with a model."""
     run = RunDirectory(absolute(str(target)))
     if not run.config_path.is_file():

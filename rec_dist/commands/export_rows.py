@@ -6,7 +6,8 @@ title, and the negatives of the first epoch, so that another trainer sees what `
 """
 
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from rec_dist.errors import UserError
 from rec_dist.storage.files import atomic_path
 from rec_dist.storage.outputs import check_output
 
+logger = logging.getLogger(__name__)
 
-def export_preferences(config: RunConfig, output: Path, *, log: Callable[[str], None]) -> int:
+
+def export_preferences(config: RunConfig, output: Path) -> int:
     """Writes the rows of data.path to `output` and returns how many.
 
     UserError: prompts that cannot be written as plain text, or an output that cannot be a file or is there already.
@@ -36,7 +39,7 @@ def export_preferences(config: RunConfig, output: Path, *, log: Callable[[str], 
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
-    log(f"{count} rows in {output}")
+    logger.info(f"{count} rows in {output}")
     return count
 
 

@@ -1,8 +1,9 @@
 """`rec-dist merge`: a finished run as a folder that any server of language models loads: weights, tokenizer, prompt, catalogue."""
 
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import read_object, readable, write_json
 from rec_dist.storage.outputs import check_output
 
+logger = logging.getLogger(__name__)
 
-def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
+
+def merge(run_dir: Path, output: Path) -> None:
     """Writes the folder `output` whole or not at all. UserError: no finished run, nothing to merge, or `output` is there already."""
     run = RunDirectory(run_dir.absolute())
     if not run.config_path.is_file() or run.finished() is None or not run.model.is_dir():
@@ -42,7 +45,7 @@ def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
             _write_prompt(config, prompt, read_shape(initial.model).vocab_size, ids, partial)
             shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
         readable(partial)
-    log(f"{output}: {'a plain model' if not ids else f'a plain model with {len(ids)} soft prompt tokens'}")
+    logger.info(f"{output}: {'a plain model' if not ids else f'a plain model with {len(ids)} soft prompt tokens'}")
 
 
 @contextmanager

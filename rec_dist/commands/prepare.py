@@ -1,16 +1,38 @@
-"""`rec-dist prepare`: raw files to the prepared data set, here or in an object store, on Ray where it is large."""
+"""`rec-dist prepare`: raw files or tables -> the prepared data set, here or in an object store, on Ray where it is large."""
 
-from collections.abc import Callable
+import tempfile
+from pathlib import Path
+from typing import Any
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.manifest import Manifest
+from rec_dist.data.dataset.prepared_data import cache_folder
 from rec_dist.data.prepare.prepare import prepare as prepare_data
 from rec_dist.data.prepare.upload import prepare_remote
+from rec_dist.data.sources import write_tables
+from rec_dist.errors import UserError
 from rec_dist.launch.prepare_on_ray import ray_map
 from rec_dist.storage.files import is_remote
 
 
-def prepare(config: RunConfig, *, log: Callable[[str], None]) -> Manifest:
-    """Raw files -> the prepared data set at data.path; kept when it is there already."""
-    place = prepare_remote if is_remote(config.data.path) else prepare_data
-    return place(config.data, log=log, ray_map=lambda: ray_map(config.cluster.address))
+def prepare(config: RunConfig, *, interactions: Any = None, items: Any = None) -> Manifest:
+    """Writes the prepared data set to data.path and returns its manifest; keeps the one that is already there.
+
+    interactions, items: pandas or Arrow tables in place of data.source, as write_tables takes them.
+    Raises UserError for sources or tables that cannot be read, and for a folder at data.path that holds something else.
+    """
+    data = config.data
+    place = prepare_remote if is_remote(data.path) else prepare_data
+    if interactions is None:
+        if items is not None:
+            raise UserError("items describes the items of interactions, which is missing; pass both, or set data.source")
+        return place(data, ray_map=lambda: ray_map(config.cluster.address))
+    if data.format not in ("auto", "parquet"):
+        raise UserError(f"data.format ({data.format}) says how to read files, and interactions is a table; remove data.format")
+    if data.prepare_on == "ray":
+        raise UserError("data.prepare_on=ray reads files, and interactions is a table; set data.prepare_on=auto, memory or disk")
+    staging = cache_folder(data.cache_dir)
+    staging.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tables-", dir=staging) as folder:
+        tables = write_tables(interactions, items, data.columns, Path(folder))
+        return place(data.model_copy(update={"source": "tables", "columns": {}}), tables=tables)

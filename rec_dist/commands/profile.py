@@ -4,6 +4,7 @@ The run directory of the configuration is neither read nor written. profile.json
 """
 
 import json
+import logging
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +28,13 @@ from rec_dist.storage.files import write_json
 from rec_dist.storage.outputs import check_output
 from rec_dist.train.worker import TrainJob
 
+logger = logging.getLogger(__name__)
+
 _MARK = ".profile"
 _NAME_WIDTH, _TEXT_WIDTH = 18, 100
-Log = Callable[[str], None]
 
 
-def profile(config: RunConfig, *, against: Path | None, tolerance: float, log: Log) -> int:
+def profile(config: RunConfig, *, against: Path | None, tolerance: float) -> int:
     """Measures, writes profile.json, prints the table. Returns 0, or 1 when slower than `against` by more than `tolerance`.
 
     Also 1 when code was compiled after the warm-up: then the numbers are of the compiler. Raises UserError before a worker starts.
@@ -61,12 +63,12 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float, log: L
     problems = faults(report)
     if earlier is not None:
         for line in differing_settings(earlier, report):
-            log(line)
+            logger.info(line)
         lines, slower = compare(earlier, report, tolerance)
         print("\n".join(lines), flush=True)
         problems += slower
     for problem in problems:
-        log(f"failed: {problem}")
+        logger.info(f"failed: {problem}")
     return int(bool(problems))
 
 

@@ -1,19 +1,24 @@
 """What a person sees of a run: its messages, and a bar on a terminal or plain lines in a log. It only reads the run directory."""
 
+import logging
+import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from rec_dist.runtime.duration import duration
+from rec_dist.runtime.messages import WARNING
 from rec_dist.runtime.run_directory import RunDirectory
 
+logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.3
 _PLAIN_SECONDS = 15.0  # a log gets a line this often
+_TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # begins each line of log.txt
 
 
 class _Watch:
@@ -40,7 +45,7 @@ class _Watch:
     def _show_bar(self, state: dict[str, Any]) -> None:
         if self._bar is None or self._bar.desc != state["phase"]:
             self.close()
-            # tqdm's own rest and rate count the steps before a restart as done in no time, so training says its own.
+            # tqdm counts the steps before a restart as done in no time, so the line of training shows the worker's own estimate.
             form = {"bar_format": "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"}
             own = form if state["phase"] == "train" else {}
             self._bar = tqdm(total=state["total"], desc=state["phase"], file=self._out, dynamic_ncols=True, **own)
@@ -65,7 +70,7 @@ class _Watch:
 
 
 def _note(state: dict[str, Any]) -> str:
-    """What the worker says of itself, and the time that is left where it told: `loss 5.9, 13122 tokens/s, 2 min 5 s left`."""
+    """The worker's note, and the time left where the worker estimates it: `loss 5.9, 13122 tokens/s, 2 min 5 s left`."""
     left = state.get("seconds_left")
     return ", ".join([part for part in (state["note"], f"{duration(left)} left" if left is not None else "") if part])
 
@@ -75,11 +80,39 @@ def watching(run: RunDirectory, out: TextIO | None = None) -> Iterator[None]:
     """Inside, a thread shows the run on `out` (standard error)."""
     run.clear_progress()
     watch = _Watch(run, out or sys.stderr)
+    try:
+        with _repeating(watch.tick):
+            yield
+    finally:
+        watch.close()
+
+
+@contextmanager
+def logging_lines(run: RunDirectory) -> Iterator[None]:
+    """Inside, a thread hands each line of the run's log to `logging`, without its time."""
+    run.clear_progress()
+    position = run.log_size()
+
+    def tick() -> None:
+        nonlocal position
+        lines, position = run.log_after(position)
+        for line in lines:
+            text = _TIME.sub("", line)
+            level = logging.WARNING if text.startswith(WARNING) else logging.INFO
+            logger.log(level, text.removeprefix(WARNING))
+
+    with _repeating(tick):
+        yield
+
+
+@contextmanager
+def _repeating(tick: Callable[[], None]) -> Iterator[None]:
+    """Inside, a thread calls `tick` again and again; it is called once more at the end."""
     stopped = threading.Event()
 
     def follow() -> None:
         while not stopped.wait(_POLL_SECONDS):
-            watch.tick()
+            tick()
 
     thread = threading.Thread(target=follow, name="watch", daemon=True)
     thread.start()
@@ -88,5 +121,4 @@ def watching(run: RunDirectory, out: TextIO | None = None) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-        watch.tick()
-        watch.close()
+        tick()

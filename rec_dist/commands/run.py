@@ -5,12 +5,13 @@ copying its line. Run again after a stop, a pipeline goes on: every command keep
 """
 
 import json
+import logging
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,8 +33,9 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import write_json, write_text
 from rec_dist.storage.outputs import check_output
 
+logger = logging.getLogger(__name__)
+
 EXIT_FAILED = 1
-Log = Callable[[str], None]
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
@@ -73,7 +75,7 @@ class StageRecord:
     seconds: float
 
 
-def run_pipeline(path: Path, overrides: Sequence[str], *, log: Log) -> int:
+def run_pipeline(path: Path, overrides: Sequence[str]) -> int:
     """Runs all stages, prints the table and writes report.html. Returns 0, or the exit code of the stage that did not end well."""
     if PIPELINE not in (own := sections(path)) and own & set(RunConfig.model_fields):
         raise UserError(
@@ -90,15 +92,15 @@ def run_pipeline(path: Path, overrides: Sequence[str], *, log: Log) -> int:
     for number, stage in enumerate(config.stages, 1):
         words = _words(stage, path.parent)
         command = f"rec-dist {shlex.join(words)}"
-        log(f"\n[{number}/{len(config.stages)}] {stage.name}: {command}")
+        logger.info(f"\n[{number}/{len(config.stages)}] {stage.name}: {command}")
         started = time.perf_counter()
         code = _run(words)
         seconds = time.perf_counter() - started
         if code:
-            log(f"stage {stage.name} ended with exit code {code}; run the same command again to go on from there")
+            logger.info(f"stage {stage.name} ended with exit code {code}; run the same command again to go on from there")
             return code if code > 0 else EXIT_FAILED  # below 0: ended by a signal
         records.keep(StageRecord(stage.name, command, seconds))
-    _report(config, path, overrides, records, log=log, seconds=time.perf_counter() - began)
+    _report(config, path, overrides, records, seconds=time.perf_counter() - began)
     return 0
 
 
@@ -179,9 +181,7 @@ def _results_dir(stage: StageConfig, beside: Path) -> Path:
     return base_results_dir(config) if stage.do == "evaluate" else Path(config.train.run_dir).absolute()
 
 
-def _report(
-    config: PipelineSection, path: Path, overrides: Sequence[str], records: _Records, *, log: Log, seconds: float
-) -> None:
+def _report(config: PipelineSection, path: Path, overrides: Sequence[str], records: _Records, *, seconds: float) -> None:
     evaluated = {stage.name: _results_dir(stage, path.parent) for stage in config.stages if stage.do == "evaluate"}
     compared = compare(evaluated, config.pairs, config.metrics)
     folder = Path(config.run_dir).absolute()
@@ -201,7 +201,7 @@ def _report(
     table = text_table(compared.rows, compared.differences)
     write_text(folder / "table.txt", table + "\n")
     print(table, flush=True)
-    log(f"report: {folder / 'report.html'}; this run took {seconds / 60:.1f} minutes")
+    logger.info(f"report: {folder / 'report.html'}; this run took {seconds / 60:.1f} minutes")
 
 
 def _stage_summary(stage: StageConfig, beside: Path, records: _Records) -> StageSummary:

@@ -6,7 +6,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +83,8 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
     )
 
 
-def status(target: str, *, log: Callable[[str], None] = print) -> None:
-    """Prints where a run stands: its directory, or the URI of its copy."""
+def status(target: str) -> list[str]:
+    """Lines that say where a run stands. target: its directory, or the URI of its copy."""
     if is_remote(target):
         with tempfile.TemporaryDirectory() as place:
             name = _small_copy(target, Path(place))
@@ -102,8 +102,7 @@ def status(target: str, *, log: Callable[[str], None] = print) -> None:
         "checkpoint": f"after step {found.checkpoint}" if found.checkpoint is not None else "none",
         "last error": found.error or "none",
     }
-    for name, text in lines.items():
-        log(f"{name:<11} {text}")
+    return [f"{name:<11} {text}" for name, text in lines.items()]
 
 
 @contextmanager

@@ -5,7 +5,8 @@ cluster's storage is visible from here all that `train` checks before it starts 
 """
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,41 +25,42 @@ from rec_dist.submit import kuberay, ray_job, slurm
 from rec_dist.submit.job import CONFIG_NAME, Job, build_job
 from rec_dist.submit.sweep import elements_of
 
+logger = logging.getLogger(__name__)
+
 Target = Literal["ray", "slurm", "kuberay"]
-Log = Callable[[str], None]
 
 
-def submit(path: Path, overrides: Sequence[str], *, to: Target, dry_run: bool, log: Log) -> int:
+def submit(path: Path, overrides: Sequence[str], *, to: Target, dry_run: bool) -> int:
     """Sends the run of a configuration and returns an exit code: with `to` ray that of the run, else 0 once it is sent."""
     config = _load(path, overrides)
     job = build_job(config, local_paths=to == "slurm")
     elements = elements_of(job, path, overrides) if to == "slurm" else []
     if to == "slurm":
-        slurm.check(job, elements, log=log)
+        slurm.check(job, elements)
     elif to == "kuberay":
-        kuberay.check(job, log=log)
+        kuberay.check(job)
     if dry_run:
         print(_shown(job, elements, to), end="")
-        log("--dry-run: only the keys have been checked, not the data or the model")
+        logger.info("--dry-run: only the keys have been checked, not the data or the model")
         return 0
-    done = [_nothing_left(each, log) for each in elements or [job]]  # all are checked, also behind one that is done
+    done = [_nothing_left(each) for each in elements or [job]]  # all are checked, also behind one that is done
     if all(done):
         return 0
     if to == "ray":
-        return ray_job.send(job, log=log)
+        return ray_job.send(job)
     if to == "slurm":
-        return slurm.send(job, elements, log=log)
-    return kuberay.send(job, log=log)
+        return slurm.send(job, elements)
+    return kuberay.send(job)
 
 
-def follow(submission_id: str, path: Path | None, overrides: Sequence[str], *, log: Log) -> int:
+def follow(submission_id: str, path: Path | None, overrides: Sequence[str]) -> int:
     """Shows a Ray job until it ends; returns its driver's exit code."""
-    return ray_job.follow(submission_id, _cluster(path, overrides), log=log)
+    return ray_job.follow(submission_id, _cluster(path, overrides))
 
 
-def stop(submission_id: str, path: Path | None, overrides: Sequence[str], *, log: Log) -> int:
+def stop(submission_id: str, path: Path | None, overrides: Sequence[str]) -> int:
     """Asks a Ray job to save and stop, and waits for it."""
-    return ray_job.stop(submission_id, _cluster(path, overrides), log=log)
+    return ray_job.stop(submission_id, _cluster(path, overrides))
 
 
 def _cluster(path: Path | None, overrides: Sequence[str]) -> RayJobConfig | None:
@@ -86,7 +88,7 @@ def _shown(job: Job, elements: Sequence[Job], to: Target) -> str:
     return f"{json.dumps(request, indent=2)}\n\n# {CONFIG_NAME}\n{job.config_text}"
 
 
-def _nothing_left(job: Job, log: Log) -> bool:
+def _nothing_left(job: Job) -> bool:
     """True for a finished run that is to be trained.
 
     Raises UserError for what the run would refuse, as far as it can be seen from here.
@@ -94,7 +96,9 @@ def _nothing_left(job: Job, log: Log) -> bool:
     if job.submit.command not in ("train", "evaluate"):
         return False
     if is_remote(job.config.data.path) or not Path(job.config.data.path).is_dir():
-        log(f"data.path ({job.config.data.path}) is not on this machine's file system, so only the keys have been checked")
+        logger.info(
+            f"data.path ({job.config.data.path}) is not on this machine's file system, so only the keys have been checked"
+        )
         return False
     if job.submit.command == "evaluate":
         finished_run(Path(job.run_dir), job.evaluation[1:])
@@ -102,9 +106,9 @@ def _nothing_left(job: Job, log: Log) -> bool:
     check_train(job.config)
     done, remote = RunDirectory(Path(job.run_dir)).finished(), job.config.checkpoint.remote
     if done is not None:
-        log(f"{job.run_dir} is finished ({done['step']} steps); nothing to do")
+        logger.info(f"{job.run_dir} is finished ({done['step']} steps); nothing to do")
     elif remote is not None and _is_finished(job, Location(remote, key=KEY)):
-        log("checkpoint.remote holds the finished run; nothing to do")
+        logger.info("checkpoint.remote holds the finished run; nothing to do")
         return True
     return done is not None
 

@@ -1,13 +1,13 @@
 """`rec-dist train`: what binds a run to its inputs, and the run itself, from its claim to its end."""
 
+import logging
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from rec_dist.checkpoint.remote_copy import RemoteCopy
-from rec_dist.commands.progress import watching
+from rec_dist.commands.progress import logging_lines, watching
 from rec_dist.commands.status import noting_failure
 from rec_dist.config.load import to_yaml
 from rec_dist.config.paths import pinned
@@ -26,7 +26,7 @@ from rec_dist.train.trackers import check_trackers
 from rec_dist.train.validation import validation_task
 from rec_dist.train.worker import TrainJob, train_worker
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def check_train(config: RunConfig) -> InitialWeights:
@@ -38,8 +38,12 @@ def check_train(config: RunConfig) -> InitialWeights:
     return initial
 
 
-def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
-    """Trains to the end, resuming what is there. Raises StopRequested after a stop, UserError before anything is written."""
+def train(config: RunConfig, *, progress: bool = True, owns_process: bool = True) -> RunDirectory:
+    """Trains to the end, resuming what is there, and returns the run's directory.
+
+    progress: shows the run on standard error; else the lines of its log go to `logging`. owns_process: as launch takes it.
+    Raises StopRequested after a stop, and UserError before anything is written.
+    """
     config = pinned(config)
     run = RunDirectory(Path(config.train.run_dir))
     check_output(run.path, "train.run_dir", folder=True, may_exist=True)
@@ -49,34 +53,40 @@ def train(config: RunConfig, *, log: Log) -> dict[str, Any]:
     remote = RemoteCopy(run, config.checkpoint.remote) if config.checkpoint.remote is not None else None
     with run.claimed(value, to_yaml(config)):
         if remote is not None:
-            remote.fetch(value, log=log)
+            remote.fetch(value)
         inputs = bind_inputs(run, config, initial)
-        with remote.kept_up(log) if remote is not None else nullcontext():
-            return _finish(run, config, initial, inputs, log)
+        with remote.kept_up() if remote is not None else nullcontext():
+            _finish(run, config, initial, inputs, watching if progress else logging_lines, owns_process=owns_process)
+    return run
 
 
 def _finish(
-    run: RunDirectory, config: RunConfig, initial: InitialWeights, inputs: dict[str, str | None], log: Log
-) -> dict[str, Any]:
-    """A claimed run to its end."""
+    run: RunDirectory,
+    config: RunConfig,
+    initial: InitialWeights,
+    inputs: dict[str, str | None],
+    shown: Callable[[RunDirectory], AbstractContextManager[None]],
+    *,
+    owns_process: bool,
+) -> None:
+    """Brings a claimed run to its end."""
     done = run.finished()
     if done is not None:
-        log(f"{run.path} is finished ({done['step']} steps); nothing to do")
-        return done
+        logger.info(f"{run.path} is finished ({done['step']} steps); nothing to do")
+        return
     run.drop_stale_stop()
     describe(run, data=inputs["data"], model=inputs["model"])
     run.append({"event": "start", "time": time.time()})
-    with watching(run), noting_failure(run):
+    with shown(run), noting_failure(run):
         gauges = RayGauges if config.cluster.launcher == "ray" else None
         job = TrainJob(config.model_dump(), config.train.run_dir, initial, gauges)
-        result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint)
+        result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint, owns_process=owns_process)
     if not result["finished"]:
         run.clear_stop()
         raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
     run.finish(result)
     run.clear_stop()
-    log(f"finished after {result['step']} steps; model in {run.model}")
-    return result
+    logger.info(f"finished after {result['step']} steps; model in {run.model}")
 
 
 def bind_inputs(run: RunDirectory, config: RunConfig, initial: InitialWeights) -> dict[str, str | None]:

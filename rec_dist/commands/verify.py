@@ -1,6 +1,6 @@
 """`rec-dist verify`: every hash of a prepared data set, wherever it lies, or of all checkpoints of a run and its model, or of one."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 from rec_dist.checkpoint.files import COMMIT_NAME, committed, folder_of
@@ -12,8 +12,10 @@ from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.storage.checksums import CHECKSUMS_NAME, broken
 from rec_dist.storage.location import Location
 
+logger = logging.getLogger(__name__)
 
-def verify(target: str, *, log: Callable[[str], None]) -> None:
+
+def verify(target: str) -> None:
     """Checks every hash of a prepared data set (a folder or a URI), of all checkpoints and the model of a run, or of one checkpoint.
 
     Raises UserError that names what is damaged.
@@ -38,7 +40,7 @@ def verify(target: str, *, log: Callable[[str], None]) -> None:
         raise UserError(
             f"{location}: {len(problems)} {'fault' if len(problems) == 1 else 'faults'}: {'; '.join(problems)}; {way_out}"
         )
-    log(f"{location}: {what} whole")
+    logger.info(f"{location}: {what} whole")
 
 
 def _of_run(catalogue: Path) -> tuple[list[str], str]:

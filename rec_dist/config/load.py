@@ -1,8 +1,9 @@
-"""From a YAML file and overrides to a validated RunConfig. All faults come in one message, by dotted path, with a suggestion."""
+"""From a YAML file or a mapping, and overrides, to a validated RunConfig. One message names all faults, each with a suggestion."""
 
 import difflib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -18,6 +19,8 @@ from rec_dist.config.task import METHOD_ERROR
 from rec_dist.errors import UserError
 
 _Model = TypeVar("_Model", bound=BaseModel)
+ConfigLike = str | Path | Mapping[str, Any] | RunConfig
+Overrides = Sequence[str] | Mapping[str, Any]
 PIPELINE = "pipeline"  # the section that a file for `rec-dist run` has, and no other
 _EXTENDS = "extends"
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=", re.ASCII)
@@ -28,13 +31,17 @@ def is_override(word: str) -> bool:
     return _OVERRIDE.match(word) is not None
 
 
-def load_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML file, what it `extends` (a path beside it, merged underneath) and `key=value` overrides, interpolations resolved.
+def load_mapping(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> dict[str, Any]:
+    """A YAML file or a mapping, what it `extends` (a path beside it, merged underneath) and overrides, interpolations resolved.
 
+    overrides: words section.key=value, or a mapping of keys (dotted or nested) to values.
     Raises UserError for a missing or unreadable file, a cycle of `extends`, or a malformed override.
     """
-    merged = _read(path, ())
-    for override in overrides:
+    merged = _of_mapping(source) if isinstance(source, Mapping) else _read(Path(source), ())
+    where = "the configuration" if isinstance(source, Mapping) else source
+    if isinstance(overrides, Mapping):
+        merged, overrides = _updated(merged, overrides), ()
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         if not is_override(override):
             raise UserError(f"override {override!r} is not section.key=value; for example optimizer.lr=1e-4")
         try:
@@ -44,9 +51,38 @@ def load_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         value = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as fault:
-        raise UserError(f"{path}: {_first_line(fault)}") from fault
+        raise UserError(f"{where}: {_first_line(fault)}") from fault
     assert isinstance(value, dict)
     return {str(key): entry for key, entry in value.items()}
+
+
+def _of_mapping(source: Mapping[str, Any]) -> Any:
+    """A mapping as OmegaConf's, with what it `extends`: a path, relative to the current folder."""
+    own = _updated(OmegaConf.create(), source)
+    parent = own.pop(_EXTENDS, None)
+    return own if parent is None else OmegaConf.merge(_read(Path(str(parent)), ()), own)
+
+
+def _updated(merged: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
+    """`merged` with changes by key, dotted or nested. Paths become text."""
+    for key, value in changes.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            if OmegaConf.select(merged, name) is None:
+                OmegaConf.update(merged, name, {})
+            _updated(merged, value, f"{name}.")
+            continue
+        try:
+            OmegaConf.update(merged, name, _plain(value), merge=False)
+        except (OmegaConfBaseException, TypeError, ValueError) as fault:
+            raise UserError(f"{name} cannot be set to {value!r}: {_first_line(fault)}") from fault
+    return merged
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Any:
@@ -81,17 +117,29 @@ def sections(path: Path) -> set[str]:
     return {str(key) for key in _read(path, ())}
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The validated configuration of a run. Raises UserError that names every fault, or says that the file is a pipeline."""
-    value = load_mapping(path, overrides)
-    if PIPELINE in value and PIPELINE in sections(path):
+def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
+    """The validated configuration of a run, from a YAML file, a mapping of sections, or a RunConfig, with `overrides` on top.
+
+    overrides: words "section.key=value", as on the command line, or a mapping: {"train.max_steps": 10}.
+    Raises UserError, whose message names every fault with the key that is meant, or says that the file is a pipeline.
+
+    >>> load_config({"data": {"path": "prepared"}, "train": {"run_dir": "run"}}, ["train.max_steps=10"]).train.max_steps
+    10
+    """
+    if isinstance(config, RunConfig):
+        if not overrides:
+            check_uris(config)
+            return config
+        config = config.model_dump()
+    value = load_mapping(config, overrides)
+    if not isinstance(config, Mapping) and PIPELINE in value and PIPELINE in sections(Path(config)):
         raise UserError(
-            f"{path} is a pipeline of stages (it has the section `{PIPELINE}`), which `rec-dist run` takes; this command takes the "
+            f"{config} is a pipeline of stages (it has the section `{PIPELINE}`), which `rec-dist run` takes; this command takes the "
             "configuration of one run, such as a target of those stages"
         )
-    config = validate(value, RunConfig, str(path))
-    check_uris(config)
-    return config
+    loaded = validate(value, RunConfig, "the configuration" if isinstance(config, Mapping) else str(config))
+    check_uris(loaded)
+    return loaded
 
 
 def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:

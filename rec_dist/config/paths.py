@@ -59,7 +59,7 @@ def pinned(config: RunConfig) -> RunConfig:
     """The configuration with every path absolute, as workers need it. UserError: a URI where only a folder will do."""
     value = config.model_dump()
     for section, key in PATHS_OR_NAMES:
-        if Path(value[section][key]).expanduser().exists():
+        if value[section][key] is not None and Path(value[section][key]).expanduser().exists():
             value[section][key] = str(absolute(value[section][key]))
     for section, key in PATHS:
         path = value[section][key]

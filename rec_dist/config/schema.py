@@ -31,7 +31,10 @@ def _no_bool(value: object) -> object:
 class DataConfig(Section):
     """Raw files in, prepared data set out."""
 
-    source: str = Field(description="Raw data: a known name (ml-100k, ml-1m, book-crossing) or the folder or file of your own.")
+    source: str | None = Field(
+        None,
+        description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or a file or folder of your own; only prepare reads it.",
+    )
     format: Literal["auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences"] = Field(
         "auto", description="How to read the source."
     )

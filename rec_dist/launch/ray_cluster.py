@@ -3,9 +3,12 @@
 import logging
 import os
 import socket
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from rec_dist.errors import StopRequested, UserError
@@ -14,6 +17,7 @@ from rec_dist.launch.sizing import Node
 from rec_dist.runtime.heartbeat import Beat
 from rec_dist.runtime.stacks import end_group
 
+_LEAVE_SECONDS = 30.0  # to leave a cluster
 _HEAD_SECONDS = 10.0  # the head may be restarting; Ray itself ends the driver after 60 s, without a word a user could use
 
 
@@ -44,6 +48,30 @@ def connect(address: str | None) -> None:
         ) from fault
     except SystemExit as fault:  # Ray's own handler of SIGTERM, which would end this process with 15 and without a word
         raise StopRequested("stopped while Ray was starting; run the same command to go on") from fault
+
+
+@contextmanager
+def disconnected() -> Iterator[None]:
+    """At the end, this process is connected to Ray only if it was before. A cluster that was started inside ends with it."""
+    before = _is_connected()
+    try:
+        yield
+    finally:
+        if not before and _is_connected():
+            import ray
+
+            # In a thread, because a cluster whose head is dead takes no leave.
+            thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+            thread.start()
+            thread.join(_LEAVE_SECONDS)
+
+
+def _is_connected() -> bool:
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 def nodes(leaving: Sequence[str] = (), *, asked: bool = True) -> list[Node]:

@@ -1,39 +1,42 @@
 """Starts a worker function on Ray Train workers, or here.
 
-A worker function takes (World, job) and returns a dict. It tells of its progress through the run directory, so what a person
-sees is the same for both launchers, and a stop is a file that rank 0 looks for.
+A worker function takes (World, job) and returns a dict. It reports its progress through the run directory, so you see the same with
+both launchers, and a stop is a file that rank 0 looks for.
 """
 
-import faulthandler
-import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import CheckpointConfig, ClusterConfig
-from rec_dist.errors import StopRequested, UserError
+from rec_dist.errors import UserError
+from rec_dist.launch import local
 from rec_dist.launch.restart import with_restarts
-from rec_dist.launch.watchdog import Cluster, Supervisor, Timeouts
+from rec_dist.launch.watchdog import Timeouts
 from rec_dist.runtime.allocator import keep_freed_memory
-from rec_dist.runtime.heartbeat import Beat, begin_attempt
+from rec_dist.runtime.heartbeat import begin_attempt
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 
 WorkerFunction = Callable[[World, Any], dict[str, Any]]
-_EXIT_FAILED, _EXIT_STOPPED = 1, 75
 
 
 def launch(
-    worker: WorkerFunction, job: Any, cluster: ClusterConfig, run: RunDirectory, *, saving: CheckpointConfig | None = None
+    worker: WorkerFunction,
+    job: Any,
+    cluster: ClusterConfig,
+    run: RunDirectory,
+    *,
+    saving: CheckpointConfig | None = None,
+    owns_process: bool = True,
 ) -> dict[str, Any]:
     """Runs `worker` on every worker of `cluster` and returns what rank 0 returned.
 
     saving: for a worker that trains. SIGINT and SIGTERM then ask it to save and stop, a hang is a failure, and a failure of a Ray
     worker is followed by another attempt, up to cluster.max_restarts; otherwise they end it.
+    owns_process: whether this process is a command's own, so that a local worker may set its allocator, and end it when it hangs.
     Raises UserError when the cluster cannot hold the workers or a worker met one, WorkerFailedError when a Ray worker failed.
     """
     if cluster.num_workers != "auto" and cluster.num_workers < 1:
@@ -44,9 +47,16 @@ def launch(
     timeouts = Timeouts(cluster.hang_seconds, saving.grace_seconds) if saving is not None else None
     every = saving.every_steps if saving is not None else 1
     if cluster.launcher == "local":
+        device = local_device(cluster)
         begin_attempt(run.attempt)
-        with signals, _supervised_here(run, timeouts, every) if timeouts is not None else nullcontext():
-            return _local(worker, job, cluster)
+        watch = local.supervisor(run, timeouts, every) if timeouts is not None else None
+        work = lambda: worker(World(device=device), job)
+        with signals:
+            if not owns_process:
+                return local.work_in_thread(work, watch, run)
+            if device == "cpu":
+                keep_freed_memory()
+            return local.work_here(work, watch)
     from rec_dist.launch import ray_cluster, ray_workers
 
     ray_cluster.connect(cluster.address)
@@ -55,15 +65,11 @@ def launch(
         return with_restarts(attempts, run, limit=cluster.max_restarts if saving is not None else 0)
 
 
-def _local(worker: WorkerFunction, job: Any, cluster: ClusterConfig) -> dict[str, Any]:
-    device = local_device(cluster)
-    if device == "cpu":
-        keep_freed_memory()
-    return worker(World(device=device), job)
-
-
 def local_device(cluster: ClusterConfig) -> str:
-    """What the one worker of cluster.launcher=local runs on. UserError: more workers are asked for, or a GPU that is not there."""
+    """What the one worker of cluster.launcher=local runs on.
+
+    Raises UserError when more workers are asked for, or a GPU that is not there.
+    """
     import torch
 
     if cluster.num_workers not in ("auto", 1):
@@ -77,42 +83,11 @@ def local_device(cluster: ClusterConfig) -> str:
 
 
 @contextmanager
-def _supervised_here(run: RunDirectory, timeouts: Timeouts, every: int) -> Iterator[None]:
-    """Inside, a thread ends this process when the one worker in it hangs, or does not save in time after a stop.
-
-    Nothing gentler ends a thread that is stuck in a library.
-    """
-
-    def write_stacks(_: Sequence[Beat], stacks: Path | None) -> list[str]:
-        if stacks is not None:
-            stacks.mkdir(parents=True, exist_ok=True)
-            with (stacks / "rank-0.txt").open("w", encoding="utf-8") as handle:
-                faulthandler.dump_traceback(handle, all_threads=True)
-        return []
-
-    here = Cluster(end=write_stacks, leaving=lambda nodes: [], without=lambda leaving: False, more=lambda: 0)
-    watch, over = Supervisor(run, timeouts, here, every_steps=every), threading.Event()
-
-    def follow() -> None:
-        while not over.wait(0.2):
-            watch.tick()
-            if watch.fault is not None:
-                stopped = isinstance(watch.fault, StopRequested)
-                print(str(watch.fault) if stopped else f"failed: {watch.fault}", file=sys.stderr, flush=True)
-                os._exit(_EXIT_STOPPED if stopped else _EXIT_FAILED)
-
-    thread = threading.Thread(target=follow, name="supervisor", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-@contextmanager
 def stop_on_signal(run: RunDirectory) -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM asks the run to save and stop; a second SIGINT ends it at once."""
+    """Inside, the first SIGINT or SIGTERM asks the run to save and stop; a second SIGINT ends it at once.
+
+    Only the main thread of a process gets signals: in another thread this does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

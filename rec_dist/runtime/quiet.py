@@ -1,41 +1,69 @@
-"""What every process of ours sets before it imports a library: banners, progress bars and deprecation notes off, since what we
-say would drown, and threads that sleep while they wait."""
+"""Environment variables and settings that keep libraries quiet and fast: no banners, progress bars and deprecation notes, in which
+our own messages would drown, and threads that sleep while they wait.
+
+A worker and the command line own their process: `quieten` sets everything, for good. A call from Python runs in your process:
+`quieten_call` sets only what can be taken back (runtime/process_state.py takes it back).
+"""
 
 import gc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rec_dist.runtime import allocator
 
+# Read when they are used, or by the workers that a call starts.
+_OF_A_CALL = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # OpenMP's threads spin at barriers by default: with one busy neighbour on 2 cores, 18x slower element-wise operations.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+# Read once, when a library is imported: they would outlive the call.
+_OF_A_PROCESS = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",  # model.path is a folder; nothing is looked up at run time
+    "KINETO_LOG_LEVEL": "6",  # two lines of torch.profiler's in every profile; it calls them more important than errors
+}
+
 
 def quieten() -> None:
-    """Sets defaults only: a variable that the user has set is left as it is. Call before the libraries are imported."""
-    defaults = {
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_OFFLINE": "1",  # model.path is a folder; nothing is looked up at run time
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "KINETO_LOG_LEVEL": "6",  # two lines of torch.profiler's in every profile; it calls them more important than errors
-        # OpenMP's threads spin at barriers by default: with one busy neighbour on 2 cores, 18x slower element-wise operations.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    """Quietens this process for good. Keeps every variable that you have set. Call it before the libraries are imported."""
+    _set(_OF_A_PROCESS)
+    quieten_call()
+    flush_denormals()
+
+
+def quieten_call() -> None:
+    """Quietens what a call from Python uses, and the workers that it starts. Keeps every variable that you have set."""
+    import torch
+
+    _set(_OF_A_CALL)
+    # The libraries call each other's deprecated functions; you can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|deepspeed|peft)(\.|$)")
+    if not torch.cuda.is_available():
+        _set({"DS_ACCELERATOR": "cpu"})  # else DeepSpeed warns that it had to guess
+        _set({name: str(setting) for name, setting in allocator.SETTINGS.items()})  # for workers; this process runs already
+
+
+def _set(defaults: Mapping[str, str]) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # The libraries call each other's deprecated functions; the user can do nothing about it.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|deepspeed|peft)(\.|$)")
+
+
+def flush_denormals() -> None:
+    """On CPUs, numbers below 1e-38 become zero, for this thread and those that it starts.
+
+    The coefficient of a negative that is 90 nats behind is such a number, and products of them take x86 so long that a step of
+    S-DPO was three times slower (docs/LOG.md).
+    """
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to guess
-        # Numbers below 1e-38 are zero. The coefficient of a negative that is 90 nats behind is such a number, and products of them
-        # take x86 so long that a step of S-DPO was three times slower (docs/LOG.md). For this thread and those that it starts.
         torch.set_flush_denormal(True)
-        for name, setting in allocator.SETTINGS.items():  # for workers; this process has started already
-            os.environ.setdefault(name, str(setting))
 
 
 @contextmanager
@@ -54,7 +82,7 @@ def uncollected() -> Iterator[None]:
 
 
 def quieten_loaded() -> None:
-    """The same for libraries that take no variable; call where they are imported anyway."""
+    """Quietens libraries that read no variable. Call it where they are imported anyway."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

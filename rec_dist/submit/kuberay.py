@@ -4,10 +4,10 @@ Field names are those of KubeRay's API reference, ray.io/v1 (docs/reference/api.
 driver and no worker. Every retry is a new cluster on the same volume, so it goes on from the newest checkpoint.
 """
 
+import logging
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -17,11 +17,13 @@ from rec_dist.errors import UserError
 from rec_dist.submit.allocation import Allocation, check_allocation
 from rec_dist.submit.job import CONFIG_NAME, Job
 
+logger = logging.getLogger(__name__)
+
 _CONFIG_FOLDER = "/etc/rec-dist"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")  # KubeRay adds to it, and a Service's name ends at 63
 
 
-def check(job: Job, *, log: Callable[[str], None]) -> None:
+def check(job: Job) -> None:
     """Raises UserError for what the job would refuse, as far as the configuration tells."""
     settings = job.submit.kuberay
     if job.submit.storage is None:
@@ -34,7 +36,7 @@ def check(job: Job, *, log: Callable[[str], None]) -> None:
     nodes, gpus = "submit.kuberay.workers", "submit.kuberay.gpus_per_worker"
     note = check_allocation(job, Allocation(settings.workers, settings.gpus_per_worker, nodes, gpus, driver_gpus=False))
     if note is not None:
-        log(note)
+        logger.info(note)
 
 
 def name_of(job: Job) -> str:
@@ -52,7 +54,7 @@ def manifest(job: Job, name: str) -> str:
     return "---\n".join(to_plain_yaml(document) for document in (config_map, ray_job))
 
 
-def send(job: Job, *, log: Callable[[str], None]) -> int:
+def send(job: Job) -> int:
     """Hands the manifest to kubectl; the job then runs without us."""
     name, kubectl = name_of(job), ["kubectl", "-n", job.submit.kuberay.namespace]
     try:
@@ -62,7 +64,7 @@ def send(job: Job, *, log: Callable[[str], None]) -> int:
     if done.returncode:
         raise UserError(f"kubectl refused the manifest (exit code {done.returncode}); what it said stands above")
     ask = shlex.join(kubectl)
-    log(
+    logger.info(
         f"follow it: {ask} logs -f job/{name}   its state: {ask} get rayjob {name}   remove it: {ask} delete rayjob/{name} cm/{name}"
     )
     return 0

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 from rec_dist.config.submit import RayJobConfig
 from rec_dist.errors import UserError
 from rec_dist.submit.job import CONFIG_NAME, Job
+
+logger = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_STOPPED, EXIT_DETACHED = 1, 75, 130  # 130: what shells report after Ctrl-C
 _PACKAGES = ("rec_dist", "rec_dist_kernels")
@@ -76,7 +78,7 @@ def stage(job: Job, folder: Path) -> None:
                 wheel.extractall(folder)
 
 
-def send(job: Job, *, log: Callable[[str], None]) -> int:
+def send(job: Job) -> int:
     """Submits the job, shows its output until it ends, and returns its driver's exit code."""
     request = request_of(job)
     client = _client(address_of(job.submit.ray))
@@ -85,23 +87,23 @@ def send(job: Job, *, log: Callable[[str], None]) -> int:
         environment = {**request.pop("runtime_env"), "working_dir": folder}
         with _asking("the job server refused the job"):
             submission_id = client.submit_job(runtime_env=environment, **request)
-    log(f"submitted {submission_id}")
-    return _follow(client, submission_id, log)
+    logger.info(f"submitted {submission_id}")
+    return _follow(client, submission_id)
 
 
-def follow(submission_id: str, ray: RayJobConfig | None, *, log: Callable[[str], None]) -> int:
+def follow(submission_id: str, ray: RayJobConfig | None) -> int:
     """Shows a job's output from its start until it ends; returns its driver's exit code."""
-    return _follow(_client(address_of(ray)), submission_id, log)
+    return _follow(_client(address_of(ray)), submission_id)
 
 
-def stop(submission_id: str, ray: RayJobConfig | None, *, log: Callable[[str], None]) -> int:
+def stop(submission_id: str, ray: RayJobConfig | None) -> int:
     """Asks a job to save and stop, and waits for it. Returns 75 when it saved or was done, 1 when it was killed before."""
     client = _client(address_of(ray))
     _details(client, submission_id)
     with _asking(f"{submission_id} cannot be stopped"):
         client.stop_job(submission_id)
-    log(f"asked {submission_id} to stop; waiting for its checkpoint")
-    return _follow(client, submission_id, log)
+    logger.info(f"asked {submission_id} to stop; waiting for its checkpoint")
+    return _follow(client, submission_id)
 
 
 def address_of(ray: RayJobConfig | None) -> str | None:
@@ -150,7 +152,7 @@ def _details(client: Any, submission_id: str) -> Any:
             raise UserError(f"no job {submission_id} on this cluster; `ray job list` names those that are there") from fault
 
 
-def _follow(client: Any, submission_id: str, log: Callable[[str], None]) -> int:
+def _follow(client: Any, submission_id: str) -> int:
     shown = 0
     try:
         while not (details := _details(client, submission_id)).status.is_terminal():
@@ -158,14 +160,14 @@ def _follow(client: Any, submission_id: str, log: Callable[[str], None]) -> int:
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         back, end = f"rec-dist submit --follow {submission_id}", f"rec-dist submit --stop {submission_id}"
-        log(f"\ndetached; the job goes on. Come back: {back}   Stop it, with a checkpoint: {end}")
+        logger.info(f"\ndetached; the job goes on. Come back: {back}   Stop it, with a checkpoint: {end}")
         return EXIT_DETACHED
     with _asking(f"the output of {submission_id} cannot be fetched"):
         text = client.get_job_logs(submission_id)
     print(text[shown:], end="", flush=True)
     code = exit_code(str(details.status), details.driver_exit_code, text)
     message = f": {details.message}" if details.driver_exit_code is None and details.message else ""
-    log(f"{submission_id} {details.status}{message}; exit code {code}")
+    logger.info(f"{submission_id} {details.status}{message}; exit code {code}")
     return code
 
 

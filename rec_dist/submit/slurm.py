@@ -4,11 +4,12 @@ The script is whole: options, settings, the configuration, and the same body for
 keeps a copy of it, so neither a later edit nor another version here changes a job that waits.
 """
 
+import logging
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rec_dist.config.submit import SlurmConfig
@@ -19,11 +20,13 @@ from rec_dist.submit.job import Job
 from rec_dist.submit.slurm_time import seconds_of
 from rec_dist.submit.sweep import overrides_of
 
+logger = logging.getLogger(__name__)
+
 _END_OF_CONFIG = "END_OF_CONFIG"
 _EARLY_SECONDS = 60  # by so much SLURM may send its signal earlier than asked
 
 
-def check(job: Job, elements: Sequence[Job], *, log: Callable[[str], None]) -> None:
+def check(job: Job, elements: Sequence[Job]) -> None:
     """Raises UserError for what sbatch or the job would refuse, as far as the configuration tells."""
     settings = job.submit.slurm
     _check(job, settings)
@@ -34,7 +37,7 @@ def check(job: Job, elements: Sequence[Job], *, log: Callable[[str], None]) -> N
     )
     notes = dict.fromkeys(check_allocation(each, asked) for each in elements or [job])
     for note in filter(None, notes):
-        log(note)
+        logger.info(note)
 
 
 def script_of(job: Job, elements: Sequence[Job]) -> str:
@@ -51,7 +54,7 @@ def log_dir_of(job: Job) -> Path:
     return Path(folder) if folder.startswith("/") else Path(job.submit.storage or Path.cwd()) / folder
 
 
-def send(job: Job, elements: Sequence[Job], *, log: Callable[[str], None]) -> int:
+def send(job: Job, elements: Sequence[Job]) -> int:
     """Submits the script; the job then runs without us."""
     folder = log_dir_of(job)
     path = folder / f"{job.name}.sbatch"
@@ -71,8 +74,10 @@ def send(job: Job, elements: Sequence[Job], *, log: Callable[[str], None]) -> in
     if done.returncode:
         raise UserError(f"sbatch refused the job: {done.stderr.strip()}; the script is {path}")
     number = done.stdout.strip().partition(";")[0]
-    log(f"submitted batch job {number}; output: {folder}/{job.name}-{number}.out")
-    log(f"its state: squeue -j {number}   stop with a checkpoint: scancel --batch --signal=TERM {number}   end: scancel {number}")
+    logger.info(f"submitted batch job {number}; output: {folder}/{job.name}-{number}.out")
+    logger.info(
+        f"its state: squeue -j {number}   stop with a checkpoint: scancel --batch --signal=TERM {number}   end: scancel {number}"
+    )
     return 0
 
 

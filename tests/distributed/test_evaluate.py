@@ -156,7 +156,7 @@ def test_results_on_other_data_do_not_replace_the_runs_own(
     run, few = tmp_path / "run", tmp_path / "few"
     config = trainer.config(run, *settings, "train.max_steps=1")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    prepare(DataConfig(**{**config["data"], "path": str(few), "max_train_users": 20}), log=lambda line: None)
+    prepare(DataConfig(**{**config["data"], "path": str(few), "max_train_users": 20}))
     for words in (("train", tmp_path / "config.yaml"), ("evaluate", run)):
         code, child = run_command(tmp_path / "out", *words)
         assert code == 0, child.err

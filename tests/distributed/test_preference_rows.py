@@ -25,7 +25,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append({"prompt": f"A user watched:\n- {_WORDS[row % 5]}\n-", "chosen": texts[0], "rejected": texts[1:]})
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     config = DataConfig(source=str(folder / "rows.jsonl"), path=str(folder / "out"), format="preferences")
-    prepare(config, log=lambda line: None)
+    prepare(config)
     return folder / "out"
 
 
@@ -45,6 +45,6 @@ def test_the_loss_begins_where_it_must_and_falls(trainer: Any, rows: Path, kind:
     saved = {path.name for path in (one.path / "model").iterdir()}
     assert {"completions.json", "adapter_model.safetensors"} <= saved
     assert "prompt.json" not in saved
-    merge(one.path, one.path / "merged", log=lambda line: None)
+    merge(one.path, one.path / "merged")
     merged = {path.name for path in (one.path / "merged").iterdir()}
     assert {"completions.json", "model.safetensors", "tokenizer.json"} <= merged

@@ -8,6 +8,7 @@ import pytest
 from rec_dist.checkpoint import files as checkpoint
 from rec_dist.commands.verify import verify
 from rec_dist.errors import UserError
+from rec_dist.runtime.messages import messages_to
 from rec_dist.storage.files import sha256
 
 
@@ -37,7 +38,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_a_flip_of_any_byte_is_found_and_named(run_dir):
     """In the manifest as in the state: a step that flips there would be believed, and the run go on from elsewhere."""
-    verify(str(run_dir), log=lambda line: None)
+    verify(str(run_dir))
     folder = checkpoint.folder_of(run_dir / "checkpoints", 6)
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
@@ -49,7 +50,7 @@ def test_a_flip_of_any_byte_is_found_and_named(run_dir):
                 assert path.name in problem, (path.name, position, mask)
         path.write_bytes(whole[:-1] if whole else b"x")
         with pytest.raises(UserError, match=r"1 fault: step-00000006: .*; a restart walks past what is damaged$"):
-            verify(str(run_dir), log=lambda line: None)
+            verify(str(run_dir))
         path.write_bytes(whole)
     assert checkpoint.verify(folder) == []
 
@@ -92,7 +93,7 @@ def test_folders_of_odd_names_are_no_checkpoints(name, run_dir):
     (run_dir / "checkpoints" / name).mkdir()
     assert checkpoint.committed(run_dir / "checkpoints") == [3, 6]
     with pytest.raises(UserError, match="no name of a checkpoint"):
-        verify(str(run_dir), log=lambda line: None)
+        verify(str(run_dir))
 
 
 def test_manifests_of_early_versions_have_no_checksum(run_dir):
@@ -106,13 +107,14 @@ def test_manifests_of_early_versions_have_no_checksum(run_dir):
 def test_verify_takes_one_checkpoint_and_says_what_it_takes(run_dir):
     said: list[str] = []
     folder = checkpoint.folder_of(run_dir / "checkpoints", 6)
-    verify(str(folder), log=said.append)
+    with messages_to(said.append):
+        verify(str(folder))
     assert said == [f"{folder}: checkpoint whole"]
     (folder / "state-00001-of-00002.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="a restart walks past"):
-        verify(str(folder), log=said.append)
+        verify(str(folder))
     for wrong in (run_dir / "nothing", folder / "manifest.json", run_dir.parent):
         with pytest.raises(
             UserError, match=r"neither a prepared data set nor a run directory .*; give data.path or train.run_dir"
         ):
-            verify(str(wrong), log=said.append)
+            verify(str(wrong))

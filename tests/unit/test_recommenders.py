@@ -243,10 +243,7 @@ def test_beats_popularity_on_a_markov_chain(tmp_path, kind):
             item += int(rng.choice([1, 2, 3], p=[0.7, 0.15, 0.15]))
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
     prepare(
-        DataConfig(
-            source=str(tmp_path / "rows.csv"), path=str(tmp_path / "data"), split="leave_one_out", min_user_interactions=1
-        ),
-        log=lambda line: None,
+        DataConfig(source=str(tmp_path / "rows.csv"), path=str(tmp_path / "data"), split="leave_one_out", min_user_interactions=1)
     )
     task = build_sequential_task(config(tmp_path, kind=kind, epochs=20))
     popularity = hits(task, PopularityRanker(task.data.prepared.train_counts))

@@ -13,6 +13,7 @@ from rec_dist.checkpoint import files as checkpoint
 from rec_dist.checkpoint.remote_copy import RemoteCopy, TakenOverError
 from rec_dist.checkpoint.remote_files import wanted
 from rec_dist.errors import UserError
+from rec_dist.runtime.messages import messages_to
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.checksums import write_checksums
 from rec_dist.storage.files import sha256
@@ -49,9 +50,9 @@ def attempt(run: RunDirectory, place: Path, *work: Callable[[], object]) -> None
     """What `train` does about the mirror around its work."""
     value = config(run)
     remote = RemoteCopy(run, str(place))
-    with run.claimed(value, "{}\n"):
-        remote.fetch(value, log=LINES.append)
-        with remote.kept_up(LINES.append):
+    with messages_to(LINES.append), run.claimed(value, "{}\n"):
+        remote.fetch(value)
+        with remote.kept_up():
             for each in work:
                 each()
 

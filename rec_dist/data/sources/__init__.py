@@ -2,5 +2,6 @@
 
 from rec_dist.data.sources.formats import FileSet, find_files, open_source, read_interactions
 from rec_dist.data.sources.source import Source
+from rec_dist.data.sources.tables import write_tables
 
-__all__ = ["FileSet", "Source", "find_files", "open_source", "read_interactions"]
+__all__ = ["FileSet", "Source", "find_files", "open_source", "read_interactions", "write_tables"]

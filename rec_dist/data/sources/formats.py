@@ -1,7 +1,7 @@
 """Which format a source is in, which of its files are read, and the one call that opens them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rec_dist.data.sources.amazon import find_amazon, open_amazon
@@ -23,10 +23,14 @@ _OTHERS = (".inter", ".item", ".json", ".jsonl", _PARQUET)
 
 @dataclass(frozen=True)
 class FileSet:
-    """A format (a value of data.format but auto) and its files: interactions first, then items where the format has them."""
+    """A format (a value of data.format but auto) and its files: interactions first, then items where the format has them.
+
+    name: what messages and notes call the files; None: their paths.
+    """
 
     format: str
     files: list[Path]
+    name: str | None = None
 
 
 def find_files(source: Path, format_name: str) -> FileSet:
@@ -79,7 +83,10 @@ def open_source(found: FileSet, columns: Mapping[str, str]) -> Source:
     if found.format == "amazon":
         return open_amazon(found.files[0], second)
     if found.format == "parquet":
-        return open_parquet(found.files, columns)
+        opened = open_parquet(found.files, columns)
+        if found.name is None:
+            return opened
+        return replace(opened, files=[replace(block, path=Path(found.name)) for block in opened.files])
     return open_csv(found.files[0], columns)
 
 

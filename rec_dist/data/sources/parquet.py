@@ -67,7 +67,7 @@ def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
     refuse_twins(paths[0], schema.names)
     roles = pick_roles(paths[0], schema.names, columns, notes)
     for role, name in vars(roles).items():
-        if name is not None and not _can_be(role, schema.field(name).type):
+        if name is not None and not can_be(role, schema.field(name).type):
             raise UserError(
                 f"{paths[0]}: the column {name} is of type {schema.field(name).type}, which cannot be a {role}; write it as a number "
                 "or as text, or let data.columns name another."
@@ -83,7 +83,7 @@ def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
     return Source([whole(number, path) for number, path in enumerate(paths)], ParquetRows(roles), notes=notes)
 
 
-def _can_be(role: str, kind: pa.DataType) -> bool:
+def can_be(role: str, kind: pa.DataType) -> bool:
     """Whether a column of this type can play a role: texts and numbers any, dates and times all but a rating, lists only texts."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

@@ -20,6 +20,7 @@ from rec_dist.data.prepare.blockwise.selection import last_of_few_shot, nth_smal
 from rec_dist.data.prepare.prepare import choose_place, prepare
 from rec_dist.data.sources.blocks import cut_text, whole
 from rec_dist.errors import UserError
+from rec_dist.runtime.messages import messages_to
 
 SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
 
@@ -32,7 +33,8 @@ def both(folder: Path, sizes: Sizes = SMALL, **changes: object) -> tuple[list[st
         shutil.rmtree(folder / place, ignore_errors=True)
         config = DataConfig(**{"path": str(folder / place), "prepare_on": place, **changes})
         try:
-            prepare(config, log=lines.append, sizes=sizes)
+            with messages_to(lines.append):
+                prepare(config, sizes=sizes)
             said.append([line.replace(f"/{place}:", "/PLACE:") for line in lines if not line.startswith(STEP)])
         except UserError as fault:
             said.append(str(fault))
@@ -160,7 +162,7 @@ def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "_publish", die)
     config = DataConfig(source=str(tmp_path / "log.csv"), path=str(tmp_path / "out"), split="leave_one_out", prepare_on="disk")
     with pytest.raises(KeyboardInterrupt):
-        prepare(config, log=lambda line: None)
+        prepare(config)
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 

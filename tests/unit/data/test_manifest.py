@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     text = "user,item,timestamp\n" + "".join(f"u{u},i{(u + i) % 7},{i}\n" for u in range(20) for i in range(5))
     (tmp_path / "log.csv").write_text(text)
     target = tmp_path / "out"
-    prepare(DataConfig(source=str(tmp_path / "log.csv"), path=str(target), split="leave_one_out"), log=lambda line: None)
+    prepare(DataConfig(source=str(tmp_path / "log.csv"), path=str(target), split="leave_one_out"))
     return target
 
 
@@ -158,7 +158,7 @@ def test_an_unknown_split_is_refused(folder):
 def test_one_shard_is_a_view_of_the_file(tmp_path):
     (tmp_path / "log.csv").write_text("user,item,timestamp\n" + "".join(f"u,i{i},{i}\n" for i in range(9)))
     settings = DataConfig(source=str(tmp_path / "log.csv"), path=str(tmp_path / "out"), split="leave_one_out", num_shards=1)
-    prepare(settings, log=lambda line: None)
+    prepare(settings)
     allocated = pa.total_allocated_bytes()
     split = PreparedData.open(tmp_path / "out").split("train")
     assert pa.total_allocated_bytes() - allocated < 4096

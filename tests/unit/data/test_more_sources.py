@@ -175,7 +175,7 @@ def test_blocks_of_other_formats_give_the_same_data_set(kind, tmp_path):
     assert sum(len(opened.rows.cut(file, 900)) for file in opened.files) > 4
     for place in ("memory", "disk"):
         config = DataConfig(source=str(source), path=str(tmp_path / place), split="leave_one_out", prepare_on=place)
-        prepare(config, log=lambda line: None, sizes=Sizes(900, 50, 70, 16))
+        prepare(config, sizes=Sizes(900, 50, 70, 16))
     for path in (tmp_path / "memory").iterdir():
         assert path.read_bytes() == (tmp_path / "disk" / path.name).read_bytes(), path.name
 

@@ -20,6 +20,7 @@ from rec_dist.data.sources.blocks import cut_text, whole
 from rec_dist.data.sources.interactions import BadRows
 from rec_dist.data.sources.preferences import read_preferences
 from rec_dist.errors import DiskError, UserError
+from rec_dist.runtime.messages import messages_to
 
 SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
 ROWS = "user,item,rating,timestamp\n" + "".join(f"u{n % 2},i{n // 2},3,{n}\n" for n in range(16))
@@ -33,7 +34,8 @@ def both(folder: Path, source: Path, **changes: object) -> list[str]:
         config = DataConfig(source=str(source), path=str(folder / place), prepare_on=place, **settings)
         lines: list[str] = []
         try:
-            prepare(config, log=lines.append, sizes=SMALL)
+            with messages_to(lines.append):
+                prepare(config, sizes=SMALL)
             said.append(" ".join(lines))
         except UserError as fault:
             said.append(str(fault))
@@ -110,7 +112,7 @@ def packed(text: str) -> bytes:
 def test_a_flipped_byte_of_a_packed_file_is_named(place, tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(packed(ROWS + "".join(f"u,x{n * 7919 % 1000},1,{n}\n" for n in range(500))))
     with pytest.raises(UserError, match=r"a.csv.gz cannot be unpacked \(Error -3"):
-        prepare(DataConfig(source=str(tmp_path), path=str(tmp_path / "out"), prepare_on=place), log=lambda line: None)
+        prepare(DataConfig(source=str(tmp_path), path=str(tmp_path / "out"), prepare_on=place))
 
 
 def test_a_flipped_byte_of_packed_metadata_and_preferences_is_named(tmp_path):
@@ -311,7 +313,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(place, tmp_path, monk
     monkeypatch.setattr(prepare_module, "open_source", replace_first)
     config = DataConfig(source=str(tmp_path), path=str(tmp_path / "out"), prepare_on=place, split="leave_one_out")
     with pytest.raises(UserError, match=r"a.csv changed while it was read"):
-        prepare(config, log=lambda line: None)
+        prepare(config)
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
@@ -324,7 +326,7 @@ def test_a_path_that_cannot_hold_a_folder_is_refused(name, tmp_path):
     before = sorted(path.name for path in tmp_path.iterdir())
     config = DataConfig(source=str(tmp_path / "a.csv"), path=str(tmp_path / name), split="leave_one_out")
     with pytest.raises(UserError, match=r"data.path .*choose another folder"):
-        prepare(config, log=lambda line: None)
+        prepare(config)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -338,5 +340,5 @@ def test_a_full_disk_is_named_with_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "prepare_in_memory", full)
     config = DataConfig(source=str(tmp_path), path=str(tmp_path / "out"), prepare_on="memory", split="leave_one_out")
     with pytest.raises(DiskError, match=rf"^{re.escape(str(tmp_path))}/out: No space left on device .*free space there"):
-        prepare(config, log=lambda line: None)
+        prepare(config)
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]

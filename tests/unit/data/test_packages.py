@@ -11,6 +11,7 @@ from rec_dist.data.prepare.known_sources import resolve_source
 from rec_dist.errors import UserError
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.runtime import packages
+from rec_dist.runtime.messages import messages_to
 
 CONTENT = b"user_id:token\titem_id:token\n" * 100
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -92,8 +93,8 @@ def test_a_known_source_prints_its_terms_before_it_fetches(pip, monkeypatch, tmp
     monkeypatch.setenv("REC_DIST_CACHE", str(tmp_path))
     pip.fails = True
     said: list[str] = []
-    with pytest.raises(UserError, match=r"recbole==1.2.1"):
-        resolve_source("ml-100k", said.append)
+    with messages_to(said.append), pytest.raises(UserError, match=r"recbole==1.2.1"):
+        resolve_source("ml-100k")
     assert "no redistribution, no commercial use" in said[0]
 
 

@@ -19,6 +19,7 @@ from rec_dist.data.prepare import splits
 from rec_dist.data.prepare.positives import Rows, k_core
 from rec_dist.data.prepare.prepare import prepare
 from rec_dist.errors import UserError
+from rec_dist.runtime.messages import messages_to
 from rec_dist.storage.files import lock
 
 # user, item, rating, time. Written out of time order; ann has a tie at 5 and rates d twice; bob's e is a dislike.
@@ -50,7 +51,8 @@ def config(folder: Path, **changes: object) -> DataConfig:
 def run(folder: Path, text: str = TINY, **changes: object) -> tuple[PreparedData, list[str]]:
     (folder / "tiny.csv").write_text(text)
     said: list[str] = []
-    prepare(config(folder, **changes), log=said.append)
+    with messages_to(said.append):
+        prepare(config(folder, **changes))
     return PreparedData.open(folder / "out"), said
 
 
@@ -195,7 +197,7 @@ def test_preparing_again_keeps_what_is_there(tmp_path):
 def test_two_runs_write_the_same_bytes(tmp_path):
     (tmp_path / "tiny.csv").write_text(TINY)
     for name in ("out", "out2"):
-        prepare(config(tmp_path, path=str(tmp_path / name)), log=lambda line: None)
+        prepare(config(tmp_path, path=str(tmp_path / name)))
     for path in (tmp_path / "out").iterdir():
         assert path.read_bytes() == (tmp_path / "out2" / path.name).read_bytes(), path.name
 

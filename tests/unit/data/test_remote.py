@@ -284,8 +284,8 @@ def test_preference_rows_go_there_and_come_back(server: S3Server, tmp_path: Path
     uri = server.uri(tmp_path.name)
     settings = {"source": str(tmp_path / "rows.jsonl"), "path": uri, "format": "preferences", "num_shards": 2}
     config = DataConfig(**settings, cache_dir=str(tmp_path / "cache"))
-    manifest = prepare_remote(config, log=lambda line: None)
-    assert prepare_remote(config, log=lambda line: None) == manifest
+    manifest = prepare_remote(config)
+    assert prepare_remote(config) == manifest
     assert verify(uri) == []
     data = open_preferences(config)
     assert [row.prompt for rows in data.rows() for row in rows] == [line["prompt"] for line in lines]

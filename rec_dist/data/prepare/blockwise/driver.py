@@ -6,6 +6,7 @@ Memory of this process: the catalogue (about 0.5 KB an item) and counts, nothing
 the work folder beside data.path. `run_map` runs the jobs of a step: here, or on a cluster.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,14 @@ from rec_dist.data.prepare.blockwise.row_ranges import Count, Cutting, RangeRead
 from rec_dist.data.prepare.blockwise.scratch import load_array, save_array
 from rec_dist.data.prepare.blockwise.selection import last_of_few_shot, nth_smallest
 from rec_dist.data.prepare.outcome import Counts, Prepared
-from rec_dist.data.prepare.rules import Log
 from rec_dist.data.prepare.shards import write_items
 from rec_dist.data.prepare.titles import DistinctItems, make_distinct
 from rec_dist.data.sources.blocks import Block, is_packed, moved, unpack
 from rec_dist.data.sources.interactions import Bool
 from rec_dist.data.sources.source import Joined, Source
 from rec_dist.runtime.arrays import I64
+
+logger = logging.getLogger(__name__)
 
 STEP = "prepare,"  # begins the line that a step is announced with
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -47,11 +49,9 @@ class Sizes:
     num_bins: int = 1 << 14  # stretches of the source that ranges are made of
 
 
-def prepare_blockwise(
-    source: Source, config: DataConfig, folder: Path, work: Path, run_map: Map, sizes: Sizes, *, log: Log
-) -> Prepared:
+def prepare_blockwise(source: Source, config: DataConfig, folder: Path, work: Path, run_map: Map, sizes: Sizes) -> Prepared:
     """Writes items and shards into `folder` by way of files in `work`. UserError: as prepare_in_memory."""
-    run = _Run(config, work, run_map, sizes, log)
+    run = _Run(config, work, run_map, sizes)
     spilled = run.spill(source)
     distinct = run.make_titles(spilled)
     core = run.reduce(spilled, distinct)
@@ -104,12 +104,12 @@ class _Core:
 class _Run:
     """The steps, each over all its jobs."""
 
-    def __init__(self, config: DataConfig, work: Path, run_map: Map, sizes: Sizes, log: Log) -> None:
-        self._config, self._work, self._map, self._sizes, self._log = config, work, run_map, sizes, log
+    def __init__(self, config: DataConfig, work: Path, run_map: Map, sizes: Sizes) -> None:
+        self._config, self._work, self._map, self._sizes = config, work, run_map, sizes
 
     def each(self, step: str, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterable[Any]:
         """The results of a step, in the order of its jobs."""
-        self._log(f"{STEP} {step}: {len(jobs)} job{'s' if len(jobs) != 1 else ''}")
+        logger.info(f"{STEP} {step}: {len(jobs)} job{'s' if len(jobs) != 1 else ''}")
         return self._map(function, jobs)
 
     def spill(self, source: Source) -> _Spilled:
@@ -131,8 +131,8 @@ class _Run:
             ratings, timestamps = report.has_rating, report.has_timestamp
         joined.bad.check(config.max_bad_rows)
         for note in joined.notes():
-            self._log(note)
-        rules.check_rows(config, sum(num_rows), ratings=ratings, timestamps=timestamps, log=self._log)
+            logger.info(note)
+        rules.check_rows(config, sum(num_rows), ratings=ratings, timestamps=timestamps)
         named = np.ones(len(joined.items), dtype=bool)
         if source.items is not None:
             named = np.isin(np.arange(len(joined.items)), used[0])
@@ -147,7 +147,7 @@ class _Run:
     def make_titles(self, spilled: _Spilled) -> DistinctItems:
         """Distinct titles of the items that rows name."""
         distinct = make_distinct(spilled.joined.items.take(np.flatnonzero(spilled.used)))
-        rules.say_titles(distinct, self._log)
+        rules.say_titles(distinct)
         titles = np.full(len(spilled.used), -1, dtype=np.int64)
         titles[spilled.used] = distinct.new_index
         save_array(titles_path(self._work), titles)
@@ -186,7 +186,7 @@ class _Run:
             ties=sum(f.ties for f in facts),
             followers=sum(f.followers for f in facts),
         )
-        rules.say_counts(counts, self._log)
+        rules.say_counts(counts)
         users, rows = sum(f.user_histogram for f in facts), sum(f.row_histogram for f in facts)
         assert isinstance(users, np.ndarray) and isinstance(rows, np.ndarray), "a bucket at least"
         return _Core(alive, path, counts, spilled.num_rows, spilled.num_buckets, users, rows)
@@ -224,7 +224,7 @@ class _Run:
     ) -> tuple[RangeReader, dict[str, I64], dict[str, int], I64]:
         """Cuts every range: (how to read them, rows before each range (P+1,) and targets of each split, train_count (I,))."""
         config, indices = self._config, range(len(first_users) - 1)
-        rules.say_split(config, self._log)
+        rules.say_split(config)
         lowest = list(self.each("split", Cutting(self._work, core.num_buckets, first_users, config, cuts), indices))
         self._drop("dealt-*")
         reader = RangeReader(self._work, first_users, last_of_few_shot(lowest, config.max_train_users))

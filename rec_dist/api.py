@@ -1,0 +1,166 @@
+"""The Python API: the functions that the command line calls, as functions of your process.
+
+They return values, print nothing, and leave the process as it was: environment, signal handlers, warning filters, loggers, random
+numbers, process group and a Ray cluster that they started. They work repeatedly, from any thread, and in a notebook. Calls from
+several threads wait for one another. Messages go through `logging` (loggers named rec_dist.*).
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, overload
+
+from rec_dist.commands import evaluate as evaluate_command
+from rec_dist.commands import prepare as prepare_command
+from rec_dist.commands import train as train_command
+from rec_dist.config.load import ConfigLike, Overrides, load_config
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.manifest import PREFERENCES
+from rec_dist.data.dataset.preferences import PreferenceData, open_preferences
+from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.errors import UserError
+from rec_dist.launch.ray_cluster import disconnected
+from rec_dist.runtime.process_state import restored
+from rec_dist.runtime.quiet import quieten_call
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.disk import as_disk_error
+
+_ONE_AT_A_TIME = threading.RLock()  # a process has one process group
+
+
+class Metric(TypedDict):
+    """The mean over n users, and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: its directory, and what lies there.
+
+    path: the run directory (train.run_dir), absolute. config: the whole configuration, with every default.
+
+    >>> Run.open("runs/quickstart-sdpo").metrics("step")[-1]["loss"]  # doctest: +SKIP
+    1.0986
+    """
+
+    path: Path
+    config: RunConfig
+
+    @staticmethod
+    def open(path: str | Path) -> "Run":
+        """The run in the directory `path`, finished or not. Raises UserError when no run lies there."""
+        folder = Path(path).expanduser().absolute()
+        run = RunDirectory(folder)
+        if not run.config_path.is_file():
+            raise UserError(f"{path} is no run directory (config.yaml is missing); give the train.run_dir of a run")
+        return Run(folder, load_config(run.config_path))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return RunDirectory(self.path).finished() is not None
+
+    @property
+    def model_path(self) -> Path:
+        """The folder of the trained model: an adapter, or a whole model. Raises UserError before the run has finished."""
+        if not self.finished:
+            raise UserError(f"{self.path} is not finished, so it has no model yet; train it to the end")
+        return RunDirectory(self.path).model
+
+    def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, in the order in which they were written.
+
+        event: only rows of this kind: "step" (loss, grad_norm, tokens_per_second, step_seconds, ...), "validation", "checkpoint",
+        "evaluation". docs/metrics.md lists all kinds with their keys and units.
+        """
+        return [row for row in RunDirectory(self.path).rows() if event is None or row.get("event") == event]
+
+
+@overload
+def prepare(config: ConfigLike, overrides: Overrides = ..., *, interactions: object, items: object = ...) -> PreparedData: ...
+@overload
+def prepare(config: ConfigLike, overrides: Overrides = ...) -> PreparedData | PreferenceData: ...
+def prepare(
+    config: ConfigLike, overrides: Overrides = (), *, interactions: object = None, items: object = None
+) -> PreparedData | PreferenceData:
+    """Prepares the data set of a configuration at data.path, keeps it when it is there already, and opens it.
+
+    config: a YAML file, a mapping of sections, or a RunConfig. overrides: words "section.key=value", or a mapping of keys to values.
+    interactions: a pandas or Arrow table in place of the files of data.source, which may then be absent: a row an interaction, with
+    the columns user and item, and where there are such, rating, timestamp (any unit; larger is later), title, categories and year.
+    items: a second table with a row an item: item, title, categories (a list, or text separated by "|"), year. data.columns names
+    columns of other names. Without titles, the names of items are their titles. Rows must be in file order: it decides between equal
+    timestamps.
+
+    Returns PreparedData (titles, raw_items, categories, train_counts and split(name)), or PreferenceData for preference rows.
+    Raises UserError for a faulty configuration, for data that cannot be read, with its row or line, and when data.path holds another
+    data set; DiskError when the disk is full.
+
+    >>> data = prepare("config.yaml", ["data.path=prepared"], interactions=frame)  # doctest: +SKIP
+    >>> data.num_items, data.titles[0]  # doctest: +SKIP
+    (1682, 'Toy Story (1995)')
+    """
+    with _call():
+        loaded = load_config(config, overrides)
+        manifest = prepare_command.prepare(loaded, interactions=interactions, items=items)
+        return open_preferences(loaded.data) if manifest.kind == PREFERENCES else open_data(loaded.data)
+
+
+def train(config: ConfigLike, overrides: Overrides = (), *, progress: bool = False) -> Run:
+    """Trains to the end, and resumes the run that is in train.run_dir already. A finished run returns at once.
+
+    config, overrides: as in prepare. progress: shows a bar or lines on standard error; the lines of the run's log then stand between
+    them, else they go to `logging`.
+    cluster.launcher=local trains in a thread of this process, ray on the workers of a cluster. The call starts a Ray cluster on this
+    machine, which takes 20-30 s, and ends it, unless you have called ray.init() before.
+
+    Raises UserError before anything is written when the run cannot work; StopRequested after a signal or a stop file, with its
+    checkpoint saved; WorkerFailedError when workers fail more often than cluster.max_restarts or hang for cluster.hang_seconds;
+    OutOfMemoryError, NotFiniteError and DiskError as their names say. After a hang with launcher=local, restart the process.
+
+    >>> run = train("config.yaml", {"train.max_steps": 10})  # doctest: +SKIP
+    >>> run.model_path, len(run.metrics("step"))  # doctest: +SKIP
+    (PosixPath('/home/me/runs/sdpo/model'), 10)
+    """
+    with _call():
+        done = train_command.train(load_config(config, overrides), progress=progress, owns_process=False)
+        return Run.open(done.path)
+
+
+def evaluate(run: Run | ConfigLike, overrides: Overrides = (), *, progress: bool = False) -> dict[str, Metric]:
+    """Ranks the candidates of each user of a split, and returns the metrics: hr@K, ndcg@K, mrr and auc, each between 0 and 1.
+
+    run: a Run or its directory, for the trained model; or a configuration (a YAML file, a mapping, a RunConfig) for its base model, or
+    with evaluate.ranker=popularity for that baseline. overrides and progress: as in train.
+    Predictions go into the run directory, or to evaluate.output_dir. An evaluation that is there already is kept.
+
+    Raises UserError for a run that is not finished, or on data that it has no answers for.
+
+    >>> evaluate(run, ["evaluate.split=valid"])["hr@1"]  # doctest: +SKIP
+    {'value': 0.31, 'low': 0.28, 'high': 0.34, 'n': 943}
+    """
+    target: ConfigLike = run.path if isinstance(run, Run) else run
+    with _call():
+        row = evaluate_command.evaluate(target, overrides, progress=progress, owns_process=False)
+        metrics: Mapping[str, Metric] = row["metrics"]
+        return dict(metrics)
+
+
+@contextmanager
+def _call() -> Iterator[None]:
+    """Around the work of a call: what it changes in the process is restored, and a fault of the disk is raised as DiskError."""
+    with _ONE_AT_A_TIME, restored(), disconnected():
+        quieten_call()
+        try:
+            yield
+        except Exception as fault:
+            disk = as_disk_error(fault)
+            if disk is None or disk is fault:
+                raise
+            raise disk from fault
