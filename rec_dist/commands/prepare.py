@@ -7,7 +7,7 @@ from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.data.prepare.prepare import prepare as prepare_data
 from rec_dist.data.prepare.upload import prepare_remote
 from rec_dist.launch.prepare_on_ray import ray_map
-from rec_dist.storage.files import is_remote
+from rec_dist.storage.uri import is_remote
 
 
 def prepare(config: RunConfig, *, log: Callable[[str], None]) -> Manifest:

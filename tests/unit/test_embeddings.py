@@ -18,6 +18,7 @@ from rec_dist.errors import UserError
 from rec_dist.methods.language_model.embedding import cut
 from rec_dist.methods.sequential.initial_embeddings import initial_items, principal_components
 from rec_dist.methods.sequential.task import build_sequential_task
+from rec_dist.storage.checksums import parse_manifest, write_manifest
 
 WIDTH = 24
 
@@ -70,7 +71,7 @@ def test_a_changed_byte_is_noticed(tmp_path, name):
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name} is not what embeddings\.json says"):
+    with pytest.raises(UserError, match=rf"{name} has changed"):
         read_embeddings(folder, data_fingerprint="d")
 
 
@@ -155,8 +156,8 @@ def test_embeddings_of_another_catalogue_are_refused(tmp_path):
 @pytest.mark.parametrize("changed", [{"inputs": []}, {"inputs": {}}, {"files": [{"name": "x"}]}, {"files": None}])
 def test_a_description_of_other_fields_is_refused(tmp_path, changed):
     folder = write(tmp_path / "items", vectors(11), data="d")
-    value = json.loads((folder / "embeddings.json").read_text())
-    (folder / "embeddings.json").write_text(json.dumps({**value, **changed}))
+    path = folder / "embeddings.json"
+    write_manifest(path, 2, {**parse_manifest(path.read_bytes(), 2), **changed})
     with pytest.raises(UserError, match=r"embeddings\.json has other fields .*remove that folder and run `rec-dist embed` again"):
         read_embeddings(folder, data_fingerprint="d")
 

@@ -55,7 +55,7 @@ def test_a_store_belongs_to_its_key_and_to_its_bytes(tmp_path: Path) -> None:
     assert store.is_current(tmp_path, "abc")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"key": "abc"}', '{"parts": {}}'])
+@pytest.mark.parametrize("text", ["", "{", '{"key": "abc"}', '{"format_version": 1, "key": "abc", "files": []}'])
 def test_a_damaged_manifest_is_no_manifest(tmp_path: Path, text: str) -> None:
     write(tmp_path)
     (tmp_path / store.MANIFEST_NAME).write_text(text)

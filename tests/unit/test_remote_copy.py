@@ -14,8 +14,7 @@ from rec_dist.checkpoint.remote_copy import RemoteCopy, TakenOverError
 from rec_dist.checkpoint.remote_files import wanted
 from rec_dist.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.checksums import write_checksums
-from rec_dist.storage.files import sha256
+from rec_dist.storage.checksums import describe, write_checksums
 from rec_dist.storage.location import Stored
 
 LINES: list[str] = []
@@ -26,15 +25,24 @@ def config(run: RunDirectory, lr: float = 0.1) -> dict[str, Any]:
 
 
 def save(run: RunDirectory, step: int) -> Path:
-    """A checkpoint as the catalogue leaves it, of one small file."""
+    """A checkpoint as the manager leaves it, of one small file."""
     folder = checkpoint.folder_of(run.checkpoints, step)
     partial = folder.with_name(folder.name + ".tmp")
     partial.mkdir(parents=True)
     state = partial / "state.safetensors"
     state.write_bytes(f"the state after step {step}".encode())
-    manifest = {"step": step, "world_size": 1, "zero_stage": 3, "format": "whole", "base": None, "config": "c", "sampler": {}}
-    files = {state.name: {"bytes": state.stat().st_size, "sha256": sha256(state)}}
-    checkpoint.commit(partial, folder, {**manifest, "valid_loss": None, "versions": {}, "files": files})
+    manifest = checkpoint.Manifest(
+        step=step,
+        world_size=1,
+        zero_stage=3,
+        base=None,
+        config="c",
+        sampler={},
+        valid_loss=None,
+        versions={},
+        files=[describe(state)],
+    )
+    checkpoint.commit(partial, folder, manifest)
     return folder
 
 
@@ -46,7 +54,7 @@ def finish(run: RunDirectory, step: int) -> None:
 
 
 def attempt(run: RunDirectory, place: Path, *work: Callable[[], object]) -> None:
-    """What `train` does about the mirror around its work."""
+    """What `train` does about the remote copy around its work."""
     value = config(run)
     remote = RemoteCopy(run, str(place))
     with run.claimed(value, "{}\n"):
@@ -195,7 +203,7 @@ def test_two_places_that_differ_in_their_options_are_two(run: RunDirectory, tmp_
 def test_a_damaged_copy_is_one_line(run: RunDirectory, place: Path, tmp_path: Path, name: str, text: str) -> None:
     attempt(run, place, lambda: save(run, 10))
     (place / name).write_text(text)
-    (run.path / ".mirror.json").write_text(text)
+    (run.path / ".remote.json").write_text(text)
     if name == "owner.json":  # is written anew by who goes on
         attempt(run, place)
     else:

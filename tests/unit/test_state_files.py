@@ -57,10 +57,10 @@ def test_what_is_written_is_what_safetensors_reads_with_the_hash_it_has(tmp_path
     written = writer.finish()
     assert writer.done
     assert written.fault is None
-    assert written.files.keys() == {file.name for file in files} == {path.name for path in tmp_path.iterdir()}
-    for name, (size, digest) in written.files.items():
-        data = (tmp_path / name).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
+    assert {entry.name for entry in written.files} == {file.name for file in files} == {path.name for path in tmp_path.iterdir()}
+    for entry in written.files:
+        data = (tmp_path / entry.name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry.bytes, entry.sha256)
     read = {name: value for file in files for name, value in load_file(tmp_path / file.name).items()}
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], value) for name, value in tensors.items())
@@ -79,7 +79,7 @@ def test_a_fault_of_the_disk_is_told_at_the_end_and_blocks_nobody(tmp_path: Path
         written = writer.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert written.files == {}
+    assert written.files == []
     assert written.fault is not None
     assert "File too large" in written.fault
     assert str(tmp_path) in written.fault

@@ -115,7 +115,7 @@ def test_a_changed_byte_is_noticed(tmp_path, name):
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name} is not what teacher.json says"):
+    with pytest.raises(UserError, match=f"{name} has changed"):
         read_teacher(folder, data_fingerprint=task._data.manifest.fingerprint)
 
 
@@ -143,7 +143,7 @@ def test_no_list_is_written_half(tmp_path):
     assert len(read_teacher(tmp_path, data_fingerprint="d").lists.user_ids) == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 1, "weights": [], "files": []}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 2, "weights": [], "files": []}'])
 def test_a_damaged_description_is_refused(tmp_path, text):
     task, _, folder = saved(tmp_path)
     (folder / "teacher.json").write_text(text)

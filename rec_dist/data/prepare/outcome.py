@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from rec_dist.data.dataset.manifest import FileEntry, SplitEntry
+from rec_dist.data.dataset.manifest import SplitEntry
+from rec_dist.storage.checksums import FileEntry
 
 
 @dataclass(frozen=True)

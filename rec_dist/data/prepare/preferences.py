@@ -10,13 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.dataset.manifest import FileEntry, SplitEntry, describe_file
+from rec_dist.data.dataset.manifest import SplitEntry
 from rec_dist.data.dataset.preferences import BATCH_ROWS
 from rec_dist.data.dataset.schema import PREFERENCE_SCHEMA, PreferenceRow, shard_name
 from rec_dist.data.prepare.rules import Log
 from rec_dist.data.sources.interactions import BadRows
 from rec_dist.data.sources.preferences import read_preferences
 from rec_dist.errors import UserError
+from rec_dist.storage.checksums import FileEntry, describe
 
 # Keys of the section data that shape interactions; on preference rows they have no effect.
 _OF_INTERACTIONS = (
@@ -67,7 +68,7 @@ def prepare_preferences(path: Path, config: DataConfig, folder: Path, *, log: Lo
     if num_rows == 0:
         raise UserError(f"data.source ({config.source}) holds no preference row that can be used. {bad.describe()}")
     log(f"{num_rows} preference rows, at most {most} rejected completions a row")
-    entries: list[FileEntry] = [describe_file(shard, rows) for shard, rows in zip(shards, held, strict=True)]
+    entries: list[FileEntry] = [describe(shard, rows) for shard, rows in zip(shards, held, strict=True)]
     return PreparedPreferences(
         counts={"rows": num_rows, "most_rejected": most},
         bad_rows=bad.in_order(),

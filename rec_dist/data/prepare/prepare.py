@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.dataset.manifest import PREFERENCES, Manifest, describe_file
+from rec_dist.data.dataset.manifest import PREFERENCES, Manifest
 from rec_dist.data.dataset.schema import FORMAT_VERSION, MANIFEST_NAME, SPLITS
 from rec_dist.data.dataset.verify import folder_faults
 from rec_dist.data.prepare.blockwise.driver import Sizes, prepare_blockwise
@@ -21,6 +21,7 @@ from rec_dist.data.prepare.preferences import check_settings, prepare_preference
 from rec_dist.data.prepare.rules import Log
 from rec_dist.data.sources import FileSet, find_files, open_source
 from rec_dist.errors import UserError
+from rec_dist.storage.checksums import describe
 from rec_dist.storage.disk import writing
 from rec_dist.storage.files import fingerprint, lock
 from rec_dist.storage.location import Location
@@ -50,7 +51,7 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
         check_output(target, "data.path", folder=True)
     found = find_files(resolve_source(config.source, log), config.format)
     before = [_state(path) for path in found.files]
-    sources = [describe_file(path, 0) for path in found.files]
+    sources = [describe(path, 0) for path in found.files]
     settings = _settings(config, found)
     shaping = {name: value for name, value in settings.items() if name != "num_shards"}  # a run may go on with other shards
     mark = fingerprint([FORMAT_VERSION, shaping, [(entry.name, entry.sha256) for entry in sources]])

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from rec_dist.data.dataset.index import write_index
-from rec_dist.data.dataset.manifest import FileEntry, SplitEntry, describe_file
+from rec_dist.data.dataset.manifest import SplitEntry
 from rec_dist.data.dataset.schema import ITEM_SCHEMA, ITEMS_NAME, SEQUENCE_SCHEMA, shard_name
 from rec_dist.data.prepare.splits import Cut
 from rec_dist.data.sources.interactions import F32, ItemTable
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
+from rec_dist.storage.checksums import FileEntry, describe
 
 BATCH_ROWS = 1 << 15
 _MAX_LIST_VALUES = 2**31 - 1  # list<int32> has 32-bit offsets
@@ -108,7 +109,7 @@ def write_shard(path: Path, batches: Iterable[Rows]) -> FileEntry:
             writer.write_batch(_batch(rows))
             num_rows += len(rows.users)
     _sync(path)
-    return describe_file(path, num_rows)
+    return describe(path, num_rows)
 
 
 def write_items(folder: Path, items: ItemTable, train_count: I64) -> FileEntry:
@@ -119,7 +120,7 @@ def write_items(folder: Path, items: ItemTable, train_count: I64) -> FileEntry:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, ITEM_SCHEMA) as writer:
         writer.write_table(pa.Table.from_arrays(arrays, schema=ITEM_SCHEMA))
     _sync(path)
-    return describe_file(path, len(items))
+    return describe(path, len(items))
 
 
 def _batch(rows: Rows) -> pa.RecordBatch:

@@ -41,9 +41,7 @@ def silent() -> Iterator[int]:
     "uri", ["mock://x", "abfs://account@container/x", "local:///tmp", "viewfs://x/y", "gcs://b/x", "S3://b/x"]
 )
 def test_other_schemes_are_refused(uri: str) -> None:
-    with pytest.raises(
-        UserError, match=r"cannot be opened: another scheme than s3, gs and hdfs; give a URI of these, or a folder"
-    ):
+    with pytest.raises(UserError, match=r"cannot be opened: .*s3, gs or hdfs; give a URI of these, or a folder"):
         Location(uri)
 
 

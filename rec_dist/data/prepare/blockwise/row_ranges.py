@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.dataset.manifest import FileEntry
 from rec_dist.data.dataset.schema import SPLITS, shard_name
 from rec_dist.data.prepare import rules
 from rec_dist.data.prepare import splits as split_rules
@@ -22,6 +21,7 @@ from rec_dist.data.prepare.positives import Rows as ChoiceRows
 from rec_dist.data.prepare.shards import Rows, Sequences, batch_ranges, gather_rows, prefix_index, shard_ranges, write_shard
 from rec_dist.data.prepare.splits import Cut
 from rec_dist.runtime.arrays import I64
+from rec_dist.storage.checksums import FileEntry
 
 
 @dataclass(frozen=True)
