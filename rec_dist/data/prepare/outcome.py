@@ -1,4 +1,4 @@
-"""What either way of preparing hands back for the manifest."""
+"""The result of preparing interactions, in memory or block by block, that goes into the manifest."""
 
 from dataclasses import dataclass
 
@@ -8,33 +8,33 @@ from rec_dist.storage.checksums import FileEntry
 
 @dataclass(frozen=True)
 class Counts:
-    """What happened to the rows on the way. followers: choices that have a choice of the same user before them."""
+    """What happened to the rows. followers: positives that follow another positive of the same user."""
 
     raw_rows: int
     repeated_rows: int
     titles_with_year: int
     merged_items: int
-    core_dropped_choices: int
+    core_dropped_positives: int
     users: int
     items: int
-    choices: int
+    positives: int
     explicit_negatives: int
     ties: int
     followers: int
 
     def for_manifest(self) -> dict[str, int]:
-        """Each count under its own name; followers only serves tie_share."""
+        """The counts by name, without followers, which only tie_share uses."""
         return {name: value for name, value in vars(self).items() if name != "followers"}
 
     @property
     def tie_share(self) -> float:
-        """Of the followers, the share with the same timestamp as the choice before."""
+        """The share of followers with the same timestamp as the positive before them."""
         return self.ties / self.followers if self.followers else 0.0
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Items and shards lie in their folder; the rest is for the manifest, whose fields have the same meaning."""
+    """Everything that the manifest says about items and splits; its fields have the same meaning. The files are on disk already."""
 
     cuts: dict[str, int | None]
     counts: Counts

@@ -1,5 +1,6 @@
-"""Preparation of preference rows: shards hold batches of rows dealt in turn, so memory is bounded and the number of rows need not
-be known. All rows train: held-out data is a data set of its own.
+"""Prepares preference rows. Writes batches of rows to the shards in turn, which bounds memory for any number of rows.
+
+All rows train; prepare held-out rows as a data set of their own.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from rec_dist.data.sources.preferences import read_preferences
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import FileEntry, describe
 
-# Keys of the section data that shape interactions; on preference rows they have no effect.
+# Keys of the section data that shape interactions and have no effect on preference rows.
 _OF_INTERACTIONS = (
     *("split", "valid_fraction", "test_fraction", "min_rating", "min_user_interactions", "min_item_interactions"),
     *("max_train_users", "columns", "prepare_on"),
@@ -28,7 +29,7 @@ _OF_INTERACTIONS = (
 
 @dataclass(frozen=True)
 class PreparedPreferences:
-    """What of a manifest is particular to preference rows."""
+    """The parts of a manifest that are specific to preference rows."""
 
     counts: dict[str, int]
     bad_rows: dict[str, int]
@@ -37,7 +38,7 @@ class PreparedPreferences:
 
 
 def check_settings(config: DataConfig) -> None:
-    """UserError for settings that preference rows leave without effect."""
+    """Raises UserError for settings that have no effect on preference rows."""
     for name in _OF_INTERACTIONS:
         default = DataConfig.model_fields[name].get_default(call_default_factory=True)
         if getattr(config, name) != default:
@@ -45,7 +46,7 @@ def check_settings(config: DataConfig) -> None:
 
 
 def prepare_preferences(path: Path, config: DataConfig, folder: Path, *, log: Log) -> PreparedPreferences:
-    """Writes the rows of one file into `folder`. UserError: no usable row, or more bad ones than data.max_bad_rows."""
+    """Writes the rows of one file into `folder`. Raises UserError if no row is usable, or more than data.max_bad_rows are bad."""
     bad = BadRows()
     num_rows, most = 0, 0
     shards = [folder / shard_name("train", index, config.num_shards) for index in range(config.num_shards)]
@@ -66,7 +67,7 @@ def prepare_preferences(path: Path, config: DataConfig, folder: Path, *, log: Lo
     for note in bad.notes():
         log(note)
     if num_rows == 0:
-        raise UserError(f"data.source ({config.source}) holds no preference row that can be used. {bad.describe()}")
+        raise UserError(f"data.source ({config.source}) holds no usable preference row; correct the file. {bad.describe()}")
     log(f"{num_rows} preference rows, at most {most} rejected completions a row")
     entries: list[FileEntry] = [describe(shard, rows) for shard, rows in zip(shards, held, strict=True)]
     return PreparedPreferences(

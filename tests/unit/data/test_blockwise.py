@@ -21,7 +21,7 @@ from rec_dist.data.prepare.prepare import choose_place, prepare
 from rec_dist.data.sources.blocks import cut_text, whole
 from rec_dist.errors import UserError
 
-SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
+SMALL = Sizes(block_bytes=120, partition_rows=9, range_rows=15, num_bins=16)
 
 
 def both(folder: Path, sizes: Sizes = SMALL, **changes: object) -> tuple[list[str] | str, list[str] | str]:
@@ -93,13 +93,13 @@ def test_disk_writes_what_memory_writes(tmp_path, raw, rule, min_user, min_item,
     assert memory == disk
 
 
-def test_many_blocks_buckets_ranges_and_batches(tmp_path, monkeypatch):
+def test_many_blocks_partitions_ranges_and_batches(tmp_path, monkeypatch):
     """Every loop of the blockwise way turns more than once, also that over record batches."""
     monkeypatch.setattr(shards, "BATCH_ROWS", 13)
     generator = random.Random(1)
     rows = [(generator.randrange(90), generator.randrange(40), generator.randrange(1, 6), t, 0) for t in range(3000)]
     (tmp_path / "log.csv").write_text(as_csv(rows))
-    sizes = Sizes(block_bytes=4000, bucket_rows=500, range_rows=300, num_bins=64)
+    sizes = Sizes(block_bytes=4000, partition_rows=500, range_rows=300, num_bins=64)
     settings = {"source": str(tmp_path / "log.csv"), "split": "global_temporal", "min_item_interactions": 40, "min_rating": 2.0}
     memory, disk = both(tmp_path, sizes, num_shards=2, **settings)
     assert memory == disk
@@ -204,7 +204,7 @@ def test_few_shot_with_as_many_draws_as_asked_for_ends_at_the_last_of_them():
 def test_few_shot_of_one_range_is_that_in_memory(tmp_path, few):
     rows = [(user, item, 3, 10 * user + item, 0) for user in range(20) for item in range(5)]
     (tmp_path / "log.csv").write_text(as_csv(rows))
-    large = Sizes(block_bytes=1 << 20, bucket_rows=1 << 20, range_rows=1 << 20, num_bins=16)
+    large = Sizes(block_bytes=1 << 20, partition_rows=1 << 20, range_rows=1 << 20, num_bins=16)
     settings = {"source": str(tmp_path / "log.csv"), "split": "leave_one_out", "min_item_interactions": 1, "num_shards": 1}
     memory, disk = both(tmp_path, large, max_train_users=few, **settings)
     assert memory == disk

@@ -21,7 +21,7 @@ from rec_dist.data.sources.interactions import BadRows
 from rec_dist.data.sources.preferences import read_preferences
 from rec_dist.errors import DiskError, UserError
 
-SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
+SMALL = Sizes(block_bytes=120, partition_rows=9, range_rows=15, num_bins=16)
 ROWS = "user,item,rating,timestamp\n" + "".join(f"u{n % 2},i{n // 2},3,{n}\n" for n in range(16))
 
 

@@ -116,7 +116,7 @@ def test_a_dislike_outside_the_catalogue_is_dropped(tmp_path):
 def test_counts_and_ties_are_reported(tmp_path):
     data, said = run(tmp_path, split="leave_one_out")
     counts = data.manifest.counts
-    assert (counts["raw_rows"], counts["repeated_rows"], counts["choices"], counts["users"]) == (16, 1, 12, 4)
+    assert (counts["raw_rows"], counts["repeated_rows"], counts["positives"], counts["users"]) == (16, 1, 12, 4)
     assert counts["ties"] == 1
     assert data.manifest.tie_share == pytest.approx(1 / 8)
     assert any(line.startswith("12.5%") for line in said)
@@ -213,7 +213,7 @@ def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match=r"data.path \(.*\) exists and is no prepared data set"):
+    with pytest.raises(UserError, match=r"data.path \(.*\) exists and is not a prepared data set"):
         run(tmp_path)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "x"
 
