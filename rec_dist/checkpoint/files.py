@@ -1,7 +1,7 @@
 """A checkpoint on disk: step-00000050/ with the files of the state, a manifest with their sizes and hashes, and a commit marker.
 
-A folder is a checkpoint only if it was renamed into place, has the marker, and matches its manifest in every byte. The manifest has a
-checksum of itself, since a flipped bit in its step or validation loss would go unnoticed.
+A folder is a checkpoint only if it was renamed into place, has the marker, and matches its manifest in every byte. The manifest
+has a checksum of itself, since a flipped bit in its step or validation loss would go unnoticed.
 """
 
 import os
@@ -23,8 +23,8 @@ _FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 class CheckpointMetadata:
     """What the checkpoints of a run belong to. base: a fingerprint of the frozen model. config: a fingerprint of the settings.
 
-    sampler: plain values that give the position in the data, together with the step: the seed, and the examples per epoch and per step.
-    There is no other state, because order, draws, dropout and learning rate are functions of these and the step.
+    sampler: plain values that give the position in the data, together with the step: the seed, and the examples per epoch and
+    per step. There is no other state, because order, draws, dropout and learning rate are functions of these and the step.
     """
 
     base: str | None

@@ -1,9 +1,9 @@
 """Saves and restores the checkpoints of a run: all ranks write, rank 0 commits, and all ranks agree on the outcome.
 
-Why not use the libraries: the return of Ray's report() is no commit, a torn snapshot file of Ray blocks every restart, and Ray never falls
-back to an older one; DeepSpeed writes `latest` before its last barrier. Here, loading takes the newest valid checkpoint and warns about
-each damaged one that it skips. If any rank meets a disk fault, all ranks learn of it: the partial folder is removed, the last good
-checkpoint stays, and the run stops or continues.
+Why not use the libraries: the return of Ray's report() is no commit, a torn snapshot file of Ray blocks every restart, and Ray
+never falls back to an older one; DeepSpeed writes `latest` before its last barrier. Here, loading takes the newest valid
+checkpoint and warns about each damaged one that it skips. If any rank meets a disk fault, all ranks learn of it: the partial
+folder is removed, the last good checkpoint stays, and the run stops or continues.
 """
 
 import shutil
@@ -234,7 +234,7 @@ class CheckpointManager:
         return None
 
     def _set_aside(self, folder: Path) -> bool:
-        """Renames the folder of a damaged checkpoint, so that you can inspect it, and logs a warning. Returns whether it was damaged."""
+        """Renames the folder of a damaged checkpoint, for inspection, and logs a warning. Returns whether it was damaged."""
         problems = checkpoint.verify(folder)
         if problems:
             self._log(f"WARNING: checkpoint passed over: {'; '.join(problems)}")

@@ -1,10 +1,10 @@
 """checkpoint.remote: a copy of the run directory in another place, such as an object store, that outlives the machines of a run.
 
-While a run trains, a thread of its driver copies new files: a checkpoint at once, everything else every half minute. The commit marker of
-a checkpoint is copied last, and the checkpoint counts only from then on. A run whose train.run_dir is missing or behind starts from the
-copy. Neither side deletes a file that the other may still need: the copy drops only old checkpoints, once it has newer ones. A copy
-belongs to one run directory, since two would mix two runs. owner.json names it, and a run that has lost its copy stops. Workers know
-nothing of this. Cost: each checkpoint is read and sent once, beside training.
+While a run trains, a thread of its driver copies new files: a checkpoint at once, everything else every half minute. The commit
+marker of a checkpoint is copied last, and the checkpoint counts only from then on. A run whose train.run_dir is missing or
+behind starts from the copy. Neither side deletes a file that the other may still need: the copy drops only old checkpoints,
+once it has newer ones. A copy belongs to one run directory, since two would mix two runs. owner.json names it, and a run that
+has lost its copy stops. Workers know nothing of this. Cost: each checkpoint is read and sent once, beside training.
 """
 
 import json
@@ -67,8 +67,8 @@ class RemoteCopy:
     def kept_up(self, log: Callable[[str], None]) -> Iterator[None]:
         """Inside, keeps the copy up to date with the run directory, which this process must hold. On exit, both are the same.
 
-        Raises UserError if the copy cannot be written at all, or if another run directory took it over. Raises UnreachableError if the
-        run inside has ended but the copy could not be updated to its end.
+        Raises UserError if the copy cannot be written at all, or if another run directory took it over. Raises UnreachableError
+        if the run inside has ended but the copy could not be updated to its end.
         """
         self._take()
         thread = threading.Thread(target=self._follow, name="remote-copy", daemon=True)

@@ -1,4 +1,4 @@
-"""Fetches a run from its remote copy into the run directory if the copy is ahead. Checks everything first and changes files last."""
+"""Fetches a run from its remote copy into the run directory, if the copy is ahead. Checks everything before it changes a file."""
 
 import json
 import os

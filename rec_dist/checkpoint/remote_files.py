@@ -1,4 +1,4 @@
-"""Files of the remote copy: which files of a run directory are copied, which of a copy are trusted, and how a download is installed.
+"""Files of the remote copy: which files of a run are copied, which of a copy are trusted, and how a download is installed.
 
 Nothing here knows about stores.
 """
@@ -20,7 +20,7 @@ _CLAIMED = (CONFIG, "config.yaml")  # written when a run claims its directory, a
 
 
 def files_of(folder: Path) -> dict[str, list[int]]:
-    """All files that are copied, by their paths: [bytes, time of change in ns]. checkpoints/ and other top folders may be links."""
+    """All files to copy, by their paths: [bytes, time of change in ns]. checkpoints/ and other top folders may be links."""
     found = {}
     for top, folders, names in os.walk(folder, followlinks=True):
         here = Path(top).relative_to(folder)

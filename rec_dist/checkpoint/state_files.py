@@ -1,7 +1,7 @@
 """The safetensors files of a state: which file holds which tensor, and a thread per rank that writes, hashes and syncs them.
 
-The layout follows from names and shapes alone, before the first tensor is available. So host memory holds only tensors that wait to be
-written, not the whole state. The number of ranks decides who writes a file, but not what it holds.
+The layout follows from names and shapes alone, before the first tensor is available. So host memory holds only tensors that
+wait to be written, not the whole state. The number of ranks decides who writes a file, but not what it holds.
 """
 
 import hashlib
@@ -96,8 +96,8 @@ class Written:
 class StateWriter:
     """Writes `files` in a thread, from tensors that put() gets in order. After a fault it drops the rest and never blocks.
 
-    asynchronous: copies the tensors, and all of them may wait in host memory. Otherwise at most two wait, and no tensor may change until
-    finish() returns.
+    asynchronous: copies the tensors, and all of them may wait in host memory. Otherwise at most two wait, and no tensor may
+    change until finish() returns.
     """
 
     def __init__(self, folder: Path, files: Sequence[StateFile], *, asynchronous: bool) -> None:

@@ -1,8 +1,8 @@
 """Checksums: what files held when they were written, and which of them have changed since.
 
-Neither weights nor Arrow files carry a checksum of their own: with one bit flipped they load, and answer a little wrong. So whoever writes
-files also writes a manifest with the size and SHA-256 of each, and with a checksum of itself. Cost: 1 s per GB on one core, once when
-files are written and again at each check.
+Neither weights nor Arrow files carry a checksum of their own: with one bit flipped they load, and answer a little wrong. So
+whoever writes files also writes a manifest with the size and SHA-256 of each, and with a checksum of itself. Cost: 1 s per GB
+on one core, once when files are written and again at each check.
 """
 
 import json
@@ -70,7 +70,8 @@ def write_manifest(path: Path, format_version: int, body: Mapping[str, Any]) -> 
 def parse_manifest(text: bytes, format_version: int) -> dict[str, Any]:
     """Returns the body that write_manifest wrote.
 
-    Raises ValueError if a byte has changed or the format version is another. Its message continues a sentence that begins with the path.
+    Raises ValueError if a byte has changed or the format version is another. Its message continues a sentence that begins with
+    the path.
     """
     try:
         value = json.loads(text)
@@ -114,8 +115,8 @@ def write_checksums(folder: Path) -> None:
 def damaged_files(folder: Path) -> list[str]:
     """Checks `folder` against its files.json and returns a phrase for each damaged file.
 
-    Returns an empty list if there is no files.json, as for external models. Ignores files that were added later. Raises UserError if
-    files.json itself is damaged.
+    Returns an empty list if there is no files.json, as for external models. Ignores files that were added later. Raises
+    UserError if files.json itself is damaged.
     """
     path = folder / CHECKSUMS_NAME
     if not path.is_file():

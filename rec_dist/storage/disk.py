@@ -1,7 +1,7 @@
 """Disk faults: recognises the exceptions that report one, and turns them into one line with the place, the fault and the remedy.
 
-Whoever writes next meets a full disk, a lost permission or a broken device: Python, Arrow or safetensors, whose exceptions differ.
-`writing` turns all of them into DiskError.
+Whoever writes next meets a full disk, a lost permission or a broken device: Python, Arrow or safetensors, whose exceptions
+differ. `writing` turns all of them into DiskError.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """Atomic file writes, reads of our own JSON files, locks, and hashes of files and values.
 
-A file is written under a temporary name, synced and renamed, because a run can die at any moment and half a manifest is worse than none.
-Cost: one fsync per file.
+A file is written under a temporary name, synced and renamed, because a run can die at any moment and half a manifest is worse
+than none. Cost: one fsync per file.
 """
 
 import fcntl

@@ -1,8 +1,9 @@
 """A folder of files, on this machine, in an object store, or on another file system that pyarrow opens.
 
-A prepared data set or the remote copy of a run can be at `s3://bucket/prefix`, `gs://bucket/prefix` or `hdfs://host:port/path`. Options
-that pyarrow takes follow a question mark (`?endpoint_override=host:9000&scheme=http`). Credentials come from where the store's own
-tools look for them; a URI that holds credentials is rejected. If a store does not answer, the code gives up within 40 s.
+A prepared data set or the remote copy of a run can be at `s3://bucket/prefix`, `gs://bucket/prefix` or `hdfs://host:port/path`.
+Options that pyarrow takes follow a question mark (`?endpoint_override=host:9000&scheme=http`). Credentials come from where the
+store's own tools look for them; a URI that holds credentials is rejected. If a store does not answer, the code gives up within
+40 s.
 """
 
 import hashlib
@@ -41,7 +42,7 @@ class Stored:
 
 
 class Location:
-    """A folder of files. str() gives the form that messages show: an absolute path, or the URI without options and credentials."""
+    """A folder of files. str() is the form that messages show: an absolute path, or the URI without options and credentials."""
 
     def __init__(self, path: str | Path, *, key: str = "data.path") -> None:
         """Opens the folder or URI that the configuration key `key` names.
@@ -112,8 +113,8 @@ class Location:
     def copy(self, file: str, target: Path) -> str:
         """Streams a file to `target` and returns its SHA-256 in hex.
 
-        Raises FileNotFoundError if there is no such file, UnreachableError if it cannot be read to its end, and any other OSError if
-        `target` cannot be written.
+        Raises FileNotFoundError if there is no such file, UnreachableError if it cannot be read to its end, and any other
+        OSError if `target` cannot be written.
         """
         digest = hashlib.sha256()
         with self._reading(file, self._system.open_input_stream, f"{self._base}/{file}") as stream:
@@ -179,8 +180,8 @@ class Location:
 def _system_of(uri: str) -> tuple[Any, str]:
     """The file system of a URI and the path in it, with limits on how long a store may take.
 
-    pyarrow's own limits are 99 s for an S3 server that never answers and 15 minutes for Google Cloud Storage. A URI cannot set those of
-    S3. So this code builds the file system again from its own options and these limits, as unpickling would.
+    pyarrow's own limits are 99 s for an S3 server that never answers and 15 minutes for Google Cloud Storage. A URI cannot set
+    those of S3. So this code builds the file system again from its own options and these limits, as unpickling would.
     """
     system, base = fs.FileSystem.from_uri(uri)
     if system.type_name not in _OBJECT_STORES:
@@ -195,7 +196,7 @@ def _system_of(uri: str) -> tuple[Any, str]:
 
 
 def is_below(name: str) -> bool:
-    """Whether a file system can hold `name` below a folder. Keys of an object store may contain `..`, empty parts or 1,024 bytes."""
+    """Whether a file system can hold `name` below a folder. Keys of object stores may have `..`, empty parts or 1,024 bytes."""
     parts = name.split("/")
     return "\0" not in name and all(part not in ("", ".", "..") and len(part.encode()) <= _NAME_BYTES for part in parts)
 

@@ -15,8 +15,8 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # disk faults that another p
 def check_output(path: Path, key: str, *, folder: bool = False, may_exist: bool = False) -> None:
     """Raises UserError if `path` cannot become a new file (or folder). Leaves nothing behind.
 
-    key: names `path` in messages. may_exist: allows an existing folder, which the command writes into. Missing parent folders are fine,
-    since the command creates them. Errors that are disk faults, such as a full disk, pass through as OSError.
+    key: names `path` in messages. may_exist: allows an existing folder, which the command writes into. Missing parent folders
+    are fine, since the command creates them. Errors that are disk faults, such as a full disk, pass through as OSError.
     """
     what = "folder" if folder else "file"
     try:

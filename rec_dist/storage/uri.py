@@ -1,7 +1,7 @@
 """URIs as text: which paths are URIs, how messages show them, and a check that they hold no credentials.
 
-A URI with credentials is rejected, since config.yaml and its copies would hold them. The code takes URIs apart by hand, because an access
-key that is pasted unquoted (with a `/`, `#`, `?` or a space in it) does not make a URI that a parser accepts.
+A URI with credentials is rejected, since config.yaml and its copies would hold them. The code takes URIs apart by hand, because
+an access key that is pasted unquoted (with a `/`, `#`, `?` or a space in it) does not make a URI that a parser accepts.
 """
 
 import re

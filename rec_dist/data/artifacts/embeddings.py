@@ -1,8 +1,8 @@
 """Item embeddings as `rec-dist embed` writes them: one vector per item of the catalogue, and what they were made from.
 
-embeddings.arrow (item_id, vector) and embeddings.safetensors (the tensor `embeddings`) hold the same float32 values. embeddings.json is
-written last and ties both to data, model, adapter and prompt. Until then, parts/ holds the finished parts: a file per run of items,
-renamed into place, with a key of all inputs. Cost: 8 D bytes per item; writing holds one part in memory.
+embeddings.arrow (item_id, vector) and embeddings.safetensors (the tensor `embeddings`) hold the same float32 values.
+embeddings.json is written last and ties both to data, model, adapter and prompt. Until then, parts/ holds the finished parts: a
+file per run of items, renamed into place, with a key of all inputs. Cost: 8 D bytes per item; writing holds one part in memory.
 
 I items, D width, n items of a part.
 """

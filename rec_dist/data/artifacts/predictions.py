@@ -1,4 +1,4 @@
-"""predictions.arrow: one row per evaluated target, with every candidate and its score. Comparisons of runs read only this file."""
+"""predictions.arrow: one row per evaluated target, with every candidate and its score. Comparing runs reads only this file."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,8 @@
 """What a trained sequential recommender writes for methods that learn from it: item embeddings, and its best items per position.
 
-These are two Arrow files (IPC file format, uncompressed) beside the model. teacher.json is written last and says which model and data
-they belong to. Each file is written under a temporary name and renamed. Cost: 4 D bytes per item; 12 + 4 h bytes per training target.
+These are two Arrow files (IPC file format, uncompressed) beside the model. teacher.json is written last and says which model
+and data they belong to. Each file is written under a temporary name and renamed. Cost: 4 D bytes per item; 12 + 4 h bytes per
+training target.
 
 I items of the catalogue, D width, R training targets, h items per list.
 """

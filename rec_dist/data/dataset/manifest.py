@@ -19,7 +19,7 @@ SEQUENCES, PREFERENCES = "sequences", "preferences"
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One split: its rows (users), its targets (positions from first_target on), its shards in row order, and the index of all rows.
+    """One split: its rows (users), targets (positions from first_target on), shards in row order, and the index of all rows.
 
     In a split of preference rows every row is a target, and there is no index.
     """
@@ -35,12 +35,10 @@ class Manifest:
     """Everything that manifest.json says.
 
     fingerprint: of the settings and the hashes of the sources; `prepare` writes the same data set for equal fingerprints.
-    settings: the resolved fields of the section `data` that shape the result.
-    cuts: the timestamps at which validation and test begin, if any.
-    counts: rows, users and items kept and dropped, each under its own name.
-    tie_share: of the positives that follow another positive of their user, the share with the same timestamp as that one. The order of
-    the source file decides between them, not time.
-    kind: sequences of users, or preference rows, which have no items and only a train split.
+    settings: the resolved fields of the section `data` that shape the result. cuts: the timestamps at which validation and test
+    begin, if any. counts: rows, users and items kept and dropped, each under its own name. tie_share: of the positives that
+    follow another positive of their user, the share with the same timestamp as that one. The order of the source file decides
+    between them, not time. kind: sequences of users, or preference rows, which have no items and only a train split.
     """
 
     fingerprint: str

@@ -1,15 +1,15 @@
 """The node's cache of data set files. Each file is checked against its SHA-256 once per node, not once per process.
 
-A remote file is fetched whole when it is first needed. The cache names it by its hash, so a file in the cache is a checked file. A data
-set that changes in its place never meets old files, and two copies of one data set share theirs. A file on this machine is read where it
-is; the cache remembers by path, size, inode and times that it was checked. The cache holds at most max_bytes, downloads included, and
-evicts the least recently used file first. An evicted file that a process has mapped stays readable there, and its disk space is freed
-when that process unmaps it.
+A remote file is fetched whole when it is first needed. The cache names it by its hash, so a file in the cache is a checked
+file. A data set that changes in its place never meets old files, and two copies of one data set share theirs. A file on this
+machine is read where it is; the cache remembers by path, size, inode and times that it was checked. The cache holds at most
+max_bytes, downloads included, and evicts the least recently used file first. An evicted file that a process has mapped stays
+readable there, and its disk space is freed when that process unmaps it.
 
     shards/HASH.arrow  checked      shards/HASH.tmp  being fetched      shards/HASH.lock, checked/MARK  0 to 2 bytes
 
-Any number of processes can share the cache: a lock per file lets one fetch it while the others wait. Cost: the download, and hashing at
-1 GB/s.
+Any number of processes can share the cache: a lock per file lets one fetch it while the others wait. Cost: the download, and
+hashing at 1 GB/s.
 """
 
 import fcntl
@@ -39,7 +39,7 @@ class NodeCache:
 
     @contextmanager
     def opened(self, location: Location, entry: FileEntry) -> Iterator[Path]:
-        """Yields a path to the file `entry` of `location` with exactly the bytes that the manifest says. The file stays while inside.
+        """Yields a path to the file `entry` of `location`, with exactly the bytes that the manifest says. Inside, the file stays.
 
         Raises UserError if the file is missing, damaged or larger than the cache, or if the cache cannot be written. Raises
         UnreachableError if the store stops answering.

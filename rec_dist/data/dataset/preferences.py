@@ -1,7 +1,7 @@
-"""An opened data set of preference rows: a prompt as text, and its completions, the chosen one first. It has no users and no items.
+"""An opened data set of preference rows: prompts as text, and their completions, the chosen one first.
 
-`prepare` writes batches of rows to the shards in turn. Reading the shards in turn restores the order of the source file for any number
-of shards.
+`prepare` writes batches of rows to the shards in turn. Reading the shards in turn restores the order of the source file for any
+number of shards.
 """
 
 from collections.abc import Iterator

@@ -29,7 +29,8 @@ CACHE_BYTES = 64 << 30  # data.cache_bytes if there is no configuration
 class SequenceSplit:
     """One split. Row r has offsets[r + 1] - offsets[r] items, and those from position first_target[r] on are its targets.
 
-    user_ids (U,) int64 ascending; offsets, explicit_negative_offsets (U+1,) int64; first_target (U,) int32 >= 1. All are read-only.
+    user_ids (U,) int64 ascending; offsets, explicit_negative_offsets (U+1,) int64; first_target (U,) int32 >= 1. All are
+    read-only.
     """
 
     name: str
@@ -73,7 +74,8 @@ class SequenceSplit:
 class PreparedData:
     """An opened data set: its catalogue is in memory, its splits are opened by split().
 
-    titles[i], raw_items[i] and categories[i] belong to item i; train_counts (I,) is how often it occurs in rows of the train split.
+    titles[i], raw_items[i] and categories[i] belong to item i; train_counts (I,) is how often it occurs in rows of the train
+    split.
     """
 
     source: Source
@@ -87,8 +89,8 @@ class PreparedData:
     def open(path: str | Path, *, cache: str | None = None, cache_bytes: int = CACHE_BYTES) -> "PreparedData":
         """Opens the data set at `path` (data.path), a folder or a URI, through the node's cache.
 
-        Reads the manifest, compares the sizes of all files with it, and reads items.arrow. Raises UserError if there is no prepared
-        data set, a file is missing, has another size or is not in the manifest, or items.arrow is damaged.
+        Reads the manifest, compares the sizes of all files with it, and reads items.arrow. Raises UserError if there is no
+        prepared data set, a file is missing, has another size or is not in the manifest, or items.arrow is damaged.
         """
         location = Location(path)
         manifest = Manifest.load(location)

@@ -1,8 +1,8 @@
 """Checked, memory-mapped tables of a prepared data set, and the shards of a split, each opened when a row of it is requested.
 
-The rows of a step are spread over many shards. Shards that are not open yet are fetched eight at a time. An open shard stays mapped, and
-the page cache decides which pages are in memory. Shards that the node's cache has removed are unmapped before the next fetch.
-Letters: R requested rows, S shards.
+The rows of a step are spread over many shards. Shards that are not open yet are fetched eight at a time. An open shard stays
+mapped, and the page cache decides which pages are in memory. Shards that the node's cache has removed are unmapped before the
+next fetch. Letters: R requested rows, S shards.
 """
 
 import threading

@@ -1,8 +1,8 @@
 """The prepared data set on disk: file names, Arrow schemas and the version of the format. All of data/ relies on this module.
 
 A prepared data set is a folder with manifest.json, items.arrow, {train,valid,test}-00000-of-000NN.arrow and
-index-{train,valid,test}.arrow. The Arrow files use the IPC file format without compression, so that they can be memory-mapped: 5.6 GB/s
-sequential and 50k random rows/s, where compressed formats are 3-15x slower.
+index-{train,valid,test}.arrow. The Arrow files use the IPC file format without compression, so that they can be memory-mapped:
+5.6 GB/s sequential and 50k random rows/s, where compressed formats are 3-15x slower.
 """
 
 from dataclasses import dataclass

@@ -47,9 +47,9 @@ def _size_faults(location: Location, manifest: Manifest, sizes: dict[str, int]) 
 def verify(place: Location | Path | str) -> list[str]:
     """Returns everything that is wrong with the data set at `place`; an empty list means that it is exactly as it was written.
 
-    Checks the manifest, and for each file its presence, size, SHA-256, schema and row count. Compares the shards with the index of their
-    split, and looks for other Arrow files. Takes nothing from a cache; a remote file is copied to a temporary folder while it is checked.
-    Raises UnreachableError if the store does not answer to the end.
+    Checks the manifest, and for each file its presence, size, SHA-256, schema and row count. Compares the shards with the index
+    of their split, and looks for other Arrow files. Takes nothing from a cache; a remote file is copied to a temporary folder
+    while it is checked. Raises UnreachableError if the store does not answer to the end.
     """
     try:
         location = place if isinstance(place, Location) else Location(place)

@@ -61,8 +61,8 @@ _KNOWN = {
 def resolve_source(source: str, log: Callable[[str], None]) -> Path:
     """The absolute path of the file or folder that `data.source` names.
 
-    Downloads a known data set on first use, and logs its terms each time. A known name takes precedence over a file of that name (write
-    ./NAME for the file). Raises UserError if `source` is neither, or if the download fails.
+    Downloads a known data set on first use, and logs its terms each time. A known name takes precedence over a file of that
+    name (write ./NAME for the file). Raises UserError if `source` is neither, or if the download fails.
     """
     known = _KNOWN.get(source)
     if known is None:

@@ -34,7 +34,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that the manifest says about items and splits; its fields have the same meaning. The files are on disk already."""
+    """The manifest's fields about items and splits, whose files are on disk already."""
 
     cuts: dict[str, int | None]
     counts: Counts

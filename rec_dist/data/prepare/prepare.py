@@ -1,7 +1,8 @@
 """`rec-dist prepare`: turns raw files into a prepared data set.
 
-Small sources are prepared in memory; large ones through files on disk, on this machine or by the processes of a cluster. All ways write
-the same bytes. The result is a pure function of the settings and the bytes of the sources, and appears whole or not at all.
+Small sources are prepared in memory; large ones through files on disk, on this machine or by the processes of a cluster. All
+ways write the same bytes. The result is a pure function of the settings and the bytes of the sources, and appears whole or not
+at all.
 """
 
 import os
@@ -28,8 +29,8 @@ from rec_dist.storage.location import Location
 from rec_dist.storage.outputs import check_output
 from rec_dist.storage.uri import local_path
 
-# With prepare_on=auto, sources of this size or more are prepared on Ray. In memory, 128 MiB of text are about 4 million rows, and take
-# 1.3 GB and 8 s; Ray takes 20-30 s to start. A compressed file counts five times its size.
+# With prepare_on=auto, sources of this size or more are prepared on Ray. In memory, 128 MiB of text are about 4 million rows, and
+# take 1.3 GB and 8 s; Ray takes 20-30 s to start. A compressed file counts five times its size.
 LARGE_BYTES = 1 << 27
 _PACKED_RATIO = 5
 
@@ -37,7 +38,7 @@ Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None = None, sizes: Sizes | None = None) -> Manifest:
-    """Writes the prepared data set of `config` to data.path and returns its manifest. Keeps the same data set if it exists already.
+    """Writes the prepared data set of `config` to data.path and returns its manifest. Keeps it if it exists already.
 
     ray_map: connects to Ray and returns its map, (function, jobs) -> results in the order of the jobs; None if there is no Ray.
     Raises UserError if sources cannot be read, settings leave a split empty, or data.path holds something else.
@@ -89,9 +90,10 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
 
 
 def _clear_and_hold(target: Path, own: Path) -> int | None:
-    """Locks the file `own` for this attempt, and removes what killed attempts left beside `target`, on any machine that shares the disk.
+    """Locks the file `own` for this attempt, and removes what killed attempts left beside `target`.
 
-    Returns the lock, or None if the file system has no locks. An attempt counts as killed if nobody holds its lock.
+    An attempt counts as killed if nobody holds its lock; it may have run on any machine that shares the disk. Returns the lock, or None
+    if the file system has no locks.
     """
     for path in target.parent.iterdir():
         if path.name.startswith(f".{target.name}.") and path.suffix == ".lock" and path != own:

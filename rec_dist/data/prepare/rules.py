@@ -89,6 +89,6 @@ def check_split(config: DataConfig, rows: dict[str, int], counts: Counts) -> Non
         asked = name != "valid" or config.split == "leave_one_out" or config.valid_fraction > 0
         if asked and count == 0:
             raise UserError(
-                f"data.split ({config.split}) leaves the {name} split without a target: too few of the {counts.positives} positives of "
-                f"{counts.users} users fall into it; {_WAY_OUT[config.split]}."
+                f"data.split ({config.split}) leaves the {name} split without a target: too few of the "
+                f"{counts.positives} positives of {counts.users} users fall into it; {_WAY_OUT[config.split]}."
             )

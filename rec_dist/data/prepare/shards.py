@@ -1,7 +1,7 @@
 """Writes items.arrow and the shards of the splits.
 
-A shard is a series of record batches of BATCH_ROWS users. A writer holds one batch at a time, and a shard with a single batch is read
-without a copy.
+A shard is a series of record batches of BATCH_ROWS users. A writer holds one batch at a time, and a shard with a single batch
+is read without a copy.
 """
 
 import os

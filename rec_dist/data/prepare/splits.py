@@ -1,7 +1,7 @@
 """Splits: which part of a user's sequence trains, validates and tests. Pure functions on offsets; nothing is copied here.
 
-A row of a split is a prefix of a user's sequence: items 0..length-1. Those from first_target on are targets, those before are history. A
-target has at least one item of history, so first_target >= 1. A user without a target in a split has no row there.
+A row of a split is a prefix of a user's sequence: items 0..length-1. Those from first_target on are targets, those before are
+history. A target has at least one item of history, so first_target >= 1. A user without a target in a split has no row there.
 Letters: U users, N positives, R rows of a split.
 """
 
@@ -83,9 +83,9 @@ def cut_places(count: int, valid_fraction: float, test_fraction: float) -> tuple
 def global_temporal(timestamp: I64, offsets: I64, valid_from: int, test_from: int) -> Split:
     """Cuts all users at the same times: timestamp (N,) ordered within each user, offsets (U+1,).
 
-    The cuts are the timestamps at the quantiles 1 - test - valid and 1 - test of all positives (cut_places). A row with the timestamp of a
-    cut comes after it, so equal times are never on both sides. The history of a test row is everything before the cut, including the
-    validation part.
+    The cuts are the timestamps at the quantiles 1 - test - valid and 1 - test of all positives (cut_places). A row with the
+    timestamp of a cut comes after it, so equal times are never on both sides. The history of a test row is everything before
+    the cut, including the validation part.
     """
     before_valid = _count_before(timestamp, offsets, valid_from)
     before_test = _count_before(timestamp, offsets, test_from)
@@ -128,8 +128,8 @@ def user_ratio(lengths: I64, user_hashes: I64, valid_fraction: float, test_fract
 def training_explicit_negatives(rows: Rows, split: Split) -> tuple[I64, I64]:
     """The explicit negatives of each user within the training part, in time order: (offsets (U+1,), items (E,)).
 
-    rows: positives and explicit negatives of users 0..U-1 in time order. With a cut in time, the training part of all users ends there.
-    Otherwise it ends for each user at the first positive that is held out.
+    rows: positives and explicit negatives of users 0..U-1 in time order. With a cut in time, the training part of all users
+    ends there. Otherwise it ends for each user at the first positive that is held out.
     """
     num_users = len(split.train_length)
     if split.valid_from is not None:

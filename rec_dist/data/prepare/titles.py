@@ -1,8 +1,8 @@
 """Makes titles distinct: one title per item.
 
-A language model knows items only by title, so two items with one title are the same to it. A release year is added only where the title
-alone is ambiguous, since it doubles the tokens of a title. Items that share title and year are merged into the first: in ML-100K, all 18
-such pairs are the same film entered twice.
+A language model knows items only by title, so two items with one title are the same to it. A release year is added only where
+the title alone is ambiguous, since it doubles the tokens of a title. Items that share title and year are merged into the first:
+in ML-100K, all 18 such pairs are the same film entered twice.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from rec_dist.runtime.arrays import I64
 class DistinctItems:
     """Items (I',) with distinct titles.
 
-    new_index (I,): the new number of each old item. num_with_year, num_merged: how many titles got a year, and how many items were merged.
+    new_index (I,): the new number of each old item. num_with_year, num_merged: how many titles got a year, and how many items
+    were merged.
     """
 
     items: ItemTable

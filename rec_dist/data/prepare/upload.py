@@ -19,7 +19,7 @@ from rec_dist.storage.location import Location
 
 
 def prepare_remote(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None = None) -> Manifest:
-    """Writes the prepared data set of `config` to data.path and returns its manifest. Keeps the same data set if it exists already.
+    """Writes the prepared data set of `config` to data.path and returns its manifest. Keeps it if it exists already.
 
     Raises UserError as prepare does, and if data.path holds something else or cannot be written.
     """

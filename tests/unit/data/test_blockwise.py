@@ -220,7 +220,7 @@ def test_where_the_work_is_done(tmp_path, monkeypatch):
     assert choose_place("auto", [path], with_ray=True) == "ray"
     assert choose_place("auto", [path], with_ray=False) == "disk"
     assert choose_place("memory", [path], with_ray=True) == "memory"
-    with pytest.raises(UserError, match=r"data.prepare_on=ray works from the command line"):
+    with pytest.raises(UserError, match=r"data.prepare_on=ray works only from the command line"):
         choose_place("ray", [path], with_ray=False)
 
 

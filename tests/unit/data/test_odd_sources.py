@@ -46,8 +46,8 @@ def both(folder: Path, source: Path, **changes: object) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.csv", ROWS.replace("\n", "\r").encode(), r"a.csv:1: lines end with a carriage return alone"),
-        ("a.inter", b"user_id:token\titem_id:token\ra\tb\r", r"a.inter:1: lines end with a carriage return alone"),
+        ("a.csv", ROWS.replace("\n", "\r").encode(), r"a.csv:1: lines end with a carriage return only"),
+        ("a.inter", b"user_id:token\titem_id:token\ra\tb\r", r"a.inter:1: lines end with a carriage return only"),
         ("a.csv", ROWS.encode("utf-16"), r"a.csv:1: the first line holds NUL bytes, as UTF-16 does"),
         ("a.csv", b'"us\ner",item\na,b\n', r"a.csv:1: a quote in the first line is never closed"),
         ("a.csv", b"user,item," + b"x" * 70_000 + b"\n", r"a.csv:1: the first line is longer than 65536 bytes"),
@@ -109,7 +109,7 @@ def packed(text: str) -> bytes:
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_a_flipped_byte_of_a_packed_file_is_named(place, tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(packed(ROWS + "".join(f"u,x{n * 7919 % 1000},1,{n}\n" for n in range(500))))
-    with pytest.raises(UserError, match=r"a.csv.gz cannot be unpacked \(Error -3"):
+    with pytest.raises(UserError, match=r"a.csv.gz cannot be decompressed \(Error -3"):
         prepare(DataConfig(source=str(tmp_path), path=str(tmp_path / "out"), prepare_on=place), log=lambda line: None)
 
 
@@ -118,10 +118,10 @@ def test_a_flipped_byte_of_packed_metadata_and_preferences_is_named(tmp_path):
     (tmp_path / "R.json").write_text(json.dumps(review) + "\n")
     lines = "".join(json.dumps({"asin": f"a{n}", "title": f"T{n * 7919 % 1000}"}) + "\n" for n in range(300))
     (tmp_path / "meta_R.json.gz").write_bytes(packed(lines))
-    with pytest.raises(UserError, match=r"meta_R.json.gz cannot be unpacked \(Error -3"):
+    with pytest.raises(UserError, match=r"meta_R.json.gz cannot be decompressed \(Error -3"):
         read_interactions(find_files(tmp_path, "amazon"), {}, 0)
     (tmp_path / "rows.jsonl.gz").write_bytes(packed(lines))
-    with pytest.raises(UserError, match=r"rows.jsonl.gz cannot be unpacked \(Error -3"):
+    with pytest.raises(UserError, match=r"rows.jsonl.gz cannot be decompressed \(Error -3"):
         list(read_preferences(tmp_path / "rows.jsonl.gz", BadRows()))
 
 
@@ -142,10 +142,10 @@ def test_folders_are_passed_over_and_links_to_nothing_named(name, tmp_path):
         find_files(tmp_path / "f", kind)
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / name).symlink_to("nowhere")
-    with pytest.raises(UserError, match=f"{name} is no file that can be read twice"):
+    with pytest.raises(UserError, match=f"{name} is not a file that can be read twice"):
         find_files(tmp_path / "g", kind)
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(UserError, match=r"pipe.csv is no file that can be read twice"):
+    with pytest.raises(UserError, match=r"pipe.csv is not a file that can be read twice"):
         find_files(tmp_path / "pipe.csv", "csv")
 
 
@@ -173,7 +173,7 @@ def test_a_review_that_cannot_be_read_is_a_bad_row(line, tmp_path):
     (tmp_path / "R.json").write_bytes(good + b"\n" + line + b"\n")
     got = read_interactions(find_files(tmp_path, "amazon"), {}, 1)
     assert len(got) == 1
-    assert got.bad_rows == {"no JSON object of a review": 1}
+    assert got.bad_rows == {"not a JSON object of a review": 1}
     assert "R.json:2" in got.notes[-1]
 
 
@@ -230,7 +230,7 @@ def test_parquet_types_that_can(tmp_path):
 
 def test_parquet_with_two_columns_of_a_name_or_no_row(tmp_path):
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, names=["user", "item", "user"]), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="the column 'user' stands there twice"):
+    with pytest.raises(UserError, match=r"two columns are named .user."):
         read_interactions(find_files(tmp_path, "parquet"), {}, 0)
     pq.write_table(table().slice(0, 0), tmp_path / "a.parquet")
     for said in both(tmp_path, tmp_path / "a.parquet"):
@@ -256,7 +256,7 @@ def test_blocks_end_between_rows_where_a_quote_stands_inside_a_cell(after, tmp_p
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.csv", b"prompt,chosen,rejected,rejected\np,a,b,c\n", r"the column 'rejected' stands there twice"),
+        ("a.csv", b"prompt,chosen,rejected,rejected\np,a,b,c\n", r"two columns are named .rejected."),
         (
             "a.csv",
             b"prompt,chosen,rejected\n" + b"x" * 200_000 + b",a,b\n",
@@ -274,9 +274,9 @@ def test_preference_files_that_cannot_be_read(name, data, words, tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"prompt": "p\\ud800", "chosen": "a", "rejected": "b"}', "half of a surrogate pair, which is no text"),
-        ('{"prompt": "p", "chosen": "a", "rejected": ["b\\udfff"]}', "half of a surrogate pair, which is no text"),
-        ('{"prompt":' + "[" * 100_000, "no JSON object"),
+        ('{"prompt": "p\\ud800", "chosen": "a", "rejected": "b"}', "half of a surrogate pair, which is not valid text"),
+        ('{"prompt": "p", "chosen": "a", "rejected": ["b\\udfff"]}', "half of a surrogate pair, which is not valid text"),
+        ('{"prompt":' + "[" * 100_000, "not a JSON object"),
         ('{"prompt": "p", "chosen": "a", "rejected' + "9" * 5000 + '": "b"}', "no rejected completion"),
     ],
 )

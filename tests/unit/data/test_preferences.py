@@ -107,12 +107,12 @@ def test_rows_that_cannot_be_used_are_counted_and_shown(tmp_path):
     message = str(caught.value)
     assert "data.max_bad_rows (7) is exceeded: 8 rows" in message
     for words in (
-        f"{path}:2: prompt is no text",
-        f"{path}:3: chosen is no text",
+        f"{path}:2: prompt is not a text",
+        f"{path}:3: chosen is not a text",
         f"{path}:4: no rejected completion",
         f"{path}:5: the chosen completion is also rejected",
         f"{path}:6: rejected is neither a text nor a list of texts",
-        f"{path}:9: no JSON object ('no json'), 2 of this kind",
+        f"{path}:9: not a JSON object ('no json'), 2 of this kind",
     ):
         assert words in message
     data = prepared(path, tmp_path / "out", max_bad_rows=8)
@@ -125,7 +125,7 @@ def test_settings_without_effect_and_empty_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"data.min_rating has no effect on data.format=preferences"):
         prepared(path, tmp_path / "out", min_rating=4.0)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"holds no preference row that can be used"):
+    with pytest.raises(UserError, match=r"holds no usable preference row"):
         prepared(tmp_path / "empty.jsonl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,7 +1,7 @@
 """The first step: reads each block of the source once and distributes its rows over partitions by a hash of the user.
 
-All rows of a user are in one partition, so ordering, repeats and counts per user need only that partition. Cost: about 60 bytes of disk
-per row, one file per block; the memory of one block.
+All rows of a user are in one partition, so ordering, repeats and counts per user need only that partition. Cost: about 60 bytes
+of disk per row, one file per block; the memory of one block.
 """
 
 import zlib
@@ -36,7 +36,10 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class HashShuffle:
-    """Reads a block and writes rows-NNNNNN.arrow, a record batch per partition. known_path: the names in the items file, or None."""
+    """Reads a block and writes rows-NNNNNN.arrow, a record batch per partition.
+
+    known_path: the names in the items file, or None.
+    """
 
     reader: RowReader
     known_path: Path | None

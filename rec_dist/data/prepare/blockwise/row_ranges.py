@@ -1,6 +1,7 @@
 """Steps on one row range, whose users are in file order: the split, counts, and the shards.
 
-Letters: U users of a range, N their positives. Memory: about 100 bytes per row of a range; writing a shard holds one record batch.
+Letters: U users of a range, N their positives. Memory: about 100 bytes per row of a range; writing a shard holds one record
+batch.
 """
 
 from collections.abc import Iterator
