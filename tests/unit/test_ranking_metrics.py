@@ -90,7 +90,7 @@ def test_random_scores_give_the_expected_means():
         (lambda: hit_rate([1.5], 1), "ranks must be integers from 1"),
         (lambda: ndcg([1], 0), "at least 1"),
         (lambda: auc([1], 1), "at least 2 candidates"),
-        (lambda: auc([3], 2), "rank 3 is beyond"),
+        (lambda: auc([3], 2), "rank 3 is larger than"),
     ],
 )
 def test_faults_are_named(call, message):

@@ -92,8 +92,8 @@ def prepare(config: DataConfig, *, log: Log, ray_map: Callable[[], Map] | None =
 def _clear_and_hold(target: Path, own: Path) -> int | None:
     """Locks the file `own` for this attempt, and removes what killed attempts left beside `target`.
 
-    An attempt counts as killed if nobody holds its lock; it may have run on any machine that shares the disk. Returns the lock, or None
-    if the file system has no locks.
+    An attempt counts as killed if nobody holds its lock; it may have run on any machine that shares the disk. Returns the lock,
+    or None if the file system has no locks.
     """
     for path in target.parent.iterdir():
         if path.name.startswith(f".{target.name}.") and path.suffix == ".lock" and path != own:
