@@ -69,7 +69,7 @@ def test_files_that_are_exchanged_added_or_removed_are_found(run_dir):
     one.rename(folder / "aside")
     two.rename(one)
     (folder / "aside").rename(two)
-    (folder / "state-00003-of-00002.safetensors").write_bytes(one.read_bytes())  # it would be read with the others
+    (folder / "state-00003-of-00002.safetensors").write_bytes(one.read_bytes())  # load would read it too
     assert checkpoint.verify(folder) == ["step-00000006: the manifest does not name state-00003-of-00002.safetensors"]
     (folder / "state-00003-of-00002.safetensors").unlink()
     two.unlink()
@@ -93,7 +93,7 @@ def test_a_validation_loss_that_was_changed_is_not_believed(run_dir):
 
 @pytest.mark.parametrize("name", ["step-9", "step-\u0669", "step-\u00b2", "step-00000009x", "step-0000000009", "step-"])
 def test_folders_of_odd_names_are_no_checkpoints(name, run_dir):
-    """Each would be looked for at another name, or be no number at all."""
+    """A run would look for them under another name, or they hold no number."""
     (run_dir / "checkpoints" / name).mkdir()
     assert checkpoint.committed(run_dir / "checkpoints") == [3, 6]
     with pytest.raises(UserError, match="no name of a checkpoint"):

@@ -1,4 +1,4 @@
-"""Item embeddings: whole or absent on disk, tied to their data, reduced as PCA says, and where recommenders start."""
+"""Item embeddings: written whole or not at all, tied to their data, reduced by PCA, and used to initialise recommenders."""
 
 import json
 from itertools import pairwise
@@ -164,7 +164,7 @@ def test_a_description_of_other_fields_is_refused(tmp_path, changed):
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_a_kill_leaves_is_no_other_file_and_goes(tiny_config, tmp_path, finished):
-    """Killed between the two writes of a progress file, in the joined table, or before the parts were removed."""
+    """A kill between the two writes of a progress file, in the joined table, or before the parts were removed."""
     from rec_dist.cli import main
 
     folder = tmp_path / "items"

@@ -1,4 +1,4 @@
-"""checkpoint.remote on folders, without training: nothing is lost on either side, whatever was lost or damaged on the other."""
+"""checkpoint.remote with folders, without training: neither side loses a file because the other lost or damaged some."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def config(run: RunDirectory, lr: float = 0.1) -> dict[str, Any]:
 
 
 def save(run: RunDirectory, step: int) -> Path:
-    """A checkpoint as the manager leaves it, of one small file."""
+    """Writes a checkpoint of one small file, as the manager does."""
     folder = checkpoint.folder_of(run.checkpoints, step)
     partial = folder.with_name(folder.name + ".tmp")
     partial.mkdir(parents=True)
@@ -54,7 +54,7 @@ def finish(run: RunDirectory, step: int) -> None:
 
 
 def attempt(run: RunDirectory, place: Path, *work: Callable[[], object]) -> None:
-    """What `train` does about the remote copy around its work."""
+    """Does what `train` does with the remote copy before and after its work."""
     value = config(run)
     remote = RemoteCopy(run, str(place))
     with run.claimed(value, "{}\n"):
@@ -204,7 +204,7 @@ def test_a_damaged_copy_is_one_line(run: RunDirectory, place: Path, tmp_path: Pa
     attempt(run, place, lambda: save(run, 10))
     (place / name).write_text(text)
     (run.path / ".remote.json").write_text(text)
-    if name == "owner.json":  # is written anew by who goes on
+    if name == "owner.json":  # the next attempt writes it again
         attempt(run, place)
     else:
         with pytest.raises(UserError, match=r"config.json is damaged; choose another, or remove what is there"):

@@ -1,4 +1,4 @@
-"""The files of a state: what safetensors reads back, bounded in size, written evenly, and the same however they are written."""
+"""The files of a state: safetensors reads them back, their sizes are bounded, and asynchronous writing changes nothing."""
 
 import hashlib
 import resource
@@ -52,7 +52,7 @@ def test_what_is_written_is_what_safetensors_reads_with_the_hash_it_has(tmp_path
     for entry in entries:
         given_away = tensors[entry.name].clone()
         writer.put(given_away)
-        if asynchronous:  # training goes on and changes it
+        if asynchronous:  # training continues and changes the tensor
             given_away.fill_(float("nan"))
     written = writer.finish()
     assert writer.done
@@ -68,7 +68,7 @@ def test_what_is_written_is_what_safetensors_reads_with_the_hash_it_has(tmp_path
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_fault_of_the_disk_is_told_at_the_end_and_blocks_nobody(tmp_path: Path, asynchronous: bool) -> None:
-    """A real limit of the system: no file above 2 KB. 200 tensors are more than a bounded queue holds."""
+    """A real limit of the system allows no file above 2 KB. 200 tensors are more than a bounded queue holds."""
     entries = [Entry(f"t{number}", (10, 10)) for number in range(200)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))

@@ -1,4 +1,4 @@
-"""What a teacher leaves: lists that know only the history before their position, tied to the model and the data they came from."""
+"""A teacher's files: lists depend only on the history before their position, and belong to one model and one data set."""
 
 import json
 import tempfile
@@ -28,7 +28,9 @@ def split_of(rows: list[np.ndarray], first: list[int]) -> SequenceSplit:
     with tempfile.TemporaryDirectory() as folder:
         users = [Row(user * 10 + 3, items.tolist(), start) for user, (items, start) in enumerate(zip(rows, first, strict=True))]
         split = write_prepared(Path(folder) / "data", {"train": users}, [f"t{i}" for i in range(NUM_ITEMS)]).split("train")
-        split.take(np.arange(len(split)), np.diff(split.offsets))  # opens its shards, which stay mapped when the folder goes
+        split.take(
+            np.arange(len(split)), np.diff(split.offsets)
+        )  # opens the shards, which stay mapped when the folder is removed
         return split
 
 
@@ -47,7 +49,7 @@ def rows(*lengths: int, seed: int = 0) -> list[np.ndarray]:
 @pytest.mark.parametrize("kind", list(SHAPES))
 @pytest.mark.parametrize("at_once", [1 << 24, 3 * NUM_ITEMS])
 def test_lists_are_those_of_each_history_alone(kind, at_once, monkeypatch):
-    """Rows shorter and longer than max_length, in passes of few rows, against one history at a time."""
+    """Compares rows shorter and longer than max_length, in passes of few rows, with one history at a time."""
     monkeypatch.setattr(teacher, "_LOGITS_AT_ONCE", at_once)
     monkeypatch.setattr(teacher, "_ROWS_AT_ONCE", 20)
     split = split_of(rows(2, 20, 13, 12, 1, 7), [1, 1, 13, 4, 1, 6])

@@ -1,4 +1,4 @@
-"""Preparation through files on disk writes the bytes that preparation in memory writes, however small its pieces are."""
+"""Preparing through files on disk writes the same bytes as preparing in memory, however small the pieces are."""
 
 import gzip
 import random
@@ -25,7 +25,7 @@ SMALL = Sizes(block_bytes=120, partition_rows=9, range_rows=15, num_bins=16)
 
 
 def both(folder: Path, sizes: Sizes = SMALL, **changes: object) -> tuple[list[str] | str, list[str] | str]:
-    """What each way says: its log lines, or its error; where both succeed, every file must be the same."""
+    """Returns the log lines or the error of each way. If both succeed, checks that all files are the same."""
     said: list[list[str] | str] = []
     for place in ("memory", "disk"):
         lines: list[str] = []
@@ -50,7 +50,7 @@ RULES = ["leave_one_out", "global_temporal", "user_ratio"]
 
 
 def as_csv(raw: list[tuple[int, ...]]) -> str:
-    """Rows of csv; now and then one that cannot be read."""
+    """Rows of csv, some of which are unreadable."""
     lines = ["user,item,rating,timestamp,title,categories"]
     for user, item, rating, time, odd in raw:
         title = f'"The ""{item // 2}""\nfilm"' if item % 3 == 0 else f"Film {item}{'!' if odd == 7 else ''}"
@@ -94,7 +94,7 @@ def test_disk_writes_what_memory_writes(tmp_path, raw, rule, min_user, min_item,
 
 
 def test_many_blocks_partitions_ranges_and_batches(tmp_path, monkeypatch):
-    """Every loop of the blockwise way turns more than once, also that over record batches."""
+    """Every loop of the blockwise way runs more than once, including the loop over record batches."""
     monkeypatch.setattr(shards, "BATCH_ROWS", 13)
     generator = random.Random(1)
     rows = [(generator.randrange(90), generator.randrange(40), generator.randrange(1, 6), t, 0) for t in range(3000)]
@@ -196,7 +196,7 @@ def test_few_shot_takes_the_smallest_draws_and_then_the_first_users():
 
 
 def test_few_shot_with_as_many_draws_as_asked_for_ends_at_the_last_of_them():
-    """A part of five users gives its two smallest draws: that these are two does not mean that all train."""
+    """A part of five users gives its two smallest draws, and the other three users must not train."""
     assert last_of_few_shot([(np.array([0.5, 0.1]), np.array([1, 4]))], 2) == (0.5, 1)
 
 
@@ -225,7 +225,7 @@ def test_where_the_work_is_done(tmp_path, monkeypatch):
 
 
 def test_a_process_that_prepares_twice_reads_the_items_file_of_each(tmp_path):
-    """The work folder is named by path and process: the second preparation must not meet the names of the first."""
+    """Both runs use the same work folder, and the second must not read the item names of the first."""
     for first in (0, 5):
         folder = tmp_path / "work"
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""verify finds what Arrow does not: flipped bits, cut files, files that were exchanged."""
+"""verify finds damage that Arrow does not notice: flipped bits, truncated files, swapped files."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def flip(path: Path, position: int) -> None:
 
 
 def item_byte(path: Path) -> int:
-    """Where the value 6 (int32) of some list of items lies in the file."""
+    """The place in the file of the value 6 (int32) in some list of items."""
     return path.read_bytes().index((6).to_bytes(4, "little") + (0).to_bytes(4, "little"))
 
 
@@ -76,7 +76,7 @@ def test_every_byte_of_the_manifest_counts(folder):
 
 
 def paths_in(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where each value of a JSON document stands, those of mappings and lists as well."""
+    """The path of each value in a JSON document, including mappings and lists."""
     yield above
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
@@ -99,7 +99,7 @@ def test_a_manifest_of_other_types_is_one_line_even_if_its_checksum_is_right(oth
         write_json(path, {**body, "checksum": fingerprint(body)})
         for line in verify(folder):
             assert "\n" not in line, place
-        with suppress(UserError):  # and no other exception
+        with suppress(UserError):  # no other exception is allowed
             PreparedData.open(folder, cache=str(folder.parent / "cache"))
 
 

@@ -1,4 +1,4 @@
-"""Amazon Reviews, Parquet and packed files: the same rows as plain text gives, and faults named by file and line."""
+"""Amazon Reviews, Parquet and compressed files give the same rows as plain text, and faults name file and line."""
 
 import datetime
 import gzip
@@ -189,9 +189,9 @@ BOOKS = [
 BOOK_RATINGS = [
     '"User-ID";"ISBN";"Book-Rating"',
     '"7";"02";"8"',
-    '"7";"01";"0"',  # a book at hand, not rated
+    '"7";"01";"0"',  # the user has the book but did not rate it
     '"8";"\\"03";"3"',
-    '"7";"99";"0"',  # unknown, and not rated either: no fault
+    '"7";"99";"0"',  # an unknown book that is not rated is no fault
     '"9";"01";"10"',
 ]
 

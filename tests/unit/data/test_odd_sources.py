@@ -1,4 +1,4 @@
-"""Sources as they should not be: each is one line that says what, where and the way out, or is read the same wherever it is cut."""
+"""Malformed sources: each gives one line with fault, place and remedy, or is read the same wherever it is cut."""
 
 import errno
 import gzip
@@ -26,7 +26,7 @@ ROWS = "user,item,rating,timestamp\n" + "".join(f"u{n % 2},i{n // 2},3,{n}\n" fo
 
 
 def both(folder: Path, source: Path, **changes: object) -> list[str]:
-    """What preparation in memory and through files say last; where they succeed, they must write the same bytes."""
+    """Returns the last line of preparing in memory and through files. If both succeed, checks that they wrote the same bytes."""
     said = []
     for place in ("memory", "disk"):
         settings = {"split": "leave_one_out", "min_user_interactions": 1, "max_bad_rows": 9, **changes}
@@ -69,7 +69,7 @@ def test_what_is_no_header(name, data, words, tmp_path):
     "time", ["0x1F", "+1700000000000000001", "1700000000000000001", "9223372036854775807", "-9223372036854775808", "007"]
 )
 def test_a_timestamp_means_the_same_whatever_stands_around_it(time, tmp_path):
-    """Arrow reads a whole column at once or not at all, so a bad row must not change how its neighbours are read."""
+    """Arrow converts a whole column or nothing, so a bad row must not change how its neighbours are read."""
     rows = [f"u,i{n},{time if n == 4 else 1700000000000000000 - n}" for n in range(40)]
     alone, among = tmp_path / "alone.csv", tmp_path / "among.csv"
     alone.write_text("\n".join(["user,item,timestamp", *rows]) + "\n")
@@ -102,7 +102,7 @@ def test_a_rating_that_32_bits_cannot_hold_is_a_bad_row(tmp_path):
 
 def packed(text: str) -> bytes:
     data = bytearray(gzip.compress(text.encode()))
-    data[12] ^= 0xFF  # in the code lengths of the first block, which zlib refuses
+    data[12] ^= 0xFF  # zlib rejects these code lengths of the first block
     return bytes(data)
 
 
@@ -126,7 +126,7 @@ def test_a_flipped_byte_of_packed_metadata_and_preferences_is_named(tmp_path):
 
 
 def test_a_full_disk_is_no_fault_of_the_packed_source(tmp_path):
-    """/dev/full takes no byte: what it says must not read as advice to fetch the source again."""
+    """/dev/full takes no byte, and the message must not advise to download the source again."""
     from rec_dist.data.sources.blocks import unpack
 
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(ROWS.encode() * 1000))
@@ -239,7 +239,7 @@ def test_parquet_with_two_columns_of_a_name_or_no_row(tmp_path):
 
 @pytest.mark.parametrize("after", [",", "\t"])
 def test_blocks_end_between_rows_where_a_quote_stands_inside_a_cell(after, tmp_path):
-    """A lone quote in a cell means itself, so what follows must not be taken for the inside of a quoted cell."""
+    """A lone quote in a cell is an ordinary character, so the text after it is not inside a quoted cell."""
     rows = [f'u{after}12" disk', f'u{after}"two\nlines"', f'v{after}"a ""b""\n, c"', f'w{after}5"', f'"x\ny"{after}z'] * 9
     path = tmp_path / "x"
     path.write_text("".join(f"{row}\n" for row in rows))
@@ -329,7 +329,7 @@ def test_a_path_that_cannot_hold_a_folder_is_refused(name, tmp_path):
 
 
 def test_a_full_disk_is_named_with_its_place(tmp_path, monkeypatch):
-    """What a writer raises on a full disk names no file; the line must say which folder has no room, and nothing may stay there."""
+    """The error of a full disk names no file, but the message must name the folder, and nothing may be left there."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

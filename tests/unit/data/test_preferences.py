@@ -1,4 +1,4 @@
-"""Preference rows: every layout reads as the same rows, faults are counted, and what is exported trains like what it came from."""
+"""Preference rows: all layouts give the same rows, faults are counted, and exported rows train like their source."""
 
 import gzip
 import json
@@ -172,7 +172,7 @@ def same_prompt(one: GroupedPrompt, two: GroupedPrompt) -> None:
 
 
 def test_exported_interactions_come_back_as_the_same_trunks(tmp_path, tiny_config, tiny_model_dir):
-    """The text of a prompt and its completions has the tokens that the pieces have, target by target."""
+    """The text of a prompt and its completions has the same tokens as the pieces, target by target."""
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
     count = export_preferences(config, tmp_path / "rows.jsonl", log=lambda line: None)
     task = build_language_task(config, InitialWeights(tiny_model_dir), "cpu")

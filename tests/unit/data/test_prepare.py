@@ -21,7 +21,7 @@ from rec_dist.data.prepare.prepare import prepare
 from rec_dist.errors import UserError
 from rec_dist.storage.files import lock
 
-# user, item, rating, time. Written out of time order; ann has a tie at 5 and rates d twice; bob's e is a dislike.
+# user, item, rating, time. The rows are not in time order; ann has a tie at 5 and rates d twice; bob's e is an explicit negative.
 TINY = """user,item,rating,timestamp
 ann,a,5,1
 ann,c,4,5
@@ -55,7 +55,7 @@ def run(folder: Path, text: str = TINY, **changes: object) -> tuple[PreparedData
 
 
 def rows(data: PreparedData, name: str) -> dict[str, tuple[str, int, str]]:
-    """raw user -> (titles in order, first_target, titles disliked)."""
+    """raw user -> (titles in order, first_target, titles of explicit negatives)."""
     split = data.split(name)
     spell = lambda items: "".join(data.titles[item] for item in items)
     return {
@@ -83,7 +83,7 @@ def test_leave_one_out_rows(tmp_path):
 
 
 def test_global_temporal_rows(tmp_path):
-    # 12 choices, times 1 3 3 4 4 5 5 7 8 9 10 10: validation from the 8th (7), test from the 10th (9).
+    # 12 positives, times 1 3 3 4 4 5 5 7 8 9 10 10: validation from the 8th (7), test from the 10th (9).
     data, said = run(tmp_path, split="global_temporal", valid_fraction=2 / 12, test_fraction=3 / 12)
     assert data.manifest.cuts == {"valid_from": 7, "test_from": 9}
     assert rows(data, "train") == {"ann": ("acb", 1, "e"), "bob": ("ab", 1, "e"), "dan": ("ea", 1, "")}
@@ -95,7 +95,7 @@ def test_global_temporal_rows(tmp_path):
 
 def test_user_ratio_rows(tmp_path):
     text = "user,item,rating,timestamp\n" + "".join(f"u{u},i{i},{1 if i == 1 else 5},{i}\n" for u in range(60) for i in range(4))
-    text += "u0,i1,5,-1\n"  # so that i1 is in the catalogue
+    text += "u0,i1,5,-1\n"  # keeps i1 in the catalogue
     data, _ = run(tmp_path, text, split="user_ratio", valid_fraction=0.2, test_fraction=0.2)
     parts = {name: rows(data, name) for name in ("train", "valid", "test")}
     assert sorted(user for part in parts.values() for user in part) == sorted(f"u{u}" for u in range(60))
@@ -135,7 +135,7 @@ def test_a_repeat_keeps_the_first_in_time(tmp_path):
 
 
 def test_k_core_goes_on_until_stable(tmp_path):
-    # Item 3 has one choice, so it goes; then user 2 has one left and goes; then item 2 has one left and goes.
+    # Item 3 has one positive and is dropped; then user 2 has one left and is dropped; then item 2 has one left and is dropped.
     user, item = np.array([0, 0, 1, 1, 1, 2, 2]), np.array([0, 1, 0, 1, 2, 3, 2])
     core = k_core(Rows(user, item, np.arange(7), None, np.ones(7, dtype=bool)), 2, 2)
     assert list(zip(core.user.tolist(), core.item.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -326,7 +326,7 @@ def first_times(raw):
 
 
 def expected_sequences(raw):
-    """A plain re-telling of what prepare must do before splitting: chosen items in order, and found, by user."""
+    """A plain reimplementation of what prepare does before splitting: the positives in order, and all rows, by user."""
     chosen, explicit_negatives, seen = {}, {}, set()
     for user, item, rating, _ in sorted(raw, key=lambda row: row[3]):
         if (user, item) in seen:
@@ -359,7 +359,7 @@ def test_what_a_killed_attempt_left_is_removed_and_what_another_works_on_is_not(
         for suffix in ("tmp", "work"):
             (tmp_path / f".out.{number}.{suffix}").mkdir()
             (tmp_path / f".out.{number}.{suffix}" / "half").touch()
-    (tmp_path / ".out.1.lock").touch()  # its process is gone
+    (tmp_path / ".out.1.lock").touch()  # its process has ended
     at_work = lock(tmp_path / ".out.2.lock")
     run(tmp_path)
     os.close(at_work)

@@ -1,4 +1,4 @@
-"""Data in an object store: read as from a folder, fetched once a node within the cache's bound, and every fault named."""
+"""Data in an object store: it reads as from a folder, is fetched once per node within the cache's limit, and faults are named."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 
 @pytest.fixture
 def put(server: S3Server, local: PreparedData, tmp_path: Path) -> Callable[[], str]:
-    """Uploads the data set under a prefix of this test's own and returns the prefix."""
+    """Uploads the data set under a prefix for this test only and returns the prefix."""
 
     def upload() -> str:
         server.put(local.location.folder, tmp_path.name)
@@ -143,7 +143,7 @@ def test_a_file_larger_than_the_cache_says_which_key_to_raise(server: S3Server, 
 def test_processes_of_a_node_fetch_a_shard_once(
     server: S3Server, put: Callable[[], str], local: PreparedData, tmp_path: Path
 ) -> None:
-    """Four processes read all rows at once, with room for everything and with room for a third of it."""
+    """Four processes read all rows at once, with cache space for everything and for a third of it."""
     prefix = put()
     program = (
         "import sys; from rec_dist.data.dataset.prepared_data import PreparedData;"
@@ -169,7 +169,7 @@ def test_what_a_killed_download_left_is_no_hindrance(server: S3Server, put: Call
     remote = opened(server, prefix, cache)
     entry = remote.manifest.splits["train"].shards[0]
     (cache / "shards" / f"{entry.sha256}.tmp").write_bytes(b"half of it")
-    (cache / "shards" / f"{remote.manifest.items.sha256}.arrow").write_bytes(b"")  # and what a disk lost
+    (cache / "shards" / f"{remote.manifest.items.sha256}.arrow").write_bytes(b"")  # a file that the disk lost
     assert len(opened(server, prefix, cache).split("train").items_of(0))
     assert not list((cache / "shards").glob("*.tmp"))
 

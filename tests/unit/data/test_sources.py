@@ -1,4 +1,4 @@
-"""Readers: every layout gives the same interactions, and a row that cannot be read is named by file and line."""
+"""Sources: all layouts give the same interactions, and messages name file and line of an unreadable row."""
 
 from pathlib import Path
 

@@ -224,10 +224,7 @@ class _Run:
     def split(
         self, core: _Core, first_users: I64, cuts: tuple[int, int] | None
     ) -> tuple[RangeReader, dict[str, I64], dict[str, int], I64]:
-        """Applies the split to every range.
-
-        Returns (a reader of the ranges, rows of each split before each range (P+1,), targets of each split, train_count (I,)).
-        """
+        """Splits every range: (their reader, rows of each split before each range (P+1,), targets by split, train_count (I,))."""
         config, indices = self._config, range(len(first_users) - 1)
         rules.say_split(config, self._log)
         lowest = list(self.each("split", SplitRange(self._work, core.num_partitions, first_users, config, cuts), indices))
