@@ -1,34 +1,30 @@
-"""A checkpoint on disk: step-00000050/ with the files of the state, a manifest of their sizes and hashes, and a commit marker.
+"""A checkpoint on disk: step-00000050/ with the files of the state, a manifest with their sizes and hashes, and a commit marker.
 
-What is not renamed into place, or lacks the marker, or differs from its manifest by one byte, is no checkpoint. The manifest has a
-checksum of itself: a step or a validation loss that flips in it would be believed.
+A folder is a checkpoint only if it was renamed into place, has the marker, and matches its manifest in every byte. The manifest
+has a checksum of itself, since a flipped bit in its step or validation loss would go unnoticed.
 """
 
-import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from rec_dist.storage.files import fingerprint, json_text, sha256, write_json
+from rec_dist.storage.checksums import FileEntry, damage, parse_entry, parse_manifest, write_manifest
 
-MANIFEST_NAME, COMMIT_NAME = "manifest.json", "COMMITTED"
-WHOLE, SHARDS = "whole", "shards"  # form: whole_state.py's, for any world size and stage; DeepSpeed's, of early versions
-
-
+_MANIFEST_NAME, _COMMIT_NAME = "manifest.json", "COMMITTED"
+_FORMAT_VERSION = 2
 _NAME = re.compile(r"step-([0-9]+)")
-_FIELDS = frozenset(
-    ("step", "world_size", "zero_stage", "format", "base", "config", "sampler", "valid_loss", "versions", "files", "checksum")
-)
+_PATH = re.compile(r"checkpoints/step-([0-9]+)/.+")
+_FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a checkpoint of a run belongs to. base: a fingerprint of the frozen model. config: of what makes the run.
+    """What the checkpoints of a run belong to. base: a fingerprint of the frozen model. config: a fingerprint of the settings.
 
-    batch: plain values that, with the step, make the position in the data: seed, examples of an epoch and of a step. There is no other
-    state: order, draws, dropout and learning rate are functions of these and the step.
+    sampler: plain values that give the position in the data, together with the step: the seed, and the examples per epoch and
+    per step. There is no other state, because order, draws, dropout and learning rate are functions of these and the step.
     """
 
     base: str | None
@@ -38,73 +34,77 @@ class CheckpointMetadata:
 
 
 @dataclass(frozen=True)
-class SavedCheckpoint:
-    """A committed checkpoint: after `step` steps. What early versions did not write is None or empty."""
+class Manifest:
+    """Everything manifest.json says: what CheckpointMetadata says of the run, and the state after `step` steps."""
 
     step: int
-    folder: Path
     world_size: int
     zero_stage: int
-    form: str
     base: str | None
-    config: str | None
+    config: str
     sampler: dict[str, int]
     valid_loss: float | None
+    versions: dict[str, str | None]
+    files: list[FileEntry]
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint(Manifest):
+    """A committed checkpoint and its folder."""
+
+    folder: Path
 
 
 def read(folder: Path) -> SavedCheckpoint:
-    """What its manifest says. Raises OSError, ValueError, KeyError or TypeError where that is damaged."""
-    return _saved(folder, _manifest(folder))
-
-
-def _saved(folder: Path, manifest: dict[str, Any]) -> SavedCheckpoint:
-    return SavedCheckpoint(
-        step=int(manifest["step"]),
-        folder=folder,
-        world_size=int(manifest["world_size"]),
-        zero_stage=int(manifest["zero_stage"]),
-        form=manifest.get("format", SHARDS),
-        base=manifest.get("base"),
-        config=manifest.get("config"),
-        sampler=dict(manifest.get("sampler", {})),
-        valid_loss=manifest.get("valid_loss"),
-    )
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """What manifest.json holds, as it was written. Raises OSError, ValueError or TypeError where it is not."""
-    text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
-    manifest: dict[str, Any] = json.loads(text)
-    unknown = set(manifest) - _FIELDS
-    if unknown:
-        raise ValueError(f"it has the field {min(unknown)!r}, which no checkpoint has")
-    body = {name: value for name, value in manifest.items() if name != "checksum"}
-    if manifest.get("checksum", fingerprint(body)) != fingerprint(body):  # early versions wrote none
-        raise ValueError("it does not match its checksum: it was changed after it was written")
+    """Reads a checkpoint's manifest. Raises OSError, ValueError, KeyError, TypeError or AttributeError if it is damaged."""
+    body = parse_manifest((folder / _MANIFEST_NAME).read_bytes(), _FORMAT_VERSION)
+    files = [parse_entry(value) for value in body.pop("files")]
+    saved = SavedCheckpoint(**body, files=files, folder=folder)
     match = _NAME.match(folder.name)
-    if match and int(match[1]) != int(manifest["step"]):
-        raise ValueError(f"it is of step {manifest['step']}")
-    return manifest
+    if match and int(match[1]) != saved.step:
+        raise ValueError(f"belongs to step {saved.step}")
+    return saved
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """The folder of the checkpoint after `step` steps."""
     return checkpoints / f"step-{step:08d}"
 
 
 def committed(checkpoints: Path) -> list[int]:
-    """Steps of the folders that claim to be checkpoints, oldest first; their contents are not looked at."""
+    """The steps of all folders that are named as checkpoints, oldest first. Does not look into the folders."""
     found = [(path, match) for path in checkpoints.glob("step-*") if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
     return sorted(int(match[1]) for path, match in found if folder_of(checkpoints, int(match[1])).name == path.name)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has a commit marker."""
+    return (folder / _COMMIT_NAME).is_file()
+
+
+def step_of(name: str) -> int | None:
+    """The step of the checkpoint that holds the file `name`, a path from the run directory; None for any other file."""
+    match = _PATH.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_marker(name: str) -> bool:
+    """Whether the file `name`, a path from the run directory, is the commit marker of a checkpoint."""
+    return step_of(name) is not None and name.split("/")[2:] == [_COMMIT_NAME]
+
+
+def committed_steps(names: Iterable[str]) -> set[int]:
+    """The steps of the checkpoints whose commit markers are among `names`, paths from the run directory."""
+    return {step for name in names if is_marker(name) and (step := step_of(name)) is not None}
+
+
 def best(checkpoints: Path) -> SavedCheckpoint | None:
-    """The one of lowest validation loss, the earliest of equals, hashes not looked at; None where none was validated."""
+    """The checkpoint with the lowest validation loss, the earliest of equals; None if none was validated. Checks no hashes."""
     validated = []
     for step in committed(checkpoints):
         try:
             saved = read(folder_of(checkpoints, step))
-        except (OSError, ValueError, KeyError, TypeError):  # damaged; who loads it says so
+        except _FAULTS:  # whoever loads the damaged one reports it
             continue
         if saved.valid_loss is not None:
             validated.append((saved.valid_loss, saved.step, saved))
@@ -112,45 +112,31 @@ def best(checkpoints: Path) -> SavedCheckpoint | None:
 
 
 def verify(folder: Path) -> list[str]:
-    """What is wrong with one checkpoint: missing, resized or changed files, no commit marker. Empty when it is whole."""
-    if not (folder / COMMIT_NAME).is_file():
-        return [f"{folder.name}: no commit marker, the write was cut short"]
+    """Checks one checkpoint and returns a line for each fault: a missing, resized, changed or stray file, or no commit marker."""
+    if not is_checkpoint(folder):
+        return [f"{folder.name}: no commit marker, so the write was cut short"]
     try:
-        manifest = _manifest(folder)
-        _saved(folder, manifest)  # raises where a field is none of its kind
-        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        return [f"{folder.name}: {MANIFEST_NAME} cannot be read ({fault!r})"]
-    problems = []
-    if manifest.get("checksum") is not None and (folder / MANIFEST_NAME).read_text(encoding="utf-8") != json_text(manifest):
-        problems.append(f"{folder.name}: {MANIFEST_NAME} is spaced otherwise than it was written")
-    if (folder / COMMIT_NAME).stat().st_size:
-        problems.append(f"{folder.name}: {COMMIT_NAME} is not empty")
-    strays = {path.name for path in folder.glob("*.safetensors")} - files.keys()
-    problems += [f"{folder.name}: the manifest does not name {name}" for name in sorted(strays)]
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{folder.name}: {name} is missing")
-        elif path.stat().st_size != size:
-            problems.append(f"{folder.name}: {name} has {path.stat().st_size} bytes, not {size}")
-        elif sha256(path) != digest:
-            problems.append(f"{folder.name}: {name} has changed since it was written (other hash)")
-    return problems
+        files = read(folder).files
+    except _FAULTS as fault:
+        return [f"{folder.name}: {_MANIFEST_NAME} {fault}"]
+    problems = [f"{_COMMIT_NAME} is not empty"] if (folder / _COMMIT_NAME).stat().st_size else []
+    strays = {path.name for path in folder.glob("*.safetensors")} - {entry.name for entry in files}
+    problems += [f"the manifest does not name {name}" for name in sorted(strays)]
+    return [f"{folder.name}: {problem}" for problem in problems + damage(folder, files)]
 
 
-def commit(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+def commit(partial: Path, final: Path, manifest: Manifest) -> None:
     """Makes `partial`, whose files are on disk already, the checkpoint `final`. Raises OSError."""
-    write_json(partial / MANIFEST_NAME, {**manifest, "checksum": fingerprint(json.loads(json.dumps(manifest)))})
-    (partial / COMMIT_NAME).touch()
-    sync(partial / COMMIT_NAME)
-    sync(partial)
+    write_manifest(partial / _MANIFEST_NAME, _FORMAT_VERSION, asdict(manifest))
+    (partial / _COMMIT_NAME).touch()
+    _sync(partial / _COMMIT_NAME)
+    _sync(partial)
     partial.rename(final)
-    sync(final.parent)
+    _sync(final.parent)
 
 
-def sync(path: Path) -> None:
-    """A file or the entries of a folder, on disk. Raises OSError."""
+def _sync(path: Path) -> None:
+    """Makes sure that a file, or the list of files in a folder, is on disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,8 +1,9 @@
-"""Our own catalogue of the checkpoints of a run: written by all ranks, committed by one, agreed on by all.
+"""Saves and restores the checkpoints of a run: all ranks write, rank 0 commits, and all ranks agree on the outcome.
 
-Why not the libraries': Ray's report() returning is no commit, a torn snapshot file blocks every restart and it never falls back;
-DeepSpeed writes `latest` before its last barrier. Loading takes the newest valid one and walks back past bad ones, loudly. A fault of
-the disk on any rank is known to all: the partial folder goes, the last good checkpoint stays, and the run stops or goes on.
+Why not use the libraries: the return of Ray's report() is no commit, a torn snapshot file of Ray blocks every restart, and Ray
+never falls back to an older one; DeepSpeed writes `latest` before its last barrier. Here, loading takes the newest valid
+checkpoint and warns about each damaged one that it skips. If any rank meets a disk fault, all ranks learn of it: the partial
+folder is removed, the last good checkpoint stays, and the run stops or continues.
 """
 
 import shutil
@@ -13,50 +14,51 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rec_dist.checkpoint import files as checkpoint
-from rec_dist.checkpoint.files import SHARDS, WHOLE, CheckpointMetadata, SavedCheckpoint
+from rec_dist.checkpoint.files import CheckpointMetadata, Manifest, SavedCheckpoint
 from rec_dist.checkpoint.state_files import StateWriter
 from rec_dist.errors import DiskError, UserError
 from rec_dist.runtime import collectives
 from rec_dist.runtime.world import World
+from rec_dist.storage.checksums import FileEntry
 from rec_dist.storage.disk import writing
 
-_NOTED_SECONDS = 1.0  # a wait for the checkpoint before that is worth a line
+_NOTED_SECONDS = 1.0  # warn if a save waits longer than this for the previous checkpoint
 
 
 class Checkpointable(Protocol):
-    """What the manager needs of an engine (engine/engine.py), so that checkpoints do not depend on DeepSpeed."""
+    """The part of an engine (engine/engine.py) that the manager uses, so that checkpoints do not depend on DeepSpeed."""
 
     def save_state(self, folder: Path, *, asynchronous: bool) -> StateWriter: ...
     def load_state(self, folder: Path) -> None: ...
-    def load_shards(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """keep: newest that stay; best: the one of lowest validation loss stays too; stop_on_fault: a fault of the disk ends the run."""
+    """Which checkpoints stay, and how they are written."""
 
-    keep: int
-    best: bool
-    asynchronous: bool
-    stop_on_fault: bool
+    keep: int  # how many of the newest stay
+    best: bool  # the one with the lowest validation loss stays too
+    asynchronous: bool  # training continues while a checkpoint is written
+    stop_on_fault: bool  # a disk fault ends the run
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A checkpoint on its way to the disk."""
+    """A checkpoint that is being written."""
 
     step: int
     partial: Path
     writer: StateWriter
-    facts: dict[str, Any]
+    epoch: int
+    valid_loss: float | None
     began: float
     stall_seconds: float
 
 
 class CheckpointManager:
-    """The checkpoints of one run. Every method but `committed` is a collective: all ranks call it together.
+    """The checkpoints of one run. All ranks must call every method together, except `committed`.
 
-    log: takes lines, record: rows of metrics.jsonl; both called on rank 0.
+    log: takes lines. record: takes rows of metrics.jsonl. Both are called on rank 0.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class CheckpointManager:
         self._pending: _Pending | None = None
 
     def committed(self) -> list[int]:
-        """Steps of the folders that claim to be checkpoints, oldest first; their contents are not looked at."""
+        """The steps of all folders that are named as checkpoints, oldest first. Does not look into the folders."""
         return checkpoint.committed(self._folder)
 
     def _at(self, step: int) -> Path:
@@ -87,9 +89,9 @@ class CheckpointManager:
         return self._pending is not None and not self._pending.writer.done
 
     def save(self, engine: Checkpointable, step: int, *, epoch: int, valid_loss: float | None = None) -> None:
-        """Writes the state after `step` steps; when asynchronous, begins to, and a later settle() commits it.
+        """Writes the state after `step` steps. If asynchronous, starts to write it, and a later settle() commits it.
 
-        DiskError on every rank when the disk is at fault and that ends the run.
+        Raises DiskError on every rank for a disk fault that ends the run.
         """
         began = time.perf_counter()
         before = self._pending
@@ -107,32 +109,31 @@ class CheckpointManager:
             return
         writer = engine.save_state(partial, asynchronous=self._retention.asynchronous)
         stall = time.perf_counter() - began
-        facts = {"epoch": epoch, "valid_loss": valid_loss}
-        self._pending = _Pending(step, partial, writer, facts, began, stall)
+        self._pending = _Pending(step, partial, writer, epoch, valid_loss, began, stall)
         if not self._retention.asynchronous:
             self.settle()
 
     def settle(self) -> None:
-        """Waits for the checkpoint on its way, if any, and commits it. DiskError as in save()."""
+        """Waits for the checkpoint that is being written, if any, and commits it. Raises DiskError as save() does."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         parts = collectives.gather(pending.writer.finish())
         fault = next((part.fault for part in parts if part.fault is not None), None)
-        files = {name: entry for part in parts for name, entry in part.files.items()}
+        files = sorted((entry for part in parts for entry in part.files), key=lambda entry: entry.name)
         if self._world.is_main and fault is None:
             fault = self._attempt(lambda: self._commit(pending, files))
         fault = collectives.share_from_main(fault)
         if fault is not None:
             self._failed(pending.step, pending.partial, fault)
         elif self._world.is_main:
-            best = checkpoint.best(self._folder) if self._retention.best else None
             row = {"event": "checkpoint", "step": pending.step, "seconds": pending.stall_seconds}
-            row |= {"write_seconds": time.perf_counter() - pending.began, "bytes": sum(size for size, _ in files.values())}
-            self._record(row | ({} if best is None else {"best": best.step}))
+            row |= {"write_seconds": time.perf_counter() - pending.began, "bytes": sum(entry.bytes for entry in files)}
+            best = self._best_step()
+            self._record(row | ({} if best is None else {"best": best}))
 
     def _attempt(self, action: Callable[[], None]) -> str | None:
-        """On rank 0: what the disk has against it, as one line."""
+        """On rank 0: runs `action` and returns a disk fault as one line, or None."""
         try:
             with writing(self._folder):
                 action()
@@ -144,94 +145,87 @@ class CheckpointManager:
         last = collectives.share_from_main(self.committed()[-1:])
         kept = f"the last good one is {self._at(last[0]).name}" if last else "there is no earlier one"
         line = f"the checkpoint of step {step} could not be written: {fault}; {kept}"
-        untold = None
+        unreported = None
         if self._world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
-            untold = self._attempt(lambda: self._tell(step, line))
-        if self._retention.stop_on_fault or collectives.share_from_main(untold) is not None:
+            unreported = self._attempt(lambda: self._report(step, line))
+        if self._retention.stop_on_fault or collectives.share_from_main(unreported) is not None:
             raise DiskError(line)
 
-    def _tell(self, step: int, line: str) -> None:
+    def _report(self, step: int, line: str) -> None:
         self._log(f"WARNING: {line}")
         self._record({"event": "checkpoint_failed", "step": step, "reason": line})
 
-    def _commit(self, pending: _Pending, files: dict[str, tuple[int, str]]) -> None:
+    def _commit(self, pending: _Pending, files: list[FileEntry]) -> None:
         final = self._at(pending.step)
-        if final.exists():  # a bad one of the same step, walked past by restore()
+        if final.exists():  # a damaged one of the same step, which restore() skipped
             shutil.rmtree(final)
-        metadata, facts = self._metadata, pending.facts
-        manifest = {
-            "step": pending.step,
-            "world_size": self._world.size,
-            "zero_stage": self._zero_stage,
-            "format": WHOLE,
-            "base": metadata.base,
-            "config": metadata.config,
-            "sampler": {**metadata.sampler, "step": pending.step, "epoch": facts["epoch"]},
-            "valid_loss": facts["valid_loss"],
-            "versions": metadata.versions,
-            "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())},
-        }
+        metadata = self._metadata
+        manifest = Manifest(
+            step=pending.step,
+            world_size=self._world.size,
+            zero_stage=self._zero_stage,
+            base=metadata.base,
+            config=metadata.config,
+            sampler={**metadata.sampler, "step": pending.step, "epoch": pending.epoch},
+            valid_loss=pending.valid_loss,
+            versions=metadata.versions,
+            files=files,
+        )
         checkpoint.commit(pending.partial, final, manifest)
         kept = [known for known in self.committed() if known <= pending.step]
+        for old in set(kept[: -self._retention.keep]) - {self._best_step()}:
+            shutil.rmtree(self._at(old), ignore_errors=True)
+
+    def _best_step(self) -> int | None:
         best = checkpoint.best(self._folder) if self._retention.best else None
-        for old in kept[: -self._retention.keep]:
-            if best is None or old != best.step:
-                shutil.rmtree(self._at(old), ignore_errors=True)
+        return None if best is None else best.step
 
     def restore(self, engine: Checkpointable) -> int:
         """Loads the newest valid checkpoint into `engine` and returns its step, or 0 when there is none.
 
-        Raises UserError on every rank when it belongs to another base model or configuration, or is in shards of another world size.
+        Raises UserError on every rank if it belongs to another base model or configuration.
         """
         saved, fault = collectives.share_from_main(self._choose() if self._world.is_main else None)
         if fault is not None:
             raise UserError(fault)
         if saved is None:
             return 0
-        (engine.load_state if saved.form == WHOLE else engine.load_shards)(saved.folder)
+        engine.load_state(saved.folder)
         return int(saved.step)
 
     def load_best(self, engine: Checkpointable) -> SavedCheckpoint | None:
-        """Loads the whole checkpoint of lowest validation loss; None, and nothing changes, where there is none."""
+        """Loads the checkpoint with the lowest validation loss. Returns None and changes nothing if there is none."""
         saved = collectives.share_from_main(self._best_valid() if self._world.is_main else None)
         if saved is not None:
             engine.load_state(saved.folder)
         return saved  # type: ignore[no-any-return]
 
     def _choose(self) -> tuple[SavedCheckpoint | None, str | None]:
-        """On rank 0: the checkpoint to load, and why it cannot be."""
-        for partial in self._folder.glob("step-*.tmp"):  # of an attempt that was cut short
+        """On rank 0: the checkpoint to load, and the reason if it must not be loaded."""
+        for partial in self._folder.glob("step-*.tmp"):  # from an attempt that was cut short
             shutil.rmtree(partial, ignore_errors=True)
-        saved = self._newest_valid()
-        if saved is None:
+        if (saved := self._newest_valid()) is None:
             return None, None
-        if saved.base is not None and saved.base != self._metadata.base:
+        if saved.base != self._metadata.base:
             return saved, (
                 f"{saved.folder} belongs to a base model of fingerprint {saved.base}, and model.path holds one of "
                 f"{self._metadata.base}; put the model back or choose another train.run_dir"
             )
-        sampler = {key: saved.sampler.get(key, value) for key, value in self._metadata.sampler.items()}
-        if sampler != self._metadata.sampler or saved.config not in (None, self._metadata.config):
+        sampler = {key: saved.sampler.get(key) for key in self._metadata.sampler}
+        if sampler != self._metadata.sampler or saved.config != self._metadata.config:
             return saved, (
-                f"{saved.folder} belongs to another configuration (fingerprint {saved.config}, batch {sampler}) than this run "
+                f"{saved.folder} belongs to another configuration (fingerprint {saved.config}, sampler {sampler}) than this run "
                 f"({self._metadata.config}, {self._metadata.sampler}); remove it or choose another train.run_dir"
             )
         there, here = (saved.world_size, saved.zero_stage), (self._world.size, self._zero_stage)
-        if there != here and saved.form == SHARDS:
-            return saved, (
-                f"{saved.folder} was written by {there[0]} workers at ZeRO stage {there[1]}, in shards that fit no other, and this "
-                f"run has {here[0]} at stage {here[1]}; resume with cluster.num_workers={there[0]} cluster.zero_stage={there[1]}"
-            )
         if there != here:
             self._log(f"{saved.folder.name}: from {there[0]} worker(s) at ZeRO stage {there[1]} to {here[0]} at stage {here[1]}")
         return saved, None
 
     def _newest_valid(self) -> SavedCheckpoint | None:
-        for step in reversed(self.committed()):
-            if not self._set_aside(self._at(step)):
-                return checkpoint.read(self._at(step))
-        return None
+        valid = (step for step in reversed(self.committed()) if not self._set_aside(self._at(step)))
+        return next((checkpoint.read(self._at(step)) for step in valid), None)
 
     def _best_valid(self) -> SavedCheckpoint | None:
         while (saved := checkpoint.best(self._folder)) is not None:
@@ -240,7 +234,7 @@ class CheckpointManager:
         return None
 
     def _set_aside(self, folder: Path) -> bool:
-        """True, and a line, for a damaged checkpoint; its folder is kept under another name, to be looked at."""
+        """Renames the folder of a damaged checkpoint, for inspection, and logs a warning. Returns whether it was damaged."""
         problems = checkpoint.verify(folder)
         if problems:
             self._log(f"WARNING: checkpoint passed over: {'; '.join(problems)}")

@@ -1,4 +1,4 @@
-"""From the copy of a run back into its directory, where the copy is further. Looked at and checked first, changed last."""
+"""Fetches a run from its remote copy into the run directory, if the copy is ahead. Checks everything before it changes a file."""
 
 import json
 import logging
@@ -22,9 +22,9 @@ _FETCHED = ".fetched"
 
 
 def fetch(place: Location, run: RunDirectory, config: Mapping[str, Any]) -> None:
-    """Brings the run directory, which this process must hold, to where the copy is, when that is further.
+    """Updates the run directory from its copy if the copy is ahead. This process must hold the run directory.
 
-    UserError: the copy is of another configuration or holds other files, or cannot be read. Nothing is changed then.
+    Raises UserError and changes nothing if the copy belongs to another configuration, holds other files, or cannot be read.
     """
     files = wanted(place.tree())
     if CONFIG not in files:
@@ -51,23 +51,20 @@ def fetch(place: Location, run: RunDirectory, config: Mapping[str, Any]) -> None
 
 
 def _download(place: Location, files: Mapping[str, Stored], beside: Path) -> None:
-    """What vanishes meanwhile, as a live run's old checkpoints do, is left out; a checkpoint that lacks it is dropped after."""
+    """Skips files that vanish meanwhile, as old checkpoints of a live run do; the caller drops checkpoints that miss them."""
     remove(beside)
     for name, stored in files.items():
         target = beside / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             place.copy(name, target)
-        except UserError:
-            if name in place.tree():
-                raise
-            target.unlink(missing_ok=True)
+        except FileNotFoundError:
             continue
         os.utime(target, (stored.written, stored.written))
 
 
 def refuse_other(place: Location, config: Mapping[str, Any]) -> None:
-    """UserError: the copy is of another configuration, or its own cannot be read."""
+    """Raises UserError if the copy belongs to another configuration, or its configuration cannot be read."""
     try:
         changed = differences(read_object(place, CONFIG), json.loads(json.dumps(config)))
     except (AttributeError, TypeError):
@@ -80,7 +77,7 @@ def refuse_other(place: Location, config: Mapping[str, Any]) -> None:
 
 
 def read_object(place: Location, name: str) -> dict[str, Any]:
-    """A JSON object of the copy, empty where there is none. UserError: it is damaged, or cannot be read."""
+    """Reads a JSON object of the copy; an empty one if there is no such file. Raises UserError if it is damaged or unreadable."""
     text = place.read(name)
     try:
         value = {} if text is None else json.loads(text)

@@ -1,7 +1,7 @@
-"""The safetensors files of a state: which tensor stands in which, and one thread a rank that writes, hashes and syncs them.
+"""The safetensors files of a state: which file holds which tensor, and a thread per rank that writes, hashes and syncs them.
 
-Laid out before the first tensor is at hand, from names and shapes alone, so host memory holds what waits to be written and not the
-state. What a file holds does not depend on the number of ranks; who writes it does.
+The layout follows from names and shapes alone, before the first tensor is available. So host memory holds only tensors that
+wait to be written, not the whole state. The number of ranks decides who writes a file, but not what it holds.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rec_dist.storage.checksums import FileEntry
 from rec_dist.storage.disk import as_disk_error
 
-MAX_FILE_BYTES = (
-    1 << 30
-)  # small enough that eight ranks have work from 0.7e9 trainable weights on; a larger tensor has its own file
+# Small enough that eight ranks share the work from 0.7e9 trainable weights on. A larger tensor gets a file of its own.
+MAX_FILE_BYTES = 1 << 30
 PATTERN = "state*.safetensors"
 _CHUNK_BYTES = 1 << 24
 
@@ -35,19 +35,19 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
-        """Of its values."""
+        """The bytes of its values."""
         return 4 * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class StateFile:
-    """A file and the tensors in it, in their order there."""
+    """A file and its tensors, in order."""
 
     name: str
     entries: tuple[Entry, ...]
 
     def header(self) -> bytes:
-        """What safetensors puts before the values: a length, then JSON with dtype, shape and place of each tensor."""
+        """The bytes before the values in a safetensors file: a length, then JSON with dtype, shape and place of each tensor."""
         places, at = {}, 0
         for entry in self.entries:
             places[entry.name] = {"dtype": "F32", "shape": entry.shape, "data_offsets": [at, at + entry.num_bytes]}
@@ -58,7 +58,7 @@ class StateFile:
 
 
 def lay_out(entries: Sequence[Entry], max_bytes: int) -> list[StateFile]:
-    """Files of at most max_bytes of values in the order of `entries`; state.safetensors where one is enough."""
+    """Distributes `entries` in order over files of at most max_bytes of values; a single file is named state.safetensors."""
     groups: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -73,7 +73,10 @@ def lay_out(entries: Sequence[Entry], max_bytes: int) -> list[StateFile]:
 
 
 def in_turn(files: Sequence[StateFile], world_size: int) -> Iterator[tuple[int, Entry]]:
-    """(rank that writes it, entry): one tensor for each rank in turn, so that all write at once. File f is rank f % world_size's."""
+    """Yields (rank that writes it, entry), one tensor per rank in turn, so that all ranks write at once.
+
+    Rank f % world_size writes file f.
+    """
     for first in range(0, len(files), world_size):
         wave = files[first : first + world_size]
         for number in range(max(len(file.entries) for file in wave)):
@@ -84,28 +87,29 @@ def in_turn(files: Sequence[StateFile], world_size: int) -> Iterator[tuple[int, 
 
 @dataclass(frozen=True)
 class Written:
-    """What a rank wrote: name -> (bytes, SHA-256), and what the disk had against it."""
+    """The files that a rank wrote, and the disk fault that stopped it, if any."""
 
-    files: dict[str, tuple[int, str]]
+    files: list[FileEntry]
     fault: str | None
 
 
 class StateWriter:
-    """Writes `files` in a thread from tensors given in their order. Never blocks on a fault: what comes after one is dropped.
+    """Writes `files` in a thread, from tensors that put() gets in order. After a fault it drops the rest and never blocks.
 
-    asynchronous: tensors are copied and may all wait in host memory; else two wait at most, and must not change until finish().
+    asynchronous: copies the tensors, and all of them may wait in host memory. Otherwise at most two wait, and no tensor may
+    change until finish() returns.
     """
 
     def __init__(self, folder: Path, files: Sequence[StateFile], *, asynchronous: bool) -> None:
         self._folder, self._files, self._asynchronous = folder, files, asynchronous
         self._queue: queue.Queue[Tensor] = queue.Queue(maxsize=0 if asynchronous else 2)
-        self._written: dict[str, tuple[int, str]] = {}
+        self._written: list[FileEntry] = []
         self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
     def put(self, tensor: Tensor) -> None:
-        """The next tensor of the files, on any device."""
+        """Hands over the next tensor of the files, on any device."""
         self._queue.put(tensor.detach().to("cpu", torch.float32, copy=self._asynchronous).contiguous())
 
     @property
@@ -114,14 +118,14 @@ class StateWriter:
         return not self._thread.is_alive()
 
     def finish(self) -> Written:
-        """Waits until all is on disk, or has failed. An exception that is no fault of the disk is raised."""
+        """Waits until all files are on disk or a write has failed. Raises any exception that is not a disk fault."""
         self._thread.join()
         if self._fault is None:
             return Written(self._written, None)
         error = as_disk_error(self._fault, self._folder)
         if error is None:
             raise self._fault
-        return Written({}, str(error))
+        return Written([], str(error))
 
     def _run(self) -> None:
         left = sum(len(file.entries) for file in self._files)
@@ -137,17 +141,17 @@ class StateWriter:
                         assert tensor.shape == entry.shape, f"{entry.name}: {tuple(tensor.shape)} in place of {entry.shape}"
                         sink.write(tensor.view(-1).view(torch.uint8).numpy().data)
                     os.fsync(handle)
-                    self._written[file.name] = (sink.size, sink.digest.hexdigest())
+                    self._written.append(FileEntry(file.name, sink.size, sink.digest.hexdigest()))
                 finally:
                     os.close(handle)
-        except BaseException as fault:  # met in finish(), by the thread that may tell the other ranks
+        except BaseException as fault:  # finish() raises it, in the thread that can tell the other ranks
             self._fault = fault
             for _ in range(left):
                 self._queue.get()
 
 
 class _Sink:
-    """A file that knows the hash and number of the bytes it was given."""
+    """Writes bytes to a file and keeps their number and hash."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle

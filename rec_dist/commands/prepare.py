@@ -12,7 +12,7 @@ from rec_dist.data.prepare.upload import prepare_remote
 from rec_dist.data.sources import write_tables
 from rec_dist.errors import UserError
 from rec_dist.launch.prepare_on_ray import ray_map
-from rec_dist.storage.files import is_remote
+from rec_dist.storage.uri import is_remote
 
 
 def prepare(config: RunConfig, *, interactions: Any = None, items: Any = None) -> Manifest:

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import re
 import statistics
 import tempfile
 import time
@@ -12,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rec_dist.checkpoint.files import COMMIT_NAME
+from rec_dist.checkpoint.files import committed_steps, folder_of
 from rec_dist.checkpoint.remote_files import OWNER
 from rec_dist.errors import DiskError, StopRequested, UserError
 from rec_dist.runtime.duration import duration
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.files import is_remote
 from rec_dist.storage.location import Location
+from rec_dist.storage.uri import is_remote
 
 _READ = {"config.yaml", "config.json", "metrics.jsonl", "progress.json", "finished.json", "log.txt", "evaluation.json", OWNER}
 _COPIED = "not finished when it was copied"
@@ -90,7 +89,7 @@ def status(target: str) -> list[str]:
             name = _small_copy(target, Path(place))
             found = status_of(Path(place))
     else:
-        name, found = target, status_of(Path(str(target).removeprefix("file://")))
+        name, found = target, status_of(Location(target).folder)
     share = f" ({100 * found.done / found.total:.0f} %)" if found.total else ""
     lines = {
         "run": name,
@@ -169,9 +168,9 @@ def _small_copy(place: str, folder: Path) -> str:
         what = "cannot be read: its bucket does not exist" if location.lacks_bucket() else "holds no run"
         raise UserError(f"{location} {what}; give the checkpoint.remote of a run")
     for name in _READ & files.keys():
-        location.copy(name, folder / name)
-        os.utime(folder / name, (files[name].written, files[name].written))
-    for name in files:
-        if re.fullmatch(rf"checkpoints/step-\d+/{COMMIT_NAME}", name):
-            (folder / name).parent.mkdir(parents=True)
+        with suppress(FileNotFoundError):
+            location.copy(name, folder / name)
+            os.utime(folder / name, (files[name].written, files[name].written))
+    for step in committed_steps(files):
+        folder_of(folder / "checkpoints", step).mkdir(parents=True)
     return str(location)

@@ -19,8 +19,8 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import RayJobConfig
 from rec_dist.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.files import is_remote
 from rec_dist.storage.location import Location
+from rec_dist.storage.uri import is_remote
 from rec_dist.submit import kuberay, ray_job, slurm
 from rec_dist.submit.job import CONFIG_NAME, Job, build_job
 from rec_dist.submit.sweep import elements_of

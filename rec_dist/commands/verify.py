@@ -3,13 +3,13 @@
 import logging
 from pathlib import Path
 
-from rec_dist.checkpoint.files import COMMIT_NAME, committed, folder_of
+from rec_dist.checkpoint.files import committed, folder_of, is_checkpoint
 from rec_dist.checkpoint.files import verify as verify_checkpoint
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.dataset.verify import verify as verify_data
 from rec_dist.errors import TRAIN_AGAIN, UserError
-from rec_dist.storage.checksums import CHECKSUMS_NAME, broken
+from rec_dist.storage.checksums import CHECKSUMS_NAME, damaged_files
 from rec_dist.storage.location import Location
 
 logger = logging.getLogger(__name__)
@@ -22,14 +22,14 @@ def verify(target: str) -> None:
     """
     location = Location(target)
     way_out = "a restart walks past what is damaged"
-    if not location.is_remote and (location.folder / COMMIT_NAME).is_file():
+    if not location.is_remote and is_checkpoint(location.folder):
         problems, what = verify_checkpoint(location.folder), "checkpoint"
     elif location.is_remote or (location.folder / MANIFEST_NAME).is_file():
         Manifest.load(location)
         problems, what, way_out = verify_data(location), "data set", "remove it and run `rec-dist prepare CONFIG`"
     elif (location.folder / "checkpoints").is_dir():
         problems, what = _of_run(location.folder / "checkpoints")
-        of_model = [f"model/{problem}" for problem in broken(location.folder / "model")]
+        of_model = [f"model/{problem}" for problem in damaged_files(location.folder / "model")]
         problems, way_out = problems + of_model, TRAIN_AGAIN if of_model else way_out
         what += " and model/" if (location.folder / "model" / CHECKSUMS_NAME).is_file() else ""
     else:

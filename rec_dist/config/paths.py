@@ -5,8 +5,7 @@ from pathlib import Path
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.section import Section
 from rec_dist.errors import UserError
-from rec_dist.storage.files import is_remote
-from rec_dist.storage.uri import refuse_credentials, shown
+from rec_dist.storage.uri import is_remote, local_path, refuse_credentials, shown
 
 # (section, key) of every path that a run reads or writes; of the second kind it may be a known name.
 PATHS = (
@@ -24,7 +23,7 @@ PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
 
 def absolute(path: str) -> Path:
     """Workers run in another folder: every path is made absolute in the driver."""
-    return Path(path).expanduser().absolute()
+    return local_path(path)
 
 
 def check_path(key: str, path: str) -> None:

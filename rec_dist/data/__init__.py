@@ -1,11 +1,11 @@
-"""Data on its way from raw files to what a model trains on, and what models leave for later steps. Rooms, lower ones first:
+"""Data from raw files to what a model trains on, and what models write for later steps. Sub-packages, lower layers first:
 
-prepared    the format of a prepared data set, and how one is opened
-readers     raw files -> rows
-preparing   rows -> a prepared data set
-sampling    what is trained on and in which order, and the items drawn against it
+dataset     the format of a prepared data set, and how it is opened and verified
+sources     raw files of several formats -> rows
+sampling    training examples, their order, and negatives
+artifacts   Arrow files that a model writes and a later step reads
+prepare     rows -> a prepared data set
 prompts     items, titles and texts -> prompts of tokens
-artifacts   Arrow files that a model leaves and a later step reads
 
-Each room's docstring names the others it imports; tests/test_architecture.py holds it to that.
+The docstring of each sub-package names the others that it imports, and tests/test_architecture.py checks it.
 """

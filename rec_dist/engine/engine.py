@@ -133,10 +133,6 @@ class Engine:
         """Read what save_state wrote, at any world size and ZeRO stage. A collective."""
         whole_state.load(self._engine, self._settings.zero_stage, folder)
 
-    def load_shards(self, folder: Path) -> None:
-        """Read DeepSpeed's own shards: at the same world size and stage only."""
-        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
-
     def trainable_weights(self) -> dict[str, Tensor]:
         """name -> whole weight on the CPU, for parameters that train; empty on ranks other than 0 under ZeRO-3. A collective."""
         if self._settings.zero_stage == 3:

@@ -1,4 +1,4 @@
-"""The floor rankers: what a language model must beat. A ranker gives each candidate of a history one score, higher is better.
+"""Baselines: simple rankers that a language model must beat. A ranker scores each candidate of a history; higher is better.
 
 C candidates of a history, I items of the catalogue.
 """
@@ -15,29 +15,29 @@ Floats = npt.NDArray[np.float64]
 
 
 class Ranker(Protocol):
-    """Scores candidates after histories."""
+    """Scores candidates for histories."""
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
-        """histories[b] (n_b,) and candidates[b] (C_b,) item ids -> (C_b,) each."""
+        """histories[b] (n_b,) and candidates[b] (C_b,) are item ids -> (C_b,) scores each."""
         ...
 
 
 class PopularityRanker:
-    """Scores by how often an item was chosen in the training part, the same for every history.
+    """Scores an item by its positives in the training part, the same for every history.
 
-    Equal counts stay tied: the metrics rank a tie against the target, so a tie-break could only flatter this floor.
+    Equal counts stay tied: the metrics count a tie against the target, so a tie-break could only flatter this baseline.
     """
 
     def __init__(self, train_counts: I64) -> None:
         self._counts = train_counts.astype(np.float64)  # (I,)
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
-        """As Ranker.score."""
+        """Scores as Ranker.score does."""
         check_lengths(histories, candidates)
         return [self._counts[items] for items in candidates]
 
 
 def check_lengths(histories: Sequence[I32], candidates: Sequence[I32]) -> None:
-    """ValueError unless there is one list of candidates for each history."""
+    """Raises ValueError unless there is one list of candidates per history."""
     if len(histories) != len(candidates):
-        raise ValueError(f"{len(histories)} histories and {len(candidates)} lists of candidates; give one list a history")
+        raise ValueError(f"{len(histories)} histories and {len(candidates)} lists of candidates; give one list per history")

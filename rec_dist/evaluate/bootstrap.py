@@ -1,8 +1,7 @@
-"""Intervals over users by the percentile bootstrap (Efron, 1979), so that a metric shows its uncertainty.
+"""Confidence intervals of metrics by the percentile bootstrap over users (Efron, 1979).
 
-Why over users: one user's targets are not independent, and users are what a new experiment would draw again.
-Costs: 10,000 resamples of 1,000 users take about 0.1 s; see _resampled_means for the short cut that metrics
-of ranks take.
+It resamples users because one user's targets are not independent, and because a new experiment would draw new users.
+Cost: 10,000 resamples of 1,000 users take about 0.1 s. See _resampled_means for the short cut for metrics of ranks.
 
 U users, R resamples.
 """
@@ -17,7 +16,7 @@ _CHUNK_DRAWS = 1 << 21  # 16 MB of indices at a time
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n users, and the low and high end of its interval, in the example of the metric."""
+    """A mean over n users and the two ends of its interval, in the unit of the metric."""
 
     value: float
     low: float
@@ -25,17 +24,16 @@ class Interval:
     n: int
 
     def to_dict(self) -> dict[str, float | int]:
-        """The form in which a metric is reported: {"value", "low", "high", "n"}."""
+        """The form in which metrics are reported: {"value", "low", "high", "n"}."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
 def bootstrap_interval(values: npt.ArrayLike, *, seed: int, num_resamples: int = 10_000, level: float = 0.95) -> Interval:
-    """The mean of values (U,), one number a user, with its percentile interval: it depends on the arguments only.
+    """The mean of values (U,), one number per user, with its percentile interval. It depends only on the arguments.
 
-    low and high are the (1 - level)/2 and (1 + level)/2 quantiles of the mean over U users drawn with
-    replacement. With few users they are too narrow (90 % instead of 95 % at U = 10, normal values); with one user
-    they are the value itself.
-    Errors: ValueError if there is no user, if a value is not finite, or if a setting is out of its range.
+    low and high are the (1 - level)/2 and (1 + level)/2 quantiles of the mean over U users drawn with replacement. For few
+    users the interval is too narrow (90 % instead of 95 % at U = 10 with normal values). For one user, both ends are the value
+    itself. Raises ValueError if there is no user, a value is not finite, or a setting is out of range.
 
     >>> bootstrap_interval([1.0, 1.0, 1.0], seed=0).to_dict()
     {'value': 1.0, 'low': 1.0, 'high': 1.0, 'n': 3}
@@ -60,11 +58,11 @@ def paired_difference(
     num_resamples: int = 10_000,
     level: float = 0.95,
 ) -> Interval:
-    """The mean of first - second over the same users: two (U,) arrays in one order of users.
+    """The mean of first - second with its interval: two (U,) arrays over the same users in the same order.
 
-    Paired, as what makes a user easy for one run makes it easy for the other: the interval of the difference
-    is then narrower than those of the two runs suggest. It excludes 0 where the runs differ at this level.
-    Errors: ValueError if the shapes differ, and as bootstrap_interval.
+    The difference is paired, because a user that is easy for one run is easy for the other too. So its interval is narrower
+    than those of the two runs suggest. If it contains 0, there is no significant difference at this level. Raises ValueError if
+    the shapes differ, and as bootstrap_interval does.
 
     >>> paired_difference([1.0, 0.0], [0.5, -0.5], seed=0).to_dict()
     {'value': 0.5, 'low': 0.5, 'high': 0.5, 'n': 2}
@@ -76,11 +74,11 @@ def paired_difference(
 
 
 def _resampled_means(values: npt.NDArray[np.float64], rng: np.random.Generator, num_resamples: int) -> npt.NDArray[np.float64]:
-    """values (U,) -> (R,), the mean of each resample.
+    """values (U,) -> (R,): the mean of each resample.
 
-    A metric of ranks among 20 candidates takes at most 20 values. How often each is drawn is multinomial, so
-    R draws over the distinct values have the same distribution as R * U draws over the users: independent of
-    U, and thus used where it pays.
+    A metric of ranks among 20 candidates has at most 20 distinct values. The counts of these values in a resample are
+    multinomial, so R draws of counts have the same distribution as R * U draws of users. Their cost does not depend on U, so
+    they are used if they are cheaper.
     """
     distinct, counts = np.unique(values, return_counts=True)
     num_users = values.size

@@ -1,6 +1,6 @@
-"""What is asked of every model alike: which users, which target of each, and which candidates.
+"""Evaluation examples: which users, which target of each, and which candidates. They are the same for every model.
 
-One target a user: the last of the row, with all that the user did before it as history. Candidates are drawn by hash of
+There is one target per user: the last item of the row, with everything before it as history. Candidates are drawn by a hash of
 (seed, user, position), never of the target, so all models of a comparison get the same ones.
 """
 
@@ -15,12 +15,12 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32
 from rec_dist.runtime.rng import hash_u64
 
-_USERS = 11  # its own stream of draws
+_USERS = 11  # a stream of draws of its own
 
 
 @dataclass(frozen=True)
 class EvalExample:
-    """Rank `candidates`, the target among them, for a user with this history (item ids, oldest first)."""
+    """One ranking: a user's history (item ids, oldest first), and candidates, which include the target."""
 
     user_id: int
     position: int
@@ -32,12 +32,14 @@ class EvalExample:
 def build_eval_examples(
     data: PreparedData, *, split: str, num_candidates: int | Literal["all"], max_users: int | None, seed: int
 ) -> list[EvalExample]:
-    """The questions of a split, in ascending user order. Raises UserError for an empty split, too few candidates or items."""
+    """Builds the examples of a split in ascending user order. Raises UserError for an empty split or too few items."""
     if num_candidates != "all" and num_candidates < 2:
         raise UserError(f"evaluate.num_candidates ({num_candidates}) must be 2 or more (the target and another), or all")
     rows = data.split(split)
     if not len(rows):
-        raise UserError(f"evaluate.split ({split}) of {data.location} has no user")
+        raise UserError(
+            f"evaluate.split ({split}) of {data.location} has no user; choose another split, or prepare data whose split has one"
+        )
     chosen = np.arange(len(rows))
     if max_users is not None and max_users < len(rows):
         chosen = np.sort(np.argsort(hash_u64(seed, _USERS, rows.user_ids), kind="stable")[:max_users])
@@ -50,7 +52,7 @@ def build_eval_examples(
             candidates = np.setdiff1d(np.arange(data.num_items, dtype=np.int32), history[history != target])
             if len(candidates) < 2:
                 raise UserError(
-                    f"evaluate.num_candidates=all: user {user} has had all {data.num_items} items of the catalogue, so that nothing "
+                    f"evaluate.num_candidates=all: user {user} has had all {data.num_items} items of the catalogue, so nothing "
                     "is left to rank the target against; prepare data with more items"
                 )
         else:

@@ -1,4 +1,4 @@
-"""From scores to numbers: ranks, metrics a user, and their intervals."""
+"""Turns scores into ranks, metrics per user, and intervals."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ CUTOFFS = (1, 5, 10)
 
 
 def predictions_of(examples: list[EvalExample], scores: list[npt.NDArray[np.float32]]) -> Predictions:
-    """Ranks each target among its candidates; ties count against it. scores[u] (C_u,) in the order of the candidates."""
+    """Ranks each target among its candidates; ties count against it. scores[u] (C_u,) are in the order of the candidates."""
     ranks = []
     for example, values in zip(examples, scores, strict=True):
         place = int(np.flatnonzero(example.candidates == example.target)[0])
@@ -30,17 +30,17 @@ def predictions_of(examples: list[EvalExample], scores: list[npt.NDArray[np.floa
 
 
 def metrics_per_user(predictions: Predictions) -> dict[str, npt.NDArray[np.float64]]:
-    """hr@K, ndcg@K, mrr and auc of every user: name -> (U,)."""
+    """hr@K, ndcg@K, mrr and auc of every user, by name: (U,) each."""
     sizes = np.asarray([len(candidates) for candidates in predictions.candidates])
     return dict(ranking_metrics(predictions.ranks, sizes, CUTOFFS))
 
 
 def metric_names() -> tuple[str, ...]:
-    """The names that metrics_per_user gives."""
+    """The names of the metrics that metrics_per_user returns."""
     one = np.ones(1, dtype=np.int64)
     return tuple(ranking_metrics(one, one + 1, CUTOFFS))
 
 
 def summarize(predictions: Predictions, *, seed: int) -> dict[str, dict[str, Any]]:
-    """Each metric's mean over users with its 95 % bootstrap interval: {"value", "low", "high", "n"}."""
+    """The mean of each metric over users with its 95 % bootstrap interval: {"value", "low", "high", "n"}."""
     return {name: bootstrap_interval(values, seed=seed).to_dict() for name, values in metrics_per_user(predictions).items()}

@@ -1,9 +1,7 @@
-"""Ranking metrics with one relevant item a user. Every function returns one number a user; bootstrap.py
-takes their mean.
+"""Ranking metrics with one relevant item per user. Every function returns one number per user; bootstrap.py takes their mean.
 
-Ties count against the target: its rank is 1 + the candidates that score higher or the same. A scorer that
-gives every candidate one score thus gets the last rank and no credit; with the opposite rule it would look
-perfect.
+Ties count against the target: its rank is 1 + the number of candidates that score higher or the same. So a scorer that gives all
+candidates the same score gets the last rank and no credit; with the opposite rule it would look perfect.
 
 U users, C candidates of a user (the target among them), E scores of all users in one flat array.
 """
@@ -18,11 +16,10 @@ Ints = npt.NDArray[np.int64]
 
 
 def target_ranks(scores: npt.ArrayLike, target: npt.ArrayLike = 0) -> Ints:
-    """rank_u = 1 + #{c != target_u: score_uc >= score_u,target}: scores (U, C), target (U,) or one index ->
-    (U,) from 1.
+    """rank_u = 1 + #{c != target_u: score_uc >= score_u,target}: scores (U, C), target (U,) or one index -> (U,) from 1.
 
-    A candidate of score -inf stands below every finite one, so it can pad rows of fewer candidates.
-    Errors: ValueError for a NaN, a wrong shape, or a target outside 0..C-1.
+    A candidate with score -inf ranks below every finite one, so -inf can pad rows with fewer candidates.
+    Raises ValueError for a NaN, a wrong shape, or a target outside 0..C-1.
 
     >>> target_ranks([[0.9, 0.1, 0.5], [0.2, 0.2, 0.2]]).tolist()
     [1, 3]
@@ -43,10 +40,9 @@ def target_ranks(scores: npt.ArrayLike, target: npt.ArrayLike = 0) -> Ints:
 
 
 def group_ranks(scores: npt.ArrayLike, group_offsets: npt.ArrayLike) -> Ints:
-    """As target_ranks for ragged users: scores (E,), group_offsets (U+1,); the first of a group is the
-    target -> (U,).
+    """As target_ranks, for ragged users: scores (E,), group_offsets (U+1,) -> (U,). The first of each group is the target.
 
-    Errors: ValueError for a NaN, or for offsets that do not run from 0 to E with at least 1 score a user.
+    Raises ValueError for a NaN, or for offsets that do not run from 0 to E with at least 1 score per user.
 
     >>> group_ranks([0.5, 0.7, 0.1, 2.0], [0, 3, 4]).tolist()
     [2, 1]
@@ -93,26 +89,27 @@ def reciprocal_rank(ranks: npt.ArrayLike) -> Floats:
 
 
 def auc(ranks: npt.ArrayLike, num_candidates: npt.ArrayLike) -> Floats:
-    """auc = (C - rank) / (C - 1), the share of the C - 1 others that score below the target: (U,) -> (U,).
+    """auc = (C - rank) / (C - 1), the share of the C - 1 other candidates that score below the target: (U,) -> (U,).
 
-    num_candidates C counts the target: one number, or (U,). A tie counts 0, not the usual 1/2 (see the
-    module's rule): a constant scorer has 0 here and 1/2 elsewhere. With C = 2 this is the pairwise accuracy
-    of arXiv 2405.16127.
-    Errors: ValueError where C < 2 or rank > C.
+    num_candidates: C, including the target; one number, or (U,). A tie counts 0, not 1/2 as usual (see the module's rule), so a
+    constant scorer gets 0 here and 1/2 elsewhere. With C = 2 this is the pairwise accuracy of arXiv 2405.16127. Raises
+    ValueError if C < 2 or rank > C.
 
     >>> auc([1, 2, 3], num_candidates=3).tolist()
     [1.0, 0.5, 0.0]
     """
     checked, candidates = _ranks(ranks), np.asarray(num_candidates, dtype=np.float64)
     if (candidates < 2).any():
-        raise ValueError("auc needs at least 2 candidates a user, the target and 1 other")
+        raise ValueError("auc needs at least 2 candidates per user, the target and 1 other")
     if (checked > candidates).any():
-        raise ValueError(f"rank {checked.max()} is beyond the number of candidates, {candidates.min():.0f} at the least")
+        raise ValueError(
+            f"rank {checked.max()} is larger than the number of candidates, which is {candidates.min():.0f} at least"
+        )
     return np.asarray((candidates - checked) / (candidates - 1.0), dtype=np.float64)
 
 
 def ranking_metrics(ranks: npt.ArrayLike, num_candidates: npt.ArrayLike, ks: Iterable[int]) -> dict[str, Floats]:
-    """Everything above by its reported name: hr@K and ndcg@K for each K of ks, mrr, auc -> (U,) each.
+    """All metrics above by their reported names: hr@K and ndcg@K for each K of ks, mrr and auc -> (U,) each.
 
     >>> {name: float(value.mean()) for name, value in ranking_metrics([1, 3], 5, [1]).items()}
     {'hr@1': 0.5, 'ndcg@1': 0.5, 'mrr': 0.6666666666666666, 'auc': 0.75}
@@ -143,4 +140,4 @@ def _refuse_nan(name: str, values: npt.NDArray[np.generic]) -> None:
     bad = np.isnan(values)
     if bad.any():
         where = tuple(int(axis) for axis in np.argwhere(bad)[0])
-        raise ValueError(f"{name} hold {int(bad.sum())} NaN, the first at {where}: no rank can be given to them")
+        raise ValueError(f"{name} hold {int(bad.sum())} NaN, the first at {where}, and a NaN has no rank")

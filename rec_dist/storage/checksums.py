@@ -1,49 +1,130 @@
-"""files.json in a folder: bytes and SHA-256 of every other file there, so that a byte that flips later is found when it is read.
+"""Checksums: what files held when they were written, and which of them have changed since.
 
-Weights have no checksum of their own: with one bit changed they load, and answer a little wrong. Cost: 1 s a GB on one core, when they
-are written and before each use; nothing for an adapter. For whole models too: a minute for tens of GB, before hours of work with them.
+Neither weights nor Arrow files carry a checksum of their own: with one bit flipped they load, and answer a little wrong. So
+whoever writes files also writes a manifest with the size and SHA-256 of each, and with a checksum of itself. Cost: 1 s per GB
+on one core, once when files are written and again at each check.
 """
 
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rec_dist.errors import TRAIN_AGAIN, UserError
-from rec_dist.storage.files import read_object, sha256, write_json
+from rec_dist.storage.files import fingerprint, json_text, sha256, write_json
 
 CHECKSUMS_NAME = "files.json"
+_CHECKSUMS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file as it was written: its name in its folder, its bytes, its SHA-256 in hex, and its rows (0 unless it is a table)."""
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: int = 0
+
+    def damage(self, size: int | None, digest: str | None = None) -> str | None:
+        """How a file of `size` bytes (None: no file) and this SHA-256 (None: not compared) differs from the entry, or None."""
+        if size is None:
+            return "is missing"
+        if size != self.bytes:
+            return f"has {size} bytes, not {self.bytes}"
+        return None if digest in (None, self.sha256) else "has changed since it was written (other SHA-256)"
+
+
+def describe(path: Path, rows: int = 0) -> FileEntry:
+    """The entry of a file that is on disk."""
+    return FileEntry(path.name, path.stat().st_size, sha256(path), rows)
+
+
+def parse_entry(value: Any) -> FileEntry:
+    """An entry from JSON. Raises TypeError if it has other fields, or fields of other types."""
+    entry = FileEntry(**value)
+    for field, kind in ((entry.name, str), (entry.bytes, int), (entry.sha256, str), (entry.rows, int)):
+        if type(field) is not kind:
+            raise TypeError(f"{str(field)[:60]!r} in place of a {kind.__name__}")
+    return entry
+
+
+def damage(folder: Path, entries: Iterable[FileEntry]) -> list[str]:
+    """Compares files in `folder` with their entries and returns a phrase for each that is missing, resized or changed."""
+    phrases = []
+    for entry in entries:
+        path = folder / entry.name
+        size = path.stat().st_size if path.is_file() else None
+        fault = entry.damage(size, sha256(path) if size == entry.bytes else None)
+        phrases += [f"{entry.name} {fault}"] if fault else []
+    return phrases
+
+
+def write_manifest(path: Path, format_version: int, body: Mapping[str, Any]) -> None:
+    """Writes `body` as JSON, together with its format version and a checksum of both."""
+    value = json.loads(json.dumps({"format_version": format_version, **body}))
+    write_json(path, {**value, "checksum": fingerprint(value)})
+
+
+def parse_manifest(text: bytes, format_version: int) -> dict[str, Any]:
+    """Returns the body that write_manifest wrote.
+
+    Raises ValueError if a byte has changed or the format version is another. Its message continues a sentence that begins with
+    the path.
+    """
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
+        is_original = text == json_text(value).encode()  # the checksum does not cover white space
+    except (ValueError, RecursionError) as fault:
+        raise ValueError(f"is not a manifest ({fault})") from None
+    if value.get("format_version") != format_version:
+        version = str(value.get("format_version"))[:60]
+        raise ValueError(f"has format version {version}, this release reads {format_version}")
+    checksum = value.pop("checksum", None)
+    if checksum != fingerprint(value) or not is_original:
+        raise ValueError("does not match its checksum: it was changed after it was written")
+    del value["format_version"]
+    return value
+
+
+def read_manifest(path: Path, format_version: int, way_out: str) -> tuple[dict[str, Any], list[FileEntry]]:
+    """Reads a manifest that has a list `files`: its body, and the entries of the files.
+
+    Raises UserError with `way_out` if it is damaged or has another format version.
+    """
+    try:
+        body = parse_manifest(path.read_bytes(), format_version)
+        return body, [parse_entry(value) for value in body["files"]]
+    except OSError as fault:
+        raise UserError(f"{path} cannot be read ({fault}); {way_out}") from fault
+    except ValueError as fault:
+        raise UserError(f"{path} {fault}; {way_out}") from fault
+    except (KeyError, TypeError) as fault:
+        raise UserError(f"{path} has other fields than were written ({fault}); {way_out}") from fault
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes files.json of what lies in `folder` now."""
+    """Writes files.json with an entry for each file that is now in `folder`."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS_NAME)
-    write_json(folder / CHECKSUMS_NAME, {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files})
+    write_manifest(folder / CHECKSUMS_NAME, _CHECKSUMS_VERSION, {"files": [asdict(describe(path)) for path in files]})
 
 
-def broken(folder: Path) -> list[str]:
-    """What is not as files.json says, a phrase each. Empty too where there is none: a model of elsewhere, or of an early version.
+def damaged_files(folder: Path) -> list[str]:
+    """Checks `folder` against its files.json and returns a phrase for each damaged file.
 
-    Files that came later are nobody's fault. UserError: files.json is damaged.
+    Returns an empty list if there is no files.json, as for external models. Ignores files that were added later. Raises
+    UserError if files.json itself is damaged.
     """
     path = folder / CHECKSUMS_NAME
     if not path.is_file():
         return []
-    files = read_object(path, TRAIN_AGAIN)
-    try:
-        wanted = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (KeyError, TypeError, ValueError) as fault:
-        raise UserError(f"{path} has other fields than were written ({fault!r}); {TRAIN_AGAIN}") from fault
-    problems = ((name, _problem(folder / name, *facts)) for name, facts in wanted.items())
-    return [f"{name} {problem}" for name, problem in problems if problem is not None]
-
-
-def _problem(path: Path, size: int, digest: str) -> str | None:
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != size:
-        return f"has {path.stat().st_size} bytes, not {size}"
-    return None if sha256(path) == digest else "has changed since it was written (other hash)"
+    return damage(folder, read_manifest(path, _CHECKSUMS_VERSION, TRAIN_AGAIN)[1])
 
 
 def verify_checksums(folder: Path) -> None:
-    """UserError: a file of a run's model/ is not the one that was written. Nothing is checked where there is no files.json."""
-    if problems := broken(folder):
+    """Raises UserError if a file of a run's model/ has changed since it was written. Checks nothing if there is no files.json."""
+    if problems := damaged_files(folder):
         raise UserError(f"{folder}: {problems[0]}; {TRAIN_AGAIN}")

@@ -1,7 +1,7 @@
-"""Faults of the disk under a run: which exceptions are such, and the one line that names the place, the fault and the way out.
+"""Disk faults: recognises the exceptions that report one, and turns them into one line with the place, the fault and the remedy.
 
-A full disk, a lost permission or a broken device is met by whoever writes next: Python, Arrow, or safetensors, whose exceptions
-differ. `writing` gives all of them one shape.
+Whoever writes next meets a full disk, a lost permission or a broken device: Python, Arrow or safetensors, whose exceptions
+differ. `writing` turns all of them into DiskError.
 """
 
 import errno
@@ -24,11 +24,11 @@ _WAYS_OUT = {
     errno.EIO: "look at that disk (dmesg), or choose another",
     errno.ESTALE: "mount that disk again, or choose another",
 }
-_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors has no exception of its own for the system's faults
+_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors reports the system's errors
 
 
 def disk_fault(fault: BaseException) -> int | None:
-    """The errno of a fault of the disk; None for any other exception."""
+    """The errno of a disk fault, or None for any other exception."""
     number = fault.errno if isinstance(fault, OSError) else None
     found = _RUST.search(str(fault))
     if number is None and found:
@@ -37,7 +37,7 @@ def disk_fault(fault: BaseException) -> int | None:
 
 
 def describe(number: int, path: Path | str | None) -> str:
-    """One line: where, what, how much is free, and the way out."""
+    """One line with the place, the fault, the free space and the remedy."""
     place = "the disk" if path is None else str(path)
     free = ""
     if path is not None and number in (errno.ENOSPC, errno.EDQUOT):
@@ -48,7 +48,7 @@ def describe(number: int, path: Path | str | None) -> str:
 
 
 def as_disk_error(fault: BaseException, path: Path | str | None = None) -> DiskError | None:
-    """The fault as a DiskError, about `path` or the file that it names itself; None when it is no fault of a disk."""
+    """Returns a disk fault as a DiskError about `path` (or the file that the fault names), and None for any other exception."""
     if isinstance(fault, DiskError):
         return fault
     number = disk_fault(fault)
@@ -59,7 +59,7 @@ def as_disk_error(fault: BaseException, path: Path | str | None = None) -> DiskE
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Inside, a fault of the disk raises DiskError about `path`; any other exception goes through."""
+    """Inside, raises a disk fault as DiskError about `path`; lets any other exception through."""
     try:
         yield
     except Exception as fault:

@@ -1,6 +1,7 @@
-"""Files that are whole or absent: written under a temporary name, synced, renamed.
+"""Atomic file writes, reads of our own JSON files, locks, and hashes of files and values.
 
-Why: a run dies at any moment, and a half-written manifest or config is worse than none. Cost: one fsync a file.
+A file is written under a temporary name, synced and renamed, because a run can die at any moment and half a manifest is worse
+than none. Cost: one fsync per file.
 """
 
 import fcntl
@@ -17,17 +18,12 @@ from rec_dist.storage.disk import writing
 
 _CHUNK_BYTES = 1 << 20
 _UMASK = os.umask(0)
-os.umask(_UMASK)  # there is no other way to ask for it; at import, while nobody else makes files
-
-
-def is_remote(path: str | Path) -> bool:
-    """Whether a path names a file system by its scheme. file:// is this machine's."""
-    return "://" in str(path) and not str(path).startswith("file://")
+os.umask(_UMASK)  # the only way to read it; done at import, before other threads create files
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; on success it is synced and renamed to `path`, on error removed."""
+    """Yields a temporary path in the same folder. On success, syncs it and renames it to `path`; on error, removes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,21 +33,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except OSError as fault:
-        fault.filename = fault.filename or str(path)  # a write that fails does not name its file
+        fault.filename = fault.filename or str(path)  # a failed write does not name its file
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def readable(folder: Path) -> None:
-    """Gives the files right in `folder` the mode that the umask asks for: safetensors writes its own for this user alone (0600)."""
+    """Sets the mode of the files directly in `folder` to what the umask asks for; safetensors makes its files private (0600)."""
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(0o666 & ~_UMASK)
 
 
 def misplaced(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> str | None:
-    """What stands in `folder` as a folder where a file belongs, or the other way round: a phrase that names it, or None."""
+    """Returns a phrase that names a folder where a file belongs, or a file where a folder belongs; None if there is neither."""
     for names, is_right, what in ((files, Path.is_file, "no file"), (folders, Path.is_dir, "no folder")):
         for path in (folder / name for name in names):
             if path.exists() and not is_right(path):
@@ -66,17 +62,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, keys in the order given. NaN and infinity are refused."""
+    """Writes `value` as indented JSON and keeps the order of keys. Raises ValueError for NaN and infinity."""
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """What write_json writes."""
+    """The text that write_json writes."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds `line` to a file, whole or not at all: half a line of a full disk is taken back. Raises DiskError."""
+    """Appends `line` to a file, whole or not at all: if the disk fills up, removes the half line again. Raises DiskError."""
     data = f"{line}\n".encode()
     with writing(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -94,7 +90,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_object(path: Path, way_out: str) -> dict[str, Any]:
-    """The JSON object in `path`, a file of ours. UserError with the way out: it has been damaged."""
+    """Reads the JSON object in `path`, one of our own files. Raises UserError with `way_out` if the file is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:
@@ -105,7 +101,7 @@ def read_object(path: Path, way_out: str) -> dict[str, Any]:
 
 
 def lock(path: Path) -> int:
-    """Holds `path` for this process until the handle it returns is closed. BlockingIOError: another process does."""
+    """Locks `path` until the returned handle is closed. Raises BlockingIOError if another process holds the lock."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,15 +121,15 @@ def sha256(path: Path) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """A short hash of a JSON-able value, independent of key order: says whether two configurations are the same."""
+    """A short hash of a value that JSON can hold, independent of key order. Equal values have equal fingerprints."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sampled_fingerprint(folder: Path, pattern: str) -> str:
-    """A short hash of the files in `folder` that match: names, sizes and 64 evenly spaced blocks of 64 KiB each.
+    """A short hash of the files in `folder` that match `pattern`: their names, sizes and 64 evenly spaced blocks of 64 KiB each.
 
-    Milliseconds even for a model of hundreds of gigabytes; tells models apart, and does not prove that every byte is the same.
+    It takes milliseconds even for hundreds of gigabytes. It tells models apart, but does not prove that every byte is the same.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.glob(pattern)):

@@ -1,11 +1,14 @@
-"""Where a prepared data set or the copy of a run lies: a folder here, or one of an object store or file system that pyarrow knows.
+"""A folder of files, on this machine, in an object store, or on another file system that pyarrow opens.
 
-`s3://bucket/prefix`, `gs://bucket/prefix` and `hdfs://host:port/path`, with the options that pyarrow takes behind a question mark
-(`?endpoint_override=host:9000&scheme=http`). Credentials come from where the store's own tools look for them; in a URI they are
-refused. A store that does not answer is given up within 40 s.
+A prepared data set or the remote copy of a run can be at `s3://bucket/prefix`, `gs://bucket/prefix` or `hdfs://host:port/path`.
+Options that pyarrow takes follow a question mark (`?endpoint_override=host:9000&scheme=http`). Credentials come from where the
+store's own tools look for them; a URI that holds credentials is rejected. If a store does not answer, the code gives up within
+40 s.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,49 +18,53 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rec_dist.errors import UnreachableError, UserError
-from rec_dist.storage.files import is_remote
-from rec_dist.storage.uri import refuse_credentials, shown
+from rec_dist.storage.uri import is_remote, local_path, refuse_credentials, shown
 
-_CHUNK_BYTES = 16 << 20  # one request of an object store; at 4 MiB its latency would show
-_CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 6.0  # of one attempt: until S3 is connected; that no byte comes or goes
-_ATTEMPTS = 5  # with pauses of up to 7 s in all between them
-_RETRY_SECONDS = 15  # of Google's client, which spends them twice: on the token and on the request
-_NAME_BYTES = 255  # of a file's name on a file system
-_REASON = 200  # characters of a reason; a missing libhdfs is explained on forty lines
+_SCHEMES = ("s3", "gs", "hdfs")
+_OBJECT_STORES = ("s3", "gcs")  # pyarrow's names; an object appears once its last byte is written, and needs no folder
+_CHUNK_BYTES = 16 << 20  # bytes per request to an object store; at 4 MiB the latency of requests would dominate
+_CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 6.0  # limits of one attempt: until S3 is connected; without a byte sent or received
+_ATTEMPTS = 5  # pauses between them add up to 7 s at most
+_RETRY_SECONDS = 15  # Google's client spends this twice: on the token and on the request
+_NAME_BYTES = 255  # the longest file name on a file system
+_REASON = 200  # characters of a reason that a message shows; pyarrow explains a missing libhdfs on forty lines
+_OF_A_STORE = "check the address, the credentials and the network"
+_OF_A_FOLDER = "see that the folder can be read and written, and that its disk has room"
+_FAULTS = (OSError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A file: its bytes, and when it was written, in seconds since 1970."""
+    """A file's bytes, and when it was written, in seconds since 1970."""
 
     bytes: int
     written: float
 
 
 class Location:
-    """A folder of files. str() of it is what messages show: an absolute path, or the URI without options and credentials.
-
-    key: what the user set it with.
-    """
+    """A folder of files. str() is the form that messages show: an absolute path, or the URI without options and credentials."""
 
     def __init__(self, path: str | Path, *, key: str = "data.path") -> None:
-        """UserError: another scheme, credentials in the URI, or a file system that cannot be opened."""
+        """Opens the folder or URI that the configuration key `key` names.
+
+        Raises UserError if the URI has an unknown scheme, holds credentials, or names a file system that cannot be opened.
+        """
         text, self._key = str(path), key
         self.is_remote = is_remote(text)
         self._way_out = _OF_A_STORE if self.is_remote else _OF_A_FOLDER
         if not self.is_remote:
-            self.folder = Path(text.removeprefix("file://")).expanduser().absolute()
+            self.folder = local_path(text)
             self._system, self._base, self._shown = fs.LocalFileSystem(), str(self.folder), str(self.folder)
             return
         self._shown = shown(text)
         if text.partition("://")[0] not in _SCHEMES:
             raise UserError(
-                f"{key} ({self._shown}) cannot be opened: another scheme than s3, gs and hdfs; give a URI of these, or a folder"
+                f"{key} ({self._shown}) cannot be opened: its scheme is not s3, gs or hdfs; give a URI of these, or a folder"
             )
         refuse_credentials(text, key)
         try:
             self._system, base = _system_of(text)
-        except (OSError, ValueError, pa.ArrowException) as fault:
+        except (ValueError, *_FAULTS) as fault:
             raise UserError(f"{key} ({self._shown}) cannot be opened: {reason(fault, text)}; {self._way_out}") from None
         self._base = base.rstrip("/")
 
@@ -65,133 +72,116 @@ class Location:
         return self._shown
 
     def name(self, file: str) -> str:
-        """How messages call a file of this folder."""
+        """The name of a file of this folder as messages show it."""
         return f"{self._shown}/{file}"
 
     def read(self, file: str) -> bytes | None:
-        """The bytes of a small file; None where there is no such file. UserError: the folder cannot be read."""
-        try:
-            with self._system.open_input_stream(f"{self._base}/{file}") as stream:
-                return bytes(stream.read())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, pa.ArrowException) as fault:
-            raise UserError(f"{self._key}: {self.name(file)} cannot be read: {reason(fault)}; {self._way_out}") from None
+        """Returns the bytes of a small file, or None if there is no such file. Raises UserError if the file cannot be read."""
+        with self._faults(f"{self._key}: {self.name(file)} cannot be read"):
+            try:
+                with self._system.open_input_stream(f"{self._base}/{file}") as stream:
+                    return bytes(stream.read())
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file of this folder by its name. UserError: it cannot be listed."""
-        try:
-            found = self._system.get_file_info(fs.FileSelector(self._base, allow_not_found=True))
-        except (OSError, pa.ArrowException) as fault:
-            raise UserError(f"{self._key} ({self}) cannot be listed: {reason(fault)}; {self._way_out}") from None
-        return {entry.base_name: entry.size for entry in found if entry.type == fs.FileType.File}
+        """The bytes of each file of this folder, by its name. Raises UserError if the folder cannot be listed."""
+        return {entry.base_name: entry.size for entry in self._files(recursive=False)}
 
     def tree(self) -> dict[str, Stored]:
-        """Every file below this folder by its path from here, but for keys of an object store that no folder can hold.
+        """All files below this folder, by their paths relative to it. Raises UserError if the folder cannot be listed.
 
-        UserError: it cannot be listed.
+        Leaves out keys of an object store that are no valid paths on a file system.
         """
-        try:
-            found = self._system.get_file_info(fs.FileSelector(self._base, allow_not_found=True, recursive=True))
-        except (OSError, pa.ArrowException) as fault:
-            raise UserError(f"{self._key} ({self}) cannot be listed: {reason(fault)}; {self._way_out}") from None
-        files = [(entry.path.removeprefix(f"{self._base}/"), entry) for entry in found if entry.type == fs.FileType.File]
+        files = [(entry.path.removeprefix(f"{self._base}/"), entry) for entry in self._files(recursive=True)]
         return {name: Stored(entry.size, (entry.mtime_ns or 0) / 1e9) for name, entry in files if is_below(name)}
 
+    def _files(self, *, recursive: bool) -> list[Any]:
+        with self._faults(f"{self._key} ({self}) cannot be listed"):
+            found = self._system.get_file_info(fs.FileSelector(self._base, allow_not_found=True, recursive=recursive))
+        return [entry for entry in found if entry.type == fs.FileType.File]
+
     def lacks_bucket(self) -> bool:
-        """Whether it can be told that the bucket itself is not there."""
+        """Whether the bucket itself is known to be missing."""
         if self._system.type_name not in _OBJECT_STORES:
             return False
         try:
             return bool(self._system.get_file_info(self._base.partition("/")[0]).type == fs.FileType.NotFound)
-        except (OSError, pa.ArrowException):  # not allowed to ask
+        except _FAULTS:  # these credentials may not ask for buckets
             return False
 
     def copy(self, file: str, target: Path) -> str:
-        """Writes a file's bytes to `target` as they come and returns their SHA-256 in hex.
+        """Streams a file to `target` and returns its SHA-256 in hex.
 
-        UserError: there is no such file. UnreachableError: it cannot be read to its end. OSError: `target` cannot be written.
+        Raises FileNotFoundError if there is no such file, UnreachableError if it cannot be read to its end, and any other
+        OSError if `target` cannot be written.
         """
         digest = hashlib.sha256()
-        target.touch()
-        with target.open("r+b") as written, self._opened(file) as stream:  # not emptied: its size may hold room in a cache
-            while chunk := self._next(stream, file):
-                digest.update(chunk)
-                written.write(chunk)
-            written.truncate()
+        with self._reading(file, self._system.open_input_stream, f"{self._base}/{file}") as stream:
+            target.touch()
+            with target.open("r+b") as written:  # without truncation: the node's cache reserves room by the size of the file
+                while chunk := self._reading(file, stream.read, _CHUNK_BYTES):
+                    digest.update(chunk)
+                    written.write(chunk)
+                written.truncate()
         return digest.hexdigest()
 
     def write(self, source: Path, file: str) -> None:
-        """Copies the file `source` to here under the name `file`, whole or not at all. FileNotFoundError: there is no `source`.
+        """Copies the file `source` to this folder under the name `file`, whole or not at all.
 
-        UserError: it cannot be written.
+        Raises FileNotFoundError if there is no `source`, and UserError if the file cannot be written.
         """
         target = f"{self._base}/{file}"
         partial = target if self._system.type_name in _OBJECT_STORES else f"{target}.tmp"
-        with source.open("rb") as stream:
-            try:
-                if partial != target:
-                    self._system.create_dir(target.rpartition("/")[0], recursive=True)
-                with self._system.open_output_stream(partial) as sink:
-                    while chunk := stream.read(_CHUNK_BYTES):
-                        sink.write(chunk)
-                if self._system.type_name == "hdfs":  # which renames to no name that is taken
-                    self.remove(file)
-                if partial != target:
-                    self._system.move(partial, target)
-            except (OSError, pa.ArrowException) as fault:
-                raise UserError(f"{self._key}: {self.name(file)} cannot be written: {reason(fault)}; {self._way_out}") from None
+        with source.open("rb") as stream, self._faults(f"{self._key}: {self.name(file)} cannot be written"):
+            if partial != target:
+                self._system.create_dir(target.rpartition("/")[0], recursive=True)
+            with self._system.open_output_stream(partial) as sink:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    sink.write(chunk)
+            if self._system.type_name == "hdfs":  # it does not rename over an existing file
+                self.remove(file)
+            if partial != target:
+                self._system.move(partial, target)
 
     def remove(self, file: str) -> None:
-        """Removes a file, and its folder below this one when nothing else is there. One that is not there is fine.
+        """Removes a file, if it exists, and its folder below this one if that is then empty.
 
-        UserError: it cannot be removed.
+        Raises UserError if the file cannot be removed.
         """
         path = f"{self._base}/{file}"
         above = path.rpartition("/")[0]
-        try:
+        with self._faults(f"{self._key}: {self.name(file)} cannot be removed"), suppress(FileNotFoundError):
             self._system.delete_file(path)
             has_folders = self._system.type_name not in _OBJECT_STORES
             if has_folders and above != self._base and not self._system.get_file_info(fs.FileSelector(above)):
                 self._system.delete_dir(above)
-        except FileNotFoundError:
-            pass
-        except (OSError, pa.ArrowException) as fault:
-            raise UserError(f"{self._key}: {self.name(file)} cannot be removed: {reason(fault)}; {self._way_out}") from None
 
-    def _opened(self, file: str) -> Any:
+    @contextmanager
+    def _faults(self, what: str) -> Iterator[None]:
+        """Turns a fault of the file system into a UserError that begins with `what` and ends with the way out."""
         try:
-            return self._system.open_input_stream(f"{self._base}/{file}")
-        except FileNotFoundError:
-            raise UserError(f"{self.name(file)}: the file is missing; {REMEDY}") from None
-        except (OSError, pa.ArrowException) as fault:
-            raise self._unreachable(file, fault) from None
+            yield
+        except _FAULTS as fault:
+            raise UserError(f"{what}: {reason(fault)}; {self._way_out}") from None
 
-    def _next(self, stream: Any, file: str) -> bytes:
+    def _reading(self, file: str, action: Any, *arguments: Any) -> Any:
         try:
-            return bytes(stream.read(_CHUNK_BYTES))
-        except (OSError, pa.ArrowException) as fault:
-            raise self._unreachable(file, fault) from None
-
-    def _unreachable(self, file: str, fault: Exception) -> UnreachableError:
-        place = "store answers" if self.is_remote else "folder can be read"
-        return UnreachableError(
-            f"{self.name(file)} cannot be read: {reason(fault)}; see that the {place} and run the same command again"
-        )
-
-
-_SCHEMES = ("s3", "gs", "hdfs")
-_OBJECT_STORES = ("s3", "gcs")  # an object is there once its batch is closed; no folders need be made
-REMEDY = "remove the data set and run `rec-dist prepare CONFIG` again"
-_OF_A_STORE = "check the address, the credentials and the network"
-_OF_A_FOLDER = "see that the folder can be read and written, and that its disk has room"
+            return action(*arguments)
+        except FileNotFoundError:
+            raise
+        except _FAULTS as fault:
+            way_out = "the store answers" if self.is_remote else "the folder can be read"
+            raise UnreachableError(
+                f"{self.name(file)} cannot be read: {reason(fault)}; see that {way_out} and run the same command again"
+            ) from None
 
 
 def _system_of(uri: str) -> tuple[Any, str]:
     """The file system of a URI and the path in it, with limits on how long a store may take.
 
-    pyarrow's own: 99 s for S3 that never answers, 15 minutes for Google Cloud Storage. No URI sets those of S3, so the file system is
-    built again, as a pickle would, with its options and these.
+    pyarrow's own limits are 99 s for an S3 server that never answers and 15 minutes for Google Cloud Storage. A URI cannot set
+    those of S3. So this code builds the file system again from its own options and these limits, as unpickling would.
     """
     system, base = fs.FileSystem.from_uri(uri)
     if system.type_name not in _OBJECT_STORES:
@@ -206,12 +196,12 @@ def _system_of(uri: str) -> tuple[Any, str]:
 
 
 def is_below(name: str) -> bool:
-    """Whether a file system can hold `name` below a folder: an object store allows `..`, empty parts and 1,024 bytes in keys."""
+    """Whether a file system can hold `name` below a folder. Keys of object stores may have `..`, empty parts or 1,024 bytes."""
     parts = name.split("/")
     return "\0" not in name and all(part not in ("", ".", "..") and len(part.encode()) <= _NAME_BYTES for part in parts)
 
 
 def reason(fault: Exception, uri: str | None = None) -> str:
-    """The first line of what a library says, not too long, with `uri` as messages show it."""
+    """The first line of a library's message, cut to 200 characters. Hides the credentials and options of `uri` in it."""
     words = str(fault) if uri is None else str(fault).replace(uri, shown(uri))
     return next(iter(words.splitlines()), type(fault).__name__)[:_REASON]

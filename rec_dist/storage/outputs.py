@@ -1,4 +1,4 @@
-"""A file or folder that the user tells a command to write: checked before anything is computed, so that no hour ends in a refusal."""
+"""Checks the output paths of a command before it starts expensive work."""
 
 import errno
 import os
@@ -9,20 +9,20 @@ from pathlib import Path
 from rec_dist.errors import UserError
 from rec_dist.storage.disk import disk_fault
 
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # of the faults of a disk those that another path mends
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # disk faults that another path would avoid
 
 
 def check_output(path: Path, key: str, *, folder: bool = False, may_exist: bool = False) -> None:
-    """Leaves nothing behind. Folders that are missing above `path` are made by whoever writes, so they are no fault.
+    """Raises UserError if `path` cannot become a new file (or folder). Leaves nothing behind.
 
-    key: what the user named `path` with. may_exist: a folder that is there already is written into.
-    UserError: it exists, is of the other kind, lies below a file, is no path, or cannot be written. DiskError's causes go through.
+    key: names `path` in messages. may_exist: allows an existing folder, which the command writes into. Missing parent folders
+    are fine, since the command creates them. Errors that are disk faults, such as a full disk, pass through as OSError.
     """
     what = "folder" if folder else "file"
     try:
         fault = _fault(path, what, may_exist=may_exist)
     except ValueError as error:
-        fault = f"is no usable path ({error}); choose another {what}"
+        fault = f"is not a usable path ({error}); choose another {what}"
     except OSError as error:
         if disk_fault(error) not in (None, *_CLOSED):
             raise
@@ -34,12 +34,12 @@ def check_output(path: Path, key: str, *, folder: bool = False, may_exist: bool 
 
 
 def _fault(path: Path, what: str, *, may_exist: bool) -> str | None:
-    """What is wrong and the way out, or None."""
+    """The fault and the way out, or None."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        os.lstat(path)  # ValueError for what no name can hold; pathlib takes such a path for one that is not there
+        os.lstat(path)  # raises ValueError for an impossible name, which pathlib treats as missing
     if not may_exist:
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(path.absolute().with_name(f".{path.name}.{os.getpid()}.work"))  # it is made under a longer name, and renamed
+            os.lstat(path.absolute().with_name(f".{path.name}.{os.getpid()}.work"))  # the longer temporary name
     if path.is_symlink() and not path.exists():
         return f"is a link to nothing; remove it, or choose another {what}"
     if path.exists():
@@ -50,5 +50,5 @@ def _fault(path: Path, what: str, *, may_exist: bool) -> str | None:
     above = next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
     if not above.is_dir():
         return f"lies below {above}, which is no folder; choose another {what}"
-    with tempfile.TemporaryFile(dir=above):  # tried, not asked: a mount may be read-only, or of a kind that takes no files
+    with tempfile.TemporaryFile(dir=above):  # a mount may be read-only or take no files: only a try can tell
         return None

@@ -1,18 +1,31 @@
-"""What messages show of a URI, and credentials in it, which are refused: they would stand in config.yaml and its copies.
+"""URIs as text: which paths are URIs, how messages show them, and a check that they hold no credentials.
 
-By hand, since a key that was pasted unquoted (`/`, `#`, `?` or a space in it) makes no URI that a parser takes.
+A URI with credentials is rejected, since config.yaml and its copies would hold them. The code takes URIs apart by hand, because
+an access key that is pasted unquoted (with a `/`, `#`, `?` or a space in it) does not make a URI that a parser accepts.
 """
 
 import re
+from pathlib import Path
 
 from rec_dist.errors import UserError
 
-_NO_SECRET = {"gs": "anonymous", "hdfs": r"[\w.-]+"}  # what pyarrow takes before the `@`: a public bucket, a Hadoop user
+_LOCAL = "file://"
+_NO_SECRET = {"gs": "anonymous", "hdfs": r"[\w.-]+"}  # pyarrow accepts these before the `@`: a public bucket, a Hadoop user
 _PORT = re.compile(r"[^:]*:\d*|\[.*\](:\d*)?")
 
 
+def is_remote(path: str | Path) -> bool:
+    """Whether a path names a file system by its scheme. A file:// path is on this machine."""
+    return "://" in str(path) and not str(path).startswith(_LOCAL)
+
+
+def local_path(path: str | Path) -> Path:
+    """The absolute path of a file or folder on this machine."""
+    return Path(str(path).removeprefix(_LOCAL)).expanduser().absolute()
+
+
 def shown(path: str) -> str:
-    """A path as it is; a URI without options and user info."""
+    """The path as messages show it: a URI without its options and user info, any other path unchanged."""
     scheme, mark, rest = path.partition("://")
     if not mark:
         return path
@@ -23,19 +36,19 @@ def shown(path: str) -> str:
 
 
 def refuse_credentials(path: str, key: str) -> None:
-    """UserError: it is a URI with credentials in it. key: what the user set it with."""
+    """Raises UserError if `path`, the value of `key`, is a URI that holds credentials."""
     scheme, _, rest = path.partition("://")
     user = _user_info(path) or ""
     harmless = re.fullmatch(_NO_SECRET.get(scheme, ""), user, re.ASCII)
     if (user and not harmless) or "@" in rest.partition("?")[2]:
         raise UserError(
-            f"{key} ({shown(path)}) has credentials in it, which would be written down with the configuration; take them out and set "
+            f"{key} ({shown(path)}) has credentials in it, and the configuration is written to disk; take them out and set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile of the store's own tools, on every machine"
         )
 
 
 def _user_info(uri: str) -> str | None:
-    """What stands before the bucket or host. A `:` there without a port behind it begins a key that holds a `/`, `#` or `?`."""
+    """The part before the bucket or host. A `:` there that no port follows begins a key that holds a `/`, `#` or `?`."""
     scheme, _, rest = uri.partition("://")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     is_port = _PORT.fullmatch(authority) and (scheme == "hdfs" or "@" not in rest)

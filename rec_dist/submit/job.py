@@ -17,7 +17,7 @@ from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, check_path, paths_of, t
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.errors import UserError
-from rec_dist.storage.files import is_remote
+from rec_dist.storage.uri import is_remote
 
 CONFIG_NAME = "config.yaml"
 _MARGIN_SECONDS = 30

@@ -16,6 +16,8 @@ from p2rec_teacher import NUM_CATEGORIES, write_p2rec_teacher
 from safetensors.torch import load_file
 from worker_processes import run_command, start_command
 
+from rec_dist.storage.checksums import parse_manifest, write_manifest
+
 _SMALL = "train.max_tokens_per_micro_batch=90"  # two or three users a micro-batch
 
 
@@ -206,7 +208,7 @@ def test_recommenders_start_from_them_in_a_pipeline(
     assert written.count("P2Rec - random") == 2, "a paired difference in both metrics"
     code, child = run_command(tmp_path / "second", "run", path)
     assert (code, child.err.count("nothing to do")) == (0, 6), child.err
-    manifest = json.loads((tmp_path / "items" / "embeddings.json").read_text(encoding="utf-8"))
-    (tmp_path / "items" / "embeddings.json").write_text(json.dumps({**manifest, "seconds": 0}), encoding="utf-8")
+    path = tmp_path / "items" / "embeddings.json"
+    write_manifest(path, 2, {**parse_manifest(path.read_bytes(), 2), "seconds": 0})
     code, child = run_command(tmp_path / "third", "train", tmp_path / "sasrec.yaml", *start)
     assert (code, "was started from other data" in child.err) == (2, True), child.err

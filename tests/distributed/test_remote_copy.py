@@ -171,7 +171,7 @@ def test_a_copy_that_is_no_copy_of_this_run_is_refused_and_nothing_is_left(begin
     assert refused() == f"error: checkpoint.remote ({place}) holds no run and is not empty (thesis.txt); choose another"
     assert [path.name for path in place.iterdir()] == ["thesis.txt"]
     for nested in (tmp_path / "run" / "copy", tmp_path):
-        assert "lie in each other" in refused(remote=nested)
+        assert "one inside the other" in refused(remote=nested)
     assert "checkpoint.remote is empty" in refused(remote=" ")
     assert refused(remote="ftp://host/x").startswith("error: checkpoint.remote (ftp://host/x) cannot be opened")
     (place / "thesis.txt").unlink()

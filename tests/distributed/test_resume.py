@@ -15,6 +15,8 @@ import yaml
 from safetensors.torch import load_file
 from worker_processes import WorkerFailedError, run_command, start_command
 
+from rec_dist.storage.checksums import write_manifest
+
 _SIX = (
     "train.max_steps=6",
     "task.kind=sdpo",
@@ -158,45 +160,6 @@ def test_a_checkpoint_of_an_adapter_is_one_small_file_without_pickles(trainer: A
     assert float(state["step"]) == 3
 
 
-def early_worker(world: Any, job: Any) -> Any:
-    """train_worker that saves as early versions did where more than 1e9 weights trained: DeepSpeed's shards, a shorter manifest."""
-    from rec_dist.checkpoint.files import commit
-    from rec_dist.checkpoint.manager import CheckpointManager
-    from rec_dist.runtime import collectives
-    from rec_dist.storage.files import sha256
-    from rec_dist.train.worker import train_worker
-
-    def save(self: Any, engine: Any, step: int, **_: Any) -> None:
-        final = self._folder / f"step-{step:08d}"
-        partial = final.with_name(final.name + ".tmp")
-        partial.mkdir(parents=True, exist_ok=True)
-        engine._engine.save_checkpoint(str(partial), tag="state", save_latest=False, exclude_frozen_parameters=True)
-        collectives.barrier()
-        if world.is_main:
-            paths = [path for path in partial.rglob("*") if path.is_file()]
-            files = {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
-            about = {"step": step, "world_size": world.size, "zero_stage": 3, "format": "shards", "base": self._origin.base}
-            commit(partial, final, {**about, "files": files})
-        collectives.barrier()
-
-    CheckpointManager.save = save  # type: ignore[method-assign]
-    return train_worker(world, job)
-
-
-def test_early_shards_resume_where_they_fit_and_are_refused_elsewhere(trainer: Any) -> None:
-    changes = _CASES["two workers, ZeRO-3"][1]
-    run_dir = trainer.new_dir()
-    trainer.train(run_dir, *changes, workers=2, stop_after=3, worker=early_worker)
-    assert list((run_dir / "checkpoints" / "step-00000003" / "state").iterdir())
-    for other in ((1, ()), (2, ("cluster.zero_stage=2",))):
-        with pytest.raises(WorkerFailedError, match="2 workers at ZeRO stage 3") as caught:
-            trainer.train(run_dir, *changes, *other[1], workers=other[0])
-        assert caught.value.kind == "UserError"
-        assert "cluster.num_workers=2 cluster.zero_stage=3" in str(caught.value)
-    run = trainer.train(run_dir, *changes, workers=2)  # nothing was spoiled
-    assert_same(run, trainer.once(*changes, workers=2))
-
-
 def small_files_worker(world: Any, job: Any) -> Any:
     """train_worker whose states are as if they were large: many files, some with several tensors and some with one."""
     from rec_dist.checkpoint import state_files
@@ -235,8 +198,8 @@ def test_another_base_model_is_refused(trainer: Any) -> None:
     trainer.train(run_dir, *changes, stop_after=3)
     path = run_dir / "checkpoints" / "step-00000003" / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    del manifest["checksum"]  # as early versions wrote it
-    path.write_text(json.dumps({**manifest, "base": "0123"}), encoding="utf-8")
+    version, _ = manifest.pop("format_version"), manifest.pop("checksum")
+    write_manifest(path, version, {**manifest, "base": "0123"})
     with pytest.raises(WorkerFailedError, match="base model of fingerprint 0123") as caught:
         trainer.train(run_dir, *changes)
     assert caught.value.kind == "UserError"

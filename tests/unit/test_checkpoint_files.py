@@ -1,4 +1,4 @@
-"""A checkpoint's folder: every byte of it counts, and names that are none are passed over. Written as the catalogue writes it."""
+"""A checkpoint's folder: verify finds a change of any byte, and folders of other names are no checkpoints."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from rec_dist.checkpoint import files as checkpoint
 from rec_dist.commands.verify import verify
 from rec_dist.errors import UserError
 from rec_dist.runtime.messages import messages_to
-from rec_dist.storage.files import sha256
+from rec_dist.storage.checksums import describe, write_manifest
 
 
 def write(checkpoints: Path, step: int, loss: float | None = None) -> Path:
@@ -17,15 +17,20 @@ def write(checkpoints: Path, step: int, loss: float | None = None) -> Path:
     final = checkpoint.folder_of(checkpoints, step)
     partial = final.with_name(final.name + ".tmp")
     partial.mkdir(parents=True)
-    files = {}
     for name in ("state-00001-of-00002.safetensors", "state-00002-of-00002.safetensors"):
         (partial / name).write_bytes(f"{name} of step {step}".encode())
-        files[name] = {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)}
-    about = {"step": step, "world_size": 1, "zero_stage": 0, "format": "whole", "base": "ab", "config": "cd"}
-    sampler = {"seed": 0, "num_examples": 9, "step": step, "epoch": 0}
-    checkpoint.commit(
-        partial, final, {**about, "sampler": sampler, "valid_loss": loss, "versions": {"torch": None}, "files": files}
+    manifest = checkpoint.Manifest(
+        step=step,
+        world_size=1,
+        zero_stage=0,
+        base="ab",
+        config="cd",
+        sampler={"seed": 0, "num_examples": 9, "step": step, "epoch": 0},
+        valid_loss=loss,
+        versions={"torch": None},
+        files=[describe(path) for path in sorted(partial.iterdir())],
     )
+    checkpoint.commit(partial, final, manifest)
     return final
 
 
@@ -37,7 +42,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_a_flip_of_any_byte_is_found_and_named(run_dir):
-    """In the manifest as in the state: a step that flips there would be believed, and the run go on from elsewhere."""
+    """Also in the manifest, where a flipped step would make the run go on from elsewhere."""
     verify(str(run_dir))
     folder = checkpoint.folder_of(run_dir / "checkpoints", 6)
     for path in sorted(folder.iterdir()):
@@ -65,7 +70,7 @@ def test_files_that_are_exchanged_added_or_removed_are_found(run_dir):
     one.rename(folder / "aside")
     two.rename(one)
     (folder / "aside").rename(two)
-    (folder / "state-00003-of-00002.safetensors").write_bytes(one.read_bytes())  # it would be read with the others
+    (folder / "state-00003-of-00002.safetensors").write_bytes(one.read_bytes())  # load would read it too
     assert checkpoint.verify(folder) == ["step-00000006: the manifest does not name state-00003-of-00002.safetensors"]
     (folder / "state-00003-of-00002.safetensors").unlink()
     two.unlink()
@@ -76,7 +81,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_found(run_dir):
     checkpoints = run_dir / "checkpoints"
     checkpoint.folder_of(checkpoints, 6).rename(checkpoint.folder_of(checkpoints, 9))
     (problem,) = checkpoint.verify(checkpoint.folder_of(checkpoints, 9))
-    assert "it is of step 6" in problem
+    assert "belongs to step 6" in problem
     assert checkpoint.best(checkpoints).step == 3, "its validation loss is not believed either"
 
 
@@ -89,19 +94,27 @@ def test_a_validation_loss_that_was_changed_is_not_believed(run_dir):
 
 @pytest.mark.parametrize("name", ["step-9", "step-\u0669", "step-\u00b2", "step-00000009x", "step-0000000009", "step-"])
 def test_folders_of_odd_names_are_no_checkpoints(name, run_dir):
-    """Each would be looked for at another name, or be no number at all."""
+    """A run would look for them under another name, or they hold no number."""
     (run_dir / "checkpoints" / name).mkdir()
     assert checkpoint.committed(run_dir / "checkpoints") == [3, 6]
     with pytest.raises(UserError, match="no name of a checkpoint"):
         verify(str(run_dir))
 
 
-def test_manifests_of_early_versions_have_no_checksum(run_dir):
+@pytest.mark.parametrize("missing", ["checksum", "format_version", "base", "config", "sampler", "files", "valid_loss"])
+def test_a_manifest_that_lacks_a_field_is_refused(missing, run_dir):
     folder = checkpoint.folder_of(run_dir / "checkpoints", 6)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["checksum"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert checkpoint.verify(folder) == []
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[missing]
+    if missing in ("checksum", "format_version"):
+        path.write_text(json.dumps(manifest))
+    else:
+        version, _ = manifest.pop("format_version"), manifest.pop("checksum")
+        write_manifest(path, version, manifest)
+    (problem,) = checkpoint.verify(folder)
+    assert problem.startswith("step-00000006: manifest.json ")
+    assert checkpoint.best(run_dir / "checkpoints").step == 3
 
 
 def test_verify_takes_one_checkpoint_and_says_what_it_takes(run_dir):

@@ -1,4 +1,4 @@
-"""files.json: what it finds, and what it takes."""
+"""files.json: which damage it finds, and which folders it accepts."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rec_dist.errors import UserError
-from rec_dist.storage.checksums import CHECKSUMS_NAME, broken, verify_checksums, write_checksums
+from rec_dist.storage.checksums import CHECKSUMS_NAME, damaged_files, verify_checksums, write_checksums, write_manifest
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_was_sealed_is_whole_and_later_files_are_nobodys_fault(folder: Path) -> None:
-    assert set(json.loads((folder / CHECKSUMS_NAME).read_text())) == {"weights", "config.json"}
+    assert [entry["name"] for entry in json.loads((folder / CHECKSUMS_NAME).read_text())["files"]] == ["config.json", "weights"]
     (folder / "notes.txt").write_text("mine")
-    assert broken(folder) == []
+    assert damaged_files(folder) == []
     verify_checksums(folder)
 
 
@@ -29,22 +29,42 @@ def test_every_byte_counts(folder: Path) -> None:
     whole = (folder / "weights").read_bytes()
     for place in range(len(whole)):
         (folder / "weights").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert broken(folder) == ["weights has changed since it was written (other hash)"]
+        (problem,) = damaged_files(folder)
+        assert problem.startswith("weights has changed")
     (folder / "weights").write_bytes(whole[:-1])
     (folder / "config.json").unlink()
-    assert broken(folder) == ["config.json is missing", "weights has 199 bytes, not 200"]
+    assert damaged_files(folder) == ["config.json is missing", "weights has 199 bytes, not 200"]
     with pytest.raises(UserError, match=r"config.json is missing; remove finished.json of that run and train it again"):
         verify_checksums(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"weights"', '{"weights": 3}', '{"weights": {"bytes": 1}}'])
+def test_every_byte_of_files_json_counts(folder: Path) -> None:
+    path = folder / CHECKSUMS_NAME
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=rf"{CHECKSUMS_NAME}.*train it again"):
+            damaged_files(folder)
+    path.write_bytes(whole.replace(b"\n", b" ", 1))
+    with pytest.raises(UserError, match=r"does not match its checksum"):
+        damaged_files(folder)
+
+
+@pytest.mark.parametrize("files", [None, 3, {}, [1], [{"name": "x"}], [{"name": "x", "bytes": "1", "sha256": "", "rows": 0}]])
+def test_entries_of_other_types_are_refused(folder: Path, files: object) -> None:
+    write_manifest(folder / CHECKSUMS_NAME, 1, {"files": files} if files != {} else {})
+    with pytest.raises(UserError, match=rf"{CHECKSUMS_NAME}.*train it again"):
+        damaged_files(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weights"', "[" * 100_000, '{"format_version": 1}', '{"format_version": 2}'])
 def test_damaged_itself(folder: Path, text: str) -> None:
     (folder / CHECKSUMS_NAME).write_text(text)
     with pytest.raises(UserError, match=rf"{CHECKSUMS_NAME}.*train it again"):
-        broken(folder)
+        damaged_files(folder)
 
 
 def test_a_folder_of_elsewhere_is_taken(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"x")
-    assert broken(tmp_path) == []
-    assert broken(tmp_path / "nowhere") == []
+    assert damaged_files(tmp_path) == []
+    assert damaged_files(tmp_path / "nowhere") == []

@@ -1,4 +1,4 @@
-"""A fault of the disk is one line that names place, fault and way out, whoever meets it; any other exception stays what it is."""
+"""A disk fault becomes one line with place, fault and remedy, whoever meets it. Any other exception stays as it is."""
 
 import errno
 import resource
@@ -21,7 +21,7 @@ from rec_dist.train.saving import cost_note, room_note
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
-    """Inside, the system refuses to let a file grow beyond that (EFBIG)."""
+    """Inside, the system lets no file grow beyond num_bytes (EFBIG)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -88,7 +88,7 @@ def test_a_slow_disk_is_named_when_it_costs_a_tenth() -> None:
 
 def test_a_disk_without_room_is_named_before_it_is_full(tmp_path: Path) -> None:
     assert room_note(1000, 3, tmp_path) is None
-    assert room_note(10**18, 0, tmp_path) is None  # all that will be kept is there
+    assert room_note(10**18, 0, tmp_path) is None  # all checkpoints that will be kept exist already
     note = room_note(10**18, 3, tmp_path)
     assert note is not None
     assert note.startswith("3 more checkpoint(s) of 1000000000.00 GB will not fit")

@@ -1,4 +1,4 @@
-"""Item embeddings: whole or absent on disk, tied to their data, reduced as PCA says, and where recommenders start."""
+"""Item embeddings: written whole or not at all, tied to their data, reduced by PCA, and used to initialise recommenders."""
 
 import json
 from itertools import pairwise
@@ -18,6 +18,7 @@ from rec_dist.errors import UserError
 from rec_dist.methods.language_model.embedding import cut
 from rec_dist.methods.sequential.initial_embeddings import initial_items, principal_components
 from rec_dist.methods.sequential.task import build_sequential_task
+from rec_dist.storage.checksums import parse_manifest, write_manifest
 
 WIDTH = 24
 
@@ -70,7 +71,7 @@ def test_a_changed_byte_is_noticed(tmp_path, name):
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name} is not what embeddings\.json says"):
+    with pytest.raises(UserError, match=rf"{name} has changed"):
         read_embeddings(folder, data_fingerprint="d")
 
 
@@ -155,15 +156,15 @@ def test_embeddings_of_another_catalogue_are_refused(tmp_path):
 @pytest.mark.parametrize("changed", [{"inputs": []}, {"inputs": {}}, {"files": [{"name": "x"}]}, {"files": None}])
 def test_a_description_of_other_fields_is_refused(tmp_path, changed):
     folder = write(tmp_path / "items", vectors(11), data="d")
-    value = json.loads((folder / "embeddings.json").read_text())
-    (folder / "embeddings.json").write_text(json.dumps({**value, **changed}))
+    path = folder / "embeddings.json"
+    write_manifest(path, 2, {**parse_manifest(path.read_bytes(), 2), **changed})
     with pytest.raises(UserError, match=r"embeddings\.json has other fields .*remove that folder and run `rec-dist embed` again"):
         read_embeddings(folder, data_fingerprint="d")
 
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_a_kill_leaves_is_no_other_file_and_goes(tiny_config, tmp_path, finished):
-    """Killed between the two writes of a progress file, in the joined table, or before the parts were removed."""
+    """A kill between the two writes of a progress file, in the joined table, or before the parts were removed."""
     from rec_dist.cli import main
 
     folder = tmp_path / "items"

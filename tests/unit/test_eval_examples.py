@@ -1,4 +1,4 @@
-"""The questions of an evaluation: the same for every model, and without a trace of the answer."""
+"""Evaluation examples are the same for every model and do not give away the target."""
 
 import tempfile
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def examples(data: PreparedData, **changes: object) -> list[EvalExample]:
 
 
 def with_targets(data: PreparedData, choose: Callable[[int], int]) -> list[EvalExample]:
-    """The questions if row r's target were choose(r), everything else as it was."""
+    """The examples if the target of row r were choose(r), with everything else unchanged."""
     split = data.split("test")
     rows = [
         Row(int(split.user_ids[row]), [*split.items_of(row)[:-1].tolist(), choose(row)], int(split.first_target[row]))
@@ -62,7 +62,7 @@ def test_candidates_are_the_target_and_items_the_user_has_not_had(data: Prepared
 
 
 def test_the_target_never_influences_its_candidates(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With another target, the other candidates stay, but that the new target is left out and the next draw moves up."""
+    """With another target, the other candidates stay, except that the new target is left out and the next draw moves up."""
     before = examples(data)
     unused = [next(i for i in range(80) if i not in e.history and i not in e.candidates) for e in before]
     after = with_targets(data, lambda row: unused[row])
@@ -71,7 +71,7 @@ def test_the_target_never_influences_its_candidates(data: PreparedData, monkeypa
         assert new.target not in old.candidates
         assert new.candidates.tolist().index(new.target) == old.candidates.tolist().index(old.target)
         rest = lambda example: [item for item in example.candidates.tolist() if item != example.target]
-        if old.target in rest(new):  # it was the next draw itself
+        if old.target in rest(new):  # the old target is the next draw
             moved += 1
             assert set(rest(new)) - {old.target} < set(rest(old))
         else:
@@ -80,12 +80,12 @@ def test_the_target_never_influences_its_candidates(data: PreparedData, monkeypa
 
 
 def test_a_lookup_without_a_model_is_no_better_than_chance(data: PreparedData, tiny_config: object) -> None:
-    """The audit that S-DPO's released lists fail with HR@1 0.62: guess by place, by item id, by how often an item is listed."""
+    """Guessing by place, by item id or by listing frequency must fail. On S-DPO's released lists it reaches HR@1 0.62."""
     hits = {"first": 0, "last": 0, "lowest": 0, "highest": 0, "most listed": 0}
     asked = [example for seed in range(40) for example in examples(data, seed=seed)]
     listed = np.bincount(np.concatenate([example.candidates for example in asked]), minlength=data.num_items)
     wanted = np.bincount([example.target for example in asked], minlength=data.num_items)
-    rate = listed - wanted  # how often an item is listed when it is not the answer
+    rate = listed - wanted  # how often an item is listed without being the target
     for example in asked:
         found = example.candidates
         guesses = (found[0], found[-1], found.min(), found.max(), found[np.argmax(rate[found])])
@@ -93,7 +93,7 @@ def test_a_lookup_without_a_model_is_no_better_than_chance(data: PreparedData, t
             hits[name] += int(guess == example.target)
     for name in ("first", "last"):
         assert abs(hits[name] / len(asked) - 0.1) < 0.025, (name, hits)
-    # These know the 60 targets' own ids, not the seeds': the same for every seed, so chance has wide bounds.
+    # These guesses depend on the ids of the 60 targets, which are the same for every seed, so chance has wide bounds.
     assert all(hits[name] / len(asked) < 0.25 for name in ("lowest", "highest", "most listed")), hits
 
 

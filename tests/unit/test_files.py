@@ -1,4 +1,4 @@
-"""Files are whole or absent, and fingerprints say what changed."""
+"""Files are written whole or not at all, and fingerprints show changes."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_the_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
-    """safetensors makes its files with 0600; this process's umask is what says who may read."""
+    """safetensors creates files with mode 0600, but the umask of this process decides who may read them."""
     plain, saved = tmp_path / "plain", tmp_path / "model.safetensors"
     plain.touch()
     save_file({"x": np.zeros(1, dtype=np.float32)}, saved)

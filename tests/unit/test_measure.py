@@ -1,4 +1,4 @@
-"""From scores to metrics: ranks by hand, ties against the target, an order of candidates that does not matter."""
+"""From scores to metrics: ranks computed by hand, ties that count against the target, and any order of candidates."""
 
 import math
 

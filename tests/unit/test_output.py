@@ -37,7 +37,7 @@ def place(tmp_path: Path) -> Path:
         ("x" * 300, False, False, "cannot be written: File name too long; choose another file"),
         ("x" * 250, False, False, "cannot be written: File name too long; choose another file"),
         ("x" * 256, True, True, "cannot be written: File name too long; choose another folder"),
-        ("nul\0", True, False, "nul\\0) is no usable path"),
+        ("nul\0", True, False, "nul\\0) is not a usable path"),
         ("/proc/x", False, False, "cannot be written"),
     ],
 )

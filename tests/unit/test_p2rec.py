@@ -20,6 +20,7 @@ from rec_dist.methods.p2rec.categories import item_categories, preference, shuff
 from rec_dist.methods.p2rec.reconstruct import PREFERENCE_HEAD_NAME, UserExamples, losses_of, reconstruction_loss
 from rec_dist.methods.registry import build_task
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
+from rec_dist.storage.checksums import parse_manifest, write_manifest
 from rec_dist.train.validation import validation_task
 
 STAGE_ONE = ("task.kind=p2rec_reconstruct", f"task.p2rec.num_categories={NUM_CATEGORIES}")
@@ -283,8 +284,8 @@ def test_no_validation_and_no_teacher_of_other_data(tiny_config, tiny_model_dir,
     other.mkdir()
     for path in teacher_dir.iterdir():
         (other / path.name).write_bytes(path.read_bytes())
-    manifest = json.loads((other / "teacher.json").read_text())
-    (other / "teacher.json").write_text(json.dumps({**manifest, "data_fingerprint": "another"}))
+    manifest = parse_manifest((other / "teacher.json").read_bytes(), 2)
+    write_manifest(other / "teacher.json", 2, {**manifest, "data_fingerprint": "another"})
     with pytest.raises(UserError, match="another data set"):
         make(tiny_config, tiny_model_dir, other)
 

@@ -1,4 +1,4 @@
-"""Predictions survive the disk, ragged candidates and all."""
+"""Predictions read back as they were written, including ragged candidates."""
 
 from pathlib import Path
 

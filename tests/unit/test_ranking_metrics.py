@@ -1,4 +1,4 @@
-"""Ranks and metrics against a plain loop and numbers worked out by hand."""
+"""Compares ranks and metrics with a plain loop and with numbers computed by hand."""
 
 import doctest
 import math
@@ -25,7 +25,7 @@ def naive_rank(scores, target):
 
 def test_ranks_are_the_loops():
     rng = np.random.default_rng(0)
-    scores = rng.integers(0, 6, size=(200, 9)).astype(np.float32)  # few values: many ties
+    scores = rng.integers(0, 6, size=(200, 9)).astype(np.float32)  # few values give many ties
     target = rng.integers(0, 9, size=200)
     expected = [naive_rank(row.tolist(), t) for row, t in zip(scores, target, strict=True)]
     assert target_ranks(scores, target).tolist() == expected
@@ -90,7 +90,7 @@ def test_random_scores_give_the_expected_means():
         (lambda: hit_rate([1.5], 1), "ranks must be integers from 1"),
         (lambda: ndcg([1], 0), "at least 1"),
         (lambda: auc([1], 1), "at least 2 candidates"),
-        (lambda: auc([3], 2), "rank 3 is beyond"),
+        (lambda: auc([3], 2), "rank 3 is larger than"),
     ],
 )
 def test_faults_are_named(call, message):

@@ -1,4 +1,4 @@
-"""Reference log-probs on disk: what is read is what was written, by key, and a store that is not whole or not ours is not used."""
+"""Reference log-probs on disk: reads return what was written, by key, and a damaged or foreign store is not used."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from rec_dist.data.artifacts import reference_store as store
 
 
 def write(folder: Path, key: str = "abc") -> dict[int, list[float]]:
-    """Two parts with ragged groups and keys in no order; returns key -> log-probs."""
+    """Writes two parts with ragged groups and unordered keys; returns key -> log-probs."""
     rng, expected = np.random.default_rng(0), {}
     for rank, keys in enumerate(([40, 7, 23], [8, 1])):
         sizes = rng.integers(1, 5, size=len(keys))
@@ -55,7 +55,7 @@ def test_a_store_belongs_to_its_key_and_to_its_bytes(tmp_path: Path) -> None:
     assert store.is_current(tmp_path, "abc")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"key": "abc"}', '{"parts": {}}'])
+@pytest.mark.parametrize("text", ["", "{", '{"key": "abc"}', '{"format_version": 1, "key": "abc", "files": []}'])
 def test_a_damaged_manifest_is_no_manifest(tmp_path: Path, text: str) -> None:
     write(tmp_path)
     (tmp_path / store.MANIFEST_NAME).write_text(text)

@@ -1,4 +1,4 @@
-"""checkpoint.remote on folders, without training: nothing is lost on either side, whatever was lost or damaged on the other."""
+"""checkpoint.remote with folders, without training: neither side loses a file because the other lost or damaged some."""
 
 import json
 import shutil
@@ -15,8 +15,7 @@ from rec_dist.checkpoint.remote_files import wanted
 from rec_dist.errors import UserError
 from rec_dist.runtime.messages import messages_to
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.checksums import write_checksums
-from rec_dist.storage.files import sha256
+from rec_dist.storage.checksums import describe, write_checksums
 from rec_dist.storage.location import Stored
 
 LINES: list[str] = []
@@ -27,15 +26,24 @@ def config(run: RunDirectory, lr: float = 0.1) -> dict[str, Any]:
 
 
 def save(run: RunDirectory, step: int) -> Path:
-    """A checkpoint as the catalogue leaves it, of one small file."""
+    """Writes a checkpoint of one small file, as the manager does."""
     folder = checkpoint.folder_of(run.checkpoints, step)
     partial = folder.with_name(folder.name + ".tmp")
     partial.mkdir(parents=True)
     state = partial / "state.safetensors"
     state.write_bytes(f"the state after step {step}".encode())
-    manifest = {"step": step, "world_size": 1, "zero_stage": 3, "format": "whole", "base": None, "config": "c", "sampler": {}}
-    files = {state.name: {"bytes": state.stat().st_size, "sha256": sha256(state)}}
-    checkpoint.commit(partial, folder, {**manifest, "valid_loss": None, "versions": {}, "files": files})
+    manifest = checkpoint.Manifest(
+        step=step,
+        world_size=1,
+        zero_stage=3,
+        base=None,
+        config="c",
+        sampler={},
+        valid_loss=None,
+        versions={},
+        files=[describe(state)],
+    )
+    checkpoint.commit(partial, folder, manifest)
     return folder
 
 
@@ -47,7 +55,7 @@ def finish(run: RunDirectory, step: int) -> None:
 
 
 def attempt(run: RunDirectory, place: Path, *work: Callable[[], object]) -> None:
-    """What `train` does about the mirror around its work."""
+    """Does what `train` does with the remote copy before and after its work."""
     value = config(run)
     remote = RemoteCopy(run, str(place))
     with messages_to(LINES.append), run.claimed(value, "{}\n"):
@@ -196,8 +204,8 @@ def test_two_places_that_differ_in_their_options_are_two(run: RunDirectory, tmp_
 def test_a_damaged_copy_is_one_line(run: RunDirectory, place: Path, tmp_path: Path, name: str, text: str) -> None:
     attempt(run, place, lambda: save(run, 10))
     (place / name).write_text(text)
-    (run.path / ".mirror.json").write_text(text)
-    if name == "owner.json":  # is written anew by who goes on
+    (run.path / ".remote.json").write_text(text)
+    if name == "owner.json":  # the next attempt writes it again
         attempt(run, place)
     else:
         with pytest.raises(UserError, match=r"config.json is damaged; choose another, or remove what is there"):

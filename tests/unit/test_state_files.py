@@ -1,4 +1,4 @@
-"""The files of a state: what safetensors reads back, bounded in size, written evenly, and the same however they are written."""
+"""The files of a state: safetensors reads them back, their sizes are bounded, and asynchronous writing changes nothing."""
 
 import hashlib
 import resource
@@ -52,15 +52,15 @@ def test_what_is_written_is_what_safetensors_reads_with_the_hash_it_has(tmp_path
     for entry in entries:
         given_away = tensors[entry.name].clone()
         writer.put(given_away)
-        if asynchronous:  # training goes on and changes it
+        if asynchronous:  # training continues and changes the tensor
             given_away.fill_(float("nan"))
     written = writer.finish()
     assert writer.done
     assert written.fault is None
-    assert written.files.keys() == {file.name for file in files} == {path.name for path in tmp_path.iterdir()}
-    for name, (size, digest) in written.files.items():
-        data = (tmp_path / name).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
+    assert {entry.name for entry in written.files} == {file.name for file in files} == {path.name for path in tmp_path.iterdir()}
+    for entry in written.files:
+        data = (tmp_path / entry.name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry.bytes, entry.sha256)
     read = {name: value for file in files for name, value in load_file(tmp_path / file.name).items()}
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], value) for name, value in tensors.items())
@@ -68,7 +68,7 @@ def test_what_is_written_is_what_safetensors_reads_with_the_hash_it_has(tmp_path
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_fault_of_the_disk_is_told_at_the_end_and_blocks_nobody(tmp_path: Path, asynchronous: bool) -> None:
-    """A real limit of the system: no file above 2 KB. 200 tensors are more than a bounded queue holds."""
+    """A real limit of the system allows no file above 2 KB. 200 tensors are more than a bounded queue holds."""
     entries = [Entry(f"t{number}", (10, 10)) for number in range(200)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
@@ -79,7 +79,7 @@ def test_a_fault_of_the_disk_is_told_at_the_end_and_blocks_nobody(tmp_path: Path
         written = writer.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert written.files == {}
+    assert written.files == []
     assert written.fault is not None
     assert "File too large" in written.fault
     assert str(tmp_path) in written.fault

@@ -1,4 +1,4 @@
-"""What a teacher leaves: lists that know only the history before their position, tied to the model and the data they came from."""
+"""A teacher's files: lists depend only on the history before their position, and belong to one model and one data set."""
 
 import json
 import tempfile
@@ -28,7 +28,9 @@ def split_of(rows: list[np.ndarray], first: list[int]) -> SequenceSplit:
     with tempfile.TemporaryDirectory() as folder:
         users = [Row(user * 10 + 3, items.tolist(), start) for user, (items, start) in enumerate(zip(rows, first, strict=True))]
         split = write_prepared(Path(folder) / "data", {"train": users}, [f"t{i}" for i in range(NUM_ITEMS)]).split("train")
-        split.take(np.arange(len(split)), np.diff(split.offsets))  # opens its shards, which stay mapped when the folder goes
+        split.take(
+            np.arange(len(split)), np.diff(split.offsets)
+        )  # opens the shards, which stay mapped when the folder is removed
         return split
 
 
@@ -47,7 +49,7 @@ def rows(*lengths: int, seed: int = 0) -> list[np.ndarray]:
 @pytest.mark.parametrize("kind", list(SHAPES))
 @pytest.mark.parametrize("at_once", [1 << 24, 3 * NUM_ITEMS])
 def test_lists_are_those_of_each_history_alone(kind, at_once, monkeypatch):
-    """Rows shorter and longer than max_length, in passes of few rows, against one history at a time."""
+    """Compares rows shorter and longer than max_length, in passes of few rows, with one history at a time."""
     monkeypatch.setattr(teacher, "_LOGITS_AT_ONCE", at_once)
     monkeypatch.setattr(teacher, "_ROWS_AT_ONCE", 20)
     split = split_of(rows(2, 20, 13, 12, 1, 7), [1, 1, 13, 4, 1, 6])
@@ -115,7 +117,7 @@ def test_a_changed_byte_is_noticed(tmp_path, name):
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name} is not what teacher.json says"):
+    with pytest.raises(UserError, match=f"{name} has changed"):
         read_teacher(folder, data_fingerprint=task.data.prepared.manifest.fingerprint)
 
 
@@ -143,7 +145,7 @@ def test_no_list_is_written_half(tmp_path):
     assert len(read_teacher(tmp_path, data_fingerprint="d").lists.user_ids) == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 1, "weights": [], "files": []}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 2, "weights": [], "files": []}'])
 def test_a_damaged_description_is_refused(tmp_path, text):
     task, _, folder = saved(tmp_path)
     (folder / "teacher.json").write_text(text)

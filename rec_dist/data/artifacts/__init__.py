@@ -1,4 +1,4 @@
-"""Arrow files that a model leaves and a later step reads: a teacher's lists, embeddings, predictions, reference log-probs.
+"""Arrow files that a model writes and a later step reads: a teacher's lists, embeddings, predictions, reference log-probs.
 
-Imports prepared (the entry of a file, with its hash).
+Imports dataset (to read Arrow files).
 """

@@ -1,6 +1,6 @@
-"""Matrices as Arrow files: a column of fixed-size lists a matrix, written part by part, whole or not at all, and read as views.
+"""Matrices in Arrow files: one column of fixed-size lists per matrix, written part by part and read as views.
 
-Arrow IPC file format, uncompressed: 4 bytes a float32, mapped when read.
+The files use the IPC file format without compression, so a float32 takes 4 bytes, and reading maps the file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,10 @@ def vector_schema(width: int) -> pa.Schema:
 
 
 def write_columns(path: Path, schema: pa.Schema, parts: Iterable[Sequence[npt.NDArray[Any]]]) -> int:
-    """Writes each part, columns in the schema's order, as a record batch; whole or not at all. Returns the rows."""
+    """Writes each part, with columns in the order of the schema, as a record batch. Writes the file whole or not at all.
+
+    Returns the number of rows.
+    """
     num_rows = 0
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         for columns in parts:
@@ -40,12 +43,12 @@ def _array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 
 def matrices(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
-    """A column of fixed-size lists as one (rows, size) view a record batch."""
+    """A column of fixed-size lists as views (rows, size), one per record batch."""
     size = column.type.list_size
     return [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, size) for chunk in column.chunks]
 
 
 def matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """The same as one (rows, size): a view where it is one record batch."""
+    """A column of fixed-size lists as one array (rows, size); a view if there is only one record batch."""
     parts = matrices(column)
     return np.concatenate(parts) if len(parts) != 1 else parts[0]

@@ -1,4 +1,4 @@
-"""What a model answered, as Arrow: one row an evaluated target, with every candidate and its score. Comparisons read only this."""
+"""predictions.arrow: one row per evaluated target, with every candidate and its score. Comparing runs reads only this file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Predictions:
-    """U targets, in ascending user order; rank 1 is best. candidates[u] and scores[u] run in parallel, the target among them."""
+    """U targets in ascending user order; rank 1 is best. candidates[u], which include the target, are parallel to scores[u]."""
 
     user_ids: I64
     positions: I32
@@ -37,7 +37,7 @@ class Predictions:
     scores: list[npt.NDArray[np.float32]]
 
     def write(self, path: Path) -> None:
-        """Writes all rows, whole or not at all."""
+        """Writes all rows to `path`, whole or not at all."""
         table = pa.table(
             [
                 self.user_ids,
@@ -54,7 +54,7 @@ class Predictions:
 
     @staticmethod
     def read(path: Path) -> "Predictions":
-        """Raises UserError when there are none."""
+        """Reads `path`. Raises UserError if it does not exist."""
         if not path.is_file():
             raise UserError(f"{path} does not exist; run `rec-dist evaluate` on that run first")
         table = read_arrow(path)

@@ -1,26 +1,30 @@
-"""Reference log-probs on disk: one Arrow part a rank, keyed by target and draw, and a manifest that says what they belong to.
+"""Reference log-probs on disk: one Arrow part per rank, keyed by target and draw, and a manifest that says what they belong to.
 
-A changed model, prompt or negative changes the manifest's key, and then the store is computed again, never trusted.
+A changed model, prompt or negative changes the key in the manifest. The store is then computed again and never reused.
 """
 
-import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
-from rec_dist.storage.files import atomic_path, sha256, write_json
+from rec_dist.storage.checksums import damage, describe, read_manifest, write_manifest
+from rec_dist.storage.files import atomic_path
 
 MANIFEST_NAME = "manifest.json"
+_FORMAT_VERSION = 1
+_AGAIN = "remove that folder and run the same command again"
 F32 = npt.NDArray[np.float32]
 _SCHEMA = pa.schema([pa.field("key", pa.int64(), nullable=False), pa.field("logps", pa.list_(pa.float32()), nullable=False)])
 
 
 class ReferenceStore:
-    """keys (G,) sorted; group g has logps[offsets[g] : offsets[g + 1]]."""
+    """The log-probs of G groups by their keys (G,); group g has logps[offsets[g] : offsets[g + 1]]."""
 
     def __init__(self, keys: I64, offsets: I64, logps: F32) -> None:
         order = np.argsort(keys, kind="stable")
@@ -30,7 +34,7 @@ class ReferenceStore:
         return len(self._keys)
 
     def lookup(self, keys: I64) -> F32:
-        """The log-probs of these groups, one after another. A key that is not stored is a fault of ours, not of the user."""
+        """The log-probs of the groups `keys`, one after another. Every key must be in the store."""
         at = np.searchsorted(self._keys, keys)
         assert (at < len(self._keys)).all() and (self._keys[at] == keys).all(), "a group has no reference log-probs"
         starts, lengths = self._starts[at], self._lengths[at]
@@ -40,7 +44,7 @@ class ReferenceStore:
 
 
 def write_part(folder: Path, rank: int, keys: I64, offsets: I64, logps: F32) -> None:
-    """Writes one rank's groups, whole or not at all."""
+    """Writes the groups of one rank, whole or not at all."""
     lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(logps.astype(np.float32)))
     table = pa.table([pa.array(keys), lists], schema=_SCHEMA)
     with atomic_path(folder / f"part-{rank:05d}.arrow") as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer:
@@ -48,32 +52,31 @@ def write_part(folder: Path, rank: int, keys: I64, offsets: I64, logps: F32) -> 
 
 
 def commit(folder: Path, key: str, num_parts: int) -> None:
-    """Writes the manifest, after which the store exists."""
-    parts = {f"part-{rank:05d}.arrow": sha256(folder / f"part-{rank:05d}.arrow") for rank in range(num_parts)}
-    write_json(folder / MANIFEST_NAME, {"key": key, "parts": parts})
+    """Writes the manifest, which makes the store valid."""
+    files = [asdict(describe(folder / f"part-{rank:05d}.arrow")) for rank in range(num_parts)]
+    write_manifest(folder / MANIFEST_NAME, _FORMAT_VERSION, {"key": key, "files": files})
 
 
 def is_current(folder: Path, key: str) -> bool:
-    """True when the store in `folder` is whole and belongs to `key`."""
+    """Whether the store in `folder` is whole and belongs to `key`."""
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        return bool(manifest["key"] == key) and all(sha256(folder / name) == digest for name, digest in manifest["parts"].items())
-    except (OSError, ValueError, KeyError):
+        manifest, files = read_manifest(folder / MANIFEST_NAME, _FORMAT_VERSION, _AGAIN)
+    except UserError:
         return False
+    return manifest.get("key") == key and not damage(folder, files)
 
 
 def clear(folder: Path) -> None:
-    """Makes an empty folder for a new store."""
+    """Empties the folder for a new store."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def load(folder: Path) -> ReferenceStore:
     """Reads all parts of a committed store."""
-    names = sorted(json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["parts"])
     tables = []
-    for name in names:
-        with pa.memory_map(str(folder / name)) as source:
+    for entry in read_manifest(folder / MANIFEST_NAME, _FORMAT_VERSION, _AGAIN)[1]:
+        with pa.memory_map(str(folder / entry.name)) as source:
             tables.append(pa.ipc.open_file(source).read_all())
     table = pa.concat_tables(tables).combine_chunks()
     keys = table.column("key").to_numpy()

@@ -1,9 +1,10 @@
-"""What a trained sequential recommender leaves for the methods that learn from it: item embeddings, and its best items a position.
+"""What a trained sequential recommender writes for methods that learn from it: item embeddings, and its best items per position.
 
-Two Arrow files (IPC file format, uncompressed) beside the model, and teacher.json, written last, which says which model and which
-data they belong to. Each is written under a temporary name and renamed. Cost: 4 D bytes an item; 12 + 4 h bytes a training target.
+These are two Arrow files (IPC file format, uncompressed) beside the model. teacher.json is written last and says which model
+and data they belong to. Each file is written under a temporary name and renamed. Cost: 4 D bytes per item; 12 + 4 h bytes per
+training target.
 
-I items of the catalogue, D width, R training targets, h items a list.
+I items of the catalogue, D width, R training targets, h items per list.
 """
 
 from collections.abc import Iterable
@@ -14,18 +15,18 @@ import numpy as np
 import pyarrow as pa
 
 from rec_dist.data.artifacts.matrices import F32, matrix, vector_schema, write_columns
-from rec_dist.data.dataset.manifest import FileEntry, changed_file, describe_file, read_arrow
+from rec_dist.data.dataset.manifest import read_arrow
 from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.runtime.arrays import I32, I64
-from rec_dist.storage.files import read_object, sha256, write_json
+from rec_dist.storage.checksums import damage, describe, read_manifest, write_manifest
 
 TEACHER_NAME, EMBEDDINGS_NAME, TOP_ITEMS_NAME = "teacher.json", "item_embeddings.arrow", "top_items.arrow"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class TopItems:
-    """Lists of some targets: user_ids (R,), positions (R,) in the user's sequence, items (R, h) best first."""
+    """Lists of R targets: user_ids (R,), positions (R,) in the user's sequence, items (R, h) with the best first."""
 
     user_ids: I64
     positions: I64
@@ -34,7 +35,7 @@ class TopItems:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What lies in a model folder: embeddings (I, D), row i item i's; lists in ascending (user, position); read-only views."""
+    """Read-only views of a teacher's files: embeddings (I, D), row i for item i; lists in ascending order of (user, position)."""
 
     embeddings: F32
     lists: TopItems
@@ -43,7 +44,7 @@ class Teacher:
 def write_teacher(
     folder: Path, embeddings: F32, lists: Iterable[TopItems], *, top_h: int, weights: Path, data_fingerprint: str
 ) -> None:
-    """Writes both files and teacher.json into `folder`. lists: in order, each on disk before the next is asked for."""
+    """Writes both files and teacher.json into `folder`. Takes `lists` in order, and writes each before it asks for the next."""
     write_columns(
         folder / EMBEDDINGS_NAME,
         vector_schema(embeddings.shape[1]),
@@ -51,57 +52,33 @@ def write_teacher(
     )
     rows = ((part.user_ids, part.positions.astype(np.int32), part.items) for part in lists)
     num_rows = write_columns(folder / TOP_ITEMS_NAME, _top_schema(top_h), rows)
-    write_json(
-        folder / TEACHER_NAME,
-        {
-            "format_version": _FORMAT_VERSION,
-            "weights": {"name": weights.name, "sha256": sha256(weights)},
-            "data_fingerprint": data_fingerprint,
-            "top_h": top_h,
-            "files": [
-                asdict(describe_file(folder / EMBEDDINGS_NAME, len(embeddings))),
-                asdict(describe_file(folder / TOP_ITEMS_NAME, num_rows)),
-            ],
-        },
-    )
+    files = [describe(weights), describe(folder / EMBEDDINGS_NAME, len(embeddings)), describe(folder / TOP_ITEMS_NAME, num_rows)]
+    facts = {"data_fingerprint": data_fingerprint, "top_h": top_h, "files": [asdict(entry) for entry in files]}
+    write_manifest(folder / TEACHER_NAME, _FORMAT_VERSION, facts)
 
 
 def read_teacher(folder: Path, *, data_fingerprint: str) -> Teacher:
-    """Reads what write_teacher left in `folder`, checking every hash, the model's too (about 1 GB/s).
+    """Reads what write_teacher wrote into `folder`, and checks the hash of every file, also of the model (about 1 GB/s).
 
-    UserError: there is nothing, it was made from other data, or it or the model beside it has changed since.
+    Raises UserError if there is no teacher, if it was made from other data, or if a file has changed since.
     """
-    made_from, files = _manifest(folder)
-    if made_from != data_fingerprint:
-        raise UserError(
-            f"the teacher in {folder} was trained on another data set, whose item ids mean other items; train one on data.path"
-        )
-    if path := changed_file(folder, files):
-        raise UserError(f"{path} is not what {TEACHER_NAME} says it was; {TRAIN_AGAIN}")
-    vectors, lists = read_arrow(folder / EMBEDDINGS_NAME), read_arrow(folder / TOP_ITEMS_NAME)
-    return Teacher(
-        embeddings=matrix(vectors["vector"]),
-        lists=TopItems(lists["user_id"].to_numpy(), lists["position"].to_numpy().astype(np.int64), matrix(lists["items"])),
-    )
-
-
-def _manifest(folder: Path) -> tuple[str, list[FileEntry]]:
-    """The fingerprint of the teacher's data, and its files."""
     path = folder / TEACHER_NAME
     if not path.is_file():
         raise UserError(
             f"{folder} holds no lists of a teacher ({TEACHER_NAME} is missing); train it with task.sequential.top_h above 0"
         )
-    value = read_object(path, TRAIN_AGAIN)
-    if value.get("format_version") != _FORMAT_VERSION:
+    manifest, files = read_manifest(path, _FORMAT_VERSION, TRAIN_AGAIN)
+    if manifest.get("data_fingerprint") != data_fingerprint:
         raise UserError(
-            f"{path} has format version {value.get('format_version')}, this release reads {_FORMAT_VERSION}; train it again"
+            f"the teacher in {folder} was trained on another data set, whose item ids mean other items; train one on data.path"
         )
-    try:
-        weights = FileEntry(value["weights"]["name"], 0, 0, value["weights"]["sha256"])
-        return value["data_fingerprint"], [weights, *(FileEntry(**entry) for entry in value["files"])]
-    except (KeyError, TypeError) as fault:
-        raise UserError(f"{path} has other fields than were written ({fault}); {TRAIN_AGAIN}") from fault
+    if problems := damage(folder, files):
+        raise UserError(f"{folder}: {problems[0]}; {TRAIN_AGAIN}")
+    vectors, lists = read_arrow(folder / EMBEDDINGS_NAME), read_arrow(folder / TOP_ITEMS_NAME)
+    return Teacher(
+        embeddings=matrix(vectors["vector"]),
+        lists=TopItems(lists["user_id"].to_numpy(), lists["position"].to_numpy().astype(np.int64), matrix(lists["items"])),
+    )
 
 
 def _top_schema(top_h: int) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""A prepared data set: the format of its folder or URI, how it is opened through the node's cache, and what is wrong with one.
+"""A prepared data set: the format of its files, how it is opened through the node's cache, and how it is verified.
 
-Imports no other room of rec_dist.data.
+Imports no other sub-package of rec_dist.data.
 """

@@ -1,6 +1,6 @@
-"""The index of a split: four numbers a user, so that a plan is made without opening a shard, and a shard is known to agree with it.
+"""The index of a split: four numbers per user, enough to plan batches without opening a shard, and to check shards against.
 
-20 bytes a user on disk and 28 in memory: ten million users are 280 MB a process. Letters: U rows (users) of a split.
+It takes 20 bytes per user on disk and 28 in memory: 280 MB per process for ten million users. Letters: U rows (users) of a split.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rec_dist.data.dataset.manifest import FileEntry, describe_file, read_arrow
+from rec_dist.data.dataset.manifest import read_arrow
 from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.dataset.schema import INDEX_SCHEMA, index_name
 from rec_dist.runtime.arrays import I32, I64
+from rec_dist.storage.checksums import FileEntry, describe
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """user_ids (U,) ascending; offsets, explicit_negative_offsets (U+1,) int64, counted over all shards; first_target (U,) int32 >= 1."""
+    """user_ids (U,) ascending; offsets, explicit_negative_offsets (U+1,) int64 over all shards; first_target (U,) int32 >= 1."""
 
     user_ids: I64
     offsets: I64
@@ -30,7 +31,7 @@ class SplitIndex:
     explicit_negative_offsets: I64
 
     def disagrees(self, first: int, stop: int, other: "SplitIndex") -> bool:
-        """Whether rows first..stop - 1 are others than those of a shard's own index."""
+        """Whether rows first..stop - 1 differ from those of `other`, the index of one shard."""
         pairs: list[tuple[I64 | I32, I64 | I32]] = [
             (self.user_ids[first:stop], other.user_ids),
             (self.first_target[first:stop], other.first_target),
@@ -51,7 +52,7 @@ def index_of_shard(table: pa.Table) -> SplitIndex:
 
 
 def read_index(table: pa.Table) -> SplitIndex:
-    """The index that write_index wrote."""
+    """Reads the index that write_index wrote."""
     offsets, explicit_negatives = (
         offsets_of(flat(table[name].chunks, np.int32).astype(np.int64)) for name in ("num_items", "num_explicit_negatives")
     )
@@ -63,7 +64,7 @@ def read_index(table: pa.Table) -> SplitIndex:
 
 
 def write_index(folder: Path, split: str, shards: Sequence[FileEntry]) -> FileEntry:
-    """Writes the index of the shards of a split that lie in `folder`, a record batch a shard."""
+    """Writes the index of a split whose shards are in `folder`, with one record batch per shard."""
     path, rows = folder / index_name(split), 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
         for shard in shards:
@@ -72,11 +73,11 @@ def write_index(folder: Path, split: str, shards: Sequence[FileEntry]) -> FileEn
             arrays = [pa.array(part.user_ids), *(pa.array(values.astype(np.int32)) for values in counts)]
             writer.write_batch(pa.record_batch(arrays, schema=INDEX_SCHEMA))
             rows += len(part.user_ids)
-    return describe_file(path, rows)
+    return describe(path, rows)
 
 
 def flat(chunks: list[pa.Array], dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
-    """Chunks without nulls as one read-only array: a view of the mapped file if there is one chunk with rows."""
+    """Joins chunks without nulls into one read-only array; a view of the mapped file if only one chunk has rows."""
     filled: list[npt.NDArray[_Scalar]] = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks if len(chunk)]
     if len(filled) == 1:
         return filled[0]
@@ -86,6 +87,6 @@ def flat(chunks: list[pa.Array], dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
 
 
 def _lengths(column: pa.ChunkedArray) -> I64:
-    """How many values each list of a column without nulls has."""
+    """The length of each list in a column without nulls."""
     parts = [np.diff(chunk.offsets.to_numpy(zero_copy_only=True)).astype(np.int64) for chunk in column.chunks]
     return np.concatenate([*parts, np.empty(0, dtype=np.int64)])

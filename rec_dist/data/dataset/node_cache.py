@@ -1,14 +1,15 @@
-"""Files of a prepared data set as they lie on this node, each checked against its SHA-256 once a node and not once a process.
+"""The node's cache of data set files. Each file is checked against its SHA-256 once per node, not once per process.
 
-A remote file is fetched whole when it is first needed. It lies in the cache under its own hash, so that its being there is the mark
-that it was checked; a data set that changed at its place never meets old files, and two places of one data set share them. A file
-that lies on this machine is read where it is; that it was checked is remembered by its path, size, inode and times. The cache holds
-at most so many bytes: what was used longest ago goes first, and what is being fetched counts. A file that goes while a process has
-it mapped stays readable there, and its room is free when that process lets it go.
+A remote file is fetched whole when it is first needed. The cache names it by its hash, so a file in the cache is a checked
+file. A data set that changes in its place never meets old files, and two copies of one data set share theirs. A file on this
+machine is read where it is; the cache remembers by path, size, inode and times that it was checked. The cache holds at most
+max_bytes, downloads included, and evicts the least recently used file first. An evicted file that a process has mapped stays
+readable there, and its disk space is freed when that process unmaps it.
 
-    shards/HASH.arrow  checked      shards/HASH.tmp  on its way      shards/HASH.lock, checked/MARK  of 0 to 2 bytes
+    shards/HASH.arrow  checked      shards/HASH.tmp  being fetched      shards/HASH.lock, checked/MARK  0 to 2 bytes
 
-Any number of processes share it: a lock a file, so that one fetches and the others wait. Cost: fetching, and hashing at 1 GB/s.
+Any number of processes can share the cache: a lock per file lets one fetch it while the others wait. Cost: the download, and
+hashing at 1 GB/s.
 """
 
 import fcntl
@@ -18,18 +19,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from rec_dist.data.dataset.manifest import FileEntry
+from rec_dist.data.dataset.schema import PREPARE_AGAIN
 from rec_dist.errors import UserError
+from rec_dist.storage.checksums import FileEntry
 from rec_dist.storage.files import fingerprint, sha256
-from rec_dist.storage.location import REMEDY, Location, reason
+from rec_dist.storage.location import Location, reason
 
-_SETTLED_SECONDS = 2.0  # a file changed later than this ago may change again within the tick of its time stamp
-_WAIT_SECONDS = 0.05  # between looks for room that other processes' downloads hold
+_SETTLED_SECONDS = 2.0  # a file that changed more recently could change again with the same time stamp
+_WAIT_SECONDS = 0.05  # pause before looking again for room that downloads of other processes hold
 _CHECKED = b"ok"
 
 
 class NodeCache:
-    """The cache in `folder`, at most max_bytes of fetched files."""
+    """The cache in `folder`, with at most max_bytes of fetched files."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
@@ -37,10 +39,10 @@ class NodeCache:
 
     @contextmanager
     def opened(self, location: Location, entry: FileEntry) -> Iterator[Path]:
-        """A path to read the file `entry` of `location` at: it has the bytes that the manifest says, and stays while inside.
+        """Yields a path to the file `entry` of `location`, with exactly the bytes that the manifest says. Inside, the file stays.
 
-        UserError: it is missing, of other bytes, larger than the cache, or the cache cannot be written. UnreachableError: the store
-        broke off.
+        Raises UserError if the file is missing, damaged or larger than the cache, or if the cache cannot be written. Raises
+        UnreachableError if the store stops answering.
         """
         if location.is_remote:
             with self._fetched(location, entry) as path:
@@ -63,11 +65,14 @@ class NodeCache:
     def _fetch(self, location: Location, entry: FileEntry, path: Path) -> None:
         temporary = path.with_suffix(".tmp")
         with self._room():
-            for left in (path, temporary):  # by a process that was killed, or a disk
+            for left in (path, temporary):  # left by a killed process or a faulty disk
                 left.unlink(missing_ok=True)
         self._reserve(temporary, location.name(entry.name), entry.bytes)
         try:
-            found = location.copy(entry.name, temporary)
+            try:
+                found = location.copy(entry.name, temporary)
+            except FileNotFoundError:
+                raise UserError(f"{location.name(entry.name)} is missing; {PREPARE_AGAIN}") from None
             _compare(location.name(entry.name), entry, temporary.stat().st_size, found)
             with self._room():
                 temporary.replace(path)
@@ -76,17 +81,17 @@ class NodeCache:
                 temporary.unlink(missing_ok=True)
 
     def _room(self) -> AbstractContextManager[bool]:
-        """Held where files come, go or are counted, so that none is missed on its way from one name to another."""
+        """The lock for adding, removing and counting files, so that no file is missed while it is renamed."""
         return self._lock(self.folder / "room.lock")
 
     @staticmethod
     def touch(path: Path) -> None:
-        """Marks a fetched file as used now; nothing where it has gone."""
+        """Marks a fetched file as used now, if it still exists."""
         with suppress(FileNotFoundError):
             os.utime(path)
 
     def _reserve(self, temporary: Path, name: str, needed: int) -> None:
-        """Makes `temporary` of `needed` bytes (a hole), after as many others have gone as that takes."""
+        """Evicts files until `needed` bytes fit, then reserves them by a sparse file `temporary`."""
         if needed > self.max_bytes:
             raise UserError(f"data.cache_bytes ({self.max_bytes}) is smaller than {name} ({needed} bytes); raise it")
         while True:
@@ -98,24 +103,24 @@ class NodeCache:
             time.sleep(_WAIT_SECONDS)
 
     def _make_room(self, needed: int) -> bool:
-        """Removes files, oldest use first, until `needed` bytes fit. False: the rest is in other hands just now."""
+        """Removes files, least recently used first, until `needed` bytes fit. Returns False if the others are in use now."""
         files = [(path, path.stat()) for path in self._shards.iterdir() if path.suffix != ".lock"]
         total = sum(stat.st_size for _, stat in files)
         for path, stat in sorted(files, key=lambda item: item[1].st_mtime_ns):
             if total + needed <= self.max_bytes:
                 break
-            with self._lock(path.with_suffix(".lock"), wait=False) as free:  # one that is being fetched or opened is left
+            with self._lock(path.with_suffix(".lock"), wait=False) as free:  # skip a file that is being fetched or opened
                 if free:
                     path.unlink(missing_ok=True)
                     total -= stat.st_size
         return total + needed <= self.max_bytes
 
     def _check(self, path: Path, entry: FileEntry) -> None:
-        """Hashes a file of this machine unless this node did since it last changed."""
+        """Hashes a file on this machine, unless this node has done so since the file last changed."""
         try:
             stat = path.stat()
         except OSError:
-            raise UserError(f"{path}: the file is missing; {REMEDY}") from None
+            raise UserError(f"{path} is missing; {PREPARE_AGAIN}") from None
         seen = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, entry.sha256]
         mark = self._marks / fingerprint(seen)
         with self._guarded(), self._lock(mark):
@@ -138,7 +143,7 @@ class NodeCache:
 
     @contextmanager
     def _lock(self, path: Path, *, wait: bool = True) -> Iterator[bool]:
-        """Holds the lock of a file; False where wait is false and another holds it."""
+        """Holds the lock of a file. Yields False if `wait` is false and another process holds it."""
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
@@ -152,7 +157,5 @@ class NodeCache:
 
 
 def _compare(name: str, entry: FileEntry, size: int, found: str) -> None:
-    if size != entry.bytes:
-        raise UserError(f"{name}: {size} bytes instead of {entry.bytes}; {REMEDY}")
-    if found != entry.sha256:
-        raise UserError(f"{name}: SHA-256 is {found} instead of {entry.sha256}; {REMEDY}")
+    if damage := entry.damage(size, found):
+        raise UserError(f"{name} {damage}; {PREPARE_AGAIN}")

@@ -1,4 +1,4 @@
-"""A prepared data set, opened for reading: the catalogue and the index of a split in memory, its shards mapped as they are needed.
+"""A prepared data set, opened for reading: the catalogue and the index of a split are in memory, shards are mapped when needed.
 
 Letters: U rows (users) of a split, N items over all its rows, I items of the catalogue.
 """
@@ -14,21 +14,23 @@ from rec_dist.data.dataset.index import flat, read_index
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.data.dataset.node_cache import NodeCache
 from rec_dist.data.dataset.reading import Shards, Source
-from rec_dist.data.dataset.schema import INDEX_SCHEMA, ITEM_SCHEMA
+from rec_dist.data.dataset.schema import INDEX_SCHEMA, ITEM_SCHEMA, PREPARE_AGAIN
 from rec_dist.data.dataset.verify import folder_faults
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.packages import cache_dir
-from rec_dist.storage.location import REMEDY, Location
+from rec_dist.storage.location import Location
+from rec_dist.storage.uri import local_path
 
-CACHE_BYTES = 64 << 30  # data.cache_bytes where no configuration says
+CACHE_BYTES = 64 << 30  # data.cache_bytes if there is no configuration
 
 
 @dataclass(frozen=True)
 class SequenceSplit:
-    """One split; row r has offsets[r + 1] - offsets[r] items, and its targets are those from position first_target[r] on.
+    """One split. Row r has offsets[r + 1] - offsets[r] items, and those from position first_target[r] on are its targets.
 
-    user_ids (U,) int64 ascending; offsets, explicit_negative_offsets (U+1,) int64; first_target (U,) int32 >= 1. The arrays are read-only.
+    user_ids (U,) int64 ascending; offsets, explicit_negative_offsets (U+1,) int64; first_target (U,) int32 >= 1. All are
+    read-only.
     """
 
     name: str
@@ -43,36 +45,37 @@ class SequenceSplit:
 
     @property
     def num_targets(self) -> int:
-        """Targets over all rows."""
+        """The targets of all rows."""
         return int((np.diff(self.offsets) - self.first_target).sum())
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """N, the items of all rows."""
         return int(self.offsets[-1])
 
     def take(self, rows: I64, counts: I64) -> I32:
-        """The first counts (R,) items of each of rows (R,), one after another."""
+        """The first counts (R,) items of rows (R,), one row after another."""
         return self.shards.items(rows, counts)
 
     def items_of(self, row: int) -> I32:
-        """The items of row `row` in time order, history and targets."""
+        """All items of row `row` in time order: history and targets."""
         return self.shards.items_of(row)
 
     def explicit_negatives_of(self, row: int) -> I32:
-        """What the user of row `row` disliked within the training part: rated below data.min_rating."""
+        """The explicit negatives of row `row`: items that its user rated below data.min_rating within the training part."""
         return self.shards.explicit_negatives_of(row)
 
     def users_of(self, rows: I64) -> list[str]:
-        """The source's names of the users of `rows`, each once, in the order of the data."""
+        """The names of the users of `rows` in the source, each once, in the order of the data."""
         return [self.shards.raw_user(row) for row in np.unique(rows).tolist()]
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The catalogue in memory, the splits where they lie until asked for.
+    """An opened data set: its catalogue is in memory, its splits are opened by split().
 
-    titles[i], raw_items[i] and categories[i] are item i's; train_counts (I,) says how often it stands in rows of the train split.
+    titles[i], raw_items[i] and categories[i] belong to item i; train_counts (I,) is how often it occurs in rows of the train
+    split.
     """
 
     source: Source
@@ -86,8 +89,8 @@ class PreparedData:
     def open(path: str | Path, *, cache: str | None = None, cache_bytes: int = CACHE_BYTES) -> "PreparedData":
         """Opens the data set at `path` (data.path), a folder or a URI, through the node's cache.
 
-        Reads the manifest, compares the sizes of all files with it and reads items.arrow. UserError: no prepared data set, a file that
-        is missing, of another size or not in the manifest, or a damaged items.arrow.
+        Reads the manifest, compares the sizes of all files with it, and reads items.arrow. Raises UserError if there is no
+        prepared data set, a file is missing, has another size or is not in the manifest, or items.arrow is damaged.
         """
         location = Location(path)
         manifest = Manifest.load(location)
@@ -97,7 +100,7 @@ class PreparedData:
                 "train on them with task.kind=sft, dpo, dmpo or sdpo."
             )
         if problems := folder_faults(location, manifest):
-            raise UserError(f"data.path ({location}) is damaged, {len(problems)} fault(s): {problems[0]}; {REMEDY}.")
+            raise UserError(f"data.path ({location}) is damaged, {len(problems)} fault(s): {problems[0]}; {PREPARE_AGAIN}.")
         source = Source(location, NodeCache(cache_folder(cache), cache_bytes))
         table, _ = source.table(manifest.items, ITEM_SCHEMA)
         return PreparedData(
@@ -111,7 +114,7 @@ class PreparedData:
 
     @property
     def location(self) -> Location:
-        """Where it lies."""
+        """The folder or URI of the data set."""
         return self.source.location
 
     @property
@@ -120,11 +123,14 @@ class PreparedData:
         return len(self.titles)
 
     def split(self, name: str) -> SequenceSplit:
-        """The split "train", "valid" or "test": its index; shards are opened later. UserError: another name, or a damaged index."""
+        """Opens the index of the split "train", "valid" or "test"; shards are opened later.
+
+        Raises UserError for another name or a damaged index.
+        """
         entry = self.manifest.splits.get(name)
         if entry is None:
-            raise UserError(f"{name} is no split of {self.location}; splits are {', '.join(self.manifest.splits)}.")
-        assert entry.index is not None, "open() refuses a data set without users"
+            raise UserError(f"{name} is not a split of {self.location}; its splits are {', '.join(self.manifest.splits)}.")
+        assert entry.index is not None, "open() rejects a data set without users"
         index = read_index(self.source.table(entry.index, INDEX_SCHEMA)[0])
         return SequenceSplit(
             name=name,
@@ -136,27 +142,27 @@ class PreparedData:
         )
 
     def cache_notes(self, split: str, window: int | None) -> list[str]:
-        """A warning where an order that is shuffled in windows of so many examples would fetch the same shards again and again."""
+        """Warns if an order that is shuffled in windows of `window` examples would fetch the same shards again and again."""
         size, room = sum(entry.bytes for entry in self.manifest.splits[split].shards), self.source.cache.max_bytes
         if not self.location.is_remote or window is not None or size <= room:
             return []
         return [
-            f"WARNING: the {split} split ({size:,} bytes) is larger than data.cache_bytes ({room:,}), so that a node "
-            "fetches its shards again and again; raise that, or set train.shuffle_window"
+            f"WARNING: the {split} split ({size:,} bytes) is larger than data.cache_bytes ({room:,}), so each node "
+            "fetches its shards again and again; raise data.cache_bytes, or set train.shuffle_window"
         ]
 
     def copy_items(self, target: Path) -> None:
         """Writes items.arrow to the path `target`."""
-        assert self.manifest.items is not None, "open() refuses a data set without items"
+        assert self.manifest.items is not None, "open() rejects a data set without items"
         with self.source.cache.opened(self.location, self.manifest.items) as path:
             shutil.copyfile(path, target)
 
 
 def open_data(config: DataConfig) -> PreparedData:
-    """The data set at data.path. UserError: as PreparedData.open."""
+    """Opens the data set at data.path. Raises UserError as PreparedData.open does."""
     return PreparedData.open(config.path, cache=config.cache_dir, cache_bytes=config.cache_bytes)
 
 
 def cache_folder(named: str | None) -> Path:
-    """data.cache_dir, absolute; by default in this package's cache."""
-    return Path(named).expanduser().absolute() if named else cache_dir() / "data"
+    """The absolute path of data.cache_dir; by default a folder in this package's cache."""
+    return local_path(named) if named else cache_dir() / "data"

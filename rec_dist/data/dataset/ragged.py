@@ -1,4 +1,4 @@
-"""Ragged arrays as flat ones: pieces of different lengths one after another, and where each begins. Letters: S pieces."""
+"""Ragged arrays as flat arrays with offsets: pieces of different lengths, one after another. Letters: S pieces."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from rec_dist.runtime.arrays import I64
 
 
 def offsets_of(lengths: I64) -> I64:
-    """lengths (S,) -> (S+1,): where each of them begins, and the end."""
+    """lengths (S,) -> (S+1,): where each piece begins, and the end of the last."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
 def runs(starts: I64, lengths: I64) -> I64:
-    """starts[0], starts[0] + 1, ... lengths[0] of them, then the run of starts[1], ..."""
+    """lengths[0] consecutive numbers from starts[0] on, then lengths[1] from starts[1] on, and so forth."""
     offsets = offsets_of(lengths)
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])

@@ -1,7 +1,8 @@
-"""Tables of a prepared data set, checked and memory-mapped, and the shards of a split, each opened when a row of it is asked for.
+"""Checked, memory-mapped tables of a prepared data set, and the shards of a split, each opened when a row of it is requested.
 
-A step's rows lie in many shards; those that are not open yet are fetched eight at once. What is open stays mapped: its pages come
-and go with the page cache. What the node's cache has removed is unmapped before the next fetch. Letters: R rows asked for, S shards.
+The rows of a step are spread over many shards. Shards that are not open yet are fetched eight at a time. An open shard stays
+mapped, and the page cache decides which pages are in memory. Shards that the node's cache has removed are unmapped before the
+next fetch. Letters: R requested rows, S shards.
 """
 
 import threading
@@ -16,45 +17,46 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rec_dist.data.dataset.index import SplitIndex, flat, index_of_shard
-from rec_dist.data.dataset.manifest import FileEntry, read_arrow
+from rec_dist.data.dataset.manifest import read_arrow
 from rec_dist.data.dataset.node_cache import NodeCache
 from rec_dist.data.dataset.ragged import offsets_of, runs
-from rec_dist.data.dataset.schema import SEQUENCE_SCHEMA
+from rec_dist.data.dataset.schema import PREPARE_AGAIN, SEQUENCE_SCHEMA
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
-from rec_dist.storage.location import REMEDY, Location
+from rec_dist.storage.checksums import FileEntry
+from rec_dist.storage.location import Location
 
-_AT_ONCE = 8  # shards being fetched: one request does not fill a node's line
-_TOUCH_SECONDS = 30.0  # between two marks of use of one file, which decide what the cache lets go
+_AT_ONCE = 8  # shards to fetch at once; a single request does not saturate a node's network
+_TOUCH_SECONDS = 30.0  # how often to mark a file as used, which decides what the cache evicts
 
 
 @dataclass(frozen=True)
 class Source:
-    """A prepared data set's folder and the cache through which this node reads it."""
+    """The place of a prepared data set, and the cache through which this node reads it."""
 
     location: Location
     cache: NodeCache
 
     def table(self, entry: FileEntry, schema: pa.Schema) -> tuple[pa.Table, Path]:
-        """A file of the data set, checked and mapped, and where it lies. UserError: it is not what the manifest says."""
+        """Maps a file of the data set and returns its table and path. Raises UserError if the file differs from the manifest."""
         with self.cache.opened(self.location, entry) as path:
             table = read_arrow(path)
         fault = table_fault(table, entry, schema)
         if fault:
-            raise UserError(f"{self.location.name(entry.name)}: {fault}; {REMEDY}")
+            raise UserError(f"{self.location.name(entry.name)}: {fault}; {PREPARE_AGAIN}")
         return table, path
 
 
 def table_fault(table: pa.Table, entry: FileEntry, schema: pa.Schema) -> str | None:
-    """What is wrong with the columns or the number of rows of a file's table."""
+    """Says how the columns or the number of rows of a table differ from what they should be, or returns None."""
     if not table.schema.equals(schema):
-        return f"the columns are {table.schema.names} with types of another schema than {schema.names}"
+        return f"the columns are {table.schema.names}, and their names or types differ from the schema {schema.names}"
     return f"{table.num_rows} rows instead of {entry.rows}" if table.num_rows != entry.rows else None
 
 
 @dataclass
 class _Open:
-    """One open shard: items and disliked of all its rows, flat views of the file, and when it was last marked as used."""
+    """One open shard: flat views of the items and explicit negatives of all its rows, and when it was last marked as used."""
 
     items: I32
     explicit_negatives: I32
@@ -64,7 +66,7 @@ class _Open:
 
 
 class Shards:
-    """Rows of a split by their numbers. Safe to ask from several threads."""
+    """Gives access to the rows of a split by their numbers. Thread-safe."""
 
     def __init__(self, source: Source, entries: Sequence[FileEntry], index: SplitIndex) -> None:
         self._source, self._entries, self._index = source, entries, index
@@ -74,18 +76,18 @@ class Shards:
 
     @property
     def num_open(self) -> int:
-        """Shards that are mapped now."""
+        """How many shards are mapped now."""
         return len(self._open)
 
     def items(self, rows: I64, counts: I64) -> I32:
-        """The first counts (R,) items of each of rows (R,), one after another."""
+        """The first counts (R,) items of rows (R,), one row after another."""
         shards = np.searchsorted(self._first, rows, side="right") - 1
         starts = self._index.offsets[rows] - self._index.offsets[self._first[shards]]  # (R,) within their shards
         used, offsets = np.unique(shards), offsets_of(counts)
         if len(used) == 1:
             return self._get(used)[0].items[runs(starts, counts)]
         out = np.empty(offsets[-1], dtype=np.int32)
-        for first in range(0, len(used), _AT_ONCE):  # so that no more than these are mapped beyond what the cache holds
+        for first in range(0, len(used), _AT_ONCE):  # so only these few can be mapped beyond what the cache holds
             some = used[first : first + _AT_ONCE]
             for shard, opened in zip(some.tolist(), self._get(some), strict=True):
                 here = np.flatnonzero(shards == shard)
@@ -93,19 +95,19 @@ class Shards:
         return out
 
     def items_of(self, row: int) -> I32:
-        """The items of one row: a view."""
+        """A view of the items of one row."""
         shard, offsets = self._shard_of(row), self._index.offsets
         base = offsets[self._first[shard]]
         return self._one(shard).items[offsets[row] - base : offsets[row + 1] - base]
 
     def explicit_negatives_of(self, row: int) -> I32:
-        """What the user of one row disliked: a view."""
+        """A view of the explicit negatives of one row."""
         shard, offsets = self._shard_of(row), self._index.explicit_negative_offsets
         base = offsets[self._first[shard]]
         return self._one(shard).explicit_negatives[offsets[row] - base : offsets[row + 1] - base]
 
     def raw_user(self, row: int) -> str:
-        """The source's name of the user of one row."""
+        """The name of the user of one row in the source."""
         shard = self._shard_of(row)
         return str(self._one(shard).raw_users[row - int(self._first[shard])].as_py())
 
@@ -133,7 +135,7 @@ class Shards:
         return found
 
     def _let_go(self, wanted: set[int]) -> None:
-        """Unmaps what the cache has removed and nobody wants now, so that its room is free."""
+        """Unmaps shards that the cache has removed, so that the disk space is freed, except those in `wanted`."""
         if self._source.location.is_remote:
             self._open = {shard: kept for shard, kept in self._open.items() if shard in wanted or kept.path.exists()}
 
@@ -141,7 +143,9 @@ class Shards:
         entry = self._entries[shard]
         table, path = self._source.table(entry, SEQUENCE_SCHEMA)
         if self._index.disagrees(int(self._first[shard]), int(self._first[shard + 1]), index_of_shard(table)):
-            raise UserError(f"{self._source.location.name(entry.name)}: its rows are not those of the split's index; {REMEDY}")
+            raise UserError(
+                f"{self._source.location.name(entry.name)}: its rows disagree with the split's index; {PREPARE_AGAIN}"
+            )
         items, explicit_negatives = (
             flat([part.flatten() for part in table[name].chunks], np.int32) for name in ("items", "explicit_negatives")
         )

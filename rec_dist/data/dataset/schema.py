@@ -1,20 +1,21 @@
-"""The prepared data set on disk: names, Arrow schemas and the manifest's format. Everything in data/ agrees on this page.
+"""The prepared data set on disk: file names, Arrow schemas and the version of the format. All of data/ relies on this module.
 
-A prepared data set is a folder: manifest.json, items.arrow, {train,valid,test}-00000-of-000NN.arrow and index-{train,valid,test}.arrow
-(Arrow IPC file format, uncompressed, so that it can be memory-mapped: 5.6 GB/s sequential, 50k random rows/s, against 3-15x slower
-compressed).
+A prepared data set is a folder with manifest.json, items.arrow, {train,valid,test}-00000-of-000NN.arrow and
+index-{train,valid,test}.arrow. The Arrow files use the IPC file format without compression, so that they can be memory-mapped:
+5.6 GB/s sequential and 50k random rows/s, where compressed formats are 3-15x slower.
 """
 
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-FORMAT_VERSION = 2  # 2: an index a split
+FORMAT_VERSION = 3
 SPLITS = ("train", "valid", "test")
 MANIFEST_NAME = "manifest.json"
 ITEMS_NAME = "items.arrow"
+PREPARE_AGAIN = "remove the data set and run `rec-dist prepare CONFIG` again"
 
-# One row a user. Positions before first_target are history only; each position from first_target on is a target of this split.
+# One row per user. Positions before first_target are history only; each position from first_target on is a target of this split.
 SEQUENCE_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.int64(), nullable=False),
@@ -23,12 +24,12 @@ SEQUENCE_SCHEMA = pa.schema(
         pa.field("ratings", pa.list_(pa.float32())),
         pa.field("timestamps", pa.list_(pa.int64()), nullable=False),
         pa.field("first_target", pa.int32(), nullable=False),
-        # Items rated below data.min_rating, in time order, from the training part only: what negatives.kind=low_rated draws from.
+        # Items rated below data.min_rating, in time order, from the training part only. negatives.kind=low_rated draws from them.
         pa.field("explicit_negatives", pa.list_(pa.int32()), nullable=False),
     ]
 )
 
-# What a plan needs of each row of a split, in the order of the rows of its shards: 20 bytes a user, so that no shard has to be opened.
+# What planning batches needs of each row of a split, in the row order of its shards: 20 bytes per user, and no shard is opened.
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.int64(), nullable=False),
@@ -38,7 +39,7 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
-# item_id is dense and 0-based: row i is item i. train_count counts the training part's targets and histories, never valid or test.
+# item_id is dense and 0-based: row i is item i. train_count counts rows of the training part, never of valid or test.
 ITEM_SCHEMA = pa.schema(
     [
         pa.field("item_id", pa.int32(), nullable=False),
@@ -57,7 +58,7 @@ PREFERENCE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """completions: the chosen one first, then at least one rejected, all different."""
+    """A prompt and its completions: the chosen one first, then at least one rejected one, all different."""
 
     prompt: str
     completions: list[str]

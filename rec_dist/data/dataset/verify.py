@@ -1,6 +1,5 @@
-"""What is wrong with a prepared data set, one line a fault. Cost: listing a folder, or reading everything once, about 1 GB/s."""
+"""Checks of a prepared data set, one line per fault. Cost: listing a folder, or reading all files once at about 1 GB/s."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from rec_dist.data.dataset.index import SplitIndex, index_of_shard, read_index
-from rec_dist.data.dataset.manifest import PREFERENCES, FileEntry, Manifest, SplitEntry, read_arrow
+from rec_dist.data.dataset.manifest import PREFERENCES, Manifest, SplitEntry, read_arrow
 from rec_dist.data.dataset.reading import table_fault
 from rec_dist.data.dataset.schema import INDEX_SCHEMA, ITEM_SCHEMA, MANIFEST_NAME, PREFERENCE_SCHEMA, SEQUENCE_SCHEMA, SPLITS
 from rec_dist.errors import UserError
-from rec_dist.storage.files import json_text, sha256
+from rec_dist.storage.checksums import FileEntry
+from rec_dist.storage.files import sha256
 from rec_dist.storage.location import Location
 
 
 def folder_faults(location: Location, manifest: Manifest) -> list[str]:
-    """What the manifest and a listing of the folder show: missing and stray files, sizes, sums that disagree."""
+    """The faults that the manifest and a listing of the folder show: missing, resized and stray files, and sums that disagree."""
     problems = []
     manifest_name = location.name(MANIFEST_NAME)
     for split in ("train",) if manifest.kind == PREFERENCES else SPLITS:
@@ -29,9 +29,9 @@ def folder_faults(location: Location, manifest: Manifest) -> list[str]:
         part = manifest.splits[split]
         rows = sum(shard.rows for shard in part.shards)
         if rows != part.rows:
-            problems.append(f"{manifest_name}: {split} has {part.rows} rows, its shards {rows}")
+            problems.append(f"{manifest_name}: {split} has {part.rows} rows, its shards have {rows}")
         if part.index is not None and part.index.rows != part.rows:
-            problems.append(f"{manifest_name}: {split} has {part.rows} rows, its index {part.index.rows}")
+            problems.append(f"{manifest_name}: {split} has {part.rows} rows, its index has {part.index.rows}")
     sizes = location.sizes()
     problems += _size_faults(location, manifest, sizes).values()
     strays = {name for name in sizes if name.endswith(".arrow")} - {entry.name for entry in manifest.files}
@@ -39,30 +39,25 @@ def folder_faults(location: Location, manifest: Manifest) -> list[str]:
 
 
 def _size_faults(location: Location, manifest: Manifest, sizes: dict[str, int]) -> dict[str, str]:
-    """By the name of the file."""
-    faults = {}
-    for entry in manifest.files:
-        if entry.name not in sizes:
-            faults[entry.name] = f"{location.name(entry.name)}: the file is missing"
-        elif sizes[entry.name] != entry.bytes:
-            faults[entry.name] = f"{location.name(entry.name)}: {sizes[entry.name]} bytes instead of {entry.bytes}"
-    return faults
+    """The fault of each file that is missing or has another size, by its name."""
+    faults = {entry.name: entry.damage(sizes.get(entry.name)) for entry in manifest.files}
+    return {name: f"{location.name(name)} {fault}" for name, fault in faults.items() if fault}
 
 
 def verify(place: Location | Path | str) -> list[str]:
-    """Everything that is wrong with the data set at `place`; an empty list means that it is as it was written.
+    """Returns everything that is wrong with the data set at `place`; an empty list means that it is exactly as it was written.
 
-    Checks the manifest, and for each file: it is there, its size, its SHA-256, its schema and row count, the shards against their
-    split's index; and that no other Arrow file lies there. Nothing is taken from a cache; a remote file is in a temporary folder
-    while it is looked at. UnreachableError: the store broke off.
+    Checks the manifest, and for each file its presence, size, SHA-256, schema and row count. Compares the shards with the index
+    of their split, and looks for other Arrow files. Takes nothing from a cache; a remote file is copied to a temporary folder
+    while it is checked. Raises UnreachableError if the store does not answer to the end.
     """
     try:
         location = place if isinstance(place, Location) else Location(place)
         manifest = Manifest.load(location)
-        problems = folder_faults(location, manifest) + _spacing_fault(location)
+        problems = folder_faults(location, manifest)
     except UserError as refusal:
         return [str(refusal)]
-    broken = set(_size_faults(location, manifest, location.sizes()))  # named already, and not read
+    broken = set(_size_faults(location, manifest, location.sizes()))  # reported already, so not read
     if manifest.items is not None and manifest.items.name not in broken:
         with _read(location, manifest.items, ITEM_SCHEMA) as (_, fault):
             problems += [fault] if fault else []
@@ -71,16 +66,8 @@ def verify(place: Location | Path | str) -> list[str]:
     return problems
 
 
-def _spacing_fault(location: Location) -> list[str]:
-    """The checksum is of what the manifest says, and white space says nothing; yet a byte there is a byte that changed."""
-    text = (location.read(MANIFEST_NAME) or b"").decode()
-    if text == json_text(json.loads(text)):
-        return []
-    return [f"{location.name(MANIFEST_NAME)}: it is spaced otherwise than it was written"]
-
-
 def _split_faults(location: Location, part: SplitEntry, broken: set[str]) -> list[str]:
-    """The faults of the index and the shards of a split; shards are compared with the index where there is one and it is whole."""
+    """The faults of the index and the shards of a split. Compares shards with the index if there is one and it is whole."""
     schema = PREFERENCE_SCHEMA if part.index is None else SEQUENCE_SCHEMA
     index: SplitIndex | None = None
     problems: list[str] = []
@@ -93,7 +80,7 @@ def _split_faults(location: Location, part: SplitEntry, broken: set[str]) -> lis
         if entry.name not in broken:
             with _read(location, entry, schema) as (table, fault):
                 if fault is None and index is not None and index.disagrees(first, first + entry.rows, index_of_shard(table)):
-                    fault = f"{location.name(entry.name)}: its rows are not those of the split's index"
+                    fault = f"{location.name(entry.name)}: its rows disagree with the split's index"
                 problems += [fault] if fault else []
         first += entry.rows
     return problems
@@ -106,16 +93,19 @@ def _kept(index: SplitIndex) -> SplitIndex:
 
 @contextmanager
 def _read(location: Location, entry: FileEntry, schema: pa.Schema) -> Iterator[tuple[pa.Table | None, str | None]]:
-    """(the table, None), or (None, what is wrong with the file)."""
+    """Yields (the table, None), or (None, the fault of the file)."""
     with tempfile.TemporaryDirectory(prefix="rec-dist-verify-") as folder:
         path = Path(folder) / entry.name if location.is_remote else location.folder / entry.name
         name = location.name(entry.name)
         try:
             found = location.copy(entry.name, path) if location.is_remote else sha256(path)
-            if found != entry.sha256:
-                yield None, f"{name}: SHA-256 is {found} instead of {entry.sha256}"
+            if damage := entry.damage(path.stat().st_size, found):
+                yield None, f"{name} {damage}"
                 return
             table = read_arrow(path)
+        except FileNotFoundError:
+            yield None, f"{name} is missing"
+            return
         except UserError as refusal:
             yield None, str(refusal).replace(str(path), name)
             return

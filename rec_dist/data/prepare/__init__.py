@@ -1,4 +1,4 @@
-"""`rec-dist prepare`: raw rows -> a prepared data set, in memory or block by block, with the same bytes.
+"""`rec-dist prepare`: turns raw rows into a prepared data set, in memory or block by block; both write the same bytes.
 
-Imports readers and prepared.
+Imports sources and dataset.
 """

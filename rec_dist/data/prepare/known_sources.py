@@ -1,4 +1,4 @@
-"""From `data.source` to files: a known data set is fetched into the cache, anything else is a path of yours."""
+"""Resolves `data.source`: downloads a known data set to the cache, or takes your own path."""
 
 import logging
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _MOVIELENS_TERMS = (
 
 @dataclass(frozen=True)
 class _Published:
-    """A data set inside a published package: members with their SHA-256, and the terms its owners set."""
+    """A data set inside a published package: its files with their SHA-256, and the terms of its owners."""
 
     package: str
     version: str
@@ -61,10 +61,10 @@ _KNOWN = {
 
 
 def resolve_source(source: str | None) -> Path:
-    """The absolute file or folder that `data.source` names; a known name is fetched on first use and its terms are
-    logged each time.
+    """The absolute path of the file or folder that `data.source` names.
 
-    A known name wins over a file of that name (write ./NAME). UserError: neither, or a fetch that failed.
+    Downloads a known data set on first use, and logs its terms each time. A known name takes precedence over a file of that
+    name (write ./NAME for the file). Raises UserError if `source` is neither, or if the download fails.
     """
     if source is None:
         raise UserError(f"data.source is missing; set it to a file or folder of yours, or to a known name ({', '.join(_KNOWN)})")
@@ -73,7 +73,9 @@ def resolve_source(source: str | None) -> Path:
         path = Path(source).expanduser().absolute()
         if not path.exists():
             names = ", ".join(_KNOWN)
-            raise UserError(f"data.source ({source}) is no existing file or folder and no known name ({names}).")
+            raise UserError(
+                f"data.source ({source}) is neither an existing file or folder nor a known name ({names}); correct it."
+            )
         return path
     logger.info(f"{source}: {known.terms}")
     folder = cache_dir() / "datasets" / source

@@ -1,6 +1,6 @@
-"""From rows to ordered choices: what a user chose, what they disliked, in which order, and who is left after the k-core.
+"""Positives and explicit negatives of each user in time order, and the k-core.
 
-Letters: R raw rows, N rows after a step, U users, I items. All vectorised: nothing here loops over rows.
+Letters: N rows, U users, I items. Everything is vectorised: nothing here loops over rows.
 """
 
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ from rec_dist.runtime.arrays import I64
 class Rows:
     """Rows (N,) ordered by (user, timestamp, file order).
 
-    chosen (N,) is False for dislikes. rating is None where there are none.
+    positive (N,) is False for explicit negatives. rating is None if the source has no ratings.
     """
 
     user: I64
     item: I64
     timestamp: I64
     rating: F32 | None
-    chosen: Bool
+    positive: Bool
 
     def __len__(self) -> int:
         return len(self.user)
 
     def take(self, index: I64 | Bool) -> "Rows":
-        """The rows at `index`, in its order."""
+        """The rows at `index`, in the order of `index`."""
         rating = None if self.rating is None else self.rating[index]
-        return Rows(self.user[index], self.item[index], self.timestamp[index], rating, self.chosen[index])
+        return Rows(self.user[index], self.item[index], self.timestamp[index], rating, self.positive[index])
 
 
 def in_time_order(rows: Rows) -> Rows:
-    """Orders rows by (user, timestamp); rows of one user and second stay in file order."""
+    """Orders rows by (user, timestamp). Rows with the same user and timestamp stay in file order."""
     return rows.take(np.lexsort((rows.timestamp, rows.user)))
 
 
 def first_of_each_pair(rows: Rows) -> Rows:
-    """Keeps a user's first row of an item, in time order, whatever its rating: later opinions are not known at that time."""
+    """Keeps a user's first row of each item in time order, whatever its rating: later opinions are not known at that time."""
     if len(rows) == 0:
         return rows
     pair = rows.user * (rows.item.max() + 1) + rows.item
@@ -48,14 +48,14 @@ def first_of_each_pair(rows: Rows) -> Rows:
 
 
 def k_core(rows: Rows, min_user: int, min_item: int) -> Rows:
-    """Drops users with fewer than min_user choices and items with fewer than min_item, again and again until none is left.
+    """Drops users with fewer than min_user positives and items with fewer than min_item, and repeats until nothing changes.
 
-    Dislikes do not count; they stay where both their user and their item stay. An item nobody chose is not in the catalogue.
+    Explicit negatives do not count; they stay if both their user and their item stay. An item without a positive is dropped.
     """
     min_user, min_item = max(min_user, 1), max(min_item, 1)
     while len(rows):
-        users = np.bincount(rows.user[rows.chosen], minlength=int(rows.user.max()) + 1)
-        items = np.bincount(rows.item[rows.chosen], minlength=int(rows.item.max()) + 1)
+        users = np.bincount(rows.user[rows.positive], minlength=int(rows.user.max()) + 1)
+        items = np.bincount(rows.item[rows.positive], minlength=int(rows.item.max()) + 1)
         kept = (users[rows.user] >= min_user) & (items[rows.item] >= min_item)
         if kept.all():
             break
@@ -64,13 +64,13 @@ def k_core(rows: Rows, min_user: int, min_item: int) -> Rows:
 
 
 def renumber(values: I64) -> tuple[I64, I64]:
-    """Dense numbers for the values that occur, in the order of the old numbers: (new (N,), old number of each new one)."""
+    """Numbers the values that occur densely, in ascending order: returns (new numbers (N,), the old number of each new one)."""
     old, new = np.unique(values, return_inverse=True)
     return new.astype(np.int64), old.astype(np.int64)
 
 
 def count_ties(user: I64, timestamp: I64) -> tuple[int, int]:
-    """Of ordered rows: (how many have the timestamp of the same user's row before, how many have such a row)."""
+    """For ordered rows: (rows with the same timestamp as the previous row of their user, rows that have a previous row)."""
     same_user = user[1:] == user[:-1]
     tied = same_user & (timestamp[1:] == timestamp[:-1])
     return int(tied.sum()), int(same_user.sum())

@@ -1,5 +1,6 @@
-"""Preparation of preference rows: shards hold batches of rows dealt in turn, so memory is bounded and the number of rows need not
-be known. All rows train: held-out data is a data set of its own.
+"""Prepares preference rows. Writes batches of rows to the shards in turn, which bounds memory for any number of rows.
+
+All rows train; prepare held-out rows as a data set of their own.
 """
 
 import logging
@@ -11,16 +12,17 @@ from pathlib import Path
 import pyarrow as pa
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.dataset.manifest import FileEntry, SplitEntry, describe_file
+from rec_dist.data.dataset.manifest import SplitEntry
 from rec_dist.data.dataset.preferences import BATCH_ROWS
 from rec_dist.data.dataset.schema import PREFERENCE_SCHEMA, PreferenceRow, shard_name
 from rec_dist.data.sources.interactions import BadRows
 from rec_dist.data.sources.preferences import read_preferences
 from rec_dist.errors import UserError
+from rec_dist.storage.checksums import FileEntry, describe
 
 logger = logging.getLogger(__name__)
 
-# Keys of the section data that shape interactions; on preference rows they have no effect.
+# Keys of the section data that shape interactions and have no effect on preference rows.
 _OF_INTERACTIONS = (
     *("split", "valid_fraction", "test_fraction", "min_rating", "min_user_interactions", "min_item_interactions"),
     *("max_train_users", "columns", "prepare_on"),
@@ -29,7 +31,7 @@ _OF_INTERACTIONS = (
 
 @dataclass(frozen=True)
 class PreparedPreferences:
-    """What of a manifest is particular to preference rows."""
+    """The parts of a manifest that are specific to preference rows."""
 
     counts: dict[str, int]
     bad_rows: dict[str, int]
@@ -38,7 +40,7 @@ class PreparedPreferences:
 
 
 def check_settings(config: DataConfig) -> None:
-    """UserError for settings that preference rows leave without effect."""
+    """Raises UserError for settings that have no effect on preference rows."""
     for name in _OF_INTERACTIONS:
         default = DataConfig.model_fields[name].get_default(call_default_factory=True)
         if getattr(config, name) != default:
@@ -46,7 +48,7 @@ def check_settings(config: DataConfig) -> None:
 
 
 def prepare_preferences(path: Path, config: DataConfig, folder: Path) -> PreparedPreferences:
-    """Writes the rows of one file into `folder`. UserError: no usable row, or more bad ones than data.max_bad_rows."""
+    """Writes the rows of one file into `folder`. Raises UserError if no row is usable, or more than data.max_bad_rows are bad."""
     bad = BadRows()
     num_rows, most = 0, 0
     shards = [folder / shard_name("train", index, config.num_shards) for index in range(config.num_shards)]
@@ -67,9 +69,9 @@ def prepare_preferences(path: Path, config: DataConfig, folder: Path) -> Prepare
     for note in bad.notes():
         logger.info(note)
     if num_rows == 0:
-        raise UserError(f"data.source ({config.source}) holds no preference row that can be used. {bad.describe()}")
+        raise UserError(f"data.source ({config.source}) holds no usable preference row; correct the file. {bad.describe()}")
     logger.info(f"{num_rows} preference rows, at most {most} rejected completions a row")
-    entries: list[FileEntry] = [describe_file(shard, rows) for shard, rows in zip(shards, held, strict=True)]
+    entries: list[FileEntry] = [describe(shard, rows) for shard, rows in zip(shards, held, strict=True)]
     return PreparedPreferences(
         counts={"rows": num_rows, "most_rejected": most},
         bad_rows=bad.in_order(),

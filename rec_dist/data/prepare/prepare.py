@@ -1,7 +1,8 @@
-"""`rec-dist prepare`: raw files -> prepared data set. Small sources are prepared in memory, large ones through files on disk, here
-or by the processes of a cluster; the bytes written are the same.
+"""`rec-dist prepare`: turns raw files into a prepared data set.
 
-The result is a pure function of the settings and the bytes of the sources, and appears whole or not at all.
+Small sources are prepared in memory; large ones through files on disk, on this machine or by the processes of a cluster. All
+ways write the same bytes. The result is a pure function of the settings and the bytes of the sources, and appears whole or not
+at all.
 """
 
 import logging
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.dataset.manifest import PREFERENCES, Manifest, describe_file
+from rec_dist.data.dataset.manifest import PREFERENCES, Manifest
 from rec_dist.data.dataset.schema import FORMAT_VERSION, MANIFEST_NAME, SPLITS
 from rec_dist.data.dataset.verify import folder_faults
 from rec_dist.data.prepare.blockwise.driver import Sizes, prepare_blockwise
@@ -21,15 +22,17 @@ from rec_dist.data.prepare.known_sources import resolve_source
 from rec_dist.data.prepare.preferences import check_settings, prepare_preferences
 from rec_dist.data.sources import FileSet, find_files, open_source
 from rec_dist.errors import UserError
+from rec_dist.storage.checksums import describe
 from rec_dist.storage.disk import writing
 from rec_dist.storage.files import fingerprint, lock
 from rec_dist.storage.location import Location
 from rec_dist.storage.outputs import check_output
+from rec_dist.storage.uri import local_path
 
 logger = logging.getLogger(__name__)
 
-# prepare_on=auto: sources of this size or more go through Ray. In memory, 128 MiB of text are about 4 million rows, 1.3 GB and
-# 8 s; Ray takes 20-30 s to start. A packed file counts five times its size.
+# With prepare_on=auto, sources of this size or more are prepared on Ray. In memory, 128 MiB of text are about 4 million rows, and
+# take 1.3 GB and 8 s; Ray takes 20-30 s to start. A compressed file counts five times its size.
 LARGE_BYTES = 1 << 27
 _PACKED_RATIO = 5
 
@@ -43,25 +46,27 @@ def prepare(
     ray_map: Callable[[], Map] | None = None,
     sizes: Sizes | None = None,
 ) -> Manifest:
-    """Writes the prepared data set of `config` to data.path and returns its manifest; one that is already there is kept.
+    """Writes the prepared data set of `config` to data.path and returns its manifest. Keeps it if it exists already.
 
     tables: what write_tables made, in place of data.source.
-    ray_map: connects to Ray and returns its map, (function, jobs) -> results in the order of the jobs; None where there is no Ray.
-    UserError: sources that cannot be read, settings that leave a split empty, or a folder at data.path that holds something else.
+    ray_map: connects to Ray and returns its map, (function, jobs) -> results in the order of the jobs; None if there is no Ray.
+    Raises UserError if sources cannot be read, settings leave a split empty, or data.path holds something else.
     """
     if config.split != "leave_one_out" and config.valid_fraction + config.test_fraction >= 1:
         raise UserError(
             f"data.valid_fraction ({config.valid_fraction}) + data.test_fraction ({config.test_fraction}) leave "
             "nothing to train on; keep their sum below 1."
         )
-    target = Path(config.path).expanduser().absolute()
-    if not os.path.exists(target):  # else what lies there is kept or refused by what it holds; that takes no writing
+    target = local_path(config.path)
+    if not os.path.exists(target):  # an existing folder is kept or rejected for its contents, so it need not be writable
         check_output(target, "data.path", folder=True)
     found = tables or find_files(resolve_source(config.source), config.format)
     before = [_state(path) for path in found.files]
-    sources = [describe_file(path, 0) for path in found.files]
+    sources = [describe(path, 0) for path in found.files]
     settings = _settings(config, found)
-    shaping = {name: value for name, value in settings.items() if name != "num_shards"}  # a run may go on with other shards
+    shaping = {
+        name: value for name, value in settings.items() if name != "num_shards"
+    }  # a run can continue with another number of shards
     mark = fingerprint([FORMAT_VERSION, shaping, [(entry.name, entry.sha256) for entry in sources]])
     kept = _existing(target, mark, config.num_shards)
     if kept is not None:
@@ -70,18 +75,18 @@ def prepare(
     head: dict[str, Any] = {"fingerprint": mark, "source": str(config.source), "settings": settings, "sources": sources}
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with the same process id
     temporary.mkdir(parents=True)
     work, held = temporary.with_suffix(".work"), _clear_and_hold(target, temporary.with_suffix(".lock"))
     try:
-        with writing(target):  # so that a full disk is named with its place
+        with writing(target):  # names the place in the message about a full disk
             if found.format == "preferences":
                 body = _preferences(found, config, temporary)
             else:
                 body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes())
             for path, state in zip(found.files, before, strict=True):
                 if _state(path) != state:
-                    raise UserError(f"{path} changed while it was read; run the same command again once nobody writes to it.")
+                    raise UserError(f"{path} changed while it was read; run the same command again when nobody writes to it.")
             manifest = Manifest(**head, **body)
             manifest.save(temporary)
             return _publish(temporary, target, manifest, config.num_shards)
@@ -94,13 +99,16 @@ def prepare(
 
 
 def _clear_and_hold(target: Path, own: Path) -> int | None:
-    """Takes the lock file `own` of this attempt, and removes what attempts have left beside `target` whose lock nobody holds: killed
-    ones, of any machine that shares the disk. None: the file system has no locks, and nothing is removed by others."""
+    """Locks the file `own` for this attempt, and removes what killed attempts left beside `target`.
+
+    An attempt counts as killed if nobody holds its lock; it may have run on any machine that shares the disk. Returns the lock,
+    or None if the file system has no locks.
+    """
     for path in target.parent.iterdir():
         if path.name.startswith(f".{target.name}.") and path.suffix == ".lock" and path != own:
             try:
                 left = lock(path)
-            except OSError:  # at work
+            except OSError:  # that attempt is still running
                 continue
             for suffix in (".tmp", ".work"):
                 shutil.rmtree(path.with_suffix(suffix), ignore_errors=True)
@@ -114,7 +122,7 @@ def _clear_and_hold(target: Path, own: Path) -> int | None:
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is written or replaced; None where it has gone."""
+    """Values that change when a file is written or replaced; None if the file is gone."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -123,7 +131,7 @@ def _state(path: Path) -> tuple[int, ...] | None:
 
 
 def _preferences(found: FileSet, config: DataConfig, folder: Path) -> dict[str, Any]:
-    """Writes preference rows into `folder`; returns what the manifest says of them."""
+    """Writes preference rows into `folder` and returns the manifest's fields about them."""
     check_settings(config)
     rows = prepare_preferences(found.files[0], config, folder)
     return {
@@ -147,7 +155,7 @@ def _sequences(
     ray_map: Callable[[], Map] | None,
     sizes: Sizes,
 ) -> dict[str, Any]:
-    """Writes items and shards of users into `folder`; returns what the manifest says of them."""
+    """Writes items and shards of users into `folder` and returns the manifest's fields about them."""
     opened = open_source(found, config.columns)
     if place == "memory":
         prepared = prepare_in_memory(opened, config, folder)
@@ -168,9 +176,9 @@ def _sequences(
 
 
 def choose_place(prepare_on: str, files: list[Path], *, with_ray: bool) -> str:
-    """Where the work is done: memory, disk or ray, as data.prepare_on says; auto goes by the size of the files."""
+    """Where to do the work: memory, disk or ray, as data.prepare_on says; auto decides by the size of the files."""
     if prepare_on == "ray" and not with_ray:
-        raise UserError("data.prepare_on=ray works from the command line only; set data.prepare_on=disk.")
+        raise UserError("data.prepare_on=ray works only from the command line; set data.prepare_on=disk.")
     if prepare_on != "auto":
         return prepare_on
     size = sum(path.stat().st_size * (_PACKED_RATIO if path.suffix == ".gz" else 1) for path in files)
@@ -180,22 +188,22 @@ def choose_place(prepare_on: str, files: list[Path], *, with_ray: bool) -> str:
 
 
 def _settings(config: DataConfig, found: FileSet) -> dict[str, object]:
-    """What shapes the result. Where files lie, where the result goes and where the work is done do not; max_bad_rows only refuses."""
+    """The settings that shape the result. Paths, the place of the work and max_bad_rows do not."""
     settings = config.model_dump(exclude={"source", "path", "max_bad_rows", "prepare_on", "cache_dir", "cache_bytes"})
     return {**settings, "format": found.format}
 
 
 def _existing(target: Path, mark: str, num_shards: int) -> Manifest | None:
-    """The manifest at `target` if it is this very data set, None if nothing is there; UserError otherwise."""
+    """The manifest at `target` if it is exactly this data set; None if nothing is there. Raises UserError otherwise."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     if not (target / MANIFEST_NAME).is_file():
-        raise UserError(f"data.path ({target}) exists and is no prepared data set; choose another data.path.")
+        raise UserError(f"data.path ({target}) exists and is not a prepared data set; choose another data.path.")
     manifest = Manifest.load(target)
     if manifest.fingerprint != mark:
         raise UserError(
             f"data.path ({target}) holds a data set of other settings or files "
-            f"(fingerprint {manifest.fingerprint}, asked for {mark}); choose another data.path or remove that folder."
+            f"(fingerprint {manifest.fingerprint}, not {mark}); choose another data.path or remove that folder."
         )
     if problems := folder_faults(Location(target), manifest):
         raise UserError(f"data.path ({target}) is damaged: {problems[0]}; remove the folder and prepare again.")
@@ -212,7 +220,7 @@ def _publish(temporary: Path, target: Path, manifest: Manifest, num_shards: int)
     try:
         temporary.rename(target)
     except OSError:
-        kept = _existing(target, manifest.fingerprint, num_shards)  # another process prepared it meanwhile
+        kept = _existing(target, manifest.fingerprint, num_shards)  # another process may have prepared it meanwhile
         if kept is None:
             raise
         return kept

@@ -1,4 +1,4 @@
-"""What `prepare` refuses and what it says, the same whether rows lie in memory or in files on disk."""
+"""Checks and log lines of `prepare` that the in-memory and the blockwise way share."""
 
 import logging
 
@@ -16,16 +16,16 @@ logger = logging.getLogger(__name__)
 
 
 _WAY_OUT = {
-    "leave_one_out": "it needs users with at least 4 choices, so lower data.min_rating or choose another data.split",
+    "leave_one_out": "it needs users with at least 4 positives, so lower data.min_rating or choose another data.split",
     "global_temporal": "change data.valid_fraction or data.test_fraction, or choose user_ratio if most timestamps are equal",
-    "user_ratio": "raise data.valid_fraction or data.test_fraction, or bring more users",
+    "user_ratio": "raise data.valid_fraction or data.test_fraction, or add more users",
 }
 
 
 def check_rows(config: DataConfig, num_rows: int, *, ratings: bool, timestamps: bool) -> None:
-    """UserError when the source lacks what the settings need."""
+    """Raises UserError if the source lacks what the settings need."""
     if num_rows == 0:
-        raise UserError(f"data.source ({config.source}) holds no readable row.")
+        raise UserError(f"data.source ({config.source}) holds no readable row; correct the file.")
     if config.min_rating is not None and not ratings:
         raise UserError(f"data.min_rating ({config.min_rating}) needs ratings, and data.source has none; remove it.")
     if config.split == "global_temporal" and not timestamps:
@@ -33,53 +33,51 @@ def check_rows(config: DataConfig, num_rows: int, *, ratings: bool, timestamps: 
             "data.split=global_temporal needs timestamps, and data.source has none; choose user_ratio or leave_one_out."
         )
     if not timestamps:
-        logger.info(
-            "the source has no timestamps: the order of its rows is taken for time, and row numbers stand in for timestamps"
-        )
+        logger.info("the source has no timestamps: the order of its rows serves as time, and row numbers replace timestamps")
 
 
 def say_titles(distinct: DistinctItems) -> None:
-    """How titles became distinct."""
+    """Logs how titles became distinct."""
     if distinct.num_with_year or distinct.num_merged:
         example = f", for example {distinct.example_merged}" if distinct.num_merged else ""
         logger.info(
-            f"titles: {distinct.num_with_year} got their year to be distinct, {distinct.num_merged} items were merged{example}"
+            f"titles: {distinct.num_with_year} got a year to be distinct, {distinct.num_merged} items were merged{example}"
         )
 
 
 def check_core(config: DataConfig, before: int, after: int) -> None:
-    """UserError when filters and k-core leave no choice of `before`."""
+    """Raises UserError if the k-core leaves none of `before` positives."""
     if not after:
         raise UserError(
-            f"data.source ({config.source}): of {before} choices none is left after data.min_rating ({config.min_rating}), "
+            f"data.source ({config.source}): none of {before} positives is left after data.min_rating ({config.min_rating}), "
             f"data.min_user_interactions ({config.min_user_interactions}) and data.min_item_interactions "
             f"({config.min_item_interactions}); lower them."
         )
 
 
 def say_counts(counts: Counts) -> None:
-    """All counts, and what ties mean."""
+    """Logs all counts, and what ties mean."""
     logger.info(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.for_manifest().items()))
     if counts.ties:
         logger.info(
-            f"{counts.tie_share:.1%} of the choices carry the same timestamp as the user's choice before; file order decides "
-            "between them"
+            f"{counts.tie_share:.1%} of the positives have the same timestamp as the user's previous positive; the order of the "
+            "source file decides between them"
         )
 
 
 def say_split(config: DataConfig) -> None:
-    """What a split does not prevent."""
+    """Logs which leaks a split does not prevent."""
     if config.split == "leave_one_out":
         logger.warning(
-            "leave_one_out leaks: models train on choices made after other users' test choices; "
-            "data.split=global_temporal does not"
+            "leave_one_out leaks: models train on positives that are later than other users' test positives; "
+            "data.split=global_temporal does not leak"
         )
     elif config.split == "user_ratio":
-        logger.info("note: user_ratio holds out users, not time: training users' choices may be later than a test choice")
+        logger.info("note: user_ratio holds out users, not time: training positives may be later than a test positive")
 
 
 def split_users(config: DataConfig, timestamp: I64, offsets: I64, hashes: I64, cuts: tuple[int, int] | None) -> Split:
-    """The split that data.split names, of choices (N,) of users at offsets (U+1,). cuts: those of global_temporal."""
+    """Cuts positives (N,) of users at offsets (U+1,) by data.split. cuts: the timestamps for global_temporal."""
     if config.split == "leave_one_out":
         return split_rules.leave_one_out(np.diff(offsets))
     if config.split == "user_ratio":
@@ -89,11 +87,11 @@ def split_users(config: DataConfig, timestamp: I64, offsets: I64, hashes: I64, c
 
 
 def check_split(config: DataConfig, rows: dict[str, int], counts: Counts) -> None:
-    """UserError when a split that was asked for has no row."""
+    """Raises UserError if a requested split has no row."""
     for name, count in rows.items():
         asked = name != "valid" or config.split == "leave_one_out" or config.valid_fraction > 0
         if asked and count == 0:
             raise UserError(
-                f"data.split ({config.split}) leaves the {name} split without a target: too few of the {counts.choices} choices of "
-                f"{counts.users} users fall there; {_WAY_OUT[config.split]}."
+                f"data.split ({config.split}) leaves the {name} split without a target: too few of the "
+                f"{counts.positives} positives of {counts.users} users fall into it; {_WAY_OUT[config.split]}."
             )

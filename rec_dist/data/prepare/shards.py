@@ -1,5 +1,7 @@
-"""Writes items.arrow and the shards of the splits. A shard is a run of record batches of BATCH_ROWS users: a reader of one that
-holds no more gets each column without a copy, and a writer holds one batch at a time.
+"""Writes items.arrow and the shards of the splits.
+
+A shard is a series of record batches of BATCH_ROWS users. A writer holds one batch at a time, and a shard with a single batch
+is read without a copy.
 """
 
 import os
@@ -12,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from rec_dist.data.dataset.index import write_index
-from rec_dist.data.dataset.manifest import FileEntry, SplitEntry, describe_file
+from rec_dist.data.dataset.manifest import SplitEntry
 from rec_dist.data.dataset.schema import ITEM_SCHEMA, ITEMS_NAME, SEQUENCE_SCHEMA, shard_name
 from rec_dist.data.prepare.splits import Cut
 from rec_dist.data.sources.interactions import F32, ItemTable
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
+from rec_dist.storage.checksums import FileEntry, describe
 
 BATCH_ROWS = 1 << 15
 _MAX_LIST_VALUES = 2**31 - 1  # list<int32> has 32-bit offsets
@@ -25,9 +28,9 @@ _MAX_LIST_VALUES = 2**31 - 1  # list<int32> has 32-bit offsets
 
 @dataclass(frozen=True)
 class Sequences:
-    """All users' choices: offsets (U+1,) into item, timestamp, rating (N,); explicit_negative_offsets (U+1,) into disliked (D,).
+    """The positives of all users: offsets (U+1,) into item, timestamp, rating (N,).
 
-    raw_users: Arrow strings (U,).
+    explicit_negative_offsets (U+1,) into explicit_negatives (E,); raw_users: Arrow strings (U,).
     """
 
     raw_users: pa.Array
@@ -41,7 +44,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows (R,) of a split, ready to write: each user's prefix, flat, with its lengths (R,)."""
+    """Rows (R,) of a split, ready to write: the prefixes of users in flat arrays, with their lengths (R,)."""
 
     users: I64
     raw_users: pa.Array
@@ -55,13 +58,13 @@ class Rows:
 
 
 def prefix_index(offsets: I64, users: I64, length: I64) -> I64:
-    """Where the first length (R,) entries of each of `users` (R,) lie: flat index (sum of length,)."""
+    """The flat index (sum of length,) of the first length (R,) entries of each of `users` (R,)."""
     starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(length)]).astype(np.int64)
     return np.arange(starts[-1], dtype=np.int64) + np.repeat(offsets[users] - starts[:-1], length)
 
 
 def gather_rows(cut: Cut, sequences: Sequences, first_user: int = 0) -> Rows:
-    """The rows of a cut. first_user: the number of the first of the sequences' users in the data set."""
+    """Gathers the rows of a cut. first_user: the number in the data set of the first user of `sequences`."""
     flat = prefix_index(sequences.offsets, cut.users, cut.length)
     explicit_negatives = sequences.explicit_negative_offsets[cut.users + 1] - sequences.explicit_negative_offsets[cut.users]
     return Rows(
@@ -80,19 +83,19 @@ def gather_rows(cut: Cut, sequences: Sequences, first_user: int = 0) -> Rows:
 
 
 def shard_ranges(num_rows: int, num_shards: int) -> list[range]:
-    """Rows 0..num_rows-1 spread evenly over the shards; some are empty if there are fewer rows."""
+    """Distributes rows 0..num_rows-1 evenly over the shards. Some shards are empty if there are fewer rows than shards."""
     size, larger = divmod(num_rows, num_shards)
     starts = [index * size + min(index, larger) for index in range(num_shards + 1)]
     return [range(begin, end) for begin, end in pairwise(starts)]
 
 
 def batch_ranges(rows: range) -> list[range]:
-    """The rows of one shard, a batch each; an empty shard has one empty batch."""
+    """Cuts the rows of one shard into batches; an empty shard has one empty batch."""
     return [rows[begin : begin + BATCH_ROWS] for begin in range(0, max(len(rows), 1), BATCH_ROWS)]
 
 
 def write_split(folder: Path, split: str, cut: Cut, sequences: Sequences, num_shards: int) -> SplitEntry:
-    """Writes the rows of one split, in user order, spread evenly over num_shards files, and their index."""
+    """Writes the rows of one split in user order, distributed evenly over num_shards files, and their index."""
     shards = []
     for index, rows in enumerate(shard_ranges(len(cut.users), num_shards)):
         batches = (gather_rows(cut.part(batch), sequences) for batch in batch_ranges(rows))
@@ -108,25 +111,25 @@ def write_shard(path: Path, batches: Iterable[Rows]) -> FileEntry:
             writer.write_batch(_batch(rows))
             num_rows += len(rows.users)
     _sync(path)
-    return describe_file(path, num_rows)
+    return describe(path, num_rows)
 
 
 def write_items(folder: Path, items: ItemTable, train_count: I64) -> FileEntry:
-    """Writes items.arrow; row i is item i, train_count (I,)."""
+    """Writes items.arrow; row i is item i. train_count (I,)."""
     columns = [np.arange(len(items), dtype=np.int32), items.raw, items.titles, items.categories, train_count]
     arrays = [pa.array(values, type=kind) for values, kind in zip(columns, ITEM_SCHEMA.types, strict=True)]
     path = folder / ITEMS_NAME
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, ITEM_SCHEMA) as writer:
         writer.write_table(pa.Table.from_arrays(arrays, schema=ITEM_SCHEMA))
     _sync(path)
-    return describe_file(path, len(items))
+    return describe(path, len(items))
 
 
 def _batch(rows: Rows) -> pa.RecordBatch:
     if max(len(rows.item), len(rows.explicit_negatives)) > _MAX_LIST_VALUES:
         raise UserError(
-            f"data.source: {len(rows.users)} users have {len(rows.item)} choices, more than a record batch holds "
-            f"({_MAX_LIST_VALUES}); leave out users who are none (crawlers, shared accounts)."
+            f"data.source: {len(rows.users)} users have {len(rows.item)} positives, more than a record batch holds "
+            f"({_MAX_LIST_VALUES}); leave out accounts that are not single users (crawlers, shared accounts)."
         )
     if rows.rating is None:
         ratings = pa.nulls(len(rows.users), pa.list_(pa.float32()))

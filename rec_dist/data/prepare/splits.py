@@ -1,8 +1,8 @@
-"""Which part of a user's sequence trains, validates and tests. Pure functions on offsets; nothing is copied here.
+"""Splits: which part of a user's sequence trains, validates and tests. Pure functions on offsets; nothing is copied here.
 
-A row of a split is a prefix of a user's sequence: items 0..length-1, of which those from first_target on are targets
-and those before are history. A target has at least one item of history, so first_target >= 1. A user without a target
-in a split has no row there. Letters: U users, N choices, R rows of a split.
+A row of a split is a prefix of a user's sequence: items 0..length-1. Those from first_target on are targets, those before are
+history. A target has at least one item of history, so first_target >= 1. A user without a target in a split has no row there.
+Letters: U users, N positives, R rows of a split.
 """
 
 import hashlib
@@ -29,19 +29,19 @@ class Cut:
 
     @property
     def num_targets(self) -> int:
-        """Targets over all rows."""
+        """The targets of all rows."""
         return int((self.length - self.first_target).sum())
 
     def part(self, rows: range) -> "Cut":
-        """Some neighbouring rows."""
+        """The cut of some consecutive rows."""
         return Cut(*(values[rows.start : rows.stop] for values in (self.users, self.length, self.first_target)))
 
 
 @dataclass(frozen=True)
 class Split:
-    """The three cuts, and the times where validation and test begin if there are such.
+    """The three cuts, and the times at which validation and test begin, if there are any.
 
-    train_length (U,): how many first choices of a user are the training part; trains (U,): False for users held out altogether.
+    train_length (U,): how many of a user's first positives are the training part. trains (U,): False for users that are held out.
     """
 
     train: Cut
@@ -54,14 +54,14 @@ class Split:
 
 
 def _cut(length: I64, first_target: I64) -> Cut:
-    """Rows for the users that have a target: length and first_target are (U,)."""
+    """The rows of the users that have a target. length and first_target are (U,)."""
     first_target = np.maximum(first_target, 1)
     users = np.flatnonzero(length > first_target).astype(np.int64)
     return Cut(users, length[users], first_target[users])
 
 
 def leave_one_out(lengths: I64) -> Split:
-    """lengths (U,): the last item of each user tests, the one before validates, the rest trains."""
+    """Tests on the last item of each user, validates on the one before, and trains on the rest. lengths (U,)."""
     train = np.maximum(lengths - 2, 0)
     return Split(
         train=_cut(train, np.ones_like(train)),
@@ -73,7 +73,7 @@ def leave_one_out(lengths: I64) -> Split:
 
 
 def cut_places(count: int, valid_fraction: float, test_fraction: float) -> tuple[int, int]:
-    """Of `count` timestamps in ascending order: the places of those where validation and test begin."""
+    """The places where validation and test begin, among `count` timestamps in ascending order."""
     return (
         min(round(count * (1.0 - test_fraction - valid_fraction)), count - 1),
         min(round(count * (1.0 - test_fraction)), count - 1),
@@ -81,11 +81,11 @@ def cut_places(count: int, valid_fraction: float, test_fraction: float) -> tuple
 
 
 def global_temporal(timestamp: I64, offsets: I64, valid_from: int, test_from: int) -> Split:
-    """One cut in time for all: timestamp (N,) ordered within each user, offsets (U+1,).
+    """Cuts all users at the same times: timestamp (N,) ordered within each user, offsets (U+1,).
 
-    The cuts are the timestamps at the quantiles 1 - test - valid and 1 - test of all choices (cut_places); whatever carries a
-    cut's own timestamp is after it, so equal times are never on both sides. A test row's history holds everything before the
-    cut, the validation part included.
+    The cuts are the timestamps at the quantiles 1 - test - valid and 1 - test of all positives (cut_places). A row with the
+    timestamp of a cut comes after it, so equal times are never on both sides. The history of a test row is everything before
+    the cut, including the validation part.
     """
     before_valid = _count_before(timestamp, offsets, valid_from)
     before_test = _count_before(timestamp, offsets, test_from)
@@ -101,14 +101,17 @@ def global_temporal(timestamp: I64, offsets: I64, valid_from: int, test_from: in
 
 
 def _count_before(timestamp: I64, offsets: I64, moment: int) -> I64:
-    """How many of each user's items (U,) are earlier than `moment`."""
+    """(U,): how many items of each user are earlier than `moment`."""
     total = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(timestamp < moment, dtype=np.int64)])
     counts: I64 = total[offsets[1:]] - total[offsets[:-1]]
     return counts
 
 
 def user_ratio(lengths: I64, user_hashes: I64, valid_fraction: float, test_fraction: float) -> Split:
-    """Whole users train, validate or test, by hash: lengths (U,), user_hashes (U,). A held-out user's last item is the target."""
+    """Assigns whole users to train, valid or test by hash. The last item of a held-out user is the target.
+
+    lengths, user_hashes (U,).
+    """
     draw = uniform(_SALT_RATIO, user_hashes)
     tests, valids = draw < test_fraction, (draw >= test_fraction) & (draw < test_fraction + valid_fraction)
     train = np.where(tests | valids, 0, lengths)
@@ -123,29 +126,29 @@ def user_ratio(lengths: I64, user_hashes: I64, valid_fraction: float, test_fract
 
 
 def training_explicit_negatives(rows: Rows, split: Split) -> tuple[I64, I64]:
-    """What each user disliked within the training part: (offsets (U+1,), items (D,)), in time order.
+    """The explicit negatives of each user within the training part, in time order: (offsets (U+1,), items (E,)).
 
-    rows holds choices and dislikes of users 0..U-1 in time order. With a cut in time the training part ends there for
-    all; else it ends for each user at their first choice that is held out.
+    rows: positives and explicit negatives of users 0..U-1 in time order. With a cut in time, the training part of all users
+    ends there. Otherwise it ends for each user at the first positive that is held out.
     """
     num_users = len(split.train_length)
     if split.valid_from is not None:
         inside = rows.timestamp < split.valid_from
     else:
-        chosen_at = np.flatnonzero(rows.chosen)
-        first_choice = np.searchsorted(rows.user[chosen_at], np.arange(num_users + 1))
-        held_out = first_choice[:-1] + split.train_length
+        positive_at = np.flatnonzero(rows.positive)
+        first_positive = np.searchsorted(rows.user[positive_at], np.arange(num_users + 1))
+        held_out = first_positive[:-1] + split.train_length
         row_end = np.searchsorted(rows.user, np.arange(num_users), side="right")
-        some_held_out = held_out < first_choice[1:]
-        end = np.where(some_held_out, np.append(chosen_at, 0)[held_out], row_end)
+        some_held_out = held_out < first_positive[1:]
+        end = np.where(some_held_out, np.append(positive_at, 0)[held_out], row_end)
         inside = np.arange(len(rows)) < np.where(split.trains, end, 0)[rows.user]
-    kept = inside & ~rows.chosen
+    kept = inside & ~rows.positive
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.bincount(rows.user[kept], minlength=num_users))])
     return offsets.astype(np.int64), rows.item[kept]
 
 
 def few_shot(train: Cut, user_hashes: I64, max_users: int | None) -> Cut:
-    """Keeps the rows of the max_users users with the smallest hash; a larger number keeps all of a smaller one's."""
+    """Keeps the rows of the max_users users with the smallest hash. A larger max_users keeps all users of a smaller one."""
     if max_users is None or max_users >= len(train.users):
         return train
     kept = np.sort(np.argsort(few_shot_draw(user_hashes[train.users]), kind="stable")[:max_users])
@@ -153,11 +156,11 @@ def few_shot(train: Cut, user_hashes: I64, max_users: int | None) -> Cut:
 
 
 def few_shot_draw(user_hashes: I64) -> npt.NDArray[np.float64]:
-    """What users (R,) are ordered by for few-shot training."""
+    """The numbers by which users (R,) are ordered for few-shot training."""
     return uniform(_SALT_FEW_SHOT, user_hashes)
 
 
 def hash_users(raw_users: list[str]) -> npt.NDArray[np.int64]:
-    """A 64-bit hash (U,) of each user's name: the same for the same name in any file and order."""
+    """A 64-bit hash (U,) of each user's name, which depends on nothing else."""
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in raw_users]
     return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)

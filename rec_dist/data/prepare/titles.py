@@ -1,8 +1,8 @@
-"""One title for one item.
+"""Makes titles distinct: one title per item.
 
-A language model knows items by title only: two items of one title are one item to it. The release year is written
-only where the title alone is ambiguous (it doubles the tokens of a title). Items that share title and year are merged
-into the first of them: in ML-100K all 18 such pairs are the same film entered twice.
+A language model knows items only by title, so two items with one title are the same to it. A release year is added only where
+the title alone is ambiguous, since it doubles the tokens of a title. Items that share title and year are merged into the first:
+in ML-100K, all 18 such pairs are the same film entered twice.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from rec_dist.runtime.arrays import I64
 
 @dataclass(frozen=True)
 class DistinctItems:
-    """items: table (I',) with distinct titles.
+    """Items (I',) with distinct titles.
 
-    new_index (I,) where each old item went; counts of both repairs, with an example each.
+    new_index (I,): the new number of each old item. num_with_year, num_merged: how many titles got a year, and how many items
+    were merged.
     """
 
     items: ItemTable
@@ -29,16 +30,16 @@ class DistinctItems:
 
 
 def make_distinct(items: ItemTable) -> DistinctItems:
-    """Adds the year to titles that several items share, then merges what still shares a title into the first of them.
+    """Adds the year to titles that several items share, then merges items that still share a title into the first of them.
 
-    White space inside titles becomes single blanks. A merged item keeps the first one's raw name and year and all categories.
-    UserError: a title of white space only.
+    White space inside titles becomes single blanks. A merged item keeps the raw name and year of the first, and all categories.
+    Raises UserError for a title that is only white space.
     """
     titles = [" ".join(title.split()) for title in items.titles]
     for raw, title in zip(items.raw, titles, strict=True):
         if not title:
             raise UserError(f"data.source: the item {raw!r} has an empty title; give it one, or leave its rows out.")
-    # Twins (same title and year) count as one, or they would carry a year that tells them from nothing.
+    # Twins (same title and year) count as one; otherwise they would get a year that does not tell them apart.
     years_of: dict[str, set[int | None]] = {}
     for title, year in zip(titles, items.years, strict=True):
         years_of.setdefault(title, set()).add(year)

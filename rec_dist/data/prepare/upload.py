@@ -1,6 +1,6 @@
-"""`rec-dist prepare` with a URI as data.path: prepared on this machine, then written there, manifest.json last.
+"""`rec-dist prepare` with a URI as data.path: prepares on this machine, then uploads the files, manifest.json last.
 
-Until the manifest is there, the place holds no data set: readers refuse a broken upload, and the next prepare repeats it.
+Without a manifest there is no data set: readers reject an incomplete upload, and the next prepare repeats it.
 """
 
 import logging
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_remote(config: DataConfig, *, tables: FileSet | None = None, ray_map: Callable[[], Map] | None = None) -> Manifest:
-    """Writes the prepared data set of `config` to data.path and returns its manifest; one that is already there is kept.
+    """Writes the prepared data set of `config` to data.path and returns its manifest. Keeps it if it exists already.
 
-    UserError: as prepare, or something else lies there, or it cannot be written.
+    Raises UserError as prepare does, and if data.path holds something else or cannot be written.
     """
     location, staging = Location(config.path), cache_folder(config.cache_dir)
     staging.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def _kept(location: Location, wanted: Manifest) -> Manifest:
     found = Manifest.load(location)
     if found != wanted:
         raise UserError(
-            f"data.path ({location}) holds a data set of other settings, files or shards (fingerprint {found.fingerprint}, asked for "
+            f"data.path ({location}) holds a data set of other settings, files or shards (fingerprint {found.fingerprint}, not "
             f"{wanted.fingerprint}); choose another data.path or remove that one."
         )
     if problems := folder_faults(location, found):

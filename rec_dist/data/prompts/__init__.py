@@ -1,1 +1,4 @@
-"""Tokens: titles, the prompt builder, and prompts of interactions or of preference rows. Imports sampling and prepared."""
+"""Prompts as tokens: titles, the prompt builder, and prompts for interactions or preference rows.
+
+Imports sampling and dataset.
+"""

@@ -1,9 +1,9 @@
-"""The prompt builder: a history and its completions as token arrays. One builder makes training, evaluation and serving prompts.
+"""The prompt builder: a history and its completions as token arrays. Training, evaluation and serving use the same builder.
 
-A prompt is `begin | (item_prefix title)* | tail`; the completion point row is its last token, where a completion (title + end) begins.
-In style list the tail is the item prefix itself, so a longer prompt has a completion point before every title: several targets of one
-user share one prompt (a timeline) at no cost, and a chosen item that the history goes on with is scored on the prompt's own rows.
-Saved beside the model as prompt.json.
+A prompt is `begin | (item_prefix title)* | tail`. Its last token is the branch point, where a completion (title + end) begins.
+In style list, the tail is the item prefix itself, so a longer prompt has a branch point before every title. Several targets of
+one user then share one prompt (a timeline) at no cost. If the history continues with a chosen item, the rows of the prompt
+itself score it. The builder is saved beside the model as prompt.json.
 """
 
 import json
@@ -27,7 +27,7 @@ _HISTORY_MARK = "\x02HISTORY\x02"
 
 @dataclass(frozen=True)
 class PromptPieces:
-    """The constant parts as token ids."""
+    """The constant parts of prompts and completions as token ids."""
 
     begin: tuple[int, ...]
     item_prefix: tuple[int, ...]
@@ -38,7 +38,7 @@ class PromptPieces:
 
 
 class PromptBuilder:
-    """Builds prompts from item ids. listed: how many candidates the prompt lists, 0 for none."""
+    """Builds prompts from item ids. listed: how many candidates a prompt lists, 0 for none."""
 
     def __init__(self, pieces: PromptPieces, titles: TokenTable, *, max_history: int, listed: int) -> None:
         self.pieces = pieces
@@ -54,22 +54,22 @@ class PromptBuilder:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever a prompt or a completion would."""
+        """Changes whenever any prompt or completion would change."""
         titles = fingerprint([self.titles.tokens.tolist(), self.titles.offsets.tolist()])
         return fingerprint([vars(self.pieces), self.max_history, self.listed, titles])
 
     def completion(self, item: int) -> I32:
-        """Title + end tokens of one item."""
+        """The title and end tokens of one item."""
         return np.concatenate([self.titles[item], self._end])
 
     def prompt(self, history: I32) -> I32:
-        """The tokens of a prompt over `history` that lists no candidates: (P,)."""
+        """The tokens (P,) of a prompt over `history` that lists no candidates."""
         return np.concatenate(
             [self._begin, *(part for item in history.tolist() for part in (self._prefix, self.titles[item])), self._tail]
         )
 
     def num_pooled(self, tokens: I32, pooling: str) -> int:
-        """How many rows at the end of such a prompt become its state: last: 1; mean: all behind the instruction, the same for all."""
+        """How many rows at the end of a prompt are pooled: 1 for `last`, or all behind the instruction for `mean`."""
         return 1 if pooling == "last" else len(tokens) - len(self._begin)
 
     def grouped_prompt(
@@ -81,10 +81,10 @@ class PromptBuilder:
         branch_at: Sequence[int] | None = None,
         listed: I32 | None = None,
     ) -> GroupedPrompt:
-        """One prompt over `history` with one group of completions (item ids, the chosen one first) a completion point.
+        """Builds one prompt over `history`, with one group of completions (item ids, the chosen one first) per branch point.
 
-        branch_at: for each group, how many history items it sees; None: one group that sees them all.
-        listed: the candidates to write into the prompt (builder.listed only).
+        branch_at: for each group, how many history items it sees; None means one group that sees all.
+        listed: the candidates to write into the prompt, only if builder.listed is not 0.
         """
         parts: list[I32] = [self._begin]
         ends = np.zeros(len(history) + 1, dtype=np.int64)  # ends[h]: tokens before the tail that follows h items
@@ -103,13 +103,13 @@ class PromptBuilder:
         return self.branch_point(np.concatenate(parts), ends[counts] + len(self._tail) - 1, completions, keys)
 
     def branch_point(self, tokens: I32, branch_points: I64, completions: Sequence[I32], keys: Sequence[int]) -> GroupedPrompt:
-        """The prompt `tokens` (P,) with a group of completions (item ids, the chosen one first) at each of `completion points` (G,)."""
+        """Adds a group of completions (item ids, the chosen one first) to the prompt `tokens` (P,) at each branch point."""
         answers = [self.completion(item) for group in completions for item in group.tolist()]
         group_sizes = np.asarray([len(group) for group in completions], dtype=np.int32)
         branches = [answer[:-1] for answer in answers]
         for branch_point, chosen in zip(branch_points.tolist(), (np.cumsum(group_sizes) - group_sizes).tolist(), strict=True):
             if np.array_equal(tokens[branch_point + 1 : branch_point + 1 + len(branches[chosen])], branches[chosen]):
-                branches[chosen] = branches[chosen][:0]  # the history goes on with the chosen item: its rows are there already
+                branches[chosen] = branches[chosen][:0]  # the history continues with the chosen item, so the prompt has its rows
         return GroupedPrompt(
             tokens=tokens,
             branch_points=branch_points.astype(np.int32),
@@ -122,13 +122,13 @@ class PromptBuilder:
         )
 
     def save(self, folder: Path) -> None:
-        """Writes prompt.json: the pieces as ids, so that a server builds the very same prompts."""
+        """Writes prompt.json with the pieces as ids, so that a server builds exactly the same prompts."""
         value = {**vars(self.pieces), "max_history": self.max_history, "listed": self.listed, "fingerprint": self.fingerprint}
         write_json(folder / PROMPT_NAME, value)
 
 
 def check_saved(builder: PromptBuilder, folder: Path) -> None:
-    """Raises UserError when `folder`'s model was trained with other prompts than `builder` makes."""
+    """Raises UserError if the model in `folder` was trained with other prompts than `builder` makes."""
     saved = read_object(folder / PROMPT_NAME, TRAIN_AGAIN)
     own = json.loads(json.dumps({**vars(builder.pieces), "max_history": builder.max_history, "listed": builder.listed}))
     if changed := sorted(key for key, value in own.items() if saved.get(key) != value):
@@ -142,7 +142,7 @@ def build_prompt_builder(
 ) -> PromptBuilder:
     """Tokenises the pieces of `config` and all titles. Raises UserError for pieces that do not fit this tokenizer.
 
-    vocab_size: V, rows of the model's embeddings; needed for soft prompts, whose ids are V to V + num_virtual - 1.
+    vocab_size: V, the rows of the model's embeddings. Soft prompts need it: their ids are V to V + num_virtual - 1.
     """
     if config.style == "chat":
         begin_text, tail_text = _chat_parts(config, tokenizer)
@@ -154,9 +154,8 @@ def build_prompt_builder(
         tail = piece_tokens(tokenizer, tail_text, after="a")
     if config.num_virtual:
         assert vocab_size is not None
-        first = begin_tokens(
-            tokenizer
-        )  # a BOS token stays first; what shares nothing with a user comes next, so servers cache it
+        # A BOS token stays first. Soft prompts come next, before all that depends on a user, so that servers can cache them.
+        first = begin_tokens(tokenizer)
         place = len(first) if begin[: len(first)] == first else 0
         begin[place:place] = range(vocab_size, vocab_size + config.num_virtual)
     listed = config.candidates == "listed"
@@ -171,17 +170,17 @@ def build_prompt_builder(
     )
     if not pieces.tail:
         raise UserError(
-            f"prompt.item_prefix ({config.item_prefix!r}) tokenises to nothing; give it a visible text such as '\\n-'"
+            f"prompt.item_prefix ({config.item_prefix!r}) tokenises to nothing; set it to a visible text such as '\\n-'"
         )
     table = build_token_table(tokenizer, titles, after=config.item_prefix)
     return PromptBuilder(pieces, table, max_history=config.max_history, listed=config.num_candidates if listed else 0)
 
 
 def end_tokens(config: PromptConfig, tokenizer: Any) -> list[int]:
-    """The tokens of prompt.end. Raises UserError when there are none."""
+    """The tokens of prompt.end. Raises UserError if there are none."""
     if config.end == "<eos>":
         if tokenizer.eos_token_id is None:
-            raise UserError("prompt.end is <eos> but this tokenizer has no end-of-sequence token; name a text such as '\\n'")
+            raise UserError("prompt.end is <eos> but this tokenizer has no end-of-sequence token; use a text such as '\\n'")
         return [int(tokenizer.eos_token_id)]
     end = piece_tokens(tokenizer, config.end, after="a")
     if not end:
@@ -195,6 +194,8 @@ def _chat_parts(config: PromptConfig, tokenizer: Any) -> tuple[str, str]:
     content = f"{config.instruction}{_HISTORY_MARK}\n{config.question}"
     text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
     if text.count(_HISTORY_MARK) != 1:
-        raise UserError("prompt.style is chat but the chat template does not repeat the user's text once; use prompt.style=list")
+        raise UserError(
+            "prompt.style is chat but the chat template does not contain the user's text exactly once; use prompt.style=list"
+        )
     begin, tail = text.split(_HISTORY_MARK)
     return begin, tail

@@ -1,9 +1,9 @@
-"""Many trunks at once: what PromptBuilder.trunk makes one by one, from one gather over all units of a step.
+"""Builds many prompts at once: what PromptBuilder.grouped_prompt builds one by one, from one gather over all examples of a step.
 
-Why: every rank builds every unit of a step. One by one a unit with 16 completions takes 180 us, mostly for calls on arrays of
-5 tokens; here 20 us, at any history length. Equal to the plain path array for array (tests/unit/test_grouped_prompts.py).
+Every rank builds every example of a step. One by one, an example with 16 completions takes 180 us, mostly for calls on arrays
+of 5 tokens. Here it takes 20 us at any history length. Both ways give equal arrays (tests/unit/test_grouped_prompts.py).
 
-U units, G groups, N completions, H history items, S segments, I items of the catalogue.
+U examples, G groups, N completions, H history items, S segments, I items of the catalogue.
 """
 
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ from rec_dist.runtime.arrays import I32, I64
 
 @dataclass(frozen=True)
 class Segments:
-    """Pieces of one flat token table: piece s is table[starts[s] : starts[s] + lengths[s]]."""
+    """Pieces of a flat token table: piece s is table[starts[s] : starts[s] + lengths[s]]."""
 
     table: I32
     starts: I64
     lengths: I64
 
     def gather(self, chosen: I64) -> tuple[I32, I64]:
-        """Pieces chosen (S,) one after another -> (tokens (sum,), offsets (S+1,))."""
+        """Joins the pieces chosen (S,): returns (tokens (sum,), offsets (S+1,))."""
         lengths = self.lengths[chosen]
         return self.table[runs(self.starts[chosen], lengths)], offsets_of(lengths)
 
 
 class GroupedPromptFactory:
-    """Builds the prompts of a builder whose prompts list no candidates. Holds each title once more: 4 bytes a token."""
+    """Builds prompts that list no candidates. Holds a second copy of each title: 4 bytes per token."""
 
     def __init__(self, builder: PromptBuilder) -> None:
         assert not builder.listed, "listed prompts are built one by one"
@@ -43,7 +43,7 @@ class GroupedPromptFactory:
         pieces, titles = builder.pieces, builder.titles
         prefix, end = len(pieces.item_prefix), len(pieces.end)
         lengths = titles.lengths  # (I,)
-        # One table serves both: item i stands in it as prefix, title, end; a history takes the first two, an answer the last two.
+        # One table serves both uses: it holds item i as prefix, title, end. Histories take the first two, answers the last two.
         framed = np.empty(len(titles.tokens) + len(lengths) * (prefix + end), dtype=np.int32)
         starts = titles.offsets[:-1] + np.arange(len(lengths)) * (prefix + end)
         for place, token in enumerate(pieces.item_prefix):
@@ -65,10 +65,10 @@ class GroupedPromptFactory:
     def build(
         self, history: I32, history_offsets: I64, completions: I32, keys: I64, branch_at: I64, group_offsets: I64
     ) -> list[GroupedPrompt]:
-        """One prompt a example.
+        """Builds one prompt per example.
 
-        history (H,) item ids, example u's at history_offsets (U+1,); example u's groups at group_offsets (U+1,); completions (G, 1 + K) item
-        ids, the chosen one first; keys (G,); branch_at (G,) how many history items a group sees.
+        history (H,): item ids, those of example u at history_offsets (U+1,). The groups of example u are at group_offsets (U+1,).
+        completions (G, 1 + K): item ids, the chosen one first. keys (G,). branch_at (G,): how many history items a group sees.
         """
         num_groups, size = completions.shape
         examples = np.repeat(np.arange(len(group_offsets) - 1), np.diff(group_offsets))  # (G,)
@@ -82,9 +82,9 @@ class GroupedPromptFactory:
         branches = lengths - 1
         chosen = np.arange(num_groups) * size
         branch_point_rows = prompt_offsets[examples] + branch_points
-        room = prompt_offsets[examples + 1] - 1 - branch_point_rows  # (G,) prompt tokens behind a completion point
+        room = prompt_offsets[examples + 1] - 1 - branch_point_rows  # (G,) prompt tokens behind a branch point
         along = self._goes_along(tokens, branch_point_rows + 1, room, targets, answer_offsets[chosen], branches[chosen])
-        branches[chosen[along]] = 0  # the history goes on with the chosen item: its rows are there already
+        branches[chosen[along]] = 0  # the history continues with the chosen item, so the prompt has its rows
         completion_inputs = targets[runs(answer_offsets[:-1], branches)]
         ends = offsets_of(branches)
         columns = (branch_points.astype(np.int32), branches.astype(np.int32), lengths.astype(np.int32))
@@ -93,7 +93,7 @@ class GroupedPromptFactory:
         return _cut(tokens, columns, keys, sizes, completion_inputs, targets, size, cuts)
 
     def _pieces(self, history: I32, offsets: I64) -> tuple[I64, I64]:
-        """begin | items | tail of each example: piece numbers (H + 2U,), and where each example's begin (U+1,)."""
+        """begin | items | tail of each example: piece numbers (H + 2U,), and where those of each example begin (U+1,)."""
         counts = np.diff(offsets)
         piece_offsets = offsets + 2 * np.arange(len(offsets))
         pieces = np.empty(piece_offsets[-1], dtype=np.int64)
@@ -104,7 +104,7 @@ class GroupedPromptFactory:
 
     @staticmethod
     def _goes_along(tokens: I32, places: I64, room: I64, answers: I32, starts: I64, lengths: I64) -> I64:
-        """The groups whose chosen answer without its last token, answers[starts:][:lengths], stands in tokens[places:] (G,)."""
+        """The groups whose prompt continues with the chosen answer: tokens[places:] begin with answers[starts:][:lengths]."""
         fits = np.flatnonzero(lengths <= room)
         lengths = lengths[fits]
         differs = tokens[runs(places[fits], lengths)] != answers[runs(starts[fits], lengths)]
@@ -116,7 +116,7 @@ class GroupedPromptFactory:
 def build_prompts(
     factory: GroupedPromptFactory, split: SequenceSplit, targets: TargetIndex, sampler: NegativeSampler, indices: I64, epochs: I64
 ) -> list[GroupedPrompt]:
-    """The examples `indices` (U,) of `targets` with the negatives that epochs (U,) draw."""
+    """Builds the examples `indices` (U,) of `targets`, with the negatives drawn for epochs (U,)."""
     rows, starts, stops = targets.rows[indices], targets.starts[indices], targets.stops[indices]
     begins = np.maximum(0, starts - factory.max_history)
     seen, seen_offsets = split.take(rows, stops), offsets_of(stops)
@@ -146,7 +146,7 @@ def _negatives(
     positions: I64,
     epochs: I64,
 ) -> I32:
-    """(G, K) for the targets at positions (G,) of examples owner (G,), whose rows (U,) begin with seen[seen_offsets (U+1,)]."""
+    """Negatives (G, K) for the targets at positions (G,) of examples owner (G,); row u begins with seen[seen_offsets[u] :]."""
     users = split.user_ids[rows]
     drawn = sampler.draw_many(
         epochs=epochs[owner], users=users[owner], positions=positions, examples=owner, seen=seen, seen_offsets=seen_offsets
@@ -173,7 +173,10 @@ def _cut(
     size: int,
     cuts: list[I64],
 ) -> list[GroupedPrompt]:
-    """Views of the flat arrays, a prompt a example. cuts: where examples begin in tokens, groups, completion tokens and targets (U+1,)."""
+    """Cuts the flat arrays into views, one prompt per example.
+
+    cuts (U+1,): where examples begin in tokens, groups, completion tokens and targets.
+    """
     branch_points, branches, lengths = columns
     bounds = list(zip(*(cut.tolist() for cut in cuts), strict=True))
     return [

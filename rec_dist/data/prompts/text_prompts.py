@@ -1,6 +1,7 @@
-"""Preference rows as prompts: one prompt, one completion point at its end, the row's completions as completions. K may differ from row to row.
+"""Preference rows as prompts: each has one branch point at its end, with the row's completions. K may differ from row to row.
 
-All text is tokenised once, when a task is built: about 4 bytes a token of memory, and about 1 s for 10,000 rows of 200 tokens.
+All text is tokenised once, when a task is built. It takes about 4 bytes of memory per token, and about 1 s for 10,000 rows of
+200 tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,8 +21,11 @@ from rec_dist.storage.files import fingerprint
 
 @dataclass(frozen=True)
 class TextRows:
-    """R rows, N completions: row r's prompt is prompts[prompt_offsets[r] : ...[r + 1]], its completions are those from
-    row_offsets[r] on, and completion n is completions[completion_offsets[n] : ...[n + 1]], end tokens included."""
+    """Tokens of R rows with N completions.
+
+    The prompt of row r is prompts[prompt_offsets[r] : prompt_offsets[r + 1]], and its completions are row_offsets[r] to
+    row_offsets[r + 1]. Completion n is completions[completion_offsets[n] : completion_offsets[n + 1]], end tokens included.
+    """
 
     prompts: I32
     prompt_offsets: I64  # (R+1,)
@@ -34,7 +38,7 @@ class TextRows:
 
     @property
     def num_rejected(self) -> I64:
-        """(R,) rejected completions of each row."""
+        """(R,): the number of rejected completions of each row."""
         return np.diff(self.row_offsets) - 1
 
     @property
@@ -44,12 +48,12 @@ class TextRows:
         return fingerprint([fingerprint(part.tolist()) for part in parts])
 
     def grouped_prompt(self, row: int) -> GroupedPrompt:
-        """The prompt of one row; its key is the row."""
+        """The prompt and completions of one row. The key is the row number."""
         prompt = self.prompts[self.prompt_offsets[row] : self.prompt_offsets[row + 1]]
         bounds = self.completion_offsets[self.row_offsets[row] : self.row_offsets[row + 1] + 1]
         targets = self.completions[bounds[0] : bounds[-1]]
         fed = np.ones(len(targets), dtype=bool)
-        fed[bounds[1:] - bounds[0] - 1] = False  # nothing reads a completion's last token
+        fed[bounds[1:] - bounds[0] - 1] = False  # no row predicts from the last token of a completion
         lengths = np.diff(bounds).astype(np.int32)
         return GroupedPrompt(
             tokens=prompt,
@@ -64,9 +68,9 @@ class TextRows:
 
 
 def tokenize_rows(batches: Iterable[Sequence[PreferenceRow]], tokenizer: Any, end: Sequence[int], *, rejected: bool) -> TextRows:
-    """Tokenises prompts, and completions as they read after their prompt's last character, and puts `end` behind each.
+    """Tokenises prompts, and completions as they read after the last character of their prompt. Appends `end` to each completion.
 
-    rejected=False keeps the chosen completions only. UserError: a text that tokenises to nothing.
+    rejected=False keeps only the chosen completions. Raises UserError for a text that tokenises to nothing.
     """
     begin = begin_tokens(tokenizer)
     prompts: list[list[int]] = []

@@ -1,7 +1,7 @@
-"""Text to token pieces, once per tokenizer: the only place where titles and prompt parts are tokenised.
+"""Tokenises titles and prompt parts into pieces, once per tokenizer. No other module tokenises them.
 
-Prompts are put together from pieces, never from text, so a title has the same tokens in every history and as every completion,
-and training does no tokenising. Cost: about 20k titles a second, 4 bytes a token.
+Prompts are assembled from pieces, never from text. So a title has the same tokens in every history and as every completion, and
+training does not tokenise. Cost: about 20k titles per second, 4 bytes per token.
 """
 
 from collections.abc import Sequence
@@ -16,25 +16,30 @@ from rec_dist.runtime.arrays import I32, I64
 
 
 def load_tokenizer(model_path: Path) -> Any:
-    """The tokenizer in a Hugging Face folder. Raises UserError when there is none."""
+    """Loads the tokenizer in a Hugging Face folder. Raises UserError if there is none."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(model_path))
     except (OSError, ValueError) as fault:
-        raise UserError(f"model.path ({model_path}) has no tokenizer that loads: {str(fault).splitlines()[0]}") from fault
+        raise UserError(
+            f"model.path ({model_path}) has no tokenizer that loads: {str(fault).splitlines()[0]}; name a model with one"
+        ) from fault
 
 
 def begin_tokens(tokenizer: Any) -> list[int]:
-    """The tokens this tokenizer puts before every text (a BOS token, or nothing)."""
+    """The tokens that this tokenizer puts before every text: a BOS token, or nothing."""
     with_special = tokenizer("a", add_special_tokens=True).input_ids
     plain = tokenizer("a", add_special_tokens=False).input_ids
     return [int(t) for t in with_special[: with_special.index(plain[0])]] if plain and plain[0] in with_special else []
 
 
 def piece_tokens(tokenizer: Any, text: str, *, after: str) -> list[int]:
-    """Tokens of `text` as it reads directly after `after`: SentencePiece tokenizers mark a text's beginning, so a piece
-    tokenised alone would carry a space that is not there. Falls back to the piece alone where a token spans the seam."""
+    """The tokens of `text` as it reads directly after `after`.
+
+    SentencePiece tokenizers mark the beginning of a text, so tokenising the piece alone would add a space that is not there.
+    Falls back to the piece alone if a token spans the seam.
+    """
     if not text:
         return []
     head = tokenizer(after, add_special_tokens=False).input_ids
@@ -46,7 +51,7 @@ def piece_tokens(tokenizer: Any, text: str, *, after: str) -> list[int]:
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The title tokens of every item: item i is tokens[offsets[i] : offsets[i + 1]]. tokens (sum,) int32, offsets (I+1,) int64."""
+    """The title tokens of I items: item i has tokens[offsets[i] : offsets[i + 1]]. tokens (sum,) int32, offsets (I+1,) int64."""
 
     tokens: I32
     offsets: I64
@@ -59,14 +64,14 @@ class TokenTable:
 
     @property
     def lengths(self) -> I64:
-        """(I,) tokens of each title."""
+        """(I,): the number of tokens of each title."""
         return np.diff(self.offsets)
 
 
 def build_token_table(tokenizer: Any, titles: Sequence[str], *, after: str) -> TokenTable:
     """Tokenises " title" for every item as it reads after `after` (the item prefix).
 
-    Raises UserError naming the first title that tokenises to nothing: it could not be scored.
+    Raises UserError for a title that tokenises to nothing, since it could not be scored.
     """
     head = tokenizer(after, add_special_tokens=False).input_ids
     whole = tokenizer([f"{after} {title}" for title in titles], add_special_tokens=False).input_ids if titles else []

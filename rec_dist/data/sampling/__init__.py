@@ -1,4 +1,4 @@
-"""What is trained on and in which order: targets as examples, the plan that deals them out, and the items drawn against them.
+"""Training examples, their order and their assignment to ranks, and the negatives drawn for them.
 
-Imports prepared.
+Imports dataset.
 """

@@ -1,7 +1,8 @@
-"""The deterministic global plan: which examples make step n, which micro-batches hold them, which rank runs which micro-batch.
+"""Global batches: which examples make up step n, which micro-batches hold them, and which rank runs which micro-batch.
 
-Order and steps depend only on (seed, epoch, global batch). World size and token budget decide only how a step's examples are
-dealt out, so every packing computes the same sums. The state of the batch is one integer: the step.
+The order of examples and the steps depend only on (seed, epoch, global batch size). World size and token budget decide only how
+the examples of a step are assigned to ranks, so every packing computes the same sums. The state of the sampler is one integer:
+the step.
 """
 
 from bisect import bisect_left, insort
@@ -14,16 +15,17 @@ import numpy as np
 from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.rng import hash_u64, permute
 
-_RUN, _BEGIN = -1, -2  # streams of draws beside those of the windows, which are numbered from 0
-_RUNS_A_WINDOW = 16  # so that a window mixes users of as many places
+_RUN, _BEGIN = -1, -2  # streams of draws; those of the windows are numbered from 0
+_RUNS_A_WINDOW = 16  # a window mixes users from this many places
 
 
 @dataclass(frozen=True)
 class GlobalBatchSampler:
-    """The endless order of examples: epoch after epoch, each a pseudo-random permutation in O(1) memory and O(1) in the position.
+    """The order of examples: each epoch is a pseudo-random permutation that takes O(1) memory and O(1) time per example.
 
-    num_examples: examples of one epoch. examples_per_step: examples of one global step. max_steps: ends the run within the epochs.
-    window: examples that are shuffled together, so that a stretch of steps reads few shards; None: all of an epoch.
+    num_examples: examples of one epoch. examples_per_step: examples of one global batch. max_steps: ends the run earlier than
+    the epochs. window: how many examples are shuffled together, so that consecutive steps read few shards; None means a whole
+    epoch.
     """
 
     num_examples: int
@@ -35,12 +37,12 @@ class GlobalBatchSampler:
 
     @property
     def num_steps(self) -> int:
-        """Steps in all epochs; the last one may be short, none is dropped."""
+        """The steps of all epochs. The last step may be short; no example is dropped."""
         steps = -(-self.num_examples * self.epochs // self.examples_per_step)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def examples_of_step(self, step: int) -> tuple[I64, I64]:
-        """(examples, epochs), both (u,) int64: what step `step` (0-based) trains on. A step may span two epochs."""
+        """The examples of step `step` (0-based) as (examples, epochs), both (u,) int64. A step can span two epochs."""
         start = step * self.examples_per_step
         index = np.arange(start, min(start + self.examples_per_step, self.num_examples * self.epochs), dtype=np.int64)
         epochs = index // self.num_examples
@@ -63,7 +65,7 @@ class GlobalBatchSampler:
         return self._from_runs(mixed, epoch)
 
     def _from_runs(self, place: I64, epoch: int) -> I64:
-        """Runs of neighbouring examples in a shuffled order, from another example on each epoch; what makes no whole run is its end."""
+        """Shuffles runs of neighbouring examples and starts each epoch at another example. An incomplete run comes last."""
         assert self.window is not None
         length = max(1, self.window // _RUNS_A_WINDOW)
         num_runs = self.num_examples // length
@@ -74,11 +76,13 @@ class GlobalBatchSampler:
 
 
 def pack_by_tokens(lengths: I64, capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: puts items of `lengths` (U,) tokens into the fewest micro-batches of at most `capacity` it can find.
+    """Packs items of `lengths` (U,) tokens into few micro-batches of at most `capacity` tokens, by best-fit decreasing.
 
-    Deterministic; ties go to the earlier item and the earlier micro-batch. An item longer than the capacity is the caller's error.
+    It is deterministic: ties go to the earlier item and the earlier micro-batch. No item may be longer than the capacity.
     """
-    assert len(lengths) == 0 or int(lengths.max()) <= capacity, "an item is longer than a micro-batch; checked at set-up"
+    assert len(lengths) == 0 or int(lengths.max()) <= capacity, (
+        "an item is longer than a micro-batch; set-up should have rejected it"
+    )
     micro_batches: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, micro-batch), ascending
     for item, length in _longest_first(lengths):
@@ -92,9 +96,11 @@ def pack_by_tokens(lengths: I64, capacity: int) -> list[list[int]]:
 
 
 def pack_evenly(lengths: I64, capacity: int, world_size: int) -> list[list[int]]:
-    """As few micro-batches as pack_by_tokens, rounded up to a multiple of `world_size`, and as even as it can: ranks wait for the longest.
+    """Packs evenly into as few micro-batches as pack_by_tokens, rounded up to a multiple of `world_size`.
 
-    Longest item first to the emptiest micro-batch; where that overfills one, the micro-batches of pack_by_tokens are taken as they are.
+    Even packing matters because ranks wait for the longest micro-batch.
+    Puts the longest item first, always into the emptiest micro-batch. If that overfills one, returns the result of
+    pack_by_tokens.
     """
     tight = pack_by_tokens(lengths, capacity)
     count = min(-(-len(tight) // world_size) * world_size, len(lengths))
@@ -108,15 +114,16 @@ def pack_evenly(lengths: I64, capacity: int, world_size: int) -> list[list[int]]
 
 
 def _longest_first(lengths: I64) -> Iterator[tuple[int, int]]:
-    """(item, length), longest first; ties in the order of the items."""
+    """Yields (item, length), longest first; ties in the order of the items."""
     order = np.argsort(-lengths, kind="stable")
     return zip(order.tolist(), lengths[order].tolist(), strict=True)
 
 
 def assign_to_ranks(micro_batches: list[list[int]], lengths: I64, world_size: int) -> list[list[list[int]]]:
-    """Deals micro-batches to ranks, largest first to the rank with the least work; every rank gets the same number, [] where it has none.
+    """Assigns micro-batches to ranks, the largest first, each to the rank with the least work.
 
-    Returns ranks[r][m] = the examples of micro-batch m on rank r.
+    Every rank gets the same number; it is filled up with dummy batches ([]). Returns ranks[r][m]: the examples of micro-batch m
+    on rank r.
     """
     per_rank = -(-len(micro_batches) // world_size)
     sizes = np.asarray([int(lengths[micro_batch].sum()) for micro_batch in micro_batches], dtype=np.int64)
@@ -127,6 +134,6 @@ def assign_to_ranks(micro_batches: list[list[int]], lengths: I64, world_size: in
         rank = min(open_ranks, key=lambda r: (work[r], r))
         ranks[rank].append(sorted(micro_batches[micro_batch]))
         work[rank] += int(sizes[micro_batch])
-    for dealt in ranks:
-        dealt.extend([] for _ in range(per_rank - len(dealt)))
+    for assigned in ranks:
+        assigned.extend([] for _ in range(per_rank - len(assigned)))
     return ranks

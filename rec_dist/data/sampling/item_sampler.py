@@ -1,7 +1,7 @@
-"""The items that a sampled softmax is estimated from: one draw a global step, shared by every position, rank and micro-batch of it.
+"""Draws the items of a sampled softmax, once per global step for all its positions, ranks and micro-batches.
 
-Why shared: S rows of the item table a step in place of S a position, and a loss that neither packing nor the
-number of workers changes. Cost: S binary searches in a table of I floats.
+Sharing them takes S rows of the item table per step instead of S per position, and makes the loss independent of packing and
+the number of workers. Cost: S binary searches in a table of I floats.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ _SAMPLED = 31  # its own stream of draws
 
 
 class ItemSampler:
-    """Draws with replacement from q_i ~ train_count_i + 1: popular items weigh most in a softmax, and none is left out.
+    """Draws with replacement from q_i ~ train_count_i + 1. Popular items weigh most in a softmax, and no item has probability 0.
 
     train_counts (I,). The draws are a pure function of (seed, step).
     """
@@ -25,9 +25,8 @@ class ItemSampler:
         self._cumulative = np.cumsum(self._probability)
 
     def draw(self, step: int) -> tuple[I64, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        """(items (S,), log(S * q) of each (S,)), in nats."""
+        """Draws S items and returns (items (S,), log(S * q) of each (S,) in nats)."""
         draws = uniform(self._seed, _SAMPLED, step, np.arange(self._num))
-        items = np.searchsorted(self._cumulative, draws, side="right").clip(
-            max=len(self._cumulative) - 1
-        )  # a sum may fall short of 1
+        last = len(self._cumulative) - 1  # rounding can leave the sum below 1
+        items = np.searchsorted(self._cumulative, draws, side="right").clip(max=last)
         return items.astype(np.int64), np.log(self._num * self._probability[items])

@@ -1,7 +1,7 @@
-"""The items a user did not choose: training negatives and evaluation candidates.
+"""Draws items that a user did not choose: training negatives and evaluation candidates.
 
-Every draw is a pure function of (seed, epoch, user, position): never of the target (but that it is left out), the rank or the
-worker. S-DPO's released lists were seeded by the target, so a lookup without a model scored HR@1 0.62 on them.
+Every draw is a pure function of (seed, epoch, user, position). It never depends on the rank, the worker or the target, which is
+only left out. The lists that S-DPO released were seeded by the target, so a lookup without a model scored HR@1 0.62 on them.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.rng import hash_u64, uniform
 
-_NEGATIVES, _CANDIDATES, _SHUFFLE, _EXPLICIT_NEGATIVES = 1, 2, 3, 4  # separate streams of draws for separate uses
+_NEGATIVES, _CANDIDATES, _SHUFFLE, _EXPLICIT_NEGATIVES = 1, 2, 3, 4  # each use has its own stream of draws
 
 
 @dataclass(frozen=True)
 class NegativeSampler:
-    """Draws K negatives a target.
+    """Draws K negatives per target.
 
-    kind: uniform, popularity (train_count ** power) or low_rated (the user's disliked items first, then uniform).
-    num: K. seed: of all draws. train_counts (I,) int64: choices of each item in the training part.
+    kind: uniform, popularity (train_count ** power) or low_rated (the user's explicit negatives first, then uniform).
+    num: K. seed: the seed of all draws. train_counts (I,) int64: the positives of each item in the training part.
     """
 
     kind: Literal["uniform", "popularity", "low_rated"]
@@ -35,7 +35,7 @@ class NegativeSampler:
     def draw(self, *, epoch: int, user: int, position: int, seen: I32, explicit_negatives: I32) -> I32:
         """(K,) distinct items outside `seen`, which holds the user's history and the target.
 
-        Raises UserError when the catalogue has fewer than K items left.
+        Raises UserError if the catalogue has fewer than K items left.
         """
         if self.num == 0:
             return np.empty(0, dtype=np.int32)
@@ -51,24 +51,25 @@ class NegativeSampler:
         return np.concatenate([chosen, rest])
 
     def draw_many(self, *, epochs: I64, users: I64, positions: I64, examples: I64, seen: I32, seen_offsets: I64) -> I32 | None:
-        """draw() of n targets at once, equal to it: (n, K). None for a kind that is drawn one by one.
+        """Does what draw() does for n targets at once: (n, K). Returns None for a kind that must be drawn one by one.
 
-        epochs, users, positions, examples (n,). Target j has seen the first positions[j] + 1 items of row examples[j] of `seen`, whose
-        row u is seen[seen_offsets[u] : seen_offsets[u + 1]]. Cost: 6 us a target at K = 15 and 100 items seen, against 110.
+        epochs, users, positions, examples (n,). Target j has seen the first positions[j] + 1 items of row examples[j] of
+        `seen`, whose row u is seen[seen_offsets[u] : seen_offsets[u + 1]]. Cost: 6 us per target at K = 15 and 100 items seen;
+        draw() takes 110.
         """
         num_items, length = len(self.train_counts), int(np.diff(seen_offsets).max(initial=0)) + 1
         rows = len(seen_offsets) - 1
         if self.kind == "low_rated" or self.num == 0 or rows * num_items * length >= 1 << 62:
             return None
-        # A number a seen item, ordered by (row, item, place), so that one binary search finds whether and when it was seen.
+        # One number per seen item, ordered by (row, item, place): a binary search finds whether and when an item was seen.
         row_of = np.repeat(np.arange(rows), np.diff(seen_offsets))
         places = np.arange(len(seen)) - seen_offsets[row_of]
         codes = np.sort((row_of * num_items + seen) * length + places)
         twice = np.flatnonzero(codes[1:] // length == codes[:-1] // length)
         repeats = np.zeros(rows, dtype=bool)
-        repeats[codes[twice] // length // num_items] = True  # such rows are left to draw(), which counts what differs
+        repeats[codes[twice] // length // num_items] = True  # draw() handles rows with repeated items
 
-        counter = np.arange(2 * self.num + 8)  # the first of those that draw() takes; a row that they do not fill is left to it
+        counter = np.arange(2 * self.num + 8)  # a prefix of draw()'s counter; draw() handles rows that need more
         draws = uniform(self.seed, _NEGATIVES, epochs[:, None], users[:, None], positions[:, None], counter)  # (n, W)
         if self.kind == "popularity":
             items = np.searchsorted(self._cumulative, draws, side="right")
@@ -96,7 +97,7 @@ class NegativeSampler:
 
 
 def _seen_before(items: I64) -> npt.NDArray[np.bool_]:
-    """items (n, W) -> (n, W): whether an item stands further left in its row."""
+    """items (n, W) -> (n, W): whether the same item is further left in its row."""
     width = items.shape[1]
     ordered = np.sort(items * width + np.arange(width), axis=1)
     row, place = np.nonzero(ordered[:, 1:] // width == ordered[:, :-1] // width)
@@ -106,9 +107,9 @@ def _seen_before(items: I64) -> npt.NDArray[np.bool_]:
 
 
 def draw_candidates(*, seed: int, user: int, position: int, target: int, history: I32, num: int, num_items: int) -> I32:
-    """(num,) candidates in shuffled order: the target and num - 1 items drawn uniformly outside history and target.
+    """Draws (num,) candidates in shuffled order: the target, and num - 1 uniform items outside history and target.
 
-    Raises UserError when the catalogue is too small.
+    Raises UserError if the catalogue is too small.
     """
     seen = np.append(history, np.int32(target)).astype(np.int32)
     others = _draw_outside((seed, _CANDIDATES, user, position), num_items, num - 1, seen, None, key="evaluate.num_candidates")
@@ -119,7 +120,7 @@ def draw_candidates(*, seed: int, user: int, position: int, target: int, history
 def _draw_outside(
     keys: tuple[int, ...], num_items: int, num: int, seen: I32, cumulative: npt.NDArray[np.float64] | None, *, key: str
 ) -> I32:
-    """`num` distinct items outside `seen`: rejection in one vectorised draw, or a hashed order of all items where few are left."""
+    """Draws `num` distinct items outside `seen`, by rejection in one vectorised draw, or by hashed order if few are left."""
     blocked = np.unique(seen)
     if num > num_items - len(blocked):
         raise UserError(

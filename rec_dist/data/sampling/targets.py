@@ -1,6 +1,6 @@
-"""The index of what can be trained on: every target of a split, gathered into examples of up to t neighbouring targets of one user.
+"""The index of training examples: groups every target of a split into examples of up to t consecutive targets of one user.
 
-Cost: three integers a example in memory.
+Cost: three integers per example in memory.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rec_dist.runtime.arrays import I64
 
 @dataclass(frozen=True)
 class TargetIndex:
-    """Unit u covers the targets at positions starts[u] .. stops[u] - 1 of row rows[u]; all (U,) int64."""
+    """Example u has the targets at positions starts[u] .. stops[u] - 1 of row rows[u]; all (U,) int64."""
 
     rows: I64
     starts: I64
@@ -24,9 +24,9 @@ class TargetIndex:
 
 
 def index_targets(split: SequenceSplit, targets_per_example: int) -> TargetIndex:
-    """Cuts each row's targets into runs of `targets_per_example`; a row's last run may be shorter, and no target is dropped.
+    """Cuts the targets of each row into runs of `targets_per_example`. The last run may be shorter; no target is dropped.
 
-    A position needs at least one item before it to be a target.
+    A target has at least one item before it.
     """
     lengths = np.diff(split.offsets)
     first = np.maximum(split.first_target.astype(np.int64), 1)

@@ -1,4 +1,7 @@
-"""Raw files of several formats into one in-memory table of interactions, or block by block. Imports prepared (a preference row)."""
+"""Reads raw files of several formats into one table of interactions in memory, or block by block.
+
+Imports dataset (for a preference row).
+"""
 
 from rec_dist.data.sources.formats import FileSet, find_files, open_source, read_interactions
 from rec_dist.data.sources.source import Source

@@ -1,7 +1,8 @@
-"""Amazon Reviews 2018 and 2023: a review a line of JSON, and the products' titles in a file `meta_NAME` beside it.
+"""Amazon Reviews 2018 and 2023: one review per line of JSON, and the titles of products in a file `meta_NAME` beside it.
 
-2018 names reviewerID, asin, overall, unixReviewTime (seconds); 2023 names user_id, parent_asin, rating, timestamp (milliseconds).
-Cost: Arrow's JSON parser, about 100 MB/s; a block with a line that is no JSON is read line by line, 20 times slower.
+The fields are reviewerID, asin, overall, unixReviewTime (seconds) in 2018, and user_id, parent_asin, rating, timestamp
+(milliseconds) in 2023. Cost: Arrow's JSON parser reads about 100 MB/s. A block with an invalid line is read line by line, 20
+times slower.
 """
 
 import gzip
@@ -39,12 +40,12 @@ SUFFIXES = (".json", ".jsonl")
 META = "meta_"
 _BYTES_A_ROW = 400
 _META_CHUNK = 1 << 26
-_LONGEST_REVIEW = 1 << 24  # bytes of a line; the text of a review may be longer than 64 KiB
+_LONGEST_REVIEW = 1 << 24  # bytes of a line; the text of a review can be longer than 64 KiB
 
 
 @dataclass(frozen=True)
 class _Edition:
-    """The names of one edition: of a review's fields, and of a product's key and categories."""
+    """The field names of one edition: those of a review, and the key and categories of a product."""
 
     roles: Roles
     key: str
@@ -59,13 +60,13 @@ _EDITIONS = (
 
 @dataclass(frozen=True)
 class JsonRows:
-    """Implements RowReader for lines of JSON objects; other fields than those of the roles are ignored."""
+    """Implements RowReader for lines of JSON objects. Ignores fields that have no role."""
 
     roles: Roles
     items_path: Path | None
 
     def read(self, block: Block, known: pa.Array | None) -> RowBlock:
-        """The rows of a block of lines."""
+        """Reads the rows of a block of lines."""
         bad = BadRows(block.file)
         types = {self.roles.user: pa.string(), self.roles.item: pa.string()}
         for number, kind in ((self.roles.rating, pa.float64()), (self.roles.timestamp, pa.int64())):
@@ -74,18 +75,18 @@ class JsonRows:
         return assemble(read_json(data, block.path, pa.schema(types.items()), bad), self.roles, bad, known, self.items_path)
 
     def cut(self, block: Block, size: int) -> list[Block]:
-        """Blocks of whole lines, as many times larger than delimited text as a line is longer."""
+        """Cuts a file into blocks of whole lines of four times `size`, since lines are longer than rows of delimited text."""
         return cut_text(block, quoted_after=None, size=4 * size)
 
     def num_rows(self, block: Block) -> int:
-        """By the size of the file."""
+        """An estimate from the size of the file."""
         return block.data.stat().st_size // _BYTES_A_ROW + 1
 
 
 def open_amazon(reviews: Path, meta: Path | None) -> Source:
-    """A file of reviews of either edition and its metadata. A review of a product without a title there is a bad row.
+    """Opens a file of reviews of either edition and its metadata. A review of a product without a title is a bad row.
 
-    UserError: a first line of neither edition.
+    Raises UserError if the first line belongs to neither edition.
     """
     edition = _edition(reviews)
     notes: list[str] = []
@@ -98,7 +99,7 @@ def open_amazon(reviews: Path, meta: Path | None) -> Source:
 
 
 def find_amazon(source: Path) -> list[Path]:
-    """The reviews and, where it lies beside them, their metadata; nothing if `source` has neither."""
+    """Finds the file of reviews and, if it is beside it, the file of metadata. Returns nothing if there are no reviews."""
     found = [path for path in files_of(source) if kind_of(path) in SUFFIXES and not path.name.startswith(META)]
     if not found:
         return []
@@ -108,7 +109,7 @@ def find_amazon(source: Path) -> list[Path]:
             f"data.source ({source}) holds {len(found)} .json or .jsonl files ({names}); name one of them instead of the folder."
         )
     stem = found[0].name.split(".")[0]
-    for name in (stem, stem.removesuffix("_5")):  # the 5-core of 2018 shares the metadata of the whole
+    for name in (stem, stem.removesuffix("_5")):  # the 5-core of 2018 shares the metadata of the full data set
         for suffix in (f"{kind}{packed}" for kind in SUFFIXES for packed in ("", ".gz")):
             meta = found[0].with_name(f"{META}{name}{suffix}")
             if meta.is_file():
@@ -127,11 +128,13 @@ def _edition(path: Path) -> _Edition:
             if edition.roles.user in fields and edition.roles.item in fields:
                 return edition
     wanted = " or ".join(f"{edition.roles.user} and {edition.roles.item}" for edition in _EDITIONS)
-    raise UserError(f"{path}:1: this is no review of Amazon Reviews 2018 or 2023: a JSON object with {wanted} is needed.")
+    raise UserError(
+        f"{path}:1: this is not a review of Amazon Reviews 2018 or 2023; each line must be a JSON object with {wanted}."
+    )
 
 
 def _read_meta(path: Path, edition: _Edition, notes: list[str]) -> ItemTable:
-    """Products with a title, each from its first line; the rest is counted in a note."""
+    """Reads the products with a title, each from its first line, and notes how many others there are."""
     schema = pa.schema({edition.key: pa.string(), "title": pa.string(), edition.categories: pa.list_(pa.string())}.items())
     table = ItemTable([], [], [], [])
     seen: set[str] = set()
@@ -153,7 +156,7 @@ def _read_meta(path: Path, edition: _Edition, notes: list[str]) -> ItemTable:
                 table.categories.append([html.unescape(name) for name in names or [] if name])
     untitled += sum(bad.counts.values())
     if untitled or repeated:
-        notes.append(f"{path.name}: {untitled} products without a title and {repeated} that stand there again are left out")
+        notes.append(f"{path.name}: {untitled} products without a title and {repeated} repeated ones are left out")
     return table
 
 
@@ -163,11 +166,11 @@ def _line_chunks(path: Path) -> Iterator[bytes]:
             while chunk := handle.read(_META_CHUNK):
                 yield chunk + handle.readline()
     except GZIP_FAULTS as fault:
-        raise UserError(f"{path} cannot be unpacked ({fault}); fetch the file again.") from None
+        raise UserError(f"{path} cannot be decompressed ({fault}); download the file again.") from None
 
 
 def read_json(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows) -> Table:
-    """The columns of `schema` from lines of JSON objects; missing fields are null, a line that does not fit is a bad row."""
+    """Reads the columns of `schema` from lines of JSON objects. Missing fields are null; an invalid line is a bad row."""
     num_lines = _count_lines(data)
     if data.size:
         try:
@@ -176,11 +179,11 @@ def read_json(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows) -> T
                 read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=max(min(data.size, 2**31 - 1), 1)),
                 parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
             )
-            table.validate(full=True)  # the parser lets bytes pass that are no UTF-8
+            table.validate(full=True)  # the parser accepts bytes that are not UTF-8
             if table.num_rows == num_lines:
                 return Table(path, schema.names, table.columns, np.arange(1, num_lines + 1, dtype=np.int64), num_lines)
         except pa.ArrowInvalid:
-            pass  # one line in it is at fault, or blank: the slow way finds which
+            pass  # a line is invalid or blank: the slow way finds it
     return _line_by_line(data, path, schema, bad, num_lines)
 
 
@@ -199,7 +202,7 @@ def _line_by_line(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows, 
             fields = json.loads(line)
             row = [pa.scalar(_as(fields.get(name), kind), kind) for name, kind in zip(schema.names, schema.types, strict=True)]
         except (ValueError, AttributeError, TypeError, OverflowError, RecursionError, pa.ArrowInvalid):
-            bad.add("no JSON object of a review", path, np.array([number]), line.decode("utf-8", errors="replace").strip())
+            bad.add("not a JSON object of a review", path, np.array([number]), line.decode("utf-8", errors="replace").strip())
             continue
         lines.append(number)
         for column, value in zip(values, row, strict=True):
@@ -209,7 +212,7 @@ def _line_by_line(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows, 
 
 
 def _as(value: Any, kind: pa.DataType) -> Any:
-    """A whole number as the float that the fast parser makes of it; Arrow's own conversion refuses those above 2**53."""
+    """Converts a whole number to a float, as the fast parser does; Arrow's own conversion rejects numbers above 2**53."""
     if type(value) is int and pa.types.is_floating(kind):
         try:
             return float(value)

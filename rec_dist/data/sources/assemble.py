@@ -1,4 +1,4 @@
-"""The step all formats share: columns of one block, checked row by row, become rows of users, items, ratings and times."""
+"""The step that all formats share: checks the columns of a block and turns them into rows of users, items, ratings, times."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from rec_dist.runtime.arrays import I64
 
 @dataclass(frozen=True)
 class Roles:
-    """Which columns of the interactions are what; None where the source has no such column."""
+    """The columns of the interactions by their role; None if the source has no such column."""
 
     user: str
     item: str
@@ -30,9 +30,10 @@ class Roles:
 class RowBlock:
     """The usable rows (R,) of one block, in file order.
 
-    user indexes users (Arrow strings), in the order of their first row. item indexes the source's items file; where there is
-    none, `items`, in the order of their first row. other_titles: further titles that rows of this block give an item, as (index
-    into items, title). Lines of `bad` count from the block's first.
+    user: an index into users (Arrow strings), which are in the order of their first row.
+    item: an index into the source's items file, or into `items` if there is none; these are in the order of their first row.
+    other_titles: further titles that rows of this block give an item, as (index into items, title).
+    bad: unreadable rows; their lines count from the first line of the block.
     """
 
     user: I64
@@ -50,7 +51,7 @@ class RowBlock:
 
 
 class Checked:
-    """Which rows of a table are good so far; every check counts the rows it takes away."""
+    """The rows of a table that are good so far. Every check counts the rows that it drops."""
 
     def __init__(self, table: Table, bad: BadRows) -> None:
         self.table = table
@@ -58,7 +59,7 @@ class Checked:
         self.bad = bad
 
     def require(self, condition: Bool, reason: str, column: str) -> None:
-        """Rows (R,) where the condition fails become bad for this reason, unless they already are for another."""
+        """Marks rows as bad for `reason` where condition (R,) is false, unless they are bad already."""
         failed = np.flatnonzero(self.good & ~condition)
         if len(failed):
             self.bad.add(reason, self.table.path, self.table.lines[failed], self.table.cell(column, int(failed[0])))
@@ -66,7 +67,7 @@ class Checked:
 
 
 def assemble(table: Table, roles: Roles, bad: BadRows, known: pa.Array | None, items_path: Path | None) -> RowBlock:
-    """Checks every row and returns the good ones. known: the names in the items file items_path, if the source has one."""
+    """Checks every row and returns the good ones. known: the names in the items file `items_path`, if the source has one."""
     checked = Checked(table, bad)
     user, users = table.codes(roles.user)
     item, names = table.codes(roles.item)
@@ -115,7 +116,7 @@ def _numbers(checked: Checked, roles: Roles) -> tuple[F32 | None, I64 | None]:
 
 
 def in_use(index: I64) -> tuple[I64, I64]:
-    """Numbers (R,) in the order of their first row: (new numbers (R,), the old number of each new one)."""
+    """Renumbers `index` (R,) in the order of first rows. Returns (new numbers (R,), the old number of each new one)."""
     old, first = np.unique(index, return_index=True)
     old = old[np.argsort(first, kind="stable")]
     new = np.empty(int(old.max()) + 1 if len(old) else 0, dtype=np.int64)
@@ -124,7 +125,7 @@ def in_use(index: I64) -> tuple[I64, I64]:
 
 
 def _describe(table: Table, roles: Roles, rows: I64, item: I64, names: pa.Array) -> tuple[ItemTable, list[tuple[int, str]]]:
-    """One entry an item, from the first good row that names it. rows (R,): the good rows; item (R,): theirs."""
+    """Describes each item by the first good row that names it. rows (R,): the good rows; item (R,): their items."""
     raw = names.to_pylist()
     _, first = np.unique(item, return_index=True)
 
@@ -157,10 +158,10 @@ def _other_titles(table: Table, column: str | None, rows: I64, item: I64, items:
 
 
 def unique_items(table: Table, key: str, items: ItemTable, bad: BadRows) -> ItemTable:
-    """Keeps the first row of each item; a repeated or empty item name is a bad row."""
+    """Keeps the first row of each item. A row with a repeated or empty item name is bad."""
     checked = Checked(table, bad)
     checked.require(np.array([bool(name) for name in items.raw], dtype=bool), f"empty {key}", key)
     seen: dict[str, int] = {}
     first = np.array([seen.setdefault(name, row) == row for row, name in enumerate(items.raw)], dtype=bool)
-    checked.require(first, "item stands twice", key)
+    checked.require(first, "item is repeated", key)
     return items.take(np.flatnonzero(checked.good))

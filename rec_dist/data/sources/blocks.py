@@ -1,8 +1,8 @@
-"""Files cut into blocks of whole rows, so that a source is read in pieces of bounded size, by several processes, in any order.
+"""Cuts files into blocks of whole rows, so that several processes can read a source in pieces of bounded size, in any order.
 
-A block is a range of bytes (text) or of row groups (Parquet). A text block ends at the end of a row: at any line end, or where
-quoted cells may hold line ends (RFC 4180) at one outside quotes. Cost of cutting: one look a block; with quotes a scan of the file,
-about 1 GB/s, and ten million quotes a second in a stretch where one stands inside a cell without quotes (12" Records).
+A block is a range of bytes (text) or of row groups (Parquet). A text block ends at the end of a row: at any line end, or, if
+quoted cells can hold line ends (RFC 4180), at a line end outside quotes. Cost of cutting: one read per block. With quotes, one
+scan of the file at about 1 GB/s, or ten million quotes per second where a quote is inside a cell without quotes (12" Records).
 """
 
 import gzip
@@ -20,13 +20,16 @@ from rec_dist.errors import UserError
 
 PACKED = ".gz"
 _SCAN_BYTES = 1 << 22
-GZIP_FAULTS = (OSError, EOFError, zlib.error)  # a flipped byte is met by zlib, which has an exception of its own
+GZIP_FAULTS = (OSError, EOFError, zlib.error)  # zlib, which meets a flipped byte, has its own exception
 
 
 @dataclass(frozen=True)
 class Block:
-    """Bytes (or row groups) begin..end of a file; end None is its end. file: its place among the files read. data: where the
-    bytes lie: `path`, which faults name, or an unpacked copy."""
+    """Bytes (or row groups) begin..end of a file; end None means the end of the file.
+
+    file: its place among the files to read. path: the source file, which messages name. data: the file to read, `path` or a
+    decompressed copy of it.
+    """
 
     file: int
     path: Path
@@ -36,50 +39,50 @@ class Block:
 
 
 def files_of(source: Path) -> list[Path]:
-    """What lies in a folder, without the folders in it, in the order of the names; a file stands for itself."""
+    """The files in a folder, sorted by name, or the file `source` itself."""
     return sorted(path for path in source.iterdir() if not path.is_dir()) if source.is_dir() else [source]
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file is packed by gzip, by its name."""
+    """Whether the name of a file says that it is compressed with gzip."""
     return path.suffix == PACKED
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that says what a file holds: `.csv` of log.csv and of log.csv.gz."""
+    """The suffix that says what a file holds: `.csv` for both log.csv and log.csv.gz."""
     return path.with_suffix("").suffix if is_packed(path) else path.suffix
 
 
 def read_buffer(path: Path, begin: int = 0, end: int | None = None) -> pa.Buffer:
-    """Bytes begin..end of a file: a view of the mapped file; of a packed file, its unpacked bytes. UserError: no such file."""
+    """Bytes begin..end of a file: a view of the mapped file, or decompressed bytes. Raises UserError if there is no such file."""
     if not path.is_file():
         raise UserError(f"data.source: the file {path} does not exist; give a folder that holds it.")
     if is_packed(path):
         try:
             data = pa.py_buffer(gzip.decompress(path.read_bytes()))
         except GZIP_FAULTS as fault:
-            raise UserError(f"{path} cannot be unpacked ({fault}); fetch the file again.") from None
+            raise UserError(f"{path} cannot be decompressed ({fault}); download the file again.") from None
     else:
         data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
     return data.slice(begin, (data.size if end is None else end) - begin)
 
 
 def first_bytes(path: Path, size: int = 1 << 16) -> bytes:
-    """The first `size` bytes of a file, unpacked."""
+    """The first `size` bytes of a file, decompressed."""
     if not path.is_file():
         raise UserError(f"data.source: the file {path} does not exist; give a folder that holds it.")
     try:
         with gzip.open(path) if is_packed(path) else path.open("rb") as handle:
             return handle.read(size)
     except GZIP_FAULTS as fault:
-        raise UserError(f"{path} cannot be unpacked ({fault}); fetch the file again.") from None
+        raise UserError(f"{path} cannot be decompressed ({fault}); download the file again.") from None
 
 
 def unpack(path: Path, target: Path) -> None:
-    """Writes the unpacked bytes of a .gz file to `target`, a chunk at a time."""
+    """Decompresses a .gz file to `target`, a chunk at a time."""
     with target.open("wb") as plain:
         for data in _unpacked(path):
-            plain.write(data)  # a full disk is met here, and is no fault of the source
+            plain.write(data)  # a full disk fails here, which is no fault of the source
 
 
 def _unpacked(path: Path) -> Iterator[bytes]:
@@ -88,7 +91,7 @@ def _unpacked(path: Path) -> Iterator[bytes]:
             while data := packed.read(_SCAN_BYTES):
                 yield data
     except GZIP_FAULTS as fault:
-        raise UserError(f"{path} cannot be unpacked ({fault}); fetch the file again.") from None
+        raise UserError(f"{path} cannot be decompressed ({fault}); download the file again.") from None
 
 
 def whole(file: int, path: Path, begin: int = 0) -> Block:
@@ -97,8 +100,10 @@ def whole(file: int, path: Path, begin: int = 0) -> Block:
 
 
 def cut_text(block: Block, *, quoted_after: str | None, size: int) -> list[Block]:
-    """Cuts a block that is a whole text file into blocks of about `size` bytes. quoted_after: the separator of a file whose cells may
-    be quoted and then hold line ends; None where a quote means itself."""
+    """Cuts a block that is a whole text file into blocks of about `size` bytes.
+
+    quoted_after: the separator of a file whose quoted cells can hold line ends; None if a quote is an ordinary character.
+    """
     total = block.data.stat().st_size
     edges = [block.begin]
     with block.data.open("rb") as handle:
@@ -110,7 +115,7 @@ def cut_text(block: Block, *, quoted_after: str | None, size: int) -> list[Block
 
 
 def _line_end(handle: BinaryIO) -> Callable[[int], int]:
-    """A function that gives the place behind the first line end at or after a place."""
+    """Returns a function that finds the place behind the first line end at or after a given place."""
 
     def find(place: int) -> int:
         handle.seek(place)
@@ -120,7 +125,7 @@ def _line_end(handle: BinaryIO) -> Callable[[int], int]:
 
 
 def _quoted_row_end(handle: BinaryIO, begin: int, delimiter: str) -> Callable[[int], int]:
-    """A function like that of _line_end that is asked for ever later places, and passes over line ends inside quotes."""
+    """As _line_end, but skips line ends inside quotes. The returned function must be called with ascending places."""
     counted, quotes = begin, _Quotes(delimiter)
 
     def find(place: int) -> int:
@@ -140,19 +145,19 @@ def _quoted_row_end(handle: BinaryIO, begin: int, delimiter: str) -> Callable[[i
 
 
 class _Quotes:
-    """Whether the place behind the bytes passed over so far lies inside a quoted cell.
+    """Tracks whether the place behind the bytes read so far is inside a quoted cell.
 
-    A quote opens a cell at its beginning alone; inside one it closes, and opens again where another follows at once. Any other quote
-    is a character like others, so that counting them all would be wrong for the rest of the file.
+    A quote opens a cell only at its beginning. Inside a quoted cell, a quote closes it, and a second quote directly after
+    reopens it. Any other quote is an ordinary character; counting it would be wrong for the rest of the file.
     """
 
     def __init__(self, delimiter: str) -> None:
         self.inside = False
-        self._last, self._closed = ord("\n"), False  # the byte before, and whether it is a quote that closed a cell
+        self._last, self._closed = ord("\n"), False  # the previous byte, and whether it is a quote that closed a cell
         self._ends = np.frombuffer(f'{delimiter}\n\r"'.encode(), dtype=np.uint8)
 
     def pass_over(self, data: bytes) -> None:
-        """Bytes that follow those of the call before."""
+        """Reads bytes that follow those of the previous call."""
         if not data:
             return
         if b'"' in data:
@@ -167,7 +172,7 @@ class _Quotes:
         behind = data[np.minimum(at + 1, len(data) - 1)]
         opening, closing = slice(int(self.inside), None, 2), slice(1 - int(self.inside), None, 2)
         if np.isin(before[opening], self._ends).all() and np.isin(behind[closing], self._ends).all():
-            self.inside ^= bool(len(at) % 2)  # they open and close in turn
+            self.inside ^= bool(len(at) % 2)  # quotes open and close in turn
             self._closed = not self.inside and int(at[-1]) == len(data) - 1
             return
         closed_at = -1 if self._closed else -2
@@ -189,5 +194,5 @@ def _chunks(handle: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
 
 
 def moved(block: Block, unpacked: Mapping[Path, Path]) -> Block:
-    """The same block, read from the unpacked copy of its file where there is one."""
+    """The same block, read from the decompressed copy of its file if there is one."""
     return Block(block.file, block.path, unpacked.get(block.path, block.data), block.begin, block.end)

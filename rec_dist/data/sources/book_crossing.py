@@ -1,7 +1,8 @@
-"""Book-Crossing (Ziegler et al., WWW 2005) as it was published: BX-Book-Ratings.csv beside BX-Books.csv, in Latin-1.
+"""Book-Crossing (Ziegler et al., WWW 2005) as published: BX-Book-Ratings.csv beside BX-Books.csv, in Latin-1.
 
-A quote in a cell is escaped by a backslash. There are no timestamps: prepare it with data.split=user_ratio or leave_one_out, and take
-nothing from its order. Titles repeat over editions; years are left out, so that all books of one title become one item.
+A backslash escapes a quote in a cell. There are no timestamps: prepare it with data.split=user_ratio or leave_one_out, and draw
+no conclusions from the order of its rows. Titles repeat across editions; years are left out, so that all books with one title
+become one item.
 """
 
 import html
@@ -27,40 +28,40 @@ _BYTES_A_ROW = 27
 
 @dataclass(frozen=True)
 class BookRatings:
-    """Implements RowReader: the explicit ratings, 1 to 10. Rating 0 says only that a user has a book; such rows are left out."""
+    """Implements RowReader for the explicit ratings, 1 to 10. Leaves out ratings of 0, which only say that a user has a book."""
 
     names: list[str]
     books: Path
 
     def read(self, block: Block, known: pa.Array | None) -> RowBlock:
-        """The explicit ratings of a block of text."""
+        """Reads the explicit ratings of a block of text."""
         bad = BadRows(block.file)
         table = parse_table(block, bad, names=self.names, delimiter=";", quoted=True, escaped=True, encoding="latin-1")
         return assemble(table.where(pc.not_equal(table.strings(_RATING), _IMPLICIT)), _ROLES, bad, known, self.books)
 
     def cut(self, block: Block, size: int) -> list[Block]:
-        """Blocks of whole rows: no cell of this file holds a line end, and an escaped quote would mislead a count of quotes."""
+        """Cuts at any line end: no cell of this file holds one, and escaped quotes would mislead a count of quotes."""
         return cut_text(block, quoted_after=None, size=size)
 
     def num_rows(self, block: Block) -> int:
-        """By the size of the file."""
+        """An estimate from the size of the file."""
         return block.data.stat().st_size // _BYTES_A_ROW + 1
 
 
 def find_book_crossing(source: Path) -> list[Path]:
-    """The two files, or nothing if `source` (the folder or the file of ratings) has not both."""
+    """Finds the two files. Returns nothing unless `source` (the folder or the file of ratings) has both."""
     folder = source if source.is_dir() else source.parent
     files = [folder / RATINGS, folder / BOOKS]
     return files if source in (folder, files[0]) and all(path.is_file() for path in files) else []
 
 
 def open_book_crossing(ratings: Path, books: Path) -> Source:
-    """The pair of files. A rating of a book that BX-Books.csv lacks is a bad row."""
+    """Opens the pair of files. A rating of a book that is not in BX-Books.csv is a bad row."""
     names, skip = read_header(ratings, ";", quoted=True)
     require_columns(ratings, names, (_ROLES.user, _ROLES.item, _RATING))
     bad = BadRows(file=1)
     items = _read_books(books, bad)
-    notes = ["ratings of 0 (a book at hand, not rated) are left out"]
+    notes = ["ratings of 0 (the user has the book but did not rate it) are left out"]
     return Source([whole(0, ratings, skip)], BookRatings(names, books), header_lines=1, items=items, bad=bad, notes=notes)
 
 

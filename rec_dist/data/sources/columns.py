@@ -1,4 +1,4 @@
-"""Any table with a header: data.columns says which column is user, item, rating, timestamp, title, categories, year."""
+"""Any table with a header. data.columns names the columns of user, item, rating, timestamp, title, categories and year."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from rec_dist.data.sources.assemble import Roles
 from rec_dist.data.sources.blocks import first_bytes, whole
 from rec_dist.data.sources.delimited import DelimitedRows
-from rec_dist.data.sources.header import read_header, shown
+from rec_dist.data.sources.header import listed, read_header
 from rec_dist.data.sources.source import Source
 from rec_dist.errors import UserError
 
@@ -15,18 +15,18 @@ _DELIMITERS = (",", ";", "\t", "|")
 
 
 def check_roles(columns: Mapping[str, str], roles: Iterable[str] = _ROLES) -> None:
-    """UserError when data.columns names a role that does not exist."""
+    """Raises UserError if data.columns names a role that does not exist."""
     for role in columns:
         if role not in roles:
-            raise UserError(f"data.columns.{role} is no role of a column; roles are {', '.join(roles)}.")
+            raise UserError(f"data.columns.{role} is not a role of a column; the roles are {', '.join(roles)}.")
 
 
 def chosen(
     path: Path, header: list[str], columns: Mapping[str, str], role: str, names: Iterable[str], *, required: bool
 ) -> str | None:
-    """The column that plays `role`: as data.columns says, else the first of `names` that exists, else None.
+    """The column for `role`: the one that data.columns names, or else the first of `names` that exists, or else None.
 
-    UserError: data.columns names a column that the file lacks, or a required role has none.
+    Raises UserError if the file lacks the column that data.columns names, or any column for a required role.
     """
     named = columns.get(role)
     for name in [named] if named is not None else names:
@@ -34,14 +34,14 @@ def chosen(
             return name
     if named is None and not required:
         return None
-    has = shown(header)
+    has = listed(header)
     if named is not None:
-        raise UserError(f"data.columns.{role} ({named}) is no column of {path}; its columns are {has}.")
+        raise UserError(f"data.columns.{role} ({named}) is not a column of {path}; its columns are {has}.")
     raise UserError(f"data.columns.{role} is not set, and {path} has none of {', '.join(names)}; its columns are {has}.")
 
 
 def pick_roles(path: Path, header: list[str], columns: Mapping[str, str], notes: list[str]) -> Roles:
-    """A role without an entry in data.columns is played by the column of its own name, if there is one."""
+    """Picks the column of each role. The default for a role is the column with its own name, if there is one."""
     check_roles(columns)
     picked = {role: chosen(path, header, columns, role, [role], required=role in ("user", "item")) for role in _ROLES}
     if picked["title"] is None:
@@ -52,10 +52,10 @@ def pick_roles(path: Path, header: list[str], columns: Mapping[str, str], notes:
 
 
 def open_csv(path: Path, columns: Mapping[str, str]) -> Source:
-    """A csv or tsv file, packed or not (UTF-8, header in the first line, quotes as in RFC 4180), one interaction a row.
+    """Opens a csv or tsv file with one interaction per row (UTF-8, header in the first line, quotes as in RFC 4180, also .gz).
 
-    The separator is whichever of , ; tab | the header holds most. Without a title column the raw item name is the title.
-    Categories are separated by "|".
+    The separator is the one of , ; tab | that is most frequent in the header. Without a title column, the raw item name is the
+    title. Categories are separated by "|".
     """
     notes: list[str] = []
     line = first_bytes(path).split(b"\n", 1)[0].decode("utf-8-sig", errors="replace")

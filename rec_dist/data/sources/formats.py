@@ -1,4 +1,4 @@
-"""Which format a source is in, which of its files are read, and the one call that opens them."""
+"""Recognises the format of a source, finds its files and opens them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ _OTHERS = (".inter", ".item", ".json", ".jsonl", _PARQUET)
 
 @dataclass(frozen=True)
 class FileSet:
-    """A format (a value of data.format but auto) and its files: interactions first, then items where the format has them.
+    """A format (a value of data.format except auto) and its files: interactions first, then items if the format has them.
 
     name: what messages and notes call the files; None: their paths.
     """
@@ -36,8 +36,9 @@ class FileSet:
 def find_files(source: Path, format_name: str) -> FileSet:
     """Finds the files to read in `source` (a file or a folder); format_name is data.format.
 
-    auto takes the first that fits of recbole (*.inter), movielens and book_crossing (known pairs of names), amazon (reviews in JSON
-    lines), parquet (*.parquet), csv (one .csv or .tsv file). UserError: nothing fits, or several files do.
+    auto takes the first format that fits: recbole (*.inter), movielens and book_crossing (known pairs of names), amazon
+    (reviews in JSON lines), parquet (*.parquet), csv (one .csv or .tsv file). Raises UserError if no file fits, or if several
+    do.
     """
     finders = {
         "recbole": _find_recbole,
@@ -70,7 +71,7 @@ def find_files(source: Path, format_name: str) -> FileSet:
 
 
 def open_source(found: FileSet, columns: Mapping[str, str]) -> Source:
-    """Opens the files; rows are read later, a block at a time. columns is data.columns (csv, parquet, recbole)."""
+    """Opens the files. Their rows are read later, a block at a time. columns: data.columns (for csv, parquet and recbole)."""
     if found.format in ("movielens", "book_crossing", "amazon") and columns:
         raise UserError(f"data.columns has no effect on data.format={found.format}; remove it, or set data.format=csv.")
     second = found.files[1] if len(found.files) > 1 else None
@@ -91,16 +92,16 @@ def open_source(found: FileSet, columns: Mapping[str, str]) -> Source:
 
 
 def read_interactions(found: FileSet, columns: Mapping[str, str], max_bad_rows: int) -> Interactions:
-    """Reads the files into memory; more than max_bad_rows unreadable rows are a UserError."""
+    """Reads the files into memory. Raises UserError if more than max_bad_rows rows are unreadable."""
     return read_all(open_source(found, columns), max_bad_rows)
 
 
 def _readable(found: FileSet) -> FileSet:
-    """UserError: one of them is no file: a link to nothing, a pipe, a device."""
+    """Raises UserError if one of the files is not a regular file but a broken link, a pipe or a device."""
     for path in found.files:
         if not path.is_file():
             raise UserError(
-                f"data.source: {path} is no file that can be read twice (a link to nothing, a pipe?); put a file there."
+                f"data.source: {path} is not a file that can be read twice (a broken link, a pipe?); put a file there."
             )
     return found
 
@@ -144,5 +145,5 @@ def _find_csv(source: Path) -> list[Path]:
             [path for path in files_of(source) if kind_of(path) in _TEXT_TABLES],
             " or ".join(_TEXT_TABLES),
         )
-    # A file that is named outright is read whatever its suffix, but only where nothing else claims it.
+    # A file that you name directly is read whatever its suffix, unless the suffix belongs to another format.
     return [] if kind_of(source) in _OTHERS else [source]

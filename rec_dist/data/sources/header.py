@@ -1,4 +1,4 @@
-"""The first line of delimited text: the names of its columns, and what is said where it is none."""
+"""The header of delimited text: the names of its columns, and messages about headers that are none."""
 
 import csv
 import io
@@ -12,9 +12,10 @@ _SHOWN_COLUMNS = 300  # characters of a list of columns in a message
 
 
 def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str], int]:
-    """The names in the first line, and how many bytes that line takes. A type after a colon (RecBole's `user_id:token`) is cut off.
+    """Reads the column names in the first line, and returns them with the number of bytes of that line.
 
-    UserError: no such file, an empty line, a name that stands there twice, or a line that is no header of such text.
+    Cuts off a type after a colon (RecBole's `user_id:token`) unless `quoted`. Raises UserError if there is no such file, the
+    line is empty, a name occurs twice, or the line is not a header of such text.
     """
     data = first_bytes(path)
     line = io.BytesIO(data).readline()
@@ -24,7 +25,7 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
     if "\0" in text:
         raise UserError(f"{path}:1: the first line holds NUL bytes, as UTF-16 does; save the file as UTF-8 text.")
     if "\r" in text:
-        raise UserError(f"{path}:1: lines end with a carriage return alone; save the file with line feeds.")
+        raise UserError(f"{path}:1: lines end with a carriage return only; save the file with line feeds.")
     if line == data and path.stat().st_size > len(data):
         raise UserError(f"{path}:1: the first line is longer than {len(data)} bytes; it must name the columns.")
     if quoted and text.count('"') % 2:
@@ -36,20 +37,20 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
 
 
 def refuse_twins(place: str | Path, names: Sequence[str]) -> None:
-    """UserError: a column of this name stands there twice, and one of them would be lost."""
+    """Raises UserError if two columns have the same name, since one of them would be lost."""
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{place}: the column {name!r} stands there twice; rename one.")
+            raise UserError(f"{place}: two columns are named {name!r}; rename one.")
 
 
-def shown(header: Sequence[str]) -> str:
-    """Names of columns in a message, not too many of them."""
+def listed(header: Sequence[str]) -> str:
+    """The names of columns for a message, shortened if there are many."""
     text = ", ".join(header)
     return text if len(text) <= _SHOWN_COLUMNS else f"{text[:_SHOWN_COLUMNS]}... ({len(header)} in all)"
 
 
 def require_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
-    """UserError: one of `wanted` is not in the header of `path`."""
+    """Raises UserError if one of `wanted` is not in the header of `path`."""
     for name in wanted:
         if name not in header:
-            raise UserError(f"{path}:1: the column {name!r} is missing; its columns are {shown(header)}.")
+            raise UserError(f"{path}:1: the column {name!r} is missing; its columns are {listed(header)}.")

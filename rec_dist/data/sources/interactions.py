@@ -1,6 +1,6 @@
-"""Raw interactions in memory: what every reader returns and `prepare` consumes. Columns are numpy, names are decoded once.
+"""Raw interactions in memory, which every source returns and `prepare` takes. Columns are numpy arrays; names are decoded once.
 
-Letters: R rows, U users, I items of the items table. Cost: 28 bytes a row, so 25 million rows take 0.7 GB.
+Letters: R rows, U users, I items of the items table. Cost: 28 bytes per row, so 25 million rows take 0.7 GB.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ _MAX_QUOTED = 60
 
 @dataclass(frozen=True)
 class ItemTable:
-    """The catalogue as the source writes it; four lists of length I. Years are None where the source has none."""
+    """The catalogue as the source has it: four lists of length I. A year is None if the source has none."""
 
     raw: list[str]
     titles: list[str]
@@ -32,7 +32,7 @@ class ItemTable:
         return len(self.raw)
 
     def take(self, index: I64) -> "ItemTable":
-        """The items at `index`, in its order."""
+        """The items at `index`, in the order of `index`."""
         at = index.tolist()
         return ItemTable(
             [self.raw[i] for i in at],
@@ -46,8 +46,8 @@ class ItemTable:
 class Interactions:
     """All readable rows in file order.
 
-    User (R,) indexes raw_users, which stand in the order of their first row; item (R,) indexes items; timestamp counts the
-    source's example.
+    user (R,): an index into raw_users, which are in the order of their first row. item (R,): an index into items.
+    timestamp (R,): in the unit of the source.
     """
 
     user: I64
@@ -65,7 +65,7 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Fault:
-    """The first bad row of a kind: file (its place among the files read, and its path), line (1-based), what it holds."""
+    """The first bad row of a kind: its file (the place among the files read, and the path), line (1-based) and text."""
 
     file: int
     path: Path
@@ -75,21 +75,21 @@ class Fault:
 
 @dataclass
 class BadRows:
-    """Counts rows that cannot be read, by reason, and keeps the first of each kind to show. file: which file is being read."""
+    """Counts unreadable rows by reason, and keeps the first of each kind for messages. file: the place of the file being read."""
 
     file: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, Fault] = field(default_factory=dict)
 
     def add(self, reason: str, path: Path, lines: I64, text: str) -> None:
-        """Counts the rows of `path` at `lines` (1-based, file order) under one reason; `text` is what the first of them holds."""
+        """Counts the rows of `path` at `lines` (1-based, file order) under one reason. text: the text of the first of them."""
         if len(lines) == 0:
             return
         shown = text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "..."
         self._add(reason, len(lines), Fault(self.file, path, int(lines[0]), shown))
 
     def merge(self, other: "BadRows", lines_before: int) -> None:
-        """Takes in what was found in a block that begins after `lines_before` lines of its file."""
+        """Adds the bad rows of a block that begins after `lines_before` lines of its file."""
         for reason, count in other.counts.items():
             fault = other.first[reason]
             self._add(reason, count, replace(fault, line=fault.line + lines_before))
@@ -101,7 +101,7 @@ class BadRows:
             self.first[reason] = fault
 
     def in_order(self) -> dict[str, int]:
-        """The counts by reason, in the order of each kind's first row: the same however the files were cut into blocks."""
+        """The counts by reason, in the order of each kind's first row. They do not depend on how files were cut into blocks."""
         return {reason: self.counts[reason] for reason in sorted(self.counts, key=self._place)}
 
     def _place(self, reason: str) -> Any:
@@ -109,7 +109,7 @@ class BadRows:
         return fault.file, fault.line, reason
 
     def describe(self) -> str:
-        """One line: the first row of each kind, and how many there are of it."""
+        """One line with the first row of each kind and the number of rows of that kind."""
         shown = [
             f"{fault.path}:{fault.line}: {reason} ({fault.text!r}), {count} of this kind"
             for reason, count in self.in_order().items()
@@ -118,11 +118,11 @@ class BadRows:
         return "; ".join(shown)
 
     def notes(self) -> list[str]:
-        """What the manifest says of them: one line, or nothing."""
+        """The note about bad rows for the manifest: one line, or nothing."""
         return [f"unreadable rows left out: {self.describe()}"] if self.counts else []
 
     def check(self, limit: int) -> None:
-        """UserError when more than `limit` rows (data.max_bad_rows) could not be read."""
+        """Raises UserError if more than `limit` rows (data.max_bad_rows) are unreadable."""
         total = sum(self.counts.values())
         if total > limit:
             raise UserError(

@@ -1,6 +1,6 @@
-"""MovieLens as GroupLens ships it.
+"""MovieLens as GroupLens publishes it.
 
-100K (u.data, u.item), 1M and 10M (ratings.dat, movies.dat), 20M and later (ratings.csv, movies.csv).
+The files are u.data and u.item (100K), ratings.dat and movies.dat (1M and 10M), or ratings.csv and movies.csv (20M and later).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ _MOVIE_NAMES = ("movieId", "title", "genres")
 
 @dataclass(frozen=True)
 class Layout:
-    """One way MovieLens was shipped. Column names are ours where the file has no header; None: the header is in the file."""
+    """One way in which MovieLens was published. Names of columns are None if the file has a header, and ours otherwise."""
 
     ratings: str
     movies: str
@@ -70,9 +70,9 @@ LAYOUTS = (
 
 
 def open_movielens(ratings: Path, movies: Path) -> Source:
-    """A pair of files whose names are those of a layout. The year in a title becomes the item's year.
+    """Opens a pair of files with the names of a layout. The year in a title becomes the year of the item.
 
-    movies.dat is tried as UTF-8 first: 10M's is, 1M's is Latin-1.
+    Tries movies.dat as UTF-8 first: that of 10M is UTF-8, that of 1M is Latin-1.
     """
     layout = next(known for known in LAYOUTS if known.ratings == ratings.name)
     bad = BadRows(file=1)

@@ -1,4 +1,4 @@
-"""Parquet: one file or a folder of parts, columns named as in csv. Blocks are runs of row groups."""
+"""Parquet: one file or a folder of parts, with columns as in csv. A block is a run of row groups."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ from rec_dist.data.sources.source import Source
 from rec_dist.data.sources.table import Table
 from rec_dist.errors import UserError
 
-_BYTES_A_ROW = 30  # what a block of text takes a row, so that both kinds of block hold about as many rows
+_BYTES_A_ROW = 30  # as for delimited text, so that both kinds of block hold about as many rows
 
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """Implements RowReader."""
+    """Implements RowReader for Parquet files."""
 
     roles: Roles
 
     def read(self, block: Block, known: pa.Array | None) -> RowBlock:
-        """The rows of some row groups; the line of a row is its number in them."""
+        """Reads the rows of some row groups. The line of a row is its number in them."""
         wanted = [name for name in vars(self.roles).values() if name is not None]
         with _open(block.data) as file:
             end = file.num_row_groups if block.end is None else block.end
             try:
                 read = file.read_row_groups(range(block.begin, end), columns=wanted)
-                read.validate(full=True)  # a writer may have put bytes that are no UTF-8 into a column of text
+                read.validate(full=True)  # a column of text may hold bytes that are not UTF-8
                 columns = [_plain(column) for column in read.columns]
             except (OSError, pa.ArrowInvalid) as fault:
                 raise UserError(f"{block.path} cannot be read ({' '.join(str(fault).split())}); write the file again.") from None
@@ -42,7 +42,7 @@ class ParquetRows:
         return assemble(table, self.roles, BadRows(block.file), known, None)
 
     def cut(self, block: Block, size: int) -> list[Block]:
-        """Blocks of whole row groups with as many rows as a block of `size` bytes of text, or one row group with more."""
+        """Cuts a file into blocks of whole row groups with about as many rows as `size` bytes of text."""
         with _open(block.data) as file:
             rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
         blocks, begin, held = [], 0, 0
@@ -54,13 +54,13 @@ class ParquetRows:
         return blocks
 
     def num_rows(self, block: Block) -> int:
-        """As the file says."""
+        """The number of rows that the file states."""
         with _open(block.data) as file:
             return int(file.metadata.num_rows)
 
 
 def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
-    """Files of the same columns, in the order of their names, one interaction a row. Roles are as in open_csv."""
+    """Opens files with the same columns in the order of their names, with one interaction per row. Roles are as in open_csv."""
     notes: list[str] = []
     with _open(paths[0]) as first:
         schema = first.schema_arrow
@@ -69,8 +69,8 @@ def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
     for role, name in vars(roles).items():
         if name is not None and not can_be(role, schema.field(name).type):
             raise UserError(
-                f"{paths[0]}: the column {name} is of type {schema.field(name).type}, which cannot be a {role}; write it as a number "
-                "or as text, or let data.columns name another."
+                f"{paths[0]}: the column {name} is of type {schema.field(name).type}, which cannot be a {role}; write it as a "
+                "number or as text, or name another column in data.columns."
             )
     for path in paths[1:]:
         with _open(path) as file:
@@ -78,13 +78,14 @@ def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
         for name in vars(roles).values():
             if name is not None and (name not in other.names or other.field(name).type != schema.field(name).type):
                 raise UserError(
-                    f"{path}: the column {name} is missing or of another type than in {paths[0].name}; write them alike."
+                    f"{path}: the column {name} is missing or of another type than in {paths[0].name}; write all files with "
+                    "the same columns."
                 )
     return Source([whole(number, path) for number, path in enumerate(paths)], ParquetRows(roles), notes=notes)
 
 
 def can_be(role: str, kind: pa.DataType) -> bool:
-    """Whether a column of this type can play a role: texts and numbers any, dates and times all but a rating, lists only texts."""
+    """Whether a column of this type fits a role. Text and numbers fit all, dates all but rating, lists only text roles."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -93,7 +94,7 @@ def can_be(role: str, kind: pa.DataType) -> bool:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Categories as their values, bytes as text. Raises ArrowInvalid for bytes that are no UTF-8."""
+    """Converts categories to their values and bytes to text. Raises ArrowInvalid for bytes that are not UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
@@ -107,4 +108,4 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as fault:
-        raise UserError(f"{path} is no Parquet file ({' '.join(str(fault).split())}); write the file again.") from None
+        raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again.") from None

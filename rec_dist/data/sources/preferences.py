@@ -1,13 +1,13 @@
-"""Preference rows: a prompt, the completion that was chosen, and any number of rejected ones.
+"""Preference rows: a prompt, the chosen completion, and any number of rejected ones.
 
-Read from JSON (an array, or an object a line, also .gz), Parquet or csv, in any of these layouts:
+They are read from JSON (an array, or one object per line, also .gz), Parquet or csv, in any of these layouts:
 
-    prompt, chosen, rejected          rejected is a text or a list of texts
-    prompt, chosen, rejected1..K      also rejected_1..K; empty ones are left out
-    prompt, completions               a list of texts, best first: the first is the chosen one
-    historyList, itemList, trueSelection     S-DPO's and LLaRA's: titles; the prompt is made of TEMPLATE
+    prompt, chosen, rejected                 rejected is a text or a list of texts
+    prompt, chosen, rejected1..K             or rejected_1..K; empty ones are left out
+    prompt, completions                      a list of texts; the first is the chosen one
+    historyList, itemList, trueSelection     the titles of S-DPO and LLaRA; TEMPLATE makes the prompt
 
-Rows come one at a time; a JSON array is read whole.
+Rows are read one at a time, except that a JSON array is read whole.
 """
 
 import csv
@@ -38,11 +38,11 @@ _HISTORY_SEPARATOR = "::"
 
 
 class UnusableRowError(Exception):
-    """Why a row cannot be used."""
+    """Says why a row cannot be used."""
 
 
 def find_preferences(source: Path) -> list[Path]:
-    """The one file of preference rows that `source` is or holds. UserError: several."""
+    """Finds the one file of preference rows that `source` is or holds. Raises UserError if there are several."""
     found = [path for path in files_of(source) if kind_of(path) in SUFFIXES]
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:4])
@@ -53,12 +53,12 @@ def find_preferences(source: Path) -> list[Path]:
 
 
 def read_preferences(path: Path, bad: BadRows) -> Iterator[PreferenceRow]:
-    """The usable rows of a file in order; the others go to `bad`. UserError: the file cannot be read at all."""
+    """Yields the usable rows of a file in order and adds the others to `bad`. Raises UserError if the file is unreadable."""
     for line, fields in _records(path):
         try:
             if not isinstance(fields, dict):
-                raise UnusableRowError("no JSON object")
-            if None in fields:  # csv: a comma in a text without quotes, which would lose what stands behind it
+                raise UnusableRowError("not a JSON object")
+            if None in fields:  # csv: an unquoted comma in a text would cut the rest off
                 raise UnusableRowError("more cells than columns")
             yield as_preference(fields)
         except UnusableRowError as fault:
@@ -67,17 +67,17 @@ def read_preferences(path: Path, bad: BadRows) -> Iterator[PreferenceRow]:
 
 
 def as_preference(fields: Mapping[str, Any]) -> PreferenceRow:
-    """One row in any of the layouts. Raises UnusableRowError."""
+    """Converts one row in any of the layouts. Raises UnusableRowError if that fails."""
     if "trueSelection" in fields and "itemList" in fields:
         return _of_candidates(fields)
     prompt = fields.get("prompt")
     if not isinstance(prompt, str) or not prompt:
-        raise UnusableRowError("prompt is no text")
+        raise UnusableRowError("prompt is not a text")
     if fields.get("completions") is not None:
         return _checked(prompt, _texts(fields["completions"], "completions"))
     chosen = fields.get("chosen")
     if not isinstance(chosen, str) or not chosen:
-        raise UnusableRowError("chosen is no text")
+        raise UnusableRowError("chosen is not a text")
     numbered = sorted((int(match[1]), name) for name in fields if (match := _NUMBERED.fullmatch(name)))
     if fields.get("rejected") is not None:
         rejected = _texts(fields["rejected"], "rejected")
@@ -91,7 +91,7 @@ def _of_candidates(fields: Mapping[str, Any]) -> PreferenceRow:
     if isinstance(history, str):
         history = history.split(_HISTORY_SEPARATOR)
     if not isinstance(chosen, str) or not chosen:
-        raise UnusableRowError("trueSelection is no text")
+        raise UnusableRowError("trueSelection is not a text")
     titles, candidates = _texts(history, "historyList"), _texts(fields["itemList"], "itemList")
     prompt = TEMPLATE.replace("{history}", "\n".join(f"- {title}" for title in titles))
     prompt = prompt.replace("{candidates}", "\n".join(f"- {title}" for title in candidates))
@@ -111,12 +111,12 @@ def _checked(prompt: str, completions: list[str]) -> PreferenceRow:
     if completions[0] in completions[1:]:
         raise UnusableRowError("the chosen completion is also rejected")
     if any(_SURROGATE.search(text) for text in (prompt, *completions)):
-        raise UnusableRowError("half of a surrogate pair, which is no text")
+        raise UnusableRowError("half of a surrogate pair, which is not valid text")
     return PreferenceRow(prompt, list(dict.fromkeys(completions)))
 
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line or number of the row, its fields). A line that is no JSON comes as its text."""
+    """Yields (line or number of the row, its fields). For a line that is not JSON, yields its text."""
     kind = kind_of(path)
     if kind == ".parquet":
         yield from _parquet(path)
@@ -136,10 +136,10 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
     except UserError:
         raise
     except GZIP_FAULTS as fault:
-        raise UserError(f"{path} cannot be unpacked ({fault}); fetch the file again.") from None
-    except csv.Error as fault:  # a cell of more than 131,072 characters, or line ends that no csv has
+        raise UserError(f"{path} cannot be decompressed ({fault}); download the file again.") from None
+    except csv.Error as fault:  # a cell of more than 131,072 characters, or invalid line ends
         raise UserError(f"{path} cannot be read as csv ({fault}); write the rows as JSON lines.") from None
-    except (ValueError, RecursionError) as fault:  # an array that is no JSON, or bytes that are no UTF-8
+    except (ValueError, RecursionError) as fault:  # an array that is not JSON, or bytes that are not UTF-8
         raise UserError(f"{path} cannot be read ({fault}); correct the file.") from None
 
 
@@ -160,4 +160,4 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, row
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
-        raise UserError(f"{path} is no Parquet file ({' '.join(str(fault).split())}); write the file again.") from None
+        raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again.") from None

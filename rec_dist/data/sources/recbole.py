@@ -1,4 +1,4 @@
-"""RecBole atomic files: tab separated, no quoting, a header of `name:type`, NAME.inter beside NAME.item."""
+"""RecBole atomic files: NAME.inter beside NAME.item, separated by tabs, without quoting, with a header of `name:type`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from rec_dist.data.sources.source import Source
 from rec_dist.data.sources.table import Table, parse_table
 from rec_dist.data.sources.titles import parse_year, restore_article, split_year
 
-# RecBole's published data sets name these columns differently; the first that exists is taken.
+# RecBole's published data sets name these columns differently. The first one that exists is used.
 _NAMES = {
     "user": ("user_id", "session_id"),
     "item": ("item_id",),
@@ -27,7 +27,7 @@ _MOVIE_TITLE = "movie_title"
 
 
 def open_recbole(inter: Path, item: Path | None, columns: Mapping[str, str]) -> Source:
-    """A pair of atomic files; columns overrides which column is user, item, rating, timestamp, title, categories, year.
+    """Opens a pair of atomic files. `columns` overrides the columns of user, item, rating, timestamp, title, categories and year.
 
     Without an .item file, or without a title in it, the raw item name is the title, and a note says so.
     """
@@ -68,7 +68,7 @@ def _read_items(path: Path, columns: Mapping[str, str], bad: BadRows, notes: lis
 
 
 def _titles(table: Table, title: str, year: str | None) -> tuple[list[str], list[int | None]]:
-    """Titles and years. Only `movie_title` has MovieLens' habits: "Matrix, The", and here and there the year in the title."""
+    """Reads titles and years. Only `movie_title` follows MovieLens: "Matrix, The", and sometimes the year in the title."""
     titles = table.texts(title)
     years: list[int | None] = [None] * len(titles)
     if year:

@@ -1,7 +1,7 @@
-"""An opened source: where its rows lie, how a block of them is read, its items file, and how blocks are put together again.
+"""An opened source: its files, how to read a block of rows, its items file, and how to join blocks.
 
-Reading is split this way so that it does not matter who reads a block and when: all in one process, or many on a cluster. What
-blocks have in common (items, bad rows, notes) is put together in their order, so the result does not depend on how files were cut.
+With this split it does not matter who reads a block and when: one process can read all, or many processes of a cluster. What
+blocks share (items, bad rows, notes) is joined in the order of the blocks, so the result does not depend on how files were cut.
 """
 
 from collections.abc import Iterable
@@ -18,23 +18,23 @@ from rec_dist.runtime.arrays import I64
 
 
 class RowReader(Protocol):
-    """How the rows of a format are read. Values of it are sent to other processes."""
+    """How to read the rows of a format. Instances are sent to other processes."""
 
     def read(self, block: Block, known: pa.Array | None) -> RowBlock:
-        """The rows of a block. known: the names in the source's items file, if it has one."""
+        """Reads the rows of a block. known: the names in the source's items file, if it has one."""
 
     def cut(self, block: Block, size: int) -> list[Block]:
-        """A block that is a whole file, cut into blocks of about `size` bytes of text (or as many rows of Parquet)."""
+        """Cuts a whole file into blocks of about `size` bytes of text (or as many rows of Parquet)."""
 
     def num_rows(self, block: Block) -> int:
-        """About how many rows a block that is a whole file has."""
+        """Estimates the number of rows of a whole file."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """files: a block each, in the order of their rows. items: of the items file, None where rows name the items.
+    """files: one block per file, in order. items: the items file; None if there is none and rows name the items themselves.
 
-    header_lines: lines of each file before its first row. bad, notes: of the items file and of the source as a whole.
+    header_lines: lines of each file before its first row. bad, notes: about the items file and the source as a whole.
     """
 
     files: list[Block]
@@ -51,7 +51,7 @@ class Source:
 
 
 class Joined:
-    """What the blocks of a source have in common; blocks are added in the order of their rows."""
+    """Joins what the blocks of a source share. Add the blocks in the order of their rows."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -63,7 +63,7 @@ class Joined:
         self.bad.merge(source.bad, 0)
 
     def add(self, block: Block, rows: RowBlock) -> I64 | None:
-        """The index of each item of `rows` among all items; None where rows.item is that already."""
+        """Adds a block. Returns the index of each of its items among all items; None if rows.item is that index already."""
         if block.file != self._file:
             self._file, self._lines = block.file, self._source.header_lines
         self.bad.merge(rows.bad, self._lines)
@@ -88,17 +88,17 @@ class Joined:
 
     @property
     def items(self) -> ItemTable:
-        """All items of the blocks so far, or those of the items file."""
+        """The items of the items file, or all items of the blocks so far."""
         return self._items
 
     def notes(self) -> list[str]:
-        """What the manifest says of the source."""
-        others = [f"{len(self._others)} other titles of items that already had one are ignored"] if self._others else []
+        """The notes about the source for the manifest."""
+        others = [f"{len(self._others)} further titles of items that already have one are ignored"] if self._others else []
         return self._source.notes + others + self.bad.notes()
 
 
 def read_all(source: Source, max_bad_rows: int) -> Interactions:
-    """Every row of a source in memory. UserError: more than max_bad_rows rows cannot be read."""
+    """Reads all rows of a source into memory. Raises UserError if more than max_bad_rows rows are unreadable."""
     joined, known = Joined(source), source.known
     parts: list[RowBlock] = []
     items: list[I64] = []
@@ -123,14 +123,14 @@ def read_all(source: Source, max_bad_rows: int) -> Interactions:
 
 
 def _join_users(parts: list[RowBlock]) -> tuple[I64, list[str]]:
-    """(user of every row, their names in the order of their first row)."""
+    """Returns (the user of every row, the names of the users in the order of their first row)."""
     if len(parts) == 1:
         return parts[0].user, parts[0].users.to_pylist()
     return join_names((part.users, part.user) for part in parts)
 
 
 def join_names(parts: Iterable[tuple[pa.Array, I64]]) -> tuple[I64, list[str]]:
-    """Rows (R,) that index their own part's names, as indices into all names in the order of their first row."""
+    """Joins parts of (names, rows (R,) that index them) into one index over all names, in the order of their first row."""
     place: dict[str, int] = {}
     joined = [
         np.array([place.setdefault(name, len(place)) for name in names.to_pylist()], dtype=np.int64)[index]

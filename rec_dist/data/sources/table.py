@@ -1,7 +1,7 @@
-"""Columns of one block of a file, with the physical line of each row kept so that a fault can be named as file:line.
+"""The columns of one block of a file. Each row keeps its physical line, so that messages can name file:line.
 
-Delimited text becomes string columns; Parquet and JSON bring their own types. Why pyarrow and not a loop: millions of rows
-take seconds and no Python object a cell. Cost: one thread, because only then are the line numbers of malformed rows known.
+Delimited text becomes string columns; Parquet and JSON have their own types. pyarrow reads millions of rows in seconds, without
+a Python object per cell. It uses one thread, because only then are the line numbers of malformed rows known.
 """
 
 import io
@@ -30,7 +30,7 @@ CATEGORY_SEPARATOR = "|"
 
 @dataclass(frozen=True)
 class Table:
-    """The readable rows of one block: names (C,), columns (C,) of Arrow values, lines (R,) 1-based, num_lines of the block."""
+    """The readable rows of one block: names (C,), columns (C,) of Arrow values, lines (R,) from 1, and num_lines of the block."""
 
     path: Path
     names: list[str]
@@ -39,7 +39,7 @@ class Table:
     num_lines: int
 
     def where(self, kept: pa.Array | pa.ChunkedArray) -> "Table":
-        """The rows (R,) that are kept; line numbers and num_lines stay those of the block."""
+        """Keeps the rows where kept (R,) is true. Line numbers and num_lines stay those of the block."""
         lines = self.lines[np.asarray(kept)]
         return Table(self.path, self.names, [column.filter(kept) for column in self.columns], lines, self.num_lines)
 
@@ -48,7 +48,7 @@ class Table:
         return self.columns[self.names.index(name)]
 
     def strings(self, name: str) -> pa.ChunkedArray:
-        """One column as strings; what is missing is empty, lists of strings are joined by "|"."""
+        """One column as strings. Missing values are empty; lists of strings are joined by "|"."""
         column = self.column(name)
         if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
             column = pc.binary_join(pc.cast(column, pa.list_(pa.string())), CATEGORY_SEPARATOR)
@@ -57,11 +57,11 @@ class Table:
         return pc.fill_null(pc.cast(column, pa.string()), "")
 
     def texts(self, name: str) -> list[str]:
-        """One column as Python strings; for small tables such as items."""
+        """One column as Python strings, for small tables such as items."""
         return [str(text) for text in self.strings(name).to_pylist()]
 
     def codes(self, name: str) -> tuple[I64, pa.Array]:
-        """One column as (R,) indices into its distinct values, which stand in order of first appearance."""
+        """One column as (R,) indices into its distinct values, which are in order of first appearance."""
         encoded = self.strings(name).dictionary_encode().combine_chunks()
         if isinstance(encoded, pa.ChunkedArray):  # a column without rows has no chunk to combine
             return np.zeros(0, dtype=np.int64), pa.array([], pa.string())
@@ -73,7 +73,7 @@ class Table:
         return "" if value is None else str(value)
 
     def floats(self, name: str) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], Bool]:
-        """One column as (R,) float64 and which of them are finite numbers."""
+        """One column as (R,) float64, and which values are finite numbers."""
         column = self.column(name)
         if not _is_text(column):
             values = pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy()
@@ -86,14 +86,14 @@ class Table:
         return values, np.isfinite(values)
 
     def timestamps(self, name: str) -> tuple[I64, Bool]:
-        """One column as (R,) int64 and which of them are numbers; floats are rounded down, integers keep all their digits.
+        """One column as (R,) int64, and which values are numbers. Floats are rounded down; integers keep all digits.
 
-        A column of dates or times counts its own example (days, milliseconds, ...).
+        A column of dates or times is in its own unit (days, milliseconds, ...).
         """
         column = self.column(name)
         if not _is_text(column):
             return self._typed_timestamps(column)
-        # A cell must mean the same whatever stands in the rows around it: Arrow's cast takes 0x1F and +5, the slow way does not.
+        # A cell must mean the same whatever the other rows hold. Arrow's cast accepts 0x1F and +5, but the slow way does not.
         if not pc.any(pc.match_substring_regex(column, _OTHER_THAN_DIGITS)).as_py():
             try:
                 return pc.cast(column, pa.int64()).to_numpy(), np.ones(len(self.lines), dtype=bool)
@@ -123,7 +123,7 @@ class Table:
 
 
 def _fits_int64(column: pa.ChunkedArray) -> Bool:
-    """Which cells (R,) are whole numbers that 64 bits hold, to their last digit: nanoseconds since 1970 have 19."""
+    """(R,): which cells are whole numbers that fit into 64 bits exactly. Nanoseconds since 1970 have 19 digits."""
     digits = pc.utf8_ltrim(column, characters="+-")
     largest = pc.if_else(pc.starts_with(column, "-"), _LARGEST_NEGATIVE, _LARGEST_INT64)
     short = pc.less(pc.binary_length(digits), len(_LARGEST_INT64))
@@ -146,14 +146,14 @@ def parse_table(
     encoding: str = "utf8",
     lines_before: int = 0,
 ) -> Table:
-    """Reads a block of delimited text; rows with another number of columns than `names` go to `bad`.
+    """Reads a block of delimited text. Adds rows with another number of columns than `names` to `bad`.
 
-    delimiter may be "::". escaped: a backslash in a cell stands before a character that means itself. The first row counts as line
-    lines_before + 1. UserError: bytes that are not in the encoding, or text that cannot be cut into rows at all.
+    delimiter can be "::". escaped: a backslash in a cell makes the next character literal. The first row counts as line
+    lines_before + 1. Raises UserError for bytes that are not in the encoding, or text that cannot be cut into rows at all.
     """
     data, path = read_buffer(block.data, block.begin, block.end), block.path
     if len(delimiter) > 1:
-        # MovieLens 1M separates by "::", which a parser of one-byte separators cannot; no title there holds a example separator.
+        # MovieLens 1M separates by "::", but the parser takes one byte only. No title there holds the unit separator 0x1F.
         data, delimiter = pa.py_buffer(data.to_pybytes().replace(delimiter.encode(), b"\x1f")), "\x1f"
     malformed: list[int] = []
 
@@ -175,7 +175,7 @@ def parse_table(
 
 
 def _filled(columns: list[pa.ChunkedArray]) -> Bool:
-    """Which rows (R,) hold any text: a blank line says nothing and is no fault."""
+    """(R,): which rows hold any text. A blank line is not a fault."""
     blank: Bool = np.ones(len(columns[0]), dtype=bool)
     for column in columns:
         if not blank.any():
@@ -197,7 +197,7 @@ def _parse(
             quote_char='"' if quoted else False,
             escape_char="\\" if escaped else False,
             newlines_in_values=quoted,
-            ignore_empty_lines=False,  # skipping them silently would shift the line numbers
+            ignore_empty_lines=False,  # skipping them would shift the line numbers
             invalid_row_handler=on_bad,
         ),
         convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names}),

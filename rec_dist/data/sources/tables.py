@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from rec_dist.data.sources.columns import check_roles
 from rec_dist.data.sources.formats import FileSet
-from rec_dist.data.sources.header import refuse_twins, shown
+from rec_dist.data.sources.header import listed, refuse_twins
 from rec_dist.data.sources.parquet import can_be
 from rec_dist.data.sources.table import CATEGORY_SEPARATOR
 from rec_dist.errors import UserError
@@ -81,7 +81,7 @@ def _check_named(columns: Mapping[str, str], rows: pa.Table, about: pa.Table | N
     for role, name in columns.items():
         table, where = (rows, "interactions") if about is None or role not in _OF_ITEMS else (about, "items")
         if name not in table.column_names:
-            raise UserError(f"data.columns.{role} ({name}) is no column of {where}; its columns are {shown(table.column_names)}")
+            raise UserError(f"data.columns.{role} ({name}) is no column of {where}; its columns are {listed(table.column_names)}")
 
 
 def _column(table: pa.Table, name: str, role: str, where: str) -> pa.ChunkedArray | None:
@@ -90,7 +90,7 @@ def _column(table: pa.Table, name: str, role: str, where: str) -> pa.ChunkedArra
         if role not in ("user", "item"):
             return None
         raise UserError(
-            f"{where} has no column {name}; its columns are {shown(table.column_names)}; rename one, or set data.columns.{role}"
+            f"{where} has no column {name}; its columns are {listed(table.column_names)}; rename one, or set data.columns.{role}"
         )
     column = table.column(name)
     if not can_be(role, column.type):

@@ -1,4 +1,4 @@
-"""Titles as a reader of English writes them, and the year in them."""
+"""Rewrites titles as an English reader expects them, and extracts the year in them."""
 
 import re
 
@@ -9,7 +9,7 @@ _YEAR = re.compile(r"(\d{4})(?:\.0*)?")
 
 
 def restore_article(title: str) -> str:
-    """Puts a library catalogue's trailing article in front again, in parentheses as well.
+    """Moves the trailing article of a library catalogue to the front, also in parentheses.
 
     >>> restore_article("Big Blue, The (Grand bleu, Le)")
     'The Big Blue (Le Grand bleu)'
@@ -23,7 +23,7 @@ def restore_article(title: str) -> str:
 
 
 def split_year(title: str) -> tuple[str, int | None]:
-    """Cuts a trailing year off a title: "Heat (1995)" -> ("Heat", 1995); without one, (title, None)."""
+    """Cuts a trailing year off a title: "Heat (1995)" -> ("Heat", 1995). Returns (title, None) if there is none."""
     match = _TRAILING_YEAR.search(title)
     if match is None or match.start() == 0:
         return title, None
@@ -31,6 +31,6 @@ def split_year(title: str) -> tuple[str, int | None]:
 
 
 def parse_year(text: str) -> int | None:
-    """A year written as 1995 or 1995.0; anything else is None."""
+    """Reads a year written as 1995 or 1995.0. Returns None for anything else."""
     match = _YEAR.fullmatch(text.strip())
     return int(match.group(1)) if match else None

@@ -1,4 +1,4 @@
-"""Preparation through files on disk writes the bytes that preparation in memory writes, however small its pieces are."""
+"""Preparing through files on disk writes the same bytes as preparing in memory, however small the pieces are."""
 
 import gzip
 import random
@@ -22,11 +22,11 @@ from rec_dist.data.sources.blocks import cut_text, whole
 from rec_dist.errors import UserError
 from rec_dist.runtime.messages import messages_to
 
-SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
+SMALL = Sizes(block_bytes=120, partition_rows=9, range_rows=15, num_bins=16)
 
 
 def both(folder: Path, sizes: Sizes = SMALL, **changes: object) -> tuple[list[str] | str, list[str] | str]:
-    """What each way says: its log lines, or its error; where both succeed, every file must be the same."""
+    """Returns the log lines or the error of each way. If both succeed, checks that all files are the same."""
     said: list[list[str] | str] = []
     for place in ("memory", "disk"):
         lines: list[str] = []
@@ -52,7 +52,7 @@ RULES = ["leave_one_out", "global_temporal", "user_ratio"]
 
 
 def as_csv(raw: list[tuple[int, ...]]) -> str:
-    """Rows of csv; now and then one that cannot be read."""
+    """Rows of csv, some of which are unreadable."""
     lines = ["user,item,rating,timestamp,title,categories"]
     for user, item, rating, time, odd in raw:
         title = f'"The ""{item // 2}""\nfilm"' if item % 3 == 0 else f"Film {item}{'!' if odd == 7 else ''}"
@@ -95,13 +95,13 @@ def test_disk_writes_what_memory_writes(tmp_path, raw, rule, min_user, min_item,
     assert memory == disk
 
 
-def test_many_blocks_buckets_ranges_and_batches(tmp_path, monkeypatch):
-    """Every loop of the blockwise way turns more than once, also that over record batches."""
+def test_many_blocks_partitions_ranges_and_batches(tmp_path, monkeypatch):
+    """Every loop of the blockwise way runs more than once, including the loop over record batches."""
     monkeypatch.setattr(shards, "BATCH_ROWS", 13)
     generator = random.Random(1)
     rows = [(generator.randrange(90), generator.randrange(40), generator.randrange(1, 6), t, 0) for t in range(3000)]
     (tmp_path / "log.csv").write_text(as_csv(rows))
-    sizes = Sizes(block_bytes=4000, bucket_rows=500, range_rows=300, num_bins=64)
+    sizes = Sizes(block_bytes=4000, partition_rows=500, range_rows=300, num_bins=64)
     settings = {"source": str(tmp_path / "log.csv"), "split": "global_temporal", "min_item_interactions": 40, "min_rating": 2.0}
     memory, disk = both(tmp_path, sizes, num_shards=2, **settings)
     assert memory == disk
@@ -198,7 +198,7 @@ def test_few_shot_takes_the_smallest_draws_and_then_the_first_users():
 
 
 def test_few_shot_with_as_many_draws_as_asked_for_ends_at_the_last_of_them():
-    """A part of five users gives its two smallest draws: that these are two does not mean that all train."""
+    """A part of five users gives its two smallest draws, and the other three users must not train."""
     assert last_of_few_shot([(np.array([0.5, 0.1]), np.array([1, 4]))], 2) == (0.5, 1)
 
 
@@ -206,7 +206,7 @@ def test_few_shot_with_as_many_draws_as_asked_for_ends_at_the_last_of_them():
 def test_few_shot_of_one_range_is_that_in_memory(tmp_path, few):
     rows = [(user, item, 3, 10 * user + item, 0) for user in range(20) for item in range(5)]
     (tmp_path / "log.csv").write_text(as_csv(rows))
-    large = Sizes(block_bytes=1 << 20, bucket_rows=1 << 20, range_rows=1 << 20, num_bins=16)
+    large = Sizes(block_bytes=1 << 20, partition_rows=1 << 20, range_rows=1 << 20, num_bins=16)
     settings = {"source": str(tmp_path / "log.csv"), "split": "leave_one_out", "min_item_interactions": 1, "num_shards": 1}
     memory, disk = both(tmp_path, large, max_train_users=few, **settings)
     assert memory == disk
@@ -222,12 +222,12 @@ def test_where_the_work_is_done(tmp_path, monkeypatch):
     assert choose_place("auto", [path], with_ray=True) == "ray"
     assert choose_place("auto", [path], with_ray=False) == "disk"
     assert choose_place("memory", [path], with_ray=True) == "memory"
-    with pytest.raises(UserError, match=r"data.prepare_on=ray works from the command line"):
+    with pytest.raises(UserError, match=r"data.prepare_on=ray works only from the command line"):
         choose_place("ray", [path], with_ray=False)
 
 
 def test_a_process_that_prepares_twice_reads_the_items_file_of_each(tmp_path):
-    """The work folder is named by path and process: the second preparation must not meet the names of the first."""
+    """Both runs use the same work folder, and the second must not read the item names of the first."""
     for first in (0, 5):
         folder = tmp_path / "work"
         shutil.rmtree(folder, ignore_errors=True)

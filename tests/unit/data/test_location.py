@@ -1,4 +1,4 @@
-"""Places of data and copies: which are taken, how long one may be silent, and what is said of a folder here."""
+"""Locations: which URIs are accepted, how long a store may be silent, and messages about local folders."""
 
 import socket
 import threading
@@ -17,7 +17,7 @@ from rec_dist.storage.location import Location
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a server that takes every connection and never answers."""
+    """The port of a server that accepts every connection and never answers."""
     held: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -41,9 +41,7 @@ def silent() -> Iterator[int]:
     "uri", ["mock://x", "abfs://account@container/x", "local:///tmp", "viewfs://x/y", "gcs://b/x", "S3://b/x"]
 )
 def test_other_schemes_are_refused(uri: str) -> None:
-    with pytest.raises(
-        UserError, match=r"cannot be opened: another scheme than s3, gs and hdfs; give a URI of these, or a folder"
-    ):
+    with pytest.raises(UserError, match=r"cannot be opened: .*s3, gs or hdfs; give a URI of these, or a folder"):
         Location(uri)
 
 
@@ -51,7 +49,7 @@ def test_other_schemes_are_refused(uri: str) -> None:
 def test_a_store_that_never_answers_is_given_up(
     silent: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five attempts of 6 s and the pauses between them; pyarrow's own limits make it 99 s."""
+    """Five attempts of 6 s each, with pauses; with pyarrow's own limits it would take 99 s."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     began = time.monotonic()

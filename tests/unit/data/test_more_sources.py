@@ -1,4 +1,4 @@
-"""Amazon Reviews, Parquet and packed files: the same rows as plain text gives, and faults named by file and line."""
+"""Amazon Reviews, Parquet and compressed files give the same rows as plain text, and faults name file and line."""
 
 import datetime
 import gzip
@@ -63,7 +63,7 @@ def test_both_editions_of_amazon_read_the_same(edition, suffix, name, tmp_path):
     assert got.items.categories == [["Home", "Tea & Coffee"], []]
     np.testing.assert_array_equal(got.rating, [4, 2, 5])
     np.testing.assert_array_equal(got.timestamp, [row[3] for row in REVIEWS])
-    assert "1 products without a title and 1 that stand there again" in got.notes[0]
+    assert "1 products without a title and 1 repeated ones" in got.notes[0]
 
 
 def test_amazon_rows_that_cannot_be_used(tmp_path):
@@ -79,7 +79,7 @@ def test_amazon_rows_that_cannot_be_used(tmp_path):
         read(tmp_path, bad=5)
     message = str(caught.value)
     assert "6 rows cannot be read" in message
-    assert f"{path}:5: no JSON object of a review ('not json'), 3 of this kind" in message
+    assert f"{path}:5: not a JSON object of a review ('not json'), 3 of this kind" in message
     assert f"{path}:7: empty user_id" in message
     assert f"{path}:8: item is not in meta_Toys.jsonl ('B03')" in message
     assert f"{path}:10: rating is not a number" in message
@@ -88,7 +88,7 @@ def test_amazon_rows_that_cannot_be_used(tmp_path):
 
 def test_a_json_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(UserError, match=r"x.jsonl:1: this is no review of Amazon Reviews 2018 or 2023.* parent_asin"):
+    with pytest.raises(UserError, match=r"x.jsonl:1: this is not a review of Amazon Reviews 2018 or 2023.* parent_asin"):
         read(tmp_path)
 
 
@@ -142,20 +142,20 @@ def test_parquet_parts_are_one_source_and_nulls_are_bad_rows(tmp_path):
     pq.write_table(table.drop_columns(["stars"]), tmp_path / "part-2.parquet")
     with pytest.raises(UserError, match=r"part-2.parquet: the column stars is missing or of another type than in part-0"):
         read(tmp_path, COLUMNS, bad=2)
-    with pytest.raises(UserError, match=r"data.columns.user \(nobody\) is no column of .*part-0.parquet"):
+    with pytest.raises(UserError, match=r"data.columns.user \(nobody\) is not a column of .*part-0.parquet"):
         read(tmp_path, {"user": "nobody"})
 
 
 def test_a_damaged_parquet_file_is_the_users_mistake(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(UserError, match=r"x.parquet is no Parquet file"):
+    with pytest.raises(UserError, match=r"x.parquet is not a Parquet file"):
         read(tmp_path)
 
 
 def test_a_packed_file_that_ends_early_is_named(tmp_path):
     data = gzip.compress(b"user,item\n" + b"a,x\n" * 100000)
     (tmp_path / "log.csv.gz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"log.csv.gz cannot be unpacked"):
+    with pytest.raises(UserError, match=r"log.csv.gz cannot be decompressed"):
         read(tmp_path)
 
 
@@ -189,9 +189,9 @@ BOOKS = [
 BOOK_RATINGS = [
     '"User-ID";"ISBN";"Book-Rating"',
     '"7";"02";"8"',
-    '"7";"01";"0"',  # a book at hand, not rated
+    '"7";"01";"0"',  # the user has the book but did not rate it
     '"8";"\\"03";"3"',
-    '"7";"99";"0"',  # unknown, and not rated either: no fault
+    '"7";"99";"0"',  # an unknown book that is not rated is no fault
     '"9";"01";"10"',
 ]
 

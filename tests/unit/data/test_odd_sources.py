@@ -1,4 +1,4 @@
-"""Sources as they should not be: each is one line that says what, where and the way out, or is read the same wherever it is cut."""
+"""Malformed sources: each gives one line with fault, place and remedy, or is read the same wherever it is cut."""
 
 import errno
 import gzip
@@ -22,12 +22,12 @@ from rec_dist.data.sources.preferences import read_preferences
 from rec_dist.errors import DiskError, UserError
 from rec_dist.runtime.messages import messages_to
 
-SMALL = Sizes(block_bytes=120, bucket_rows=9, range_rows=15, num_bins=16)
+SMALL = Sizes(block_bytes=120, partition_rows=9, range_rows=15, num_bins=16)
 ROWS = "user,item,rating,timestamp\n" + "".join(f"u{n % 2},i{n // 2},3,{n}\n" for n in range(16))
 
 
 def both(folder: Path, source: Path, **changes: object) -> list[str]:
-    """What preparation in memory and through files say last; where they succeed, they must write the same bytes."""
+    """Returns the last line of preparing in memory and through files. If both succeed, checks that they wrote the same bytes."""
     said = []
     for place in ("memory", "disk"):
         settings = {"split": "leave_one_out", "min_user_interactions": 1, "max_bad_rows": 9, **changes}
@@ -48,8 +48,8 @@ def both(folder: Path, source: Path, **changes: object) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.csv", ROWS.replace("\n", "\r").encode(), r"a.csv:1: lines end with a carriage return alone"),
-        ("a.inter", b"user_id:token\titem_id:token\ra\tb\r", r"a.inter:1: lines end with a carriage return alone"),
+        ("a.csv", ROWS.replace("\n", "\r").encode(), r"a.csv:1: lines end with a carriage return only"),
+        ("a.inter", b"user_id:token\titem_id:token\ra\tb\r", r"a.inter:1: lines end with a carriage return only"),
         ("a.csv", ROWS.encode("utf-16"), r"a.csv:1: the first line holds NUL bytes, as UTF-16 does"),
         ("a.csv", b'"us\ner",item\na,b\n', r"a.csv:1: a quote in the first line is never closed"),
         ("a.csv", b"user,item," + b"x" * 70_000 + b"\n", r"a.csv:1: the first line is longer than 65536 bytes"),
@@ -71,7 +71,7 @@ def test_what_is_no_header(name, data, words, tmp_path):
     "time", ["0x1F", "+1700000000000000001", "1700000000000000001", "9223372036854775807", "-9223372036854775808", "007"]
 )
 def test_a_timestamp_means_the_same_whatever_stands_around_it(time, tmp_path):
-    """Arrow reads a whole column at once or not at all, so a bad row must not change how its neighbours are read."""
+    """Arrow converts a whole column or nothing, so a bad row must not change how its neighbours are read."""
     rows = [f"u,i{n},{time if n == 4 else 1700000000000000000 - n}" for n in range(40)]
     alone, among = tmp_path / "alone.csv", tmp_path / "among.csv"
     alone.write_text("\n".join(["user,item,timestamp", *rows]) + "\n")
@@ -104,14 +104,14 @@ def test_a_rating_that_32_bits_cannot_hold_is_a_bad_row(tmp_path):
 
 def packed(text: str) -> bytes:
     data = bytearray(gzip.compress(text.encode()))
-    data[12] ^= 0xFF  # in the code lengths of the first block, which zlib refuses
+    data[12] ^= 0xFF  # zlib rejects these code lengths of the first block
     return bytes(data)
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_a_flipped_byte_of_a_packed_file_is_named(place, tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(packed(ROWS + "".join(f"u,x{n * 7919 % 1000},1,{n}\n" for n in range(500))))
-    with pytest.raises(UserError, match=r"a.csv.gz cannot be unpacked \(Error -3"):
+    with pytest.raises(UserError, match=r"a.csv.gz cannot be decompressed \(Error -3"):
         prepare(DataConfig(source=str(tmp_path), path=str(tmp_path / "out"), prepare_on=place))
 
 
@@ -120,15 +120,15 @@ def test_a_flipped_byte_of_packed_metadata_and_preferences_is_named(tmp_path):
     (tmp_path / "R.json").write_text(json.dumps(review) + "\n")
     lines = "".join(json.dumps({"asin": f"a{n}", "title": f"T{n * 7919 % 1000}"}) + "\n" for n in range(300))
     (tmp_path / "meta_R.json.gz").write_bytes(packed(lines))
-    with pytest.raises(UserError, match=r"meta_R.json.gz cannot be unpacked \(Error -3"):
+    with pytest.raises(UserError, match=r"meta_R.json.gz cannot be decompressed \(Error -3"):
         read_interactions(find_files(tmp_path, "amazon"), {}, 0)
     (tmp_path / "rows.jsonl.gz").write_bytes(packed(lines))
-    with pytest.raises(UserError, match=r"rows.jsonl.gz cannot be unpacked \(Error -3"):
+    with pytest.raises(UserError, match=r"rows.jsonl.gz cannot be decompressed \(Error -3"):
         list(read_preferences(tmp_path / "rows.jsonl.gz", BadRows()))
 
 
 def test_a_full_disk_is_no_fault_of_the_packed_source(tmp_path):
-    """/dev/full takes no byte: what it says must not read as advice to fetch the source again."""
+    """/dev/full takes no byte, and the message must not advise to download the source again."""
     from rec_dist.data.sources.blocks import unpack
 
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(ROWS.encode() * 1000))
@@ -144,10 +144,10 @@ def test_folders_are_passed_over_and_links_to_nothing_named(name, tmp_path):
         find_files(tmp_path / "f", kind)
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / name).symlink_to("nowhere")
-    with pytest.raises(UserError, match=f"{name} is no file that can be read twice"):
+    with pytest.raises(UserError, match=f"{name} is not a file that can be read twice"):
         find_files(tmp_path / "g", kind)
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(UserError, match=r"pipe.csv is no file that can be read twice"):
+    with pytest.raises(UserError, match=r"pipe.csv is not a file that can be read twice"):
         find_files(tmp_path / "pipe.csv", "csv")
 
 
@@ -175,7 +175,7 @@ def test_a_review_that_cannot_be_read_is_a_bad_row(line, tmp_path):
     (tmp_path / "R.json").write_bytes(good + b"\n" + line + b"\n")
     got = read_interactions(find_files(tmp_path, "amazon"), {}, 1)
     assert len(got) == 1
-    assert got.bad_rows == {"no JSON object of a review": 1}
+    assert got.bad_rows == {"not a JSON object of a review": 1}
     assert "R.json:2" in got.notes[-1]
 
 
@@ -232,7 +232,7 @@ def test_parquet_types_that_can(tmp_path):
 
 def test_parquet_with_two_columns_of_a_name_or_no_row(tmp_path):
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, names=["user", "item", "user"]), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="the column 'user' stands there twice"):
+    with pytest.raises(UserError, match=r"two columns are named .user."):
         read_interactions(find_files(tmp_path, "parquet"), {}, 0)
     pq.write_table(table().slice(0, 0), tmp_path / "a.parquet")
     for said in both(tmp_path, tmp_path / "a.parquet"):
@@ -241,7 +241,7 @@ def test_parquet_with_two_columns_of_a_name_or_no_row(tmp_path):
 
 @pytest.mark.parametrize("after", [",", "\t"])
 def test_blocks_end_between_rows_where_a_quote_stands_inside_a_cell(after, tmp_path):
-    """A lone quote in a cell means itself, so what follows must not be taken for the inside of a quoted cell."""
+    """A lone quote in a cell is an ordinary character, so the text after it is not inside a quoted cell."""
     rows = [f'u{after}12" disk', f'u{after}"two\nlines"', f'v{after}"a ""b""\n, c"', f'w{after}5"', f'"x\ny"{after}z'] * 9
     path = tmp_path / "x"
     path.write_text("".join(f"{row}\n" for row in rows))
@@ -258,7 +258,7 @@ def test_blocks_end_between_rows_where_a_quote_stands_inside_a_cell(after, tmp_p
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.csv", b"prompt,chosen,rejected,rejected\np,a,b,c\n", r"the column 'rejected' stands there twice"),
+        ("a.csv", b"prompt,chosen,rejected,rejected\np,a,b,c\n", r"two columns are named .rejected."),
         (
             "a.csv",
             b"prompt,chosen,rejected\n" + b"x" * 200_000 + b",a,b\n",
@@ -276,9 +276,9 @@ def test_preference_files_that_cannot_be_read(name, data, words, tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"prompt": "p\\ud800", "chosen": "a", "rejected": "b"}', "half of a surrogate pair, which is no text"),
-        ('{"prompt": "p", "chosen": "a", "rejected": ["b\\udfff"]}', "half of a surrogate pair, which is no text"),
-        ('{"prompt":' + "[" * 100_000, "no JSON object"),
+        ('{"prompt": "p\\ud800", "chosen": "a", "rejected": "b"}', "half of a surrogate pair, which is not valid text"),
+        ('{"prompt": "p", "chosen": "a", "rejected": ["b\\udfff"]}', "half of a surrogate pair, which is not valid text"),
+        ('{"prompt":' + "[" * 100_000, "not a JSON object"),
         ('{"prompt": "p", "chosen": "a", "rejected' + "9" * 5000 + '": "b"}', "no rejected completion"),
     ],
 )
@@ -331,7 +331,7 @@ def test_a_path_that_cannot_hold_a_folder_is_refused(name, tmp_path):
 
 
 def test_a_full_disk_is_named_with_its_place(tmp_path, monkeypatch):
-    """What a writer raises on a full disk names no file; the line must say which folder has no room, and nothing may stay there."""
+    """The error of a full disk names no file, but the message must name the folder, and nothing may be left there."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

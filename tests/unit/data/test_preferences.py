@@ -1,4 +1,4 @@
-"""Preference rows: every layout reads as the same rows, faults are counted, and what is exported trains like what it came from."""
+"""Preference rows: all layouts give the same rows, faults are counted, and exported rows train like their source."""
 
 import gzip
 import json
@@ -107,12 +107,12 @@ def test_rows_that_cannot_be_used_are_counted_and_shown(tmp_path):
     message = str(caught.value)
     assert "data.max_bad_rows (7) is exceeded: 8 rows" in message
     for words in (
-        f"{path}:2: prompt is no text",
-        f"{path}:3: chosen is no text",
+        f"{path}:2: prompt is not a text",
+        f"{path}:3: chosen is not a text",
         f"{path}:4: no rejected completion",
         f"{path}:5: the chosen completion is also rejected",
         f"{path}:6: rejected is neither a text nor a list of texts",
-        f"{path}:9: no JSON object ('no json'), 2 of this kind",
+        f"{path}:9: not a JSON object ('no json'), 2 of this kind",
     ):
         assert words in message
     data = prepared(path, tmp_path / "out", max_bad_rows=8)
@@ -125,7 +125,7 @@ def test_settings_without_effect_and_empty_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"data.min_rating has no effect on data.format=preferences"):
         prepared(path, tmp_path / "out", min_rating=4.0)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"holds no preference row that can be used"):
+    with pytest.raises(UserError, match=r"holds no usable preference row"):
         prepared(tmp_path / "empty.jsonl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -152,8 +152,8 @@ def test_many_rows_keep_their_completions_over_shards(tmp_path):
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda raw: raw[:-8], r"train-00000-of-00001.arrow: \d+ bytes instead of \d+"),
-        (lambda raw: raw.replace(b" C", b" X"), r"train-00000-of-00001.arrow: SHA-256 is \w+ instead of \w+"),
+        (lambda raw: raw[:-8], r"train-00000-of-00001.arrow has \d+ bytes, not \d+"),
+        (lambda raw: raw.replace(b" C", b" X"), r"train-00000-of-00001.arrow has changed"),
     ],
 )
 def test_damage_is_found(change, found, tmp_path):
@@ -172,7 +172,7 @@ def same_prompt(one: GroupedPrompt, two: GroupedPrompt) -> None:
 
 
 def test_exported_interactions_come_back_as_the_same_trunks(tmp_path, tiny_config, tiny_model_dir):
-    """The text of a prompt and its completions has the tokens that the pieces have, target by target."""
+    """The text of a prompt and its completions has the same tokens as the pieces, target by target."""
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
     count = export_preferences(config, tmp_path / "rows.jsonl")
     task = build_task(config, InitialWeights(tiny_model_dir), "cpu")

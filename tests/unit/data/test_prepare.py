@@ -22,7 +22,7 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.messages import messages_to
 from rec_dist.storage.files import lock
 
-# user, item, rating, time. Written out of time order; ann has a tie at 5 and rates d twice; bob's e is a dislike.
+# user, item, rating, time. The rows are not in time order; ann has a tie at 5 and rates d twice; bob's e is an explicit negative.
 TINY = """user,item,rating,timestamp
 ann,a,5,1
 ann,c,4,5
@@ -57,7 +57,7 @@ def run(folder: Path, text: str = TINY, **changes: object) -> tuple[PreparedData
 
 
 def rows(data: PreparedData, name: str) -> dict[str, tuple[str, int, str]]:
-    """raw user -> (titles in order, first_target, titles disliked)."""
+    """raw user -> (titles in order, first_target, titles of explicit negatives)."""
     split = data.split(name)
     spell = lambda items: "".join(data.titles[item] for item in items)
     return {
@@ -85,7 +85,7 @@ def test_leave_one_out_rows(tmp_path):
 
 
 def test_global_temporal_rows(tmp_path):
-    # 12 choices, times 1 3 3 4 4 5 5 7 8 9 10 10: validation from the 8th (7), test from the 10th (9).
+    # 12 positives, times 1 3 3 4 4 5 5 7 8 9 10 10: validation from the 8th (7), test from the 10th (9).
     data, said = run(tmp_path, split="global_temporal", valid_fraction=2 / 12, test_fraction=3 / 12)
     assert data.manifest.cuts == {"valid_from": 7, "test_from": 9}
     assert rows(data, "train") == {"ann": ("acb", 1, "e"), "bob": ("ab", 1, "e"), "dan": ("ea", 1, "")}
@@ -97,7 +97,7 @@ def test_global_temporal_rows(tmp_path):
 
 def test_user_ratio_rows(tmp_path):
     text = "user,item,rating,timestamp\n" + "".join(f"u{u},i{i},{1 if i == 1 else 5},{i}\n" for u in range(60) for i in range(4))
-    text += "u0,i1,5,-1\n"  # so that i1 is in the catalogue
+    text += "u0,i1,5,-1\n"  # keeps i1 in the catalogue
     data, _ = run(tmp_path, text, split="user_ratio", valid_fraction=0.2, test_fraction=0.2)
     parts = {name: rows(data, name) for name in ("train", "valid", "test")}
     assert sorted(user for part in parts.values() for user in part) == sorted(f"u{u}" for u in range(60))
@@ -118,7 +118,7 @@ def test_a_dislike_outside_the_catalogue_is_dropped(tmp_path):
 def test_counts_and_ties_are_reported(tmp_path):
     data, said = run(tmp_path, split="leave_one_out")
     counts = data.manifest.counts
-    assert (counts["raw_rows"], counts["repeated_rows"], counts["choices"], counts["users"]) == (16, 1, 12, 4)
+    assert (counts["raw_rows"], counts["repeated_rows"], counts["positives"], counts["users"]) == (16, 1, 12, 4)
     assert counts["ties"] == 1
     assert data.manifest.tie_share == pytest.approx(1 / 8)
     assert any(line.startswith("12.5%") for line in said)
@@ -137,7 +137,7 @@ def test_a_repeat_keeps_the_first_in_time(tmp_path):
 
 
 def test_k_core_goes_on_until_stable(tmp_path):
-    # Item 3 has one choice, so it goes; then user 2 has one left and goes; then item 2 has one left and goes.
+    # Item 3 has one positive and is dropped; then user 2 has one left and is dropped; then item 2 has one left and is dropped.
     user, item = np.array([0, 0, 1, 1, 1, 2, 2]), np.array([0, 1, 0, 1, 2, 3, 2])
     core = k_core(Rows(user, item, np.arange(7), None, np.ones(7, dtype=bool)), 2, 2)
     assert list(zip(core.user.tolist(), core.item.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -215,7 +215,7 @@ def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match=r"data.path \(.*\) exists and is no prepared data set"):
+    with pytest.raises(UserError, match=r"data.path \(.*\) exists and is not a prepared data set"):
         run(tmp_path)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "x"
 
@@ -223,7 +223,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_a_damaged_data_set_is_not_kept(tmp_path):
     run(tmp_path)
     next((tmp_path / "out").glob("train-*")).unlink()
-    with pytest.raises(UserError, match=r"is damaged: .*the file is missing"):
+    with pytest.raises(UserError, match=r"is damaged: .*is missing"):
         run(tmp_path)
 
 
@@ -233,14 +233,14 @@ def test_a_damaged_data_set_is_not_kept(tmp_path):
         ("user,item,rating,timestamp\n", {}, "holds no readable row"),
         ("user,item,timestamp\na,x,1\n", {}, r"data.min_rating \(4.0\) needs ratings"),
         ("user,item,rating\na,x,5\n", {"split": "global_temporal"}, "global_temporal needs timestamps"),
-        ("user,item,rating,timestamp\na,x,1,1\n", {}, r"none is left after data.min_rating \(4.0\)"),
+        ("user,item,rating,timestamp\na,x,1,1\n", {}, r"none of 0 positives is left after data.min_rating \(4.0\)"),
         ("user,item,rating,timestamp\na,x,5,1\na,y,5,1\n", {}, "leaves the train split without a target"),
         ("user,item,rating,timestamp,title\na,x,5,1,\na,y,5,1,Y\n", {}, "the item 'x' has an empty title"),
         (TINY, {"split": "user_ratio", "valid_fraction": 0.5, "test_fraction": 0.5}, r"data.valid_fraction \(0.5\)"),
         (
             TINY,
             {"source": "/no/such/folder"},
-            r"data.source \(/no/such/folder\) is no existing file .* \(ml-100k, ml-1m, book-crossing\)",
+            r"data.source \(/no/such/folder\) is neither an existing file .* \(ml-100k, ml-1m, book-crossing\)",
         ),
     ],
 )
@@ -254,7 +254,7 @@ def test_mistakes_are_named_and_leave_nothing(text, changes, words, tmp_path):
 def test_no_timestamps_means_file_order(tmp_path):
     data, said = run(tmp_path, "user,item\nu,c\nu,a\nv,x\nu,b\nu,d\n", split="leave_one_out", min_rating=None)
     assert rows(data, "test")["u"][0] == "cabd"
-    assert any("row numbers stand in" in line for line in said)
+    assert any("row numbers" in line for line in said)
 
 
 def test_without_validation_share_the_split_is_empty(tmp_path):
@@ -277,7 +277,7 @@ def test_splits_hold_for_any_data(tmp_path, raw, rule):
     try:
         data, _ = run(folder, text, split=rule, min_rating=3.0, valid_fraction=0.2, test_fraction=0.2)
     except UserError as fault:
-        if "without a target" in str(fault) or "none is left" in str(fault):
+        if "without a target" in str(fault) or "positives is left" in str(fault):
             return
         raise
     expected, explicit_negatives = expected_sequences(raw)
@@ -328,7 +328,7 @@ def first_times(raw):
 
 
 def expected_sequences(raw):
-    """A plain re-telling of what prepare must do before splitting: chosen items in order, and found, by user."""
+    """A plain reimplementation of what prepare does before splitting: the positives in order, and all rows, by user."""
     chosen, explicit_negatives, seen = {}, {}, set()
     for user, item, rating, _ in sorted(raw, key=lambda row: row[3]):
         if (user, item) in seen:
@@ -361,7 +361,7 @@ def test_what_a_killed_attempt_left_is_removed_and_what_another_works_on_is_not(
         for suffix in ("tmp", "work"):
             (tmp_path / f".out.{number}.{suffix}").mkdir()
             (tmp_path / f".out.{number}.{suffix}" / "half").touch()
-    (tmp_path / ".out.1.lock").touch()  # its process is gone
+    (tmp_path / ".out.1.lock").touch()  # its process has ended
     at_work = lock(tmp_path / ".out.2.lock")
     run(tmp_path)
     os.close(at_work)

@@ -1,4 +1,4 @@
-"""Data in an object store: read as from a folder, fetched once a node within the cache's bound, and every fault named."""
+"""Data in an object store: it reads as from a folder, is fetched once per node within the cache's limit, and faults are named."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 
 @pytest.fixture
 def put(server: S3Server, local: PreparedData, tmp_path: Path) -> Callable[[], str]:
-    """Uploads the data set under a prefix of this test's own and returns the prefix."""
+    """Uploads the data set under a prefix for this test only and returns the prefix."""
 
     def upload() -> str:
         server.put(local.location.folder, tmp_path.name)
@@ -143,7 +143,7 @@ def test_a_file_larger_than_the_cache_says_which_key_to_raise(server: S3Server, 
 def test_processes_of_a_node_fetch_a_shard_once(
     server: S3Server, put: Callable[[], str], local: PreparedData, tmp_path: Path
 ) -> None:
-    """Four processes read all rows at once, with room for everything and with room for a third of it."""
+    """Four processes read all rows at once, with cache space for everything and for a third of it."""
     prefix = put()
     program = (
         "import sys; from rec_dist.data.dataset.prepared_data import PreparedData;"
@@ -169,7 +169,7 @@ def test_what_a_killed_download_left_is_no_hindrance(server: S3Server, put: Call
     remote = opened(server, prefix, cache)
     entry = remote.manifest.splits["train"].shards[0]
     (cache / "shards" / f"{entry.sha256}.tmp").write_bytes(b"half of it")
-    (cache / "shards" / f"{remote.manifest.items.sha256}.arrow").write_bytes(b"")  # and what a disk lost
+    (cache / "shards" / f"{remote.manifest.items.sha256}.arrow").write_bytes(b"")  # a file that the disk lost
     assert len(opened(server, prefix, cache).split("train").items_of(0))
     assert not list((cache / "shards").glob("*.tmp"))
 
@@ -202,10 +202,10 @@ def test_a_flipped_bit_is_met_at_its_shard_and_named(
     server.write(f"{prefix}/{name}", bytes(content))
     split = opened(server, prefix, tmp_path / "cache").split("train")
     assert len(split.items_of(0))
-    with pytest.raises(UserError, match=rf"^s3://\S+/{name}: SHA-256 is \w+ instead of \w+; remove"):
+    with pytest.raises(UserError, match=rf"^s3://\S+/{name} has changed .*; remove"):
         split.items_of(sum(entry.rows for entry in local.manifest.splits["train"].shards[:2]))
     assert local.manifest.splits["train"].shards[2].sha256 not in cached(tmp_path / "cache")
-    assert verify(server.uri(prefix))[0].split(": ")[0].endswith(name)
+    assert f"{prefix}/{name} has changed" in verify(server.uri(prefix))[0]
 
 
 @pytest.mark.parametrize("change", ["missing", "truncated", "stray"])
@@ -220,9 +220,7 @@ def test_what_a_listing_shows_is_found_before_anything_is_read(
     else:
         name = "train-00000-of-00009.arrow"
         server.write(f"{prefix}/{name}", b"")
-    says = {"missing": "the file is missing", "truncated": r"\d+ bytes instead of \d+", "stray": "does not name this file"}[
-        change
-    ]
+    says = {"missing": "is missing", "truncated": r"has \d+ bytes, not \d+", "stray": "does not name this file"}[change]
     with pytest.raises(UserError, match=rf"is damaged, 1 fault.*{name}.*{says}"):
         opened(server, prefix, tmp_path / "cache")
     assert len(verify(server.uri(prefix))) == 1
@@ -239,7 +237,7 @@ def test_verify_says_whole_of_what_is_whole(server: S3Server, put: Callable[[], 
     assert main(["verify", server.uri(prefix)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: s3://")
-    assert f"{prefix}/items.arrow: SHA-256 is" in error
+    assert f"{prefix}/items.arrow has changed" in error
     assert len(error.splitlines()) == 1
 
 
@@ -264,7 +262,7 @@ def test_a_server_that_goes_gives_one_error_that_says_so(put: Callable[[], str],
         ("s3://rec-dist-tests/p?endpoint=x", "Unexpected query parameter"),
         (
             "s4://bucket/p",
-            r"\(s4://bucket/p\) cannot be opened: another scheme than s3, gs and hdfs; give a URI of these, or a folder",
+            r"\(s4://bucket/p\) cannot be opened: .*s3, gs or hdfs; give a URI of these, or a folder",
         ),
         ("s3://name:secret@rec-dist-tests/p?wrong=1", r"data.path \(s3://rec-dist-tests/p\) has credentials"),
         ("s3://rec-dist-tests/p?secret_key=secret\n", r"cannot be opened: Cannot parse URI: 's3://rec-dist-tests/p'"),

@@ -1,4 +1,4 @@
-"""Readers: every layout gives the same interactions, and a row that cannot be read is named by file and line."""
+"""Sources: all layouts give the same interactions, and messages name file and line of an unreadable row."""
 
 from pathlib import Path
 
@@ -127,8 +127,8 @@ def test_wrong_encoding_names_the_line(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"user": "who"}, r"data.columns.user \(who\) is no column .* user, item"),
-        ({"usr": "user"}, "data.columns.usr is no role"),
+        ({"user": "who"}, r"data.columns.user \(who\) is not a column .* user, item"),
+        ({"usr": "user"}, "data.columns.usr is not a role"),
     ],
 )
 def test_columns_that_do_not_exist(columns, words, tmp_path):

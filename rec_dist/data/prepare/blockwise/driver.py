@@ -1,9 +1,11 @@
-"""The steps in order, and what must be known of all of them: the catalogue, the k-core, the cuts, where users and shards begin.
+"""Runs the steps in order, and computes what spans all jobs: the catalogue, the k-core, the cuts, where users and shards begin.
 
-    block   --Spill-->   buckets of users   --Order, CoreCount ..., Describe, Deal-->   ranges of users   --Cutting, Count-->   shards
+    blocks of the source  --HashShuffle-->  hash partitions of users
+    hash partitions       --OrderRows, CoreCount (a job per round), DescribeCore, ToRowRanges-->  row ranges
+    row ranges            --SplitRange, Count, WriteShard-->  shards
 
-Memory of this process: the catalogue (about 0.5 KB an item) and counts, nothing a row or a user. Disk: about 150 bytes a row in
-the work folder beside data.path. `run_map` runs the jobs of a step: here, or on a cluster.
+This process holds the catalogue (about 0.5 KB per item) and counts in memory, but nothing per row or user. The work folder beside
+data.path takes about 150 bytes of disk per row. `run_map` runs the jobs of a step, on this machine or on a cluster.
 """
 
 import logging
@@ -20,9 +22,9 @@ from rec_dist.data.dataset.manifest import SplitEntry
 from rec_dist.data.dataset.schema import SPLITS
 from rec_dist.data.prepare import rules
 from rec_dist.data.prepare import splits as split_rules
-from rec_dist.data.prepare.blockwise.hash_partitions import CoreCount, Deal, Describe, GlobalBatchSampler, times_path
-from rec_dist.data.prepare.blockwise.hash_shuffle import Spill, save_item_index, save_known, titles_path
-from rec_dist.data.prepare.blockwise.row_ranges import Count, Cutting, RangeReader, WriteShard, shard_jobs
+from rec_dist.data.prepare.blockwise.hash_partitions import CoreCount, DescribeCore, OrderRows, ToRowRanges, times_path
+from rec_dist.data.prepare.blockwise.hash_shuffle import HashShuffle, save_item_index, save_known, titles_path
+from rec_dist.data.prepare.blockwise.row_ranges import Count, RangeReader, SplitRange, WriteShard, shard_jobs
 from rec_dist.data.prepare.blockwise.scratch import load_array, save_array
 from rec_dist.data.prepare.blockwise.selection import last_of_few_shot, nth_smallest
 from rec_dist.data.prepare.outcome import Counts, Prepared
@@ -35,28 +37,28 @@ from rec_dist.runtime.arrays import I64
 
 logger = logging.getLogger(__name__)
 
-STEP = "prepare,"  # begins the line that a step is announced with
+STEP = "prepare,"  # the log line of a step begins with this
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the pieces are: bytes of text a block, rows a bucket of users, rows a range of users."""
+    """The sizes of the pieces."""
 
-    block_bytes: int = 1 << 25
-    bucket_rows: int = 2_000_000
-    range_rows: int = 2_000_000
-    num_bins: int = 1 << 14  # stretches of the source that ranges are made of
+    block_bytes: int = 1 << 25  # bytes of text per block
+    partition_rows: int = 2_000_000  # rows per hash partition
+    range_rows: int = 2_000_000  # rows per row range
+    num_bins: int = 1 << 14  # equal stretches of the source; a row range is a run of them
 
 
 def prepare_blockwise(source: Source, config: DataConfig, folder: Path, work: Path, run_map: Map, sizes: Sizes) -> Prepared:
-    """Writes items and shards into `folder` by way of files in `work`. UserError: as prepare_in_memory."""
+    """Writes items and shards into `folder`, with intermediate files in `work`. Raises UserError as prepare_in_memory does."""
     run = _Run(config, work, run_map, sizes)
-    spilled = run.spill(source)
-    distinct = run.make_titles(spilled)
-    core = run.reduce(spilled, distinct)
+    shuffled = run.shuffle(source)
+    distinct = run.make_titles(shuffled)
+    core = run.reduce(shuffled, distinct)
     cuts = run.cut_times(core)
-    ranges = run.deal(core)
+    ranges = run.to_row_ranges(core)
     reader, rows, targets, train_count = run.split(core, ranges, cuts)
     shards = list(run.each("write shards", WriteShard(reader, folder), shard_jobs(rows, config.num_shards)))
     splits = {}
@@ -67,21 +69,21 @@ def prepare_blockwise(source: Source, config: DataConfig, folder: Path, work: Pa
     return Prepared(
         cuts={"valid_from": cuts[0] if cuts else None, "test_from": cuts[1] if cuts else None},
         counts=core.counts,
-        bad_rows=spilled.joined.bad.in_order(),
-        notes=spilled.joined.notes(),
+        bad_rows=shuffled.joined.bad.in_order(),
+        notes=shuffled.joined.notes(),
         items=write_items(folder, alive, train_count),
         splits=splits,
     )
 
 
 @dataclass(frozen=True)
-class _Spilled:
-    """The source in buckets. first_rows (B+1,): rows before each block; used (I,): which items any row names."""
+class _Shuffled:
+    """The source in hash partitions. first_rows (B+1,): rows before each block. used (I,): which items occur in any row."""
 
     joined: Joined
     first_rows: I64
     used: Bool
-    num_buckets: int
+    num_partitions: int
 
     @property
     def num_rows(self) -> int:
@@ -90,41 +92,41 @@ class _Spilled:
 
 @dataclass(frozen=True)
 class _Core:
-    """What the k-core leaves. alive (I,); user and row histograms over stretches of the source."""
+    """What the k-core leaves. alive (I,): which items. The histograms count users and rows over bins of the source."""
 
     alive: Bool
     alive_path: Path
     counts: Counts
     num_rows: int
-    num_buckets: int
+    num_partitions: int
     user_histogram: I64
     row_histogram: I64
 
 
 class _Run:
-    """The steps, each over all its jobs."""
+    """The steps. Each method runs all jobs of its steps."""
 
     def __init__(self, config: DataConfig, work: Path, run_map: Map, sizes: Sizes) -> None:
         self._config, self._work, self._map, self._sizes = config, work, run_map, sizes
 
     def each(self, step: str, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterable[Any]:
-        """The results of a step, in the order of its jobs."""
+        """Runs a step and returns its results in the order of its jobs."""
         logger.info(f"{STEP} {step}: {len(jobs)} job{'s' if len(jobs) != 1 else ''}")
         return self._map(function, jobs)
 
-    def spill(self, source: Source) -> _Spilled:
-        """Reads every block and deals its rows to buckets."""
+    def shuffle(self, source: Source) -> _Shuffled:
+        """Reads every block and distributes its rows over the hash partitions."""
         config, work = self._config, self._work
         files = self._unpacked(source.files)
         blocks = [block for file in files for block in source.rows.cut(file, self._sizes.block_bytes)]
-        num_buckets = max(-(-sum(source.rows.num_rows(file) for file in files) // self._sizes.bucket_rows), 1)
+        num_partitions = max(-(-sum(source.rows.num_rows(file) for file in files) // self._sizes.partition_rows), 1)
         known_path = None
         if source.known is not None:
             known_path = work / "known.arrow"
             save_known(known_path, source.known)
         joined, num_rows, used = Joined(source), [0], [np.zeros(0, dtype=np.int64)]
         ratings = timestamps = True
-        for report in self.each("read", Spill(source.rows, known_path, work, num_buckets), list(enumerate(blocks))):
+        for report in self.each("read", HashShuffle(source.rows, known_path, work, num_partitions), list(enumerate(blocks))):
             save_item_index(work, report.index, joined.add(report.block, report.rows))
             num_rows.append(report.num_rows)
             used = [np.union1d(used[0], report.used)]
@@ -136,7 +138,7 @@ class _Run:
         named = np.ones(len(joined.items), dtype=bool)
         if source.items is not None:
             named = np.isin(np.arange(len(joined.items)), used[0])
-        return _Spilled(joined, np.cumsum(num_rows, dtype=np.int64), named, num_buckets)
+        return _Shuffled(joined, np.cumsum(num_rows, dtype=np.int64), named, num_partitions)
 
     def _unpacked(self, files: list[Block]) -> list[Block]:
         packed = [(file.path, self._work / f"unpacked-{file.file}") for file in files if is_packed(file.path)]
@@ -144,19 +146,19 @@ class _Run:
             list(self.each("unpack", _unpack, packed))
         return [moved(file, dict(packed)) for file in files]
 
-    def make_titles(self, spilled: _Spilled) -> DistinctItems:
-        """Distinct titles of the items that rows name."""
-        distinct = make_distinct(spilled.joined.items.take(np.flatnonzero(spilled.used)))
+    def make_titles(self, shuffled: _Shuffled) -> DistinctItems:
+        """Makes the titles of the items that occur in rows distinct."""
+        distinct = make_distinct(shuffled.joined.items.take(np.flatnonzero(shuffled.used)))
         rules.say_titles(distinct)
-        titles = np.full(len(spilled.used), -1, dtype=np.int64)
-        titles[spilled.used] = distinct.new_index
+        titles = np.full(len(shuffled.used), -1, dtype=np.int64)
+        titles[shuffled.used] = distinct.new_index
         save_array(titles_path(self._work), titles)
         return distinct
 
-    def reduce(self, spilled: _Spilled, distinct: DistinctItems) -> _Core:
-        """Time order, repeats and the k-core, a round over all buckets at a time, until no item goes."""
-        config, work, buckets = self._config, self._work, range(spilled.num_buckets)
-        ordered = list(self.each("order", GlobalBatchSampler(work, spilled.first_rows, config.min_rating), buckets))
+    def reduce(self, shuffled: _Shuffled, distinct: DistinctItems) -> _Core:
+        """Orders rows in time, drops repeats, and applies the k-core: rounds over all partitions until no item is dropped."""
+        config, work, partitions = self._config, self._work, range(shuffled.num_partitions)
+        ordered = list(self.each("order", OrderRows(work, shuffled.first_rows, config.min_rating), partitions))
         self._drop("rows-*", "unpacked-*")
         min_user, min_item = max(config.min_user_interactions, 1), max(config.min_item_interactions, 1)
         alive, path, before = np.ones(len(distinct.items), dtype=bool), work / "alive-0.npy", -1
@@ -165,49 +167,49 @@ class _Run:
             before, rounds = int(alive.sum()), rounds + 1
             path = work / f"alive-{rounds}.npy"
             save_array(path, alive)
-            chosen = np.zeros(len(alive), dtype=np.int64)
-            for items, counts in self.each(f"k-core, round {rounds}", CoreCount(work, min_user, path), buckets):
-                chosen[items] += counts
-            alive = alive & (chosen >= min_item)
-        describe = Describe(work, min_user, path, spilled.num_rows, self._sizes.num_bins)
-        facts = list(self.each("count", describe, buckets))
-        choices, chosen_before = sum(f.choices for f in facts), sum(choices for _, _, choices in ordered)
-        rules.check_core(config, chosen_before, choices)
+            positives = np.zeros(len(alive), dtype=np.int64)
+            for items, counts in self.each(f"k-core, round {rounds}", CoreCount(work, min_user, path), partitions):
+                positives[items] += counts
+            alive = alive & (positives >= min_item)
+        describe = DescribeCore(work, min_user, path, shuffled.num_rows, self._sizes.num_bins)
+        facts = list(self.each("count", describe, partitions))
+        num_positives, num_before = sum(f.positives for f in facts), sum(count for _, _, count in ordered)
+        rules.check_core(config, num_before, num_positives)
         counts = Counts(
-            raw_rows=spilled.num_rows,
+            raw_rows=shuffled.num_rows,
             repeated_rows=sum(repeats for _, repeats, _ in ordered),
             titles_with_year=distinct.num_with_year,
             merged_items=distinct.num_merged,
-            core_dropped_choices=chosen_before - choices,
+            core_dropped_positives=num_before - num_positives,
             users=sum(f.users for f in facts),
             items=int(alive.sum()),
-            choices=choices,
+            positives=num_positives,
             explicit_negatives=sum(f.explicit_negatives for f in facts),
             ties=sum(f.ties for f in facts),
             followers=sum(f.followers for f in facts),
         )
         rules.say_counts(counts)
         users, rows = sum(f.user_histogram for f in facts), sum(f.row_histogram for f in facts)
-        assert isinstance(users, np.ndarray) and isinstance(rows, np.ndarray), "a bucket at least"
-        return _Core(alive, path, counts, spilled.num_rows, spilled.num_buckets, users, rows)
+        assert isinstance(users, np.ndarray) and isinstance(rows, np.ndarray), "there is at least one partition"
+        return _Core(alive, path, counts, shuffled.num_rows, shuffled.num_partitions, users, rows)
 
     def cut_times(self, core: _Core) -> tuple[int, int] | None:
-        """The cuts of global_temporal: exact, by bisection over the buckets' ordered timestamps."""
+        """The exact cuts of global_temporal, by bisection over the ordered timestamps of all partitions."""
         if self._config.split != "global_temporal":
             return None
-        times = [load_array(times_path(self._work, bucket)) for bucket in range(core.num_buckets)]
-        places = split_rules.cut_places(core.counts.choices, self._config.valid_fraction, self._config.test_fraction)
+        times = [load_array(times_path(self._work, partition)) for partition in range(core.num_partitions)]
+        places = split_rules.cut_places(core.counts.positives, self._config.valid_fraction, self._config.test_fraction)
         valid_from, test_from = (nth_smallest(times, place) for place in places)
         return valid_from, test_from
 
-    def deal(self, core: _Core) -> I64:
-        """Ranges of users with about as many rows each; returns how many users stand before each (P+1,)."""
+    def to_row_ranges(self, core: _Core) -> I64:
+        """Moves users to row ranges with about equal numbers of rows. Returns how many users come before each range (P+1,)."""
         rows = np.concatenate([[0], np.cumsum(core.row_histogram)])
         edges = [0]
         while edges[-1] < len(core.row_histogram):
             full = int(np.searchsorted(rows, rows[edges[-1]] + self._sizes.range_rows, side="right")) - 1
             edges.append(min(max(full, edges[-1] + 1), len(core.row_histogram)))
-        deal = Deal(
+        step = ToRowRanges(
             self._work,
             max(self._config.min_user_interactions, 1),
             core.alive_path,
@@ -215,18 +217,18 @@ class _Run:
             self._sizes.num_bins,
             np.array(edges, dtype=np.int64),
         )
-        list(self.each("deal to ranges of users", deal, range(core.num_buckets)))
+        list(self.each("gather row ranges", step, range(core.num_partitions)))
         self._drop("once-*", "users-*", "times-*")
         return np.concatenate([[0], np.cumsum(core.user_histogram)])[edges].astype(np.int64)
 
     def split(
         self, core: _Core, first_users: I64, cuts: tuple[int, int] | None
     ) -> tuple[RangeReader, dict[str, I64], dict[str, int], I64]:
-        """Cuts every range: (how to read them, rows before each range (P+1,) and targets of each split, train_count (I,))."""
+        """Splits every range: (their reader, rows of each split before each range (P+1,), targets by split, train_count (I,))."""
         config, indices = self._config, range(len(first_users) - 1)
         rules.say_split(config)
-        lowest = list(self.each("split", Cutting(self._work, core.num_buckets, first_users, config, cuts), indices))
-        self._drop("dealt-*")
+        lowest = list(self.each("split", SplitRange(self._work, core.num_partitions, first_users, config, cuts), indices))
+        self._drop("by-range-*")
         reader = RangeReader(self._work, first_users, last_of_few_shot(lowest, config.max_train_users))
         facts = list(self.each("count targets", Count(reader), indices))
         rows = {name: np.cumsum([0, *(f.rows[name] for f in facts)], dtype=np.int64) for name in SPLITS}
@@ -237,7 +239,7 @@ class _Run:
         return reader, rows, {name: sum(f.targets[name] for f in facts) for name in SPLITS}, train_count
 
     def _drop(self, *patterns: str) -> None:
-        """What the next steps do not read."""
+        """Removes files that no later step reads."""
         for pattern in patterns:
             for path in self._work.glob(pattern):
                 path.unlink()

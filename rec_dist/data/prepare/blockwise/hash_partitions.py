@@ -1,6 +1,6 @@
-"""Steps on the rows of one bucket of users: time order, repeats, the k-core's counts, and on to ranges of users in file order.
+"""Steps on the rows of one hash partition: time order, repeats, the counts of the k-core, and the move to row ranges.
 
-Letters: N rows of a bucket, U its users, I items with distinct titles. Memory: about 150 bytes a row of a bucket.
+Letters: N rows of a partition, U its users, I items with distinct titles. Memory: about 150 bytes per row of a partition.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rec_dist.data.prepare.blockwise.hash_shuffle import read_bucket
+from rec_dist.data.prepare.blockwise.hash_shuffle import read_partition
 from rec_dist.data.prepare.blockwise.scratch import Array, column, load_array, read_batch, save_array, write_batches
 from rec_dist.data.prepare.positives import Rows, count_ties, first_of_each_pair, in_time_order
 from rec_dist.data.sources.interactions import Bool
@@ -18,55 +18,55 @@ from rec_dist.runtime.arrays import I64
 
 
 @dataclass(frozen=True)
-class GlobalBatchSampler:
-    """A job a bucket: rows in time order, a user's first row of an item each. Returns (rows, repeats, choices)."""
+class OrderRows:
+    """Orders the rows of a partition in time and keeps a user's first row of each item. Returns (rows, repeats, positives)."""
 
     work: Path
     first_rows: I64
     least: float | None  # data.min_rating
 
-    def __call__(self, bucket: int) -> tuple[int, int, int]:
-        raw = read_bucket(self.work, bucket, self.first_rows)
-        chosen = np.ones(len(raw.user), dtype=bool)
+    def __call__(self, partition: int) -> tuple[int, int, int]:
+        raw = read_partition(self.work, partition, self.first_rows)
+        positive = np.ones(len(raw.user), dtype=bool)
         if raw.rating is not None and self.least is not None:
-            chosen = raw.rating >= np.float32(self.least)
+            positive = raw.rating >= np.float32(self.least)
         timestamp = raw.row if raw.timestamp is None else raw.timestamp
-        every = in_time_order(Rows(raw.user, raw.item, timestamp, raw.rating, chosen))
+        every = in_time_order(Rows(raw.user, raw.item, timestamp, raw.rating, positive))
         once = first_of_each_pair(every)
         columns = {
             "user": once.user.astype(np.int32),
             "item": once.item.astype(np.int32),
             "timestamp": once.timestamp,
-            "chosen": once.chosen,
+            "positive": once.positive,
         }
         columns |= {} if once.rating is None else {"rating": once.rating}
-        write_batches(once_path(self.work, bucket), [columns])
+        write_batches(once_path(self.work, partition), [columns])
         _, first = np.unique(raw.user, return_index=True)
-        write_batches(users_path(self.work, bucket), [{"name": raw.raw_users, "row": raw.row[first]}])
-        return len(every), len(every) - len(once), int(once.chosen.sum())
+        write_batches(users_path(self.work, partition), [{"name": raw.raw_users, "row": raw.row[first]}])
+        return len(every), len(every) - len(once), int(once.positive.sum())
 
 
 @dataclass(frozen=True)
 class CoreCount:
-    """A job a bucket: how often items that are alive are chosen by users with enough choices of such, as (items, counts)."""
+    """Counts the positives of each item alive, by users with enough positives of items alive. Returns (items, counts)."""
 
     work: Path
     min_user: int
     alive_path: Path  # (I,) bool
 
-    def __call__(self, bucket: int) -> tuple[I64, I64]:
-        batch = read_batch(once_path(self.work, bucket))
+    def __call__(self, partition: int) -> tuple[I64, I64]:
+        batch = read_batch(once_path(self.work, partition))
         kept = _kept(batch, load_array(self.alive_path), self.min_user)
-        items, counts = np.unique(column(batch, "item")[kept & _chosen(batch)], return_counts=True)
+        items, counts = np.unique(column(batch, "item")[kept & _positive(batch)], return_counts=True)
         return items.astype(np.int64), counts.astype(np.int64)
 
 
 @dataclass(frozen=True)
 class CoreFacts:
-    """What is left of a bucket. histograms: users, and their rows, by where in the source a user's first row stands."""
+    """What the k-core leaves of a partition. The histograms count users and their rows by the bin of the user's first row."""
 
     users: int
-    choices: int
+    positives: int
     explicit_negatives: int
     ties: int
     followers: int
@@ -75,8 +75,8 @@ class CoreFacts:
 
 
 @dataclass(frozen=True)
-class Describe:
-    """A job a bucket: counts of what the k-core leaves; saves its choices' timestamps in ascending order."""
+class DescribeCore:
+    """Counts what the k-core leaves of a partition, and saves the timestamps of its positives in ascending order."""
 
     work: Path
     min_user: int
@@ -84,20 +84,20 @@ class Describe:
     num_rows: int  # of the source
     num_bins: int
 
-    def __call__(self, bucket: int) -> CoreFacts:
-        batch = read_batch(once_path(self.work, bucket))
+    def __call__(self, partition: int) -> CoreFacts:
+        batch = read_batch(once_path(self.work, partition))
         kept = _kept(batch, load_array(self.alive_path), self.min_user)
-        chosen = kept & _chosen(batch)
-        user, times = column(batch, "user")[chosen], column(batch, "timestamp")[chosen]
+        positive = kept & _positive(batch)
+        user, times = column(batch, "user")[positive], column(batch, "timestamp")[positive]
         ties, followers = count_ties(user, times)
-        save_array(times_path(self.work, bucket), np.sort(times))
+        save_array(times_path(self.work, partition), np.sort(times))
         rows = np.bincount(column(batch, "user")[kept])
         left = np.flatnonzero(rows)
-        place = bins(column(read_batch(users_path(self.work, bucket)), "row")[left], self.num_rows, self.num_bins)
+        place = bins(column(read_batch(users_path(self.work, partition)), "row")[left], self.num_rows, self.num_bins)
         return CoreFacts(
             users=len(left),
-            choices=int(chosen.sum()),
-            explicit_negatives=int(kept.sum() - chosen.sum()),
+            positives=int(positive.sum()),
+            explicit_negatives=int(kept.sum() - positive.sum()),
             ties=ties,
             followers=followers,
             user_histogram=np.bincount(place, minlength=self.num_bins).astype(np.int64),
@@ -106,10 +106,10 @@ class Describe:
 
 
 @dataclass(frozen=True)
-class Deal:
-    """A job a bucket: its users, with their rows, dealt to ranges of users by where their first row stands in the source.
+class ToRowRanges:
+    """Groups the users of a partition, with their rows, by the row range of their first row in the source.
 
-    edges (P+1,): the first bin of each range. Writes dealt-NNNNNN.arrow, a record batch a range, a row a user.
+    edges (P+1,): the first bin of each range. Writes by-range-NNNNNN.arrow: a record batch per range, a row per user.
     """
 
     work: Path
@@ -119,19 +119,19 @@ class Deal:
     num_bins: int
     edges: I64
 
-    def __call__(self, bucket: int) -> None:
-        batch, alive = read_batch(once_path(self.work, bucket)), load_array(self.alive_path)
+    def __call__(self, partition: int) -> None:
+        batch, alive = read_batch(once_path(self.work, partition)), load_array(self.alive_path)
         kept = np.flatnonzero(_kept(batch, alive, self.min_user))
         user = column(batch, "user")[kept]
         columns = {
             "item": (np.cumsum(alive) - 1).astype(np.int32)[column(batch, "item")[kept]],
             "timestamp": column(batch, "timestamp")[kept],
-            "chosen": column(batch, "chosen")[kept],
+            "positive": column(batch, "positive")[kept],
         }
         columns |= {"rating": column(batch, "rating")[kept]} if "rating" in batch.schema.names else {}
         left, starts = np.unique(user, return_index=True)
         offsets = pa.array(np.append(starts, len(user)), pa.int32())
-        people = read_batch(users_path(self.work, bucket))
+        people = read_batch(users_path(self.work, partition))
         first = column(people, "row")[left]
         place = np.searchsorted(self.edges, bins(first, self.num_rows, self.num_bins), side="right") - 1
         table = pa.RecordBatch.from_pydict(
@@ -141,40 +141,42 @@ class Deal:
         order = np.argsort(place, kind="stable")
         cuts = np.searchsorted(place[order], np.arange(len(self.edges)))
         ranges = [table.take(pa.array(order[begin:end])) for begin, end in pairwise(cuts.tolist())]
-        write_batches(dealt_path(self.work, bucket), [dict(zip(part.schema.names, part.columns, strict=True)) for part in ranges])
+        write_batches(
+            by_range_path(self.work, partition), [dict(zip(part.schema.names, part.columns, strict=True)) for part in ranges]
+        )
 
 
 def bins(rows: Array, num_rows: int, num_bins: int) -> I64:
-    """Which of num_bins equal stretches of the source each row stands in."""
+    """The bin of each row: num_bins bins divide the source into equal stretches."""
     return (rows.astype(np.int64) // -(-num_rows // num_bins)).astype(np.int64)
 
 
-def _chosen(batch: pa.RecordBatch) -> Bool:
-    return column(batch, "chosen").view(np.bool_)
+def _positive(batch: pa.RecordBatch) -> Bool:
+    return column(batch, "positive").view(np.bool_)
 
 
 def _kept(batch: pa.RecordBatch, alive: Array, min_user: int) -> Bool:
-    """Rows (N,) whose item is alive and whose user has min_user choices of items alive."""
+    """(N,): rows whose item is alive and whose user has min_user positives of items alive."""
     user, kept = column(batch, "user"), alive[column(batch, "item")].astype(bool)
-    choices = np.bincount(user[kept & _chosen(batch)], minlength=int(user.max()) + 1 if len(user) else 0)
-    return kept & (choices >= min_user)[user]
+    positives = np.bincount(user[kept & _positive(batch)], minlength=int(user.max()) + 1 if len(user) else 0)
+    return kept & (positives >= min_user)[user]
 
 
-def once_path(work: Path, bucket: int) -> Path:
-    """A bucket's rows in time order, without repeats."""
-    return work / f"once-{bucket:06d}.arrow"
+def once_path(work: Path, partition: int) -> Path:
+    """The rows of a partition in time order, without repeats."""
+    return work / f"once-{partition:06d}.arrow"
 
 
-def users_path(work: Path, bucket: int) -> Path:
-    """A bucket's users: names and the place of their first row."""
-    return work / f"users-{bucket:06d}.arrow"
+def users_path(work: Path, partition: int) -> Path:
+    """The users of a partition: their names and the place of their first row."""
+    return work / f"users-{partition:06d}.arrow"
 
 
-def times_path(work: Path, bucket: int) -> Path:
-    """The timestamps of a bucket's choices, ascending."""
-    return work / f"times-{bucket:06d}.npy"
+def times_path(work: Path, partition: int) -> Path:
+    """The timestamps of a partition's positives, ascending."""
+    return work / f"times-{partition:06d}.npy"
 
 
-def dealt_path(work: Path, bucket: int) -> Path:
-    """A bucket's users by ranges."""
-    return work / f"dealt-{bucket:06d}.arrow"
+def by_range_path(work: Path, partition: int) -> Path:
+    """The users of a partition, grouped by row range."""
+    return work / f"by-range-{partition:06d}.arrow"

@@ -1,7 +1,7 @@
-"""The first step: each block of the source is read once, and its rows are dealt to buckets by a hash of the user.
+"""The first step: reads each block of the source once and distributes its rows over partitions by a hash of the user.
 
-All rows of a user lie in one bucket, so what follows (order, repeats, counts a user) needs no other. Cost: about 60 bytes of
-disk a row, one file a block; memory of one block.
+All rows of a user are in one partition, so ordering, repeats and counts per user need only that partition. Cost: about 60 bytes
+of disk per row, one file per block; the memory of one block.
 """
 
 import zlib
@@ -23,7 +23,7 @@ from rec_dist.runtime.arrays import I64
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What a block says to the driver. rows: the block without its rows. used: items of the items file that it names."""
+    """What the driver needs to know about a block. rows: the block without its rows. used: items of the items file in it."""
 
     index: int
     block: Block
@@ -35,17 +35,20 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
-class Spill:
-    """A job a block: reads it and writes rows-NNNNNN.arrow. known_path: the names in the items file, or None."""
+class HashShuffle:
+    """Reads a block and writes rows-NNNNNN.arrow, a record batch per partition.
+
+    known_path: the names in the items file, or None.
+    """
 
     reader: RowReader
     known_path: Path | None
     work: Path
-    num_buckets: int
+    num_partitions: int
 
     def __call__(self, job: tuple[int, Block]) -> BlockReport:
         index, block = job
-        rows = self.reader.read(block, None if self.known_path is None else known_names(self.known_path))
+        rows = self.reader.read(block, None if self.known_path is None else known_items(self.known_path))
         write_batches(rows_path(self.work, index), self._parts(rows))
         return BlockReport(
             index=index,
@@ -58,10 +61,10 @@ class Spill:
         )
 
     def _parts(self, rows: RowBlock) -> list[dict[str, object]]:
-        hashes = [zlib.crc32(name.encode()) % self.num_buckets for name in rows.users.to_pylist()]
-        bucket = np.array(hashes, dtype=np.int32)[rows.user]
-        order = np.argsort(bucket, kind="stable")
-        edges = np.searchsorted(bucket[order], np.arange(self.num_buckets + 1))
+        hashes = [zlib.crc32(name.encode()) % self.num_partitions for name in rows.users.to_pylist()]
+        partition = np.array(hashes, dtype=np.int32)[rows.user]
+        order = np.argsort(partition, kind="stable")
+        edges = np.searchsorted(partition[order], np.arange(self.num_partitions + 1))
         parts = []
         for begin, end in pairwise(edges.tolist()):
             at = order[begin:end]
@@ -79,9 +82,12 @@ class Spill:
 
 
 @dataclass(frozen=True)
-class BucketRows:
-    """All rows (R,) of one bucket in file order. user indexes raw_users, which stand in the order of their first row; item: the
-    number among items with distinct titles; row: the place among all rows of the source."""
+class PartitionRows:
+    """All rows (R,) of one partition in file order.
+
+    user: an index into raw_users, which are in the order of their first row. item: the number among items with distinct titles.
+    row: the place among all rows of the source.
+    """
 
     user: I64
     raw_users: pa.Array
@@ -91,9 +97,9 @@ class BucketRows:
     timestamp: I64 | None
 
 
-def read_bucket(work: Path, bucket: int, first_rows: I64) -> BucketRows:
-    """The rows of a bucket out of every block's file. first_rows (B+1,): how many rows of the source stand before each block."""
-    parts = [read_batch(rows_path(work, index), bucket) for index in range(len(first_rows) - 1)]
+def read_partition(work: Path, partition: int, first_rows: I64) -> PartitionRows:
+    """Reads the rows of a partition from the files of all blocks. first_rows (B+1,): rows of the source before each block."""
+    parts = [read_batch(rows_path(work, index), partition) for index in range(len(first_rows) - 1)]
     titles = load_array(titles_path(work))
     items = []
     for index, part in enumerate(parts):
@@ -109,29 +115,29 @@ def read_bucket(work: Path, bucket: int, first_rows: I64) -> BucketRows:
         return np.concatenate([part.column(name).to_numpy() for part in parts])
 
     rows = [part.column("row").to_numpy().astype(np.int64) + first_rows[index] for index, part in enumerate(parts)]
-    return BucketRows(
+    return PartitionRows(
         user=names.indices.to_numpy().astype(np.int64),
         raw_users=names.dictionary,
         item=np.concatenate(items),
         row=np.concatenate(rows),
-        rating=joined("rating"),  # type: ignore[arg-type]  # float32 as it was written
+        rating=joined("rating"),  # type: ignore[arg-type]  # float32, as it was written
         timestamp=joined("timestamp"),
     )
 
 
 def save_known(path: Path, names: pa.Array) -> None:
-    """The names in the items file, for Spill."""
+    """Saves the names in the items file for HashShuffle."""
     write_batches(path, [{"name": names}])
 
 
 def save_item_index(work: Path, index: int, items: I64 | None) -> None:
-    """Where the items of a block stand among all items; nothing where the items file numbers them."""
+    """Saves the place of a block's items among all items; nothing if the items file numbers them already."""
     if items is not None:
         save_array(items_path(work, index), items)
 
 
 def rows_path(work: Path, index: int) -> Path:
-    """The rows of a block."""
+    """The rows of a block, by partition."""
     return work / f"rows-{index:06d}.arrow"
 
 
@@ -141,12 +147,12 @@ def items_path(work: Path, index: int) -> Path:
 
 
 def titles_path(work: Path) -> Path:
-    """Which distinct title each item has."""
+    """The number of the distinct title of each item."""
     return work / "titles.npy"
 
 
-def known_names(path: Path) -> pa.Array:
-    """What save_known wrote, read once a process. A process that prepares twice meets two files at one path."""
+def known_items(path: Path) -> pa.Array:
+    """What save_known wrote, read once per process. inode and time are part of the key, since a process may prepare twice."""
     stat = path.stat()
     return _known(path, stat.st_ino, stat.st_mtime_ns)
 

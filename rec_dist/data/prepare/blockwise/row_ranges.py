@@ -1,6 +1,7 @@
-"""Steps on one range of users in file order: the cuts of the split, counts, and the shards.
+"""Steps on one row range, whose users are in file order: the split, counts, and the shards.
 
-Letters: U users of a range, N their choices. Memory: about 100 bytes a row of a range; a shard holds one record batch.
+Letters: U users of a range, N their positives. Memory: about 100 bytes per row of a range; writing a shard holds one record
+batch.
 """
 
 from collections.abc import Iterator
@@ -11,34 +12,34 @@ import numpy as np
 import pyarrow as pa
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.dataset.manifest import FileEntry
 from rec_dist.data.dataset.schema import SPLITS, shard_name
 from rec_dist.data.prepare import rules
 from rec_dist.data.prepare import splits as split_rules
-from rec_dist.data.prepare.blockwise.hash_partitions import dealt_path
+from rec_dist.data.prepare.blockwise.hash_partitions import by_range_path
 from rec_dist.data.prepare.blockwise.scratch import Array, column, read_batch, write_batches
 from rec_dist.data.prepare.blockwise.selection import Lowest
-from rec_dist.data.prepare.positives import Rows as ChoiceRows
+from rec_dist.data.prepare.positives import Rows as UserRows
 from rec_dist.data.prepare.shards import Rows, Sequences, batch_ranges, gather_rows, prefix_index, shard_ranges, write_shard
 from rec_dist.data.prepare.splits import Cut
 from rec_dist.runtime.arrays import I64
+from rec_dist.storage.checksums import FileEntry
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """A job a range: its users in file order, cut by the split. Returns the smallest few-shot draws (empty if all train).
+class SplitRange:
+    """Applies the split to the users of a range, in file order. Returns the smallest few-shot draws (empty if all users train).
 
-    first_users (P+1,): how many users stand before each range. cuts: of global_temporal.
+    first_users (P+1,): how many users come before each range. cuts: the timestamps for global_temporal.
     """
 
     work: Path
-    num_buckets: int
+    num_partitions: int
     first_users: I64
     config: DataConfig
     cuts: tuple[int, int] | None
 
     def __call__(self, index: int) -> Lowest:
-        parts = [read_batch(dealt_path(self.work, bucket), index) for bucket in range(self.num_buckets)]
+        parts = [read_batch(by_range_path(self.work, partition), index) for partition in range(self.num_partitions)]
         table = pa.Table.from_batches(parts).combine_chunks()
         table = table.take(pa.array(np.argsort(table["row"].to_numpy(), kind="stable")))
         lists = {name: table[name].combine_chunks() for name in table.schema.names if name not in ("name", "row")}
@@ -47,15 +48,15 @@ class Cutting:
         row_offsets = lists["item"].offsets.to_numpy().astype(np.int64)
         num_users = len(table)
         user = np.repeat(np.arange(num_users), np.diff(row_offsets))
-        every = ChoiceRows(user, item.astype(np.int64), timestamp, rating, _values(lists["chosen"]).astype(bool))
-        choices = every.take(every.chosen)
-        offsets = np.searchsorted(choices.user, np.arange(num_users + 1)).astype(np.int64)
+        every = UserRows(user, item.astype(np.int64), timestamp, rating, _values(lists["positive"]).astype(bool))
+        positives = every.take(every.positive)
+        offsets = np.searchsorted(positives.user, np.arange(num_users + 1)).astype(np.int64)
         names = table["name"].combine_chunks()
         hashes = split_rules.hash_users(names.to_pylist())
-        split = rules.split_users(self.config, choices.timestamp, offsets, hashes, self.cuts)
+        split = rules.split_users(self.config, positives.timestamp, offsets, hashes, self.cuts)
         explicit_negative_offsets, explicit_negatives = split_rules.training_explicit_negatives(every, split)
-        sequences: dict[str, Array] = {"item": choices.item.astype(np.int32), "timestamp": choices.timestamp}
-        sequences |= {} if choices.rating is None else {"rating": choices.rating}
+        sequences: dict[str, Array] = {"item": positives.item.astype(np.int32), "timestamp": positives.timestamp}
+        sequences |= {} if positives.rating is None else {"rating": positives.rating}
         columns = {name: _lists(offsets, values) for name, values in sequences.items()}
         columns |= {"name": names, "explicit_negatives": _lists(explicit_negative_offsets, explicit_negatives.astype(np.int32))}
         for name, cut in zip(SPLITS, (split.train, split.valid, split.test), strict=True):
@@ -73,7 +74,7 @@ class Cutting:
 
 @dataclass(frozen=True)
 class RangeFacts:
-    """Rows and targets of each split in a range; (items, counts) of the train split's rows."""
+    """The rows and targets of each split in a range, and the items of the train split's rows with their counts."""
 
     rows: dict[str, int]
     targets: dict[str, int]
@@ -83,14 +84,14 @@ class RangeFacts:
 
 @dataclass(frozen=True)
 class RangeReader:
-    """Reads the cuts that ranges were written with. last: the last draw and user that few-shot training takes in; None: all."""
+    """Reads ranges and their cuts. last: the last (draw, user) that few-shot training includes; None if all users train."""
 
     work: Path
     first_users: I64
     last: tuple[float, int] | None
 
     def cut(self, batch: pa.RecordBatch, index: int, split: str) -> Cut:
-        """The rows of a split in a range; users count from the range's first."""
+        """The rows of a split in a range. Users count from the first user of the range."""
         length = column(batch, f"{split}_length").astype(np.int64)
         kept = length > 0
         if split == "train" and self.last is not None:
@@ -101,7 +102,7 @@ class RangeReader:
         return Cut(users, length[users], column(batch, f"{split}_first")[users].astype(np.int64))
 
     def sequences(self, batch: pa.RecordBatch) -> Sequences:
-        """All users of a range."""
+        """The sequences of all users of a range."""
         offsets, explicit_negatives = batch.column("item").offsets, batch.column("explicit_negatives")
         return Sequences(
             raw_users=batch.column("name"),
@@ -116,7 +117,7 @@ class RangeReader:
 
 @dataclass(frozen=True)
 class Count:
-    """A job a range: its rows, targets and the items of its training rows."""
+    """Counts the rows, targets and training items of a range."""
 
     reader: RangeReader
 
@@ -136,7 +137,7 @@ class Count:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Shard `index` of `count` holds `rows` of the split. first_rows (P+1,): how many of its rows stand before each range."""
+    """Shard `index` of `count`, which holds `rows` of the split. first_rows (P+1,): rows of the split before each range."""
 
     split: str
     index: int
@@ -146,7 +147,7 @@ class ShardJob:
 
 
 def shard_jobs(rows: dict[str, I64], num_shards: int) -> list[ShardJob]:
-    """All shards of all splits, a split after the other. rows: as ShardJob.first_rows, by split."""
+    """The jobs for all shards, split by split. rows: ShardJob.first_rows of each split."""
     return [
         ShardJob(name, index, num_shards, part, rows[name])
         for name in SPLITS
@@ -156,7 +157,7 @@ def shard_jobs(rows: dict[str, I64], num_shards: int) -> list[ShardJob]:
 
 @dataclass(frozen=True)
 class WriteShard:
-    """A job a shard: gathers its rows out of the ranges, a record batch at a time."""
+    """Writes a shard: gathers its rows from the ranges, one record batch at a time."""
 
     reader: RangeReader
     folder: Path
@@ -179,7 +180,7 @@ class WriteShard:
 
 
 def _join(pieces: list[Rows]) -> Rows:
-    """Rows one after another."""
+    """Joins rows, one piece after another."""
 
     def joined(name: str) -> I64:
         return np.concatenate([getattr(piece, name) for piece in pieces])
@@ -198,7 +199,7 @@ def _join(pieces: list[Rows]) -> Rows:
 
 
 def _spread(cut: Cut, values: I64, num_users: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """A cut's values (R,) by user (U,), 0 for users without a row."""
+    """The values (R,) of a cut by user (U,), and 0 for users without a row."""
     spread = np.zeros(num_users, dtype=np.int32)
     spread[cut.users] = values
     return spread

@@ -1,6 +1,6 @@
-"""Files between the steps: numpy columns in Arrow files, a record batch a part, memory-mapped when they are read.
+"""Intermediate files: numpy columns in Arrow files with one record batch per part, memory-mapped when they are read.
 
-Every process that runs a job must see the folder, so on a cluster data.path lies on a shared file system.
+Every process that runs a job must see the folder, so on a cluster data.path must be on a shared file system.
 """
 
 from collections.abc import Iterable
@@ -14,14 +14,17 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def to_arrow(values: Array | pa.Array) -> pa.Array:
-    """A numpy column without a copy; booleans become bytes."""
+    """Converts a numpy column without a copy; booleans become bytes."""
     if not isinstance(values, np.ndarray):
         return values
     return pa.array(values.view(np.uint8) if values.dtype == np.bool_ else values)
 
 
 def write_batches(path: Path, batches: Iterable[dict[str, Any]]) -> None:
-    """Columns of each part, all of the same names and types; appears whole or not at all, so that a job may be run again."""
+    """Writes the columns of each part, which all have the same names and types.
+
+    The file appears whole or not at all, so that a job can be run again.
+    """
     temporary = path.with_suffix(".tmp")
     writer = None
     with pa.OSFile(str(temporary), "wb") as sink:
@@ -29,13 +32,13 @@ def write_batches(path: Path, batches: Iterable[dict[str, Any]]) -> None:
             batch = pa.RecordBatch.from_pydict({name: to_arrow(values) for name, values in columns.items()})
             writer = writer or pa.ipc.new_file(sink, batch.schema)
             writer.write_batch(batch)
-        assert writer is not None, "at least one part"
+        assert writer is not None, "there is at least one part"
         writer.close()
     temporary.replace(path)
 
 
 def read_batch(path: Path, index: int = 0) -> pa.RecordBatch:
-    """One part: its columns lie in the mapped file."""
+    """Reads one part; its columns are views of the mapped file."""
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(index)
 
 
@@ -46,7 +49,7 @@ def column(batch: pa.RecordBatch, name: str) -> Array:
 
 
 def save_array(path: Path, values: Array) -> None:
-    """One array, to be read with load_array."""
+    """Writes an array for load_array."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         np.save(file, values)
@@ -54,6 +57,6 @@ def save_array(path: Path, values: Array) -> None:
 
 
 def load_array(path: Path) -> Array:
-    """A memory-mapped array."""
+    """Memory-maps an array that save_array wrote."""
     values: Array = np.load(path, mmap_mode="r")
     return values

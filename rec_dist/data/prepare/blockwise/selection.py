@@ -1,4 +1,4 @@
-"""Exact selection over parts that do not fit in memory together: a quantile of timestamps, the smallest few-shot draws."""
+"""Exact selection from parts that do not fit into memory together: a quantile of timestamps, the smallest few-shot draws."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ import numpy as np
 from rec_dist.runtime.arrays import I64
 
 F64 = np.ndarray[tuple[int], np.dtype[np.float64]]
-Lowest = tuple[F64, I64]  # few-shot: the smallest draws of a part, and whose they are
+Lowest = tuple[F64, I64]  # the smallest few-shot draws of a part, and the users that drew them
 
 
 def nth_smallest(ordered: Sequence[I64], place: int) -> int:
-    """The value at `place` (0-based) of all values of several ascending arrays together: by bisection, 64 looks an array."""
+    """The value at `place` (0-based) in the sorted union of several ascending arrays, by bisection: 64 searches per array."""
     filled = [values for values in ordered if len(values)]
     low, high = min(int(values[0]) for values in filled), max(int(values[-1]) for values in filled)
     while low < high:
@@ -24,7 +24,7 @@ def nth_smallest(ordered: Sequence[I64], place: int) -> int:
 
 
 def last_of_few_shot(lowest: Sequence[Lowest], limit: int | None) -> tuple[float, int] | None:
-    """The last (draw, user) of the `limit` smallest; None where all train. A part gives its `limit` smallest alone."""
+    """The last of the `limit` smallest (draw, user) pairs; None if all users train. Each part gives only its `limit` smallest."""
     if limit is None:
         return None
     draws, users = (np.concatenate([part[place] for part in lowest]) for place in (0, 1))
