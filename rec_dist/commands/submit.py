@@ -22,7 +22,6 @@ from rec_dist.storage.files import is_remote
 from rec_dist.storage.location import Location
 from rec_dist.submit import kuberay, ray_job, slurm
 from rec_dist.submit.job import CONFIG_NAME, Job, build_job
-from rec_dist.submit.sweep import elements_of
 
 Target = Literal["ray", "slurm", "kuberay"]
 Log = Callable[[str], None]
@@ -32,22 +31,20 @@ def submit(path: Path, overrides: Sequence[str], *, to: Target, dry_run: bool, l
     """Sends the run of a configuration and returns an exit code: with `to` ray that of the run, else 0 once it is sent."""
     config = _load(path, overrides)
     job = build_job(config, local_paths=to == "slurm")
-    elements = elements_of(job, path, overrides) if to == "slurm" else []
     if to == "slurm":
-        slurm.check(job, elements, log=log)
+        slurm.check(job, log=log)
     elif to == "kuberay":
         kuberay.check(job, log=log)
     if dry_run:
-        print(_shown(job, elements, to), end="")
+        print(_shown(job, to), end="")
         log("--dry-run: only the keys have been checked, not the data or the model")
         return 0
-    done = [_nothing_left(each, log) for each in elements or [job]]  # all are checked, also behind one that is done
-    if all(done):
+    if _nothing_left(job, log):
         return 0
     if to == "ray":
         return ray_job.send(job, log=log)
     if to == "slurm":
-        return slurm.send(job, elements, log=log)
+        return slurm.send(job, log=log)
     return kuberay.send(job, log=log)
 
 
@@ -75,10 +72,10 @@ def _load(path: Path, overrides: Sequence[str]) -> RunConfig:
     return load_config(path, overrides)
 
 
-def _shown(job: Job, elements: Sequence[Job], to: Target) -> str:
+def _shown(job: Job, to: Target) -> str:
     """Exactly what would be sent."""
     if to == "slurm":
-        return slurm.script_of(job, elements)
+        return slurm.script_of(job)
     if to == "kuberay":
         return kuberay.manifest(job, kuberay.name_of(job))
     parts = ray_job.parts_of(job.submit.ray)

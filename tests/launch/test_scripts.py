@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_rendering import GOLDEN, ROOT, rendered
 
-SCRIPTS = sorted([*(ROOT / "launchers").glob("*.sh"), *(ROOT / "launchers").glob("*.sbatch"), *(ROOT / "rec_dist").rglob("*.sh")])
+SCRIPTS = sorted([*(ROOT / "launchers").glob("*.sh"), *(ROOT / "rec_dist").rglob("*.sh")])
 
 
 def shellcheck(path: Path) -> str:
