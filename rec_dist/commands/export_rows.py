@@ -1,8 +1,8 @@
-"""`rec-dist export-rows`: training data in the usual preference layout, one JSON object a line: prompt, chosen, rejected (a list).
+"""`rec-dist export-rows`: training data in the usual preference layout, a JSON object a line: prompt, chosen, rejected (a list).
 
 Preference rows are written as they are. Interactions become one row for each target of the train split: the history as text, the
-chosen title, and the negatives of the first epoch, so that another trainer sees what `rec-dist train` would. The end of a completion
-(prompt.end) is left out, because trainers append their own. Cost: about 50 us a row.
+chosen title, and the negatives of the first epoch, so that another trainer sees what `rec-dist train` would. The end of a
+completion (prompt.end) is left out, because trainers append their own. Cost: about 50 us a row.
 """
 
 import json

@@ -178,7 +178,7 @@ def metric_names(rows: Iterable[ComparisonRow]) -> list[str]:
 
 
 def headline_of(metrics: Sequence[str]) -> list[str]:
-    """The metrics that get intervals on a terminal and paired differences: all if at most two, else hr@1 and ndcg@10, else the first."""
+    """Metrics with intervals on a terminal and paired differences: all of up to two, else hr@1 and ndcg@10, else the first."""
     known = [metric for metric in HEADLINE_METRICS if metric in metrics]
     return list(metrics) if len(metrics) <= len(HEADLINE_METRICS) else known or list(metrics[:1])
 

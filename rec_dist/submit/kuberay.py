@@ -1,7 +1,7 @@
 """A run as a RayJob of the KubeRay operator: the manifest (launchers/rayjob.yaml.j2), and `kubectl create`.
 
-The field names are those of KubeRay's API reference, ray.io/v1 (docs/reference/api.md of the KubeRay project). The head pod runs the
-driver and no worker. Every retry is a new cluster on the same volume, so the run resumes from its newest checkpoint.
+The field names are those of KubeRay's API reference, ray.io/v1 (docs/reference/api.md of the KubeRay project). The head pod runs
+the driver and no worker. Every retry is a new cluster on the same volume, so the run resumes from its newest checkpoint.
 """
 
 import re
@@ -26,8 +26,8 @@ def check(job: Job, *, log: Callable[[str], None]) -> None:
         raise UserError("submit.storage is not set; give the folder at which pods mount submit.kuberay.claim, such as /shared")
     if not _NAME.fullmatch(name := name_of(job)):
         raise UserError(
-            f"{name} cannot be the name of a RayJob (submit.kuberay.job_name, else submit.name with the time); choose one of at most "
-            "47 characters of a-z, 0-9 and -, starting with a letter"
+            f"{name} cannot be the name of a RayJob (submit.kuberay.job_name, else submit.name with the time); choose one of at "
+            "most 47 characters of a-z, 0-9 and -, starting with a letter"
         )
     nodes, gpus = "submit.kuberay.workers", "submit.kuberay.gpus_per_worker"
     note = check_allocation(job, Allocation(settings.workers, settings.gpus_per_worker, nodes, gpus, driver_gpus=False))

@@ -1,7 +1,7 @@
 """A run as a SLURM batch job: the script that starts one Ray node a machine (launchers/slurm.sbatch.j2), and `sbatch`.
 
-The script holds everything: options, settings and the configuration. SLURM keeps a copy of it, so neither a later edit nor another
-version installed here changes a job that waits in the queue.
+The script holds everything: options, settings and the configuration. SLURM keeps a copy of it, so neither a later edit nor
+another version installed here changes a job that waits in the queue.
 """
 
 import os
@@ -133,8 +133,8 @@ def _check_time(job: Job, limit: str) -> None:
     total, least = seconds_of(limit), job.grace_seconds + _EARLY_SECONDS
     if job.saves_when_asked and 0 < total <= least:
         raise UserError(
-            f"submit.slurm.time ({limit}) is {total} s, and the run is asked to stop up to {least} s before its end; raise it, or "
-            f"lower checkpoint.grace_seconds ({job.config.checkpoint.grace_seconds:g})"
+            f"submit.slurm.time ({limit}) is {total} s, and the run is asked to stop up to {least} s before its end; raise it, "
+            f"or lower checkpoint.grace_seconds ({job.config.checkpoint.grace_seconds:g})"
         )
 
 

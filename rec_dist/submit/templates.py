@@ -1,4 +1,4 @@
-"""The templates in launchers/, one a scheduler: `rec-dist submit` renders them, or your edited copy that submit.*.template names."""
+"""The templates in launchers/, one a scheduler. `rec-dist submit` renders them, or the edited copy named by submit.*.template."""
 
 import json
 import re

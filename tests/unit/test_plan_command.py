@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from rec_dist.cli import main
-from rec_dist.commands.plan import make_plan
 from rec_dist.config.load import load_config
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
 from rec_dist.models.architecture import count_parameters
 from rec_dist.models.language import LoraSpec
 from rec_dist.plan.cluster_file import load_cluster
+from rec_dist.plan.report import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, CLUSTERS = ROOT / "configs" / "models", ROOT / "configs" / "clusters"
