@@ -171,12 +171,11 @@ def _whiskers(differences: Sequence[Difference]) -> list[dict[str, float] | None
     """Where 0 and each difference's low, value and high stand on one scale, in SVG units; None if one is not finite."""
     bounds = [d.interval[key] for d in differences for key in ("low", "high") if math.isfinite(d.interval[key])]
     low, high = min([*bounds, 0.0]), max([*bounds, 1e-9])  # 0 is always in sight
-    place = lambda number: 5 + (number - low) / (high - low) * _WHISKER_WIDTH
-    places = []
+    places: list[dict[str, float] | None] = []
     for d in differences:
         numbers = {"zero": 0.0, **{key: d.interval[key] for key in ("low", "value", "high")}}
-        known = all(map(math.isfinite, numbers.values()))
-        places.append({key: place(number) for key, number in numbers.items()} if known else None)
+        place = {key: 5 + (number - low) / (high - low) * _WHISKER_WIDTH for key, number in numbers.items()}
+        places.append(place if all(map(math.isfinite, place.values())) else None)
     return places
 
 

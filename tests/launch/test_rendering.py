@@ -1,6 +1,6 @@
-"""What `rec-dist submit --dry-run` prints: golden files, valid by the readers that will get them. Needs no scheduler.
+"""What `rec-dist submit --dry-run` prints, against golden files and the readers that will receive it. Needs no scheduler.
 
-After a wanted change: `python tests/launch/test_rendering.py` writes the golden files anew; read the difference.
+After an intended change, run `python tests/launch/test_rendering.py` to rewrite the golden files, and read the difference.
 """
 
 import contextlib
@@ -46,14 +46,14 @@ def rendered(to: str, *overrides: str) -> str:
 
 
 def golden(name: str) -> str:
-    """What is rendered. Of a batch script only what comes before the body: that is in launchers/, word for word."""
+    """What is rendered; of a batch script only the part before the body, which launchers/ holds word for word."""
     text = rendered(*GOLDEN[name])
     assert text.endswith(BODY) == name.startswith("slurm")
     return text.removesuffix(BODY)
 
 
 def shell(script: str, then: str, **variables: str) -> list[str]:
-    """The lines that `then` prints behind the settings of a batch script, which are run as attempt 0 of job 7."""
+    """Runs the settings of a batch script as attempt 0 of job 7, then `then`. Returns the lines that it prints."""
     environment = {"SLURM_JOB_ID": "7", "PATH": "/usr/bin:/bin", **variables}
     command = ["bash", "-c", f"{script.partition(START)[0]}\n{then}"]
     return (
@@ -67,7 +67,7 @@ def test_what_is_sent_is_what_was_agreed(name: str) -> None:
 
 
 def sent_config(to: str, tmp_path: Path) -> Any:
-    """The configuration inside what is sent, as the run will read it."""
+    """The configuration that is sent, as the run will read it."""
     text = rendered(to)
     if to == "ray":
         text = text.partition("# config.yaml\n")[2]

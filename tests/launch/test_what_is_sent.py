@@ -120,7 +120,7 @@ def test_credentials_and_grace_reach_every_pod() -> None:
 def test_a_manifest_is_created_with_its_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kubectl itself is not here: a program of its name that keeps what it was given."""
+    """Without kubectl: a program of that name keeps what it is given."""
     tool = tmp_path / "kubectl"
     tool.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/words\ncat > {tmp_path}/manifest\n', encoding="utf-8")
     tool.chmod(0o755)
@@ -138,7 +138,7 @@ def test_a_manifest_is_created_with_its_hint(
     [("45", 2700), ("45:30", 2730), ("1:02:03", 3723), ("2-3", 183600), ("2-3:04", 183840), ("2-03:04:05", 183845)],
 )
 def test_every_form_of_a_time_is_read_as_slurm_does(limit: str, seconds: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """The longest grace that fits: 30 s to tear down and 60 s, by which SLURM may be early, come to it."""
+    """Tests the longest grace that fits: 30 s to tear down are added, and 60 s because SLURM may signal early."""
     words = ["submit", str(CONFIG), "--to", "slurm", "--dry-run", f'submit.slurm.time="{limit}"']
     assert main([*words, f"checkpoint.grace_seconds={seconds - 91}"]) == 0
     assert f"#SBATCH --time={limit}\n" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The report: what it reads from a run directory, what it says, and that the page stands alone."""
+"""The report: what it reads from a run directory, what it claims, and that its page is self-contained."""
 
 import json
 import math
