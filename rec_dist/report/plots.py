@@ -72,14 +72,13 @@ def loss_curves(runs: Curves, colors: Mapping[str, str]) -> str:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for panel, (name, steps) in zip(panels, drawn.items(), strict=False):
             color = colors.get(name, _FAINT)
-            panel.plot(*_thin(steps["step"], steps["loss"]), color=color, linewidth=0.8, alpha=0.3)
-            panel.plot(*_thin(steps["step"], _smooth(steps["loss"])), color=color, linewidth=1.8)
+            _raw_and_smooth(panel, steps["step"], steps["loss"], color)
             panel.set_title(name, color=color, fontweight="bold")
             _step_axis(panel)
         for panel in panels[len(drawn) :]:
             panel.set_axis_off()
         panels[0].set_ylabel("loss")
-        return _svg(figure, "loss", "Training loss over optimiser steps, one panel a run")
+        return _svg(figure, "loss", "Training loss over optimizer steps, one panel a run")
 
 
 def reward_curves(runs: Curves, colors: Mapping[str, str]) -> str:
@@ -106,9 +105,7 @@ def reward_curves(runs: Curves, colors: Mapping[str, str]) -> str:
             left.margins(y=0.2)
             left.set_title(f"{name}: implicit reward", color=color, fontweight="bold")
             if _has(steps, "rewards/accuracies"):
-                accuracy = steps["rewards/accuracies"]
-                right.plot(*_thin(steps["step"], accuracy), color=color, linewidth=0.8, alpha=0.3)
-                right.plot(*_thin(steps["step"], _smooth(accuracy)), color=color, linewidth=1.8)
+                _raw_and_smooth(right, steps["step"], steps["rewards/accuracies"], color)
             right.set_ylim(0, 1.02)
             right.set_title("accuracy: chosen above rejected", color=color)
             _step_axis(left)
@@ -173,6 +170,11 @@ def stage_bars(stages: Sequence[tuple[str, float, int | None]], colors: Mapping[
         panels[0].set_yticks(positions, names, color=_INK)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         return _svg(figure, "stages", "Time and tokens of every stage")
+
+
+def _raw_and_smooth(panel: Any, steps: FloatArray, values: FloatArray, color: str) -> None:
+    panel.plot(*_thin(steps, values), color=color, linewidth=0.8, alpha=0.3)
+    panel.plot(*_thin(steps, _smooth(values)), color=color, linewidth=1.8)
 
 
 def _metric_bar(panel: Any, position: int, interval: Mapping[str, float], color: str) -> None:

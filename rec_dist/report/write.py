@@ -57,7 +57,6 @@ class RunSummary:
     """The contents of a run directory.
 
     steps: column of metrics.jsonl -> (S,) float64, ascending in steps["step"], NaN where a row has no number.
-    evaluations: the evaluation rows as written, the last one of each (name, split).
     unreadable_lines: lines of metrics.jsonl that are not JSON objects, as a killed writer leaves them.
     """
 
@@ -65,7 +64,6 @@ class RunSummary:
     steps: Mapping[str, FloatArray] = field(default_factory=dict)
     config_text: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
-    evaluations: Sequence[Mapping[str, Any]] = ()
     unreadable_lines: int = 0
 
 
@@ -100,7 +98,6 @@ def read_run(run_dir: Path, name: str | None = None) -> RunSummary:
     if environment is None:
         raise UserError(f"{environment_path} is not a JSON object; restore or delete it")
     rows: dict[int, Mapping[str, Any]] = {}
-    evaluations: dict[tuple[Any, Any], Mapping[str, Any]] = {}
     unreadable = 0
     for line in metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
         row = _parse(line)
@@ -110,14 +107,11 @@ def read_run(run_dir: Path, name: str | None = None) -> RunSummary:
             rows[row["step"]] = row
         elif row.get("event") == "resume" and isinstance(row.get("step"), int):
             rows = {step: kept for step, kept in rows.items() if step <= row["step"]}
-        elif row.get("event") == "evaluation":
-            evaluations[row.get("name"), row.get("split")] = row
     return RunSummary(
         name=name or run_dir.resolve().name,
         steps=_columns([rows[step] for step in sorted(rows)]),
         config_text=config_path.read_text(encoding="utf-8") if config_path.is_file() else "",
         environment=environment,
-        evaluations=tuple(evaluations.values()),
         unreadable_lines=unreadable,
     )
 
@@ -152,7 +146,7 @@ def write_report(path: Path, report: Report) -> None:
         reward_curves=Markup(plots.reward_curves(curves, colors)),
         stage_bars=Markup(plots.stage_bars([(s.name, s.seconds, s.tokens) for s in report.stages], colors)),
     )
-    write_text(path, page)
+    write_text(path, page.lstrip())
 
 
 def _stages_table(stages: Sequence[StageSummary]) -> Table:

@@ -181,13 +181,10 @@ def test_a_resumed_run_is_one_trajectory(tmp_path: Path) -> None:
 
 
 def test_torn_and_unknown_lines_are_tolerated_and_counted(tmp_path: Path) -> None:
-    evaluation = {"event": "evaluation", "name": "m", "split": "test", "metrics": {}}
     lines = [step(1, loss=2.0), json.dumps({"event": "surprise", "x": [1]}), "", "[1]"]
-    lines += [json.dumps(evaluation | {"seconds": second}) for second in (1, 2)]
     run = read_run(write_run(tmp_path, [*lines, '{"event": "step", "step": 2, "lo']), name="m")
     assert run.steps["step"].tolist() == [1]
     assert run.unreadable_lines == 2
-    assert [row["seconds"] for row in run.evaluations] == [2]
 
 
 def test_missing_rewards_are_gaps_or_absent(tmp_path: Path) -> None:
