@@ -31,10 +31,7 @@ _COMMANDS = {  # what it works on, what it does
     "plan": ("CONFIG.yaml", "memory, time and cost on a described cluster, without running"),
     "submit": ("CONFIG.yaml", "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent"),
     "status": ("RUN_DIR or URI", "step, ETA, goodput and last error of a run, from its run directory"),
-    "embed": (
-        "RUN_DIR or CONFIG.yaml",
-        "every item's title through a run's or base model -> vectors that recommenders start from",
-    ),
+    "embed": ("RUN_DIR or CONFIG.yaml", "item titles through a run's or base model -> vectors that recommenders start from"),
     "export": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
     "export-rows": ("CONFIG.yaml", "training data as JSON lines: prompt, chosen, rejected"),
     "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set, or of a run's checkpoints and model"),

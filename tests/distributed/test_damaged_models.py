@@ -182,7 +182,9 @@ def test_an_export_is_a_folder_or_nothing(trainer: Any, tmp_path: Path) -> None:
         "lies below",
         "choose another folder",
     )
-    refused(*run_command(tmp_path / "out", "export", run.path, "/proc/no/served"), "FOLDER (/proc/no/served)", "cannot be written")
+    refused(
+        *run_command(tmp_path / "out", "export", run.path, "/proc/no/served"), "FOLDER (/proc/no/served)", "cannot be written"
+    )
     own = tmp_path / "served.tmp"  # a folder of the user's, whatever its name
     own.mkdir()
     (own / "thesis.txt").write_text("x", encoding="utf-8")
