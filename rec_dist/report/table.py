@@ -128,7 +128,7 @@ def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] 
         grid.append(line)
     lines = [*_align(grid), "", f"{user_range(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
     if any(row.seconds is not None for row in rows):
-        lines.append("time, tokens: of the evaluation; no training is in them")
+        lines.append("time, tokens: those of the evaluation, without training")
     if differences:
         pairs = differences_table(differences)
         lines += ["", *_align([list(pairs.header), *([cell.text for cell in cells] for cells in pairs.rows)])]
