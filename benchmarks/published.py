@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from rec_dist.commands.plan import make_plan
 from rec_dist.config.schema import RunConfig
+from rec_dist.plan.report import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 _TITAN = "pytorch/torchtitan docs/performance.md at 0413364"

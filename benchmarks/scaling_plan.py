@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from rec_dist.commands.plan import make_plan
 from rec_dist.config.load import load_config
+from rec_dist.plan.report import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "sdpo-llama3_8b-8xh100.yaml"

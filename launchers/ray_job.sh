@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Submits a rec-dist command to a running Ray cluster and batches its log.
+# Submits a rec-dist command to a running Ray cluster and shows its log.
 #   RAY_API_SERVER_ADDRESS=http://HEAD:8265 launchers/ray_job.sh train configs/quickstart-sft.yaml \
 #     data.path=/shared/ml-100k train.run_dir=/shared/runs/sft cluster.num_workers=8
-# The nodes need rec-dist installed (see Dockerfile). data.path, train.run_dir and train.init_from must be absolute, and they and
-# REC_DIST_CACHE must lie on storage that all nodes see: a job runs in a copy of this folder without runs/ and data/.
-# The exit code is that of `ray job submit`, not the run's: 0 for a stopped job too, 1 for every failure. `rec-dist submit --to ray`
-# returns the run's own; `rec-dist status RUN_DIR` says where it stands.
+# The nodes need rec-dist installed (see Dockerfile). data.path, train.run_dir and train.init_from must be absolute and, like
+# REC_DIST_CACHE, lie on storage that all nodes see: the job runs in a copy of this folder without runs/ and data/.
+# The exit code is that of `ray job submit`: 0 also for a stopped job, 1 for every failure. To get the run's own exit code, use
+# `rec-dist submit --to ray`. `rec-dist status RUN_DIR` shows how far the run is.
 set -euo pipefail
 
 if (($# < 2)); then

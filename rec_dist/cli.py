@@ -32,12 +32,9 @@ _COMMANDS = {  # what it works on, what it does
     "plan": ("CONFIG.yaml", "memory, time and cost on a described cluster, without running"),
     "submit": ("CONFIG.yaml", "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent"),
     "status": ("RUN_DIR or URI", "step, ETA, goodput and last error of a run, from its run directory"),
-    "embed": (
-        "RUN_DIR or CONFIG.yaml",
-        "every item's title through a run's or base model -> vectors that recommenders start from",
-    ),
-    "merge": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
-    "export": ("CONFIG.yaml", "training data as JSON lines: prompt, chosen, rejected"),
+    "embed": ("RUN_DIR or CONFIG.yaml", "item titles through a run's or base model -> vectors that recommenders start from"),
+    "export": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
+    "export-rows": ("CONFIG.yaml", "training data as JSON lines: prompt, chosen, rejected"),
     "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set, or of a run's checkpoints and model"),
 }
 
@@ -61,15 +58,16 @@ def _parser() -> argparse.ArgumentParser:
             _add_submit(command)
             continue
         command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
-        if name == "merge":
+        if name == "export":
             command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
+            command.add_argument("--format", choices=("merged",), default="merged", help="merged: one plain model (default)")
         if name == "embed":
             command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
-        if name not in ("merge", "verify", "status"):
+        if name not in ("export", "verify", "status"):
             command.add_argument(
                 "overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the configuration"
             )
-        if name == "export":
+        if name == "export-rows":
             command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write; must not exist")
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
@@ -141,9 +139,9 @@ def _main(arguments: Sequence[str] | None) -> int:
             "plan": _plan,
             "verify": _verify,
             "submit": _submit,
-            "merge": _merge,
-            "embed": _embed,
             "export": _export,
+            "embed": _embed,
+            "export-rows": _export_rows,
         }
         with uncollected() if parsed.command == "plan" else nullcontext(), messages_to(_to_stderr):
             quieten()
@@ -207,10 +205,10 @@ def _submit(parsed: argparse.Namespace) -> int:
     return submit.submit(path, overrides, to=parsed.to, dry_run=parsed.dry_run)
 
 
-def _merge(parsed: argparse.Namespace) -> int:
-    from rec_dist.commands.merge import merge
+def _export(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.export import export_merged
 
-    merge(Path(parsed.target), Path(parsed.output))
+    export_merged(Path(parsed.target), Path(parsed.output))
     return 0
 
 
@@ -221,11 +219,11 @@ def _embed(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _export(parsed: argparse.Namespace) -> int:
-    from rec_dist.commands.export_rows import export_preferences
+def _export_rows(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.export_rows import export_rows
     from rec_dist.config.load import load_config
 
-    export_preferences(load_config(Path(parsed.target), parsed.overrides), Path(parsed.out).absolute())
+    export_rows(load_config(Path(parsed.target), parsed.overrides), Path(parsed.out).absolute())
     return 0
 
 

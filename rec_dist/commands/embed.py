@@ -1,7 +1,7 @@
-"""`rec-dist embed`: every item of the catalogue through a base or tuned language model, into a folder that recommenders start from.
+"""`rec-dist embed`: runs every item of the catalogue through a base or tuned language model, into a folder of vectors.
 
-Parts are written one by one and kept: after a stop or a kill the same command does what is missing. With cluster.launcher=ray the
-parts are shared out to Ray Data actors, which write into the same folder.
+Recommenders start from these vectors. Parts are written one by one and kept: after a stop or a kill the same command computes the
+missing ones. With cluster.launcher=ray, Ray Data actors share the parts and write into the same folder.
 """
 
 import logging
@@ -29,13 +29,14 @@ from rec_dist.storage.outputs import check_output
 
 logger = logging.getLogger(__name__)
 
-_LOG_NAMES = ("log.txt", "progress.json", "progress.tmp")  # a kill may leave the last
+_LOG_NAMES = ("log.txt", "progress.json", "progress.tmp")  # a killed process may leave the last
 
 
 def embed(target: Path, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Writes embeddings of all items into `folder` and returns embeddings.json. Kept when they are there already.
+    """Writes embeddings of all items into `folder`, unless it holds them already, and returns embeddings.json.
 
-    target: a finished run directory, or a CONFIG for its base model. UserError: nothing to embed with, or a folder of other things.
+    target: a finished run directory, or a CONFIG for its base model.
+    Raises UserError for a target that cannot embed, and for a folder that holds anything else.
     """
     folder = absolute(str(folder))
     check_output(folder, "FOLDER", folder=True, may_exist=True)
@@ -85,15 +86,14 @@ def _finished(folder: Path, prompts: ItemPrompts) -> dict[str, Any] | None:
     old, new = manifest["inputs"], prompts.inputs
     if changed := sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
         raise UserError(
-            f"{folder} holds embeddings that were made from something else (different: {', '.join(changed)}); name another folder, or "
-            "remove that one"
+            f"{folder} holds embeddings of other inputs (different: {', '.join(changed)}); name another folder, or remove it"
         )
     check_files(folder, manifest)
     return manifest
 
 
 def _write(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> Iterator[int]:
-    """Writes `parts` here or on the workers of a cluster, and yields each once it is written."""
+    """Writes `parts` here or on the workers of a cluster. Yields each part once it is written."""
     if not parts:
         return
     if cluster.launcher == "ray":
@@ -109,7 +109,7 @@ def _write(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> Itera
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; one that this call made and left empty goes again."""
+    """Locks the folder for this process. Removes it again if this call made it and left it empty."""
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _take_back(folder: Path) -> None:
-    """Removes a folder in which nothing has been made."""
+    """Removes a folder to which nothing was written."""
     for name in (".lock", *_LOG_NAMES):
         (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):

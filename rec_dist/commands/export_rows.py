@@ -1,8 +1,8 @@
-"""`rec-dist export`: training data in the usual preference layout, one JSON object a line: prompt, chosen, rejected (a list).
+"""`rec-dist export-rows`: training data in the usual preference layout, a JSON object a line: prompt, chosen, rejected (a list).
 
-Preference rows are written as they are. Interactions become one row a target of the train split: the history as text, the chosen
-title, and the negatives of the first epoch, so that another trainer sees what `rec-dist train` would. What ends a completion
-(prompt.end) is left out: trainers put their own. Cost: about 50 us a row.
+Preference rows are written as they are. Interactions become one row for each target of the train split: the history as text, the
+chosen title, and the negatives of the first epoch, so that another trainer sees what `rec-dist train` would. The end of a
+completion (prompt.end) is left out, because trainers append their own. Cost: about 50 us a row.
 """
 
 import json
@@ -24,10 +24,10 @@ from rec_dist.storage.outputs import check_output
 logger = logging.getLogger(__name__)
 
 
-def export_preferences(config: RunConfig, output: Path) -> int:
+def export_rows(config: RunConfig, output: Path) -> int:
     """Writes the rows of data.path to `output` and returns how many.
 
-    UserError: prompts that cannot be written as plain text, or an output that cannot be a file or is there already.
+    Raises UserError for prompts that cannot be written as plain text, and for an output that exists or cannot be a file.
     """
     check_output(output, "--out")
     if Manifest.load(config.data.path).kind == PREFERENCES:
@@ -52,7 +52,7 @@ def _stored(data: PreferenceData) -> Iterator[dict[str, Any]]:
 def _drawn(config: RunConfig, data: PreparedData) -> Iterator[dict[str, Any]]:
     prompt, negatives = config.prompt, config.negatives
     if prompt.style != "list" or prompt.candidates != "none":
-        raise UserError("export writes prompts as plain text: set prompt.style=list and prompt.candidates=none")
+        raise UserError("export-rows writes prompts as plain text: set prompt.style=list and prompt.candidates=none")
     split = data.split("train")
     targets = index_targets(split, 1)
     sampler = NegativeSampler(negatives.kind, negatives.num, config.train.seed, data.train_counts, negatives.popularity_power)

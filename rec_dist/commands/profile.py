@@ -1,6 +1,6 @@
-"""`rec-dist profile`: the real configuration for a few steps, a folder of its own, a table, and a comparison with an earlier one.
+"""`rec-dist profile`: runs the real configuration for a few steps, prints a table and compares it with an earlier profile.
 
-The run directory of the configuration is neither read nor written. profile.json is the last thing to be written.
+Results go to a folder of their own; the run directory is neither read nor written. profile.json is written last.
 """
 
 import json
@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ _NAME_WIDTH, _TEXT_WIDTH = 18, 100
 
 
 def profile(config: RunConfig, *, against: Path | None, tolerance: float) -> int:
-    """Measures, writes profile.json, prints the table. Returns 0, or 1 when slower than `against` by more than `tolerance`.
+    """Measures, writes profile.json and prints the table. Returns 0, or 1 if slower than `against` by more than `tolerance`.
 
-    Also 1 when code was compiled after the warm-up: then the numbers are of the compiler. Raises UserError before a worker starts.
+    Also returns 1 if code was compiled after the warm-up, because then the numbers measure the compiler.
+    Raises UserError before a worker starts.
     """
     if not math.isfinite(tolerance) or tolerance < 0:
-        raise UserError(f"--tolerance ({tolerance}) must be 0 or more, a share: 0.05 allows 5 %")
+        raise UserError(f"--tolerance ({tolerance}) must be 0 or more; it is a share: 0.05 allows 5 %")
     earlier = read_profile(against) if against is not None else None
     config = _shortened(pinned(config))
     run = RunDirectory(_output_dir(config), key="profile.output_dir")
@@ -73,7 +75,7 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float) -> int
 
 
 def _shortened(config: RunConfig) -> RunConfig:
-    """As many steps as are measured, so that a cached reference is computed for those alone."""
+    """The configuration with only the measured steps, so that a cached reference is computed for those alone."""
     settings, value = config.profile, config.model_dump()
     value["train"]["max_steps"] = settings.warmup_steps + settings.steps
     return RunConfig.model_validate(value)
@@ -88,7 +90,7 @@ def _output_dir(config: RunConfig) -> Path:
 
 @contextmanager
 def _kept_for_profiles(run: RunDirectory) -> Iterator[None]:
-    """Locks the folder and marks it as a profile's. A folder with anything else is refused; a new one goes when refused inside."""
+    """Locks the folder and marks it as a profile's. Removes a new folder again after a UserError inside."""
     new = _is_new(run)
     with run.locked():
         (run.path / _MARK).touch()
@@ -101,7 +103,7 @@ def _kept_for_profiles(run: RunDirectory) -> Iterator[None]:
 
 
 def _is_new(run: RunDirectory) -> bool:
-    """Whether no profile has been there. UserError: other things are."""
+    """Whether the folder holds no profile yet. Raises UserError if it holds anything else."""
     new = not (run.path / _MARK).is_file()
     if new and run.path.is_dir() and any(run.path.iterdir()):
         raise UserError(f"profile.output_dir ({run.path}) is not empty and holds no profile; choose another folder")
@@ -109,7 +111,7 @@ def _is_new(run: RunDirectory) -> bool:
 
 
 def read_profile(path: Path) -> dict[str, Any]:
-    """A profile.json. Raises UserError when it is none."""
+    """Reads a profile.json. Raises UserError if it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["format"] != FORMAT:
@@ -118,16 +120,16 @@ def read_profile(path: Path) -> dict[str, Any]:
         if not all(0 < number < float("inf") for number in numbers):
             raise ValueError(f"tokens/s and p50 are {numbers}")
         if not isinstance(value["settings"], dict):
-            raise TypeError("its settings are no object")
+            raise TypeError("its settings are not an object")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
         raise UserError(
-            f"--against ({path}) is no readable {PROFILE_NAME} ({fault!r}); give one that this version of the command wrote"
+            f"--against ({path}) is not a readable {PROFILE_NAME} ({fault!r}); give one that this version of the command wrote"
         ) from fault
     return dict(value)
 
 
 def differing_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """A warning for each setting in which the two differ: they may be what makes the difference."""
+    """A warning for each setting that differs, because it may be what makes the difference."""
     names = sorted(old["settings"].keys() | new["settings"].keys())
     pairs = [(name, old["settings"].get(name), new["settings"].get(name)) for name in names]
     return [f"WARNING: {name} was {before} and is {after}" for name, before, after in pairs if before != after]
@@ -195,8 +197,12 @@ def _side_by_side(real: dict[str, Any], synthetic: dict[str, Any]) -> list[tuple
         pair("logical tokens/s", lambda side: f"{side['logical_tokens_per_second']:,.0f}"),
         pair("groups/s", lambda side: f"{side['groups_per_second']:,.1f}"),
         pair("data wait p50", lambda side: f"{side['data_wait_seconds']['p50']:.2g} s"),
-        *(pair(f"  {phase}", lambda side, phase=phase: f"{side['shares'][phase]:.1%}") for phase in (*PHASES, "other")),  # type: ignore[misc]
+        *(pair(f"  {phase}", partial(_share, phase)) for phase in (*PHASES, "other")),
     ]
+
+
+def _share(phase: str, side: dict[str, Any]) -> str:
+    return f"{side['shares'][phase]:.1%}"
 
 
 def _compute_rows(compute: dict[str, Any]) -> list[tuple[str, str]]:

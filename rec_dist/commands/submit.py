@@ -23,7 +23,6 @@ from rec_dist.storage.location import Location
 from rec_dist.storage.uri import is_remote
 from rec_dist.submit import kuberay, ray_job, slurm
 from rec_dist.submit.job import CONFIG_NAME, Job, build_job
-from rec_dist.submit.sweep import elements_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,22 +33,20 @@ def submit(path: Path, overrides: Sequence[str], *, to: Target, dry_run: bool) -
     """Sends the run of a configuration and returns an exit code: with `to` ray that of the run, else 0 once it is sent."""
     config = _load(path, overrides)
     job = build_job(config, local_paths=to == "slurm")
-    elements = elements_of(job, path, overrides) if to == "slurm" else []
     if to == "slurm":
-        slurm.check(job, elements)
+        slurm.check(job)
     elif to == "kuberay":
         kuberay.check(job)
     if dry_run:
-        print(_shown(job, elements, to), end="")
+        print(_shown(job, to), end="")
         logger.info("--dry-run: only the keys have been checked, not the data or the model")
         return 0
-    done = [_nothing_left(each) for each in elements or [job]]  # all are checked, also behind one that is done
-    if all(done):
+    if _nothing_left(job):
         return 0
     if to == "ray":
         return ray_job.send(job)
     if to == "slurm":
-        return slurm.send(job, elements)
+        return slurm.send(job)
     return kuberay.send(job)
 
 
@@ -77,10 +74,10 @@ def _load(path: Path, overrides: Sequence[str]) -> RunConfig:
     return load_config(path, overrides)
 
 
-def _shown(job: Job, elements: Sequence[Job], to: Target) -> str:
+def _shown(job: Job, to: Target) -> str:
     """Exactly what would be sent."""
     if to == "slurm":
-        return slurm.script_of(job, elements)
+        return slurm.script_of(job)
     if to == "kuberay":
         return kuberay.manifest(job, kuberay.name_of(job))
     parts = ray_job.parts_of(job.submit.ray)

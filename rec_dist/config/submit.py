@@ -1,12 +1,10 @@
 """What `rec-dist submit` can be told: how a run is sent to a Ray cluster, to SLURM or to Kubernetes. Nothing here changes a run."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from rec_dist.config.section import Section
-
-_Words = Annotated[list[str], Field(min_length=1)]
 
 
 class RayJobConfig(Section):
@@ -51,10 +49,7 @@ class SlurmConfig(Section):
     scratch: str = Field("/tmp", description="Local folder of a node for Ray's sockets and logs; short, sockets allow 107 bytes.")
     log_dir: str | None = Field(None, description="Script, output and Ray's logs; None: <run_dir>-slurm.")
     start_seconds: int = Field(600, ge=1, description="How long the nodes may take to join before the job fails, seconds.")
-    sweep: list[_Words] = Field(
-        default_factory=list, description="An array job: overrides of each element; its run goes to <run_dir>-INDEX."
-    )
-    sweep_at_once: int | None = Field(None, ge=1, description="Elements that may run at the same time; None: all.")
+    template: str | None = Field(None, description="Your edited copy of launchers/slurm.sbatch.j2; None: that file.")
 
 
 class KubeRayConfig(Section):
@@ -82,6 +77,7 @@ class KubeRayConfig(Section):
     node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of the nodes that worker pods may go to.")
     ttl_seconds: int = Field(600, ge=0, description="How long the pods stay after the end, seconds.")
     ray_version: str | None = Field(None, description="Ray's version in the image; None: the one installed here.")
+    template: str | None = Field(None, description="Your edited copy of launchers/rayjob.yaml.j2; None: that file.")
 
 
 class SubmitConfig(Section):

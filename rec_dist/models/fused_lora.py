@@ -26,7 +26,7 @@ class _Onto(nn.Linear):
 
 
 class _Fused:
-    """What PEFT's layers call a variant. They must not be merged while they have it: `rec-dist merge` builds its own."""
+    """What PEFT's layers call a variant. They must not be merged while they have it: `rec-dist export` builds its own."""
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What to change so that a run fits its devices: each change, and their combination, judged by the same formula as the plan."""
+"""Changes that make a run fit its devices, single and combined, checked by the same formula as the plan."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ Needs = Callable[[Setup], float]  # bytes
 
 @dataclass(frozen=True)
 class Change:
-    """Keys of the configuration with their new values, and the bytes a device then needs."""
+    """Configuration keys with their new values, and the bytes that a device then needs."""
 
     keys: dict[str, Any]
     needs: float
@@ -21,7 +21,7 @@ class Change:
 
 
 def largest_micro_batch(setup: Setup, needs: Needs, room: float, *, smallest: int) -> int | None:
-    """The largest train.max_tokens_per_micro_batch, in whole 128s from `smallest` up to 2^20, that needs at most `room` bytes."""
+    """The largest train.max_tokens_per_micro_batch that needs at most `room` bytes: a multiple of 128 up to 2^20."""
     low, high = -(-max(smallest, 1) // _GRAIN), (1 << 20) // _GRAIN
     if low > high or needs(replace(setup, max_tokens=low * _GRAIN)) > room:
         return None
@@ -54,7 +54,7 @@ def _more_workers(setup: Setup, needs: Needs, room: float) -> tuple[dict[str, An
 
 
 def smallest_live(setup: Setup) -> int | None:
-    """The bound of gathered elements under which one module still loads ahead of its use; None where it would change nothing."""
+    """The smallest bound on gathered elements that still loads one module ahead of its use; None if it would change nothing."""
     sizes = gathered_sizes(setup.parameters, setup.zero)
     if setup.workers == 1 or not sizes:
         return None
@@ -63,7 +63,7 @@ def smallest_live(setup: Setup) -> int | None:
 
 
 def _switches(setup: Setup, sharded: Setup) -> Iterator[tuple[dict[str, Any], Setup]]:
-    """The changes that cost time alone. `sharded`: the same setup under ZeRO stage 3."""
+    """The changes that only cost time. sharded: the same setup under ZeRO stage 3."""
     if setup.zero.stage < 3 and setup.workers > 1:
         yield {"cluster.zero_stage": 3}, replace(setup, zero=sharded.zero)
     if not setup.checkpointing:
@@ -76,17 +76,17 @@ def _switches(setup: Setup, sharded: Setup) -> Iterator[tuple[dict[str, Any], Se
 
 
 def single_changes(setup: Setup, sharded: Setup, needs: Needs, room: float, *, smallest: int) -> list[Change]:
-    """Every one change that alone makes the run fit, the cheapest first."""
+    """Every single change that makes the run fit, the cheapest first."""
     found = [*_switches(setup, sharded), _smaller_micro_batch(setup, needs, room, smallest), _more_workers(setup, needs, room)]
     changes = [Change(keys, needs(changed), changed) for keys, changed in (entry for entry in found if entry is not None)]
     return [change for change in changes if change.needs <= room]
 
 
 def combined_change(setup: Setup, sharded: Setup, needs: Needs, room: float, *, smallest: int) -> Change | None:
-    """The first that fits of: all switches, then a smaller micro-batch, else more workers and then a smaller micro-batch. None when nothing does."""
+    """The first combination that fits: all switches, plus a smaller micro-batch, or more workers, or both. None if none fits."""
     keys: dict[str, Any] = {}
     current = setup
-    for _ in range(4):  # each switch changes what the next one sees
+    for _ in range(4):  # each switch changes which others apply
         for changed_keys, changed in _switches(current, sharded):
             if changed_keys.keys() - keys.keys():
                 keys, current = keys | changed_keys, changed

@@ -1,6 +1,6 @@
-"""What a plan is made from: the configuration, the cluster file, the model's config.json and, where it lies there, the data.
+"""What a plan is based on: the configuration, the cluster file, the model's config.json and, if it is prepared, the data.
 
-The one place of the plan where configuration objects become plain values.
+The only place of the plan where configuration objects become plain values.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ from rec_dist.plan.memory import Setup, Zero
 from rec_dist.plan.workload import Workload
 from rec_dist.storage.location import Location
 
-_FRAME_TOKENS = 16  # of a prompt beside its history: the instruction and the tail
+_FRAME_TOKENS = 16  # of a prompt besides its history: the instruction and the tail
 _GIGA, _TERA, _MICRO = 1e9, 1e12, 1e-6
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long the run is: steps, those whose reference is computed, mean items of history, and where that is from."""
+    """Length of the run: steps, steps whose reference is computed, mean items of history, and the source of these numbers."""
 
     steps: int
     reference_steps: int
@@ -68,7 +68,7 @@ def setup_of(config: RunConfig, cluster: ClusterFile, *, needs_reference: bool) 
 
 
 def _attention(wanted: str, *, on_gpu: bool) -> str:
-    """As models.attention_paths chooses for a decoder that takes all of them."""
+    """The choice of models.attention_paths for a decoder that supports all of them."""
     if wanted == "auto":
         return "flex" if on_gpu else "per_prompt"
     return wanted
@@ -84,10 +84,10 @@ def _model_folder(config: RunConfig) -> Path:
 
 
 def zero_of(settings: EngineSettings, *, reference: str) -> Zero:
-    """What the engine would tell DeepSpeed. reference: as planning.memory.Setup.
+    """What the engine would configure in DeepSpeed. reference: as in plan.memory.Setup.
 
-    With an online one no layer stays gathered from a forward pass to its backward pass: DeepSpeed knows what is used again from the
-    order of modules in the pass before, and a forward pass without a backward one begins that record anew.
+    With an online reference no layer stays gathered between a forward pass and its backward pass: DeepSpeed learns what is used again
+    from the order of modules in the previous pass, and a forward pass without a backward pass resets that record.
     """
     keeps = reference != "online"
     zero = deepspeed_config(settings)["zero_optimization"]
@@ -132,7 +132,7 @@ def hardware_of(cluster: ClusterFile, *, workers: int, bf16: bool) -> Hardware:
 
 
 def run_length(config: RunConfig, prompts: PlannedPrompts) -> Length:
-    """From the prepared data where it lies at data.path, else from train.max_steps. Raises UserError without either."""
+    """From the prepared data at data.path if there is any, else from train.max_steps. Raises UserError without either."""
     history = float(config.prompt.max_history)
     if Location(config.data.path).read(MANIFEST_NAME) is not None:
         split = open_data(config.data).split("train")
@@ -150,12 +150,12 @@ def run_length(config: RunConfig, prompts: PlannedPrompts) -> Length:
             f"data.path ({config.data.path}) holds no prepared data to count steps from; "
             "set train.max_steps, or run `rec-dist prepare`"
         )
-    build_batch_sampler(config, 1)  # refuses a global batch that no whole prompts make
+    build_batch_sampler(config, 1)  # rejects a global batch that whole prompts cannot fill
     return Length(config.train.max_steps, config.train.max_steps, history, "train.max_steps; data.path holds no prepared data")
 
 
 def workload_of(config: RunConfig, prompts: PlannedPrompts, history: float) -> Workload:
-    """Mean lengths, from the keys of plan or estimated from the items of history."""
+    """Mean lengths, from the section `plan` or estimated from the items of history."""
     completion, listed = config.plan.completion_tokens, config.prompt.candidates == "listed"
     items = history + (config.prompt.num_candidates if listed else 0) + prompts.extra_items
     prompt = config.plan.prompt_tokens or _FRAME_TOKENS + config.prompt.num_virtual + items * completion

@@ -1,6 +1,7 @@
-"""Bytes of one device, part by part. Pure formulas of plain numbers; docs/planning.md derives them.
+"""The bytes of one device, part by part. Pure formulas of plain numbers; docs/planning.md derives them.
 
-Letters: T rows of a micro-batch, h width, i inner width of the MLP, q = heads * head width, k = kv heads * head width, b bytes a number.
+Letters: T rows of a micro-batch, h width, i inner width of the MLP, q = heads * head width, k = kv heads * head width,
+b bytes a number.
 """
 
 from dataclasses import dataclass, replace
@@ -9,31 +10,32 @@ from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.flex import padded_length
 
 _MIB = 1 << 20
-_HEAD_GPU, _HEAD_CPU = 256 * _MIB, 3 * 64 * _MIB  # rec_dist_kernels: one chunk in place; three in plain PyTorch
-_MASK_ROWS, _MASK_COPIES = 1024, 6  # models/flex.py makes this many rows at once; booleans alive at the same time
+_HEAD_GPU, _HEAD_CPU = 256 * _MIB, 3 * 64 * _MIB  # rec_dist_kernels: one chunk in place on GPUs; three in plain PyTorch
+_MASK_ROWS, _MASK_COPIES = 1024, 6  # rows that models/flex.py makes at once; booleans alive at the same time
 
 
 @dataclass(frozen=True)
 class Zero:
-    """What engine/settings.py tells DeepSpeed, in elements. stage 0..3."""
+    """What engine/settings.py configures in DeepSpeed, in elements. stage: 0 to 3."""
 
     stage: int
     persistence: int = 0  # parameters up to this size stay whole on every rank
-    reuse: int = 0  # a gathered parameter stays for its next use within this many elements
+    reuse: int = 0  # a gathered parameter stays if its next use is within this many elements
     prefetch: int = 0
     bucket: int = 0  # of gradients
 
     def within(self, live: int) -> "Zero":
-        """The same with at most so many elements kept or fetched ahead (engine/settings.py)."""
+        """The same with at most `live` elements kept or prefetched (engine/settings.py)."""
         return replace(self, reuse=min(self.reuse, live), prefetch=min(self.prefetch, live))
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that decides the memory of a device. element: bytes a number (2 bfloat16, 4 float32). rank: of the adapter, or 0.
+    """Everything that decides the memory of a device.
 
-    reference: none, cached or online; online, every micro-batch is scored once more just before it trains. soft_prompt: vectors before the
-    layers train, and nothing else.
+    element: bytes a number (2 bfloat16, 4 float32). rank: of the adapter, or 0.
+    reference: none, cached or online; if online, every micro-batch is scored once more just before it trains.
+    soft_prompt: only vectors before the layers train.
     """
 
     shape: Architecture
@@ -56,31 +58,31 @@ class Setup:
 
     @property
     def rows(self) -> int:
-        """Of the largest micro-batch: FlexAttention pads to whole blocks."""
+        """Rows of the largest micro-batch; FlexAttention pads to whole blocks."""
         return padded_length(0, self.max_tokens) if self.flex else self.max_tokens
 
 
 def shard(elements: int, workers: int) -> int:
-    """Elements a worker holds of a parameter: all but the last have equal parts, the last is padded."""
+    """Elements of a parameter that one worker holds: equal parts, the last one padded."""
     return -(-elements // workers)
 
 
 def held_parameters(parameters: Parameters, zero: Zero, workers: int) -> int:
-    """Elements a rank holds between steps: all below stage 3; there a shard of each, and whole the ones that persist."""
+    """Elements that a rank holds between steps: all below stage 3; from there a shard of each, but persistent ones whole."""
     if zero.stage < 3:
         return parameters.total
     return sum(size if size <= zero.persistence else shard(size, workers) for size in parameters.sizes)
 
 
 def persistent_shards(parameters: Parameters, zero: Zero, workers: int) -> int:
-    """Elements of the shards beside the whole parameters that persist."""
+    """Elements of the shards that persistent parameters have in addition to their whole copies."""
     if zero.stage < 3:
         return 0
     return sum(shard(size, workers) for size in parameters.sizes if size <= zero.persistence)
 
 
 def gathered_sizes(parameters: Parameters, zero: Zero) -> list[int]:
-    """Elements of what stage 3 gathers, in the order of use; a tied head is used once more at the end."""
+    """Elements of each parameter that stage 3 gathers, in the order of use; a tied head is used again at the end."""
     if zero.stage < 3:
         return []
     sizes = [size for size in parameters.sizes if size > zero.persistence]
@@ -90,7 +92,7 @@ def gathered_sizes(parameters: Parameters, zero: Zero) -> list[int]:
 def kept_elements(sizes: list[int], zero: Zero, *, tied: bool) -> int:
     """Elements that stay gathered from the forward pass to the backward pass.
 
-    The last modules, as long as what lies between their two uses, everything behind them twice, is below the reuse distance.
+    The last modules stay, as long as what lies between their two uses (everything after them, twice) is below the reuse distance.
     """
     kept = 0
     for size in reversed(sizes):
@@ -102,7 +104,7 @@ def kept_elements(sizes: list[int], zero: Zero, *, tied: bool) -> int:
 
 
 def live_elements(parameters: Parameters, zero: Zero) -> int:
-    """Most elements gathered at once: what is kept for the backward pass or the largest module, and the next ones, prefetched."""
+    """Most elements gathered at once: what is kept for the backward pass or the largest module, and the prefetched ones."""
     sizes = gathered_sizes(parameters, zero)
     if not sizes:
         return 0
@@ -112,9 +114,9 @@ def live_elements(parameters: Parameters, zero: Zero) -> int:
 
 
 def gradient_bytes(setup: Setup) -> int:
-    """Whole and in the run's dtype below stage 2; from there a float32 share, since sums over micro-batches are kept in float32.
+    """Below stage 2 whole and in the run's dtype; from there a float32 share, because micro-batches are summed in float32.
 
-    Soft prompts: besides, in float32, the sum of each objective (models/soft_prompt.py).
+    Soft prompts add the sum of each objective in float32 (models/soft_prompt.py).
     """
     trainable = setup.parameters.trainable
     of_objectives = 2 * 4 * trainable if setup.soft_prompt else 0
@@ -122,14 +124,14 @@ def gradient_bytes(setup: Setup) -> int:
 
 
 def optimizer_bytes(setup: Setup) -> int:
-    """AdamW's two moments in float32, and a float32 copy of what trains; none where the weights are float32 and not flattened."""
+    """AdamW's two moments in float32, and a float32 copy of what trains unless the weights are float32 and not flattened."""
     copy = 0 if setup.element == 4 and setup.zero.stage in (0, 3) else 4
     elements = setup.parameters.trainable if setup.zero.stage == 0 else shard(setup.parameters.trainable, setup.workers)
     return elements * (8 + copy)
 
 
 def layer_bytes(setup: Setup) -> int:
-    """What the backward pass of one layer needs, for T rows; a row costs
+    """What one layer keeps for its backward pass, for T rows; a row costs
 
         norms       2 * (4h + bh + 4)  the float32 input of each and its scale, and the output, which the matrices multiply
         attention   b * (2q + 2s)      queries and output, keys and values (s); + 4 a head for its normaliser
@@ -137,16 +139,16 @@ def layer_bytes(setup: Setup) -> int:
         adapter     b * rank           a module that has one
         full        2 * bh             fine-tuning of all weights: the normalised input of each norm's weight
 
-    Before soft prompts no matrix keeps its input, since none trains: without the norms' output, the MLP's product, the full term, and
-    what trunk by trunk is held once more.
+    With soft prompts no matrix trains, so none keeps its input: the norms' output, the MLP's product, the full term and the
+    second copy of the output below drop out.
 
     s = k under FlexAttention. With a dense mask keys and values are repeated to s = q, and each layer holds the mask as numbers,
-    b * T a row. Trunk by trunk s = k on a CPU and q on a GPU, and the output is held once more, laid together: b * q. Equal, byte for
-    byte, to what autograd saves on a CPU (tests/unit/test_planning_memory.py).
+    b * T a row. Prompt by prompt s is k on a CPU and q on a GPU, and a second, joined copy of the output costs b * q. This equals,
+    byte for byte, what autograd saves on a CPU (tests/unit/test_planning_memory.py).
     """
     shape, b, rows = setup.shape, setup.element, setup.rows
     q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    inputs = not setup.soft_prompt  # what is kept for the gradient of a matrix, an adapter's or its own
+    inputs = not setup.soft_prompt  # kept for the gradient of a matrix: its own or its adapter's
     norms = 2 * ((4 + b * inputs) * shape.width + 4)
     shared = setup.flex or (setup.attention == "per_prompt" and not setup.on_gpu)
     attention = (
@@ -159,7 +161,7 @@ def layer_bytes(setup: Setup) -> int:
 
 
 def activation_bytes(setup: Setup) -> int:
-    """Of all layers; with checkpointing the input of each and one whole. And the last norm."""
+    """Of all layers (with checkpointing only the input of each, and one layer whole), and of the last norm."""
     shape, b = setup.shape, setup.element
     inputs = shape.layers * setup.rows * shape.width * b
     layers = inputs + layer_bytes(setup) if setup.checkpointing else shape.layers * layer_bytes(setup)
@@ -167,12 +169,12 @@ def activation_bytes(setup: Setup) -> int:
 
 
 def backward_bytes(setup: Setup) -> int:
-    """Gradients on their way through one layer: three of the MLP's inner width and two of the width."""
+    """Gradients that pass through one layer: three of the MLP's inner width and two of the width."""
     return setup.rows * setup.element * (3 * setup.shape.inner + 2 * setup.shape.width)
 
 
 def head_bytes(setup: Setup) -> int:
-    """Chunks of logits, at most those of all rows; the gradient of the hidden rows; in float32 that of the head where it trains."""
+    """Chunks of logits, at most those of all rows; the gradient of the hidden rows; in float32 that of the head if it trains."""
     whole = 4 * setup.rows * setup.shape.vocabulary
     chunk = min(_HEAD_GPU, whole) if setup.on_gpu else min(_HEAD_CPU, 3 * whole)
     trains = setup.parameters.work is not None and setup.parameters.work.head_trains
@@ -180,24 +182,24 @@ def head_bytes(setup: Setup) -> int:
 
 
 def bucket_elements(setup: Setup) -> int:
-    """Made whole on a GPU; on a CPU pages that no gradient ever touches take no memory."""
+    """The whole bucket on a GPU; on a CPU, pages that no gradient touches take no memory."""
     return setup.zero.bucket if setup.on_gpu else min(setup.zero.bucket, setup.parameters.trainable)
 
 
 def mask_bytes(setup: Setup) -> int:
-    """Booleans while the mask is made: a band of rows under FlexAttention, else all pairs, as of one prompt that fills the micro-batch."""
+    """Booleans while the mask is built: a band of rows under FlexAttention, else all pairs of one prompt of T rows."""
     return setup.rows * (_MASK_ROWS if setup.flex else setup.rows) * _MASK_COPIES
 
 
 def memory(setup: Setup, *, reserved: float, margin: float) -> dict[str, float]:
-    """Bytes of each part; their sum is what a device needs. margin: share added for fragmentation, of all that torch allocates."""
+    """Bytes of each part; a device needs their sum. margin: share of all that torch allocates, added for fragmentation."""
     zero, b = setup.zero, setup.element
     held = held_parameters(setup.parameters, zero, setup.workers) + persistent_shards(setup.parameters, zero, setup.workers)
     parts: dict[str, float] = {
         "parameters": held * b,
         "gradients": gradient_bytes(setup),
         "optimizer state": optimizer_bytes(setup),
-        # One worker gathers nothing: it uses its shard as it lies.
+        # One worker gathers nothing: its shard is the whole parameter.
         "gathered layers": live_elements(setup.parameters, zero) * b if setup.workers > 1 else 0,
         "gradient bucket": bucket_elements(setup) * b,
         "activations": activation_bytes(setup),

@@ -1,6 +1,7 @@
-"""Seconds of a step and of a run. Pure formulas of plain numbers; docs/planning.md derives them and says what is assumed.
+"""The seconds of a step. Pure formulas of plain numbers; docs/planning.md derives them and states their assumptions.
 
-A micro-batch is a forward and a backward pass of every worker. What is not counted: the optimizer's step, checkpoints, waiting for data.
+Each worker runs a forward and a backward pass for every micro-batch. The optimizer's step, checkpoints and waiting for data are
+not counted.
 """
 
 from dataclasses import dataclass
@@ -12,32 +13,32 @@ from rec_dist.plan.memory import Setup, gathered_sizes, kept_elements
 from rec_dist.plan.workload import MicroBatches, Workload
 from rec_dist.train.flops import recomputed_flops, step_flops
 
-_BLOCK = 128  # columns that FlexAttention visits at least partly in vain, in each row
+_BLOCK = 128  # columns of each row that FlexAttention visits at least partly in vain
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step: each part alone, and the whole when `overlap` of the gathers hides behind compute."""
+    """Seconds of one step: each part by itself, and the whole if a share `overlap` of the gathers hides behind compute."""
 
     compute: float
     gather: float
     reduce: float
     hidden: float
-    reference: float  # of one pass without a graph over the same micro-batches, not in `seconds` unless the reference is online
+    reference: float  # one pass without a graph over the same micro-batches; part of `seconds` only if online
     seconds: float
-    flops: float  # of the busiest worker, each operation once
-    useful_flops: float  # of all workers, on tokens, as a run counts its mfu (train/flops.py): without padding and attention
+    flops: float  # of the busiest worker, each operation counted once
+    useful_flops: float  # of all workers, without padding and attention, as a run counts its mfu
 
     @property
     def exposed(self) -> float:
-        """Seconds of communication that nothing hides."""
+        """Seconds of communication that compute does not hide."""
         return self.gather + self.reduce - self.hidden
 
 
 def attention_flops(setup: Setup, micro_batches: MicroBatches, workload: Workload) -> float:
-    """Forward, of the busiest worker: 4 q a pair of rows and layer (scores, and the sum of values), q = heads * head width.
+    """Of a forward pass on the busiest worker: 4 q a pair of rows and layer (scores, and sums of values), q = heads * head width.
 
-    Pairs: all T * T with a dense mask; else those that see each other, and about one block of 128 columns a row.
+    With a dense mask all T * T pairs count; otherwise those that attend to each other, and about one block of 128 columns a row.
     """
     if setup.attention != "sdpa":
         pairs = micro_batches.count * micro_batches.num_prompts * (workload.pairs + _BLOCK * workload.rows)
@@ -47,7 +48,7 @@ def attention_flops(setup: Setup, micro_batches: MicroBatches, workload: Workloa
 
 
 def compute_flops(setup: Setup, work: WeightCount, micro_batches: MicroBatches, workload: Workload) -> tuple[float, float, float]:
-    """(each operation once, with what is computed twice, forward alone) of a step's micro-batches on the busiest worker."""
+    """FLOPs of a step on the busiest worker: (each operation once, with recomputed ones twice, the forward passes alone)."""
     tokens, rows = (
         round(micro_batches.count * micro_batches.rows),
         round(micro_batches.count * micro_batches.num_prompts * workload.scored),
@@ -61,7 +62,7 @@ def compute_flops(setup: Setup, work: WeightCount, micro_batches: MicroBatches, 
 
 
 def num_collectives(sizes: list[int], bucket: int) -> int:
-    """Calls in which neighbours of `sizes` elements are gathered, up to `bucket` at once."""
+    """Calls that gather neighbouring parameters of `sizes` elements, up to `bucket` elements at once."""
     calls, filled = 0, inf
     for size in sizes:
         if filled + size > bucket:
@@ -71,7 +72,7 @@ def num_collectives(sizes: list[int], bucket: int) -> int:
 
 
 def gather_seconds(setup: Setup, hardware: Hardware) -> tuple[float, float]:
-    """(of a micro-batch's forward pass, of its backward pass): ZeRO-3 gathers all in the first, and what was not kept in the second."""
+    """Of a micro-batch: (forward, backward). ZeRO-3 gathers everything in the first, and what it did not keep in the second."""
     zero = setup.zero
     sizes = gathered_sizes(setup.parameters, zero)
     tied = setup.parameters.tied and setup.parameters.head > zero.persistence
@@ -85,8 +86,10 @@ def gather_seconds(setup: Setup, hardware: Hardware) -> tuple[float, float]:
 
 
 def reduce_seconds(setup: Setup, hardware: Hardware, micro_batches: int) -> float:
-    """Of a step's gradients, in the run's dtype: scattered after each micro-batch from stage 2 on, once a step below; then whole weights
-    again, except under stage 3."""
+    """Of a step's gradients, in the run's dtype. They are scattered after each micro-batch from stage 2 on, below it once a step.
+
+    Then the whole weights are gathered again, except under stage 3.
+    """
     zero, size = setup.zero, setup.parameters.trainable * setup.element
     calls = -(-setup.parameters.trainable // zero.bucket) if zero.bucket else 1
     once = ring_seconds(size, hardware, collectives=calls)
@@ -94,12 +97,12 @@ def reduce_seconds(setup: Setup, hardware: Hardware, micro_batches: int) -> floa
 
 
 def step_time(setup: Setup, hardware: Hardware, micro_batches: MicroBatches, workload: Workload, *, overlap: float) -> StepTime:
-    """Of one step. overlap: share of the gathers that may hide behind compute; reductions never do (overlap_comm is off).
+    """The time of one step. overlap: share of the gathers that can hide behind compute; reductions cannot (overlap_comm is off).
 
-    On CPUs nothing hides: the cores that gather are those that compute.
+    On CPUs nothing hides, because the same cores gather and compute.
     """
     work = setup.parameters.work
-    assert work is not None, "experts are refused before"
+    assert work is not None, "inputs.py rejects experts"
     once, done, forward = compute_flops(setup, work, micro_batches, workload)
     first, second = gather_seconds(setup, hardware)
     compute, gather = done / hardware.flops, micro_batches.count * (first + second)
@@ -116,7 +119,7 @@ def step_time(setup: Setup, hardware: Hardware, micro_batches: MicroBatches, wor
 
 
 def limit(time: StepTime, *, fits: bool, link: str) -> str:
-    """What would have to grow for the run to be faster: memory, the named link, or compute."""
+    """What limits the run: memory, the named link, or compute."""
     if not fits:
         return "memory"
     if time.exposed > time.compute:

@@ -1,4 +1,4 @@
-"""The report of `rec-dist plan` for a person, a line a fact."""
+"""The plan as text, one fact a line."""
 
 import textwrap
 from typing import Any
@@ -7,7 +7,7 @@ _NAME, _TEXT = 20, 100
 
 
 def text_table(report: dict[str, Any]) -> list[str]:
-    """Lines of name and fact."""
+    """Lines of a name and a fact."""
     cluster, model, settings = report["cluster"], report["model"], report["settings"]
     what = f"{cluster['workers']} of {cluster['nodes'] * cluster['gpus_per_node']} x {cluster['device']}"
     keys = ", ".join(f"{key}={_value(value)}" for key, value in settings.items() if not key.startswith("plan."))
@@ -34,7 +34,7 @@ def _value(value: Any) -> str:
 def _change(change: dict[str, Any], nodes_there: int) -> str:
     keys = " ".join(f"{key}={_value(value)}" for key, value in change["keys"].items())
     nodes = f", {change['nodes']} node(s)" if "cluster.num_workers" in change["keys"] else ""
-    more = f"; set plan.cluster to a file with {change['nodes']} nodes, too" if change["nodes"] > nodes_there else ""
+    more = f"; set plan.cluster to a file with {change['nodes']} nodes" if change["nodes"] > nodes_there else ""
     return f"{keys} ({change['needs_bytes'] / 1e9:.1f} GB{nodes}){more}"
 
 
@@ -59,7 +59,10 @@ def _memory(memory: dict[str, Any], nodes_there: int) -> list[tuple[str, str]]:
 
 def _step(report: dict[str, Any]) -> list[tuple[str, str]]:
     step, work = report["step"], report["workload"]
-    micro_batches = f"{work['micro_batches_per_step']} micro-batch(s) a device of {work['rows_per_micro_batch']:,.0f} rows, {work['fill']:.0%} of the budget filled"
+    micro_batches = (
+        f"{work['micro_batches_per_step']} micro-batch(es) a device of {work['rows_per_micro_batch']:,.0f} rows, "
+        f"{work['fill']:.0%} of the budget filled"
+    )
     rows = [
         ("a step", f"{work['groups']} groups, {work['prompt_rows']:,.0f} rows a prompt (prompt {work['prompt']:,.0f})"),
         ("", micro_batches),
@@ -94,13 +97,14 @@ def _run(report: dict[str, Any]) -> list[tuple[str, str]]:
 def _assumptions(report: dict[str, Any]) -> str:
     cluster, settings, work = report["cluster"], report["settings"], report["workload"]
     cut = (
-        f"prompts cut from {work['prompt_assumed']:,.0f} to {work['prompt']:,.0f} tokens, so that one fits a micro-batch (plan.prompt_tokens "
-        "sets the mean of your data); "
+        f"prompts cut from {work['prompt_assumed']:,.0f} to {work['prompt']:,.0f} tokens, so that one fits a micro-batch "
+        "(plan.prompt_tokens sets the mean of your data); "
         if work["prompt"] < work["prompt_assumed"]
         else ""
     )
     return (
         f"{cut}"
-        f"{cluster['achievable_fraction']:.0%} of peak ({cluster['achievable_source']}); links at {cluster['link_efficiency']:.0%}; "
-        f"plan.overlap={settings['plan.overlap']}, plan.margin={settings['plan.margin']}; lengths are means; predicted, not measured"
+        f"{cluster['achievable_fraction']:.0%} of peak ({cluster['achievable_source']}); "
+        f"links at {cluster['link_efficiency']:.0%}; plan.overlap={settings['plan.overlap']}, plan.margin={settings['plan.margin']}; "
+        "lengths are means; predicted, not measured"
     )

@@ -1,6 +1,6 @@
-"""Tokens of a step: from groups of mean lengths to rows, pairs and micro-batches.
+"""The tokens of a step: from groups of mean lengths to rows, pairs of rows and micro-batches.
 
-Letters: P tokens of a prompt, C of a completion with its end, K negatives, t targets on one prompt, W workers.
+Letters: P tokens of a prompt, C of a completion with its end, K negatives, t targets a prompt, W workers.
 """
 
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from rec_dist.models.flex import padded_length
 
 @dataclass(frozen=True)
 class Workload:
-    """groups of a global step in prompts of `targets` groups, each with `negatives` + 1 completions; lengths are means.
+    """The groups of an optimizer step: `targets` groups share a prompt, each with `negatives` + 1 completions. Lengths are means.
 
-    prompts: of one group, each on a prompt of its own, which share a micro-batch (DELRec's stage 1: one an objective).
+    prompts_per_group: prompts of one group, which share a micro-batch (DELRec's stage 1 has one for each objective).
     """
 
     groups: int
@@ -29,12 +29,12 @@ class Workload:
 
     @property
     def prompt_rows(self) -> float:
-        """Tokens of a prompt and of the chosen titles that stand on it: P + (t - 1) C."""
+        """Tokens of a prompt and of the chosen completions that extend it: P + (t - 1) C."""
         return self.prompt + (self.targets - 1) * self.completion
 
     @property
     def completion_rows(self) -> float:
-        """Rows of completions: the negatives, and the last chosen item; a completion's last token is never fed. (tK + 1)(C - 1)."""
+        """Rows of the negatives and of the last chosen completion. A completion's last token is never fed: (tK + 1)(C - 1)."""
         return (self.targets * self.negatives + 1) * (self.completion - 1)
 
     @property
@@ -44,38 +44,41 @@ class Workload:
 
     @property
     def example(self) -> float:
-        """Rows that are never parted: of a prompt, or of all prompts of a group."""
+        """Rows of an example, which is never split: those of a prompt, or of all prompts of a group."""
         return self.rows * self.prompts_per_group
 
     def within(self, tokens: int) -> "Workload":
-        """The same with a prompt so short that a example has at most `tokens` rows; as it is where no prompt does that."""
+        """The same with the prompt cut so that an example has at most `tokens` rows; unchanged if no length achieves that."""
         prompt = tokens // self.prompts_per_group - (self.rows - self.prompt)
         return replace(self, prompt=float(prompt)) if 1 <= prompt < self.prompt else self
 
     @property
     def scored(self) -> float:
-        """Distinct rows that the head multiplies: the completion point of each group, and C - 1 a completion."""
+        """Distinct rows that the head multiplies: the branch point of each group, and C - 1 a completion."""
         return self.targets * (1 + (self.negatives + 1) * (self.completion - 1))
 
     @property
     def pairs(self) -> float:
-        """Pairs of rows that see each other; a completion sees half of the titles behind the first completion point in the mean, and of itself."""
+        """Pairs of rows that attend to each other. A completion sees on average half of the titles after the first branch point."""
         seen = self.prompt + (self.targets - 1) * self.completion / 2 + self.completion / 2
         return self.prompt_rows * (self.prompt_rows + 1) / 2 + self.completion_rows * seen
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """How a step falls onto the busiest worker: `count` forward passes, rows run in each (padding included), and what they hold."""
+    """A step on the busiest worker: `count` forward passes, the rows of each with padding, and the prompts in each."""
 
     count: int
     rows: float
     num_prompts: float
-    fill: float  # of the budgets of all workers, the share that holds tokens
+    fill: float  # share of all workers' budgets that holds tokens
 
 
 def pack(workload: Workload, *, max_tokens: int, workers: int, flex: bool) -> MicroBatches:
-    """Whole examples of the mean length into micro-batches; a multiple of the workers, filled evenly, as the loader does. 0 if none fits."""
+    """Packs whole examples of the mean length into micro-batches, the same number a worker, filled evenly, as the loader does.
+
+    The count is 0 if not even one example fits.
+    """
     most = int(max_tokens // workload.example)
     if most == 0:
         return MicroBatches(0, 0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""The comparison: the same users, the same targets, the same candidates, then metrics with intervals and paired differences."""
+"""Compares models on the same users, targets and candidates: metrics with intervals, and paired differences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from rec_dist.evaluate.measure import metrics_per_user
 from rec_dist.report.table import ComparisonRow, Difference, headline_of
 from rec_dist.runtime.run_directory import RunDirectory
 
-_SEED = 0  # of the bootstrap: the same file gives the same intervals
+_SEED = 0  # of the bootstrap, so that the same files always give the same intervals
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What came out, and on what."""
+    """A comparison and the evaluation it is based on."""
 
     rows: list[ComparisonRow]
     differences: list[Difference]
@@ -30,18 +30,23 @@ class Compared:
 
 
 def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics: Sequence[str]) -> Compared:
-    """Reads each folder's predictions. Raises UserError when two were asked different questions."""
+    """Reads each folder's predictions. pairs: (better, worse) names.
+
+    Raises UserError if two folders hold predictions for different examples, or if a metric is unknown.
+    """
     predictions = {name: Predictions.read(folder / PREDICTIONS_NAME) for name, folder in folders.items()}
     first_name, first = next(iter(predictions.items()))
     for name, other in predictions.items():
         if not _same_examples(first, other):
             raise UserError(
-                f"{name} and {first_name} were not asked the same: other users, targets or candidates; evaluate both with the "
-                "same section `evaluate` on the same data"
+                f"{name} and {first_name} were evaluated on different users, targets or candidates; evaluate both with the same "
+                "section `evaluate` on the same data"
             )
     values = {name: metrics_per_user(prediction) for name, prediction in predictions.items()}
     if missing := [metric for metric in metrics if metric not in values[first_name]]:
-        raise UserError(f"pipeline.metrics names {missing[0]}, which is not measured; choose of {', '.join(values[first_name])}")
+        raise UserError(
+            f"pipeline.metrics names {missing[0]}, which is not measured; choose from {', '.join(values[first_name])}"
+        )
     facts = {name: _evaluation_row(folder) for name, folder in folders.items()}
     rows = [
         ComparisonRow(

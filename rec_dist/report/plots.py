@@ -1,7 +1,7 @@
-"""The report's figures as SVG text. The only file that imports matplotlib, by its objects: no pyplot, no global figure.
+"""The report's figures as SVG text. The only file that imports matplotlib, without pyplot and so without global figures.
 
-Words stay words (svg.fonttype none), so a figure can be searched and weighs 10-60 kB; curves are thinned to 400 points.
-Colours are Okabe and Ito's: told apart by colour-blind readers, readable on white.
+Text stays text (svg.fonttype none), so a figure can be searched and takes 10-60 kB. Curves are thinned to 400 points.
+The colours are Okabe and Ito's, which colour-blind readers can distinguish, and which are readable on white.
 """
 
 import io
@@ -55,13 +55,13 @@ _STYLE = {
 
 
 def model_colors(names: Iterable[str]) -> dict[str, str]:
-    """One colour a model, by first appearance. The ninth takes the first's: figures also name their models."""
+    """One colour a model, by first appearance. The ninth model reuses the first colour: figures also name their models."""
     unique = list(dict.fromkeys(names))
     return {name: _PALETTE[index % len(_PALETTE)] for index, name in enumerate(unique)}
 
 
 def loss_curves(runs: Curves, colors: Mapping[str, str]) -> str:
-    """A panel a run, each with its own scale: objectives differ in theirs. "" when no run has steps."""
+    """A panel a run, each with its own scale, because losses of different objectives do not compare. "" if no run has steps."""
     drawn = {name: steps for name, steps in runs.items() if _has(steps, "loss")}
     if not drawn:
         return ""
@@ -72,18 +72,17 @@ def loss_curves(runs: Curves, colors: Mapping[str, str]) -> str:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for panel, (name, steps) in zip(panels, drawn.items(), strict=False):
             color = colors.get(name, _FAINT)
-            panel.plot(*_thin(steps["step"], steps["loss"]), color=color, linewidth=0.8, alpha=0.3)
-            panel.plot(*_thin(steps["step"], _smooth(steps["loss"])), color=color, linewidth=1.8)
+            _raw_and_smooth(panel, steps["step"], steps["loss"], color)
             panel.set_title(name, color=color, fontweight="bold")
             _step_axis(panel)
         for panel in panels[len(drawn) :]:
             panel.set_axis_off()
         panels[0].set_ylabel("loss")
-        return _svg(figure, "loss", "Training loss over optimiser steps, one panel a run")
+        return _svg(figure, "loss", "Training loss over optimizer steps, one panel a run")
 
 
 def reward_curves(runs: Curves, colors: Mapping[str, str]) -> str:
-    """A row a run: rewards of chosen and rejected, their margin, the accuracy. "" when no run has rewards."""
+    """A row a run: rewards of chosen and rejected completions, their margin, and the accuracy. "" if no run has rewards."""
     drawn = {name: steps for name, steps in runs.items() if _has(steps, "rewards/margins")}
     if not drawn:
         return ""
@@ -106,9 +105,7 @@ def reward_curves(runs: Curves, colors: Mapping[str, str]) -> str:
             left.margins(y=0.2)
             left.set_title(f"{name}: implicit reward", color=color, fontweight="bold")
             if _has(steps, "rewards/accuracies"):
-                accuracy = steps["rewards/accuracies"]
-                right.plot(*_thin(steps["step"], accuracy), color=color, linewidth=0.8, alpha=0.3)
-                right.plot(*_thin(steps["step"], _smooth(accuracy)), color=color, linewidth=1.8)
+                _raw_and_smooth(right, steps["step"], steps["rewards/accuracies"], color)
             right.set_ylim(0, 1.02)
             right.set_title("accuracy: chosen above rejected", color=color)
             _step_axis(left)
@@ -122,7 +119,7 @@ def metric_bars(
     colors: Mapping[str, str],
     num_candidates: int | None,
 ) -> str:
-    """A panel a metric, a bar a model with its interval; a dashed line at chance. "" without rows."""
+    """A panel a metric with a bar and interval for each model, and a dashed line at chance. "" without rows."""
     metrics = [metric for metric in metrics if any(metric in row.metrics for row in rows)]
     if not metrics:
         return ""
@@ -138,7 +135,7 @@ def metric_bars(
             if chance is not None:
                 panel.axvline(chance, color=_INK, linewidth=1, linestyle=(0, (3, 2)))
                 panel.text(chance, -0.62, f" chance {chance:.3f}", fontsize=8, va="bottom", color=_INK)
-            panel.set_title(metric, fontweight="bold", pad=15)  # the word "chance" stands under it
+            panel.set_title(metric, fontweight="bold", pad=15)  # leaves room for the word "chance" below
             panel.set_xlim(0, panel.get_xlim()[1] * 1.12)
             panel.grid(axis="y", visible=False)
             panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -148,7 +145,7 @@ def metric_bars(
 
 
 def stage_bars(stages: Sequence[tuple[str, float, int | None]], colors: Mapping[str, str]) -> str:
-    """What each stage, as (name, seconds, tokens), took in time and in tokens, side by side. "" without stages."""
+    """Time and tokens of each stage, given as (name, seconds, tokens), side by side. "" without stages."""
     if not stages:
         return ""
     names, seconds, tokens = zip(*stages, strict=True)
@@ -175,6 +172,11 @@ def stage_bars(stages: Sequence[tuple[str, float, int | None]], colors: Mapping[
         return _svg(figure, "stages", "Time and tokens of every stage")
 
 
+def _raw_and_smooth(panel: Any, steps: FloatArray, values: FloatArray, color: str) -> None:
+    panel.plot(*_thin(steps, values), color=color, linewidth=0.8, alpha=0.3)
+    panel.plot(*_thin(steps, _smooth(values)), color=color, linewidth=1.8)
+
+
 def _metric_bar(panel: Any, position: int, interval: Mapping[str, float], color: str) -> None:
     value, low, high = (interval[key] for key in ("value", "low", "high"))
     panel.barh(position, value, height=0.62, color=color, alpha=0.85)
@@ -186,7 +188,7 @@ def _metric_bar(panel: Any, position: int, interval: Mapping[str, float], color:
 
 
 def _label(panel: Any, text: str, end: float, position: int) -> None:
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # a line may pass behind it
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # hides a line that passes behind the label
     panel.annotate(text, (end, position), (5, 0), textcoords="offset points", va="center", fontsize=8.5, bbox=box)
 
 
@@ -202,7 +204,7 @@ def _has(steps: Mapping[str, FloatArray], column: str) -> bool:
 
 
 def _smooth(values: FloatArray) -> FloatArray:
-    """(S,) -> (S,): the centred mean over about a twentieth of the run, shorter at its ends, without gaps."""
+    """(S,) -> (S,): the centred mean over about a twentieth of the run, over less at both ends; gaps are skipped."""
     half = max(1, len(values) // 40)
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
@@ -215,7 +217,7 @@ def _smooth(values: FloatArray) -> FloatArray:
 
 
 def _thin(steps: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """At most 400 points that keep each stretch's lowest and highest value, so that no spike is lost."""
+    """At most about 400 points, which keep the lowest and highest value of each stretch, so that no spike is lost."""
     keep = np.isfinite(values)
     steps, values = steps[keep], values[keep]
     if len(values) <= _MAX_POINTS:
@@ -228,10 +230,10 @@ def _thin(steps: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as one <svg> element: no metadata, and ids that cannot meet another figure's."""
+    """The figure as one <svg> element without metadata, whose ids cannot clash with another figure's."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        # The layout measures with one font and the page draws with its own, which may have what the first lacks.
+        # matplotlib lays out with one font, but the browser draws with its own, which may have the missing glyph.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(buffer, metadata=no_metadata)
@@ -239,5 +241,5 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-label="@@">', text, count=1)
-    text = text.replace("xlink:href", "href")  # HTML's own SVG needs neither namespace: nothing on the page is a URL
+    text = text.replace("xlink:href", "href")  # SVG inside HTML needs no namespaces, so the page holds no URL
     return text.replace("@@", description).strip()

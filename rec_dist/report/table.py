@@ -1,27 +1,33 @@
-"""The comparison of models as text: a table for the terminal, the same as Markdown, and the claim it allows.
+"""The comparison of models as a table, for the terminal and for the report's page, and how its numbers are written.
 
-Why verdicts: a table invites reading any larger number as a win. Here a difference is "above 0" only where the
-interval of the paired difference excludes 0; the rest is "not told apart". Every metric is better when larger.
-Pure functions: intervals come in ready-made as {"value", "low", "high", "n"}, text comes out.
+A difference is "above 0" or "below 0" only if the interval of the paired difference excludes 0; otherwise there is no significant
+difference. A larger value of one model alone proves nothing. Every metric is better when larger.
+Pure functions: intervals come in as {"value", "low", "high", "n"}; cells and text come out.
 """
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Interval = Mapping[str, float]
 
-_MAX_WIDTH = 120
-_MIN_NAME_WIDTH = 14
-_WORDS = ("metric", "verdict")  # columns of words, set left
+ABOVE, BELOW, LEVEL = "above 0", "below 0", "no significant difference"
 HEADLINE_METRICS = ("hr@1", "ndcg@10")  # the terminal has no room for the intervals of more
 MISSING = "–"  # noqa: RUF001 - an en dash is how tables write "no value"
+TEXT_COLUMNS = (
+    "metric",
+    "verdict",
+    "command",
+    "run directory",
+)  # aligned left, as the first column is; numbers are aligned right
+_MAX_WIDTH = 120
+_MIN_NAME_WIDTH = 14
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One model: its metrics by name ("hr@1") and what its score cost, None where not counted."""
+    """One model: its metrics by name ("hr@1") and the cost of its evaluation, None where it was not counted."""
 
     name: str
     metrics: Mapping[str, Interval]
@@ -31,7 +37,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Difference:
-    """`better` minus `worse` in one metric, paired over users. The names say what was expected, not what came out."""
+    """`better` minus `worse` in one metric, paired over users. The names state the expectation, not the outcome."""
 
     better: str
     worse: str
@@ -40,12 +46,8 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "above 0" or "below 0" when the interval excludes 0, else "not told apart"."""
-        if self.interval["low"] > 0:
-            return "above 0"
-        if self.interval["high"] < 0:
-            return "below 0"
-        return "not told apart"
+        """ABOVE or BELOW if the interval excludes 0, otherwise LEVEL."""
+        return ABOVE if self.interval["low"] > 0 else BELOW if self.interval["high"] < 0 else LEVEL
 
     @property
     def amount(self) -> str:
@@ -54,21 +56,83 @@ class Difference:
 
     @property
     def size(self) -> str:
-        """The same for a sentence that already says which of the two is ahead: no plus signs."""
+        """The same without plus signs, for a sentence that already says which model is ahead."""
         return self.amount.replace("+", "")
 
     def seen_from(self, name: str) -> "Difference":
         """The same difference with `name`, one of its two models, as the minuend."""
         if name == self.better:
             return self
-        interval = self.interval
-        flipped = {
-            "value": -interval["value"],
-            "low": -interval["high"],
-            "high": -interval["low"],
-            "n": interval["n"],
-        }
-        return Difference(self.worse, self.better, self.metric, flipped)
+        value, low, high, n = (self.interval[key] for key in ("value", "low", "high", "n"))
+        return Difference(self.worse, self.better, self.metric, {"value": -value, "low": -high, "high": -low, "n": n})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's text. bounds: the interval behind a metric's value. best: whether the value is the largest of its column."""
+
+    text: str
+    bounds: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a header of as many columns; the first column holds names."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    footer: Sequence[str] = ()
+
+
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
+    """Every metric of every model with its interval. The columns n, tokens and time appear only where they say something."""
+    metrics = metric_names(rows)
+    largest = {metric: best_names(rows, metric) for metric in metrics}
+    costs = {
+        "n": len(user_counts(rows)) > 1,
+        "tokens": any(row.tokens is not None for row in rows),
+        "time": any(row.seconds is not None for row in rows),
+    }
+    shown = [name for name, is_shown in costs.items() if is_shown]
+    lines = []
+    for row in rows:
+        cells = [Cell(row.name)]
+        for metric in metrics:
+            text = format_interval(row.metrics[metric]) if metric in row.metrics else MISSING
+            value, _, bounds = text.partition(" ")
+            cells.append(Cell(value, bounds, row.name in largest[metric]))
+        users = "/".join(f"{count:,}" for count in user_counts([row])) or MISSING
+        texts = {"n": users, "tokens": format_count(row.tokens), "time": format_seconds(row.seconds)}
+        lines.append([*cells, *(Cell(texts[name]) for name in shown)])
+    return Table(["model", *metrics, *shown], lines)
+
+
+def differences_table(differences: Sequence[Difference]) -> Table:
+    """One row a pair of models and metric: the difference with its interval, and the verdict."""
+    texts = [(f"{d.better} - {d.worse}", d.metric, d.amount, d.verdict) for d in differences]
+    return Table(["paired difference", "metric", "difference [95 %]", "verdict"], [list(map(Cell, row)) for row in texts])
+
+
+def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] = ()) -> str:
+    """The table for a terminal, at most 120 columns wide for six metrics: only those of headline_of show their intervals."""
+    table = comparison_table(rows)
+    detailed = headline_of(metric_names(rows))
+    grid = [list(table.header)]
+    for cells in table.rows:
+        line = [cells[0].text]
+        for heading, cell in zip(table.header[1:], cells[1:], strict=True):
+            # Where another value has its star, a blank keeps the digits of the column aligned.
+            mark = ("*" if cell.best else " ") if heading in metric_names(rows) else ""
+            line.append(f"{cell.text}{mark} {cell.bounds}" if cell.bounds and heading in detailed else f"{cell.text}{mark}")
+        grid.append(line)
+    lines = [*_align(grid), "", f"{user_range(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
+    if any(row.seconds is not None for row in rows):
+        lines.append("time, tokens: those of the evaluation, without training")
+    if differences:
+        pairs = differences_table(differences)
+        lines += ["", *_align([list(pairs.header), *([cell.text for cell in cells] for cells in pairs.rows)])]
+    return "\n".join(lines) + "\n"
 
 
 def format_interval(interval: Interval, *, signed: bool = False) -> str:
@@ -113,8 +177,14 @@ def metric_names(rows: Iterable[ComparisonRow]) -> list[str]:
     return list(dict.fromkeys(metric for row in rows for metric in row.metrics))
 
 
+def headline_of(metrics: Sequence[str]) -> list[str]:
+    """Metrics with intervals on a terminal and paired differences: all of up to two, else hr@1 and ndcg@10, else the first."""
+    known = [metric for metric in HEADLINE_METRICS if metric in metrics]
+    return list(metrics) if len(metrics) <= len(HEADLINE_METRICS) else known or list(metrics[:1])
+
+
 def best_names(rows: Sequence[ComparisonRow], metric: str) -> set[str]:
-    """The models with the largest point value; empty below two models, as nothing is then won."""
+    """The models with the largest value; empty if fewer than two models have one."""
     values = {row.name: row.metrics[metric]["value"] for row in rows if metric in row.metrics}
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     if len(finite) < 2:
@@ -126,6 +196,12 @@ def best_names(rows: Sequence[ComparisonRow], metric: str) -> set[str]:
 def user_counts(rows: Iterable[ComparisonRow]) -> list[int]:
     """The distinct numbers of users behind the values, ascending."""
     return sorted({int(interval["n"]) for row in rows for interval in row.metrics.values()})
+
+
+def user_range(rows: Sequence[ComparisonRow]) -> str:
+    """`n = 900 users`, or `n = 850 to 900 users` if the models were evaluated on different numbers."""
+    counts = user_counts(rows) or [0]
+    return f"n = {counts[0]:,} users" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,} users"
 
 
 def chance_level(metric: str, num_candidates: int) -> float | None:
@@ -141,110 +217,18 @@ def chance_level(metric: str, num_candidates: int) -> float | None:
     return sum(map(gains[kind], ranks)) / num_candidates if kind in gains and num_candidates > 0 else None
 
 
-def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] = ()) -> str:
-    """The table for a terminal, at most 120 columns for six metrics: intervals stand on those of headline_of."""
-    metrics = metric_names(rows)
-    # A blank where another value has its star keeps the digits of a column under each other.
-    lines = _align(_grid(rows, headline_of(metrics), lambda value, best: value + ("*" if best else " ")))
-    lines += ["", f"{_users(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
-    if any(row.seconds is not None for row in rows):
-        lines.append("time, tokens: of the evaluation; no training is in them")
-    if differences:
-        lines += ["", *_align(_pair_grid(differences))]
-    return "\n".join(lines) + "\n"
-
-
-def headline_of(metrics: Sequence[str]) -> list[str]:
-    """Of these, what has intervals on a terminal and paired differences: all of two, else hr@1 and ndcg@10, else the first."""
-    known = [metric for metric in HEADLINE_METRICS if metric in metrics]
-    return list(metrics) if len(metrics) <= len(HEADLINE_METRICS) else known or list(metrics[:1])
-
-
-def markdown_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] = ()) -> str:
-    """The same as text_table for a README: every metric with its interval, the largest value in bold."""
-    lines = _markdown(_grid(rows, metric_names(rows), lambda value, best: f"**{value}**" if best else value))
-    lines += ["", f"{_users(rows)}; 95 % intervals over users; **bold**: largest value, by itself no proof."]
-    if differences:
-        lines += ["", *_markdown(_pair_grid(differences))]
-    return "\n".join(lines) + "\n"
-
-
-def claim(leader: str, metric: str, pairs: Sequence[Difference], unmeasured: Sequence[str] = ()) -> str:
-    """One sentence on the model with the largest value: what it beats, with intervals, and what it is not told apart from.
-
-    pairs: differences with `leader` as the minuend; unmeasured: the models without one.
-    """
-    beaten, level, lost = ([d for d in pairs if d.verdict == v] for v in ("above 0", "not told apart", "below 0"))
-    parts = [f"{leader} has the highest {metric}, but is not shown to beat any other model"]
-    if beaten:
-        parts = [f"{leader} beats {enumerate_names([f'{d.worse} by {d.size}' for d in beaten])} on {metric}"]
-    if level:
-        parts.append(f"it is not told apart from {enumerate_names([f'{d.worse} ({d.amount})' for d in level])}")
-    if lost:
-        parts.append(f"it falls behind {enumerate_names([f'{d.worse} by {d.seen_from(d.worse).size}' for d in lost])}")
-    if unmeasured:
-        parts.append(f"its difference to {enumerate_names(unmeasured)} was not measured")
-    return "; ".join(parts) + "."
-
-
-def enumerate_names(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _grid(rows: Sequence[ComparisonRow], detailed: Sequence[str], show: Callable[[str, bool], str]) -> list[list[str]]:
-    """Header and cells: intervals on `detailed` metrics, `show(value, is_best)` writes a value; n, tokens, time where told."""
-    metrics = metric_names(rows)
-    extra = {
-        "n": len(user_counts(rows)) > 1,
-        "tokens": any(row.tokens is not None for row in rows),
-        "time": any(row.seconds is not None for row in rows),
-    }
-    shown = [name for name, told in extra.items() if told]
-    grid = [["model", *metrics, *shown]]
-    for row in rows:
-        cells = [row.name]
-        for metric in metrics:
-            text = format_interval(row.metrics[metric]) if metric in row.metrics else MISSING
-            value, _, bounds = text.partition(" ")
-            value = show(value, row.name in best_names(rows, metric))
-            cells.append(f"{value} {bounds}" if bounds and metric in detailed else value)
-        users = "/".join(str(count) for count in user_counts([row])) or MISSING
-        costs = {"n": users, "tokens": format_count(row.tokens), "time": format_seconds(row.seconds)}
-        grid.append(cells + [costs[name] for name in shown])
-    return grid
-
-
-def _pair_grid(differences: Sequence[Difference]) -> list[list[str]]:
-    header = ["paired difference", "metric", "difference [95 %]", "verdict"]
-    return [header, *([f"{d.better} - {d.worse}", d.metric, d.amount, d.verdict] for d in differences)]
-
-
-def _users(rows: Sequence[ComparisonRow]) -> str:
-    counts = user_counts(rows) or [0]
-    return f"n = {counts[0]:,} users" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,} users"
-
-
-def _align(table: list[list[str]]) -> list[str]:
-    """Pads cells to columns: words left, numbers right. A long first cell wraps, so that nothing is cut."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+def _align(grid: list[list[str]]) -> list[str]:
+    """Pads cells to columns. A long first cell wraps, so that nothing is cut."""
+    widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
     others = sum(width + 2 for width in widths[1:])
     widths[0] = min(widths[0], max(_MIN_NAME_WIDTH, _MAX_WIDTH - others))
     lines = []
-    for number, row in enumerate(table):
+    for number, row in enumerate(grid):
         name, *wrapped = textwrap.wrap(row[0], widths[0]) or [""]
         cells = [name.ljust(widths[0])]
-        for cell, heading, width in zip(row[1:], table[0][1:], widths[1:], strict=True):
-            cells.append(cell.ljust(width) if heading in _WORDS else cell.rjust(width))
+        for cell, heading, width in zip(row[1:], grid[0][1:], widths[1:], strict=True):
+            cells.append(cell.ljust(width) if heading in TEXT_COLUMNS else cell.rjust(width))
         lines += ["  ".join(cells).rstrip(), *wrapped]
         if number == 0:
             lines.append("  ".join("-" * width for width in widths))
     return lines
-
-
-def _markdown(table: list[list[str]]) -> list[str]:
-    header, *body = table
-    special = str.maketrans({mark: "\\" + mark for mark in "\\|*_`[]"} | {"<": "&lt;"})
-    rule = ["---", *("---" if name in _WORDS else "---:" for name in header[1:])]
-    lines = [header, rule, *([cells[0].translate(special), *cells[1:]] for cells in body)]
-    return [f"| {' | '.join(cells)} |" for cells in lines]

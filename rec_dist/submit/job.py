@@ -1,7 +1,7 @@
 """A run as it is sent to a cluster: its command, and its configuration with every path on storage that all nodes see.
 
-What is sent is the resolved configuration without the sections `submit` and `plan`, so a later edit of the file changes no job
-that waits in a queue, and the run directory holds the same configuration wherever the run goes on.
+The job carries the resolved configuration without the sections `submit` and `plan`. A later edit of the file therefore changes no
+job that waits in a queue, and the run directory holds the same configuration wherever the run resumes.
 """
 
 import json
@@ -21,13 +21,13 @@ from rec_dist.storage.uri import is_remote
 
 CONFIG_NAME = "config.yaml"
 _MARGIN_SECONDS = 30
-_NAME_LENGTH = 31  # KubeRay takes 47 (it adds to the name), of which the time takes 16
+_NAME_LENGTH = 31  # KubeRay takes 47, because it appends to the name; the time takes 16 of them
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Job:
-    """name: of letters, digits and dashes. config: what the run reads, as text and validated. submit: how it is sent there."""
+    """name: letters, digits and dashes. config: what the run reads, validated and as text. submit: how the run is sent."""
 
     name: str
     config: RunConfig
@@ -41,30 +41,30 @@ class Job:
 
     @property
     def grace_seconds(self) -> int:
-        """From the scheduler's request to stop until it kills: what the run takes for itself, and time to tear down."""
+        """From the scheduler's request to stop until it kills the job: the run's own grace and time to tear down."""
         return math.ceil(self.config.checkpoint.grace_seconds) + _MARGIN_SECONDS
 
     @property
     def needs_gpus(self) -> bool:
-        """Whether GPUs are of any use to the command."""
+        """Whether the command uses GPUs."""
         return self.submit.command != "prepare"
 
     @property
     def saves_when_asked(self) -> bool:
-        """Whether the command ends with a checkpoint when it is asked to stop, and goes on from it."""
+        """Whether the command saves a checkpoint when it is asked to stop, and resumes from it."""
         return self.submit.command == "train"
 
     @property
     def paths(self) -> dict[str, str | None]:
-        """Every path of the configuration by its key, as it is on the cluster."""
+        """Every path of the configuration by its key, as the cluster sees it."""
         return paths_of(self.config)
 
     def stamped_name(self) -> str:
-        """The name with the time: a job that has ended keeps its name, and the run may be sent again."""
+        """The name with the time, because an ended job keeps its name and the run may be sent again."""
         return f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     def words(self, config_path: str) -> list[str]:
-        """The command line, given where the configuration lies there."""
+        """The command line. config_path: where the configuration is on the cluster."""
         command = self.submit.command
         if command == "evaluate":
             return ["python", "-m", "rec_dist", command, *self.evaluation]
@@ -72,21 +72,21 @@ class Job:
 
     @property
     def evaluation(self) -> list[str]:
-        """Behind `evaluate`: the run, which has a configuration of its own, and what of ours decides how and where it is measured."""
+        """The words after `evaluate`: the run, which has its own configuration, and our keys for how and where to measure."""
         sections = {"evaluate": self.config.evaluate, "cluster": self.config.cluster}
         values = [(f"{name}.{key}", value) for name, section in sections.items() for key, value in section.model_dump().items()]
         return [self.run_dir, *(override(key, value) for key, value in [("data.path", self.config.data.path), *values])]
 
 
 def override(key: str, value: Any) -> str:
-    """`section.key=value` as the command line takes it."""
+    """`section.key=value`, as the command line takes it."""
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def build_job(config: RunConfig, *, local_paths: bool) -> Job:
     """The job of a configuration.
 
-    local_paths: the cluster sees this machine's folders, so that a relative path without submit.storage is one from here.
+    local_paths: the cluster sees this machine's folders, so that relative paths start here if submit.storage is not set.
     Raises UserError for a path or a variable that means nothing on the cluster.
     """
     storage = config.submit.storage
@@ -97,7 +97,7 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
     for variable in config.submit.env:
         if not _VARIABLE.fullmatch(variable):
             raise UserError(
-                f"submit.env ({variable}) names no variable of a shell; letters, digits and _ make one, no digit first"
+                f"submit.env ({variable}) is not the name of a shell variable; use letters, digits and _, and start with no digit"
             )
     value = config.model_dump(mode="json", exclude_unset=True)
     for section in ("submit", "plan"):
@@ -118,7 +118,7 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
 
 
 def _is_name(path: str) -> bool:
-    """A known data set or model: one word, which no file here bears."""
+    """Whether this is the name of a known data set or model: one word that is not the name of a file here."""
     return "/" not in path and not path.startswith("~") and not Path(path).exists()
 
 
@@ -134,7 +134,7 @@ def _place(path: str, key: str, storage: str | None) -> str:
 
 
 def _name_of(submit: SubmitConfig, run_dir: str) -> str:
-    """What Kubernetes, Ray and SLURM take for a name: letters, digits and dashes. Only training bears the run's name alone."""
+    """A name that Kubernetes, Ray and SLURM accept: letters, digits and dashes. All commands but train append their own."""
     name = submit.name or f"rec-dist-{PurePosixPath(run_dir).name}"
     command = "" if submit.command == "train" else f"-{submit.command.replace('_', '-')}"
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[: _NAME_LENGTH - len(command)].strip("-")

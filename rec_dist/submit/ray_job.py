@@ -1,7 +1,7 @@
-"""A run as a job of a running Ray cluster: sent, followed, stopped. The only file that imports Ray's job client, and only when asked.
+"""A run as a job of a running Ray cluster: submit, follow and stop it. Only this file imports Ray's job client, and only on use.
 
-`ray job submit` exits with 0 for a job that was stopped and with 1 for whatever else; here the driver's own exit code is ours. Ray
-keeps no exit code of a stopped job, so the entrypoint says it in the log, as its last line.
+`ray job submit` exits with 0 for a stopped job and with 1 for every failure; we return the driver's own exit code. Ray keeps no
+exit code of a stopped job, so the entrypoint writes it as the last line of the log.
 """
 
 import asyncio
@@ -24,23 +24,23 @@ from rec_dist.submit.job import CONFIG_NAME, Job
 
 logger = logging.getLogger(__name__)
 
-EXIT_FAILED, EXIT_STOPPED, EXIT_DETACHED = 1, 75, 130  # 130: what shells report after Ctrl-C
+EXIT_FAILED, EXIT_STOPPED, EXIT_DETACHED = 1, 75, 130  # 130: as shells report Ctrl-C
 _PACKAGES = ("rec_dist", "rec_dist_kernels")
 _LAST_LINE = re.compile(r"^rec-dist: exit code (\d+)$", re.MULTILINE)
 _POLL_SECONDS = 1.0
 
 
 def request_of(job: Job) -> dict[str, Any]:
-    """What the job server is asked, without the files; the same for the same job, but for the time in submission_id."""
+    """The request to the job server, without the files. Only the time in submission_id differs between two calls."""
     submit = job.submit
     words = shlex.join(job.words(CONFIG_NAME))
     return {
         "submission_id": submit.ray.submission_id or job.stamped_name(),
-        # The shell gets SIGTERM too; it stays to say how the run ended.
+        # The shell gets SIGTERM too; it stays alive to report how the run ended.
         "entrypoint": f'trap : TERM INT; {words}; code=$?; echo "rec-dist: exit code $code"; exit $code',
         "runtime_env": {
             "excludes": submit.ray.excludes,
-            # Ray kills a stopped job after 3 s by default: less than a step and a checkpoint take.
+            # By default Ray kills a stopped job after 3 s, before it can finish a step and a checkpoint.
             "env_vars": {**submit.env, "RAY_JOB_STOP_WAIT_TIME_S": str(job.grace_seconds)},
         },
         "metadata": {"run_dir": job.run_dir},
@@ -48,12 +48,12 @@ def request_of(job: Job) -> dict[str, Any]:
 
 
 def parts_of(ray: RayJobConfig) -> list[str]:
-    """What goes along beside the configuration. Raises UserError when it is not there."""
+    """What the job takes along beside the configuration. Raises UserError if it does not exist."""
     if (ray.wheel is not None) != (ray.ship == "wheel"):
-        raise UserError("submit.ray.wheel goes with submit.ray.ship=wheel: set both or none")
+        raise UserError("submit.ray.wheel and submit.ray.ship=wheel go together: set both or none")
     if ray.wheel is not None:
         if not zipfile.is_zipfile(ray.wheel):
-            raise UserError(f"submit.ray.wheel ({ray.wheel}) is no wheel; make one with `pip wheel --no-deps .`")
+            raise UserError(f"submit.ray.wheel ({ray.wheel}) is not a wheel; make one with `pip wheel --no-deps .`")
         return [str(Path(ray.wheel).absolute())]
     return [str(_package(name)) for name in _PACKAGES] if ray.ship == "source" else []
 
@@ -68,7 +68,7 @@ def _package(name: str) -> Path:
 
 
 def stage(job: Job, folder: Path) -> None:
-    """Lays out the job's working directory: the configuration, and what goes along."""
+    """Fills the job's working directory: the configuration, and what it takes along."""
     (folder / CONFIG_NAME).write_text(job.config_text, encoding="utf-8")
     for part in map(Path, parts_of(job.submit.ray)):
         if part.is_dir():
@@ -97,7 +97,7 @@ def follow(submission_id: str, ray: RayJobConfig | None) -> int:
 
 
 def stop(submission_id: str, ray: RayJobConfig | None) -> int:
-    """Asks a job to save and stop, and waits for it. Returns 75 when it saved or was done, 1 when it was killed before."""
+    """Asks a job to save and stop, and waits for it. Returns 75 if it saved or had finished, 1 if it was killed before."""
     client = _client(address_of(ray))
     _details(client, submission_id)
     with _asking(f"{submission_id} cannot be stopped"):
@@ -107,15 +107,17 @@ def stop(submission_id: str, ray: RayJobConfig | None) -> int:
 
 
 def address_of(ray: RayJobConfig | None) -> str | None:
-    """The cluster's dashboard as it will be used, None where nothing names it. UserError: two names, or one that is no URL."""
+    """The dashboard that will be used, None if nothing names one. Raises UserError for two names, or one that is no URL."""
     given, known = ray.address if ray is not None else None, os.environ.get("RAY_API_SERVER_ADDRESS") or None
     for key, address in (("submit.ray.address", given), ("RAY_API_SERVER_ADDRESS", known)):
         if address is not None and not re.fullmatch(r"https?://[^\s/]\S*", address):
             raise UserError(
-                f"{key} ({address}) is no address of a dashboard; give it with http:// or https://, as http://HEAD:8265"
+                f"{key} ({address}) is not the address of a dashboard; start it with http:// or https://, as in http://HEAD:8265"
             )
     if given is not None and known is not None and known != given:
-        raise UserError(f"submit.ray.address ({given}) and RAY_API_SERVER_ADDRESS ({known}) name two clusters; unset one of them")
+        raise UserError(
+            f"submit.ray.address ({given}) and RAY_API_SERVER_ADDRESS ({known}) name different clusters; unset one of them"
+        )
     return given or known
 
 
@@ -123,19 +125,19 @@ def _client(address: str | None) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # uploads and closed connections are of no use to the user
+        logging.getLogger(name).setLevel(logging.WARNING)  # the user need not see uploads and closed connections
     if address is None:
         raise UserError(
-            "nothing names the cluster; set RAY_API_SERVER_ADDRESS, or submit.ray.address, to its dashboard, such as http://HEAD:8265"
+            "no cluster is named; set RAY_API_SERVER_ADDRESS or submit.ray.address to its dashboard, such as http://HEAD:8265"
         )
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # else Ray prefers RAY_ADDRESS, which is no dashboard
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise Ray prefers RAY_ADDRESS, which is not a dashboard
     with _asking(f"no job server answers at {address}"):
         return JobSubmissionClient(address)
 
 
 @contextmanager
 def _asking(what: str) -> Iterator[None]:
-    """UserError for whatever Ray's client raises: its own errors, those of requests, of JSON, of the operating system."""
+    """Turns whatever Ray's client raises (its own errors, those of requests, JSON or the system) into UserError."""
     try:
         yield
     except UserError:
@@ -145,11 +147,13 @@ def _asking(what: str) -> Iterator[None]:
 
 
 def _details(client: Any, submission_id: str) -> Any:
-    with _asking(f"the job server does not answer (the job goes on; come back with rec-dist submit --follow {submission_id})"):
+    with _asking(
+        f"the job server does not answer (the job continues; return to it with rec-dist submit --follow {submission_id})"
+    ):
         try:
             return client.get_job_info(submission_id)
         except RuntimeError as fault:
-            raise UserError(f"no job {submission_id} on this cluster; `ray job list` names those that are there") from fault
+            raise UserError(f"there is no job {submission_id} on this cluster; `ray job list` shows its jobs") from fault
 
 
 def _follow(client: Any, submission_id: str) -> int:
@@ -160,7 +164,7 @@ def _follow(client: Any, submission_id: str) -> int:
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         back, end = f"rec-dist submit --follow {submission_id}", f"rec-dist submit --stop {submission_id}"
-        logger.info(f"\ndetached; the job goes on. Come back: {back}   Stop it, with a checkpoint: {end}")
+        logger.info(f"\ndetached; the job continues. Return to it: {back}   Stop it with a checkpoint: {end}")
         return EXIT_DETACHED
     with _asking(f"the output of {submission_id} cannot be fetched"):
         text = client.get_job_logs(submission_id)
@@ -172,27 +176,27 @@ def _follow(client: Any, submission_id: str) -> int:
 
 
 async def _show(client: Any, submission_id: str, shown: int) -> int:
-    """Prints the output as it comes, but for the first `shown` characters; returns how much has been printed by then."""
+    """Prints new output after the first `shown` characters as it arrives. Returns how many have been printed."""
     position = 0
     try:
         async for text in client.tail_job_logs(submission_id):
             new = text[max(shown - position, 0) :]
             position += len(text)
             print(new, end="", flush=True)
-    except (RuntimeError, OSError):  # the connection broke, or there is no output yet: the caller asks again
+    except (RuntimeError, OSError):  # the connection broke, or there is no output yet: the caller tries again
         pass
     return max(position, shown)
 
 
 def exit_code(status: str, driver: int | None, output: str) -> int:
-    """Ours for a job's end. driver: its exit code where Ray kept one. output: where a stopped job's stands in the last line."""
+    """Our exit code for an ended job. driver: its exit code if Ray kept one. output: holds a stopped job's in its last line."""
     if status == "SUCCEEDED":
         return 0
     if status == "STOPPED":
         said = _LAST_LINE.findall(output)
-        # A run that was done by then is stopped all the same: run again, it finds nothing to do.
+        # A run that had already finished counts as stopped: submitted again, it finds nothing to do.
         return EXIT_STOPPED if said and int(said[-1]) in (0, EXIT_STOPPED) else EXIT_FAILED
-    return driver if driver is not None and 0 < driver < 126 else EXIT_FAILED  # from 126 on: not found, or killed by a signal
+    return driver if driver is not None and 0 < driver < 126 else EXIT_FAILED  # from 126: not found, or killed by a signal
 
 
 def _last_line(fault: Exception) -> str:

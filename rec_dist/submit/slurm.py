@@ -1,15 +1,15 @@
-"""A run as a SLURM batch job: the script that starts one Ray node a machine, and `sbatch`.
+"""A run as a SLURM batch job: the script that starts one Ray node a machine (launchers/slurm.sbatch.j2), and `sbatch`.
 
-The script is whole: options, settings, the configuration, and the same body for every job (slurm_job.sh beside this file). SLURM
-keeps a copy of it, so neither a later edit nor another version here changes a job that waits.
+The script holds everything: options, settings and the configuration. SLURM keeps a copy of it, so neither a later edit nor
+another version installed here changes a job that waits in the queue.
 """
 
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rec_dist.config.submit import SlurmConfig
@@ -17,35 +17,51 @@ from rec_dist.errors import UserError
 from rec_dist.storage.files import write_text
 from rec_dist.submit.allocation import Allocation, check_allocation
 from rec_dist.submit.job import Job
-from rec_dist.submit.slurm_time import seconds_of
-from rec_dist.submit.sweep import overrides_of
+from rec_dist.submit.templates import render
 
 logger = logging.getLogger(__name__)
 
 _END_OF_CONFIG = "END_OF_CONFIG"
-_EARLY_SECONDS = 60  # by so much SLURM may send its signal earlier than asked
+_EARLY_SECONDS = 60  # SLURM may send its signal this much earlier than requested
+_WITH_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
+_WITHOUT = re.compile(r"(?:(\d+):(?=\d+:))?(\d+)(?::(\d+))?", re.ASCII)  # one number is minutes, two are minutes and seconds
 
 
-def check(job: Job, elements: Sequence[Job]) -> None:
-    """Raises UserError for what sbatch or the job would refuse, as far as the configuration tells."""
+def check(job: Job) -> None:
+    """Raises UserError for what sbatch or the job would reject, as far as the configuration shows it."""
     settings = job.submit.slurm
     _check(job, settings)
     if any(option.startswith(("--gpus", "--gres", "-G")) for option in settings.options):
-        return  # how many those are only SLURM knows
-    asked = Allocation(
-        settings.nodes, settings.gpus_per_node, "submit.slurm.nodes", "submit.slurm.gpus_per_node", driver_gpus=True
-    )
-    notes = dict.fromkeys(check_allocation(each, asked) for each in elements or [job])
-    for note in filter(None, notes):
+        return  # only SLURM knows how many GPUs these options mean
+    nodes, gpus = "submit.slurm.nodes", "submit.slurm.gpus_per_node"
+    note = check_allocation(job, Allocation(settings.nodes, settings.gpus_per_node, nodes, gpus, driver_gpus=True))
+    if note is not None:
         logger.info(note)
 
 
-def script_of(job: Job, elements: Sequence[Job]) -> str:
-    """The whole batch script. elements: the jobs of a sweep, whose overrides stand in submit.slurm.sweep; empty without one."""
+def script_of(job: Job) -> str:
+    """The whole batch script."""
     settings = job.submit.slurm
-    body = Path(__file__).with_name("slurm_job.sh").read_text(encoding="utf-8")
-    lines = ["#!/bin/bash", *_options(job, settings), "", *_settings(job, settings, elements), "", body]
-    return "\n".join(lines)
+    words = [shlex.quote(word) for word in job.words("")]
+    if job.submit.command != "evaluate":  # `evaluate` takes the run, which has a configuration of its own
+        words[-1] = '"$folder/config.yaml"'
+    end = _END_OF_CONFIG
+    while end in job.config_text:
+        end += "_"
+    values = {
+        "name": job.name,
+        "run_dir": job.run_dir if job.saves_when_asked else "",  # nobody else would read the request, and a later run would
+        "log_dir": str(log_dir_of(job)),
+        "slurm": settings,
+        "gpus": settings.gpus_per_node if job.needs_gpus else 0,
+        "grace_seconds": job.grace_seconds,
+        "env": job.submit.env,
+        "mounts": ",".join(_mounts(job, settings)),
+        "command": " ".join(words),
+        "config": job.config_text.rstrip("\n"),
+        "end_of_config": end,
+    }
+    return render("slurm.sbatch.j2", settings.template, "submit.slurm.template", values)
 
 
 def log_dir_of(job: Job) -> Path:
@@ -54,12 +70,12 @@ def log_dir_of(job: Job) -> Path:
     return Path(folder) if folder.startswith("/") else Path(job.submit.storage or Path.cwd()) / folder
 
 
-def send(job: Job, elements: Sequence[Job]) -> int:
-    """Submits the script; the job then runs without us."""
+def send(job: Job) -> int:
+    """Submits the script and returns 0; the job then runs on its own."""
     folder = log_dir_of(job)
     path = folder / f"{job.name}.sbatch"
-    write_text(path, script_of(job, elements))
-    # The Python that runs here is the one that runs there, also when its virtual environment has not been activated.
+    write_text(path, script_of(job))
+    # The job uses the Python that runs here, even if its virtual environment has not been activated.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
         done = subprocess.run(
@@ -81,11 +97,27 @@ def send(job: Job, elements: Sequence[Job]) -> int:
     return 0
 
 
+def seconds_of(limit: str) -> int:
+    """submit.slurm.time in seconds; 0 means no limit. Raises UserError for text that sbatch would not take (its manual, --time).
+
+    >>> [seconds_of(limit) for limit in ("45", "45:30", "1:02:03", "2-3", "2-3:04", "2-03:04:05")]
+    [2700, 2730, 3723, 183600, 183840, 183845]
+    """
+    if found := _WITH_DAYS.fullmatch(limit):
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    elif found := _WITHOUT.fullmatch(limit):
+        days, (hours, minutes, seconds) = 0, (int(part or 0) for part in found.groups())
+    else:
+        raise UserError(
+            f"submit.slurm.time ({limit}) is not a SLURM time: write MINUTES, M:S, H:M:S, DAYS-HOURS, D-H:M or D-H:M:S, such as "
+            "1-00:00:00"
+        )
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def _check(job: Job, settings: SlurmConfig) -> None:
     if (settings.image is not None) != (settings.container != "none"):
         raise UserError("submit.slurm.container and submit.slurm.image go together: set both or none")
-    if settings.sweep_at_once is not None and not settings.sweep:
-        raise UserError("submit.slurm.sweep_at_once limits a sweep; set submit.slurm.sweep or leave it out")
     if settings.time is not None:
         _check_time(job, settings.time)
     values = {
@@ -94,110 +126,24 @@ def _check(job: Job, settings: SlurmConfig) -> None:
     }
     for key, value in values.items():
         if value is not None and (not value or any(sign.isspace() for sign in value)):
-            fault = "has a space in it" if value else "is empty"
+            fault = "contains a space" if value else "is empty"
             raise UserError(f"submit.slurm.{key} ({value}) {fault}, which sbatch does not take; choose another")
     if any("\n" in option for option in settings.options):
-        raise UserError("submit.slurm.options has a line break; give one option an entry")
+        raise UserError("submit.slurm.options contains a line break; give one option an entry")
 
 
 def _check_time(job: Job, limit: str) -> None:
-    """UserError: no time of SLURM's, or one in which a run is asked to stop as soon as it begins, and queued again, for ever."""
+    """Raises UserError for a limit so short that the run would be asked to stop at once, and queued again, for ever."""
     total, least = seconds_of(limit), job.grace_seconds + _EARLY_SECONDS
     if job.saves_when_asked and 0 < total <= least:
         raise UserError(
-            f"submit.slurm.time ({limit}) is {total} s, and up to {least} s before its end the run is asked to stop; raise it, "
+            f"submit.slurm.time ({limit}) is {total} s, and the run is asked to stop up to {least} s before its end; raise it, "
             f"or lower checkpoint.grace_seconds ({job.config.checkpoint.grace_seconds:g})"
         )
 
 
-def _options(job: Job, settings: SlurmConfig) -> Iterator[str]:
-    number = "%A_%a" if settings.sweep else "%j"
-    found = {
-        "job-name": job.name,
-        "output": f"{log_dir_of(job)}/{job.name}-{number}.out",
-        "open-mode": "append",  # an attempt after a requeue goes on in the same file
-        "nodes": settings.nodes,
-        "ntasks-per-node": 1,
-        "cpus-per-task": settings.cpus_per_node,
-        "gpus-per-node": (settings.gpus_per_node or None) if job.needs_gpus else None,
-        "mem": settings.memory_per_node,
-        "time": settings.time,
-        "partition": settings.partition,
-        "account": settings.account,
-        "signal": f"B:USR1@{job.grace_seconds}",
-        "array": _array(settings),
-    }
-    options = [f"--{name}={value}" for name, value in found.items() if value is not None]
-    options.append("--requeue" if settings.requeue else "--no-requeue")
-    return (f"#SBATCH {option}" for option in [*options, *settings.options])
-
-
-def _array(settings: SlurmConfig) -> str | None:
-    if not settings.sweep:
-        return None
-    limit = f"%{settings.sweep_at_once}" if settings.sweep_at_once is not None else ""
-    return f"0-{len(settings.sweep) - 1}{limit}"
-
-
-def _settings(job: Job, settings: SlurmConfig, elements: Sequence[Job]) -> Iterator[str]:
-    values = {
-        "run_dir": _asked_there(job),
-        "log_dir": str(log_dir_of(job)),
-        "scratch": settings.scratch,
-        "interface": settings.interface or "",
-        "start_seconds": str(settings.start_seconds),
-        "requeue": str(int(settings.requeue)),
-    }
-    yield from (f"{name}={shlex.quote(value)}" for name, value in values.items())
-    yield from (f"export {name}={shlex.quote(value)}" for name, value in job.submit.env.items())
-    step_options, inside = _container(job, settings)
-    yield f"step_options=({_quoted(step_options)})"
-    yield f"inside=({_quoted(inside)})"
-    yield "# shellcheck disable=SC2317,SC2329 # called by the scripts that are written below"
-    yield "setup() {"
-    yield from (f"  {line}" for line in [*settings.setup, ":"])
-    yield "}"
-    run = job.submit.command == "evaluate"
-    if run:  # what it works on is the run, not the configuration whose path the script puts behind the command
-        yield "# shellcheck disable=SC2016 # expanded by the inner shell"
-        yield "command=(bash -c 'shift; exec python -m rec_dist evaluate \"$@\"' evaluate)"
-    else:
-        yield f"command=({shlex.join(job.words('')[:-1])})"
-    yield f"overrides=({shlex.join(job.evaluation) if run else ''})"
-    if elements:
-        yield 'case "$SLURM_ARRAY_TASK_ID" in'
-        for index, (element, words) in enumerate(zip(elements, settings.sweep, strict=True)):
-            overrides = element.evaluation if run else overrides_of(job, element, words)
-            yield f"  {index}) run_dir={shlex.quote(_asked_there(element))} overrides=({shlex.join(overrides)}) ;;"
-        yield "esac"
-    end = _END_OF_CONFIG
-    while end in job.config_text:
-        end += "_"
-    yield f"config=$(cat << '{end}'"
-    yield job.config_text.rstrip("\n")
-    yield end
-    yield ")"
-
-
-def _asked_there(job: Job) -> str:
-    """The run directory in which the script asks for a stop; none where nobody would read it, and a later run would."""
-    return job.run_dir if job.saves_when_asked else ""
-
-
-def _quoted(words: Sequence[str]) -> str:
-    """Words of an array, all in quotes: with commas in them shellcheck takes bare ones for a mistake."""
-    return " ".join("'" + word.replace("'", "'\"'\"'") + "'" for word in words)
-
-
-def _container(job: Job, settings: SlurmConfig) -> tuple[list[str], list[str]]:
-    """(options of srun, words before the command). The folders of the run are mounted where they are."""
-    if settings.image is None:
-        return [], []
-    storage = job.submit.storage or str(Path.cwd())
+def _mounts(job: Job, settings: SlurmConfig) -> list[str]:
+    """HOST:INSIDE of each folder that a container needs; the run's own have the same path inside."""
+    storage, log_dir = job.submit.storage or str(Path.cwd()), str(log_dir_of(job))
     mounts = [f"{storage}:{storage}", f"{settings.scratch}:{settings.scratch}", *settings.mounts]
-    if not str(log_dir_of(job)).startswith(f"{storage.rstrip('/')}/"):
-        mounts.append(f"{log_dir_of(job)}:{log_dir_of(job)}")
-    if settings.container == "enroot":
-        return [f"--container-image={settings.image}", f"--container-mounts={','.join(mounts)}"], []
-    gpu = ["--nv"] if settings.gpus_per_node and job.needs_gpus else []
-    return [], ["apptainer", "exec", *gpu, "--bind", ",".join(mounts), settings.image]
+    return mounts if log_dir.startswith(f"{storage.rstrip('/')}/") else [*mounts, f"{log_dir}:{log_dir}"]

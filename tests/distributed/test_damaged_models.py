@@ -40,10 +40,10 @@ def refused(code: int, child: Child, *names: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "name", "commands", "names"),
     [
-        ("adapter", "adapter_model.safetensors", ("evaluate", "embed", "merge", "train"), ("adapter_model", _WAY_OUT)),
-        ("adapter", "adapter_config.json", ("evaluate", "embed", "merge", "train"), ("adapter_config", _WAY_OUT)),
-        ("adapter", "prompt.json", ("evaluate", "embed", "merge"), ("prompt.json", _WAY_OUT)),
-        ("vectors", "soft_prompt.safetensors", ("evaluate", "embed", "merge", "train"), ("soft_prompt", _WAY_OUT)),
+        ("adapter", "adapter_model.safetensors", ("evaluate", "embed", "export", "train"), ("adapter_model", _WAY_OUT)),
+        ("adapter", "adapter_config.json", ("evaluate", "embed", "export", "train"), ("adapter_config", _WAY_OUT)),
+        ("adapter", "prompt.json", ("evaluate", "embed", "export"), ("prompt.json", _WAY_OUT)),
+        ("vectors", "soft_prompt.safetensors", ("evaluate", "embed", "export", "train"), ("soft_prompt", _WAY_OUT)),
         ("model", "model.safetensors", ("evaluate", "embed", "train"), ("no causal language model we can use", "header")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -62,7 +62,7 @@ def test_a_file_that_is_cut_short(
     words = {
         "evaluate": (run, "evaluate.max_users=3"),
         "embed": (run, made),
-        "merge": (run, made),
+        "export": (run, made),
         "train": (tmp_path / "config.yaml",),
     }
     before = sorted(tmp_path.iterdir())
@@ -93,9 +93,9 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "name", "commands"),
     [
-        ("adapter", "adapter_model.safetensors", ("evaluate", "embed", "merge", "train", "verify")),
-        ("adapter", "items.arrow", ("evaluate", "merge")),
-        ("vectors", "soft_prompt.safetensors", ("evaluate", "merge", "train")),
+        ("adapter", "adapter_model.safetensors", ("evaluate", "embed", "export", "train", "verify")),
+        ("adapter", "items.arrow", ("evaluate", "export")),
+        ("vectors", "soft_prompt.safetensors", ("evaluate", "export", "train")),
         ("model", "model.safetensors", ("evaluate", "embed", "train", "verify")),
         ("recommender", "model.safetensors", ("evaluate", "verify")),
     ],
@@ -128,7 +128,7 @@ def test_a_flipped_bit_under_an_adapter(trainer: Any, tmp_path: Path) -> None:
     assert code == 0, child.err
     tokenizer = base / "model" / "tokenizer.json"  # no weight, so that the base is still found by its fingerprint
     tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
-    for command, words in (("evaluate", (run, "evaluate.max_users=3")), ("merge", (run, tmp_path / "served"))):
+    for command, words in (("evaluate", (run, "evaluate.max_users=3")), ("export", (run, tmp_path / "served"))):
         refused(*run_command(tmp_path / command, command, *words), str(base), "tokenizer.json has", "bytes, not", _WAY_OUT)
     (base / "model" / "files.json").unlink()
     code, child = run_command(tmp_path / "out", "evaluate", run, "evaluate.max_users=3")
@@ -173,20 +173,22 @@ def test_vectors_that_are_not_finite_are_not_written(tiny_config: Any, tiny_mode
     assert not (tmp_path / "items").exists()
 
 
-def test_merge_makes_a_folder_or_nothing(trainer: Any, tmp_path: Path) -> None:
+def test_an_export_is_a_folder_or_nothing(trainer: Any, tmp_path: Path) -> None:
     run = trainer.once("task.kind=sft")
     (tmp_path / "file").write_text("x", encoding="utf-8")
     refused(
-        *run_command(tmp_path / "out", "merge", run.path, tmp_path / "file" / "served"),
+        *run_command(tmp_path / "out", "export", run.path, tmp_path / "file" / "served"),
         "FOLDER (",
         "lies below",
         "choose another folder",
     )
-    refused(*run_command(tmp_path / "out", "merge", run.path, "/proc/no/served"), "FOLDER (/proc/no/served)", "cannot be written")
+    refused(
+        *run_command(tmp_path / "out", "export", run.path, "/proc/no/served"), "FOLDER (/proc/no/served)", "cannot be written"
+    )
     own = tmp_path / "served.tmp"  # a folder of the user's, whatever its name
     own.mkdir()
     (own / "thesis.txt").write_text("x", encoding="utf-8")
-    code, child = run_command(tmp_path / "out", "merge", run.path, tmp_path / "served")
+    code, child = run_command(tmp_path / "out", "export", run.path, tmp_path / "served")
     assert code == 0, child.err
     assert (own / "thesis.txt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out", "served", "served.tmp"]

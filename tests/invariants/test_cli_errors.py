@@ -193,7 +193,7 @@ def test_embed(case: Case, overrides: list[str], names: tuple[str, ...]) -> None
     ("words", "key"),
     [
         (["plan", "--json", "{file}"], "--json"),
-        (["export", "--out", "{file}", "data.path=nowhere"], "--out"),
+        (["export-rows", "--out", "{file}", "data.path=nowhere"], "--out"),
         (["embed", "{file}", "data.path=nowhere"], "FOLDER"),
         (["profile", "profile.output_dir={file}", "data.path=nowhere"], "profile.output_dir"),
         (["evaluate", "evaluate.output_dir={file}", "model.path=/no/such/model"], "evaluate.output_dir"),
@@ -403,8 +403,8 @@ def test_a_finished_run_that_was_damaged_or_is_to_go_on(case: Case) -> None:
     assert code == 0, child.err
     names = ("train.max_steps", f"train.init_from={case.run_dir}", "another train.run_dir")
     case.refuses("train", case.file, "train.max_steps=9", names=names)
-    case.refuses("merge", case.run_dir, case.file, names=(f"FOLDER ({case.file}) is no folder", "choose another folder"))
-    case.refuses("merge", case.run_dir, case.run_dir, names=(f"FOLDER ({case.run_dir}) exists", "choose a folder that does not"))
+    case.refuses("export", case.run_dir, case.file, names=(f"FOLDER ({case.file}) is no folder", "choose another folder"))
+    case.refuses("export", case.run_dir, case.run_dir, names=(f"FOLDER ({case.run_dir}) exists", "choose a folder that does not"))
     weights = next((case.run_dir / "model").glob("*.safetensors"))
     weights.rename(case.folder / "elsewhere")
     case.refuses("evaluate", case.run_dir, names=("model holds no weights", "remove finished.json", "rec-dist train"))
@@ -498,7 +498,7 @@ def test_pipeline(case: Case, stages: list[dict[str, Any]], names: tuple[str, ..
         ("profile",),
         ("plan",),
         ("submit", "--to", "slurm", "--dry-run"),
-        ("export", "--out", "rows.jsonl"),
+        ("export-rows", "--out", "rows.jsonl"),
     ],
     ids=" ".join,
 )

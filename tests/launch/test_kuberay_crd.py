@@ -1,9 +1,9 @@
-"""The manifest against KubeRay's own CRD, where one is at hand; it is not ours to ship.
+"""The manifest against KubeRay's own CRD, which you provide because we cannot ship it.
 
-    kubectl get crd rayjobs.ray.io -o yaml > rayjobs.yaml       # or helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml of a release
+    kubectl get crd rayjobs.ray.io -o yaml > rayjobs.yaml  # or helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml of a release
     REC_DIST_RAYJOB_CRD=rayjobs.yaml python -m pytest tests/launch/test_kuberay_crd.py
 
-The structural schema alone, with fields that it does not know refused, as `kubectl apply --validate=strict` does; rules in CEL are not
+Only the structural schema is checked. Unknown fields are rejected, as `kubectl apply --validate=strict` does; CEL rules are not
 evaluated. test_kuberay_schema.py needs no file.
 """
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(_PATH is None, reason="REC_DIST_RAYJOB_CRD names
 
 
 def strict(schema: Any) -> Any:
-    """What jsonschema needs of a structural schema: unknown fields are refused, a number or a text may stand for a quantity."""
+    """The schema as jsonschema needs it: unknown fields are rejected, and a quantity may be a number or text."""
     if isinstance(schema, list):
         return [strict(entry) for entry in schema]
     if not isinstance(schema, dict):
@@ -38,7 +38,7 @@ def strict(schema: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def faults() -> Callable[[Any], list[str]]:
-    """What the CRD has against a RayJob."""
+    """Returns a function that lists what the CRD rejects in a RayJob."""
     jsonschema = pytest.importorskip("jsonschema")
     assert _PATH is not None
     crd = yaml.safe_load(Path(_PATH).read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What `rec-dist submit --dry-run` prints: golden files, valid by the readers that will get them. Needs no scheduler.
+"""What `rec-dist submit --dry-run` prints, against golden files and the readers that will receive it. Needs no scheduler.
 
-After a wanted change: `python tests/launch/test_rendering.py` writes the golden files anew; read the difference.
+After an intended change, run `python tests/launch/test_rendering.py` to rewrite the golden files, and read the difference.
 """
 
 import contextlib
@@ -21,11 +21,8 @@ from rec_dist.config.load import load_config
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CONFIG = HERE / "cluster.yaml"
-BODY = (ROOT / "rec_dist" / "submit" / "slurm_job.sh").read_text(encoding="utf-8")
-SWEEP = (
-    "submit.slurm.sweep=[[optimizer.lr=1e-4],[optimizer.lr=3e-4,'prompt.question=Which one?']]",
-    "submit.slurm.sweep_at_once=1",
-)
+START = 'mkdir -p "$folder"\n'  # from here on a batch script is the same for every job
+BODY = START + (ROOT / "launchers" / "slurm.sbatch.j2").read_text(encoding="utf-8").partition(START)[2]
 APPTAINER = ("submit.slurm.container=apptainer", "submit.slurm.image=/shared/rec-dist.sif")
 ENROOT = ("submit.slurm.container=enroot", "submit.slurm.image=rec-dist.sqsh", "submit.slurm.mounts=[/models:/models]")
 CREDENTIALS = ("submit.kuberay.env_from_secret=s3", "submit.kuberay.service_account=trainer")
@@ -33,10 +30,9 @@ GPU = ("cluster.use_gpu=true",)
 GOLDEN = {
     "ray.txt": ("ray",),
     "slurm.txt": ("slurm",),
-    "slurm-sweep.txt": ("slurm", *SWEEP),
     "slurm-apptainer.txt": ("slurm", *APPTAINER),
     "slurm-enroot.txt": ("slurm", *ENROOT),
-    "slurm-evaluate.txt": ("slurm", "submit.command=evaluate", "submit.slurm.sweep=[[evaluate.seed=1],[evaluate.seed=2]]"),
+    "slurm-evaluate.txt": ("slurm", "submit.command=evaluate", "evaluate.seed=2"),
     "kuberay.yaml": ("kuberay",),
     "kuberay-evaluate.yaml": ("kuberay", "submit.command=evaluate", "evaluate.num_candidates=all", *CREDENTIALS),
 }
@@ -50,10 +46,19 @@ def rendered(to: str, *overrides: str) -> str:
 
 
 def golden(name: str) -> str:
-    """The body of a batch script stands in the package; only what comes before it is kept here."""
+    """What is rendered; of a batch script only the part before the body, which launchers/ holds word for word."""
     text = rendered(*GOLDEN[name])
-    assert (BODY in text) == name.startswith("slurm")
+    assert text.endswith(BODY) == name.startswith("slurm")
     return text.removesuffix(BODY)
+
+
+def shell(script: str, then: str, **variables: str) -> list[str]:
+    """Runs the settings of a batch script as attempt 0 of job 7, then `then`. Returns the lines that it prints."""
+    environment = {"SLURM_JOB_ID": "7", "PATH": "/usr/bin:/bin", **variables}
+    command = ["bash", "-c", f"{script.partition(START)[0]}\n{then}"]
+    return (
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.removesuffix("\n").split("\n")
+    )
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
@@ -62,15 +67,14 @@ def test_what_is_sent_is_what_was_agreed(name: str) -> None:
 
 
 def sent_config(to: str, tmp_path: Path) -> Any:
-    """The configuration inside what is sent, as the run will read it."""
+    """The configuration that is sent, as the run will read it."""
     text = rendered(to)
     if to == "ray":
         text = text.partition("# config.yaml\n")[2]
     elif to == "kuberay":
         text = next(yaml.safe_load_all(text))["data"]["config.yaml"]
     else:
-        script = text.partition("set -euo pipefail")[0] + '\nprintf "%s\\n" "$config"'
-        text = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+        text = "\n".join(shell(text, 'printf "%s\\n" "$config"'))
     path = tmp_path / f"{to}.yaml"
     path.write_text(text, encoding="utf-8")
     return load_config(path)
@@ -86,16 +90,6 @@ def test_a_run_is_the_same_run_wherever_it_is_sent(tmp_path: Path) -> None:
     whole = load_config(CONFIG)
     for section in ("prompt", "task", "optimizer", "cluster", "negatives", "adapter", "checkpoint", "evaluate"):
         assert getattr(configs[0], section) == getattr(whole, section), section
-
-
-def test_a_sweep_element_gets_its_overrides_and_a_run_directory_of_its_own() -> None:
-    settings = rendered("slurm", *SWEEP).partition("set -euo pipefail")[0]
-    for index, words in enumerate([["optimizer.lr=1e-4"], ["optimizer.lr=3e-4", "prompt.question=Which one?"]]):
-        script = settings + '\nprintf "%s\\n" "$run_dir" "${overrides[@]}"'
-        environment = {"SLURM_ARRAY_TASK_ID": str(index), "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
-        place = f"/shared/runs/SDPO_8b-{index}"
-        assert done.stdout.splitlines() == [place, *words, f"train.run_dir={place}"]
 
 
 def test_the_ray_request_is_what_the_client_takes() -> None:
@@ -121,9 +115,7 @@ REFUSED = [
         ("cluster.num_workers (8)", "submit.slurm.gpus_per_node (3)"),
     ),
     ("slurm", ["submit.slurm.container=apptainer"], ("submit.slurm.image", "set both")),
-    ("slurm", ["submit.slurm.sweep=[[optimizer.lr=-1]]"], ("optimizer.lr",)),
-    ("slurm", ["submit.slurm.sweep=[[train.run_dir=/r],[train.run_dir=/r]]"], ("two elements", "/r")),
-    ("slurm", ["submit.slurm.sweep_at_once=2"], ("submit.slurm.sweep_at_once", "submit.slurm.sweep")),
+    ("slurm", ["optimizer.lr=-1"], ("optimizer.lr",)),
     ("slurm", ["submit.slurm.log_dir=/a b"], ("submit.slurm.log_dir (/a b)",)),
     ("ray", ["submit.ray.ship=wheel"], ("submit.ray.wheel", "submit.ray.ship")),
     ("ray", ["submit.ray.ship=wheel", f"submit.ray.wheel={CONFIG}"], ("submit.ray.wheel", "pip wheel")),
@@ -132,17 +124,11 @@ REFUSED = [
     ("slurm", [*GPU, "submit.slurm.gpus_per_node=0"], ("cluster.use_gpu=true", "submit.slurm.gpus_per_node is 0")),
     ("slurm", [*GPU, "submit.slurm.gpus_per_node=0", "submit.command=evaluate"], ("submit.slurm.gpus_per_node is 0",)),
     ("slurm", ["cluster.launcher=local"], ("cluster.launcher=local", "submit.slurm.nodes is 2")),
-    (
-        "slurm",
-        ["submit.slurm.sweep=[[cluster.num_workers=2],[cluster.num_workers=17]]"],
-        ("cluster.num_workers (17)", "16 GPU(s)"),
-    ),
+    ("slurm", ["cluster.num_workers=17"], ("cluster.num_workers (17)", "16 GPU(s)")),
     ("kuberay", ["submit.kuberay.gpus_per_worker=7"], ("cluster.num_workers (16)", "14 GPU(s)", "submit.kuberay.workers (2)")),
     ("kuberay", [*GPU, "submit.kuberay.gpus_per_worker=0"], ("cluster.use_gpu=true", "submit.kuberay.gpus_per_worker is 0")),
     ("kuberay", ["cluster.launcher=local"], ("cluster.launcher=local", "no GPU")),
     ("kuberay", ["submit.kuberay.job_name=A_b"], ("A_b", "submit.kuberay.job_name")),
-    ("slurm", ["submit.slurm.sweep=[[checkpoint.remote=s3://b/r],[checkpoint.remote=s3://b/r]]"], ("two elements", "s3://b/r")),
-    ("slurm", ["submit.slurm.sweep=[[submit.slurm.nodes=1]]"], ("submit.slurm.sweep", "submit.slurm.nodes")),
     ("slurm", ["submit.slurm.time=tomorrow"], ("submit.slurm.time (tomorrow)", "D-H:M:S")),
     ("slurm", ["submit.slurm.time=00:10"], ("submit.slurm.time (00:10)", "10 s", "checkpoint.grace_seconds (300)")),
     (
@@ -160,6 +146,7 @@ REFUSED = [
     ("slurm", ["submit.command=evaluate", "evaluate.ranker=popularity"], ("evaluate.ranker (popularity)", "evaluate_base")),
     ("ray", ["submit.env.OMP_NUM_THREADS=4"], ("submit.env.OMP_NUM_THREADS", "'submit.env.OMP_NUM_THREADS=\"4\"'")),
     ("ray", ["submit.env={A-B: text}"], ("submit.env (A-B)", "letters")),
+    ("slurm", ["submit.slurm.template=nowhere"], ("submit.slurm.template (nowhere)", "slurm.sbatch.j2")),
 ]
 
 

@@ -202,19 +202,17 @@ def test_a_node_without_a_default_route_ends_the_job_at_once_and_is_named(run: R
     wait_for(lambda: run.nothing_is_left(number), "Ray is gone")
 
 
-def test_a_sweep_is_an_array_of_runs(run: Run, slurm: Slurm) -> None:
-    """Two elements, one node each, at the same time; and an interface that is there."""
-    _, number, err = run.submit(
-        "submit.slurm.nodes=1",
-        "submit.slurm.interface=eth0",
-        "cluster.num_workers=1",
-        "submit.slurm.sweep=[[train.seed=1],[train.seed=2]]",
-    )
-    for index in range(2):
-        job = slurm.wait_for_end(f"{number}_{index}")
-        assert job["JobState"] == "COMPLETED", (err, run.output())
-        assert yaml.safe_load((run.folder / f"run-{index}" / "config.yaml").read_text())["train"]["seed"] == index + 1
-        assert (run.folder / f"run-{index}" / "finished.json").is_file()
+def test_a_loop_over_overrides_is_a_sweep(run: Run, slurm: Slurm) -> None:
+    """As docs/clusters.md writes it: two jobs, one node each, at the same time; and an interface that is there."""
+    one_node = ("submit.slurm.nodes=1", "submit.slurm.interface=eth0", "cluster.num_workers=1")
+    places = {seed: run.folder / f"run-{seed}" for seed in (1, 2)}
+    numbers = {seed: run.submit(*one_node, f"train.seed={seed}", f"train.run_dir={place}")[1] for seed, place in places.items()}
+    for seed, place in places.items():
+        assert slurm.wait_for_end(numbers[seed])["JobState"] == "COMPLETED", sorted(
+            place.with_name(f"run-{seed}-slurm").glob("*")
+        )
+        assert yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))["train"]["seed"] == seed
+        assert (place / "finished.json").is_file()
 
 
 def test_a_node_that_is_lost_does_not_leave_the_job_hanging(run: Run, slurm: Slurm) -> None:

@@ -1,18 +1,15 @@
-"""What `rec-dist submit` makes of a configuration, one rule a test: GPUs, sweeps, names, evaluations, time limits."""
+"""What `rec-dist submit` makes of a configuration, one rule a test: GPUs, names, evaluations, time limits, quoting."""
 
 import json
 import re
-import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import yaml
 from test_kuberay_schema import manifest
-from test_rendering import CONFIG, CREDENTIALS, GPU, rendered
+from test_rendering import CONFIG, CREDENTIALS, GPU, rendered, shell
 
 from rec_dist.cli import main
 
@@ -21,20 +18,9 @@ def sbatch_options(*overrides: str) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in rendered("slurm", *overrides).splitlines() if line.startswith("#SBATCH ")]
 
 
-def command_line(index: int, *overrides: str) -> list[str]:
-    """What the batch script runs for an element of a sweep, with the configuration at CONFIG: the words that `python` gets."""
-    script = rendered("slurm", *overrides).partition("set -euo pipefail")[0] + '\n"${command[@]}" CONFIG "${overrides[@]}"'
-    with TemporaryDirectory() as folder:
-        python = Path(folder) / "python"
-        python.write_text('#!/bin/bash\nprintf "%s\\n" python "$@"\n', encoding="utf-8")
-        python.chmod(0o755)
-        environment = {"SLURM_ARRAY_TASK_ID": str(index), "PATH": f"{folder}:/usr/bin:/bin"}
-        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
-
-
-def sweep(*elements: Sequence[str]) -> str:
-    return f"submit.slurm.sweep={json.dumps(elements)}"
+def command_line(*overrides: str) -> list[str]:
+    """The words that a batch script runs."""
+    return shell(rendered("slurm", *overrides), 'printf "%s\\n" "${command[@]}"')
 
 
 def workers_of(ray_job: Any) -> Any:
@@ -77,52 +63,21 @@ def test_a_dry_run_says_that_only_keys_have_been_checked(capsys: pytest.CaptureF
         assert "only the keys have been checked" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("remote", "places"),
-    [
-        ("s3://b/runs/a?region=eu-1", ["s3://b/runs/a-0?region=eu-1", "s3://b/runs/a-1?region=eu-1"]),
-        ("gs://b/runs/a/", ["gs://b/runs/a-0", "gs://b/runs/a-1"]),
-        ("s3://b", ["s3://b/0", "s3://b/1"]),
-        ("copies/a", ["/shared/copies/a-0", "/shared/copies/a-1"]),
-    ],
-)
-def test_every_element_of_a_sweep_has_a_mirror_of_its_own(remote: str, places: list[str]) -> None:
-    for index, place in enumerate(places):
-        words = command_line(index, f"checkpoint.remote={remote}", sweep(["train.seed=1"], ["train.seed=2"]))
-        assert [word for word in words if word.startswith("checkpoint.remote=")] == [f"checkpoint.remote={place}"]
-
-
-def test_paths_of_an_element_lie_in_the_storage_as_those_of_the_configuration() -> None:
-    element = ["data.path=data/small", "train.init_from=null", "model.path=models/other", "train.seed=3", "train.run_dir=runs/b"]
-    words = command_line(1, sweep(["train.seed=1"], element))
-    assert words[:5] == ["python", "-m", "rec_dist", "train", "CONFIG"]
-    assert sorted(words[5:]) == [
-        "data.path=/shared/data/small",
-        "model.path=/shared/models/other",
-        "train.init_from=null",
-        "train.run_dir=/shared/runs/b",
-        "train.seed=3",
-    ]
-
-
 def test_an_evaluation_is_that_of_the_run() -> None:
     words = ["submit.command=evaluate", "evaluate.max_users=7", "evaluate.output_dir=results/x", "evaluate.split=valid"]
     sent = ["/shared/runs/SDPO_8b", "data.path=/shared/data/ml-1m", "evaluate.split=valid", "evaluate.ranker=model"]
     sent += ["evaluate.num_candidates=20", "evaluate.max_users=7", "evaluate.seed=0", "evaluate.output_dir=/shared/results/x"]
     entrypoint = json.loads(rendered("ray", *words).partition("\n\n# config.yaml")[0])["entrypoint"]
-    lines = [entrypoint.split(";")[1].split(), manifest(*words)[1]["spec"]["entrypoint"].split(), command_line(0, *words)]
+    lines = [entrypoint.split(";")[1].split(), manifest(*words)[1]["spec"]["entrypoint"].split(), command_line(*words)]
     for line in lines:
         assert line[:12] == ["python", "-m", "rec_dist", "evaluate", *sent]
         assert {"cluster.num_workers=16", "cluster.address=null", "cluster.launcher=ray"} < set(line[12:])
-    second = command_line(1, *words[:1], sweep(["evaluate.seed=1"], ["evaluate.seed=2"]))
-    assert second[3:5] == ["evaluate", "/shared/runs/SDPO_8b-1"]
-    assert "evaluate.seed=2" in second
 
 
 def test_the_words_of_an_evaluation_are_what_the_run_takes(tmp_path: Path) -> None:
     from rec_dist.config.load import load_config
 
-    words = command_line(0, "submit.command=evaluate", "evaluate.num_candidates=all", "cluster.use_gpu=true")
+    words = command_line("submit.command=evaluate", "evaluate.num_candidates=all", "cluster.use_gpu=true")
     config = load_config(CONFIG, words[5:])
     assert (config.evaluate.num_candidates, config.cluster.use_gpu, config.evaluate.max_users) == ("all", True, None)
     whole = load_config(CONFIG, ["evaluate.num_candidates=all", "cluster.use_gpu=true"])
@@ -130,7 +85,10 @@ def test_the_words_of_an_evaluation_are_what_the_run_takes(tmp_path: Path) -> No
 
 
 def test_the_evaluation_of_the_base_model_has_a_value_of_its_own() -> None:
-    assert command_line(0, "submit.command=evaluate_base") == ["python", "-m", "rec_dist", "evaluate", "CONFIG"]
+    assert command_line("submit.command=evaluate_base") == [
+        *("python", "-m", "rec_dist", "evaluate"),
+        "/shared/runs/SDPO_8b-slurm/7/attempt-0/config.yaml",
+    ]
 
 
 def test_a_rayjob_has_the_time_in_its_name_and_the_command() -> None:
@@ -162,7 +120,7 @@ def test_credentials_and_grace_reach_every_pod() -> None:
 def test_a_manifest_is_created_with_its_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kubectl itself is not here: a program of its name that keeps what it was given."""
+    """Without kubectl: a program of that name keeps what it is given."""
     tool = tmp_path / "kubectl"
     tool.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/words\ncat > {tmp_path}/manifest\n', encoding="utf-8")
     tool.chmod(0o755)
@@ -180,7 +138,7 @@ def test_a_manifest_is_created_with_its_hint(
     [("45", 2700), ("45:30", 2730), ("1:02:03", 3723), ("2-3", 183600), ("2-3:04", 183840), ("2-03:04:05", 183845)],
 )
 def test_every_form_of_a_time_is_read_as_slurm_does(limit: str, seconds: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """The longest grace that fits: 30 s to tear down and 60 s, by which SLURM may be early, come to it."""
+    """Tests the longest grace that fits: 30 s to tear down are added, and 60 s because SLURM may signal early."""
     words = ["submit", str(CONFIG), "--to", "slurm", "--dry-run", f'submit.slurm.time="{limit}"']
     assert main([*words, f"checkpoint.grace_seconds={seconds - 91}"]) == 0
     assert f"#SBATCH --time={limit}\n" in capsys.readouterr().out
@@ -191,23 +149,25 @@ def test_every_form_of_a_time_is_read_as_slurm_does(limit: str, seconds: int, ca
 def test_what_saves_nothing_is_not_asked_to_stop_and_may_be_short() -> None:
     for command in ("prepare", "evaluate", "evaluate_base", "profile"):
         words = [f"submit.command={command}", 'submit.slurm.time="1"']
-        assert "\nrun_dir=''\n" in rendered("slurm", *words)
-        assert rendered("slurm", *words, sweep(["train.seed=1"])).count("run_dir='' overrides=") == 1
-    assert "\nrun_dir=/shared/runs/SDPO_8b\n" in rendered("slurm")
+        assert shell(rendered("slurm", *words), 'echo "<$run_dir>"') == ["<>"]
+    assert shell(rendered("slurm"), 'echo "<$run_dir>"') == ["</shared/runs/SDPO_8b>"]
 
 
 @pytest.mark.parametrize("limit", ["", "1-", "1:2:3:4", "-5", "1-2-3", "5m", " 5", "1-00:00:00:00"])
 def test_what_is_no_time_is_refused(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", str(CONFIG), "--to", "slurm", "--dry-run", f'submit.slurm.time="{limit}"']) == 2
-    assert "is no time of SLURM's" in capsys.readouterr().err
+    assert f"submit.slurm.time ({limit})" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["END_OF_CONFIG", "$(touch x)", "`touch x`", "it's"])
-def test_the_configuration_reaches_the_run_as_it_is_whatever_it_holds(words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["END_OF_CONFIG", "$(touch x)", "`touch x`", "it's", "{{ x }} {# y", "\u2028  \x85", "{% raw"])
+def test_the_configuration_reaches_the_run_as_it_is_whatever_it_holds(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     instruction = f"one\nEND_OF_CONFIG\n{words}"
-    script = rendered("slurm", f'prompt.instruction="{instruction}"').partition("set -euo pipefail")[0]
-    shown = subprocess.run(
-        ["bash", "-c", script + '\nprintf "%s\\n" "$config"'], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert yaml.safe_load(shown.stdout)["prompt"]["instruction"].split() == instruction.split()
+    override = f"prompt.instruction={json.dumps(instruction)}"
+    script = rendered("slurm", override)
+    monkeypatch.chdir(tmp_path)
+    configs = ["\n".join(shell(script, 'printf "%s\\n" "$config"')), manifest(override)[0]["data"]["config.yaml"]]
+    for config in configs:
+        assert yaml.safe_load(config)["prompt"]["instruction"] == instruction
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`rec-dist plan` from the outside: known parameter counts, the shipped clusters and configuration, mistakes, and its cost."""
+"""`rec-dist plan` from the outside: known parameter counts, the shipped clusters and configuration, mistakes, and run time."""
 
 import json
 import time
@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from rec_dist.cli import main
-from rec_dist.commands.plan import make_plan
 from rec_dist.config.load import load_config
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
 from rec_dist.models.architecture import count_parameters
 from rec_dist.models.language import LoraSpec
 from rec_dist.plan.cluster_file import load_cluster
+from rec_dist.plan.report import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, CLUSTERS = ROOT / "configs" / "models", ROOT / "configs" / "clusters"
@@ -46,7 +46,7 @@ def test_parameters_are_those_that_were_published(name: str, parameters: int, ti
 
 
 def test_an_adapter_is_counted_by_rank_and_modules() -> None:
-    """8B: q and o 4096 + 4096, k and v 4096 + 1024, gate, up and down 4096 + 14336; 32 layers."""
+    """8B: q and o are 4096 + 4096, k and v 4096 + 1024, gate, up and down 4096 + 14336, in 32 layers."""
     everywhere = count_parameters(MODELS / "llama3-8b", LoraSpec(16, 32.0, 0.0, "all-linear"))
     assert everywhere.trainable == 16 * 32 * (2 * 8192 + 2 * 5120 + 3 * 18432) == 41_943_040
     assert (everywhere.total, everywhere.adapted) == (8_030_261_248 + 41_943_040, 7 * 32)
@@ -74,7 +74,7 @@ def test_the_shipped_configuration_fits_and_is_what_it_says() -> None:
 
 
 def test_an_online_reference_lets_no_layer_stay_gathered() -> None:
-    """1B: of a pass whose backward pass is known the last 500M elements stay; of another the largest module, the embeddings, does."""
+    """1B: if the backward pass is known, the last 500M elements stay gathered; otherwise only the largest module, the embeddings."""
     small = f"plan.model={MODELS / 'llama3-1b'}"
     cached, online = planned(small, "task.reference=cached"), planned(small, "task.reference=online")
     assert cached["memory"]["parts"]["gathered layers"] >= 2 * (500_000_000 + 50_000_000) > 0
@@ -87,7 +87,7 @@ def test_an_online_reference_lets_no_layer_stay_gathered() -> None:
 
 
 def test_soft_prompts_before_a_frozen_model() -> None:
-    """DELRec's stage 1: two prompts a group, no reference, 100 vectors of width 4096 and nothing else that trains."""
+    """DELRec's stage 1: two prompts a group, no reference, and only 100 vectors of width 4096 train."""
     stage_1 = ROOT / "configs" / "delrec-distill-llama3_8b-8xh100.yaml"
     paths = [f"plan.cluster={CLUSTERS / '8xh100.yaml'}", f"plan.model={MODELS / 'llama3-8b'}", "data.path=nowhere"]
     report = make_plan(load_config(stage_1, [*paths, "task.reference=online", "model.activation_checkpointing=false"]))

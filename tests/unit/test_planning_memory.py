@@ -126,7 +126,7 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
 
 
 def saved_bytes(layers: int, batch: PackedBatch, dtype: torch.dtype, *, rank: int, attention: str, num_virtual: int = 0) -> int:
-    """Bytes of all distinct tensors that autograd keeps in a forward pass, weights left out. num_virtual: vectors that alone train."""
+    """Bytes of all distinct tensors that autograd keeps in a forward pass, without weights. num_virtual: vectors, if only they train."""
     register()
     config = transformers.LlamaConfig(
         vocab_size=64,

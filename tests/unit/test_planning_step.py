@@ -63,7 +63,7 @@ def test_calls_fill_buckets() -> None:
     assert num_collectives([], 100) == 0
 
 
-def test_gathers_of_a_pack() -> None:
+def test_gathers_of_a_micro_batch() -> None:
     """100 + 60 + 40 elements forward; of them 60 + 40 stay (behind 60 lie 80 < 90, behind 100 lie 200): 100 backward."""
     forward, backward = gather_seconds(SETUP, NODE)
     assert forward == pytest.approx(7 / 8 * 400 / 400e9 + 2 * 7 * 3e-6)
@@ -72,13 +72,13 @@ def test_gathers_of_a_pack() -> None:
 
 
 @pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 4), (3, 3)])
-def test_reductions_of_a_step_of_three_packs(stage: int, times: int) -> None:
+def test_reductions_of_a_step_of_three_micro_batches(stage: int, times: int) -> None:
     """80 bytes train: two buckets of 30 elements, a micro-batch or a step, and the weights gathered again below stage 3."""
     once = 7 / 8 * 80 / 400e9 + 2 * 7 * 3e-6
     assert reduce_seconds(replace(SETUP, zero=replace(SETUP.zero, stage=stage)), NODE, 3) == pytest.approx(times * once)
 
 
-def test_rows_of_a_trunk_as_in_the_architecture_page() -> None:
+def test_rows_of_a_prompt_as_in_the_architecture_page() -> None:
     one = Workload(groups=32, targets=1, negatives=3, prompt=512, completion=10)
     assert (one.rows, one.scored) == (548, 37)
     assert replace(one, negatives=15).rows == 656
@@ -86,7 +86,7 @@ def test_rows_of_a_trunk_as_in_the_architecture_page() -> None:
 
 
 @pytest.mark.parametrize(("targets", "negatives"), [(1, 0), (1, 3), (4, 2)])
-def test_a_workload_is_what_a_stream_holds(targets: int, negatives: int) -> None:
+def test_a_workload_is_what_a_packed_batch_holds(targets: int, negatives: int) -> None:
     """P = 20, C = 5: a batch with these lengths, every chosen title but the last one on the prompt."""
     prompt, completion = 20, 5
     grouped = list(range(prompt + (targets - 1) * completion))
@@ -103,7 +103,7 @@ def test_a_workload_is_what_a_stream_holds(targets: int, negatives: int) -> None
     assert work.pairs == pytest.approx(int(visible(batch).sum()), rel=0 if targets == 1 else 0.02)
 
 
-def test_packs_of_a_step() -> None:
+def test_micro_batches_of_a_step() -> None:
     """100 rows a prompt, 10 a micro-batch of 1,024; 176 prompts on 8 workers are 3 micro-batches each, of 8 prompts."""
     work = Workload(groups=176, targets=1, negatives=0, prompt=91, completion=10)
     assert work.rows == 100
@@ -114,8 +114,8 @@ def test_packs_of_a_step() -> None:
     assert pack(work, max_tokens=64, workers=8, flex=False).count == 0
 
 
-def test_the_prompts_of_a_group_share_a_pack() -> None:
-    """Two prompts of 100 rows a group: 5 groups a micro-batch of 1,024, so 64 groups on 8 workers are 2 micro-batches each, of 4 groups."""
+def test_the_prompts_of_a_group_share_a_micro_batch() -> None:
+    """Two prompts of 100 rows a group: a micro-batch of 1,024 takes 5 groups, so 64 groups on 8 workers are 2 of 4 groups each."""
     work = Workload(groups=64, targets=1, negatives=0, prompt=91, completion=10, prompts_per_group=2)
     assert (work.num_prompts, work.example) == (128, 200)
     micro_batches = pack(work, max_tokens=1024, workers=8, flex=False)

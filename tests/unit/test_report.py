@@ -1,4 +1,4 @@
-"""The report: what it reads from a run directory, what it says, and that the page stands alone."""
+"""The report: what it reads from a run directory, what it claims, and that its page is self-contained."""
 
 import json
 import math
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from rec_dist.errors import UserError
+from rec_dist.report.findings import findings
 from rec_dist.report.plots import loss_curves, model_colors
 from rec_dist.report.table import ComparisonRow, Difference
-from rec_dist.report.write import Report, RunSummary, StageSummary, findings, read_run, write_report
+from rec_dist.report.write import Report, RunSummary, StageSummary, read_run, write_report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -111,11 +112,11 @@ def test_the_page_stands_alone(report: Report, tmp_path: Path) -> None:
 
 def test_everything_told_is_on_the_page(report: Report, tmp_path: Path) -> None:
     text = " ".join(Page(written(report, tmp_path)).text)
-    for words in ("0.060", "0.250", "0.342", "[0.322, 0.362]", "+0.092 [+0.082, +0.102]", "above 0", "not told apart"):
+    for words in ("0.060", "0.250", "0.342", "[0.322, 0.362]", "+0.092 [+0.082, +0.102]", "above 0", "no significant difference"):
         assert words in text
     for words in ("dmpo $x$ <b>", "DMPO & <script>alert(1)</script>", "推荐", "a: <1>", "rec-dist run a.yaml"):
         assert words in text
-    for words in ("own tokens own time", "holds nothing of that one's cost", "Tokens and time: of the evaluation alone"):
+    for words in ("own tokens own time", "add both rows", "those of the evaluation alone"):
         assert words in text
     for words in ("n = 900 users", "chance 0.050", "1 m 01 s", "hashes.data", "d1", "d2", "943"):
         assert words in text
@@ -135,24 +136,27 @@ def test_an_almost_empty_report_is_a_page(tmp_path: Path) -> None:
 
 def test_one_model_is_compared_with_nothing(tmp_path: Path) -> None:
     report = Report("One", rows=[row("only", 0.05)], num_candidates=20)
-    lead, chance = findings(report)
+    lead, chance = findings(report.rows, report.differences, report.num_candidates)
     assert lead == "only reaches hr@1 0.050 [0.030, 0.070] over 900 users; it was compared with no other model."
     assert chance == "A random order of 20 candidates has an expected hr@1 of 0.050; not shown to be better: only."
     Page(written(report, tmp_path))
 
 
 def test_findings_claim_only_what_intervals_allow(report: Report) -> None:
-    lead, *evidence = findings(report)
+    lead, *evidence = findings(report.rows, report.differences, report.num_candidates)
     assert lead.startswith("dmpo $x$ <b> beats sft by 0.092 [0.082, 0.102] and base by 0.282")
-    assert any("Among the others, not told apart: sft minus base" in line for line in evidence)
+    assert any("Among the others, no significant difference: sft minus base" in line for line in evidence)
     assert any(line.endswith("not shown to be better: base.") for line in evidence)
 
 
 def test_findings_do_not_hide_a_metric_that_disagrees() -> None:
     pairs = [Difference("b", "a", "hr@1", interval(0.1)), Difference("b", "a", "ndcg@10", interval(0.01))]
-    lines = findings(Report("", rows=[row("a", 0.2), row("b", 0.3)], differences=pairs))
-    assert "ndcg@10 gives another verdict: b minus a is not told apart, +0.010 [-0.010, +0.030]." in lines
-    unmeasured = findings(Report("", rows=[row("a", 0.2), row("b", 0.3)]))
+    rows = [row("a", 0.2), row("b", 0.3)]
+    disagreeing = [line for line in findings(rows, pairs) if line.startswith("ndcg@10")]
+    assert len(disagreeing) == 1
+    for words in ("b minus a", "no significant difference", "+0.010 [-0.010, +0.030]"):
+        assert words in disagreeing[0]
+    unmeasured = findings(rows, [])
     assert unmeasured[0].endswith("its difference to a was not measured.")
 
 
@@ -177,13 +181,10 @@ def test_a_resumed_run_is_one_trajectory(tmp_path: Path) -> None:
 
 
 def test_torn_and_unknown_lines_are_tolerated_and_counted(tmp_path: Path) -> None:
-    evaluation = {"event": "evaluation", "name": "m", "split": "test", "metrics": {}}
     lines = [step(1, loss=2.0), json.dumps({"event": "surprise", "x": [1]}), "", "[1]"]
-    lines += [json.dumps(evaluation | {"seconds": second}) for second in (1, 2)]
     run = read_run(write_run(tmp_path, [*lines, '{"event": "step", "step": 2, "lo']), name="m")
     assert run.steps["step"].tolist() == [1]
     assert run.unreadable_lines == 2
-    assert [row["seconds"] for row in run.evaluations] == [2]
 
 
 def test_missing_rewards_are_gaps_or_absent(tmp_path: Path) -> None:

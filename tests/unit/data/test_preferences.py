@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rec_dist.commands.export_rows import export_preferences
+from rec_dist.commands.export_rows import export_rows
 from rec_dist.config.schema import DataConfig, RunConfig
 from rec_dist.data.dataset.preferences import PreferenceData
 from rec_dist.data.dataset.prepared_data import PreparedData
@@ -174,7 +174,7 @@ def same_prompt(one: GroupedPrompt, two: GroupedPrompt) -> None:
 def test_exported_interactions_come_back_as_the_same_trunks(tmp_path, tiny_config, tiny_model_dir):
     """The text of a prompt and its completions has the same tokens as the pieces, target by target."""
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
-    count = export_preferences(config, tmp_path / "rows.jsonl")
+    count = export_rows(config, tmp_path / "rows.jsonl")
     task = build_task(config, InitialWeights(tiny_model_dir), "cpu")
     assert count == len(task.data.targets)
     prepared(tmp_path / "rows.jsonl", tmp_path / "text", num_shards=1)
@@ -185,7 +185,7 @@ def test_exported_interactions_come_back_as_the_same_trunks(tmp_path, tiny_confi
     for index in range(0, count, 7):
         same_prompt(task.data.example(index, 0), text.data.example(index))
     again = tmp_path / "again.jsonl"
-    export_preferences(rewritten, again)
+    export_rows(rewritten, again)
     assert again.read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
 
 
@@ -235,7 +235,7 @@ def test_an_export_that_has_no_place_is_refused(output, tmp_path, tiny_config):
     (tmp_path / "file").write_text("")
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
     with pytest.raises(UserError, match=r"--out .*; choose another file"):
-        export_preferences(config, tmp_path / output)
+        export_rows(config, tmp_path / output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
@@ -244,5 +244,5 @@ def test_an_export_writes_over_no_file(tmp_path, tiny_config):
     rows.write_text("years of work")
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
     with pytest.raises(UserError, match=r"--out .*rows.jsonl\) exists; choose a file that does not"):
-        export_preferences(config, rows)
+        export_rows(config, rows)
     assert rows.read_text() == "years of work"

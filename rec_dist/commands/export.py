@@ -1,4 +1,7 @@
-"""`rec-dist merge`: a finished run as a folder that any server of language models loads: weights, tokenizer, prompt, catalogue."""
+"""`rec-dist export --format merged`: a finished run as a folder that any language model server loads.
+
+The folder holds the weights with the adapter merged, the tokenizer with soft prompts as tokens, the prompt and the catalogue.
+"""
 
 import logging
 import os
@@ -25,11 +28,14 @@ from rec_dist.storage.outputs import check_output
 logger = logging.getLogger(__name__)
 
 
-def merge(run_dir: Path, output: Path) -> None:
-    """Writes the folder `output` whole or not at all. UserError: no finished run, nothing to merge, or `output` is there already."""
+def export_merged(run_dir: Path, output: Path) -> None:
+    """Writes the folder `output`, whole or not at all.
+
+    Raises UserError if the run has not finished, if it has nothing to merge, or if `output` exists.
+    """
     run = RunDirectory(run_dir.absolute())
     if not run.config_path.is_file() or run.finished() is None or not run.model.is_dir():
-        raise UserError(f"{run_dir} is no finished run; give the run directory of a `rec-dist train` that came to its end")
+        raise UserError(f"{run_dir} is not a finished run; give the run directory of a `rec-dist train` that has ended")
     check_output(output, "FOLDER", folder=True)
     config = load_config(run.config_path, [])
     initial = method_of(config).ranker.merged(config, run.model)
@@ -50,20 +56,20 @@ def merge(run_dir: Path, output: Path) -> None:
 
 @contextmanager
 def _made_whole(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output`, of this process alone; renamed to it at the end, removed after a fault."""
+    """A temporary folder beside `output` that only this process uses; renamed at the end, removed after a fault."""
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process that had this number
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process with the same number may have left it
     partial.mkdir(parents=True)
     try:
         yield partial
-        check_output(output, "FOLDER", folder=True)  # made by another process since this began
+        check_output(output, "FOLDER", folder=True)  # another process may have made it since this began
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_prompt(config: RunConfig, value: dict[str, Any], vocab_size: int, ids: list[int], folder: Path) -> None:
-    """The saved prompt.json `value` with the tokenizer's ids for the vectors, and the text that a prompt begins with."""
+    """Writes prompt.json: the saved `value` with the tokenizer's ids for the vectors, and the text that a prompt begins with."""
     value["begin"] = [ids[token - vocab_size] if token >= vocab_size else token for token in value["begin"]]
     value["soft_prompt_text"] = "".join(token_names(len(ids)))
     value["instruction"] = config.prompt.instruction
