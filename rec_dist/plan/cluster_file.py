@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from rec_dist.config.load import load_mapping, validate
+from rec_dist.config.compose import load_mapping
+from rec_dist.config.load import validate
 from rec_dist.config.section import Section
 from rec_dist.errors import UserError
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from rec_dist.config.load import load_config, load_mapping, to_yaml, validate
+from rec_dist.config.compose import load_mapping
+from rec_dist.config.load import load_config, to_yaml, validate
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
