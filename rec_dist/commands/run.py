@@ -122,9 +122,7 @@ def _results_dir(stage: Stage) -> Path:
     return base_results_dir(config) if stage.do == "evaluate" else Path(config.train.run_dir).absolute()
 
 
-def _report(
-    config: Pipeline, path: Path, overrides: Sequence[str], records: _Records, *, log: Log, seconds: float
-) -> None:
+def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Records, *, log: Log, seconds: float) -> None:
     evaluated = {stage.name: _results_dir(stage) for stage in config.stages if stage.do == "evaluate"}
     compared = compare(evaluated, config.pairs, config.metrics)
     folder = Path(config.run_dir).absolute()

@@ -6,7 +6,7 @@ configuration such as method/sdpo. `FILE:NAME` is the run NAME of a file.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +14,29 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rec_dist.config.overrides import Overrides, first_line, override, update
 from rec_dist.config.shipped import is_name, shipped_file, suggestion
 from rec_dist.errors import UserError
 
 PIPELINE, RUNS, VARS, MATRIX = "pipeline", "runs", "vars", "matrix"  # the sections of a file for `rec-dist run`
 _EXTENDS = "extends"
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=", re.ASCII)
 _Place = tuple[Path, str | None]  # a file, and a run in it
 
 
-def is_override(word: str) -> bool:
-    """Whether a word of a command line is section.key=value."""
-    return _OVERRIDE.match(word) is not None
+def load_mapping(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> dict[str, Any]:
+    """A configuration with overrides on top, and all interpolations resolved.
 
-
-def load_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The configuration at `path` with `key=value` overrides on top, and all interpolations resolved.
-
-    path: a YAML file, the name of a shipped recipe, or either with `:NAME` for one of its runs.
+    source: a YAML file, the name of a shipped recipe, either with `:NAME` for one of its runs, or a mapping of sections.
+    overrides: words section.key=value, or a mapping of keys (dotted or nested) to values.
     Raises UserError for a missing or unreadable file, a cycle of `extends`, or a malformed override.
     """
-    return resolved(load_unresolved(path, overrides), str(path))
+    return resolved(load_unresolved(source, overrides), "the configuration" if isinstance(source, Mapping) else str(source))
 
 
-def load_unresolved(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_unresolved(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> DictConfig:
     """As load_mapping, before interpolations are resolved."""
-    merged = _read(locate(path), ())
-    named = {section: merged.get(section) or {} for section in (VARS, RUNS)}
-    for override in overrides:
-        if not is_override(override):
-            raise UserError(f"override {override!r} is not section.key=value; for example optimizer.lr=1e-4")
-        section, _, key = override.partition("=")[0].partition(".")
-        if section in named and key.partition(".")[0] not in named[section]:
-            raise UserError(f"override {override!r}: {path} has no such name; it has {_listed(named[section], section)}")
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError, TypeError, UnicodeError) as fault:
-            raise UserError(f"override {override!r} cannot be applied: {_first_line(fault)}") from fault
-    assert isinstance(merged, DictConfig)
-    return merged
+    merged = _of_mapping(source) if isinstance(source, Mapping) else _read(locate(Path(source)), ())
+    return override(merged, overrides, {section: [str(name) for name in merged.get(section) or ()] for section in (VARS, RUNS)})
 
 
 def resolved(config: DictConfig, where: str) -> dict[str, Any]:
@@ -60,7 +44,7 @@ def resolved(config: DictConfig, where: str) -> dict[str, Any]:
     try:
         value = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as fault:
-        raise UserError(f"{where}: {_first_line(fault)}") from fault
+        raise UserError(f"{where}: {first_line(fault)}") from fault
     assert isinstance(value, dict)
     return {str(key): entry for key, entry in value.items()}
 
@@ -71,9 +55,10 @@ def sections(path: Path) -> set[str]:
 
 
 def runs_of(path: Path) -> list[str]:
-    """The names of the runs that a file and what it extends define."""
+    """The runs that a file defines and a command can take: those with a train.run_dir. The others are only extended."""
     file, _ = locate(path)
-    return [str(name) for name in _read((file, None), ()).get(RUNS) or ()]
+    names = [str(name) for name in _read((file, None), ()).get(RUNS) or ()]
+    return [name for name in names if "run_dir" in (_read((file, name), ()).get("train") or ())]
 
 
 def locate(target: Path) -> _Place:
@@ -87,7 +72,12 @@ def locate(target: Path) -> _Place:
             return shipped_file(file), run
         return Path(file).expanduser().resolve(), run
     except (OSError, RuntimeError, ValueError) as fault:
-        raise UserError(f"{text[:200]} is no usable path ({_first_line(fault)[:200]}); give the path of a YAML file") from fault
+        raise UserError(f"{text[:200]} is no usable path ({first_line(fault)[:200]}); give the path of a YAML file") from fault
+
+
+def _of_mapping(source: Mapping[str, Any]) -> DictConfig:
+    """A mapping with what it extends. Relative paths in its `extends` start at the current folder."""
+    return _merged(update(OmegaConf.create(), source), (Path.cwd() / "the configuration", None), (), set())
 
 
 def _split(text: str) -> tuple[str, str | None]:
@@ -102,18 +92,19 @@ def _read(place: _Place, above: tuple[_Place, ...]) -> DictConfig:
         chain = " -> ".join(_shown(each) for each in above)
         raise UserError(f"{_shown(place)} extends itself through {chain}; remove one `extends`")
     path, run = place
-    below, names = (*above, place), set()
     if run is None:
-        own = _load(path)
-    else:
-        document = _read((path, None), below)
-        own, names = _run_of(document, place), set(document[RUNS])
+        return _merged(_load(path), place, above, set())
+    document = _read((path, None), (*above, place))
+    return _merged(_run_of(document, place), place, above, set(document[RUNS]))
+
+
+def _merged(own: DictConfig, place: _Place, above: tuple[_Place, ...], runs: set[str]) -> DictConfig:
+    """`own` on top of what it extends. runs: what the same file defines."""
     try:
         entries = _entries(own.pop(_EXTENDS, None), place)
-        parents = [_read(_extended(entry, path, names), below) for entry in entries]
-        merged = OmegaConf.merge(*parents, own)
+        merged = OmegaConf.merge(*[_read(_extended(entry, place[0], runs), (*above, place)) for entry in entries], own)
     except (OmegaConfBaseException, TypeError) as fault:
-        raise UserError(f"{_shown(place)} and what it extends do not fit together: {_first_line(fault)}") from fault
+        raise UserError(f"{_shown(place)} and what it extends do not fit together: {first_line(fault)}") from fault
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -183,7 +174,3 @@ def _shown(place: _Place) -> str:
 
 def _listed(mapping: Any, section: str) -> str:
     return f"{section}: {', '.join(str(key) for key in mapping)}" if mapping else f"no `{section}`"
-
-
-def _first_line(fault: BaseException) -> str:
-    return str(fault).splitlines()[0] if str(fault) else type(fault).__name__

@@ -1,10 +1,10 @@
-"""From a YAML file and overrides to a validated RunConfig.
+"""From a YAML file or a mapping, and overrides, to a validated RunConfig.
 
 All faults come in one message, each with its dotted key. An unknown key comes with the key that was probably meant.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -14,11 +14,13 @@ from pydantic import BaseModel, ValidationError
 from yaml import SafeDumper, dump
 
 from rec_dist.config.compose import PIPELINE, RUNS, VARS, load_mapping, runs_of, sections
+from rec_dist.config.overrides import Overrides
 from rec_dist.config.paths import check_uris
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
 
 _Model = TypeVar("_Model", bound=BaseModel)
+ConfigLike = str | Path | Mapping[str, Any] | RunConfig
 
 # Keys and values that have another name now.
 RENAMED = {
@@ -31,22 +33,34 @@ RENAMED = {
 RENAMED_VALUES = {("model.attention", "trunkwise"): "per_prompt"}
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
     """The validated configuration of a run.
 
-    path: a YAML file, the name of a shipped recipe, or either with `:NAME` for one of its runs.
+    config: a YAML file, the name of a shipped recipe, either with `:NAME` for one of its runs, a mapping of sections or a RunConfig.
+    overrides: words "section.key=value", as on the command line, or a mapping: {"train.max_steps": 10}.
     Raises UserError that names every fault, or says that the file holds several runs and which.
+
+    >>> load_config({"data": {"source": "ml-100k", "path": "a"}, "train": {"run_dir": "b"}}, ["train.max_steps=10"]).train.max_steps
+    10
     """
-    value = load_mapping(path, overrides)
-    if {PIPELINE, RUNS} & value.keys() & sections(path):
-        names = runs_of(path)
-        way_out = f"one of its runs, such as {path}:{names[0]} (runs: {', '.join(names)})" if names else "the target of a stage"
-        raise UserError(f"{path} is a pipeline of stages, which `rec-dist run` takes; this command takes one run: give {way_out}")
+    if isinstance(config, RunConfig):
+        if not overrides:
+            check_uris(config)
+            return config
+        config = config.model_dump()
+    value = load_mapping(config, overrides)
+    where = "the configuration" if isinstance(config, Mapping) else str(config)
+    if not isinstance(config, Mapping) and {PIPELINE, RUNS} & value.keys() & sections(Path(config)):
+        names = runs_of(Path(config))
+        way_out = f"one of its runs, such as {where}:{names[0]} (runs: {', '.join(names)})" if names else "the target of a stage"
+        raise UserError(
+            f"{where} is a pipeline of stages, which `rec-dist run` takes; this command takes one run: give {way_out}"
+        )
     if isinstance(value.get(VARS), dict):  # they are resolved now
         del value[VARS]
-    config = validate(value, RunConfig, str(path))
-    check_uris(config)
-    return config
+    loaded = validate(value, RunConfig, where)
+    check_uris(loaded)
+    return loaded
 
 
 def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:
