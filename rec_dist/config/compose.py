@@ -7,6 +7,7 @@ configuration such as method/sdpo. `FILE:NAME` is the run NAME of a file.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def load_mapping(source: str | Path | Mapping[str, Any], overrides: Overrides = 
 def load_unresolved(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> DictConfig:
     """As load_mapping, before interpolations are resolved."""
     merged = _of_mapping(source) if isinstance(source, Mapping) else _read(locate(Path(source)), ())
-    return override(merged, overrides, {section: [str(name) for name in merged.get(section) or ()] for section in (VARS, RUNS)})
+    named = {section: [str(name) for name in merged.get(section) or ()] for section in (VARS, RUNS)}
+    return override(OmegaConf.create(merged), overrides, named)
 
 
 def resolved(config: DictConfig, where: str) -> dict[str, Any]:
@@ -75,9 +77,9 @@ def locate(target: Path) -> _Place:
         raise UserError(f"{text[:200]} is no usable path ({first_line(fault)[:200]}); give the path of a YAML file") from fault
 
 
-def _of_mapping(source: Mapping[str, Any]) -> DictConfig:
+def _of_mapping(source: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with what it extends. Relative paths in its `extends` start at the current folder."""
-    return _merged(update(OmegaConf.create(), source), (Path.cwd() / "the configuration", None), (), set())
+    return _merged(_plain(update(OmegaConf.create(), source)), (Path.cwd() / "the configuration", None), (), set())
 
 
 def _split(text: str) -> tuple[str, str | None]:
@@ -86,7 +88,7 @@ def _split(text: str) -> tuple[str, str | None]:
     return (file, run) if colon and file and not re.search(r"[/\\]", run) else (text, None)
 
 
-def _read(place: _Place, above: tuple[_Place, ...]) -> DictConfig:
+def _read(place: _Place, above: tuple[_Place, ...]) -> dict[str, Any]:
     """A file, or a run of it, merged on top of what it extends. above: the files and runs that extend this one."""
     if place in above:
         chain = " -> ".join(_shown(each) for each in above)
@@ -95,57 +97,75 @@ def _read(place: _Place, above: tuple[_Place, ...]) -> DictConfig:
     if run is None:
         return _merged(_load(path), place, above, set())
     document = _read((path, None), (*above, place))
-    return _merged(_run_of(document, place), place, above, set(document[RUNS]))
+    runs = document.get(RUNS) or {}
+    if run not in runs:
+        raise UserError(
+            f"{_shown(place)} does not exist; " + (f"runs of {path}: {', '.join(runs)}" if runs else f"{path} has no `{RUNS}`")
+        )
+    own = {VARS: document[VARS], **runs[run]} if document.get(VARS) is not None else runs[run]
+    return _merged(own, place, above, set(runs))
 
 
-def _merged(own: DictConfig, place: _Place, above: tuple[_Place, ...], runs: set[str]) -> DictConfig:
+def _merged(own: dict[str, Any], place: _Place, above: tuple[_Place, ...], runs: set[str]) -> dict[str, Any]:
     """`own` on top of what it extends. runs: what the same file defines."""
-    try:
-        entries = _entries(own.pop(_EXTENDS, None), place)
-        merged = OmegaConf.merge(*[_read(_extended(entry, place[0], runs), (*above, place)) for entry in entries], own)
-    except (OmegaConfBaseException, TypeError) as fault:
-        raise UserError(f"{_shown(place)} and what it extends do not fit together: {first_line(fault)}") from fault
-    assert isinstance(merged, DictConfig)
-    return merged
+    merged: dict[str, Any] = {}
+    for entry in _entries(own.get(_EXTENDS), place):
+        merged = _on_top(_read(_extended(entry, place[0], runs), (*above, place)), merged)
+    return _on_top({key: value for key, value in own.items() if key != _EXTENDS}, merged)
 
 
-def _load(path: Path) -> DictConfig:
+def _on_top(own: Any, below: Any) -> Any:
+    """Sections are merged key by key; anything else replaces what is below it."""
+    if not (isinstance(own, dict) and isinstance(below, dict)):
+        return own
+    return {**below, **{key: _on_top(value, below[key]) if key in below else value for key, value in own.items()}}
+
+
+def _load(path: Path) -> dict[str, Any]:
     """One YAML file. Paths that its runs extend become absolute, because runs are merged across files."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the path of a YAML configuration in it")
     if not path.is_file():
         raise UserError(f"{path} does not exist; {suggestion(path.stem)}")
+    facts = path.stat()
+    own = _parse(path, facts.st_mtime_ns, facts.st_size)
+    runs = own.get(RUNS)
+    if not isinstance(runs, dict):
+        return own
+    for name, run in runs.items():
+        if not isinstance(run, dict):
+            raise UserError(f"{path}: {RUNS}.{name} holds no mapping of sections")
+    return {**own, RUNS: {str(name): _with_absolute_paths(run, (path, str(name))) for name, run in runs.items()}}
+
+
+@lru_cache(maxsize=64)  # a recipe's runs extend the same files again and again, and OmegaConf takes milliseconds for each
+def _parse(path: Path, mtime_ns: int, num_bytes: int) -> dict[str, Any]:
+    """A file's contents, which nobody may change. mtime_ns, num_bytes: of the file, so that a changed one is read again."""
     try:
         own = OmegaConf.load(path)
     except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as fault:
         raise UserError(f"{path} is not readable YAML: {' '.join(str(fault).split())}") from fault
     if not isinstance(own, DictConfig):
         raise UserError(f"{path} holds no mapping of sections; `rec-dist init quickstart` writes an example")
-    plain = OmegaConf.to_container(own)
-    assert isinstance(plain, dict)
-    runs = plain.get(RUNS)
-    for name, run in runs.items() if isinstance(runs, dict) else ():
-        if not isinstance(run, dict):
-            raise UserError(f"{path}: {RUNS}.{name} holds no mapping of sections")
-        if _EXTENDS in run:
-            run[_EXTENDS] = [_absolute(entry, path) for entry in _entries(run[_EXTENDS], (path, str(name)))]
-    return OmegaConf.create(plain)
+    return _plain(own)
 
 
-def _run_of(document: DictConfig, place: _Place) -> DictConfig:
-    runs = document.get(RUNS)
-    if runs is None or place[1] not in runs:
-        raise UserError(f"{_shown(place)} does not exist; {place[0]} has {_listed(runs, RUNS)}")
-    own = OmegaConf.create(OmegaConf.to_container(runs[place[1]]))  # a copy, so that interpolations start at the run
-    if document.get(VARS) is not None:
-        own[VARS] = document[VARS]
-    return own
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """Interpolations stay as they are written."""
+    value = OmegaConf.to_container(config)
+    assert isinstance(value, dict)
+    return {str(key): entry for key, entry in value.items()}
+
+
+def _with_absolute_paths(run: dict[str, Any], place: _Place) -> dict[str, Any]:
+    if _EXTENDS not in run:
+        return run
+    return {**run, _EXTENDS: [_absolute(entry, place[0]) for entry in _entries(run[_EXTENDS], place)]}
 
 
 def _entries(value: Any, place: _Place) -> list[str]:
     """What stands behind `extends`, as a list."""
-    entries = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    entries = [] if entries is None else entries if isinstance(entries, list) else [entries]
+    entries = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) and "${" not in entry for entry in entries):
         raise UserError(f"{_shown(place)}: extends ({entries}) takes a path, a name or a list of them, without ${{...}}")
     return entries
@@ -170,7 +190,3 @@ def _extended(entry: str, path: Path, runs: set[str]) -> _Place:
 
 def _shown(place: _Place) -> str:
     return place[0].name + (f":{place[1]}" if place[1] else "")
-
-
-def _listed(mapping: Any, section: str) -> str:
-    return f"{section}: {', '.join(str(key) for key in mapping)}" if mapping else f"no `{section}`"
