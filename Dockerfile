@@ -29,9 +29,9 @@ RUN python3 -m venv /opt/rec-dist \
 
 COPY rec_dist ./rec_dist
 COPY kernels ./kernels
+COPY configs ./configs
 RUN pip install -c constraints.txt '.[gguf]'
 
-COPY configs ./configs
 COPY launchers ./launchers
 VOLUME ["/cache"]
 ENTRYPOINT ["rec-dist"]

@@ -37,6 +37,8 @@ _COMMANDS = {  # what it works on, what it does
     ),
     "merge": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
     "export": ("CONFIG.yaml", "training data as JSON lines: prompt, chosen, rejected"),
+    "recipes": ("", "the configurations that rec-dist ships, one line each"),
+    "init": ("NAME", "a shipped recipe -> a file to edit"),
     "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set, or of a run's checkpoints and model"),
 }
 
@@ -59,12 +61,16 @@ def _parser() -> argparse.ArgumentParser:
         if name == "submit":
             _add_submit(command)
             continue
+        if name == "recipes":
+            continue
         command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
         if name == "merge":
             command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
         if name == "embed":
             command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
-        if name not in ("merge", "verify", "status"):
+        if name == "init":
+            command.add_argument("output", metavar="FILE", nargs="?", help="the file to write (NAME.yaml); must not exist")
+        if name not in ("merge", "verify", "status", "init"):
             command.add_argument(
                 "overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the configuration"
             )
@@ -143,6 +149,8 @@ def _main(arguments: Sequence[str] | None) -> int:
             "merge": _merge,
             "embed": _embed,
             "export": _export,
+            "recipes": _recipes,
+            "init": _init,
         }
         with uncollected() if parsed.command == "plan" else nullcontext():
             quieten()
@@ -217,6 +225,21 @@ def _embed(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.embed import embed
 
     embed(Path(parsed.target), Path(parsed.output), parsed.overrides, log=_log)
+    return 0
+
+
+def _recipes(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.recipes import list_recipes
+
+    list_recipes()
+    return 0
+
+
+def _init(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.init import init
+
+    path = init(parsed.target, Path(parsed.output) if parsed.output is not None else None)
+    _log(f"wrote {path}")
     return 0
 
 

@@ -88,7 +88,7 @@ def _plannable(config: RunConfig) -> Path:
     if config.adapter.kind == "soft_prompt" and kind != "delrec_distill":
         raise UserError(f"adapter.kind=soft_prompt trains under task.kind=delrec_distill, not {kind}; set adapter.kind=lora")
     if config.plan.cluster is None:
-        raise UserError("plan.cluster is not set; give a cluster file such as configs/clusters/8xh100.yaml")
+        raise UserError("plan.cluster is not set; give a cluster file, or the name of a shipped one, such as 8xh100")
     return Path(config.plan.cluster)
 
 

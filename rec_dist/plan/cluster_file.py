@@ -1,4 +1,4 @@
-"""The description of a cluster that `rec-dist plan` reads: configs/clusters/*.yaml. Strict, as a run's configuration is."""
+"""The description of a cluster that `rec-dist plan` reads: configs/plan/clusters/*.yaml. Strict, as a run's configuration is."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from pydantic import Field
 from rec_dist.config.compose import load_mapping
 from rec_dist.config.load import validate
 from rec_dist.config.section import Section
+from rec_dist.config.shipped import existing_or_shipped
 from rec_dist.errors import UserError
 
 _LEAST, _MOST = 1e-6, 1e6  # of GB, TFLOP/s, GB/s, microseconds and shares: beyond them products of the plan leave a float's range
@@ -44,7 +45,10 @@ class ClusterFile(Section):
 
 
 def load_cluster(path: Path) -> ClusterFile:
-    """A cluster file. Raises UserError that names every fault."""
-    if not path.expanduser().is_file():
-        raise UserError(f"plan.cluster ({path}) does not exist; give a cluster file such as configs/clusters/8xh100.yaml")
+    """A cluster file, or a shipped one by its name. Raises UserError that names every fault."""
+    path = existing_or_shipped(str(path), "plan.cluster", "plan/clusters", ".yaml")
+    if not path.is_file():
+        raise UserError(
+            f"plan.cluster ({path}) does not exist; give a cluster file, or the name of a shipped one, such as 8xh100"
+        )
     return validate(load_mapping(path), ClusterFile, str(path))
