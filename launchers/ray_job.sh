@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Submits a rec-dist command to a running Ray cluster and batches its log.
-#   RAY_API_SERVER_ADDRESS=http://HEAD:8265 launchers/ray_job.sh train configs/quickstart-sft.yaml \
+#   RAY_API_SERVER_ADDRESS=http://HEAD:8265 launchers/ray_job.sh train quickstart:sft \
 #     data.path=/shared/ml-100k train.run_dir=/shared/runs/sft cluster.num_workers=8
 # The nodes need rec-dist installed (see Dockerfile). data.path, train.run_dir and train.init_from must be absolute, and they and
 # REC_DIST_CACHE must lie on storage that all nodes see: a job runs in a copy of this folder without runs/ and data/.
