@@ -114,11 +114,13 @@ def _merged(own: dict[str, Any], place: _Place, above: tuple[_Place, ...], runs:
     return _on_top({key: value for key, value in own.items() if key != _EXTENDS}, merged)
 
 
-def _on_top(own: Any, below: Any) -> Any:
+def _on_top(own: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
     """Sections are merged key by key; anything else replaces what is below it."""
-    if not (isinstance(own, dict) and isinstance(below, dict)):
-        return own
-    return {**below, **{key: _on_top(value, below[key]) if key in below else value for key, value in own.items()}}
+    merged = {**below, **own}
+    for key in own.keys() & below.keys():
+        if isinstance(own[key], dict) and isinstance(below[key], dict):
+            merged[key] = _on_top(own[key], below[key])
+    return merged
 
 
 def _load(path: Path) -> dict[str, Any]:

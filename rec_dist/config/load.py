@@ -48,14 +48,12 @@ def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
             check_uris(config)
             return config
         config = config.model_dump()
-    value = load_mapping(config, overrides)
     where = "the configuration" if isinstance(config, Mapping) else str(config)
-    if not isinstance(config, Mapping) and {PIPELINE, RUNS} & value.keys() & sections(Path(config)):
+    if not isinstance(config, Mapping) and {PIPELINE, RUNS} & sections(Path(config)):
         names = runs_of(Path(config))
         way_out = f"one of its runs, such as {where}:{names[0]} (runs: {', '.join(names)})" if names else "the target of a stage"
-        raise UserError(
-            f"{where} is a pipeline of stages, which `rec-dist run` takes; this command takes one run: give {way_out}"
-        )
+        raise UserError(f"{where} is a pipeline of stages, which `rec-dist run` takes; this command takes one run: give {way_out}")
+    value = load_mapping(config, overrides)
     if isinstance(value.get(VARS), dict):  # they are resolved now
         del value[VARS]
     loaded = validate(value, RunConfig, where)

@@ -113,7 +113,7 @@ def _expanded(config: DictConfig, where: str) -> dict[str, Any]:
     pipeline = scope.get(PIPELINE)
     try:
         if isinstance(pipeline, dict):
-            matrix = scope.get(MATRIX) or {}
+            matrix = scope.get(MATRIX) if isinstance(scope.get(MATRIX), dict) else {}
             lists = {key: pipeline.pop(key) for key in ("stages", "pairs") if isinstance(pipeline.get(key), list)}
             for key, entries in lists.items():
                 pipeline[key] = [each for entry in entries for each in _repeated(entry, matrix, scope)]
@@ -128,7 +128,7 @@ def _repeated(entry: Any, matrix: Any, scope: dict[str, Any]) -> list[Any]:
     """`entry` for every combination of the matrix's values that it uses, in the order of the file."""
     used = set(_AXIS.findall(_text(entry)))
     axes = [axis for axis in matrix if axis in used and isinstance(matrix[axis], list)]
-    found = []
+    found: list[Any] = []
     for values in itertools.product(*(matrix[axis] for axis in axes)):
         chosen = {**matrix, **dict(zip(axes, values, strict=True))}
         config = OmegaConf.create({**scope, MATRIX: chosen, "entry": [entry]})
