@@ -36,11 +36,13 @@ RENAMED_VALUES = {("model.attention", "trunkwise"): "per_prompt"}
 def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
     """The validated configuration of a run.
 
-    config: a YAML file, the name of a shipped recipe, either with `:NAME` for one of its runs, a mapping of sections or a RunConfig.
+    config: a YAML file, the name of a shipped recipe, either with `:NAME` for one of its runs, a mapping of sections, or a
+    RunConfig.
     overrides: words "section.key=value", as on the command line, or a mapping: {"train.max_steps": 10}.
     Raises UserError that names every fault, or says that the file holds several runs and which.
 
-    >>> load_config({"data": {"source": "ml-100k", "path": "a"}, "train": {"run_dir": "b"}}, ["train.max_steps=10"]).train.max_steps
+    >>> config = {"data": {"source": "ml-100k", "path": "prepared"}, "train": {"run_dir": "run"}}
+    >>> load_config(config, ["train.max_steps=10"]).train.max_steps
     10
     """
     if isinstance(config, RunConfig):
@@ -52,7 +54,9 @@ def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
     if not isinstance(config, Mapping) and {PIPELINE, RUNS} & sections(Path(config)):
         names = runs_of(Path(config))
         way_out = f"one of its runs, such as {where}:{names[0]} (runs: {', '.join(names)})" if names else "the target of a stage"
-        raise UserError(f"{where} is a pipeline of stages, which `rec-dist run` takes; this command takes one run: give {way_out}")
+        raise UserError(
+            f"{where} is a pipeline of stages, which `rec-dist run` takes; this command takes one run: give {way_out}"
+        )
     value = load_mapping(config, overrides)
     if isinstance(value.get(VARS), dict):  # they are resolved now
         del value[VARS]

@@ -1,4 +1,4 @@
-"""Which keys are paths, and how they become absolute."""
+"""The keys that hold paths, and how they become absolute."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from rec_dist.errors import UserError
 from rec_dist.storage.files import is_remote
 from rec_dist.storage.uri import refuse_credentials, shown
 
-# (section, key) of every path that a run reads or writes; of the second kind it may be a known name.
+# (section, key) of every path that a run reads or writes. PATHS_OR_NAMES may also hold a known name.
 PATHS = (
     ("data", "path"),
     ("data", "cache_dir"),
@@ -18,13 +18,13 @@ PATHS = (
     ("profile", "output_dir"),
     ("checkpoint", "remote"),
 )
-_URIS = ("data.path", "checkpoint.remote")  # of these, what may be a URI
+_URIS = ("data.path", "checkpoint.remote")  # those that may be a URI
 TASK_PATHS = (("delrec", "teacher"), ("p2rec", "teacher"), ("sequential", "init_embeddings"))  # below task
 PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
 
 
 def absolute(path: str) -> Path:
-    """Workers run in another folder: every path is made absolute in the driver."""
+    """Makes a path absolute. The driver does this for all paths, because workers run in another folder."""
     return Path(path).expanduser().absolute()
 
 
@@ -38,20 +38,21 @@ def check_path(key: str, path: str) -> None:
 
 
 def paths_of(config: RunConfig) -> dict[str, str | None]:
-    """Every path that a run reads or writes, by its dotted key, as it is."""
+    """Every path that a run reads or writes, unchanged, by its dotted key."""
     found = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in (*PATHS, *PATHS_OR_NAMES)}
     return found | {f"task.{section}.{key}": getattr(getattr(config.task, section), key) for section, key in TASK_PATHS}
 
 
 def check_uris(config: RunConfig) -> None:
-    """UserError: a path is a URI with credentials in it, which would be written down."""
+    """Raises UserError for a URI with credentials in it, because configurations are written to disk."""
     for key, path in {**paths_of(config), "plan.model": config.plan.model, "plan.cluster": config.plan.cluster}.items():
         if path is not None:
             refuse_credentials(path, key)
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """The configuration with every path absolute, as workers need it. UserError: a URI where only a folder will do."""
+    """The configuration with every path absolute, as workers need it. Raises UserError for a URI where only a "
+    "folder will do."""
     value = config.model_dump()
     for section, key in PATHS_OR_NAMES:
         if Path(value[section][key]).expanduser().exists():

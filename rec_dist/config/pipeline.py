@@ -164,9 +164,8 @@ def _check(config: PipelineSection, stages: Sequence[Stage], path: Path, *, unus
     ]
     for stage in stages:
         if not stage.is_config and (stage.do in ("prepare", "train") or stage.target.endswith((".yaml", ".yml"))):
-            faults.append(
-                f"pipeline.stages: {stage.name} names {stage.target}, which is not in `{RUNS}`, not beside {path.name} and no recipe"
-            )
+            missing = f"not in `{RUNS}`, not beside {path.name} and no recipe"
+            faults.append(f"pipeline.stages: {stage.name} names {stage.target}, which is {missing}")
         if (stage.do == "embed") != (stage.to is not None):
             what = "no key `to`, which embed needs" if stage.do == "embed" else "a key `to`, which is for embed alone"
             faults.append(f"pipeline.stages: {stage.name} has {what}")

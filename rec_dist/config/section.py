@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A section: unknown keys are faults, values are not coerced across kinds, nothing changes after validation."""
+    """A section. Unknown keys are faults, values are not coerced to another type, and nothing changes after validation."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
