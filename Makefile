@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo test test-faults test-fast test-launch lint clean
+.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo docs test test-faults test-fast test-launch lint clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -31,6 +31,9 @@ dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1
 	$(BIN)/rec-dist run dmpo-few_shot
 	$(BIN)/rec-dist run dmpo-cross
 	$(BIN)/rec-dist run dmpo-cross vars.from=books vars.to=movies
+
+docs: install ## docs/configuration.md from the descriptions of the keys
+	$(BIN)/python -m rec_dist.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 
 test: install ## all tests but those of real schedulers, with a few of the fault matrix
 	$(BIN)/python -m pytest -m '(not faults or quick) and not launch'

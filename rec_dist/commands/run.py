@@ -44,7 +44,10 @@ class StageRecord:
 
 
 def run_pipeline(path: Path, overrides: Sequence[str], *, log: Log) -> int:
-    """Runs all stages, prints the table and writes report.html. Returns 0, or the exit code of the stage that failed or stopped."""
+    """Runs all stages, prints the table and writes report.html.
+
+    Returns 0, or the exit code of the stage that failed or stopped.
+    """
     config = load_pipeline(path, overrides)
     _check_metrics(config, path)
     folder = Path(config.run_dir).absolute()

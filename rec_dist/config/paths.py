@@ -51,8 +51,10 @@ def check_uris(config: RunConfig) -> None:
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """The configuration with every path absolute, as workers need it. Raises UserError for a URI where only a "
-    "folder will do."""
+    """The configuration with every path absolute, as workers need it.
+
+    Raises UserError for a URI where only a folder will do.
+    """
     value = config.model_dump()
     for section, key in PATHS_OR_NAMES:
         if Path(value[section][key]).expanduser().exists():

@@ -130,8 +130,7 @@ class AdapterConfig(Section):
 
 
 class SequentialConfig(Section):
-    """A sequential recommender with cross-entropy over the whole catalogue. A key of another model, once changed, "
-    "is refused."""
+    """A sequential recommender with cross-entropy over the whole catalogue. A key of another model, once changed, is refused."""
 
     model: Literal["sasrec", "gru4rec", "caser"] = Field("sasrec", description="Which recommender trains.")
     width: int = Field(64, ge=1, description="Item embedding width.")

@@ -54,8 +54,10 @@ def shipped_names(folder: str) -> list[str]:
 
 
 def existing_or_shipped(value: str, key: str, folder: str, suffix: str = "") -> Path:
-    """The path `value` where it exists, else what rec-dist ships in `folder` by that name. Raises UserError if "
-    "there is neither."""
+    """The path `value` if it exists, else what rec-dist ships in `folder` by that name.
+
+    Raises UserError if there is neither.
+    """
     path, named = Path(value).expanduser(), configs_dir() / folder / f"{value}{suffix}"
     if path.exists() or not is_name(value):
         return path
