@@ -30,9 +30,8 @@ RUN python3 -m venv /opt/rec-dist \
 COPY rec_dist ./rec_dist
 COPY kernels ./kernels
 COPY launchers ./launchers
-RUN pip install -c constraints.txt '.[gguf]'
-
 COPY configs ./configs
+RUN pip install -c constraints.txt '.[gguf]'
 VOLUME ["/cache"]
 ENTRYPOINT ["rec-dist"]
 CMD ["--help"]

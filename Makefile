@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo test test-faults test-fast test-launch lint docs clean
+.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo docs test test-faults test-fast test-launch lint clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -16,21 +16,24 @@ install: .venv/.installed ## .venv with the pinned packages
 	touch $@
 
 quickstart: install ## the main job on real data: about 20 minutes on 2 cores; ends with a table and a report
-	$(BIN)/rec-dist run configs/quickstart.yaml
+	$(BIN)/rec-dist run quickstart
 
 quickstart-dmpo: install ## the same with DMPO in place of S-DPO
-	$(BIN)/rec-dist run configs/quickstart.yaml vars.method=dmpo
+	$(BIN)/rec-dist run quickstart vars.method=dmpo
 
 delrec: install ## DELRec on MovieLens-100K at reduced sizes, from raw data to its table: about 17 minutes on 2 cores
-	$(BIN)/rec-dist run configs/delrec.yaml
+	$(BIN)/rec-dist run delrec
 
 p2rec: install ## P2Rec on MovieLens-100K at reduced sizes, recommenders that start from a language model's embeddings: about 15 minutes
-	$(BIN)/rec-dist run configs/p2rec.yaml
+	$(BIN)/rec-dist run p2rec
 
 dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1 to 5, and across domains (movies, books): an hour on one core
-	$(BIN)/rec-dist run configs/dmpo-few_shot.yaml
-	$(BIN)/rec-dist run configs/dmpo-cross-to_books.yaml
-	$(BIN)/rec-dist run configs/dmpo-cross-to_movies.yaml
+	$(BIN)/rec-dist run dmpo-few_shot
+	$(BIN)/rec-dist run dmpo-cross
+	$(BIN)/rec-dist run dmpo-cross vars.from=books vars.to=movies
+
+docs: install ## docs/configuration.md from the descriptions of the keys
+	$(BIN)/python -m rec_dist.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 
 test: install ## all tests but those of real schedulers, with a few of the fault matrix
 	$(BIN)/python -m pytest -m '(not faults or quick) and not launch'

@@ -10,14 +10,12 @@ completion of their length. Cluster files as they are shipped, assumptions inclu
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks import results
 from rec_dist.config.schema import RunConfig
 from rec_dist.plan.report import make_plan
 
-ROOT = Path(__file__).resolve().parents[1]
 _TITAN = "pytorch/torchtitan docs/performance.md at 0413364"
 _TITAN_H100 = "pytorch/torchtitan benchmarks/llama3_h100_202412_torchtitan.md at 31a17bf"
 _LITGPT = "Lightning-AI/litgpt tutorials/resource-tables.md at 4839345"
@@ -167,8 +165,8 @@ def config_of(run: Published) -> RunConfig:
             },
             "cluster": {"num_workers": run.devices, "zero_stage": 3 if run.devices > 1 else 0},
             "plan": {
-                "cluster": str(ROOT / "configs" / "clusters" / f"{run.cluster}.yaml"),
-                "model": str(ROOT / "configs" / "models" / run.model),
+                "cluster": run.cluster,
+                "model": run.model,
                 "prompt_tokens": 1.0,
                 "completion_tokens": float(run.sequence),
             },

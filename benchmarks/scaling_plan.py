@@ -4,18 +4,16 @@
     python -m benchmarks.scaling_plan --out scaling_plan.json
     python -m benchmarks.scaling_plan --markdown scaling_plan.json
 
-A row is configs/sdpo-llama3_8b-8xh100.yaml with the keys that its JSON names.
+A row is the run llama3-8b:sdpo with the keys that its JSON names.
 """
 
-from pathlib import Path
 from typing import Any
 
 from benchmarks import results
 from rec_dist.config.load import load_config
 from rec_dist.plan.report import make_plan
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "sdpo-llama3_8b-8xh100.yaml"
+CONFIG = "llama3-8b:sdpo"
 CLUSTERS = {8: "8xh100", 64: "8x8xh100", 512: "64x8xh100"}
 MODELS = {
     "8B, LoRA r16": ("llama3-8b", "lora"),
@@ -31,15 +29,19 @@ def one(what: str, gpus: int, **keys: Any) -> dict[str, Any]:
     """The plan of a row, with the keys that make it."""
     model, adapter = MODELS[what]
     changes = {
-        "plan.cluster": f"{ROOT}/configs/clusters/{CLUSTERS[gpus]}.yaml",
-        "plan.model": f"{ROOT}/configs/models/{model}",
+        "plan.cluster": CLUSTERS[gpus],
+        "plan.model": model,
         "cluster.num_workers": gpus,
         "adapter.kind": adapter,
         **keys,
     }
     plan = make_plan(load_config(CONFIG, [f"{key}={value}" for key, value in changes.items()]))
-    shown = {key: str(value).removeprefix(f"{ROOT}/") for key, value in changes.items()}
-    return {"what": what, "gpus": gpus, "keys": shown, **{part: plan[part] for part in ("memory", "workload", "step")}}
+    return {
+        "what": what,
+        "gpus": gpus,
+        "keys": {key: str(value) for key, value in changes.items()},
+        **{part: plan[part] for part in ("memory", "workload", "step")},
+    }
 
 
 def plans() -> dict[str, list[dict[str, Any]]]:

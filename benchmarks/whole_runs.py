@@ -35,7 +35,7 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.train.memory import in_use_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-CLUSTER = ROOT / "configs" / "clusters" / "local-cpu.yaml"
+CLUSTER = "local-cpu"
 _SHARD_BYTES = 1 << 30
 # glibc where memory counts: a large block has pages of its own and gives them back. Workers of a run on CPUs keep what
 # was freed instead (runtime/allocator.py), which is faster and leaves holes.
@@ -101,7 +101,7 @@ def make_inputs(folder: Path, shape: Shape, *, dtype: torch.dtype = torch.float3
         "model": {"path": str(folder / "model"), "dtype": "float32"},
         "cluster": {"launcher": "local", "num_workers": 1, "use_gpu": False},
         "optimizer": {"schedule": "constant"},
-        "plan": {"cluster": str(CLUSTER)},
+        "plan": {"cluster": CLUSTER},
     }
 
 

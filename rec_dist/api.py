@@ -15,7 +15,8 @@ from typing import Any, TypedDict, overload
 from rec_dist.commands import evaluate as evaluate_command
 from rec_dist.commands import prepare as prepare_command
 from rec_dist.commands import train as train_command
-from rec_dist.config.load import ConfigLike, Overrides, load_config
+from rec_dist.config.load import ConfigLike, load_config
+from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.manifest import PREFERENCES
 from rec_dist.data.dataset.preferences import PreferenceData, open_preferences

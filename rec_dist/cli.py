@@ -35,6 +35,8 @@ _COMMANDS = {  # what it works on, what it does
     "embed": ("RUN_DIR or CONFIG.yaml", "item titles through a run's or base model -> vectors that recommenders start from"),
     "export": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
     "export-rows": ("CONFIG.yaml", "training data as JSON lines: prompt, chosen, rejected"),
+    "recipes": ("", "the configurations that rec-dist ships, one line each"),
+    "init": ("NAME", "a shipped recipe -> a file to edit"),
     "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set, or of a run's checkpoints and model"),
 }
 
@@ -57,13 +59,17 @@ def _parser() -> argparse.ArgumentParser:
         if name == "submit":
             _add_submit(command)
             continue
+        if name == "recipes":
+            continue
         command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
         if name == "export":
             command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
             command.add_argument("--format", choices=("merged",), default="merged", help="merged: one plain model (default)")
         if name == "embed":
             command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
-        if name not in ("export", "verify", "status"):
+        if name == "init":
+            command.add_argument("output", metavar="FILE", nargs="?", help="the file to write (NAME.yaml); must not exist")
+        if name not in ("export", "verify", "status", "init"):
             command.add_argument(
                 "overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the configuration"
             )
@@ -142,6 +148,8 @@ def _main(arguments: Sequence[str] | None) -> int:
             "export": _export,
             "embed": _embed,
             "export-rows": _export_rows,
+            "recipes": _recipes,
+            "init": _init,
         }
         with uncollected() if parsed.command == "plan" else nullcontext(), messages_to(_to_stderr):
             quieten()
@@ -216,6 +224,21 @@ def _embed(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.embed import embed
 
     embed(Path(parsed.target), Path(parsed.output), parsed.overrides)
+    return 0
+
+
+def _recipes(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.recipes import list_recipes
+
+    list_recipes()
+    return 0
+
+
+def _init(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.init import init
+
+    path = init(parsed.target, Path(parsed.output) if parsed.output is not None else None)
+    _to_stderr(f"wrote {path}")
     return 0
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from rec_dist.commands.progress import logging_lines, watching
 from rec_dist.commands.train import describe
-from rec_dist.config.load import ConfigLike, Overrides, load_config, to_yaml
+from rec_dist.config.load import ConfigLike, load_config, to_yaml
+from rec_dist.config.overrides import Overrides
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME

@@ -1,7 +1,7 @@
-"""A pipeline: stages one after another from one file, each a command of its own, then the comparison and the report.
+"""A pipeline: runs the stages of one file one after another, then writes the comparison and the report.
 
-Each stage runs as a process of its own, so that it frees its memory, cannot change the next one, and can be repeated by
-copying its line. Run again after a stop, a pipeline goes on: every command keeps what is done.
+Each stage is a command in its own process. So it frees its memory, cannot change the next stage, and you can repeat it by
+copying its line. A pipeline that was stopped goes on when you run it again, because every command keeps finished work.
 """
 
 import json
@@ -14,14 +14,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from rec_dist.commands.evaluate import base_results_dir
-from rec_dist.config.load import PIPELINE, load_config, load_mapping, sections, validate
-from rec_dist.config.schema import RunConfig
-from rec_dist.config.section import Section
+from rec_dist.config.compose import load_mapping
+from rec_dist.config.load import load_config
+from rec_dist.config.pipeline import Pipeline, Stage, load_pipeline
 from rec_dist.data.artifacts.embeddings import read_manifest
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.errors import UserError
@@ -36,39 +34,11 @@ from rec_dist.storage.outputs import check_output
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
-Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
-
-
-class StageConfig(Section):
-    """One stage: `rec-dist DO TARGET [TO] SET...`."""
-
-    name: str = Field(description="Its name in the report; for evaluate, the row of the table.")
-    do: Literal["prepare", "train", "embed", "evaluate"] = Field(description="The command.")
-    target: str = Field(description="A CONFIG beside the pipeline's file, or a run directory.")
-    to: str | None = Field(None, description="embed only: the folder that it writes.")
-    set: list[str] = Field(default_factory=list, description="Overrides, section.key=value.")
-
-
-class PipelineSection(Section):
-    """The section `pipeline`."""
-
-    title: str = Field(description="The report's title.")
-    run_dir: str = Field(description="Where the report and the stages' record go.")
-    stages: list[StageConfig] = Field(description="In the order in which they run.")
-    pairs: list[Pair] = Field(default_factory=list, description="[better, worse]: paired differences to report.")
-    metrics: list[str] = Field(default_factory=lambda: ["hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr"], description="Columns.")
-
-
-class PipelineConfig(Section):
-    """A pipeline file. `vars` holds values that the rest of the file refers to as ${vars.name}."""
-
-    pipeline: PipelineSection
-    vars: dict[str, str] = Field(default_factory=dict, description="Names for ${vars.name}.")
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a stage took when it did its work; a later run that finds it done keeps these numbers."""
+    """The time that a stage took when it did its work. A later run that finds it finished keeps this record."""
 
     name: str
     command: str
@@ -76,70 +46,47 @@ class StageRecord:
 
 
 def run_pipeline(path: Path, overrides: Sequence[str]) -> int:
-    """Runs all stages, prints the table and writes report.html. Returns 0, or the exit code of the stage that did not end well."""
-    if PIPELINE not in (own := sections(path)) and own & set(RunConfig.model_fields):
-        raise UserError(
-            f"{path} is the configuration of one run, which `rec-dist train` and `rec-dist evaluate` take; this command takes a "
-            f"pipeline of stages: a file with the section `{PIPELINE}`, such as configs/quickstart.yaml"
-        )
-    config = validate(load_mapping(path, overrides), PipelineConfig, str(path)).pipeline
-    _check(config, path)
+    """Runs all stages, prints the table and writes report.html.
+
+    Returns 0, or the exit code of the stage that failed or stopped.
+    """
+    config = load_pipeline(path, overrides)
+    _check_metrics(config, path)
     folder = Path(config.run_dir).absolute()
     check_output(folder, "pipeline.run_dir", folder=True, may_exist=True)
     folder.mkdir(parents=True, exist_ok=True)
     records = _Records(folder / "stages.json")
     began = time.perf_counter()
     for number, stage in enumerate(config.stages, 1):
-        words = _words(stage, path.parent)
-        command = f"rec-dist {shlex.join(words)}"
+        command = f"rec-dist {shlex.join(stage.words)}"
         logger.info(f"\n[{number}/{len(config.stages)}] {stage.name}: {command}")
         started = time.perf_counter()
-        code = _run(words)
+        code = _run(stage.words)
         seconds = time.perf_counter() - started
         if code:
             logger.info(f"stage {stage.name} ended with exit code {code}; run the same command again to go on from there")
-            return code if code > 0 else EXIT_FAILED  # below 0: ended by a signal
+            return code if code > 0 else EXIT_FAILED  # negative: a signal ended it
         records.keep(StageRecord(stage.name, command, seconds))
     _report(config, path, overrides, records, seconds=time.perf_counter() - began)
     return 0
 
 
-def _check(config: PipelineSection, path: Path) -> None:
-    names = [stage.name for stage in config.stages]
-    rows = {stage.name for stage in config.stages if stage.do == "evaluate"}
-    faults = [f"pipeline.stages has the name {name} twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    faults += [
-        f"pipeline.pairs names {name}, which is no evaluate stage" for pair in config.pairs for name in pair if name not in rows
-    ]
+def _check_metrics(config: Pipeline, path: Path) -> None:
     known = metric_names()
-    faults += [
+    faults = [
         f"pipeline.metrics names {metric}, which is not measured; choose of {', '.join(known)}"
         for metric in config.metrics
         if metric not in known
     ]
-    for stage in config.stages:
-        if stage.target.endswith((".yaml", ".yml")) and not (path.parent / stage.target).is_file():
-            faults.append(f"pipeline.stages: {stage.name} names {stage.target}, which is not beside {path.name}")
-        if (stage.do == "embed") != (stage.to is not None):
-            what = "no key `to`, which embed needs" if stage.do == "embed" else "a key `to`, which is for embed alone"
-            faults.append(f"pipeline.stages: {stage.name} has {what}")
-    if not rows:
-        faults.append("pipeline.stages has no evaluate stage, so there is nothing to compare")
     if faults:
         raise UserError(f"{path}: {'; '.join(faults)}")
 
 
-def _words(stage: StageConfig, beside: Path) -> list[str]:
-    target = beside / stage.target
-    written = [stage.to] if stage.to is not None else []
-    return [stage.do, str(target) if target.is_file() else stage.target, *written, *stage.set]
-
-
 def _run(words: list[str]) -> int:
-    """The exit code of `rec-dist WORDS`. SIGTERM and SIGINT are handed on, so that a stage can save before it stops."""
+    """Runs `rec-dist WORDS` and returns its exit code. Passes SIGTERM on, so that the stage can save before it stops."""
     process = subprocess.Popen([sys.executable, "-m", "rec_dist", *words], stdin=subprocess.DEVNULL)
     handler = lambda number, _: process.send_signal(number)
-    # On a terminal Ctrl-C reaches the stage by itself.
+    # On a terminal, Ctrl-C reaches the stage directly.
     previous = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, handler),
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
@@ -152,7 +99,7 @@ def _run(words: list[str]) -> int:
 
 
 class _Records:
-    """stages.json: what each stage took when it first ran to its end; shorter repeats, which find it done, do not count."""
+    """stages.json: the time of each stage when it did its work. Shorter repeats, which find it finished, do not count."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -169,20 +116,19 @@ class _Records:
         return self._rows[name]
 
 
-def _results_dir(stage: StageConfig, beside: Path) -> Path:
+def _results_dir(stage: Stage) -> Path:
     """The run directory, or folder of embeddings, that a stage writes to."""
     if stage.to is not None:
         return Path(stage.to).absolute()
-    target = beside / stage.target
-    if not target.is_file():
+    if not stage.is_config:
         elsewhere = load_config(Path(stage.target) / "config.yaml", stage.set).evaluate.output_dir if stage.set else None
         return Path(elsewhere or stage.target).absolute()
-    config = load_config(target, stage.set)
+    config = load_config(Path(stage.target), stage.set)
     return base_results_dir(config) if stage.do == "evaluate" else Path(config.train.run_dir).absolute()
 
 
-def _report(config: PipelineSection, path: Path, overrides: Sequence[str], records: _Records, *, seconds: float) -> None:
-    evaluated = {stage.name: _results_dir(stage, path.parent) for stage in config.stages if stage.do == "evaluate"}
+def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Records, *, seconds: float) -> None:
+    evaluated = {stage.name: _results_dir(stage) for stage in config.stages if stage.do == "evaluate"}
     compared = compare(evaluated, config.pairs, config.metrics)
     folder = Path(config.run_dir).absolute()
     again = shlex.join(["rec-dist", "run", str(path), *overrides])
@@ -191,7 +137,7 @@ def _report(config: PipelineSection, path: Path, overrides: Sequence[str], recor
         summary=[f"{compared.num_users} users of the {compared.split} split, {compared.num_candidates} candidates each."],
         rows=compared.rows,
         differences=compared.differences,
-        stages=[_stage_summary(stage, path.parent, records) for stage in config.stages],
+        stages=[_stage_summary(stage, records) for stage in config.stages],
         runs=[read_run(folder, name) for name, folder in evaluated.items()],
         data_facts=_data_facts(evaluated),
         commands=[again, *(records[stage.name].command for stage in config.stages)],
@@ -204,10 +150,10 @@ def _report(config: PipelineSection, path: Path, overrides: Sequence[str], recor
     logger.info(f"report: {folder / 'report.html'}; this run took {seconds / 60:.1f} minutes")
 
 
-def _stage_summary(stage: StageConfig, beside: Path, records: _Records) -> StageSummary:
+def _stage_summary(stage: Stage, records: _Records) -> StageSummary:
     record = records[stage.name]
     tokens = None
-    folder = None if stage.do == "prepare" else _results_dir(stage, beside)
+    folder = None if stage.do == "prepare" else _results_dir(stage)
     if stage.do == "embed" and folder is not None:
         tokens = (read_manifest(folder) or {}).get("tokens")
     elif folder is not None:
@@ -218,7 +164,7 @@ def _stage_summary(stage: StageConfig, beside: Path, records: _Records) -> Stage
 
 
 def _data_facts(evaluated: dict[str, Path]) -> dict[str, Any]:
-    """What the manifest of the data set behind the first row says of it."""
+    """Facts from the manifest of the data set behind the first row."""
     config = load_mapping(next(iter(evaluated.values())) / "config.yaml")
     manifest = Manifest.load(config["data"]["path"])
     targets = {f"{name} users (targets)": f"{part.rows:,} ({part.targets:,})" for name, part in manifest.splits.items()}

@@ -14,7 +14,8 @@ from rec_dist.checkpoint.remote_fetch import KEY, refuse_other
 from rec_dist.checkpoint.remote_files import FINISHED
 from rec_dist.commands.evaluate import finished_run
 from rec_dist.commands.train import check_train
-from rec_dist.config.load import is_override, load_config
+from rec_dist.config.load import load_config
+from rec_dist.config.overrides import is_override
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import RayJobConfig
 from rec_dist.errors import UserError

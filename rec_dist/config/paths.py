@@ -1,4 +1,4 @@
-"""Which keys are paths, and how they become absolute."""
+"""The keys that hold paths, and how they become absolute."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from rec_dist.config.section import Section
 from rec_dist.errors import UserError
 from rec_dist.storage.uri import is_remote, local_path, refuse_credentials, shown
 
-# (section, key) of every path that a run reads or writes; of the second kind it may be a known name.
+# (section, key) of every path that a run reads or writes. PATHS_OR_NAMES may also hold a known name.
 PATHS = (
     ("data", "path"),
     ("data", "cache_dir"),
@@ -17,12 +17,12 @@ PATHS = (
     ("profile", "output_dir"),
     ("checkpoint", "remote"),
 )
-_URIS = ("data.path", "checkpoint.remote")  # of these, what may be a URI
+_URIS = ("data.path", "checkpoint.remote")  # those that may be a URI
 PATHS_OR_NAMES = (("data", "source"), ("model", "path"))
 
 
 def absolute(path: str) -> Path:
-    """Workers run in another folder: every path is made absolute in the driver."""
+    """Makes a path absolute. The driver does this for all paths, because workers run in another folder."""
     return local_path(path)
 
 
@@ -36,26 +36,29 @@ def check_path(key: str, path: str) -> None:
 
 
 def paths_of(config: RunConfig) -> dict[str, str | None]:
-    """Every path that a run reads or writes, by its dotted key, as it is."""
+    """Every path that a run reads or writes, unchanged, by its dotted key."""
     found = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in (*PATHS, *PATHS_OR_NAMES)}
     return found | {f"task.{section}.{key}": path for section, key, path in task_paths(config)}
 
 
 def task_paths(config: RunConfig) -> list[tuple[str, str, str]]:
-    """(section below task, key, path) of every path that the sections of methods hold."""
+    """(section below task, key, path) of every path in the sections of methods."""
     sections = {name: getattr(config.task, name) for name in type(config.task).model_fields}
     return [(name, *found) for name, section in sections.items() if isinstance(section, Section) for found in section.paths()]
 
 
 def check_uris(config: RunConfig) -> None:
-    """UserError: a path is a URI with credentials in it, which would be written down."""
+    """Raises UserError for a URI with credentials in it, because the configuration is written down."""
     for key, path in {**paths_of(config), "plan.model": config.plan.model, "plan.cluster": config.plan.cluster}.items():
         if path is not None:
             refuse_credentials(path, key)
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """The configuration with every path absolute, as workers need it. UserError: a URI where only a folder will do."""
+    """The configuration with every path absolute, as workers need it.
+
+    Raises UserError for a URI where only a folder will do.
+    """
     value = config.model_dump()
     for section, key in PATHS_OR_NAMES:
         if value[section][key] is not None and Path(value[section][key]).expanduser().exists():

@@ -1,6 +1,6 @@
-"""What a run can be told: one frozen pydantic model a section, one default and one line of meaning a field.
+"""The keys of a run: one frozen pydantic model for each section, one default and one line of meaning for each key.
 
-Config objects stop at builders: below methods/ functions take plain values. Examples stand in the names or the descriptions.
+Configuration objects stop at builders: functions below methods/ take plain values.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from rec_dist.config.task import TaskConfig, outside_section_of, task_model, wit
 from rec_dist.config.track import TrackConfig
 
 Auto = Literal["auto"]
-_INT32 = 1 << 31  # above all that is counted, below what overflows in numpy
+_INT32 = 1 << 31  # larger than any count here, smaller than what overflows in numpy
 if TYPE_CHECKING:
     _Task = TaskConfig
 else:
@@ -24,25 +24,30 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _no_bool(value: object) -> object:
-    """A Literal of numbers takes true for 1."""
+    """Makes true invalid for a Literal of numbers, which would take it for 1."""
     return repr(value).lower() if isinstance(value, bool) else value
 
 
 class DataConfig(Section):
-    """Raw files in, prepared data set out."""
+    """The raw files, how `prepare` reads and splits them, and the prepared data set."""
 
     source: str | None = Field(
         None,
-        description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or a file or folder of your own; only prepare reads it.",
+        description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or your own folder or file. Only `prepare` reads it.",
     )
     format: Literal["auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences"] = Field(
-        "auto", description="How to read the source."
+        "auto", description="Format of the source."
     )
-    path: str = Field(description="The prepared data set, written by `prepare`: a folder, or an s3://, gs:// or hdfs:// URI.")
-    cache_dir: str | None = Field(None, description="Folder on each node for fetched files; None: ~/.cache/rec-dist/data.")
-    cache_bytes: int = Field(64 << 30, ge=1, lt=1 << 62, description="Fetched shards a node keeps; oldest use goes first.")
+    path: str = Field(description="The prepared data set, which `prepare` writes: a folder, or an s3://, gs:// or hdfs:// URI.")
+    cache_dir: str | None = Field(None, description="Folder on each node for fetched files. None: ~/.cache/rec-dist/data.")
+    cache_bytes: int = Field(
+        64 << 30, ge=1, lt=1 << 62, description="Bytes of fetched shards that a node keeps. The least recently used go first."
+    )
     split: Literal["leave_one_out", "global_temporal", "user_ratio"] = Field(
-        "global_temporal", description="leave_one_out: last item of each user tests. global_temporal: one cut in time for all."
+        "global_temporal",
+        description="leave_one_out: the last item of each user is the test. global_temporal: one cut in time for "
+        "all users. user_ratio: whole "
+        "users are held out.",
     )
     valid_fraction: float = Field(
         0.1, ge=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for validation."
@@ -51,228 +56,268 @@ class DataConfig(Section):
         0.1, gt=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for the test."
     )
     min_rating: float | None = Field(
-        None, ge=-1e38, le=1e38, description="Interactions rated below this are dislikes, not choices. None: all are choices."
+        None, ge=-1e38, le=1e38, description="Interactions rated below this are explicit negatives. None: all are positives."
     )
-    min_user_interactions: int = Field(5, ge=1, description="k-core: users with fewer choices are dropped.")
-    min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer choices are dropped.")
-    max_bad_rows: int = Field(0, ge=0, description="Rows that cannot be read: more than this many is an error.")
-    num_shards: int = Field(2, ge=1, description="Arrow shards a split.")
+    min_user_interactions: int = Field(5, ge=1, description="k-core: users with fewer positives are dropped.")
+    min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer positives are dropped.")
+    max_bad_rows: int = Field(0, ge=0, description="`prepare` fails if more rows than this cannot be read.")
+    num_shards: int = Field(2, ge=1, description="Arrow shards of each split.")
     prepare_on: Literal["auto", "memory", "disk", "ray"] = Field(
-        "auto", description="memory: 0.3 GB a million rows. disk, ray: in bounded memory. auto: ray from 128 MiB of source on."
+        "auto",
+        description="memory: takes 0.3 GB for a million rows. disk, ray: bounded memory. auto: ray for sources "
+        "from 128 MiB, else memory.",
     )
-    max_train_users: int | None = Field(None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all.")
-    columns: dict[str, str] = Field(default_factory=dict, description="csv, parquet, recbole: which column plays which role.")
+    max_train_users: int | None = Field(
+        None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all users."
+    )
+    columns: dict[str, str] = Field(default_factory=dict, description="csv, parquet, recbole: the column of each role.")
 
 
 class PromptConfig(Section):
-    """How a history becomes text. Every piece is tokenised alone and once, so training never tokenises."""
+    """How a history becomes text. Each piece is tokenised on its own and only once, so training never tokenises."""
 
     style: Literal["list", "chat"] = Field(
-        "list", description="list: a plain list that goes on. chat: the model's chat template."
+        "list", description="list: a plain list that the completion continues. chat: the model's chat template."
     )
     instruction: str = Field("A user watched these movies, one after another:", description="First line of the prompt.")
-    question: str = Field("Which movie does the user watch next?", description="chat only: asked after the history.")
-    item_prefix: str = Field("\n-", description="Stands before each title of the history, and before the answer in style list.")
-    end: str = Field("\n", description="Ends a completion; `<eos>` means the tokenizer's end-of-sequence token.")
-    max_history: int = Field(10, ge=1, lt=_INT32, description="Most recent items shown.")
-    num_virtual: int = Field(0, ge=0, lt=_INT32, description="Soft prompt vectors; task.kind=delrec_distill trains them.")
-    candidates: Literal["none", "listed"] = Field("none", description="listed: the candidates stand, shuffled, in the prompt.")
-    num_candidates: int = Field(20, ge=2, lt=_INT32, description="candidates=listed: how many are listed, the answer included.")
-    candidates_header: str = Field("\nThe next one is among:", description="candidates=listed: stands before the list.")
-    answer_header: str = Field("\nThe user's next movie:", description="candidates=listed: stands after the list.")
+    question: str = Field("Which movie does the user watch next?", description="chat only: the question after the history.")
+    item_prefix: str = Field("\n-", description="Text before each title of the history and, in style list, before the answer.")
+    end: str = Field("\n", description="Text that ends a completion. `<eos>` means the tokenizer's end-of-sequence token.")
+    max_history: int = Field(10, ge=1, lt=_INT32, description="Number of most recent items in the prompt.")
+    num_virtual: int = Field(
+        0, ge=0, lt=_INT32, description="Number of soft prompt vectors. task.kind=delrec_distill trains them."
+    )
+    candidates: Literal["none", "listed"] = Field("none", description="listed: the prompt lists the candidates in random order.")
+    num_candidates: int = Field(20, ge=2, lt=_INT32, description="candidates=listed: number of candidates, the answer included.")
+    candidates_header: str = Field("\nThe next one is among:", description="candidates=listed: text before the list.")
+    answer_header: str = Field("\nThe user's next movie:", description="candidates=listed: text after the list.")
 
 
 class NegativesConfig(Section):
-    """The K items a user did not choose. Every draw is a pure function of (seed, epoch, user, position)."""
+    """The K negatives of each target. Every draw is a pure function of (seed, epoch, user, position)."""
 
     kind: Literal["uniform", "popularity", "low_rated"] = Field(
-        "uniform", description="low_rated: items the user disliked; uniform ones fill up, with a warning that counts the users."
+        "uniform",
+        description="low_rated: the user's explicit negatives. If a user has too few, uniform draws fill up, and a "
+        "warning counts such users.",
     )
-    num: int = Field(3, ge=0, le=255, description="K, negatives a group. SFT uses none.")
-    popularity_power: float = Field(1.0, ge=0, description="kind=popularity: draws with probability ~ train_count ** power.")
+    num: int = Field(3, ge=0, le=255, description="K, negatives for each target. SFT uses none.")
+    popularity_power: float = Field(
+        1.0, ge=0, description="kind=popularity: an item is drawn with probability proportional to train_count ** power."
+    )
     refresh_each_epoch: bool = Field(
-        False, description="New negatives each epoch; false lets a cached reference serve all epochs."
+        False, description="Draw new negatives each epoch. With false, one cached reference serves all epochs."
     )
 
 
 class ModelConfig(Section):
     """The language model."""
 
-    path: str = Field("smollm2-135m-instruct", description="A Hugging Face folder, or a known name that is fetched.")
+    path: str = Field("smollm2-135m-instruct", description="A Hugging Face model folder, or a known name, which is fetched.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs.")
     attention: Literal["auto", "flex", "per_prompt", "sdpa"] = Field(
         "auto",
-        description="flex: FlexAttention, on CUDA only. per_prompt: SDPA one prompt at a time. sdpa: a dense mask. "
-        "auto: the first that model and device take.",
+        description="flex: FlexAttention, CUDA only. per_prompt: SDPA, one prompt at a time. sdpa: SDPA with a dense mask. "
+        "auto: the first of them that the model and the device support.",
     )
     activation_checkpointing: bool = Field(
-        False, description="Recompute layers in the backward pass: less memory, ~1/3 more work."
+        False, description="Recompute the layers in the backward pass: less memory, about 1/3 more work."
     )
 
 
 class AdapterConfig(Section):
-    """What trains on top of the model."""
+    """The weights that train on top of the model."""
 
-    kind: Literal["lora", "soft_prompt", "none"] = Field("lora", description="none = full fine-tuning; see task.kind.")
+    kind: Literal["lora", "soft_prompt", "none"] = Field(
+        "lora", description="none: full fine-tuning. See task.kind for what each method needs."
+    )
     rank: int = Field(8, ge=1, description="LoRA rank r.")
-    alpha: float = Field(16.0, gt=0, description="LoRA scale: updates are multiplied by alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout; above 0 a run depends on how groups are packed.")
-    target_modules: str | list[str] = Field("all-linear", description="Modules that get LoRA, as PEFT names them.")
+    alpha: float = Field(16.0, gt=0, description="LoRA scale: the update is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout. Above 0, results depend on how examples are packed.")
+    target_modules: str | list[str] = Field("all-linear", description="Modules that get LoRA, in PEFT's names.")
 
 
 class TrainConfig(Section):
-    """The loop."""
+    """The training loop."""
 
-    run_dir: str = Field(description="Run directory; a finished or stopped one is resumed, never overwritten.")
-    init_from: str | None = Field(None, description="A finished run directory whose adapter or model this run starts from.")
-    epochs: int = Field(1, ge=1, lt=_INT32, description="Passes over the training targets; train.max_steps may end earlier.")
-    max_steps: int | None = Field(None, ge=1, lt=_INT32, description="Optimizer steps; None: as many as the epochs need.")
+    run_dir: str = Field(description="Run directory. A stopped run is resumed, a finished one is kept; nothing is overwritten.")
+    init_from: str | None = Field(None, description="Finished run directory whose adapter or model this run starts from.")
+    epochs: int = Field(
+        1, ge=1, lt=_INT32, description="Passes over the training targets. train.max_steps may end the run earlier."
+    )
+    max_steps: int | None = Field(None, ge=1, lt=_INT32, description="Optimizer steps. None: as many as the epochs take.")
     global_batch_size: int = Field(
         32,
         ge=1,
         lt=_INT32,
-        description="Global batch: at most so many groups (kind=sequential: sequences) an optimizer step, over all workers; a user "
-        "with fewer targets than targets_per_prompt fills a smaller example.",
+        description="Groups (kind=sequential: sequences) in one optimizer step, over all workers: an upper limit, "
+        "because a user with fewer "
+        "targets than targets_per_prompt gives a smaller example.",
     )
     targets_per_prompt: int = Field(
-        1, ge=1, lt=_INT32, description="Targets of one user that share one prompt (a timeline). Style list only."
+        1, ge=1, lt=_INT32, description="Targets of one user that share one prompt. prompt.style=list only."
     )
-    max_tokens_per_micro_batch: int = Field(1024, ge=8, lt=_INT32, description="Tokens of one forward pass on one worker.")
-    shuffle_window: int | None = Field(None, ge=1, lt=_INT32, description="Examples shuffled together; None: the whole epoch.")
-    seed: int = Field(0, ge=0, lt=1 << 32, description="Of order, negatives, initial weights and dropout.")
+    max_tokens_per_micro_batch: int = Field(
+        1024, ge=8, lt=_INT32, description="Tokens of one forward pass on one worker, at most."
+    )
+    shuffle_window: int | None = Field(
+        None, ge=1, lt=_INT32, description="Examples that are shuffled together. None: the whole epoch."
+    )
+    seed: int = Field(0, ge=0, lt=1 << 32, description="Seed of the order, negatives, initial weights and dropout.")
     max_bad_steps: int = Field(
         3,
         ge=0,
-        description="Steps in a row with a loss or gradient that is not finite that are left out; one more fails the run.",
+        description="Steps in a row that may have a loss or gradient that is not finite: they are skipped. One "
+        "more fails the run.",
     )
     log_every_steps: int = Field(1, ge=1, description="Steps between rows of metrics.jsonl.")
 
 
 class OptimizerConfig(Section):
-    """AdamW with linear warm-up and then a constant, linear or cosine schedule, all a pure function of the step."""
+    """AdamW with a linear warm-up, then a constant, linear or cosine schedule. Both are a pure function of the step."""
 
     lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
     betas: tuple[_Decay, _Decay] = Field((0.9, 0.999), strict=False, description="AdamW's decay rates.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="After warm-up.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Schedule after the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by global norm; 0: none.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this global norm. 0: no clipping.")
 
 
 class ClusterConfig(Section):
-    """Where it runs."""
+    """The workers and how they share the model."""
 
-    launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers. local: in this process, one worker.")
-    num_workers: int | Auto = Field("auto", description="auto: every GPU; without GPUs two workers (one on a single core).")
-    use_gpu: bool | Auto = Field("auto", description="auto: when the cluster has any.")
+    launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers. local: one worker, in this process.")
+    num_workers: int | Auto = Field("auto", description="auto: one for each GPU; without GPUs two, or one on a single core.")
+    use_gpu: bool | Auto = Field("auto", description="auto: use GPUs if the cluster has any.")
     min_workers: int | None = Field(
-        None, ge=1, description="ray, train: go on with this many after nodes were lost, and grow back later. None: num_workers."
+        None,
+        ge=1,
+        description="ray, train: after nodes are lost, go on with as few workers as this, and grow back later. "
+        "None: num_workers.",
     )
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = Field(
-        "auto", description="auto: the cluster's cores shared out evenly."
+        "auto", description="CPU cores for each worker. auto: an equal share of the cluster's cores."
     )
     zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_bool)] = Field(
-        3, description="DeepSpeed ZeRO stage: what is sharded over the workers."
+        3, description="DeepSpeed ZeRO stage, which says what is sharded over the workers."
     )
     max_live_parameters: int = Field(
         1_000_000_000,
         ge=0,
-        description="ZeRO stage 3: elements of other workers' shards a worker may hold. Smaller: less memory, and layers are gathered "
-        "once more for the backward pass.",
+        description="ZeRO stage 3: elements of other workers' shards that a worker may hold. A smaller number "
+        "takes less memory, and layers are "
+        "gathered once more for the backward pass.",
     )
     max_restarts: int = Field(
         3,
         ge=0,
-        description="ray, train: restarts from the newest checkpoint after a worker failed; twice at one step is the end.",
+        description="ray, train: restarts from the newest checkpoint after a worker fails. Two failures at one step end the run.",
     )
     hang_seconds: float = Field(
         1800.0,
         ge=0,
-        description="train: no worker got on for so long is a failure, told with all stacks; longer than a model load, a step or a "
+        description="train: fail and dump all stacks if no worker makes progress for this long. Choose more than a "
+        "model load, a step or a "
         "checkpoint takes. 0: never.",
     )
     node_wait_seconds: float = Field(
         60.0,
         ge=0,
-        description="ray, train: after a failure, how long lost nodes may take to come back before fewer workers go on.",
+        description="ray, train: after a failure, how long to wait for lost nodes before going on with fewer workers.",
     )
-    address: str | None = Field(None, description="Ray address; None: RAY_ADDRESS or a cluster of this machine alone.")
+    address: str | None = Field(
+        None, description="Address of the Ray cluster. None: RAY_ADDRESS, or a cluster on this machine alone."
+    )
 
 
 class CheckpointConfig(Section):
-    """When progress is saved."""
+    """When progress is saved, and where."""
 
-    every_steps: int = Field(50, ge=1, description="Steps between checkpoints; the last step and a stop are always saved.")
-    keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    every_steps: int = Field(50, ge=1, description="Steps between checkpoints. The last step and a stop always save one.")
+    keep: int = Field(2, ge=1, description="Number of newest checkpoints to keep.")
     asynchronous: bool = Field(
-        False, description="Train on while a checkpoint is written; takes 12 bytes of host memory a trainable weight."
+        False,
+        description="Continue training while a checkpoint is written. Takes 12 bytes of host memory for each trainable weight.",
     )
     on_error: Literal["stop", "continue"] = Field(
-        "stop", description="When the disk is full or fails under a checkpoint. stop: exit code 1. continue: a warning."
+        "stop", description="If the disk is full or fails while a checkpoint is written. stop: exit with code 1. continue: warn."
     )
     validation_examples: int = Field(
-        0, ge=0, description="Validation examples (users' targets) whose loss is taken with each checkpoint; 0: none."
+        0, ge=0, description="Validation examples (users' targets) whose loss is computed with each checkpoint. 0: none."
     )
     keep_best: Literal["none", "valid_loss"] = Field(
-        "none", description="valid_loss: the checkpoint of lowest validation loss is kept besides the newest."
+        "none", description="valid_loss: also keep the checkpoint with the lowest validation loss."
     )
-    use_best: bool = Field(False, description="model/ is saved from the best checkpoint, not from the last step.")
+    use_best: bool = Field(False, description="Save model/ from the best checkpoint instead of the last step.")
     remote: str | None = Field(
         None,
-        description="train: a copy of the run directory, brought up to date after every checkpoint, from which a run goes on where "
-        "train.run_dir is not there: an s3://, gs:// or hdfs:// URI, or a folder.",
+        description="train: place for a copy of the run directory, updated after every checkpoint: an s3://, gs:// "
+        "or hdfs:// URI, or a folder. "
+        "A run continues from it if train.run_dir does not exist.",
     )
     grace_seconds: float = Field(
         300.0,
         gt=0,
-        description="After a stop was asked for: how long the step and its checkpoint may take before it ends without.",
+        description="After a stop request: how long the current step and its checkpoint may take before the run "
+        "ends without them.",
     )
 
 
 class EvaluateConfig(Section):
-    """How ranking is measured."""
+    """How rankings are evaluated."""
 
-    split: Literal["valid", "test"] = Field("test", description="Which rows.")
-    ranker: Literal["model", "popularity"] = Field("model", description="The run's (or base) model, or the popularity floor.")
-    num_candidates: int | Literal["all"] = Field(20, description="1 target + the rest drawn by hash; all: the whole catalogue.")
-    max_users: int | None = Field(None, ge=1, description="Users evaluated, drawn by hash. None: all.")
-    seed: int = Field(
-        0, ge=0, lt=1 << 32, description="Of candidates and of the users drawn. Shared by all models of a comparison."
+    split: Literal["valid", "test"] = Field("test", description="Split to evaluate on.")
+    ranker: Literal["model", "popularity"] = Field(
+        "model", description="model: the run's model or the base model. popularity: the popularity baseline."
     )
-    output_dir: str | None = Field(None, description="Where results go; None: the run directory, or <run_dir>-base for a CONFIG.")
+    num_candidates: int | Literal["all"] = Field(
+        20, description="Candidates: one target, and the rest drawn by hash. all: the whole catalogue."
+    )
+    max_users: int | None = Field(None, ge=1, description="Users to evaluate, drawn by hash. None: all users.")
+    seed: int = Field(
+        0, ge=0, lt=1 << 32, description="Seed of the candidates and of the users. All models of a comparison share it."
+    )
+    output_dir: str | None = Field(
+        None, description="Folder for the results. None: the run directory, or <run_dir>-base for a CONFIG."
+    )
 
 
 class ProfileConfig(Section):
-    """How `rec-dist profile` measures. Nothing here touches a run."""
+    """How `rec-dist profile` measures. Nothing here changes a run."""
 
-    warmup_steps: int = Field(3, ge=1, lt=1 << 30, description="Steps before those that count: compilation, caches, allocator.")
-    steps: int = Field(10, ge=1, lt=1 << 30, description="Steps that count, with real data and again with random tokens.")
+    warmup_steps: int = Field(
+        3, ge=1, lt=1 << 30, description="Steps before the measured ones, for compilation, caches and the allocator."
+    )
+    steps: int = Field(10, ge=1, lt=1 << 30, description="Measured steps, with real data and again with random tokens.")
     trace_ranks: list[int] = Field(
-        default_factory=lambda: [0], description="Ranks that write a Chrome trace of one more step: trace-rank-N.json."
+        default_factory=lambda: [0], description="Ranks that write a Chrome trace of one further step: trace-rank-N.json."
     )
     memory_snapshot: bool = Field(
         False,
-        description="Also write the CUDA allocator's history of that step: memory-rank-N.pickle, for pytorch.org/memory_viz.",
+        description="Also write the CUDA allocator's history of that step, memory-rank-N.pickle, for pytorch.org/memory_viz.",
     )
-    output_dir: str | None = Field(None, description="Where results go; None: <run_dir>-profile.")
+    output_dir: str | None = Field(None, description="Folder for the results. None: <run_dir>-profile.")
 
 
 class PlanConfig(Section):
-    """What `rec-dist plan` reckons with. Nothing here touches a run."""
+    """What `rec-dist plan` computes with. Nothing here changes a run."""
 
-    cluster: str | None = Field(None, description="Cluster file, such as configs/clusters/8xh100.yaml; plan needs one.")
-    model: str | None = Field(None, description="Folder whose config.json is planned with; None: model.path.")
-    prompt_tokens: float | None = Field(
-        None, ge=1, description="Mean tokens of a prompt; None: 16 + prompt.num_virtual + items shown * plan.completion_tokens."
+    cluster: str | None = Field(None, description="Cluster file, or the name of a shipped one, such as 8xh100. `plan` needs it.")
+    model: str | None = Field(
+        None, description="Folder with a config.json, or a shipped name, such as llama3-8b. None: model.path."
     )
-    completion_tokens: float = Field(10.0, gt=1, description="Mean tokens of a title with what frames it.")
-    overlap: float = Field(0.5, ge=0, le=1, description="Share of ZeRO-3's gathers that hides behind compute: an assumption.")
-    margin: float = Field(0.08, ge=0, lt=1, description="Share added to torch's memory for fragmentation: an assumption.")
+    prompt_tokens: float | None = Field(
+        None, ge=1, description="Mean tokens of a prompt. None: 16 + prompt.num_virtual + items shown * plan.completion_tokens."
+    )
+    completion_tokens: float = Field(10.0, gt=1, description="Mean tokens of a title with the text around it.")
+    overlap: float = Field(0.5, ge=0, le=1, description="Share of ZeRO-3's gathers that overlaps with compute. An assumption.")
+    margin: float = Field(0.08, ge=0, lt=1, description="Share added to torch's memory for fragmentation. An assumption.")
 
 
 class RunConfig(Section):
-    """One run: everything that `prepare`, `train`, `evaluate`, `profile`, `plan` and `submit` read."""
+    """One run: every key that `prepare`, `train`, `evaluate`, `profile`, `plan` and `submit` read."""
 
     data: DataConfig
     prompt: PromptConfig = Field(default_factory=lambda: PromptConfig())

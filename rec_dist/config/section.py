@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A section: unknown keys are faults, values are not coerced across kinds, nothing changes after validation.
+    """A section. Unknown keys are faults, values are not coerced to another type, and nothing changes after validation.
 
     Mark a path in a method's own section with json_schema_extra={"path": True}, and list in "names" the words it also takes.
     rec-dist then makes it absolute, moves it to submit.storage and refuses credentials in it.

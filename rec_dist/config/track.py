@@ -10,13 +10,16 @@ _Service = Literal["none", "offline", "online"]
 
 
 class TrackConfig(Section):
-    """Where metrics go besides metrics.jsonl; each tracker is an extra: pip install 'rec-dist[wandb]'."""
+    """Where metrics go besides metrics.jsonl. Each tracker is an extra: `pip install 'rec-dist[wandb]'`."""
 
     tensorboard: bool = Field(False, description="Also write TensorBoard events into the run directory.")
     wandb: _Service = Field(
-        "none", description="Weights & Biases. offline: into the run directory, for `wandb sync`. online: needs WANDB_API_KEY."
+        "none",
+        description="Weights & Biases. offline: write to the run directory, for `wandb sync`. online: needs WANDB_API_KEY.",
     )
     mlflow: _Service = Field(
-        "none", description="MLflow. offline: `mlruns` in the run directory. online: to MLFLOW_TRACKING_URI, which must be set."
+        "none",
+        description="MLflow. offline: write to `mlruns` in the run directory. online: send to MLFLOW_TRACKING_URI, "
+        "which must be set.",
     )
-    project: str = Field("rec-dist", min_length=1, description="Project of W&B, experiment of MLflow.")
+    project: str = Field("rec-dist", min_length=1, description="Project in W&B, experiment in MLflow.")

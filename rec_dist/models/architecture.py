@@ -79,7 +79,7 @@ def read_architecture(folder: Path) -> Architecture:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
-            f"{folder} has no config.json; give a Hugging Face model folder, or a folder such as configs/models/llama3-8b"
+            f"{folder} has no config.json; give a Hugging Face model folder, or a folder such as configs/plan/models/llama3-8b"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

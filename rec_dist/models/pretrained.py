@@ -69,7 +69,7 @@ def config_folder(path_or_name: str) -> Path:
         return folder.absolute()
     fault = "has not been fetched yet" if known is not None else "is no folder with a config.json"
     raise UserError(
-        f"model.path ({shown(path_or_name)}) {fault}; set plan.model to a folder that has one, such as configs/models/llama3-8b"
+        f"model.path ({shown(path_or_name)}) {fault}; set plan.model to a folder that has one, or to a shipped name, such as llama3-8b"
     )
 
 

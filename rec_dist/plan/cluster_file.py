@@ -1,11 +1,13 @@
-"""The cluster files that `rec-dist plan` reads. As in a run's configuration, unknown keys are rejected."""
+"""The cluster files that `rec-dist plan` reads: configs/plan/clusters/*.yaml. As in a run's configuration, unknown keys are rejected."""
 
 from pathlib import Path
 
 from pydantic import Field
 
-from rec_dist.config.load import load_mapping, validate
+from rec_dist.config.compose import load_mapping
+from rec_dist.config.load import validate
 from rec_dist.config.section import Section
+from rec_dist.config.shipped import existing_or_shipped
 from rec_dist.errors import UserError
 
 _LEAST, _MOST = 1e-6, 1e6  # GB, TFLOP/s, GB/s, microseconds, shares: beyond these, products overflow a float
@@ -43,7 +45,10 @@ class ClusterFile(Section):
 
 
 def load_cluster(path: Path) -> ClusterFile:
-    """Reads a cluster file. Raises a UserError that names every fault."""
-    if not path.expanduser().is_file():
-        raise UserError(f"plan.cluster ({path}) does not exist; give a cluster file such as configs/clusters/8xh100.yaml")
+    """A cluster file, or a shipped one by its name. Raises UserError that names every fault."""
+    path = existing_or_shipped(str(path), "plan.cluster", "plan/clusters", ".yaml")
+    if not path.is_file():
+        raise UserError(
+            f"plan.cluster ({path}) does not exist; give a cluster file, or the name of a shipped one, such as 8xh100"
+        )
     return validate(load_mapping(path), ClusterFile, str(path))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rec_dist.config.schema import RunConfig
+from rec_dist.config.shipped import existing_or_shipped
 from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.sampling.targets import index_targets
@@ -77,9 +78,11 @@ def _attention(wanted: str, *, on_gpu: bool) -> str:
 def _model_folder(config: RunConfig) -> Path:
     if config.plan.model is None:
         return config_folder(config.model.path)
-    folder = Path(config.plan.model).expanduser()
+    folder = existing_or_shipped(config.plan.model, "plan.model", "plan/models")
     if not (folder / "config.json").is_file():
-        raise UserError(f"plan.model ({folder}) has no config.json; give a folder that has one, such as configs/models/llama3-8b")
+        raise UserError(
+            f"plan.model ({folder}) has no config.json; give a folder that has one, or a shipped name, such as llama3-8b"
+        )
     return folder
 
 

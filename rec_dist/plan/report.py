@@ -66,7 +66,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
 def _cluster_file(config: RunConfig) -> Path:
     """plan.cluster. Raises UserError if it is not set."""
     if config.plan.cluster is None:
-        raise UserError("plan.cluster is not set; give a cluster file such as configs/clusters/8xh100.yaml")
+        raise UserError("plan.cluster is not set; give a cluster file, or the name of a shipped one, such as 8xh100")
     return Path(config.plan.cluster)
 
 

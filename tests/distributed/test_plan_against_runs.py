@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE_135M = ROOT / "configs" / "models" / "smollm2-135m"
+SHAPE_135M = ROOT / "configs" / "plan" / "models" / "smollm2-135m"
 
 
 @pytest.fixture(scope="module")

@@ -238,8 +238,7 @@ def test_p2rec_without_a_teacher(case: Case, overrides: list[str], names: tuple[
 
 
 def test_what_has_no_completions_is_not_planned(case: Case) -> None:
-    cluster = Path(__file__).parents[2] / "configs" / "clusters" / "local-cpu.yaml"
-    words = ("task.kind=p2rec_reconstruct", f"plan.cluster={cluster}")
+    words = ("task.kind=p2rec_reconstruct", "plan.cluster=local-cpu")
     case.refuses(
         "plan", case.file, *words, names=("task.kind=p2rec_reconstruct", "plan it with task.kind=sft", "train.max_steps")
     )

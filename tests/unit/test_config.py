@@ -5,21 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from omegaconf import OmegaConf
 
-from rec_dist.config.load import load_config, load_mapping, to_yaml, validate
+from rec_dist.config.compose import load_mapping, runs_of
+from rec_dist.config.load import RENAMED, load_config, to_yaml, validate
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
+from rec_dist.config.shipped import recipes
 from rec_dist.errors import UserError
 from rec_dist.methods.sequential.saved_model import unread_keys
 from rec_dist.methods.sequential.task import build_sequential_task
 
-ROOT = Path(__file__).parents[2]
 BASE = "data: {source: ml-100k, path: prepared}\ntrain: {run_dir: runs/a}\n"
-RUN_CONFIGS = sorted(
-    path for path in (ROOT / "configs").glob("*.yaml") if "run_dir" in (yaml.safe_load(path.read_text()).get("train") or {})
-)
+SHIPPED = [f"{recipe.name}:{run}" for recipe in recipes() for run in runs_of(Path(recipe.name))] + ["preferences"]
 
 
 @pytest.fixture
@@ -51,6 +49,19 @@ def fault(path: Path, *overrides: str) -> str:
 )
 def test_an_unknown_key_is_refused_with_the_key_that_was_meant(path: Path, override: str, typed: str, meant: str) -> None:
     assert f"{typed} is no key; did you mean {meant}?" in fault(path, override)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_is_refused_with_its_new_name(path: Path, old: str, new: str) -> None:
+    assert f"{old} is no key; it is now called {new}" in fault(path, f"{old}=3")
+    section, _, key = new.partition(".")
+    assert hasattr(getattr(load_config(path), section), key)
+
+
+def test_a_renamed_value_is_refused_with_its_new_name(path: Path) -> None:
+    message = fault(path, "model.attention=trunkwise")
+    assert "model.attention" in message and "'trunkwise'; it is now called per_prompt" in message
+    assert load_config(path, ["model.attention=per_prompt"]).model.attention == "per_prompt"
 
 
 def test_nonsense_gets_no_suggestion(path: Path) -> None:
@@ -182,13 +193,17 @@ def test_the_resolved_configuration_reads_back_as_itself(path: Path) -> None:
     assert OmegaConf.load(again).optimizer.lr == 1e-7
 
 
-@pytest.mark.parametrize("config", RUN_CONFIGS, ids=lambda config: config.name)
-def test_every_run_configuration_we_ship_loads(config: Path) -> None:
-    assert load_config(config).train.run_dir
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_run_that_we_ship_loads_and_has_no_key_without_effect(name: str) -> None:
+    config = load_config(name)
+    assert config.train.run_dir
+    assert config.task.kind != "sequential" or unread_keys(config) == []
 
 
-def test_we_ship_run_configurations() -> None:
-    assert len(RUN_CONFIGS) >= 2
+def test_runs_of_language_models_and_recommenders_are_shipped() -> None:
+    kinds = [load_config(name).task.kind for name in SHIPPED]
+    assert kinds.count("sequential") >= 6
+    assert {"sft", "sdpo", "dmpo", "delrec_distill", "delrec", "p2rec_reconstruct"} <= set(kinds)
 
 
 @pytest.mark.parametrize(
@@ -216,16 +231,6 @@ def test_keys_of_a_language_model_are_named_under_a_recommender(path: Path, tmp_
     (tmp_path / "again.yaml").write_text(to_yaml(pinned(config)))  # as a run directory keeps it: every key is set
     assert sorted(unread_keys(load_config(tmp_path / "again.yaml"))) == named
     assert unread_keys(load_config(path, ["task.kind=sequential"])) == []
-
-
-@pytest.mark.parametrize("file", RUN_CONFIGS, ids=lambda file: file.stem)
-def test_no_shipped_recommender_has_keys_without_effect(file: Path) -> None:
-    config = load_config(file)
-    assert config.task.kind != "sequential" or unread_keys(config) == []
-
-
-def test_the_shipped_recommenders_are_among_them() -> None:
-    assert sum(load_config(file).task.kind == "sequential" for file in RUN_CONFIGS) >= 6
 
 
 def test_the_run_says_it_in_one_line(tiny_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

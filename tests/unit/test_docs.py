@@ -2,18 +2,14 @@
 
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import pytest
 import yaml
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from rec_dist.commands.run import PipelineConfig
+from rec_dist.config.compose import locate, runs_of
+from rec_dist.config.reference import reference
 from rec_dist.config.schema import RunConfig
 from rec_dist.models.attention import visible
 from rec_dist.packing.grouped_prompt import GroupedPrompt
@@ -26,6 +22,9 @@ NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 OF_TODAY = [name for name in NAMES if name not in ("CHANGELOG.md", "docs/LOG.md")]  # these two name what there was
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CONFIG = re.compile(r"\bconfigs/[\w./-]+\.yaml")
+RECIPE = re.compile(
+    r"\brec-dist (?:run|prepare|train|evaluate|profile|plan|submit|embed|export) +([a-z][\w.-]*(?::[\w-]+)?)(?=[ `\n])"
+)
 MODULE = re.compile(r"`([\w./-]+\.(?:py|sh))`")
 SOURCES = [ROOT, ROOT / "rec_dist", ROOT / "kernels"]  # a module is named from any of them, such as train/loop.py
 TARGET = re.compile(r"`make ([a-z][a-z0-9-]*)|^(?: {4}|\$ )make ([a-z][a-z0-9-]*)", re.MULTILINE)
@@ -34,75 +33,17 @@ RECIPE = re.compile(rf"rec-dist +(?:{_TAKE_CONFIG}) +([a-z][\w-]*(?::[\w-]+)?)(?
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
-def values_of(annotation: Any) -> str:
-    """The values that a key takes, as a reader of YAML writes them."""
-    if get_origin(annotation) is Annotated:
-        return values_of(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(annotation))
-    if get_origin(annotation) in (Union, UnionType):
-        return ", ".join(values_of(part) for part in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        inner = [part for part in get_args(annotation) if part is not Ellipsis]
-        return f"{len(inner)} of: {values_of(inner[0])}"
-    if get_origin(annotation) is list:
-        return f"list of: {values_of(get_args(annotation)[0])}"
-    if get_origin(annotation) is dict:
-        return "mapping of text to text"
-    names = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`", NoneType: "`null`"}
-    return names.get(annotation, "section")
+def test_the_reference_of_keys_is_current() -> None:
+    """`make docs` writes it anew."""
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference()
 
 
-def limits_of(field: FieldInfo) -> str:
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    found = [f"{sign} {getattr(entry, name)}" for entry in field.metadata for name, sign in signs.items() if hasattr(entry, name)]
-    return f" ({', '.join(found)})" if found else ""
-
-
-def default_of(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    plain = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return f"`{plain[value]}`"
-    if isinstance(value, str):
-        return "`" + value.replace("\n", "\\n") + "`"
-    if isinstance(value, tuple | list):
-        return f"`[{', '.join(str(entry) for entry in value)}]`"
-    return f"`{value}`"
-
-
-def inner_models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in inner_models(part)]
-
-
-def reference_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The rows of docs/configuration.md: key, default, values, meaning. A list of sections has its keys under `name[]`."""
-    for name, field in model.model_fields.items():
-        inner = inner_models(field.annotation)
-        if inner:
-            mark = "[]" if get_origin(field.annotation) is list else ""
-            yield from reference_rows(inner[0], f"{prefix}{name}{mark}.")
-        else:
-            values = values_of(field.annotation).replace("number", f"number{limits_of(field)}", 1)
-            meaning = re.sub("(?<!`)<", "&lt;", field.description or "")  # else Markdown takes <run_dir> for a tag
-            yield f"| `{prefix}{name}` | {default_of(field)} | {values} | {meaning} |"
-
-
-@pytest.mark.parametrize("model", [RunConfig, PipelineConfig])
-def test_every_key_stands_in_the_reference_as_it_is(model: type[BaseModel]) -> None:
-    lines = set((ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").splitlines())
-    missing = [row for row in reference_rows(model) if row not in lines]
-    assert not missing, "docs/configuration.md lacks these rows, or has others in their place:\n" + "\n".join(missing)
-
-
-def test_the_reference_has_no_key_that_is_gone() -> None:
-    rows = {row for model in (RunConfig, PipelineConfig) for row in reference_rows(model)}
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert [line for line in text.splitlines() if re.match(r"\| `\w+(\[\])?\.", line) and line not in rows] == []
+def test_every_key_stands_in_the_reference_with_its_meaning() -> None:
+    rows = dict(re.findall(r"^\| `([\w.\[\]]+)` \|.*\| (.*) \|$", reference(), re.MULTILINE))
+    sections = [f"{name}." for name in RunConfig.model_fields]
+    assert [section for section in sections if not any(key.startswith(section) for key in rows)] == []
+    assert {"task.sequential.width", "submit.slurm.nodes", "pipeline.stages[].do", "matrix", "runs"} <= rows.keys()
+    assert [key for key, meaning in rows.items() if len(meaning) < 5] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,9 +55,11 @@ def test_relative_links_lead_somewhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OF_TODAY)
-def test_named_configs_and_modules_exist(name: str) -> None:
+def test_named_configs_recipes_and_modules_exist(name: str) -> None:
     text, roots = (ROOT / name).read_text(encoding="utf-8"), [*SOURCES, (ROOT / name).parent]
     assert sorted(file for file in {*CONFIG.findall(text)} if not (ROOT / file).is_file()) == []
+    named = [locate(Path(recipe)) for recipe in {*RECIPE.findall(text)}]
+    assert sorted(str(file) for file, run in named if not file.is_file() or run not in (None, *runs_of(file))) == []
     assert sorted(file for file in {*MODULE.findall(text)} if not any((root / file).is_file() for root in roots)) == []
 
 

@@ -19,8 +19,8 @@ from rec_dist.plan.cluster_file import load_cluster
 from rec_dist.plan.report import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS, CLUSTERS = ROOT / "configs" / "models", ROOT / "configs" / "clusters"
-CONFIG = ROOT / "configs" / "sdpo-llama3_8b-8xh100.yaml"
+MODELS, CLUSTERS = ROOT / "configs" / "plan" / "models", ROOT / "configs" / "plan" / "clusters"
+CONFIG = "llama3-8b:sdpo"
 Make = Callable[..., dict[str, Any]]
 
 
@@ -88,7 +88,7 @@ def test_an_online_reference_lets_no_layer_stay_gathered() -> None:
 
 def test_soft_prompts_before_a_frozen_model() -> None:
     """DELRec's stage 1: two prompts a group, no reference, and only 100 vectors of width 4096 train."""
-    stage_1 = ROOT / "configs" / "delrec-distill-llama3_8b-8xh100.yaml"
+    stage_1 = "delrec-llama3-8b:distill"
     paths = [f"plan.cluster={CLUSTERS / '8xh100.yaml'}", f"plan.model={MODELS / 'llama3-8b'}", "data.path=nowhere"]
     report = make_plan(load_config(stage_1, [*paths, "task.reference=online", "model.activation_checkpointing=false"]))
     model, work, run = report["model"], report["workload"], report["run"]
@@ -181,7 +181,7 @@ def test_steps_of_distillation_are_those_of_its_task(tmp_path: Path, tiny_config
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        ([], ("plan.cluster is not set", "configs/clusters/")),
+        ([], ("plan.cluster is not set", "8xh100")),
         (["plan.cluster=nowhere.yaml"], ("plan.cluster (nowhere.yaml)", "does not exist")),
         (["plan.cluster={cpu}", "plan.model={bare}"], ("hidden_size", "config.json")),
         (["plan.cluster={cpu}", "plan.model=nowhere"], ("plan.model (nowhere)", "config.json")),
