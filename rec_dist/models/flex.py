@@ -19,7 +19,7 @@ BLOCK = 128  # rows and columns of a block
 FLEX = "flex_attention"  # as transformers names it
 SMALLEST_HEAD = 16  # its GPU kernels take no narrower head
 _ROWS_AT_ONCE = 8 * BLOCK
-_COMPILATIONS = 32  # of one function, before torch.compile gives up and runs it uncompiled: torch's own limit is 8
+COMPILATIONS = 32  # of one function, before torch.compile gives up and runs it uncompiled: torch's own limit is 8
 
 
 def padded_length(num_tokens: int, max_tokens: int) -> int:
@@ -79,7 +79,7 @@ def allow_compilations() -> None:
     graph, sliding and full layers, and the lengths of an evaluation are each a compilation."""
     import torch._dynamo.config as dynamo
 
-    dynamo.recompile_limit = max(int(dynamo.recompile_limit), _COMPILATIONS)
+    dynamo.recompile_limit = max(int(dynamo.recompile_limit), COMPILATIONS)
 
 
 def num_compilations() -> int:
