@@ -67,9 +67,9 @@ def score(
     shared = _read(tokenizer, prompts, completions, num_ids=int(base.get_input_embeddings().weight.shape[0]))
     _check_lengths(shared, max_tokens, position_limit(base.config))
     pieces = [piece for prompt in shared for piece in _cut(prompt, max_tokens)]
-    results = [torch.zeros(len(prompt.completions)) for prompt in shared]
+    results = [np.zeros(len(prompt.completions), dtype=np.float32) for prompt in shared]
     if not pieces:
-        return results
+        return [torch.from_numpy(sums) for sums in results]
     lengths = np.asarray([piece.num_tokens for piece in pieces], dtype=np.int64)
     micro_batches = pack_evenly(lengths, max_tokens, 1)
     longest = max(int(lengths[numbers].sum()) for numbers in micro_batches)
@@ -82,8 +82,8 @@ def score(
                 sizes = [len(pieces[number].completions) for number in numbers]
                 for number, part in zip(numbers, logps.split(sizes), strict=True):
                     piece = pieces[number]
-                    results[piece.index][piece.first : piece.first + len(part)] = part
-    return results
+                    results[piece.index][piece.first : piece.first + len(part)] = part.numpy()
+    return [torch.from_numpy(sums) for sums in results]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,15 @@ def _check_against_plain(model: Any, attention: str) -> None:
     probe = [_Prompt(0, tokens[40:46], [tokens[50:53]]), _Prompt(1, tokens[:9], [tokens[20:24], tokens[30:35]])]
     plain = torch.stack([_plain_logp(model, one.tokens, answer) for one in probe for answer in one.completions])
     with taking_packed_batches(model, attention):
-        packed = packed_logps(model, pack_prompts([one.grouped() for one in probe]), 64)
+        try:
+            packed = packed_logps(model, pack_prompts([one.grouped() for one in probe]), 64)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as fault:  # models fail in many ways at a mask that they do not know
+            raise UserError(
+                f"model is a {type(base).__name__}, which runs alone but not with a shared prompt "
+                f"({type(fault).__name__}: {' '.join(str(fault).split()):.200}); choose a decoder such as Llama, Qwen, Gemma or GPT-2"
+            ) from fault
     check_same(packed, plain, base.dtype, what="this model's log-probs change", when="completions share a prompt", key="model")
     _checked.add(model)
 

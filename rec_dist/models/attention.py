@@ -74,7 +74,7 @@ def why_unsupported(model: Any) -> str | None:
         return "carries a recurrent state, which completions cannot share"
     if not getattr(model, "_supports_sdpa", False) and config._attn_implementation != "eager":
         return "has an attention that takes no custom mask"
-    if getattr(config, "alibi", False):
+    if getattr(config, "alibi", False) or hasattr(model.base_model, "build_alibi_tensor"):
         return "measures distances in rows instead of positions (ALiBi)"
     if model.get_output_embeddings() is None:
         return "has no language-model head"

@@ -25,6 +25,6 @@ def check_same(found: Tensor, expected: Tensor, dtype: torch.dtype, *, what: str
         raise UserError(f"{key}: this model computes values that are not finite; {way_out}, or choose another model")
     if not difference <= tolerance * (1 + float(expected.norm())):
         raise UserError(
-            f"{key}: {what} by {difference:.3g} when {when}, so the model's attention ignores the mask; choose a decoder such "
+            f"{key}: {what} by {difference:.3g} when {when}, so the model does not keep to the mask; choose a decoder such "
             "as Llama, Qwen, Gemma or GPT-2"
         )
