@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.runtime.arrays import I32
 
-Text = str | Sequence[int] | np.ndarray | Tensor  # type: ignore[type-arg]
+Text = str | Sequence[int] | npt.NDArray[np.int64] | Tensor
 _checked: WeakSet[nn.Module] = WeakSet()  # models that have passed _check_against_plain; the check takes two short forward passes
 
 
@@ -80,7 +81,7 @@ def score(
             for numbers in micro_batches:
                 logps = packed_logps(model, pack_prompts([pieces[number].grouped() for number in numbers]), padded)
                 sizes = [len(pieces[number].completions) for number in numbers]
-                for number, part in zip(numbers, logps.split(sizes), strict=True):
+                for number, part in zip(numbers, torch.split(logps, sizes), strict=True):
                     piece = pieces[number]
                     results[piece.index][piece.first : piece.first + len(part)] = part.numpy()
     return [torch.from_numpy(sums) for sums in results]

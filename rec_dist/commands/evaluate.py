@@ -41,7 +41,7 @@ def evaluate(target: Path, overrides: Sequence[str], *, log: Log) -> dict[str, A
     with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         prints = initial.fingerprints()
         if not own:
-            describe(run, data=data.manifest.fingerprint, model=prints["model"])
+            describe(run, data=data.manifest.fingerprint, model=prints["model"], folder=initial.model)
         key = _evaluation_key(config, data, prints)
         row = _kept(run, key)
         if row is not None:
@@ -85,7 +85,7 @@ def _evaluation_target(target: Path, overrides: Sequence[str]) -> tuple[RunConfi
         raise UserError(
             "task.kind=sequential has no base model; train it and give its run directory, or set evaluate.ranker=popularity"
         )
-    return config, results, InitialWeights(resolve_model(config.model.path)), None
+    return config, results, InitialWeights(resolve_model(config.model.path, config.model.revision)), None
 
 
 def _results(folder: Path) -> RunDirectory:
@@ -119,7 +119,7 @@ def trained_weights(config: RunConfig, saved: Path) -> InitialWeights:
     """The model that a finished run has left in `saved`."""
     if config.task.kind == "sequential" or config.adapter.kind == "none":
         return InitialWeights(saved)
-    return trained(saved, resolve_model(config.model.path))
+    return trained(saved, resolve_model(config.model.path, config.model.revision))
 
 
 def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None]) -> str:

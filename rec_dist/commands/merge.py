@@ -33,7 +33,7 @@ def merge(run_dir: Path, output: Path, *, log: Callable[[str], None]) -> None:
     if config.task.kind == "sequential" or config.adapter.kind == "none":
         what = "a recommender without a language model" if config.task.kind == "sequential" else "a whole model already"
         raise UserError(f"{run.model} is {what}; merge takes a run that trained an adapter or soft prompts")
-    initial = trained(run.model, resolve_model(config.model.path))
+    initial = trained(run.model, resolve_model(config.model.path, config.model.revision))
     initial.check_model()
     vectors = load_soft_prompt(initial.soft_prompt) if initial.soft_prompt is not None else None
     of_text = (run.model / FORMAT_NAME).is_file()

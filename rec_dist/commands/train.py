@@ -19,6 +19,7 @@ from rec_dist.launch.ray_metrics import RayGauges
 from rec_dist.launch.workers import launch
 from rec_dist.methods.build import build_task
 from rec_dist.methods.initial_weights import InitialWeights, find_teacher, resolve_initial_weights
+from rec_dist.models.hub import snapshot_of
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.runtime import environment
 from rec_dist.runtime.run_directory import RunDirectory
@@ -39,7 +40,7 @@ def find_initial_weights(config: RunConfig) -> InitialWeights:
             Path(), embeddings=Path(task.sequential.init_embeddings) if task.sequential.init_embeddings else None
         )
     init_from = Path(config.train.init_from) if config.train.init_from else None
-    initial = resolve_initial_weights(resolve_model(config.model.path), init_from, adapter_kind=config.adapter.kind)
+    initial = resolve_initial_weights(resolve_model(config.model.path, config.model.revision), init_from, adapter_kind=config.adapter.kind)
     named = {"delrec_distill": ("delrec", task.delrec.teacher, True), "p2rec_reconstruct": ("p2rec", task.p2rec.teacher, False)}
     if task.kind not in named:
         return initial
@@ -82,7 +83,7 @@ def _finish(
         log(f"{run.path} is finished ({done['step']} steps); nothing to do")
         return done
     run.drop_stale_stop()
-    describe(run, data=inputs["data"], model=inputs["model"])
+    describe(run, data=inputs["data"], model=inputs["model"], folder=initial.model)
     run.append({"event": "start", "time": time.time()})
     with watching(run), noting_failure(run):
         gauges = RayGauges if config.cluster.launcher == "ray" else None
@@ -116,6 +117,8 @@ def bind_inputs(run: RunDirectory, config: RunConfig, initial: InitialWeights) -
     return inputs
 
 
-def describe(run: RunDirectory, *, data: str | None, model: str | None) -> None:
-    """environment.json: the machine, the versions, and what the run is made from."""
-    write_json(run.path / "environment.json", environment.describe(hashes={"data": data, "model": model}))
+def describe(run: RunDirectory, *, data: str | None, model: str | None, folder: Path) -> None:
+    """environment.json: the machine, the versions, and the inputs of the run. folder: the model, maybe a commit of a Hub model."""
+    snapshot = snapshot_of(folder)
+    hub = {"hub": snapshot._asdict()} if snapshot is not None else {}
+    write_json(run.path / "environment.json", environment.describe(hashes={"data": data, "model": model}, **hub))

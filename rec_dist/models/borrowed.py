@@ -25,7 +25,7 @@ _WAY_OUT = "choose a decoder such as Llama, Qwen, Gemma or GPT-2"
 
 def check_borrowed(model: Any) -> None:
     """Raises UserError if `model` is no causal language model of transformers, or one whose prompts cannot be shared."""
-    base = base_of(model) if isinstance(model, nn.Module) else model
+    base: Any = base_of(model) if isinstance(model, nn.Module) else model
     kind = type(base).__name__
     if not (isinstance(base, nn.Module) and hasattr(base, "get_output_embeddings") and hasattr(base, "config")):
         raise UserError(f"model is a {kind}; give a causal language model of transformers, with or without a PEFT adapter")
@@ -137,7 +137,7 @@ def packed_logps(model: nn.Module, batch: PackedBatch, max_tokens: int) -> Tenso
 
 
 def _chunks(batch: PackedBatch, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(batch.rows.split(size), batch.targets.split(size), strict=True)
+    return zip(torch.split(batch.rows, size), torch.split(batch.targets, size), strict=True)
 
 
 def _token_logps(logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:

@@ -79,7 +79,7 @@ def _attention(wanted: str, *, on_gpu: bool) -> str:
 
 def _model_folder(config: RunConfig) -> Path:
     if config.plan.model is None:
-        return config_folder(config.model.path)
+        return config_folder(config.model.path, config.model.revision)
     folder = Path(config.plan.model).expanduser()
     if not (folder / "config.json").is_file():
         raise UserError(f"plan.model ({folder}) has no config.json; give a folder that has one, such as configs/models/llama3-8b")

@@ -99,7 +99,7 @@ class _Bench:
 
 def _profile(world: World, config: RunConfig, job: TrainJob, memory: MemoryWatch) -> dict[str, Any]:
     settings, run = config.profile, RunDirectory(Path(job.run_dir))
-    task, engine = set_up(config, job.initial, world, run.log)
+    task, engine = set_up(config, job.initial.on_this_node(), world, run.log)
     memory.start()
     store = open_reference(engine, task, config, run, world, run.reference)
     engine.train_mode(True)

@@ -16,7 +16,6 @@ def quieten() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_OFFLINE": "1",  # model.path is a folder; nothing is looked up at run time
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "KINETO_LOG_LEVEL": "6",  # two lines of torch.profiler's in every profile; it calls them more important than errors

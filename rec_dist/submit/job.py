@@ -18,6 +18,7 @@ from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, TASK_PATHS, check_path,
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.errors import UserError
+from rec_dist.models.hub import is_hub_id
 from rec_dist.storage.files import is_remote
 
 CONFIG_NAME = "config.yaml"
@@ -105,7 +106,7 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
         value.pop(section, None)
     for section, key in (*PATHS, *PATHS_OR_NAMES):
         path = value.get(section, {}).get(key)
-        if path is not None and not ((section, key) in PATHS_OR_NAMES and _is_name(path)):
+        if path is not None and not ((section, key) in PATHS_OR_NAMES and _is_name(path, section)):
             value[section][key] = _place(path, f"{section}.{key}", storage)
     for section, key in TASK_PATHS:
         path = value.get("task", {}).get(section, {}).get(key)
@@ -120,8 +121,10 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
     )
 
 
-def _is_name(path: str) -> bool:
-    """A known data set or model: one word, which no file here bears."""
+def _is_name(path: str, section: str) -> bool:
+    """A known data set or model: one word that no file here bears. Or the Hub id of a model, org/name; a folder would be ./org/name."""
+    if section == "model" and is_hub_id(path):
+        return True
     return "/" not in path and not path.startswith("~") and not Path(path).exists()
 
 

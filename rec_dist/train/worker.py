@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,7 @@ def _train(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     heart.beat("load")
+    job = replace(job, initial=job.initial.on_this_node())
     task, engine = set_up(config, job.initial, world, run.log, heart.beat)
     memory.start()
     heart.beat("reference")

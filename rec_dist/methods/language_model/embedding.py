@@ -7,7 +7,7 @@ whoever makes it and however often the work was stopped. Cost: a forward pass of
 I items, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ class Embedder:
     """A worker: the model on `device`, whole, and the parts it is asked for."""
 
     def __init__(self, job: EmbedJob, device: str) -> None:
+        job = replace(job, initial=job.initial.on_this_node())
         config = job.parsed()
         self._prompts, self._device = ItemPrompts(job), device
         spec = model_spec(config, job.initial, self._prompts.builder, device, trains=False)

@@ -4,7 +4,7 @@ The prompt stands once for all its candidates; a question with more candidates t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class EvaluateJob:
 def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
     """Scores this rank's share and writes it to part files. Returns {"tokens": rows of the model run over all ranks}."""
     process_group.join(world)
-    result = _evaluate(world, job)
+    result = _evaluate(world, replace(job, initial=job.initial.on_this_node()))
     process_group.leave()  # not after a fault: with NCCL it would wait for peers that wait for this rank
     return result
 
