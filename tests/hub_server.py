@@ -72,9 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        path = urlsplit(self.path).path
         self.served.requests.append(f"{self.command} {path}")
-        parts = path.strip("/").split("/")
+        parts = [unquote(part) for part in path.strip("/").split("/")]  # a revision may hold a quoted slash
         is_api = parts[:2] == ["api", "models"]
         parts = parts[2:] if is_api else parts
         repository = "/".join(parts[:2])

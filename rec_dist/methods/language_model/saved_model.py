@@ -15,6 +15,7 @@ from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.models.assemble import ModelSpec
+from rec_dist.models.hub import snapshot_of
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.scorer import POLICY_ADAPTER
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME, save_soft_prompt
@@ -41,7 +42,7 @@ def save_weights(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec,
         save_soft_prompt(values, folder)
     elif spec.adapter is not None:
         named = {name.replace(f".{POLICY_ADAPTER}.", "."): value for name, value in named.items()}
-        module.model.peft_config[POLICY_ADAPTER].save_pretrained(str(folder))  # type: ignore[union-attr,index]
+        _save_adapter_config(module, spec.path, folder)
         _save(named, folder / ADAPTER_WEIGHTS)
         if spec.soft_prompt is not None:
             assert spec.soft_prompt.start is not None
@@ -57,6 +58,15 @@ def save_weights(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec,
             ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")
         ):
             shutil.copyfile(source, folder / source.name)
+
+
+def _save_adapter_config(module: nn.Module, base: Path, folder: Path) -> None:
+    """Names the base model by its Hub id and commit if it is from there, so that PEFT finds it on every machine."""
+    config = module.model.peft_config[POLICY_ADAPTER]  # type: ignore[union-attr,index]
+    snapshot = snapshot_of(base)
+    if snapshot is not None:
+        config.base_model_name_or_path, config.revision = snapshot  # type: ignore[union-attr]
+    config.save_pretrained(str(folder))  # type: ignore[union-attr,operator]
 
 
 def _save(named: dict[str, Tensor], path: Path) -> None:
