@@ -50,7 +50,7 @@ def evaluate(
     with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         prints = initial.fingerprints()
         if not own:
-            describe(run, data=data.manifest.fingerprint, model=prints["model"])
+            describe(run, data=data.manifest.fingerprint, model=prints["model"], folder=initial.model)
         key = _evaluation_key(config, data, prints)
         row = _kept(run, key)
         if row is not None:

@@ -18,6 +18,7 @@ from rec_dist.launch.ray_metrics import RayGauges
 from rec_dist.launch.workers import launch
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights
+from rec_dist.models.hub import snapshot_of
 from rec_dist.runtime import environment
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import read_object, write_json
@@ -75,7 +76,7 @@ def _finish(
         logger.info(f"{run.path} is finished ({done['step']} steps); nothing to do")
         return
     run.drop_stale_stop()
-    describe(run, data=inputs["data"], model=inputs["model"])
+    describe(run, data=inputs["data"], model=inputs["model"], folder=initial.model)
     run.append({"event": "start", "time": time.time()})
     with shown(run), noting_failure(run):
         gauges = RayGauges if config.cluster.launcher == "ray" else None
@@ -108,6 +109,8 @@ def bind_inputs(run: RunDirectory, config: RunConfig, initial: InitialWeights) -
     return inputs
 
 
-def describe(run: RunDirectory, *, data: str | None, model: str | None) -> None:
-    """environment.json: the machine, the versions, and what the run is made from."""
-    write_json(run.path / "environment.json", environment.describe(hashes={"data": data, "model": model}))
+def describe(run: RunDirectory, *, data: str | None, model: str | None, folder: Path) -> None:
+    """environment.json: the machine, the versions, and the inputs of the run. folder: the model, maybe a commit of a Hub model."""
+    snapshot = snapshot_of(folder)
+    hub = {"hub": snapshot._asdict()} if snapshot is not None else {}
+    write_json(run.path / "environment.json", environment.describe(hashes={"data": data, "model": model}, **hub))

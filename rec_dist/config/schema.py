@@ -113,7 +113,10 @@ class NegativesConfig(Section):
 class ModelConfig(Section):
     """The language model."""
 
-    path: str = Field("smollm2-135m-instruct", description="A Hugging Face model folder, or a known name, which is fetched.")
+    path: str = Field(
+        "smollm2-135m-instruct", description="A Hugging Face folder, a Hub id (org/name), or a known name that is fetched."
+    )
+    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a Hub id. None: main.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs.")
     attention: Literal["auto", "flex", "per_prompt", "sdpa"] = Field(
         "auto",

@@ -1,4 +1,4 @@
-"""Losses as sums and counts: the mean is taken once, over all ranks and micro-batches."""
+"""Losses as sums and counts. The mean is taken once, over all ranks and micro-batches."""
 
 from rec_dist.losses.likelihood import likelihood_sums
 from rec_dist.losses.preference import preference_sums, reward_metrics

@@ -1,4 +1,4 @@
-"""Preference losses of a micro-batch (S-DPO, DMPO, DPO), with the rewards a run is watched by: a layer on the kernels.
+"""Preference losses of a micro-batch (S-DPO, DMPO, DPO), and its reward metrics: a layer on the kernels.
 
 N completions, G groups, K negatives of a group.
 """
@@ -24,12 +24,12 @@ def preference_sums(
 
     Args:
         policy_logps, reference_logps: (N,) in nats; group_offsets (G+1,): see
-            rec_dist_kernels.preference_loss, which has the formulas and their sources.
+            rec_dist_kernels.preference_loss for the formulas and their sources.
         group_weights: (G,), None for 1 each. A group of weight 0 contributes exactly 0 to every sum and
-            gradient even where its log-probabilities are NaN: an empty micro-batch is a dummy group of weight 0.
+            gradient even if its log-probabilities are NaN: an empty micro-batch is a dummy group of weight 0.
 
-    Returns: LossSums with the metrics of reward_metrics. count is the sum of the weights of the groups that
-    have negatives: a group without any has no preference to learn, and would only dilute the mean.
+    Returns: LossSums with the metrics of reward_metrics. count sums the weights of the groups that have
+    negatives: a group without negatives has no preference to learn, and would only dilute the mean.
 
     Errors: ValueError as preference_loss, and for a wrong shape of group_weights.
     """
@@ -40,7 +40,7 @@ def preference_sums(
     num_groups = group_offsets.shape[0] - 1
     weights = weights_or_ones(group_weights, num_groups, policy_logps)  # (G,)
     ids = segment_ids(group_offsets, policy_logps.shape[0])  # (N,)
-    # Masked at the entrance: a zero weight at the exit would still multiply a NaN, and its gradient.
+    # Masked before the loss: a zero weight afterwards would still multiply a NaN and its gradient.
     ignored = weights[ids] == 0  # (N,)
     loss, rewards = preference_loss(
         policy_logps.masked_fill(ignored, 0.0),
@@ -73,7 +73,7 @@ def reward_metrics(
     num_negatives = rewards.new_zeros(num_groups).index_add(0, ids, is_negative.to(rewards.dtype))  # (G,)
     weights = weights_or_ones(group_weights, num_groups, rewards) * (num_negatives > 0)  # (G,)
 
-    # A negative weighs w/K: a sum over completions is then the weighted sum of the groups' means.
+    # A negative has weight w/K, so that a sum over completions is the weighted sum of the groups' means.
     share = is_negative * (weights / num_negatives.clamp(min=1))[ids]  # (N,)
     metrics = {
         "rewards/chosen": (rewards[positive] * share).sum(),

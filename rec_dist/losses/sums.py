@@ -1,4 +1,4 @@
-"""What a loss returns: sums and a count, never a mean: packing, accumulation and world size cannot change it.
+"""A loss returns sums and a count, never a mean, so that packing, accumulation and world size cannot change it.
 
 G groups.
 """
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class LossSums(NamedTuple):
-    """loss_sum () in nats, with its graph; count (), what it is to be divided by once summed over all ranks.
+    """loss_sum () in nats, with its graph; count (), its divisor after both are summed over all ranks.
 
-    metrics: name -> () sum, without graph, to be divided by the same count. A named tuple, because
+    metrics: name -> () sum, without graph, to divide by the same count. A named tuple, because
     DeepSpeed's hooks find the tensors in tuples and dicts, and do not look into other objects.
     """
 
     loss_sum: Tensor
-    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which is not needed
     metrics: dict[str, Tensor]
 
 

@@ -1,6 +1,6 @@
 """What a run starts from: a model folder, and what an earlier run trained for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,6 +11,7 @@ from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.methods.delrec.config import RANDOM_TEACHER
 from rec_dist.methods.language_model.saved_model import BASE_NAME
 from rec_dist.methods.sequential.saved_model import SHAPE_NAME
+from rec_dist.models.hub import on_this_node
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
 from rec_dist.storage.checksums import verify_checksums
@@ -41,6 +42,10 @@ class InitialWeights:
         if self.embeddings is not None:
             prints["embeddings"] = sha256(self.embeddings / EMBEDDED_NAME)
         return prints
+
+    def on_this_node(self) -> "InitialWeights":
+        """The same, with a model of the Hub in this node's cache. Call it in each worker, before the model is read."""
+        return replace(self, model=on_this_node(self.model))
 
     def check_model(self) -> None:
         """Raises UserError if a run wrote the model and a file has changed since. base_of() checks adapters and soft prompts.

@@ -1,7 +1,7 @@
-"""A language model from its config.json alone: its shape, and every parameter counted on torch's meta device. No weights are read.
+"""A language model's shape from its config.json, and its parameters, counted on torch's meta device. Reads no weights.
 
-Exact, since transformers builds the module tree and PEFT the adapter, as in training; only the storage is missing. Cost: imports
-of 2 to 3 s, then about 10 ms a layer.
+The counts are exact: transformers builds the module tree and PEFT the adapter, as in training, only without storage. Cost: imports of
+2 to 3 s, then about 10 ms a layer.
 """
 
 import json
@@ -22,7 +22,7 @@ from rec_dist.runtime.quiet import quieten_loaded
 
 _NEEDED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _WAY_OUT = "give the config.json of a decoder such as Llama"
-_LIMITS = {  # above all that there is; 1,000 layers are 10 s
+_LIMITS = {  # larger than any published model; 1,000 layers take 10 s
     "hidden_size": 1 << 24,
     "intermediate_size": 1 << 24,
     "num_hidden_layers": 1000,
@@ -36,7 +36,7 @@ _LIMITS = {  # above all that there is; 1,000 layers are 10 s
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers of a decoder with gated MLPs that activations are counted from. kv_heads < heads: grouped-query attention."""
+    """The shape of a decoder with gated MLPs, from which activations are counted. kv_heads < heads: grouped-query attention."""
 
     width: int
     inner: int
@@ -50,10 +50,10 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Every parameter once, in the order of the forward pass: elements of each, and whether it trains.
+    """Each parameter once, in the order of the forward pass: its number of elements, and whether it trains.
 
-    head: elements of the output matrix; tied: it is the input embedding, counted once. work: what a token passes (FLOPs); None for
-    experts. adapted: modules that have an adapter.
+    head: elements of the output matrix. tied: it is also the input embedding, and counted once. work: the weights that a token passes,
+    for FLOPs; None for a mixture of experts. adapted: number of modules with an adapter.
     """
 
     sizes: tuple[int, ...]
@@ -65,17 +65,17 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """All elements."""
+        """Elements of all parameters."""
         return sum(self.sizes)
 
     @property
     def trainable(self) -> int:
-        """Elements that train."""
+        """Elements of the parameters that train."""
         return sum(size for size, trains in zip(self.sizes, self.trains, strict=True) if trains)
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """The shape in folder/config.json. Raises UserError when there is none, or a number is missing or no number of a model."""
+    """The shape in folder/config.json. Raises UserError if there is none, or if a number is missing or out of range."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
@@ -85,18 +85,18 @@ def read_architecture(folder: Path) -> Architecture:
         config = json.loads(path.read_text(encoding="utf-8"))
         config = {**config, **config.get("text_config", {})}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as fault:
-        raise UserError(f"{path} is no JSON object that can be read: {fault}; {_WAY_OUT}") from fault
+        raise UserError(f"{path} is not a readable JSON object: {fault}; {_WAY_OUT}") from fault
     missing = [key for key in _NEEDED if not config.get(key)]
     if missing:
-        raise UserError(f"{path} has no {', '.join(missing)}, which a plan is made from; {_WAY_OUT}")
+        raise UserError(f"{path} has no {', '.join(missing)}, which a plan needs; {_WAY_OUT}")
     for key, limit in _LIMITS.items():
         value = config.get(key)
         if value is not None and (type(value) is not int or not 1 <= value <= limit):
-            raise UserError(f"{path}: {key} ({str(value)[:50]}) is no whole number from 1 to {limit}; {_WAY_OUT}")
+            raise UserError(f"{path}: {key} ({str(value)[:50]}) is not a whole number from 1 to {limit}; {_WAY_OUT}")
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if config.get("head_dim") is None and width % heads:
         raise UserError(
-            f"{path}: hidden_size ({width}) is no multiple of num_attention_heads ({heads}), without head_dim; {_WAY_OUT}"
+            f"{path}: hidden_size ({width}) is not a multiple of num_attention_heads ({heads}), and there is no head_dim; {_WAY_OUT}"
         )
     return Architecture(
         width=width,
@@ -111,9 +111,9 @@ def read_architecture(folder: Path) -> Architecture:
 
 
 def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0) -> Parameters:
-    """Builds the model of folder/config.json without storage, with the adapter if any, and counts.
+    """Builds the model of folder/config.json without storage, with the adapter if there is one, and counts its parameters.
 
-    num_virtual: soft prompt vectors that train before it, and it is frozen. Raises UserError as training does.
+    num_virtual: soft prompt vectors, which then train alone. Raises UserError as training does.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -122,9 +122,9 @@ def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int
         config = AutoConfig.from_pretrained(str(folder))
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
-    except Exception as fault:  # of a damaged file transformers makes its own kinds of error, torch's and most of Python's
+    except Exception as fault:  # for a damaged file transformers raises its own errors, torch's and most of Python's
         why = " ".join(str(fault).split())[:300] or type(fault).__name__
-        raise UserError(f"{folder} describes no causal language model that transformers builds: {why}; {_WAY_OUT}") from fault
+        raise UserError(f"{folder} describes no causal language model that transformers can build: {why}; {_WAY_OUT}") from fault
     head = model.get_output_embeddings()
     if head is None:
         raise UserError(f"{folder} describes a model without a language-model head; choose a decoder such as Llama")

@@ -1,4 +1,4 @@
-"""The model of a run, put together: the causal language model, soft prompt vectors before it, an adapter on it, and what trains."""
+"""Builds the model of a run: the causal language model, soft prompt vectors, an adapter, and which parameters train."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ from rec_dist.models.soft_prompt import add_soft_prompt, load_soft_prompt, token
 
 @dataclass(frozen=True)
 class SoftPromptSpec:
-    """n vectors: those in the folder `start`, or, where it is None, the embeddings of init_tokens (n of them).
+    """n vectors: those in the folder `start`, or if that is None, the embeddings of the n init_tokens.
 
-    trains: the vectors train and everything else is frozen, and their gradients are collected by range.
+    trains: only the vectors train, and their gradients are collected by range.
     """
 
     num: int
@@ -26,7 +26,7 @@ class SoftPromptSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where the model starts and how it runs. adapter: None for full fine-tuning. initial_adapter: an adapter folder to start from.
+    """What the model starts from and how it runs. adapter: None for full fine-tuning. initial_adapter: an adapter folder to start from.
 
     attention, device: as in models.language.load_language_model. max_tokens: as in models.scorer.Scorer.
     """
@@ -45,7 +45,7 @@ class ModelSpec:
 
 
 def build_model(spec: ModelSpec) -> nn.Module:
-    """Call inside the engine's sharded loading. With an adapter or trained vectors only these require gradients."""
+    """Builds the model. Call it inside the engine's sharded loading. An adapter or trained vectors alone require gradients."""
     model = load_language_model(
         spec.path,
         dtype=spec.dtype,
@@ -67,7 +67,7 @@ def _add_soft_prompt(model: nn.Module, spec: SoftPromptSpec, path: Path) -> None
         values = load_soft_prompt(spec.start)
         if len(values) != spec.num:
             raise UserError(
-                f"prompt.num_virtual ({spec.num}) is not the {len(values)} vectors that {spec.start} holds; set it to that"
+                f"prompt.num_virtual ({spec.num}) differs from the {len(values)} vectors in {spec.start}; set it to {len(values)}"
             )
     embedding = add_soft_prompt(model, values, collects=spec.trains)
     if spec.trains:

@@ -1,6 +1,6 @@
-"""Which of the three attentions a model runs with, and the masks that it takes: dense, prompt by prompt, or FlexAttention's blocks.
+"""Chooses one of three attention paths for a model, and builds its masks: dense, prompt by prompt, or FlexAttention's blocks.
 
-All see the same (tests/parity). attention.py is the definition, per_prompt.py the path on CPUs, flex.py the one on GPUs.
+All three are equal (tests/parity). attention.py is the definition, per_prompt.py the path on CPUs, flex.py the path on GPUs.
 """
 
 from typing import Any
@@ -16,10 +16,10 @@ from rec_dist.packing.packed_batch import PackedBatch
 
 
 def choose_attention(wanted: str, config: Any, *, device: str) -> str:
-    """The transformers implementation for model.attention = auto, flex, per_prompt or sdpa, a model's config and the worker's device.
+    """The attention implementation of transformers for `wanted`, which is model.attention: auto, flex, per_prompt or sdpa.
 
-    sdpa: a dense mask; eager instead where scores are soft-capped, which SDPA does not know. auto: the first of flex, per_prompt and
-    sdpa that the model and the device take. Raises UserError for flex or per_prompt where it cannot work.
+    sdpa: a dense mask, with eager attention if the model soft-caps its scores, which SDPA cannot. auto: the first of flex, per_prompt
+    and sdpa that works for the model and the device. Raises UserError if flex or per_prompt cannot work.
     """
     dense = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     if wanted == "sdpa":
@@ -35,19 +35,19 @@ def choose_attention(wanted: str, config: Any, *, device: str) -> str:
 
 def _why_not_flex(config: Any, device: str) -> str | None:
     if not device.startswith("cuda"):
-        return f"needs a CUDA device and this worker runs on {device}, where FlexAttention has no backward pass"
+        return f"needs a CUDA device, and on {device} FlexAttention has no backward pass"
     if fault := _unsupported(config, "_supports_flex_attn"):
         return fault
     heads = int(config.num_attention_heads)
     head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     if head < SMALLEST_HEAD:
-        return f"needs attention heads of {SMALLEST_HEAD} or wider and this model's have {head}"
+        return f"needs attention heads of width {SMALLEST_HEAD} or more, and this model's have {head}"
     return None
 
 
 def _why_not_per_prompt(config: Any) -> str | None:
     if getattr(config, "attn_logit_softcapping", None):
-        return "does not know this model's soft-capped scores"
+        return "cannot soft-cap scores, which this model does"
     return _unsupported(config, "_supports_attention_backend")
 
 
@@ -61,14 +61,14 @@ def _unsupported(config: Any, flag: str) -> str | None:
 
 
 def num_rows(batch: PackedBatch, config: Any, max_tokens: int) -> int:
-    """Rows that a model runs for `batch`: under FlexAttention it is padded, so that one compilation serves all."""
+    """Rows that a model runs for `batch`. FlexAttention pads, so that one compilation serves all batches."""
     if config._attn_implementation == FLEX:
         return padded_length(batch.num_tokens, max_tokens)
     return batch.num_tokens
 
 
 def masks_for(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
-    """What the attention that `config` names takes as attention_mask. batch: padded to num_rows."""
+    """The attention_mask for the attention that `config` names. batch: padded to num_rows."""
     if config._attn_implementation == FLEX:
         return block_masks(batch, config)
     if config._attn_implementation == PER_PROMPT:
@@ -77,12 +77,12 @@ def masks_for(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
 
 
 def base_of(model: nn.Module) -> Any:
-    """The causal language model itself, where `model` is one with a PEFT adapter around it."""
+    """The causal language model inside a PEFT model, or `model` itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def run_decoder(base: Any, batch: PackedBatch, max_tokens: int) -> Tensor:
-    """What stands before the head of the causal language model `base` at every row, and at the padding behind them: (>= T, D)."""
+    """The hidden states before the head of the causal language model `base`: (>= T, D), padding rows last."""
     padded = batch.padded_to(num_rows(batch, base.config, max_tokens))
     output = base.base_model(
         input_ids=padded.input_ids[None],

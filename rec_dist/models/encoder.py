@@ -1,6 +1,6 @@
-"""A language model as a reader: each prompt becomes one state, and a linear layer may say something of it.
+"""A language model as an encoder: it pools each prompt into one state, on which a linear layer may make predictions.
 
-The head is not run, so the cost is that of the decoder. Which loss: a function handed in, as with the scorer.
+The language-model head does not run, so the cost is that of the decoder. The loss is an argument, as in the scorer.
 
 U prompts, T rows, R pooled rows, D width, C outputs.
 """
@@ -20,7 +20,7 @@ PreferenceHeadLoss = Callable[[Tensor, PooledPrompts], tuple[Tensor, Tensor, dic
 
 
 class Encoder(nn.Module):
-    """model: a causal language model, with or without a PEFT adapter. max_tokens: as models.scorer.Scorer takes it."""
+    """model: a causal language model, with or without a PEFT adapter. max_tokens: as in models.scorer.Scorer."""
 
     def __init__(self, model: nn.Module, *, max_tokens: int = 0) -> None:
         super().__init__()
@@ -35,11 +35,11 @@ class Encoder(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """V, as the model's configuration has it."""
+        """V, from the model's configuration."""
         return int(self.base.config.vocab_size)
 
     def num_rows(self, prompts: PooledPrompts) -> int:
-        """Rows that the model runs for `prompts`, padding included; there is some under FlexAttention alone."""
+        """Rows that the model runs for `prompts`, including the padding of FlexAttention."""
         return num_rows(prompts.batch, self.base.config, self._max_tokens)
 
     def forward(self, prompts: PooledPrompts) -> Tensor:
@@ -52,10 +52,10 @@ class Encoder(nn.Module):
 
 
 class PreferenceHead(nn.Module):
-    """An encoder and a linear layer on its states, which begins as `start` (C,) whatever the state: weights 0, that bias.
+    """An encoder and a linear layer on its states. The layer starts with weights 0 and bias `start` (C,).
 
-    A random layer first has to unlearn what it says of states that differ little: with SmolLM2-135M its first loss was three times
-    that of one guess for all.
+    States differ little at first, so a random layer would first have to unlearn: with SmolLM2-135M its first loss was three times that
+    of a constant prediction.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class PreferenceHead(nn.Module):
 
 
 def check_alone(score: Callable[[PooledPrompts], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
-    """The state of a prompt that stands behind another one, and alone; UserError when they differ.
+    """Raises UserError if a prompt's state changes when another prompt precedes it in the batch.
 
-    score: prompts -> states (U, D), called twice on every rank; dtype: the model's. As models.scorer.check_branching: catches models whose
-    attention drops the mask.
+    score: prompts -> states (U, D); it is called twice on every rank. dtype: the model's. As models.scorer.check_branching, it detects
+    models whose attention ignores the mask.
     """
     tokens = probe_tokens(vocab_size)
     before, prompt = tokens[40:53], tokens[:9]
     together, alone = score(pack_pooled_prompts([before, prompt], [1, 1]))[-1], score(pack_pooled_prompts([prompt], [1]))[-1]
-    what = "what this model makes of a prompt changes"
+    what = "this model's state of a prompt changes"
     check_same(together, alone, dtype, what=what, when="another one stands before it")

@@ -1,9 +1,9 @@
-"""Who sees whom in a grouped packed, for FlexAttention: the path on GPUs. Equal to `visible` in models/attention.py, the oracle.
+"""The masks of packed batches for FlexAttention, the path on GPUs. They must equal `visible` in models/attention.py.
 
-Why: the dense mask costs T * T bytes, and attention through it visits every pair of rows. A block mask names the 128 x 128 blocks
-that hold a visible pair; the kernel visits those alone. Cost: one pass over T * T booleans a forward pass, 1,024 rows at a time.
+Why: the dense mask costs T * T bytes, and attention visits every pair of rows through it. A block mask lists the 128 x 128 blocks with
+a visible pair, and the kernel visits only those. Cost: one pass over T * T booleans a forward pass, 1,024 rows at a time.
 
-Every packed is padded to one length, since a new length compiles the kernel again (about 15 s on a GPU).
+Every batch is padded to one length, because the kernel compiles again for a new length (about 15 s on a GPU).
 """
 
 from collections.abc import Callable
@@ -16,54 +16,54 @@ from rec_dist.models.attention import for_layers, visible_rows
 from rec_dist.packing.packed_batch import PackedBatch
 
 BLOCK = 128  # rows and columns of a block
-FLEX = "flex_attention"  # as transformers names it
-SMALLEST_HEAD = 16  # its GPU kernels take no narrower head
+FLEX = "flex_attention"  # its name in transformers
+SMALLEST_HEAD = 16  # the narrowest that its GPU kernels take
 _ROWS_AT_ONCE = 8 * BLOCK
-_COMPILATIONS = 32  # of one function, before torch.compile gives up and runs it uncompiled: torch's own limit is 8
+COMPILATIONS = 32  # of one function, after which torch.compile runs it uncompiled; torch's default is 8
 
 
 def padded_length(num_tokens: int, max_tokens: int) -> int:
-    """Rows that a packed of num_tokens is run with: max_tokens in whole blocks; more only for a packed beyond that."""
+    """Rows that a batch of num_tokens runs with: max_tokens rounded up to whole blocks, and more only for a longer batch."""
     return -(-max(num_tokens, max_tokens) // BLOCK) * BLOCK
 
 
-def block_masks(packed: PackedBatch, config: Any) -> Any:
-    """The block masks a transformers decoder takes, made once a forward pass: one, or one for each kind of layer."""
-    return for_layers(config, lambda window: block_mask(packed, window=window))
+def block_masks(batch: PackedBatch, config: Any) -> Any:
+    """The block masks of a transformers decoder for one forward pass: one, or one for each kind of layer."""
+    return for_layers(config, lambda window: block_mask(batch, window=window))
 
 
-def block_mask(packed: PackedBatch, *, window: int | None = None) -> Any:
-    """A BlockMask of (1, 1, T, T) for a packed of T rows, T a multiple of 128. window: sliding attention's reach in positions."""
+def block_mask(batch: PackedBatch, *, window: int | None = None) -> Any:
+    """A BlockMask of (1, 1, T, T) for T rows, T a multiple of 128. window: reach of sliding attention in positions."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    # A mask made under inference_mode cannot be saved for the backward pass of a later step that meets the same compiled code.
-    assert not torch.is_inference_mode_enabled(), "a BlockMask is never made under inference_mode"
-    assert packed.num_tokens % BLOCK == 0, "pad the packed first"
-    blocks = packed.num_tokens // BLOCK
+    # The backward pass of a later step that runs the same compiled code cannot save a mask made under inference_mode.
+    assert not torch.is_inference_mode_enabled(), "do not make a BlockMask under inference_mode"
+    assert batch.num_tokens % BLOCK == 0, "pad the batch first"
+    blocks = batch.num_tokens // BLOCK
     seen = []
-    for first in range(0, packed.num_tokens, _ROWS_AT_ONCE):
-        rows = visible_rows(packed, slice(first, first + _ROWS_AT_ONCE), slice(None), window=window)  # (C, T)
+    for first in range(0, batch.num_tokens, _ROWS_AT_ONCE):
+        rows = visible_rows(batch, slice(first, first + _ROWS_AT_ONCE), slice(None), window=window)  # (C, T)
         seen.append(rows.view(-1, BLOCK, blocks, BLOCK).sum(dim=(1, 3)))  # visible pairs in each block
     pairs = torch.cat(seen)  # (blocks, blocks)
     whole = pairs == BLOCK * BLOCK
     return BlockMask.from_kv_blocks(
-        *_ordered((pairs > 0) & ~whole), *_ordered(whole), BLOCK_SIZE=BLOCK, mask_mod=mask_mod(packed, window=window)
+        *_ordered((pairs > 0) & ~whole), *_ordered(whole), BLOCK_SIZE=BLOCK, mask_mod=mask_mod(batch, window=window)
     )
 
 
 def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """chosen (Q, K) bool -> how many columns each row has (1, 1, Q) and their numbers, those first (1, 1, Q, K), int32."""
+    """chosen (Q, K) bool -> the count of each row's columns (1, 1, Q), and the column numbers, chosen ones first (1, 1, Q, K); int32."""
     columns = torch.argsort(chosen.int(), dim=-1, descending=True, stable=True)
     return chosen.sum(dim=-1, dtype=torch.int32)[None, None], columns.to(torch.int32)[None, None].contiguous()
 
 
-def mask_mod(packed: PackedBatch, *, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """(batch, head, q, k) -> whether row q attends to row k; the definition of `visible`, one pair at a time.
+def mask_mod(batch: PackedBatch, *, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """(batch, head, q, k) -> whether row q attends to row k: the definition of `visible` for one pair.
 
-    int32, since the kernel gathers from these for every pair of a block that is not whole.
+    int32, because the kernel gathers these values for every pair of a partly visible block.
     """
-    prompt_ids, completion_ids = packed.prompt_ids.int(), packed.completion_ids.int()
-    positions, limits = packed.positions.int(), packed.limits.int()
+    prompt_ids, completion_ids = batch.prompt_ids.int(), batch.completion_ids.int()
+    positions, limits = batch.positions.int(), batch.limits.int()
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         in_prompt = (completion_ids[k] < 0) & (positions[k] <= limits[q])
@@ -75,15 +75,15 @@ def mask_mod(packed: PackedBatch, *, window: int | None) -> Callable[[Tensor, Te
 
 
 def allow_compilations() -> None:
-    """Lifts torch.compile's limit, above which it would run attention uncompiled without an error: passes with and without a
-    graph, sliding and full layers, and the lengths of an evaluation are each a compilation."""
+    """Raises torch.compile's limit, beyond which attention would silently run uncompiled. Passes with and without a graph, sliding and
+    full layers, and each length of an evaluation take one compilation each."""
     import torch._dynamo.config as dynamo
 
-    dynamo.recompile_limit = max(int(dynamo.recompile_limit), _COMPILATIONS)
+    dynamo.recompile_limit = max(int(dynamo.recompile_limit), COMPILATIONS)
 
 
 def num_compilations() -> int:
-    """Graphs that torch.compile has made in this process so far: a step after warm-up must not add to it."""
+    """Graphs that torch.compile has made in this process so far. A step after warm-up must not add any."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])

@@ -1,11 +1,10 @@
-"""LoRA with its second product added onto the base layer's output: y = W x + s B (A x) in three matrix products and nothing else.
+"""LoRA whose second product accumulates into the base layer's output: y = W x + s B (A x) in just three matrix products.
 
-Why: PEFT multiplies by s and adds in passes of their own over tensors as large as the layer's output, and multiplies once more in the
-backward pass. They move memory and compute nothing: a training step of SmolLM2-135M's shape on two cores takes 3.44 s in place of 3.91
-(docs/LOG.md; P = 512, K = 1 of benchmarks/peers.py). Cost: none; what is saved for the backward pass is the same.
+Why: PEFT scales by s and adds in separate passes over tensors as large as the layer's output, and scales once more in the backward
+pass. These passes only move memory. Without them a training step of SmolLM2-135M's shape on two cores takes 3.44 s in place of 3.91
+(docs/LOG.md; P = 512, K = 1 of benchmarks/peers.py). Cost: none; the backward pass saves the same tensors.
 
-The adapter stays PEFT's: same modules, same names, same weights. It is asked for one of its variants, which PEFT calls in place of its
-own sum.
+The adapter remains PEFT's: same modules, names and weights. This file registers a LoRA variant, which PEFT calls in place of its sum.
 """
 
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 
 class _Onto(nn.Linear):
-    """B of an adapter, as a module still, since ZeRO-3 gathers a weight when its module is called."""
+    """The matrix B of an adapter. It is still a module, because ZeRO-3 gathers a weight when its module is called."""
 
     def forward(self, input: Tensor, onto: Tensor | None = None, scale: float = 1.0) -> Tensor:
         """B input, or onto + scale B input; input (..., r), onto (..., O)."""
@@ -26,11 +25,11 @@ class _Onto(nn.Linear):
 
 
 class _Fused:
-    """What PEFT's layers call a variant. They must not be merged while they have it: `rec-dist export` builds its own."""
+    """A variant, in PEFT's terms. Layers with it cannot be merged; `rec-dist export` builds its own."""
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        """result (..., O) of the base layer -> with the adapter's part."""
+        """result (..., O) of the base layer -> result plus the adapter's output."""
         hidden: Tensor = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
         scale, last = module.scaling[active_adapter], module.lora_B[active_adapter]
         alike = hidden.dtype == result.dtype
@@ -39,7 +38,7 @@ class _Fused:
 
 
 def fuse_lora(model: nn.Module) -> None:
-    """Makes every linear layer's plain LoRA adapters in `model`, a PEFT model, run this way; the result is the same to rounding."""
+    """Makes the plain LoRA adapters of all linear layers in the PEFT model `model` run this way. Results are equal to rounding."""
     from peft.tuners.lora import Linear
 
     for layer in model.modules():

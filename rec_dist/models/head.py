@@ -1,7 +1,7 @@
-"""The language-model head as a module of ours: completion log-probs, or a preference loss, without the (T, V) logits.
+"""A language-model head that computes completion log-probs or a preference loss without the (T, V) logits.
 
-Why a module: under ZeRO-3 a weight is whole only inside the forward of the module that owns it, tied or not; read from
-outside it is an empty shard. Called with hidden states alone it is the plain head, so generation still works.
+Why a module: under ZeRO-3 a weight is whole only inside the forward pass of the module that owns it, tied or not; elsewhere it is an
+empty shard. Called with hidden states alone it is the plain head, so generation still works.
 """
 
 from typing import Any, NamedTuple
@@ -14,14 +14,14 @@ from rec_dist_kernels import PreferenceKind, completion_logps, preference_head
 
 
 class Preference(NamedTuple):
-    """A preference loss that the head computes itself, while the logits are at hand: on a GPU a step has one GEMM of V * D less."""
+    """A preference loss that the head computes while it has the logits. On a GPU this saves a step one GEMM of V * D."""
 
     kind: PreferenceKind
     beta: float
 
 
 class CompletionHead(nn.Module):
-    """Takes the place of `lm_head`; keeps its parameter names, so that saved weights look as before."""
+    """Replaces `lm_head` and keeps its parameter names, so that saved weights are unchanged."""
 
     def __init__(self, lm_head: nn.Module, softcap: float | None) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class CompletionHead(nn.Module):
     def forward(
         self, hidden: Tensor, batch: PackedBatch | None = None, preference: Preference | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """hidden (T, D) with a batch -> (N,) float32 summed log-probs, or with a preference (loss_sum (), those without a graph).
+        """hidden (T, D) and batch -> (N,) float32 summed log-probs; with a preference (loss_sum (), log-probs without a graph).
 
         hidden (..., D) alone -> (..., V) logits.
         """
@@ -62,7 +62,7 @@ class CompletionHead(nn.Module):
 
 
 def replace_head(model: Any) -> CompletionHead:
-    """Puts a CompletionHead in the place of a causal language model's output embeddings and returns it."""
+    """Replaces the output embeddings of a causal language model with a CompletionHead, and returns that."""
     head = CompletionHead(model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None))
     model.set_output_embeddings(head)
     return head

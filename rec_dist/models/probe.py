@@ -1,4 +1,4 @@
-"""What the checks of a foreign model share: tokens to try it with, and the verdict on what it made of them in company and alone."""
+"""What the checks of a model that we did not write share: tokens to try it with, and the comparison of two results."""
 
 import numpy as np
 import torch
@@ -9,18 +9,22 @@ from rec_dist.runtime.arrays import I32
 
 
 def probe_tokens(vocab_size: int) -> I32:
-    """(64,) ids below `vocab_size`, spread over it; always the same."""
+    """(64,) ids below `vocab_size`, spread over it; the same on every call."""
     return ((np.arange(64, dtype=np.int64) * 7919 + 13) % max(vocab_size - 1, 1)).astype(np.int32)
 
 
-def check_same(together: Tensor, alone: Tensor, dtype: torch.dtype, *, what: str, when: str) -> None:
-    """UserError where two results of one shape are not finite, or differ by more than rounding in `dtype`: `what` changes `when`."""
+def check_same(found: Tensor, expected: Tensor, dtype: torch.dtype, *, what: str, when: str, key: str = "model.path") -> None:
+    """Raises UserError if two results of one shape are not finite, or differ by more than rounding in `dtype`.
+
+    The message says that `what` changes `when`. key: how the user named the model.
+    """
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    difference = float((together - alone).norm())
+    difference = float((found - expected).norm())
     if not np.isfinite(difference):
-        raise UserError("model.path: what this model computes is not finite; set model.dtype=float32, or name another model")
-    if not difference <= tolerance * (1 + float(alone.norm())):
+        way_out = "set model.dtype=float32" if key == "model.path" else "load it in float32"
+        raise UserError(f"{key}: this model computes values that are not finite; {way_out}, or choose another model")
+    if not difference <= tolerance * (1 + float(expected.norm())):
         raise UserError(
-            f"model.path: {what} by {difference:.3g} when {when}, so its attention does not keep to the mask; choose a decoder such "
+            f"{key}: {what} by {difference:.3g} when {when}, so the model does not keep to the mask; choose a decoder such "
             "as Llama, Qwen, Gemma or GPT-2"
         )

@@ -1,7 +1,7 @@
-"""The scorer: the module given to DeepSpeed. A packed batch goes in, loss sums and completion log-probs come out.
+"""The scorer, the module that DeepSpeed runs: it takes a packed batch and returns loss sums and completion log-probs.
 
-The loss is inside, so that ZeRO's hooks see every parameter in one forward. It serves every method, the reference pass and
-evaluation; which method is a function handed in.
+The loss is inside, so that ZeRO's hooks see every parameter in one forward pass. The scorer serves every method, the reference pass
+and evaluation; the method's loss is an argument.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,8 +27,8 @@ POLICY_ADAPTER, REFERENCE_ADAPTER = "default", "reference"
 class Scorer(nn.Module):
     """model: a causal language model, with or without a PEFT adapter. T rows, D width, N completions.
 
-    preference: given where `loss` is one that the head can compute itself; `loss` then only counts and measures.
-    max_tokens: under FlexAttention every batch is padded to this many rows, so that one compilation serves all.
+    preference: set if the head can compute `loss` itself; `loss` then only counts and measures.
+    max_tokens: FlexAttention pads every batch to this many rows, so that one compilation serves all.
     """
 
     def __init__(
@@ -72,25 +72,24 @@ class Scorer(nn.Module):
         return head
 
     def num_rows(self, batch: PackedBatch) -> int:
-        """Rows that the model runs for `batch`, padding included; there is some under FlexAttention alone."""
+        """Rows that the model runs for `batch`, including the padding of FlexAttention."""
         return num_rows(batch, self.base.config, self._max_tokens)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without graph, logps (N,) float32)."""
+        """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without a graph, logps (N,) float32)."""
         head, hidden = self.head, run_decoder(self.base, batch, self._max_tokens)  # (T, D)
         if self.preference is None:
             logps = head(hidden, batch)
             loss_sum, count, metrics = self.loss(logps, batch)
         else:
             loss_sum, logps = head(hidden, batch, self.preference)
-            _, count, metrics = self.loss(logps, batch)  # on N numbers without a graph: about 20 small launches
+            _, count, metrics = self.loss(logps, batch)  # N numbers without a graph: about 20 small kernel launches
         numbers = [loss_sum.detach(), count, *(metrics[name] for name in self.metric_names)]
         return loss_sum, torch.stack([number.double() for number in numbers]), logps
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Inside, the adapter is off, or the frozen copy of where this run started is on."""
-
+        """Inside, the frozen copy of the run's initial adapter is active, or if there is none, no adapter."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         # We set private attributes because every public call of PEFT 0.21 (set_adapter, enable_adapters, disable_adapter) also
@@ -110,15 +109,15 @@ class Scorer(nn.Module):
 
 
 def rows_run(module: nn.Module, batch: Any) -> int:
-    """Rows that `module` runs for `batch`: its tokens, and the padding of a language model under FlexAttention."""
+    """Rows that `module` runs for `batch`: its tokens, and the padding of FlexAttention if it is a language model."""
     count: Callable[[Any], int] | None = getattr(module, "num_rows", None)
     return batch.num_tokens if count is None else count(batch)
 
 
 def check_branching(score: Callable[[PackedBatch], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
-    """Score a completion beside a neighbour on its prompt and behind another prompt, then alone. Raises UserError if they differ.
+    """Raises UserError if a completion's log-prob changes when it shares its prompt and another prompt precedes it.
 
-    score: batch -> (N,) log-probs, called twice on every rank; dtype: the model's. Catches models whose attention drops the mask.
+    score: batch -> (N,) log-probs; it is called twice on every rank. dtype: the model's. Detects models whose attention ignores the mask.
     """
     tokens = probe_tokens(vocab_size)
     prompt, answer = tokens[:9], tokens[30:35]

@@ -1,6 +1,6 @@
-"""How many weights a token meets on its way through a scorer: what the floating-point operations of a step are counted from.
+"""How many weights a token passes in a scorer, from which the floating-point operations of a step are counted.
 
-Only matrices count: a norm's or a bias's work is 1e-4 of theirs. Pure bookkeeping, exact also where ZeRO-3 has sharded the weights.
+Only matrices count: the work of norms and biases is 1e-4 of theirs. The counts are exact even if ZeRO-3 has sharded the weights.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rec_dist.models.soft_prompt import SoftPromptEmbedding
 
 @dataclass(frozen=True)
 class WeightCount:
-    """Elements of the matrices that every token passes, frozen and training, and of the head (V * D), which scored rows alone pass."""
+    """Elements of the matrices that every token passes, frozen and training, and of the head (V * D), which only scored rows pass."""
 
     frozen: int
     training: int
@@ -23,7 +23,7 @@ class WeightCount:
 
 
 def count_weights(module: nn.Module) -> WeightCount | None:
-    """The count for a scorer; None for a module that is none, or whose tokens pass different weights (experts)."""
+    """The count for a scorer. None for any other module, and if tokens pass different weights (experts)."""
     if not isinstance(module, Scorer):
         return None
     head = module.head

@@ -1,8 +1,8 @@
-"""Soft prompt vectors: weights that stand in a prompt where token ids lie beyond the vocabulary, and see and are seen like tokens.
+"""Soft prompt vectors: weights that token ids beyond the vocabulary look up. Attention treats them like tokens.
 
-Id V + j is vector j. So is V + n + j: two objectives that share the vectors use one range each, and their gradients are told apart
-in one backward pass. A module around the input embeddings, because under ZeRO-3 a weight is whole only inside the forward of the
-module that owns it. Cost: one more (T, D) tensor a pass; while gradients are collected, 2 n D float32 on each rank.
+Both id V + j and id V + n + j look up vector j: two objectives that share the vectors use one range each, so that one backward pass
+keeps their gradients apart. This is a module around the input embeddings, because under ZeRO-3 a weight is whole only inside the
+forward pass of the module that owns it. Cost: one more (T, D) tensor a pass; 2 n D float32 on each rank while gradients are collected.
 
 V vocabulary, n vectors, D width, T rows.
 """
@@ -25,9 +25,9 @@ NUM_RANGES = 2
 
 
 class SoftPromptEmbedding(nn.Module):
-    """tokens: the model's input embeddings, V rows; values (n, D): where the vectors start.
+    """tokens: the model's input embeddings, V rows. values: (n, D), the initial vectors.
 
-    collects: add up the gradient of each range over the backward passes, for take_gradients.
+    collects: sum the gradient of each range over the backward passes, for take_gradients.
     """
 
     def __init__(self, tokens: nn.Module, values: Tensor, *, collects: bool = False) -> None:
@@ -35,14 +35,14 @@ class SoftPromptEmbedding(nn.Module):
         self.tokens = tokens
         self.prompt = nn.Parameter(values)
         self._vocab_size = int(tokens.num_embeddings)  # type: ignore[arg-type]
-        # Gemma's embeddings multiply what they look up; a vector is kept as a row of the table would be.
+        # Gemma scales embeddings after the lookup. The vectors are stored unscaled, like rows of the table.
         self._scale = float(getattr(tokens, "scalar_embed_scale", 1.0))
         self._collects = collects
         self._gradients: Tensor | None = None
 
     @property
     def weight(self) -> Any:
-        """(V, D) of the tokens: what transformers and PEFT ask input embeddings for."""
+        """(V, D) of the tokens. transformers and PEFT read it from input embeddings."""
         return self.tokens.weight
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -64,14 +64,14 @@ class SoftPromptEmbedding(nn.Module):
         return int(getattr(self.prompt, "ds_shape", self.prompt.shape)[0])
 
     def take_gradients(self) -> Tensor:
-        """(2, n, D) float64 on the CPU: what each range's rows have had as gradient since the last call, on this rank."""
+        """(2, n, D) float64 on the CPU: the gradient of each range since the last call, on this rank."""
         shape = (NUM_RANGES, *getattr(self.prompt, "ds_shape", self.prompt.shape))
         taken, self._gradients = self._gradients, None
         return torch.zeros(shape, dtype=torch.float64) if taken is None else taken.double().cpu().view(shape)
 
 
 def add_soft_prompt(model: Any, values: Tensor, *, collects: bool = False) -> SoftPromptEmbedding:
-    """Puts n = len(values) vectors beyond the vocabulary of a causal language model; a pass then takes ids up to V + 2 n - 1."""
+    """Adds n = len(values) vectors beyond the vocabulary of a causal language model, which then takes ids up to V + 2 n - 1."""
     dtype = model.get_input_embeddings().weight.dtype
     embedding = SoftPromptEmbedding(model.get_input_embeddings(), values.to(dtype), collects=collects)
     model.set_input_embeddings(embedding)
@@ -79,17 +79,19 @@ def add_soft_prompt(model: Any, values: Tensor, *, collects: bool = False) -> So
 
 
 def token_rows(model: Any, path: Path, ids: list[int]) -> Tensor:
-    """(n, D) float32: the input embeddings of `ids` as they lie in the folder `path`, since under ZeRO-3 the model holds a part."""
+    """(n, D) float32: the input embeddings of `ids`, read from the folder `path`, because under ZeRO-3 the model holds only a part."""
     weight = model.get_input_embeddings().weight
     name = next(name for name, parameter in model.named_parameters() if parameter is weight)
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            # Saved from a model without its head, a name lacks the first part.
+            # In a file saved from a model without a head, the name lacks its first part.
             key = next((key for key in tensors.keys() if key == name or name.endswith("." + key)), None)  # noqa: SIM118
             if key is not None:
                 rows = tensors.get_slice(key)
                 return torch.cat([rows[token : token + 1] for token in ids]).float()
-    raise UserError(f"model.path ({path}) has no {name} in its *.safetensors, where soft prompts begin; save the model again")
+    raise UserError(
+        f"model.path ({path}) has no {name} in its *.safetensors, from which soft prompts start; save the model again"
+    )
 
 
 def save_soft_prompt(values: Tensor, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A prompt: one prompt, the completion points on it and the completions that completion off, as token arrays. What a batch is packed from.
+"""A prompt with its branch points and the completions that branch off there, as token arrays. Batches are packed from these.
 
 P prompt tokens, G groups, N completions, B completion rows, M scored tokens.
 """
@@ -12,16 +12,16 @@ from rec_dist.runtime.arrays import I32, I64
 
 @dataclass(frozen=True)
 class GroupedPrompt:
-    """One prompt with its completion points, ready to micro-batch. G may be 0: a prompt that nothing is scored behind."""
+    """One prompt with its branch points and completions, ready to pack. G may be 0, for a prompt without completions."""
 
     tokens: I32  # (P,)
-    branch_points: I32  # (G,) prompt position whose row predicts the first token of the group's completions
-    keys: I64  # (G,) identity of each target, for the reference cache and for results
+    branch_points: I32  # (G,) prompt position whose row predicts the first token of each completion of the group
+    keys: I64  # (G,) identity of each group, for the reference cache and for results
     group_sizes: I32  # (G,) completions of each group, the chosen one first
-    completion_inputs: I32  # (B,) completions without their last token, which nothing reads
-    input_lengths: I32  # (N,) C - 1; 0 where the prompt itself reads on with the completion, whose rows then serve
+    completion_inputs: I32  # (B,) completions without their last token, which predicts nothing
+    input_lengths: I32  # (N,) C - 1; 0 if the prompt itself continues with the completion, so that its rows serve
     lengths: I32  # (N,) C >= 1: scored tokens of each completion
-    targets: I32  # (M,) completions whole
+    targets: I32  # (M,) the whole completions
 
     @property
     def num_tokens(self) -> int:
@@ -30,7 +30,7 @@ class GroupedPrompt:
 
     @property
     def num_groups(self) -> int:
-        """Targets on this prompt."""
+        """Groups on this prompt."""
         return len(self.branch_points)
 
     @property
@@ -40,5 +40,5 @@ class GroupedPrompt:
 
     @property
     def num_logical_tokens(self) -> int:
-        """Tokens of the same work with every prompt written out before each of its completions."""
+        """Tokens of the same work if the prompt were repeated before each completion."""
         return int(np.dot(self.branch_points + 1, self.group_sizes)) + len(self.targets)

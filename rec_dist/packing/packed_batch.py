@@ -1,7 +1,7 @@
 """The packed batch: many prompts and their completions as one flat run of tokens, without padding and without a batch axis.
 
 T batch rows, G groups, N completions, M scored tokens. A prompt of P tokens with N completions of C tokens costs P + N(C - 1)
-rows, against N(P + C) when the prompt is written out for each: 3.8x less at P=512, C=10, N=4, and 12.7x at N=16.
+rows, against N(P + C) if the prompt is repeated for each: 3.8x less at P=512, C=10, N=4, and 12.7x at N=16.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -15,20 +15,20 @@ from rec_dist.packing.grouped_prompt import GroupedPrompt
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch. Who sees whom: see models/attention.py. `weights` is 0 only in the dummy batch of a rank with nothing to do."""
+    """One micro-batch; models/attention.py says which rows see each other. `weights` is 0 only in a dummy batch."""
 
     input_ids: Tensor  # (T,) int64
-    positions: Tensor  # (T,) int64: 0..P-1 in a prompt; a completion goes on after its completion point
+    positions: Tensor  # (T,) int64: 0..P-1 in a prompt; a completion continues after its branch point
     prompt_ids: Tensor  # (T,) int64: which prompt a row belongs to
     completion_ids: Tensor  # (T,) int64: which completion, or -1 in a prompt
-    limits: Tensor  # (T,) int64: last prompt position a row sees: its own, or the completion point of its completion
-    rows: Tensor  # (M,) int64: the row that predicts each scored token (the completion point row for the first of a completion)
+    limits: Tensor  # (T,) int64: last prompt position a row sees: its own, or the branch point of its completion
+    rows: Tensor  # (M,) int64: the row that predicts each scored token (the branch point's row for the first of a completion)
     targets: Tensor  # (M,) int64: scored token ids
     completion_offsets: Tensor  # (N+1,) int64 into rows and targets
-    group_offsets: Tensor  # (G+1,) int64 into completions; the first completion of a group is the chosen one
-    keys: Tensor  # (G,) int64: identity of each target
+    group_offsets: Tensor  # (G+1,) int64 into completions; the first completion of a group is the positive
+    keys: Tensor  # (G,) int64: identity of each group
     weights: Tensor  # (G,) float32
-    reference_logps: Tensor  # (N,) float32, zeros where no reference is needed
+    reference_logps: Tensor  # (N,) float32, zeros if no reference is needed
     num_logical_tokens: int
 
     @property
@@ -43,7 +43,7 @@ class PackedBatch:
 
     @property
     def completion_weights(self) -> Tensor:
-        """(N,) the weight of each completion's group."""
+        """(N,): the weight of each completion's group."""
         return self.weights.repeat_interleave(self.group_offsets.diff())
 
     def to(self, device: str) -> "PackedBatch":
@@ -52,7 +52,7 @@ class PackedBatch:
         return replace(self, **moved)
 
     def padded_to(self, length: int) -> "PackedBatch":
-        """The same batch with rows at its end up to `length`: each is a prompt of its own that sees itself and that nobody scores."""
+        """The same batch with padding rows up to `length`. Each is a prompt of its own that sees only itself and is not scored."""
         missing = length - self.num_tokens
         assert missing >= 0, f"a batch of {self.num_tokens} rows does not fit into {length}"
         if not missing:
@@ -69,7 +69,7 @@ class PackedBatch:
         )
 
     def with_random_tokens(self, vocab_size: int, generator: np.random.Generator) -> "PackedBatch":
-        """The same batch, row for row, with token ids drawn from 0..vocab_size-1: what it costs without what it says."""
+        """The same batch with random token ids from 0..vocab_size-1: the same cost with other contents."""
         fed, scored = (generator.integers(0, vocab_size, len(ids)) for ids in (self.input_ids, self.targets))
         return replace(self, input_ids=torch.from_numpy(fed), targets=torch.from_numpy(scored))
 
@@ -79,7 +79,7 @@ class PackedBatch:
 
 
 def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
-    """Lays prompts and their completions one after another: prompt 1, its completions, prompt 2, ... Vectorised; about 5 us a completion."""
+    """Concatenates prompts and their completions: prompt 1, its completions, prompt 2, ... Vectorised; about 5 us a completion."""
     prompt_lengths = np.asarray([len(t.tokens) for t in prompts])
     completion_counts = np.asarray([len(t.input_lengths) for t in prompts])
     input_sums = np.asarray([len(t.completion_inputs) for t in prompts])
@@ -96,7 +96,7 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
     completion_rows = np.repeat(completion_starts - inputs_before[:-1], lengths) + np.arange(
         len(np.repeat(owner, lengths))
     )  # (B,)
-    within = completion_rows - np.repeat(completion_starts, lengths)  # (B,) 0-based place in its completion
+    within = completion_rows - np.repeat(completion_starts, lengths)  # (B,) 0-based position in its completion
     branch_point_of_row = np.repeat(branch_points, lengths)
 
     input_ids = np.empty(total, dtype=np.int64)
@@ -113,7 +113,8 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
     limits[completion_rows] = branch_point_of_row
     completion_ids[completion_rows] = np.repeat(np.arange(len(lengths)), lengths)
 
-    # Scored tokens: the first is predicted by the completion point row, token j by completion row j - 1, or by the prompt row j after the completion point.
+    # The branch point's row predicts the first scored token. Completion row j - 1 predicts token j, or, if the prompt itself continues
+    # with the completion, the prompt row j after the branch point.
     scored = np.concatenate([t.lengths for t in prompts]).astype(np.int64)  # (N,)
     completion_offsets = np.concatenate([[0], np.cumsum(scored)])
     branch_point_rows = starts[owner] + branch_points
@@ -139,7 +140,7 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
 
 
 def dummy_batch(num_negatives: int) -> PackedBatch:
-    """The smallest batch, of weight 0: run by a rank with nothing to do, since every rank must run the same collectives."""
+    """The smallest batch, of weight 0, for a rank with nothing to do: every rank must run the same collectives."""
     size = 1 + num_negatives
     prompt = GroupedPrompt(
         tokens=np.zeros(1, dtype=np.int32),

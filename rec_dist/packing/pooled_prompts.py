@@ -1,6 +1,6 @@
-"""Prompts without completions, packed into one batch, each to be pooled into one state: what embeds items and reads users.
+"""Prompts without completions, packed into one batch, of which each is pooled into one state: an item's embedding or a user's state.
 
-The same batch as elsewhere, with prompts alone in it, so that attention, packing and padding are those of every other pass.
+It is an ordinary packed batch with prompts only, so attention, packing and padding are the same as in every other pass.
 
 U prompts, T rows of all of them, R rows that are pooled, C labels of a prompt.
 """
@@ -20,12 +20,12 @@ from rec_dist.runtime.arrays import I32
 
 @dataclass(frozen=True)
 class PooledPrompts:
-    """One micro-batch. `weights` is 0 only in the dummy batch of a rank with nothing to do."""
+    """One micro-batch. `weights` is 0 only in a dummy batch."""
 
     batch: PackedBatch
     rows: Tensor  # (R,) int64: rows of the batch that are pooled
-    owners: Tensor  # (R,) int64: the prompt that each belongs to
-    labels: Tensor  # (U, C) float32: what is to be read of each prompt; C = 0 for nothing
+    owners: Tensor  # (R,) int64: the prompt of each
+    labels: Tensor  # (U, C) float32: what to predict from each prompt; C = 0 for nothing
     weights: Tensor  # (U,) float32
 
     @property
@@ -40,7 +40,7 @@ class PooledPrompts:
 
     @property
     def num_logical_tokens(self) -> int:
-        """T, or 0 in a dummy batch: nothing is shared that a peer would write out again."""
+        """T, or 0 in a dummy batch. Without completions, no prompt is shared."""
         return self.num_tokens if self.num_groups else 0
 
     def to(self, device: str) -> "PooledPrompts":
@@ -51,7 +51,7 @@ class PooledPrompts:
 def pack_pooled_prompts(
     prompts: Sequence[I32], num_pooled: Sequence[int], labels: npt.NDArray[np.float32] | None = None
 ) -> PooledPrompts:
-    """prompts[u] (P_u >= 1,) token ids, of which the last num_pooled[u] >= 1 rows are pooled; labels (U, C), None for none."""
+    """prompts[u]: (P_u >= 1,) token ids, of which the last num_pooled[u] >= 1 rows are pooled. labels: (U, C), or None."""
     assert all(0 < count <= len(tokens) for tokens, count in zip(prompts, num_pooled, strict=True)), "a prompt has no row to pool"
     lengths, counts = np.asarray([len(tokens) for tokens in prompts]), np.asarray(num_pooled, dtype=np.int64)
     owners = np.repeat(np.arange(len(prompts)), counts)
@@ -68,7 +68,7 @@ def pack_pooled_prompts(
 
 
 def dummy_batch(num_labels: int) -> PooledPrompts:
-    """The smallest micro-batch, of weight 0: run by a rank with nothing to do, since every rank must run the same collectives."""
+    """The smallest micro-batch, of weight 0, for a rank with nothing to do: every rank must run the same collectives."""
     labels = np.full((1, num_labels), 1 / num_labels, dtype=np.float32)
     return replace(pack_pooled_prompts([np.zeros(1, dtype=np.int32)], [1], labels), weights=torch.zeros(1))
 

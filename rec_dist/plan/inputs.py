@@ -77,7 +77,7 @@ def _attention(wanted: str, *, on_gpu: bool) -> str:
 
 def _model_folder(config: RunConfig) -> Path:
     if config.plan.model is None:
-        return config_folder(config.model.path)
+        return config_folder(config.model.path, config.model.revision)
     folder = existing_or_shipped(config.plan.model, "plan.model", "plan/models")
     if not (folder / "config.json").is_file():
         raise UserError(

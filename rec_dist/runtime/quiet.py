@@ -25,7 +25,6 @@ _OF_A_CALL = {
 _OF_A_PROCESS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",  # model.path is a folder; nothing is looked up at run time
     "KINETO_LOG_LEVEL": "6",  # two lines of torch.profiler's in every profile; it calls them more important than errors
 }
 

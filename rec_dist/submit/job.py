@@ -17,6 +17,7 @@ from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, check_path, paths_of, t
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.errors import UserError
+from rec_dist.models.hub import is_hub_id
 from rec_dist.storage.uri import is_remote
 
 CONFIG_NAME = "config.yaml"
@@ -104,7 +105,7 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
         value.pop(section, None)
     for section, key in (*PATHS, *PATHS_OR_NAMES):
         path = value.get(section, {}).get(key)
-        if path is not None and not ((section, key) in PATHS_OR_NAMES and _is_name(path)):
+        if path is not None and not ((section, key) in PATHS_OR_NAMES and _is_name(path, section)):
             value[section][key] = _place(path, f"{section}.{key}", storage)
     for section, key, path in task_paths(config):
         value.setdefault("task", {}).setdefault(section, {})[key] = _place(path, f"task.{section}.{key}", storage)
@@ -117,8 +118,13 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
     )
 
 
-def _is_name(path: str) -> bool:
-    """Whether this is the name of a known data set or model: one word that is not the name of a file here."""
+def _is_name(path: str, section: str) -> bool:
+    """Whether `path` is the name of a known data set or model, one word that no file here has, or the Hub id of a model.
+
+    A folder that looks like a Hub id is written ./org/name.
+    """
+    if section == "model" and is_hub_id(path):
+        return True
     return "/" not in path and not path.startswith("~") and not Path(path).exists()
 
 

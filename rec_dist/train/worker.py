@@ -5,7 +5,7 @@ Read it top to bottom: train_worker, _train, set_up. The loop itself is train/lo
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
 def _train(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     started = time.perf_counter()
     context.beat("load")
+    job = replace(job, initial=job.initial.on_this_node())
     task, engine = set_up(job.initial, context)
     context.memory.start()
     context.beat("reference")  # before anything is restored, so with the weights that the run starts from

@@ -8,7 +8,7 @@ item.
 I items, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,7 @@ class Embedder:
     """Holds the whole model on `device` and writes the parts that it is asked for."""
 
     def __init__(self, job: EmbedJob, device: str) -> None:
+        job = replace(job, initial=job.initial.on_this_node())
         config = job.parsed()
         self._prompts, self._device = ItemPrompts(job), device
         spec = model_spec(config, job.initial, self._prompts.builder, device, trains=False)

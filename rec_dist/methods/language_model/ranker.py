@@ -19,10 +19,10 @@ class LanguageModelRanker:
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights."""
         if saved is None:
-            return InitialWeights(resolve_model(config.model.path))
+            return InitialWeights(resolve_model(config.model.path, config.model.revision))
         if config.adapter.kind == "none":
             return InitialWeights(saved)
-        return trained(saved, resolve_model(config.model.path))
+        return trained(saved, resolve_model(config.model.path, config.model.revision))
 
     def check(self, saved: Path, data: PreparedData) -> None:
         """Accepts any data: titles mean the same everywhere, and score() compares the prompt."""

@@ -5,7 +5,7 @@ prompts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class EvaluateJob:
 def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
     """Score this rank's share and write it to a part file. Returns {"tokens": rows that the model ran over on all ranks}."""
     with process_group.joined(world):
-        return _evaluate(world, job)
+        return _evaluate(world, replace(job, initial=job.initial.on_this_node()))
 
 
 def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:

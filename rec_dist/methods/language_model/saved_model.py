@@ -14,6 +14,7 @@ from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.models.assemble import ModelSpec
+from rec_dist.models.hub import snapshot_of
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.scorer import POLICY_ADAPTER
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME, save_soft_prompt
@@ -40,13 +41,13 @@ def save_weights(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec,
         save_soft_prompt(values, folder)
     elif spec.adapter is not None:
         named = {name.replace(f".{POLICY_ADAPTER}.", "."): value for name, value in named.items()}
-        module.model.peft_config[POLICY_ADAPTER].save_pretrained(str(folder))  # type: ignore[union-attr,index]
+        _save_adapter_config(module, spec.path, folder)
         _save(named, folder / ADAPTER_WEIGHTS)
         if spec.soft_prompt is not None:
             assert spec.soft_prompt.start is not None
             shutil.copyfile(spec.soft_prompt.start / SOFT_PROMPT_NAME, folder / SOFT_PROMPT_NAME)
     else:
-        module.model.config.save_pretrained(str(folder))  # type: ignore[union-attr,operator]
+        module.model.config.save_pretrained(str(folder))  # type: ignore[union-attr]
         _save(named, folder / "model.safetensors")
     if spec.adapter is not None or spec.soft_prompt is not None:
         base = {"path": str(spec.path), "fingerprint": sampled_fingerprint(spec.path, "*.safetensors")}
@@ -56,6 +57,15 @@ def save_weights(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec,
             ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")
         ):
             shutil.copyfile(source, folder / source.name)
+
+
+def _save_adapter_config(module: nn.Module, base: Path, folder: Path) -> None:
+    """Names the base model by its Hub id and commit if it is from there, so that PEFT finds it on every machine."""
+    config = module.model.peft_config[POLICY_ADAPTER]  # type: ignore[union-attr,index]
+    snapshot = snapshot_of(base)
+    if snapshot is not None:
+        config.base_model_name_or_path, config.revision = snapshot  # type: ignore[union-attr]
+    config.save_pretrained(str(folder))  # type: ignore[union-attr]
 
 
 def _save(named: dict[str, Tensor], path: Path) -> None:
