@@ -47,7 +47,7 @@ def save_weights(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec,
             assert spec.soft_prompt.start is not None
             shutil.copyfile(spec.soft_prompt.start / SOFT_PROMPT_NAME, folder / SOFT_PROMPT_NAME)
     else:
-        module.model.config.save_pretrained(str(folder))  # type: ignore[union-attr]
+        module.model.config.save_pretrained(str(folder))  # type: ignore[union-attr,operator]
         _save(named, folder / "model.safetensors")
     if spec.adapter is not None or spec.soft_prompt is not None:
         base = {"path": str(spec.path), "fingerprint": sampled_fingerprint(spec.path, "*.safetensors")}
