@@ -64,21 +64,18 @@ def no_check(module: nn.Module, score: Score) -> None:
 
 @dataclass(frozen=True)
 class TaskModel:
-    """The module to train, with its loss inside. module.forward(batch) returns (loss_sum, sums, logps):
+    """The module to train, with its loss inside.
 
-    loss_sum () with its graph; sums (2 + S,) float64 without one: loss, count, and a sum for each of the S metrics;
-    logps (N,). build: makes the module; called inside the engine's sharded loading. width: of the module's layers; it
-    tells the engine which parameters are small. mean_over: what the loss of a step is a mean over, for the whole global
-    batch: its groups, or its scored tokens. check: called once the module is in the engine; raises UserError when the
-    module does not behave.
+    module.forward(batch) returns (loss_sum, sums, logps): loss_sum () with its graph; sums (2 + S,) float64 without one, which
+    are loss, count and each of the S metrics; logps (N,).
     """
 
-    build: Callable[[], nn.Module]
+    build: Callable[[], nn.Module]  # called inside the engine's sharded loading
     dtype: torch.dtype
-    width: int
+    width: int  # of the module's layers: tells the engine which parameters are small
     metric_names: tuple[str, ...] = ()
-    mean_over: Literal["groups", "tokens"] = "groups"
-    check: Callable[[nn.Module, Score], None] = no_check
+    mean_over: Literal["groups", "tokens"] = "groups"  # of the whole global batch; tokens: the scored ones
+    check: Callable[[nn.Module, Score], None] = no_check  # of the module in its engine; raises UserError if it does not behave
 
 
 def same_draw(epoch: int) -> int:
