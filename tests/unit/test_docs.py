@@ -31,7 +31,7 @@ def test_the_reference_of_keys_is_current() -> None:
 
 
 def test_every_key_stands_in_the_reference_with_its_meaning() -> None:
-    rows = {key: meaning for key, meaning in re.findall(r"^\| `([\w.\[\]]+)` \|.*\| (.*) \|$", reference(), re.MULTILINE)}
+    rows = dict(re.findall(r"^\| `([\w.\[\]]+)` \|.*\| (.*) \|$", reference(), re.MULTILINE))
     sections = [f"{name}." for name in RunConfig.model_fields]
     assert [section for section in sections if not any(key.startswith(section) for key in rows)] == []
     assert {"task.sequential.width", "submit.slurm.nodes", "pipeline.stages[].do", "matrix", "runs"} <= rows.keys()
@@ -46,7 +46,7 @@ def test_relative_links_lead_somewhere(name: str) -> None:
     assert [link for link in relative if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "docs/LOG.md"])  # it keeps the names of its day
 def test_named_configs_recipes_and_modules_exist(name: str) -> None:
     text, roots = (ROOT / name).read_text(encoding="utf-8"), [*SOURCES, (ROOT / name).parent]
     assert sorted(file for file in {*CONFIG.findall(text)} if not (ROOT / file).is_file()) == []
