@@ -62,10 +62,10 @@ def test_a_copied_recipe_prepares_and_trains(
 ) -> None:
     """The copied quickstart with tiny data and a tiny model, in a file on top of it."""
     run([str(installed), "init", "quickstart", "mine.yaml"], tmp_path)
-    tiny = tiny_config("runs/tiny", {"data.path": "data/tiny"})
+    tiny = tiny_config("runs/tiny", {"data.path": "data/tiny", "train.targets_per_prompt": 2})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"extends": "mine.yaml", "runs": {"sft": tiny}}), encoding="utf-8")
     run([str(installed), "prepare", "tiny.yaml:sft"], tmp_path)
     run([str(installed), "train", "tiny.yaml:sft"], tmp_path)
     written = yaml.safe_load((tmp_path / "runs" / "tiny" / "config.yaml").read_text(encoding="utf-8"))
-    assert (written["model"]["path"], written["train"]["targets_per_prompt"]) == (str(tiny_model_dir), 32)
+    assert (written["model"]["path"], written["optimizer"]["warmup_steps"]) == (str(tiny_model_dir), 5)
     assert (tmp_path / "runs" / "tiny" / "model" / "adapter_model.safetensors").is_file()
