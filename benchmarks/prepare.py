@@ -155,7 +155,7 @@ def report_rows(rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
             "peak GB": row["peak_bytes"] / 1e9,
             "peak bytes a row": row["peak_bytes"] / row["rows"],
             "users": f"{row['counts']['users']:,}",
-            "choices": f"{row['counts']['positives']:,}",
+            "positives": f"{row['counts']['positives']:,}",
         }
         for row in rows
     ]

@@ -117,8 +117,10 @@ def verify(folder: Path) -> list[str]:
         return [f"{folder.name}: no commit marker, so the write was cut short"]
     try:
         files = read(folder).files
-    except _FAULTS as fault:
+    except ValueError as fault:
         return [f"{folder.name}: {_MANIFEST_NAME} {fault}"]
+    except _FAULTS as fault:
+        return [f"{folder.name}: {_MANIFEST_NAME} cannot be read ({fault!r})"]
     problems = [f"{_COMMIT_NAME} is not empty"] if (folder / _COMMIT_NAME).stat().st_size else []
     strays = {path.name for path in folder.glob("*.safetensors")} - {entry.name for entry in files}
     problems += [f"the manifest does not name {name}" for name in sorted(strays)]

@@ -13,7 +13,7 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.identity import differences
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.disk import writing
-from rec_dist.storage.location import Location, Stored
+from rec_dist.storage.location import Location, NoSuchFileError, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _download(place: Location, files: Mapping[str, Stored], beside: Path) -> Non
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             place.copy(name, target)
-        except FileNotFoundError:
+        except NoSuchFileError:
             continue
         os.utime(target, (stored.written, stored.written))
 

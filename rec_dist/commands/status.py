@@ -16,7 +16,7 @@ from rec_dist.checkpoint.remote_files import OWNER
 from rec_dist.errors import DiskError, StopRequested, UserError
 from rec_dist.runtime.duration import duration
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.location import Location
+from rec_dist.storage.location import Location, NoSuchFileError
 from rec_dist.storage.uri import is_remote
 
 _READ = {"config.yaml", "config.json", "metrics.jsonl", "progress.json", "finished.json", "log.txt", "evaluation.json", OWNER}
@@ -168,7 +168,7 @@ def _small_copy(place: str, folder: Path) -> str:
         what = "cannot be read: its bucket does not exist" if location.lacks_bucket() else "holds no run"
         raise UserError(f"{location} {what}; give the checkpoint.remote of a run")
     for name in _READ & files.keys():
-        with suppress(FileNotFoundError):
+        with suppress(NoSuchFileError):
             location.copy(name, folder / name)
             os.utime(folder / name, (files[name].written, files[name].written))
     for step in committed_steps(files):

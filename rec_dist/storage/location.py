@@ -33,6 +33,10 @@ _OF_A_FOLDER = "see that the folder can be read and written, and that its disk h
 _FAULTS = (OSError, pa.ArrowException)
 
 
+class NoSuchFileError(FileNotFoundError):
+    """The location holds no file of this name."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A file's bytes, and when it was written, in seconds since 1970."""
@@ -113,7 +117,7 @@ class Location:
     def copy(self, file: str, target: Path) -> str:
         """Streams a file to `target` and returns its SHA-256 in hex.
 
-        Raises FileNotFoundError if there is no such file, UnreachableError if it cannot be read to its end, and any other
+        Raises NoSuchFileError if there is no such file, UnreachableError if it cannot be read to its end, and any other
         OSError if `target` cannot be written.
         """
         digest = hashlib.sha256()
@@ -169,7 +173,7 @@ class Location:
         try:
             return action(*arguments)
         except FileNotFoundError:
-            raise
+            raise NoSuchFileError(f"{self.name(file)} is missing") from None
         except _FAULTS as fault:
             way_out = "the store answers" if self.is_remote else "the folder can be read"
             raise UnreachableError(

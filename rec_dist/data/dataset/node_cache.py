@@ -23,7 +23,7 @@ from rec_dist.data.dataset.schema import PREPARE_AGAIN
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import FileEntry
 from rec_dist.storage.files import fingerprint, sha256
-from rec_dist.storage.location import Location, reason
+from rec_dist.storage.location import Location, NoSuchFileError, reason
 
 _SETTLED_SECONDS = 2.0  # a file that changed more recently could change again with the same time stamp
 _WAIT_SECONDS = 0.05  # pause before looking again for room that downloads of other processes hold
@@ -71,8 +71,8 @@ class NodeCache:
         try:
             try:
                 found = location.copy(entry.name, temporary)
-            except FileNotFoundError:
-                raise UserError(f"{location.name(entry.name)} is missing; {PREPARE_AGAIN}") from None
+            except NoSuchFileError as fault:
+                raise UserError(f"{fault}; {PREPARE_AGAIN}") from None
             _compare(location.name(entry.name), entry, temporary.stat().st_size, found)
             with self._room():
                 temporary.replace(path)

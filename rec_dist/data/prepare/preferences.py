@@ -70,7 +70,7 @@ def prepare_preferences(path: Path, config: DataConfig, folder: Path) -> Prepare
         logger.info(note)
     if num_rows == 0:
         raise UserError(f"data.source ({config.source}) holds no usable preference row; correct the file. {bad.describe()}")
-    logger.info(f"{num_rows} preference rows, at most {most} rejected completions a row")
+    logger.info(f"{num_rows} preference rows, at most {most} rejected completions per row")
     entries: list[FileEntry] = [describe(shard, rows) for shard, rows in zip(shards, held, strict=True)]
     return PreparedPreferences(
         counts={"rows": num_rows, "most_rejected": most},

@@ -210,7 +210,7 @@ def _existing(target: Path, mark: str, num_shards: int) -> Manifest | None:
     found = len(manifest.splits["train"].shards)
     if found != num_shards:
         raise UserError(
-            f"data.path ({target}) holds this data set in {found} shards a split, and data.num_shards is {num_shards}; "
+            f"data.path ({target}) holds this data set in {found} shards per split, and data.num_shards is {num_shards}; "
             "choose another data.path or remove that folder."
         )
     return manifest
