@@ -40,6 +40,8 @@ def _free_port() -> int:
 
 
 def leave() -> None:
-    """Ends the membership."""
+    """Ends the membership. DeepSpeed's own call also drops the groups that it has cached, which a second run must not meet."""
+    from deepspeed import comm
+
     if dist.is_initialized():
-        dist.destroy_process_group()
+        comm.destroy_process_group()
