@@ -1,7 +1,7 @@
-"""A pipeline: stages one after another from one file, each a command of its own, then the comparison and the report.
+"""`rec-dist run`: a pipeline runs the stages of one file one after another, then writes the comparison and the report.
 
-Each stage runs as a process of its own, so that it frees its memory, cannot change the next one, and can be repeated by
-copying its line. Run again after a stop, a pipeline goes on: every command keeps what is done.
+Each stage is a command in a process of its own, so that it frees its memory and cannot change the next one, and you can repeat
+it by copying its line. After a stop, run the pipeline again: every command keeps what is done.
 """
 
 import json
@@ -68,7 +68,7 @@ class PipelineConfig(Section):
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a stage took when it did its work; a later run that finds it done keeps these numbers."""
+    """The seconds that a stage took for its work. A later run that finds it done keeps them."""
 
     name: str
     command: str
@@ -76,7 +76,7 @@ class StageRecord:
 
 
 def run_pipeline(path: Path, overrides: Sequence[str]) -> int:
-    """Runs all stages, prints the table and writes report.html. Returns 0, or the exit code of the stage that did not end well."""
+    """Runs all stages, prints the table and writes report.html. Returns 0, or the exit code of the stage that failed."""
     if PIPELINE not in (own := sections(path)) and own & set(RunConfig.model_fields):
         raise UserError(
             f"{path} is the configuration of one run, which `rec-dist train` and `rec-dist evaluate` take; this command takes a "
@@ -136,10 +136,10 @@ def _words(stage: StageConfig, beside: Path) -> list[str]:
 
 
 def _run(words: list[str]) -> int:
-    """The exit code of `rec-dist WORDS`. SIGTERM and SIGINT are handed on, so that a stage can save before it stops."""
+    """Runs `rec-dist WORDS` and returns its exit code. Passes SIGTERM and SIGINT on, so that a stage can save before it stops."""
     process = subprocess.Popen([sys.executable, "-m", "rec_dist", *words], stdin=subprocess.DEVNULL)
     handler = lambda number, _: process.send_signal(number)
-    # On a terminal Ctrl-C reaches the stage by itself.
+    # On a terminal, Ctrl-C reaches the stage directly.
     previous = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, handler),
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
@@ -152,7 +152,7 @@ def _run(words: list[str]) -> int:
 
 
 class _Records:
-    """stages.json: what each stage took when it first ran to its end; shorter repeats, which find it done, do not count."""
+    """stages.json: the seconds of each stage's own work. Shorter repeats, which find it done, do not count."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -218,7 +218,7 @@ def _stage_summary(stage: StageConfig, beside: Path, records: _Records) -> Stage
 
 
 def _data_facts(evaluated: dict[str, Path]) -> dict[str, Any]:
-    """What the manifest of the data set behind the first row says of it."""
+    """Facts of the data set behind the first row, from its manifest."""
     config = load_mapping(next(iter(evaluated.values())) / "config.yaml")
     manifest = Manifest.load(config["data"]["path"])
     targets = {f"{name} users (targets)": f"{part.rows:,} ({part.targets:,})" for name, part in manifest.splits.items()}

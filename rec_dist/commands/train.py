@@ -1,4 +1,4 @@
-"""`rec-dist train`: what a run starts from, what binds it to its inputs, and the run itself, from its claim to its end."""
+"""`rec-dist train`: what a run starts from, what ties it to its inputs, and the run itself, from its claim to its end."""
 
 import logging
 import time
@@ -49,7 +49,7 @@ def find_initial_weights(config: RunConfig) -> InitialWeights:
 
 
 def check_train(config: RunConfig) -> InitialWeights:
-    """Refuses (UserError) all that a worker of this training run would refuse; returns what the run starts from."""
+    """Raises UserError for everything that a worker of this run would refuse. Returns what the run starts from."""
     initial = find_initial_weights(config)
     build_task(config, initial, "cpu")
     validation_task(config, initial, "cpu")
@@ -110,7 +110,7 @@ def _finish(
 def bind_inputs(run: RunDirectory, config: RunConfig, initial: InitialWeights) -> dict[str, str | None]:
     """Ties a run to the contents of its inputs, not only to their paths, and returns their fingerprints.
 
-    Raises UserError when they have changed since it began.
+    Raises UserError when the inputs have changed since the run began.
     """
     inputs = {
         "data": Manifest.load(config.data.path).fingerprint,
@@ -119,13 +119,13 @@ def bind_inputs(run: RunDirectory, config: RunConfig, initial: InitialWeights) -
     path = run.path / "inputs.json"
     if path.is_file() and read_object(path, "remove that folder or choose another train.run_dir") != inputs:
         raise UserError(
-            f"train.run_dir ({run.path}) was started from other data, model or train.init_from than lie there now; remove that folder "
-            "or choose another"
+            f"train.run_dir ({run.path}) was started from other data, model or train.init_from than lie there now; remove that "
+            "folder or choose another"
         )
     write_json(path, inputs)
     return inputs
 
 
 def describe(run: RunDirectory, *, data: str | None, model: str | None) -> None:
-    """environment.json: the machine, the versions, and what the run is made from."""
+    """Writes environment.json: the machine, the versions, and what the run is made from."""
     write_json(run.path / "environment.json", environment.describe(hashes={"data": data, "model": model}))

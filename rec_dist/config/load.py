@@ -1,4 +1,7 @@
-"""From a YAML file or a mapping, and overrides, to a validated RunConfig. One message names all faults, each with a suggestion."""
+"""From a YAML file or a mapping, and overrides, to a validated RunConfig.
+
+One message names all faults, each with a suggestion.
+"""
 
 import difflib
 import os
@@ -133,8 +136,8 @@ def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
     value = load_mapping(config, overrides)
     if not isinstance(config, Mapping) and PIPELINE in value and PIPELINE in sections(Path(config)):
         raise UserError(
-            f"{config} is a pipeline of stages (it has the section `{PIPELINE}`), which `rec-dist run` takes; this command takes the "
-            "configuration of one run, such as a target of those stages"
+            f"{config} is a pipeline of stages (it has the section `{PIPELINE}`), which `rec-dist run` takes; this command takes "
+            "the configuration of one run, such as a target of those stages"
         )
     loaded = validate(value, RunConfig, "the configuration" if isinstance(config, Mapping) else str(config))
     check_uris(loaded)
@@ -239,7 +242,10 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _numbers(value: Any, annotation: Any) -> Any:
-    """An environment variable is a string, and so is 1e-4 in YAML 1.1; where a float is wanted it becomes one. Nothing else does."""
+    """An environment variable is a string, and so is 1e-4 in YAML 1.1; where a float is wanted it becomes one.
+
+    Nothing else does.
+    """
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     models = _models_in(annotation)

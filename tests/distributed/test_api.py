@@ -41,7 +41,7 @@ def state():
         "group": torch.distributed.is_available() and torch.distributed.is_initialized(),
         "flushed": float(tiny * 0.5) == 0.0,
         "random": torch.get_rng_state().sum().item(),
-        "threads": sorted(thread.name for thread in threading.enumerate() if thread.name.startswith(("rec-dist", "watch", "super"))),
+        "threads": [one.name for one in threading.enumerate() if one.name.startswith(("rec-dist", "watch", "super"))],
         "grad": torch.is_grad_enabled(),
         "tracing": sys.gettrace() is None,
     }
@@ -122,7 +122,9 @@ print(json.dumps([out, differing(before, state())]))
 
 
 def test_in_the_main_thread_under_a_running_loop_and_with_ray(write: Callable[..., Path], tmp_path: Path) -> None:
-    """A notebook's kernel runs an event loop; Ray is started and ended by the call, and its own handler of SIGTERM goes with it."""
+    """A notebook's kernel runs an event loop; Ray is started and ended by the call, and its own handler of SIGTERM goes with
+    it.
+    """
     local, ray = write("local", "task.kind=sft"), write("ray", "task.kind=sft", "cluster.launcher=ray")
     found, _ = run_script(
         tmp_path,

@@ -1,4 +1,7 @@
-"""The Python API without training: a quick import, three ways to say a configuration, errors, tables in place of files, messages."""
+"""The Python API without training:
+
+a quick import, three ways to say a configuration, errors, tables in place of files, messages.
+"""
 
 import logging
 import os
