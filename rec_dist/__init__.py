@@ -1,7 +1,7 @@
 """rec-dist fine-tunes language models to rank items for users, on GPU clusters.
 
-From Python: prepare, train, evaluate, score. On the command line: `rec-dist`. Each name below is imported when it is first used, so
-that `import rec_dist` is quick and loads no torch.
+From Python: prepare, train, evaluate, score. On the command line: `rec-dist`. Each name below is imported when it is first
+used, so that `import rec_dist` is quick and loads no torch.
 """
 
 import logging

@@ -92,16 +92,24 @@ def prepare(
 ) -> PreparedData | PreferenceData:
     """Prepares the data set of a configuration at data.path, keeps it when it is there already, and opens it.
 
-    config: a YAML file, a mapping of sections, or a RunConfig. overrides: words "section.key=value", or a mapping of keys to values.
-    interactions: a pandas or Arrow table in place of the files of data.source, which may then be absent: a row an interaction, with
-    the columns user and item, and where there are such, rating, timestamp (any unit; larger is later), title, categories and year.
-    items: a second table with a row an item: item, title, categories (a list, or text separated by "|"), year. data.columns names
-    columns of other names. Without titles, the names of items are their titles. Rows must be in file order: it decides between equal
-    timestamps.
+    Args:
+        config: A YAML file, a mapping of sections, or a RunConfig.
+        overrides: Words "section.key=value" as on the command line, or a mapping of keys to values.
+        interactions: A pandas or Arrow table in place of the files of data.source, which may then be absent. Each row is an
+            interaction, with the columns user and item, and optionally rating, timestamp (in any unit; larger is later), title,
+            categories and year. data.columns maps these roles to columns of other names. The order of rows decides between equal
+            timestamps.
+        items: A second table with a row an item: item, title, categories (a list, or text separated by "|") and year. Without
+            titles, the names of items are their titles.
 
-    Returns PreparedData (titles, raw_items, categories, train_counts and split(name)), or PreferenceData for preference rows.
-    Raises UserError for a faulty configuration, for data that cannot be read, with its row or line, and when data.path holds another
-    data set; DiskError when the disk is full.
+    Returns:
+        PreparedData, with titles, raw_items and categories of all items, train_counts (items,) and split("train" | "valid" | "test");
+        or PreferenceData for preference rows.
+
+    Raises:
+        UserError: The configuration is faulty, the data cannot be read (the message names file and line, or the row of a table), or
+            data.path holds another data set.
+        DiskError: The disk is full or not writable.
 
     >>> data = prepare("config.yaml", ["data.path=prepared"], interactions=frame)  # doctest: +SKIP
     >>> data.num_items, data.titles[0]  # doctest: +SKIP
@@ -114,16 +122,22 @@ def prepare(
 
 
 def train(config: ConfigLike, overrides: Overrides = (), *, progress: bool = False) -> Run:
-    """Trains to the end, and resumes the run that is in train.run_dir already. A finished run returns at once.
+    """Trains to the end. Resumes the run that is in train.run_dir; returns at once when it is finished.
 
-    config, overrides: as in prepare. progress: shows a bar or lines on standard error; the lines of the run's log then stand between
-    them, else they go to `logging`.
-    cluster.launcher=local trains in a thread of this process, ray on the workers of a cluster. The call starts a Ray cluster on this
-    machine, which takes 20-30 s, and ends it, unless you have called ray.init() before.
+    With cluster.launcher=local it trains in a thread of this process, with ray on the workers of a cluster. Without one it starts
+    Ray on this machine, which takes 20-30 s, and ends it after the call. Call ray.init() first to keep Ray over several calls.
 
-    Raises UserError before anything is written when the run cannot work; StopRequested after a signal or a stop file, with its
-    checkpoint saved; WorkerFailedError when workers fail more often than cluster.max_restarts or hang for cluster.hang_seconds;
-    OutOfMemoryError, NotFiniteError and DiskError as their names say. After a hang with launcher=local, restart the process.
+    Args:
+        config: A YAML file, a mapping of sections, or a RunConfig.
+        overrides: Words "section.key=value" as on the command line, or a mapping of keys to values.
+        progress: Shows a bar, or lines, on standard error, with the lines of the run's log; otherwise those go to `logging`.
+
+    Raises:
+        UserError: The run cannot work. Nothing has been written.
+        StopRequested: SIGINT, SIGTERM or the run's stop file asked it to stop. Its checkpoint is saved; the same call resumes it.
+        WorkerFailedError: Workers failed more often than cluster.max_restarts, twice at one step, or made no progress for
+            cluster.hang_seconds. After that with the local launcher, start a new process.
+        OutOfMemoryError, NotFiniteError, DiskError, UnreachableError: As they say.
 
     >>> run = train("config.yaml", {"train.max_steps": 10})  # doctest: +SKIP
     >>> run.model_path, len(run.metrics("step"))  # doctest: +SKIP
@@ -135,13 +149,21 @@ def train(config: ConfigLike, overrides: Overrides = (), *, progress: bool = Fal
 
 
 def evaluate(run: Run | ConfigLike, overrides: Overrides = (), *, progress: bool = False) -> dict[str, Metric]:
-    """Ranks the candidates of each user of a split, and returns the metrics: hr@K, ndcg@K, mrr and auc, each between 0 and 1.
+    """Ranks the candidates of each user of a split. Writes predictions.arrow, and keeps an evaluation that is there already.
 
-    run: a Run or its directory, for the trained model; or a configuration (a YAML file, a mapping, a RunConfig) for its base model, or
-    with evaluate.ranker=popularity for that baseline. overrides and progress: as in train.
-    Predictions go into the run directory, or to evaluate.output_dir. An evaluation that is there already is kept.
+    Args:
+        run: A Run or its directory, for the trained model; or a configuration (a YAML file, a mapping, a RunConfig) for its base
+            model, or with evaluate.ranker=popularity for that baseline.
+        overrides: Words "section.key=value" as on the command line, or a mapping of keys to values. Results go into the run
+            directory, or to evaluate.output_dir.
+        progress: As in train.
 
-    Raises UserError for a run that is not finished, or on data that it has no answers for.
+    Returns:
+        hr@K and ndcg@K for K = 1, 5, 10, mrr and auc, all between 0 and 1: each {"value": mean over users, "low" and "high": its
+        95 % bootstrap interval, "n": users}.
+
+    Raises:
+        UserError: The run is not finished, or was trained on other data.
 
     >>> evaluate(run, ["evaluate.split=valid"])["hr@1"]  # doctest: +SKIP
     {'value': 0.31, 'low': 0.28, 'high': 0.34, 'n': 943}

@@ -1,4 +1,7 @@
-"""The command line: words in, exit codes out. 0 done; 1 failed; 2 a mistake of the user, in one line; 75 stopped, run it again."""
+"""The command line:
+
+words in, exit codes out. 0 done; 1 failed; 2 a mistake of the user, in one line; 75 stopped, run it again.
+"""
 
 import argparse
 import signal
@@ -108,7 +111,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Inside, SIGINT raises KeyboardInterrupt and is noted, because libraries that are interrupted at their import raise other things."""
+    """Inside, SIGINT raises KeyboardInterrupt and is noted, because libraries that are interrupted at their import raise other
+    things.
+    """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
         yield noted

@@ -1,4 +1,7 @@
-"""`rec-dist evaluate`: a finished run, or the base model of a configuration, ranks on a split; what is there already is kept."""
+"""`rec-dist evaluate`:
+
+ranks on a split with a finished run, or with the base model of a configuration. Keeps what is there already.
+"""
 
 import json
 import logging
@@ -61,7 +64,7 @@ def evaluate(
             with watching(run) if progress else logging_lines(run):
                 scores, cost = _score(Evaluation(config, data, examples, initial, saved, run), launcher)
             predictions = predictions_of(examples, scores)
-            run.evaluation.unlink(missing_ok=True)  # it must never describe other predictions
+            run.evaluation.unlink(missing_ok=True)  # it must not describe other predictions
             predictions.write(run.path / PREDICTIONS_NAME)
             row = {
                 "event": "evaluation",
@@ -122,13 +125,16 @@ def _score(evaluation: Evaluation, launcher: Launch) -> tuple[Scores, dict[str, 
 
 
 def _results(folder: Path) -> RunDirectory:
-    """For an evaluation apart from the run that trained. UserError: it cannot be written there."""
+    """A folder for results apart from the run that trained. Raises UserError when they cannot be written there."""
     check_output(folder, "evaluate.output_dir", folder=True, may_exist=True)
     return RunDirectory(folder, key="evaluate.output_dir")
 
 
 def finished_run(target: Path, overrides: Overrides) -> tuple[RunConfig, RunDirectory]:
-    """The run in the folder `target` with its configuration, changed by `overrides`. UserError: no run, or none with a model."""
+    """The run in the folder `target`, with its configuration changed by `overrides`.
+
+    Raises UserError when no run is there, or it has no model.
+    """
     run = RunDirectory(absolute(str(target)))
     if not run.config_path.is_file():
         raise UserError(
@@ -143,7 +149,7 @@ def finished_run(target: Path, overrides: Overrides) -> tuple[RunConfig, RunDire
 
 
 def base_results_dir(config: RunConfig) -> Path:
-    """Where the evaluation of a CONFIG (its base model, or a floor without one) goes."""
+    """Where the evaluation of a configuration (of its base model, or of a baseline) goes."""
     suffix = "popularity" if config.evaluate.ranker == "popularity" else "base"
     return absolute(config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}")
 

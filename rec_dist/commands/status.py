@@ -1,4 +1,4 @@
-"""`rec-dist status`: where a run stands, from the files of its run directory or their copy alone, on whatever machine it runs."""
+"""`rec-dist status`: where a run stands, from the files of its run directory or of their copy, on whatever machine it runs."""
 
 import fcntl
 import os
@@ -25,8 +25,9 @@ _COPIED = "not finished when it was copied"
 
 @dataclass(frozen=True)
 class Status:
-    """Times are in seconds. seen: since anything was last written. goodput: share of the time since the first start that went
-    into steps that still count; what was lost, waited for or done twice is the rest."""
+    """Where a run stands. Times are in seconds. seen: since anything was last written. goodput: the share of the time since the
+    first start that went into steps that still count; the rest was lost, spent waiting, or spent on steps that were
+    repeated."""
 
     state: str
     phase: str
@@ -41,9 +42,10 @@ class Status:
 
 
 def status_of(path: Path, *, now: float | None = None) -> Status:
-    """Reads a run directory, or the copy of one, which does not tell whether it runs. now: seconds since 1970, for the ages.
+    """Reads a run directory, or a copy of one, which does not show whether the run goes on. now: seconds since 1970, for the
+    ages.
 
-    Raises UserError when it is none.
+    Raises UserError when `path` is no run directory.
     """
     run = RunDirectory(path)
     try:
@@ -106,14 +108,14 @@ def status(target: str) -> list[str]:
 
 @contextmanager
 def noting_failure(run: RunDirectory) -> Iterator[None]:
-    """Writes down why the run fails inside, so that it can be told where the driver's output is out of reach."""
+    """Writes a row that says why the run failed inside, for those who cannot see the driver's output."""
     try:
         yield
     except StopRequested:
         raise
     except Exception as fault:
         reason = [type(fault).__name__, *str(fault).strip().splitlines()][-1][:200]
-        with suppress(DiskError, OSError):  # the fault may be that nothing can be written
+        with suppress(DiskError, OSError):  # perhaps nothing can be written, and that is the fault
             step = max((row["step"] for row in run.rows() if row.get("event") in ("step", "bad_step")), default=0)
             run.append({"event": "failed", "step": step, "reason": reason})
         raise
@@ -146,7 +148,7 @@ def _newest_checkpoint(run: RunDirectory) -> int | None:
 
 
 def _last_error(rows: list[dict[str, Any]]) -> str | None:
-    """The newest failure, restart, left-out step or checkpoint that could not be written, in one line."""
+    """The newest failure, restart, left-out step or failed checkpoint, in one line."""
     for row in reversed(rows):
         if row.get("event") == "bad_step":
             return f"step {row['step']}: loss or gradient not finite, left out"
@@ -158,9 +160,9 @@ def _last_error(rows: list[dict[str, Any]]) -> str | None:
 
 
 def _small_copy(place: str, folder: Path) -> str:
-    """What tells where a run stands, from its copy: small files with their times, and empty folders for checkpoints.
+    """Fetches what shows where a run stands from its copy: small files with their times, and empty folders for checkpoints.
 
-    Returns the place as messages show it. UserError: it cannot be read, or there is no run.
+    Returns the place as messages show it. Raises UserError when it cannot be read, or no run is there.
     """
     location = Location(place, key="checkpoint.remote")
     files = location.tree()

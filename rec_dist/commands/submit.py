@@ -1,7 +1,8 @@
-"""`rec-dist submit`: one configuration, checked here, sent to a Ray cluster, to SLURM or to Kubernetes; or shown as it would be.
+"""`rec-dist submit`: checks a configuration here and sends it to a Ray cluster, to SLURM or to Kubernetes, or shows what it
+would send.
 
-What can be refused is refused before anything is sent: every key always (with --dry-run no more than that), and where the
-cluster's storage is visible from here all that `train` checks before it starts a worker.
+It checks before it sends anything: every key always (with --dry-run only the keys), and when the cluster's storage is visible
+from here, everything that `train` checks before it starts a worker.
 """
 
 import json
@@ -69,8 +70,8 @@ def _load(path: Path, overrides: Sequence[str]) -> RunConfig:
     if is_override(str(path)) and not path.exists():
         key = str(path).partition("=")[0]
         raise UserError(
-            f"{key}=... is an override, and no CONFIG stands before it; write `rec-dist submit CONFIG.yaml {key}=...` (--follow and "
-            "--stop need neither where RAY_API_SERVER_ADDRESS is set)"
+            f"{key}=... is an override, and no CONFIG stands before it; write `rec-dist submit CONFIG.yaml {key}=...` (--follow "
+            "and --stop need neither where RAY_API_SERVER_ADDRESS is set)"
         )
     return load_config(path, overrides)
 
@@ -87,9 +88,9 @@ def _shown(job: Job, to: Target) -> str:
 
 
 def _nothing_left(job: Job) -> bool:
-    """True for a finished run that is to be trained.
+    """Whether the run is finished, so that there is nothing to train.
 
-    Raises UserError for what the run would refuse, as far as it can be seen from here.
+    Raises UserError for what the run would refuse, as far as this machine can see.
     """
     if job.submit.command not in ("train", "evaluate"):
         return False
@@ -112,7 +113,7 @@ def _nothing_left(job: Job) -> bool:
 
 
 def _is_finished(job: Job, place: Location) -> bool:
-    """Whether this run is copied there to its end, as far as that can be seen from here. UserError: another run is."""
+    """Whether a finished copy of this run is there, as far as this machine can see. Raises UserError for another run's copy."""
     try:
         there = place.read(FINISHED) is not None
     except UserError:

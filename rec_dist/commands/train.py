@@ -93,7 +93,7 @@ def _finish(
 def bind_inputs(run: RunDirectory, config: RunConfig, initial: InitialWeights) -> dict[str, str | None]:
     """Ties a run to the contents of its inputs, not only to their paths, and returns their fingerprints.
 
-    Raises UserError when they have changed since it began.
+    Raises UserError when the inputs have changed since the run began.
     """
     inputs = {
         "data": Manifest.load(config.data.path).fingerprint,
@@ -102,8 +102,8 @@ def bind_inputs(run: RunDirectory, config: RunConfig, initial: InitialWeights) -
     path = run.path / "inputs.json"
     if path.is_file() and read_object(path, "remove that folder or choose another train.run_dir") != inputs:
         raise UserError(
-            f"train.run_dir ({run.path}) was started from other data, model or train.init_from than lie there now; remove that folder "
-            "or choose another"
+            f"train.run_dir ({run.path}) was started from other data, model or train.init_from than lie there now; remove that "
+            "folder or choose another"
         )
     write_json(path, inputs)
     return inputs

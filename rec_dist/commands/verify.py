@@ -1,4 +1,4 @@
-"""`rec-dist verify`: every hash of a prepared data set, wherever it lies, or of all checkpoints of a run and its model, or of one."""
+"""`rec-dist verify`: checks every hash of a prepared data set, of a run's checkpoints and model, or of one checkpoint."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def verify(target: str) -> None:
-    """Checks every hash of a prepared data set (a folder or a URI), of all checkpoints and the model of a run, or of one checkpoint.
+    """Checks every hash of a prepared data set (a folder or a URI), of a run's checkpoints and model, or of one checkpoint.
 
     Raises UserError that names what is damaged.
     """
@@ -44,7 +44,7 @@ def verify(target: str) -> None:
 
 
 def _of_run(catalogue: Path) -> tuple[list[str], str]:
-    """(faults, what was looked at): the checkpoints, and folders that a run would not find because of their names."""
+    """(faults, what was checked): of all checkpoints, and of folders whose names hide them from a run."""
     folders = [folder_of(catalogue, step) for step in committed(catalogue)]
     problems = [problem for folder in folders for problem in verify_checkpoint(folder)]
     for path in sorted(catalogue.glob("step-*")):

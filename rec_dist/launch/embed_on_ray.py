@@ -1,7 +1,8 @@
-"""The parts of `rec-dist embed` on Ray Data: an actor a worker, each with the whole model, a part a row.
+"""Computes the parts of `rec-dist embed` on Ray Data: one actor a worker, each with the whole model, and one row a part.
 
-Actors rather than tasks, because a model is loaded once and serves many parts. Ray Data starts the parts of a lost worker again,
-which is safe: a part's file is whole or absent. Cost: 20-30 s to start Ray here, and a model load a worker.
+It takes actors rather than tasks because an actor loads the model once for many parts. Ray Data repeats the parts of a lost
+worker, which is safe because a part's file is whole or absent. Cost: 20-30 s to start Ray here, and loading the model on each
+worker.
 """
 
 import logging
@@ -17,7 +18,7 @@ from rec_dist.runtime.quiet import quieten
 
 
 class _Actor:
-    """The model is loaded at the first part, so that what is wrong with it comes back as a row."""
+    """Loads the model at the first part, so that an error in loading comes back as a row."""
 
     def __init__(self, job: EmbedJob, device: str) -> None:
         quieten()
@@ -29,13 +30,16 @@ class _Actor:
             if self._embedder is None:
                 self._embedder = Embedder(self._job, self._device)
             self._embedder.write(int(row["part"]))
-        except UserError as fault:  # as a result: raised, Ray would wrap it and try again
+        except UserError as fault:  # as a result, because Ray would wrap an exception and try again
             return {"part": row["part"], "fault": str(fault)}
         return {"part": row["part"], "fault": ""}
 
 
 def write_parts(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> Iterator[int]:
-    """Writes `parts` and yields each once it is written, in any order. UserError: what a worker refused, or too small a cluster."""
+    """Writes `parts` and yields each once it is written, in any order.
+
+    Raises UserError for what a worker refused, or when the cluster is too small.
+    """
     ray_cluster.connect(cluster.address)
     import ray.data
     from ray.data import ActorPoolStrategy
@@ -44,7 +48,7 @@ def write_parts(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> 
         if handler.name == "console":
             handler.setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the parts are counted by the command
+    context.enable_progress_bars = False  # the command counts the parts
     context.print_on_execution_start = False
     size = size_workers(cluster, ray_cluster.nodes(asked=False))
     share = {"num_gpus": 1} if size.use_gpu else {"num_cpus": size.cpus}

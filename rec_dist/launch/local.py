@@ -1,9 +1,9 @@
 """The one worker of cluster.launcher=local, and what happens when it hangs.
 
-The command line owns its process: it works in the calling thread, and ends the process when that thread hangs, since nothing gentler
-ends a thread that is stuck in a library. A call from Python must not end your process: it works in a thread of its own, and leaves
-that thread behind when it hangs. The thread then keeps its memory and its place in the process group, so start a new process (restart
-the kernel) before you train again.
+The command line owns its process: it works in the calling thread, and ends the process when that thread hangs, since nothing
+gentler ends a thread that is stuck in a library. A call from Python must not end your process: it works in a thread of its own,
+and leaves that thread behind when it hangs. The thread then keeps its memory and its place in the process group, so start a new
+process (restart the kernel) before you train again.
 """
 
 import faulthandler

@@ -1,7 +1,7 @@
-"""The jobs of `rec-dist prepare` on Ray Data: a row a job, a task a row, results streamed back in the order of the jobs.
+"""Runs the jobs of `rec-dist prepare` on Ray Data: one row and one task a job, with results in the order of the jobs.
 
-Ray Data holds back tasks when results wait, starts those of a lost worker or node again (a job's files are whole or absent, so
-that is safe), and runs as many at a time as the cluster has CPUs. Cost: 20-30 s to start Ray here, about 1 s a step.
+Ray Data holds tasks back while results wait, repeats the tasks of a lost worker or node (which is safe because a job's files are
+whole or absent), and runs as many tasks at a time as the cluster has CPUs. Cost: 20-30 s to start Ray here, about 1 s a step.
 """
 
 import logging
@@ -20,10 +20,10 @@ def ray_map(address: str | None) -> Map:
     import ray.data
 
     for handler in logging.getLogger("ray.data").handlers:
-        if handler.name == "console":  # a line a step, which is announced already; Ray's own log file keeps it
+        if handler.name == "console":  # a line a step, which prepare logs already; Ray's own log file keeps it
             handler.setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the steps are announced one by one
+    context.enable_progress_bars = False  # prepare logs each step
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     return _run
@@ -36,7 +36,7 @@ def _run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         result: Any
         try:
             result = function(pickle.loads(row["job"]))
-        except UserError as fault:  # as a result: raised, Ray would wrap it and try again
+        except UserError as fault:  # as a result, because Ray would wrap an exception and try again
             result = fault
         return {"result": pickle.dumps(result)}
 

@@ -1,4 +1,4 @@
-"""What is asked of a Ray cluster: the connection, its nodes, whether its head answers, and the end of a group of workers."""
+"""A Ray cluster: connecting to it, its nodes, whether its head answers, and how to end a group of workers."""
 
 import logging
 import os
@@ -18,21 +18,21 @@ from rec_dist.runtime.heartbeat import Beat
 from rec_dist.runtime.stacks import end_group
 
 _LEAVE_SECONDS = 30.0  # to leave a cluster
-_HEAD_SECONDS = 10.0  # the head may be restarting; Ray itself ends the driver after 60 s, without a word a user could use
+_HEAD_SECONDS = 10.0  # the head may be restarting; Ray itself ends the driver after 60 s, without a useful message
 
 
 def connect(address: str | None) -> None:
     """Joins the cluster at `address` or RAY_ADDRESS, or starts one on this machine.
 
-    UserError: none answers. StopRequested: a SIGTERM came meanwhile.
+    Raises UserError when no cluster answers, and StopRequested when a SIGTERM came meanwhile.
     """
     import ray
 
     if ray.is_initialized():
         return
-    # Says at each start that it is on for a cluster of this machine alone, which is Ray's default.
+    # It logs at each start that it is on for a cluster of this machine, which is Ray's default.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    # Workers tell through the run directory; Ray's repetition of their output would say it twice.
+    # Workers report through the run directory. Ray would repeat their output.
     try:
         ray.init(
             address=address or os.environ.get("RAY_ADDRESS"),
@@ -43,10 +43,10 @@ def connect(address: str | None) -> None:
         )
     except (ConnectionError, ValueError) as fault:
         raise UserError(
-            f"cluster.address ({address or os.environ.get('RAY_ADDRESS')}): no Ray cluster answers ({fault}); start one, or unset it "
-            "to use this machine"
+            f"cluster.address ({address or os.environ.get('RAY_ADDRESS')}): no Ray cluster answers ({fault}); start one, or "
+            "unset it to use this machine"
         ) from fault
-    except SystemExit as fault:  # Ray's own handler of SIGTERM, which would end this process with 15 and without a word
+    except SystemExit as fault:  # from Ray's own handler of SIGTERM, which would end this process with 15 and no message
         raise StopRequested("stopped while Ray was starting; run the same command to go on") from fault
 
 
@@ -60,7 +60,7 @@ def disconnected() -> Iterator[None]:
         if not before and _is_connected():
             import ray
 
-            # In a thread, because a cluster whose head is dead takes no leave.
+            # In a thread, because this may wait for a head that is dead.
             thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
             thread.start()
             thread.join(_LEAVE_SECONDS)
@@ -75,10 +75,10 @@ def _is_connected() -> bool:
 
 
 def nodes(leaving: Sequence[str] = (), *, asked: bool = True) -> list[Node]:
-    """The resources of the nodes that are there to stay.
+    """The resources of the nodes that are alive and not about to be taken away.
 
-    asked: each must take a connection. A node that has just died counts as alive for up to half a minute, in which workers would
-    be placed on it in vain.
+    asked: each node must accept a connection. Ray takes a node that has just died for alive for up to half a minute, and would
+    place workers on it in vain.
     """
     import ray
 
@@ -100,14 +100,14 @@ def _answers(address: tuple[str, int]) -> bool:
 
 
 def draining() -> set[str]:
-    """Nodes that are about to be taken away (preempted, or drained by hand): what Ray Train's own watcher asks."""
+    """Nodes that are about to be taken away (preempted, or drained by hand), as Ray Train's own watcher finds them."""
     from ray._private.state import state
 
     return set(state.get_draining_nodes())
 
 
 def end(beats: Sequence[Beat], folder: Path, stacks: Path | None) -> list[str]:
-    """end_group on every machine that a rank runs on: by a task there, and here directly."""
+    """Calls end_group on every machine that a rank runs on: in a task there, and directly here."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -120,7 +120,7 @@ def end(beats: Sequence[Beat], folder: Path, stacks: Path | None) -> list[str]:
         group = [beat for beat in beats if beat.node == node]
         pinned = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
         tasks[node] = pinned.remote(group, folder, stacks)
-    for node, answer in tasks.items():  # before those here are dead, since the others fail when they find them gone
+    for node, answer in tasks.items():  # before the ranks here are dead, because the others fail when they find them gone
         try:
             lines += ray.get(answer, timeout=60.0)
         except (GetTimeoutError, RayError) as fault:
@@ -129,7 +129,7 @@ def end(beats: Sequence[Beat], folder: Path, stacks: Path | None) -> list[str]:
 
 
 class Head:
-    """Whether the cluster's head still answers. Ray's own calls would wait for a dead one, and then end this process."""
+    """Whether the cluster's head still answers. Ray's own calls would wait for a dead head, and then end this process."""
 
     def __init__(self) -> None:
         import ray
@@ -138,10 +138,10 @@ class Head:
         self._address = (host.strip("[]"), int(port))
         self._well = self._asked = time.monotonic()
         self._reachable = True
-        self._reachable = self.answers()  # a head behind something that takes no plain connection is not judged by one
+        self._reachable = self.answers()  # a head that never accepted a plain connection is not judged by one
 
     def check(self) -> None:
-        """WorkerFailedError when it has not answered for _HEAD_SECONDS."""
+        """Raises HeadLostError when the head has not answered for _HEAD_SECONDS."""
         now = time.monotonic()
         if not self._reachable or now - self._asked < 1.0:
             return
@@ -150,10 +150,10 @@ class Head:
             self._well = now
         elif now - self._well > _HEAD_SECONDS:
             raise HeadLostError(
-                f"the Ray head at {self._address[0]}:{self._address[1]} does not answer any more; start the cluster and run the same "
-                "command again, which goes on from the newest checkpoint"
+                f"the Ray head at {self._address[0]}:{self._address[1]} does not answer any more; start the cluster and run the "
+                "same command again, which goes on from the newest checkpoint"
             )
 
     def answers(self) -> bool:
-        """Whether it takes a connection; True where it never did, since then a connection says nothing."""
+        """Whether the head accepts a connection; True when it never did, because then a connection says nothing."""
         return not self._reachable or _answers(self._address)

@@ -1,6 +1,6 @@
 """A run's numbers as gauges of Ray, which every Ray node serves to Prometheus (`ray start --metrics-export-port`).
 
-Ray puts `ray_` before each name, and takes a gauge away some seconds after its worker is gone. launchers/grafana.json draws them.
+Ray puts `ray_` before each name, and removes a gauge some seconds after its worker is gone. launchers/grafana.json draws them.
 Cost: microseconds a step; Ray collects them every 10 s.
 """
 
@@ -14,7 +14,7 @@ _PREFIX = "rec_dist_"
 
 @dataclass(frozen=True)
 class Measure:
-    """value: of a row as trackers get it; None for a task that has no such number."""
+    """A gauge. value: takes a row as trackers get it, and gives None for a task without this number."""
 
     name: str
     meaning: str
@@ -31,7 +31,7 @@ MEASURES = (
     Measure("mfu", "Share of the devices' floating-point peak that the model's operations take", lambda row: row["mfu"]),
     Measure("step_seconds", "Seconds of the last step", lambda row: row["step_seconds"]),
     Measure("data_wait_seconds", "Seconds of the last step in which it waited for data", lambda row: row["data_seconds"]),
-    Measure("restarts", "How often training was begun anew", lambda row: row["restarts"]),
+    Measure("restarts", "How often training started again", lambda row: row["restarts"]),
     Measure("workers", "Workers of this attempt", lambda row: row["workers"]),
 )
 EXPORTED = tuple(f"ray_{_PREFIX}{measure.name}" for measure in MEASURES)
@@ -49,11 +49,11 @@ class RayGauges:
         ]
 
     def log(self, row: Row) -> None:
-        """Sets every gauge that the row has a number for."""
+        """Sets every gauge for which the row has a number."""
         for measure, gauge in zip(MEASURES, self._gauges, strict=True):
             value = measure.value(row)
             if value is not None:
                 gauge.set(float(value), tags=self._tags)
 
     def close(self) -> None:
-        """Ray forgets them by itself."""
+        """Does nothing: Ray removes the gauges by itself."""

@@ -1,4 +1,4 @@
-"""Workers on Ray Train: one attempt after another, on as many workers as the cluster holds then."""
+"""Workers on Ray Train: one attempt after another, each on as many workers as the cluster holds at that time."""
 
 import threading
 import time
@@ -23,9 +23,9 @@ _COLLECTIVE_SECONDS = 1800  # torch's own limit for a collective; cluster.hang_s
 
 
 class Attempts:
-    """Attempts at one launch; each is a call, on as many workers as the cluster holds then.
+    """The attempts of one launch. Each call is an attempt, on as many workers as the cluster holds at that time.
 
-    patience: None for a launch that is neither stopped nor restarted.
+    timeouts: None for a launch that is neither watched nor stopped nor restarted.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Attempts:
         self._head = ray_cluster.Head()
 
     def __call__(self) -> dict[str, Any]:
-        """What rank 0 returned. Raises the cause of a failure, or Paused to be called again."""
+        """Returns what rank 0 returned. Raises the cause of a failure, or Paused when another attempt should follow."""
         size = self._size()
         begin_attempt(self._run.attempt)
         self._run.log(f"starting {size}")
@@ -50,7 +50,7 @@ class Attempts:
             except BaseException as fault:
                 faults.append(fault)
 
-        # In a thread, so that Ray leaves the signals to us: its own handler aborts without a checkpoint.
+        # In a thread, so that Ray leaves the signals alone: its own handler aborts without a checkpoint.
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
         watch = self._supervisor(size) if self._timeouts is not None else None
@@ -60,7 +60,7 @@ class Attempts:
             if watch is not None:
                 watch.tick()
                 if watch.fault is not None:
-                    thread.join(60.0)  # until Ray has seen that the workers are dead, and frees what they held
+                    thread.join(60.0)  # until Ray notices that the workers are dead, and frees their resources
                     raise watch.fault
         if faults:
             raise cause(faults[0])
@@ -70,7 +70,7 @@ class Attempts:
         return result
 
     def _size(self) -> Size:
-        """The group of the next attempt; after a failure, once lost nodes are back or cluster.node_wait_seconds are over."""
+        """The size of the next attempt. After a failure, waits until lost nodes are back, or for cluster.node_wait_seconds."""
         if self._elastic.wanted is None:
             return self._elastic.first(ray_cluster.nodes(asked=False))
         deadline = time.monotonic() + self._cluster.node_wait_seconds
@@ -102,7 +102,7 @@ class Attempts:
         lacking = size.num_workers < (self._elastic.wanted or 0)
         cluster = Cluster(
             end=lambda beats, stacks: ray_cluster.end(beats, self._run.attempt, stacks),
-            # Only of a head that answers: what asks a dead one waits for it, and then ends this process.
+            # Only while the head answers: a call to a dead head waits, and then ends this process.
             leaving=lambda nodes: sorted(nodes & ray_cluster.draining()) if self._head.answers() else [],
             without=lambda leaving: self._cluster.min_workers is not None and fits_without(leaving) > 0,
             more=lambda: fits_without(()) - size.num_workers if lacking and self._head.answers() else 0,
@@ -126,7 +126,7 @@ class Attempts:
                 result = worker(world, job)
             except FINAL:
                 raise
-            except Exception as fault:  # as text: Ray hands the exception on without its traceback
+            except Exception as fault:  # as text, because Ray passes the exception on without its traceback
                 raise as_disk_error(fault) or WorkerFailedError(traceback.format_exc()) from None
             if world.is_main:
                 run.write_result(result)
@@ -143,8 +143,9 @@ class Attempts:
                 use_gpu=size.use_gpu,
                 resources_per_worker={"CPU": size.cpus, **({"GPU": 1} if size.use_gpu else {})},
             ),
-            # Ray keeps nothing of ours; a new name for each attempt, since a name with history would be resumed. Restarts are ours:
-            # Ray's own would keep the size, know no breaker, and after a preemption or a failed placement have no end.
+            # Ray stores nothing for us. Each attempt has a new name, because Ray resumes a name that it knows. We restart
+            # ourselves: Ray would keep the size, would not stop after two failures at one step, and after a preemption or a
+            # failed placement would try for ever.
             run_config=RunConfig(
                 name=f"{run.path.name}-{time.time_ns()}",
                 storage_path=str(run.path / "ray"),
@@ -161,7 +162,7 @@ def _gpu_index() -> int:
 
 
 def cause(fault: BaseException) -> BaseException:
-    """What a user can act on (one of our errors) inside what Ray raised, if there is such; else what Ray raised."""
+    """The first of our own errors inside what Ray raised, which you can act on; otherwise what Ray raised."""
     seen: list[BaseException] = []
     queue: list[BaseException | None] = [fault]
     while queue:

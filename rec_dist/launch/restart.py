@@ -1,6 +1,6 @@
-"""Another attempt after a worker has failed: what may be restarted, how often, and when to stop. Knows no Ray.
+"""Restarts after a worker has failed: what is restarted, how often, and when to stop. Does not depend on Ray.
 
-A lost worker or node costs the steps since the newest checkpoint. A bug costs one repetition: two failures at one step end the run.
+A lost worker or node costs the steps since the newest checkpoint. A bug costs one repeat: two failures at one step end the run.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from rec_dist.errors import DiskError, NotFiniteError, OutOfMemoryError, StopReq
 from rec_dist.runtime.run_directory import RunDirectory
 
 FINAL = (UserError, OutOfMemoryError, NotFiniteError, DiskError)  # another attempt would end the same way
-# What the other ranks raise when a peer is gone: not the cause.
+# What the other ranks raise when a peer is gone; it is not the cause.
 _ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "DistBackendError", "Socket Timeout")
 
 _REASON = 200  # characters of a reason; Ray explains at length what may have killed a process
 
 
 class Paused(Exception):  # noqa: N818 - an agreement, no error
-    """The attempt saved and ended because the cluster has changed; another follows at once."""
+    """The attempt has saved and ended because the cluster has changed. Another follows at once."""
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
@@ -25,18 +25,18 @@ class Paused(Exception):  # noqa: N818 - an agreement, no error
 
 
 class HeadLostError(WorkerFailedError):
-    """The cluster is gone, so that another attempt has nowhere to run."""
+    """The cluster is gone, so another attempt has nowhere to run."""
 
 
 class NotPlacedError(RuntimeError):
-    """The cluster looked large enough and did not take the workers: no fault of any step."""
+    """The cluster looked large enough but did not take the workers. No step is at fault."""
 
 
 def with_restarts(attempt: Callable[[], dict[str, Any]], run: RunDirectory, *, limit: int) -> dict[str, Any]:
-    """attempt(), and again after a failure, at most `limit` times; each goes on from the newest checkpoint.
+    """Calls attempt(), and again after a failure, at most `limit` times. Each attempt starts from the newest checkpoint.
 
-    Raises what the user can act on (FINAL) and a granted stop as they are, and anything else as WorkerFailedError with one worker's
-    traceback. After a failure while a stop is asked for there is no other attempt: StopRequested.
+    Raises what you can act on (FINAL) and a granted stop unchanged, and anything else as WorkerFailedError with one worker's
+    traceback. After a failure during a requested stop, raises StopRequested in place of another attempt.
     """
     failed_at: list[tuple[int, int] | None] = []
     while True:
@@ -68,18 +68,21 @@ def with_restarts(attempt: Callable[[], dict[str, Any]], run: RunDirectory, *, l
 
 
 def cause_of(fault: Exception) -> str:
-    """The traceback of the worker that failed first, as text; never empty. Ray's worker_failures holds one exception a rank."""
+    """The traceback of the worker that failed first, as text, never empty. Ray's worker_failures holds one exception a rank."""
     failures = [str(failure).strip() for failure in getattr(fault, "worker_failures", {}).values()]
     own = [text for text in failures if not any(echo in text.rpartition("\n")[2] for echo in _ECHOES)]
     return next((text for text in [*own, *failures, str(fault).strip()] if text), repr(fault))
 
 
 def _last_step(run: RunDirectory) -> int:
-    """The last step that this attempt finished, 0 when it came to none."""
+    """The last step that this attempt finished; 0 for none."""
     state = run.read_progress()
     return int(state["done"]) if state is not None and state["phase"] == "train" else 0
 
 
 def _last_checkpoint(run: RunDirectory) -> int:
-    """Tells failures before an attempt's first step apart: with a new checkpoint between them they are not the same."""
+    """The step of the newest checkpoint.
+
+    Two failures before a first step are different when a new checkpoint lies between them.
+    """
     return max((int(row["step"]) for row in run.rows() if row.get("event") == "checkpoint"), default=0)

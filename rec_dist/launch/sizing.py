@@ -1,6 +1,6 @@
-"""How many workers a cluster holds, and how much of a node each gets. Plain numbers; knows no Ray.
+"""How many workers fit on a cluster, and how much of a node each gets. Plain numbers, without Ray.
 
-What Ray would wait for without a word is refused here, and what is left after a node was lost is counted here.
+Rejects requests that Ray would otherwise wait on silently, and counts what is left after a node is lost.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Node = dict[str, float]  # what Ray calls its resources: "CPU", "GPU"
 
 @dataclass(frozen=True)
 class Size:
-    """A group: cpus: of each worker, who has one GPU or none."""
+    """A group of workers. cpus: of each worker; use_gpu: whether each has one GPU."""
 
     num_workers: int
     use_gpu: bool
@@ -26,9 +26,9 @@ class Size:
 
 
 def size_workers(cluster: ClusterConfig, nodes: Sequence[Node]) -> Size:
-    """The group that `cluster` asks for, on nodes with these resources; a worker must fit on one node.
+    """The group that `cluster` asks for, on nodes with these resources. A worker must fit on one node.
 
-    Raises UserError when the nodes hold fewer than asked for: Ray would wait for more without a word.
+    Raises UserError when fewer workers fit, because Ray would wait silently for more nodes.
     """
     cpus, gpus = [node.get("CPU", 0.0) for node in nodes], [int(node.get("GPU", 0)) for node in nodes]
     use_gpu = bool(sum(gpus) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu)
@@ -49,8 +49,8 @@ def size_workers(cluster: ClusterConfig, nodes: Sequence[Node]) -> Size:
     share = next((share for share in shares if room(share) >= num_workers), None)
     if share is None:
         raise UserError(
-            f"cluster.num_workers ({num_workers}) with cluster.cpus_per_worker ({cluster.cpus_per_worker}) needs more CPUs than the "
-            f"cluster's {len(nodes)} node(s) have ({sum(cpus):g} in all); lower one of them or add nodes"
+            f"cluster.num_workers ({num_workers}) with cluster.cpus_per_worker ({cluster.cpus_per_worker}) needs more CPUs than "
+            f"the cluster's {len(nodes)} node(s) have ({sum(cpus):g} in all); lower one of them or add nodes"
         )
     return Size(num_workers, use_gpu, share)
 
@@ -66,14 +66,17 @@ class Elastic:
         self.wanted: int | None = None  # settled by the first size
 
     def first(self, nodes: Sequence[Node]) -> Size:
-        """What an undisturbed run starts with; the largest that fits from min_workers on. UserError: not even that."""
+        """The size of the first attempt: the largest that fits, min_workers or more. Raises UserError when not even that fits."""
         size = self._full(nodes) if self._cluster.num_workers == "auto" else self.largest(nodes)
         self.wanted = size.num_workers if self._cluster.num_workers == "auto" else self._cluster.num_workers
         self._cluster = self._cluster.model_copy(update={"use_gpu": size.use_gpu, "num_workers": self.wanted})
         return size
 
     def largest(self, nodes: Sequence[Node]) -> Size:
-        """The most workers that fit, from what is wanted down to min_workers. UserError of the whole size: not even min_workers."""
+        """The most workers that fit, from the wanted number down to min_workers.
+
+        Raises UserError when not even min_workers fit.
+        """
         try:
             return self._full(nodes)
         except UserError:

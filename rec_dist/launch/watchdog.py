@@ -1,6 +1,7 @@
-"""What the driver watches while workers run: that they get on, that a stop is granted in time, that nodes leave or come back.
+"""What the driver watches while workers run: that they make progress, that they stop in time, and that nodes leave or come back.
 
-Reads the run directory, and knows no Ray: what it needs of the cluster is handed in. Cost: a few small files read a second.
+It reads the run directory and does not depend on Ray: the caller passes in what it needs of the cluster. Cost: reading a few
+small files a second.
 """
 
 import time
@@ -13,20 +14,23 @@ from rec_dist.runtime.heartbeat import Beat, read_beats, request_pause
 from rec_dist.runtime.run_directory import RunDirectory
 
 _TICK_SECONDS, _NODES_SECONDS = 0.5, 3.0
-_LOOKS, _SLOWEST_SECONDS = 50, 10.0  # the beats of all ranks are read so often in cluster.hang_seconds, and at least so often
+_LOOKS, _SLOWEST_SECONDS = 50, 10.0  # reads of all ranks' beats in cluster.hang_seconds, and the longest time between two
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """hang_seconds: without progress, 0 for ever; grace_seconds: from a stop's request to its checkpoint."""
+    """hang_seconds:
+
+    the longest time without progress, 0 for no limit; grace_seconds: from the request to stop to its checkpoint.
+    """
 
     hang_seconds: float
     grace_seconds: float
 
 
 class ProgressWatchdog:
-    """How long no rank has got on. Told by this process's clock alone, so that clocks of machines need not agree."""
+    """How long no rank has made progress, by this process's clock alone, so that the clocks of machines need not agree."""
 
     def __init__(self, folder: Path, clock: Clock = time.monotonic) -> None:
         self._folder, self._clock = folder, clock
@@ -34,7 +38,7 @@ class ProgressWatchdog:
         self._since = clock()
 
     def look(self) -> tuple[float, list[Beat]]:
-        """(seconds since the last change, where each rank is); 0 before the first beat of any."""
+        """(seconds since the last change, where each rank is); 0 seconds before the first beat."""
         beats = read_beats(self._folder)
         if beats != self._last or not beats:
             self._last, self._since = beats, self._clock()
@@ -45,8 +49,9 @@ class ProgressWatchdog:
 class Cluster:
     """What a supervisor may ask of the cluster, and do to it.
 
-    end: kills the processes of these beats, with their stacks in the folder unless None; a line for each.
-    leaving: of these machines, those that are about to be taken away. more: workers that would fit now, beyond those that run.
+    end: kills the processes of these beats, writes their stacks into the folder unless it is None, and returns a line for each.
+    leaving: which of these machines are about to be taken away. without: whether the run can go on without these machines.
+    more: how many workers would fit now beyond those that run.
     """
 
     end: Callable[[Sequence[Beat], Path | None], list[str]]
@@ -56,9 +61,10 @@ class Cluster:
 
 
 class Supervisor:
-    """Of one attempt; tick() is called several times a second.
+    """Watches one attempt. Call tick() several times a second.
 
-    fault: what ended the attempt from here, to be raised; pausing: the workers were asked to end at a checkpoint.
+    fault: why the supervisor ended the attempt, for the caller to raise; pausing: the workers have been asked to end at a
+    checkpoint.
     """
 
     def __init__(
@@ -73,7 +79,7 @@ class Supervisor:
         self.fault: Exception | None = None
 
     def tick(self) -> None:
-        """Looks around, and acts."""
+        """Checks everything that is due, and acts on it."""
         now = self._clock()
         if self.fault is not None or now - self._ticked < _TICK_SECONDS:
             return
@@ -97,7 +103,7 @@ class Supervisor:
             self._run.log(f"WARNING: {line}")
         stacks = ", ".join(f"rank-{beat.rank}.txt" for beat in beats[:4]) + (", ..." if len(beats) > 4 else "")
         self.fault = WorkerFailedError(
-            f"hang: no worker got on for {quiet:.0f} s (cluster.hang_seconds {self._timeouts.hang_seconds:g}); stacks in "
+            f"hang: no worker made progress for {quiet:.0f} s (cluster.hang_seconds {self._timeouts.hang_seconds:g}); stacks in "
             f"{self._run.stacks}: {stacks}"
         )
 
@@ -109,12 +115,12 @@ class Supervisor:
     def _cut_short(self) -> None:
         self._cluster.end(read_beats(self._run.attempt), None)
         self.fault = StopRequested(
-            f"stopped without a new checkpoint: none was saved in {self._timeouts.grace_seconds:g} s (checkpoint.grace_seconds); run "
-            "the same command to go on from the newest one"
+            f"stopped without a new checkpoint: none was saved in {self._timeouts.grace_seconds:g} s (checkpoint.grace_seconds); "
+            "run the same command to go on from the newest one"
         )
 
     def _mind_nodes(self, beats: list[Beat]) -> None:
-        """A machine that is about to be taken away ends the attempt now, one that came back ends it at the next checkpoint."""
+        """Ends the attempt now when a machine is about to be taken away, and at the next checkpoint when one has come back."""
         if not beats:
             return
         leaving = self._cluster.leaving({beat.node for beat in beats})
@@ -131,5 +137,5 @@ class Supervisor:
         elif (more := self._cluster.more()) > 0:
             self.pausing = True
             place = -(-max(step, 1) // self._every) * self._every
-            self._run.log(f"room for {more} more worker(s); starting anew with them after the checkpoint of step {place}")
+            self._run.log(f"room for {more} more worker(s); starting again with them after the checkpoint of step {place}")
             request_pause(self._run.attempt, place)

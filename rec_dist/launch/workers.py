@@ -1,7 +1,7 @@
 """Starts a worker function on Ray Train workers, or here.
 
-A worker function takes (World, job) and returns a dict. It reports its progress through the run directory, so you see the same with
-both launchers, and a stop is a file that rank 0 looks for.
+A worker function takes (World, job) and returns a dict. It reports its progress through the run directory, so you see the same
+with both launchers, and a stop is a file that rank 0 looks for.
 """
 
 import signal

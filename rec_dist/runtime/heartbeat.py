@@ -1,7 +1,7 @@
-"""Signs of life of a worker: one small file a rank in the run directory, rewritten whenever it gets on.
+"""Heartbeats of workers: one small file a rank in the run directory, which the rank rewrites whenever it makes progress.
 
-From outside a worker that waits for a dead peer looks like one that works; only its progress tells them apart. So a beat is an
-event (a batch taken, a micro-batch done, a checkpoint begun), never a timer. Cost: at most 2 small files a second and rank.
+From outside, a worker that waits for a dead peer looks like one that works. Only progress tells them apart. So a beat is an event
+(a batch taken, a micro-batch done, a checkpoint begun), never a timer. Cost: at most 2 small files a second and rank.
 """
 
 import faulthandler
@@ -18,12 +18,12 @@ STACK_SIGNAL = signal.SIGUSR1
 
 
 class SupersededError(RuntimeError):
-    """Another attempt has taken over the run directory: this worker's driver is gone, and what it wrote would spoil the other's."""
+    """Another attempt has taken over the run directory. This worker's driver is gone, and this worker must write nothing more."""
 
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a rank was when it last got on. node: the launcher's name of its machine; born: when its process began, in ticks."""
+    """Where a rank last made progress. node: the launcher's name of its machine; born: when its process began, in clock ticks."""
 
     rank: int
     pid: int
@@ -35,7 +35,7 @@ class Beat:
 
 
 class Heartbeat:
-    """A worker's own. path: the folder of the run's attempt; node: where this process runs, as the launcher calls it."""
+    """The heartbeat of one worker. folder: that of the run's attempt; node: the launcher's name of this machine."""
 
     def __init__(self, folder: Path, rank: int, node: str) -> None:
         self._folder, self._rank, self._node = folder, rank, node
@@ -43,12 +43,15 @@ class Heartbeat:
         self._phase, self._step, self._count, self._written = "", 0, 0, 0.0
         self._born = born(os.getpid()) or 0
         folder.mkdir(parents=True, exist_ok=True)
-        # Kept open for the life of the process: a signal that comes at any moment then has where to write every thread's stack.
+        # Stays open, so that a signal at any moment finds a file for the stacks of all threads.
         self._stacks = stack_path(folder, rank).open("w", encoding="utf-8")
         faulthandler.register(STACK_SIGNAL, file=self._stacks, all_threads=True)
 
     def beat(self, phase: str | None = None, step: int | None = None) -> None:
-        """This rank got on; in another phase or step, or in the one it was in. SupersededError: it should not have."""
+        """Notes progress, in a new phase or step or in the same one.
+
+        Raises SupersededError when another attempt has taken over.
+        """
         self._count += 1
         now = time.monotonic()
         phase, step = self._phase if phase is None else phase, self._step if step is None else step
@@ -72,12 +75,12 @@ class Heartbeat:
 
 
 def stack_path(folder: Path, rank: int) -> Path:
-    """Where a worker's stack goes when it gets STACK_SIGNAL."""
+    """The file that a worker writes its stacks to when it gets STACK_SIGNAL."""
     return folder / f"rank-{rank}.stack"
 
 
 def begin_attempt(folder: Path) -> None:
-    """Forgets the beats and the pause of an earlier attempt. A worker of one that is still alive ends at its next beat."""
+    """Removes the beats and the pause of an earlier attempt. A worker of it that is still alive ends at its next beat."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".attempt.tmp"
     temporary.write_text(f"{os.getpid()}-{time.time_ns()}", encoding="utf-8")
@@ -87,7 +90,7 @@ def begin_attempt(folder: Path) -> None:
 
 
 def request_pause(folder: Path, step: int) -> None:
-    """Asks the workers to save and end after `step`, or as soon after it as they can; the driver starts others then."""
+    """Asks the workers to save and end after `step`, or as soon after it as they can. The driver then starts others."""
     temporary = folder / ".pause.tmp"
     temporary.write_text(str(step), encoding="utf-8")
     temporary.replace(folder / "pause")
@@ -102,7 +105,7 @@ def pause_wanted(folder: Path, step: int) -> bool:
 
 
 def read_attempt(folder: Path) -> str:
-    """What names the attempt that the folder belongs to; empty before the first."""
+    """The name of the attempt that the folder belongs to; empty before the first."""
     try:
         return (folder / ".attempt").read_text(encoding="utf-8")
     except OSError:
@@ -118,12 +121,15 @@ def _beats(folder: Path) -> Iterator[Beat]:
     for path in folder.glob("rank-*.json"):
         try:
             yield Beat(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # gone since it was listed, or the write of a full disk
+        except (OSError, ValueError, TypeError):  # removed since it was listed, or cut off by a full disk
             continue
 
 
 def born(pid: int) -> int | None:
-    """When the process began, in clock ticks since boot: with the pid it names one process. None: there is none, or no /proc."""
+    """When the process began, in clock ticks since boot; with the pid it names one process.
+
+    None without such a process or /proc.
+    """
     try:
         return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):

@@ -1,7 +1,9 @@
-"""What a call from Python changes in your process and gives back: environment, warnings, signal handlers, random numbers, loggers.
+"""What a call from Python changes in your process and gives back: environment, warnings, signal handlers, random numbers,
+loggers.
 
-What cannot be given back is not set in your process at all: the allocator (runtime/allocator.py), and variables that libraries read
-at their import. Training in this process runs in a thread of its own (launch/local.py), so that settings of a thread end with it.
+What cannot be given back is not set in your process at all: the allocator (runtime/allocator.py), and variables that libraries
+read at their import. Training in this process runs in a thread of its own (launch/local.py), so that settings of a thread end
+with it.
 """
 
 import logging

@@ -1,5 +1,5 @@
-"""Environment variables and settings that keep libraries quiet and fast: no banners, progress bars and deprecation notes, in which
-our own messages would drown, and threads that sleep while they wait.
+"""Environment variables and settings that keep libraries quiet and fast: no banners, progress bars and deprecation notes, in
+which our own messages would drown, and threads that sleep while they wait.
 
 A worker and the command line own their process: `quieten` sets everything, for good. A call from Python runs in your process:
 `quieten_call` sets only what can be taken back (runtime/process_state.py takes it back).

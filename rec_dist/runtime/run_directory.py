@@ -1,4 +1,4 @@
-"""The run directory: the one place where a run's configuration, numbers and messages lie, and how others follow it.
+"""The run directory: the one place for a run's configuration, numbers and messages, through which others follow the run.
 
 config.yaml and config.json (the same), environment.json, metrics.jsonl (append only), evaluation.json, log.txt, progress.json,
 stop (a request), finished.json (written last), checkpoints/, reference/, reference-valid/, model/, predictions.arrow.
@@ -25,7 +25,7 @@ _FOLDERS = ("checkpoints", "reference", "reference-valid", "model", "attempt", "
 
 
 class RunDirectory:
-    """Paths and small files of one run. Only rank 0 and the driver write. key: what the user set `path` with."""
+    """Paths and small files of one run. Only rank 0 and the driver write. key: the configuration key that holds `path`."""
 
     def __init__(self, path: Path, *, key: str = "train.run_dir") -> None:
         self.path, self._key = path, key
@@ -39,11 +39,11 @@ class RunDirectory:
         self._log_path = path / "log.txt"
         self._progress_path = path / "progress.json"
         self._stop_path = path / "stop"
-        self.attempt, self.stacks = path / "attempt", path / "stacks"  # signs of life of the workers; what hung ones did
+        self.attempt, self.stacks = path / "attempt", path / "stacks"  # the workers' heartbeats; the stacks of hung workers
         self._finished_path = path / "finished.json"
 
     def claim(self, config: Mapping[str, Any], text: str) -> None:
-        """Makes the directory this configuration's, or checks that it is. `text` is the YAML to keep.
+        """Claims the directory for this configuration, or checks that it belongs to it. text: the configuration as YAML, to keep.
 
         Raises UserError when the directory holds a run of another configuration, or other files.
         """
@@ -70,9 +70,11 @@ class RunDirectory:
 
     @contextmanager
     def claimed(self, config: Mapping[str, Any], text: str) -> Iterator[None]:
-        """locked() and claim(); a UserError inside, before the first checkpoint, takes back a directory that this call made.
+        """Locks and claims the directory. A UserError inside, before the first checkpoint, removes a directory that this call
+        made.
 
-        So a refusal that only workers can give (a cluster too small, an adapter that does not fit) leaves nothing to remove.
+        So an error that only workers can find (a cluster that is too small, an adapter that does not fit) leaves nothing to
+        remove.
         """
         try:
             new = not (self.path / "config.json").is_file()
@@ -99,7 +101,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the directory for this process; a second run on it is refused (UserError)."""
+        """Holds the directory for this process. Raises UserError when another process holds it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             held = lock(self.path / ".lock")
@@ -113,11 +115,11 @@ class RunDirectory:
             os.close(held)
 
     def take_back(self) -> None:
-        """Removes all that a refused run made here; a link, and the folder it points to, stay."""
+        """Removes everything that a refused run made here. Keeps a link and the folder that it points to."""
         if not self.path.is_symlink():
             shutil.rmtree(self.path)
             return
-        for entry in self.path.iterdir():  # a link and the folder it points to are the user's
+        for entry in self.path.iterdir():  # the link and its folder belong to the user
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _unusable(self, fault: Exception) -> UserError:
@@ -125,15 +127,15 @@ class RunDirectory:
         return UserError(f"{self._key} ({str(self.path)[:200]}) cannot be a run directory: {why}; choose another folder")
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds one object to metrics.jsonl, whole or not at all; a kill may tear the last line. Raises DiskError."""
+        """Appends one object to metrics.jsonl, whole or not at all. A kill may cut off the last line. Raises DiskError."""
         append_line(self.metrics_path, json.dumps(row, allow_nan=False))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows of metrics.jsonl; damaged ones are left out."""
+        """All whole rows of metrics.jsonl, without damaged ones."""
         return read_rows(self.metrics_path)
 
     def drop_steps_after(self, step: int) -> int:
-        """Removes step rows after `step`: they belong to work that a restart does again. Returns how many steps that is."""
+        """Removes the rows of steps after `step`, which a restart repeats. Returns the number of these steps."""
         rows = self.rows()
         late = [row["step"] for row in rows if row.get("event") in OF_A_STEP and row["step"] > step]
         kept = [row for row in rows if not (row.get("event") in OF_A_STEP and row["step"] > step)]
@@ -142,9 +144,9 @@ class RunDirectory:
         return max(late, default=step) - step
 
     def restarts(self) -> int:
-        """How often training was begun anew: after a failure, on other workers, or by the same command again.
+        """How often training started again: after a failure, on other workers, or by the same command.
 
-        A restart from a checkpoint leaves two rows, what it was for and `resume`; one by hand leaves `resume` alone.
+        An automatic restart leaves two rows, its reason and `resume`. A restart by hand leaves only `resume`.
         """
         events = [str(row["event"]) for row in self.rows() if row.get("event") in ("restart", "resize", "resume")]
         by_itself = len(events) - events.count("resume")
@@ -152,7 +154,7 @@ class RunDirectory:
         return by_itself + by_hand
 
     def bad_steps_until(self, step: int) -> int:
-        """How many steps in a row, the last of them `step`, were left out."""
+        """How many steps in a row, up to and with `step`, were left out."""
         bad = {row["step"] for row in self.rows() if row.get("event") == "bad_step"}
         first = step
         while first in bad:
@@ -160,7 +162,7 @@ class RunDirectory:
         return step - first
 
     def log(self, line: str) -> None:
-        """Adds a line to log.txt, which the driver shows. Raises DiskError."""
+        """Appends a line to log.txt, which the driver shows. Raises DiskError."""
         append_line(self._log_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def log_size(self) -> int:
@@ -178,7 +180,7 @@ class RunDirectory:
         return whole.decode("utf-8", "replace").splitlines(), position + len(whole)
 
     def progress(self, phase: str, done: int, total: int, note: str = "", seconds_left: float | None = None) -> None:
-        """Says where the run stands: `done` of `total` in `phase`, and for how long this phase will go on."""
+        """Writes where the run stands: `done` of `total` in `phase`, and the seconds that are left of this phase."""
         temporary = self._progress_path.with_suffix(".tmp")
         value = {"phase": phase, "done": done, "total": total, "note": note, "seconds_left": seconds_left}
         with writing(self._progress_path):
@@ -186,7 +188,7 @@ class RunDirectory:
             temporary.replace(self._progress_path)
 
     def read_progress(self) -> dict[str, Any] | None:
-        """The last `progress`, or None: there is none, or it has been damaged."""
+        """What `progress` wrote last; None when there is nothing, or it is damaged."""
         try:
             value = dict(json.loads(self._progress_path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError):
@@ -196,21 +198,21 @@ class RunDirectory:
         return value if whole and isinstance(value.get("phase"), str) else None
 
     def request_stop(self) -> None:
-        """Asks the run to save and stop after the step it is in."""
+        """Asks the run to save and stop after its current step."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._stop_path.write_text("", encoding="utf-8")
 
     def clear_stop(self) -> None:
-        """Forgets a request that was granted."""
+        """Removes a request to stop that has been granted."""
         self._stop_path.unlink(missing_ok=True)
 
     def drop_stale_stop(self) -> None:
-        """Forgets a request that a killed attempt left behind; one that names a step, written by hand, stays."""
+        """Removes a request that a killed attempt left behind. Keeps one that names a step, which somebody wrote by hand."""
         if self._stop_path.is_file() and not self._stop_path.read_text(encoding="utf-8").strip():
             self._stop_path.unlink()
 
     def stop_wanted(self, step: int) -> bool:
-        """True when a stop was asked for: the file `stop` exists, and is empty or holds a step that has been reached."""
+        """Whether the run should stop: the file `stop` exists, and is empty or holds a step that the run has reached."""
         try:
             text = self._stop_path.read_text(encoding="utf-8").strip()
         except OSError:
@@ -218,11 +220,11 @@ class RunDirectory:
         return not text.isdigit() or step >= int(text)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Leaves what rank 0 returned for the driver, on another machine perhaps."""
+        """Writes what rank 0 returned, for a driver that may run on another machine."""
         write_json(self.path / ".result.json", result)
 
     def take_result(self) -> dict[str, Any]:
-        """What rank 0 left, once."""
+        """Reads what rank 0 wrote, and removes it."""
         path = self.path / ".result.json"
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         path.unlink()
@@ -233,7 +235,7 @@ class RunDirectory:
         write_json(self._finished_path, summary)
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None. UserError: it has been damaged."""
+        """The summary of a finished run, or None. Raises UserError when it is damaged."""
         if not self._finished_path.is_file():
             return None
         way_out = "remove that file and run `rec-dist train` again, which ends where the run ended"
@@ -243,5 +245,5 @@ class RunDirectory:
         return value
 
     def clear_progress(self) -> None:
-        """Forgets where an earlier attempt stood."""
+        """Removes the progress of an earlier attempt."""
         self._progress_path.unlink(missing_ok=True)

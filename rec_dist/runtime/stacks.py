@@ -1,7 +1,7 @@
-"""What the processes of a hung group are doing, and their end. Runs on the machine that they run on.
+"""Records what the processes of a hung group are doing, and kills them. Runs on their machine.
 
-A process that runs writes its own Python stack when it gets a signal. One that was stopped cannot; it is told to go on just long
-enough to write it, after its peers are dead. What the kernel says of each (state, what it waits for) is written in any case.
+A running process writes its own Python stacks when it gets a signal. A stopped process cannot: once its peers are dead, it is
+continued just long enough to write them. The kernel's view of each (its state, what it waits for) is written in any case.
 """
 
 import os
@@ -17,9 +17,9 @@ _TIMEOUT_SECONDS = 3.0
 
 
 def end_group(beats: Sequence[Beat], folder: Path, stacks: Path | None) -> list[str]:
-    """Kills the processes of `beats`, after writing what each was doing to stacks/rank-N.txt. Returns a line for each.
+    """Writes what each process of `beats` was doing to stacks/rank-N.txt, then kills it. Returns a line for each.
 
-    stacks: None: nothing is written. A process that has ended, or whose number another one has now, is left alone.
+    stacks: None writes nothing. Leaves a process alone that has ended, also when another one has its number now.
     """
     alive = [beat for beat in beats if born(beat.pid) == beat.born]
     states = {beat.rank: _state(beat.pid) for beat in alive}
@@ -45,7 +45,7 @@ def end_group(beats: Sequence[Beat], folder: Path, stacks: Path | None) -> list[
 
 
 def _ask(beats: Sequence[Beat], folder: Path) -> None:
-    """Has each write its stack, and waits until all have."""
+    """Makes each process write its stacks, and waits until all have."""
     for beat in beats:
         _send(beat, STACK_SIGNAL)
         _send(beat, signal.SIGCONT)
@@ -80,7 +80,8 @@ def _kernel_view(beat: Beat) -> str:
         fields = {name: " ".join(_read(task / name).split()) or "?" for name in ("comm", "wchan", "syscall")}
         state = _read(task / "stat").rpartition(")")[2].split()[:1] or ["?"]
         lines.append(
-            f"thread {task.name} {fields['comm']}: state {state[0]}, wchan {fields['wchan']}, syscall {fields['syscall'].split()[0]}"
+            f"thread {task.name} {fields['comm']}: state {state[0]}, wchan {fields['wchan']}, "
+            f"syscall {fields['syscall'].split()[0]}"
         )
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def test_a_worker_fails(trainer: Any, tmp_path: Path, record: dict[str, Any], ki
     restarts = [row for row in run.rows if row["event"] == "restart"]
     assert len(restarts) == 1, err
     if kind == "SIGSTOP":
-        assert "no worker got on for 3" in restarts[0]["reason"]
+        assert "no worker made progress for 3" in restarts[0]["reason"]
         stopped, other = ((run_dir / "stacks" / f"rank-{number}.txt").read_text(encoding="utf-8") for number in (rank, 1 - rank))
         # Told to go on, it runs while its stack is written, on a busy machine past the line where it was stopped.
         assert "stopped by a signal" in stopped and "in train_worker" in stopped
@@ -201,7 +201,7 @@ def test_where_the_worker_is_the_driver(trainer: Any, tmp_path: Path, record: di
     if stopped:
         assert code == 75 and "stopped without a new checkpoint" in err, err
     else:
-        assert code == 1 and "failed: hang: no worker got on for 1" in err, err
+        assert code == 1 and "failed: hang: no worker made progress for 1" in err, err
         assert "in call" in (run_dir / "stacks" / "rank-0.txt").read_text(encoding="utf-8")
     assert "Traceback" not in err
     code, err = finish(command("train", config))

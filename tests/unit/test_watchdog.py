@@ -61,7 +61,7 @@ def test_a_hang_is_no_rank_getting_on(scene: Scene) -> None:
     scene.after(20)
     assert scene.ended == [([0, 1], scene.run.stacks)]
     assert isinstance(scene.watch.fault, WorkerFailedError)
-    assert "no worker got on for 40 s" in str(scene.watch.fault) and "rank-1.txt" in str(scene.watch.fault)
+    assert "no worker made progress for 40 s" in str(scene.watch.fault) and "rank-1.txt" in str(scene.watch.fault)
     scene.after(100)
     assert len(scene.ended) == 1
 

@@ -29,10 +29,10 @@ _OF_ITEMS = ("title", "categories", "year")
 def write_tables(interactions: Any, items: Any, columns: Mapping[str, str], folder: Path) -> FileSet:
     """Writes both tables into `folder` as one file of interactions, and returns it as a source.
 
-    interactions: a row each, in file order: user, item and, where they exist, rating and timestamp; also title, categories and year
-    when there is no `items`. items: a row an item: item, and title, categories (a list, or text separated by "|"), year; or None.
-    columns: data.columns, role -> column; a role without an entry is played by the column of its own name.
-    Raises UserError for something that is no table, a column that is missing or of a wrong type, an item that stands twice in `items`
+    interactions: a row each, in file order: user, item and, where they exist, rating and timestamp; also title, categories and
+    year when there is no `items`. items: a row an item: item, and title, categories (a list, or text separated by "|"), year;
+    or None. columns: data.columns, role -> column; a role without an entry is played by the column of its own name. Raises
+    UserError for something that is no table, a column that is missing or of a wrong type, an item that stands twice in `items`
     or is missing there.
     """
     check_roles(columns)
@@ -113,8 +113,8 @@ def _from_items(item: pa.ChunkedArray, names: Mapping[str, str], about: pa.Table
     lost = wanted.filter(pc.and_(pc.is_null(index), pc.not_equal(pc.fill_null(wanted, ""), "")))
     if len(lost):
         raise UserError(
-            f"items has no row of the item {lost[0].as_py()!r}, and of {pc.count_distinct(lost).as_py() - 1} other items of interactions; "
-            "add them, or leave their interactions out"
+            f"items has no row of the item {lost[0].as_py()!r}, and of {pc.count_distinct(lost).as_py() - 1} other items of "
+            "interactions; add them, or leave their interactions out"
         )
     found: dict[str, pa.Array | None] = {}
     for role in _OF_ITEMS:
