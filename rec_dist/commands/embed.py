@@ -78,7 +78,9 @@ def _job(target: Path, folder: Path, overrides: Sequence[str]) -> EmbedJob:
         raise UserError(
             f"{target} describes a recommender, which reads no titles; give the CONFIG or the run of a language model"
         )
-    return EmbedJob(config.model_dump(), str(folder), InitialWeights(resolve_model(config.model.path, config.model.revision)), None)
+    return EmbedJob(
+        config.model_dump(), str(folder), InitialWeights(resolve_model(config.model.path, config.model.revision)), None
+    )
 
 
 def _finished(folder: Path, prompts: ItemPrompts) -> dict[str, Any] | None:

@@ -40,7 +40,9 @@ def find_initial_weights(config: RunConfig) -> InitialWeights:
             Path(), embeddings=Path(task.sequential.init_embeddings) if task.sequential.init_embeddings else None
         )
     init_from = Path(config.train.init_from) if config.train.init_from else None
-    initial = resolve_initial_weights(resolve_model(config.model.path, config.model.revision), init_from, adapter_kind=config.adapter.kind)
+    initial = resolve_initial_weights(
+        resolve_model(config.model.path, config.model.revision), init_from, adapter_kind=config.adapter.kind
+    )
     named = {"delrec_distill": ("delrec", task.delrec.teacher, True), "p2rec_reconstruct": ("p2rec", task.p2rec.teacher, False)}
     if task.kind not in named:
         return initial

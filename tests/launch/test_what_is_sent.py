@@ -93,7 +93,13 @@ def test_every_element_of_a_sweep_has_a_mirror_of_its_own(remote: str, places: l
 
 
 def test_paths_of_an_element_lie_in_the_storage_as_those_of_the_configuration() -> None:
-    element = ["data.path=data/small", "train.init_from=null", "model.path=./models/other", "train.seed=3", "train.run_dir=runs/b"]
+    element = [
+        "data.path=data/small",
+        "train.init_from=null",
+        "model.path=./models/other",
+        "train.seed=3",
+        "train.run_dir=runs/b",
+    ]
     words = command_line(1, sweep(["train.seed=1"], element))
     assert words[:5] == ["python", "-m", "rec_dist", "train", "CONFIG"]
     assert sorted(words[5:]) == [

@@ -66,7 +66,7 @@ def _save_adapter_config(module: nn.Module, base: Path, folder: Path) -> None:
     snapshot = snapshot_of(base)
     if snapshot is not None:
         config.base_model_name_or_path, config.revision = snapshot  # type: ignore[union-attr]
-    config.save_pretrained(str(folder))  # type: ignore[union-attr,operator]
+    config.save_pretrained(str(folder))  # type: ignore[union-attr]
 
 
 def _save(named: dict[str, Tensor], path: Path) -> None:
