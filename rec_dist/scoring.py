@@ -58,8 +58,9 @@ def score(
         U tensors, in the order of prompts: float32 on the CPU, of shape (len(completions[i]),).
 
     Raises:
-        UserError (a ValueError): a prompt or a completion without tokens, an id that the model does not have, a sequence longer than
-            max_tokens or than the model's positions, or a model that cannot share prompts (ALiBi, Mamba, encoder-decoders).
+        UserError (a ValueError): a prompt or a completion without tokens, an id that the model does not have, a sequence
+            longer than max_tokens or than the model's positions, or a model that cannot share prompts (ALiBi, Mamba,
+            encoder-decoders).
     """
     check_borrowed(model)
     base = base_of(model)
@@ -117,7 +118,7 @@ class _Prompt:
 
 
 def _read(tokenizer: Any, prompts: Sequence[Text], completions: Sequence[Sequence[Text]], *, num_ids: int) -> list[_Prompt]:
-    """The inputs as token ids. Raises UserError if they do not fit together, something has no tokens, or an id is out of range."""
+    """The inputs as token ids. Raises UserError if they do not fit together, or are empty or out of range."""
     for name, value in (("prompts", prompts), ("completions", completions)):
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise UserError(f"{name} ({type(value).__name__}) must be a list with one entry a prompt")
@@ -163,7 +164,8 @@ def _token_ids(
             raise UserError(f"{name_of(number)} ({text!r:.60}) must be a string or a flat sequence of whole numbers")
         if len(wrong := ids[(ids < 0) | (ids >= num_ids)]):
             raise UserError(
-                f"{name_of(number)} holds the token id {wrong[0]} and the model has ids 0 to {num_ids - 1}; use the model's tokenizer"
+                f"{name_of(number)} holds the token id {wrong[0]} and the model has ids 0 to {num_ids - 1}; "
+                "use the model's tokenizer"
             )
         found.append(ids.astype(np.int32))
     return found
@@ -213,7 +215,8 @@ def _check_against_plain(model: Any, attention: str) -> None:
         except Exception as fault:  # models fail in many ways at a mask that they do not know
             raise UserError(
                 f"model is a {type(base).__name__}, which runs alone but not with a shared prompt "
-                f"({type(fault).__name__}: {' '.join(str(fault).split()):.200}); choose a decoder such as Llama, Qwen, Gemma or GPT-2"
+                f"({type(fault).__name__}: {' '.join(str(fault).split()):.200}); "
+                "choose a decoder such as Llama, Qwen, Gemma or GPT-2"
             ) from fault
     check_same(packed, plain, base.dtype, what="this model's log-probs change", when="completions share a prompt", key="model")
     _checked.add(model)

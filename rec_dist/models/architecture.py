@@ -1,7 +1,7 @@
 """A language model's shape from its config.json, and its parameters, counted on torch's meta device. Reads no weights.
 
-The counts are exact: transformers builds the module tree and PEFT the adapter, as in training, only without storage. Cost: imports of
-2 to 3 s, then about 10 ms a layer.
+The counts are exact: transformers builds the module tree and PEFT the adapter, as in training, only without storage. Cost:
+imports of 2 to 3 s, then about 10 ms a layer.
 """
 
 import json
@@ -52,8 +52,8 @@ class Architecture:
 class Parameters:
     """Each parameter once, in the order of the forward pass: its number of elements, and whether it trains.
 
-    head: elements of the output matrix. tied: it is also the input embedding, and counted once. work: the weights that a token passes,
-    for FLOPs; None for a mixture of experts. adapted: number of modules with an adapter.
+    head: elements of the output matrix. tied: it is also the input embedding, and counted once. work: the weights that a
+    token passes, for FLOPs; None for a mixture of experts. adapted: number of modules with an adapter.
     """
 
     sizes: tuple[int, ...]
@@ -96,7 +96,8 @@ def read_architecture(folder: Path) -> Architecture:
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if config.get("head_dim") is None and width % heads:
         raise UserError(
-            f"{path}: hidden_size ({width}) is not a multiple of num_attention_heads ({heads}), and there is no head_dim; {_WAY_OUT}"
+            f"{path}: hidden_size ({width}) is not a multiple of num_attention_heads ({heads}), and there is no head_dim; "
+            f"{_WAY_OUT}"
         )
     return Architecture(
         width=width,

@@ -26,7 +26,8 @@ class SoftPromptSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the model starts from and how it runs. adapter: None for full fine-tuning. initial_adapter: an adapter folder to start from.
+    """What the model starts from and how it runs. adapter: None for full fine-tuning. initial_adapter: an adapter folder to
+    start from.
 
     attention, device: as in models.language.load_language_model. max_tokens: as in models.scorer.Scorer.
     """

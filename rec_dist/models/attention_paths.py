@@ -18,8 +18,8 @@ from rec_dist.packing.packed_batch import PackedBatch
 def choose_attention(wanted: str, config: Any, *, device: str) -> str:
     """The attention implementation of transformers for `wanted`, which is model.attention: auto, flex, per_prompt or sdpa.
 
-    sdpa: a dense mask, with eager attention if the model soft-caps its scores, which SDPA cannot. auto: the first of flex, per_prompt
-    and sdpa that works for the model and the device. Raises UserError if flex or per_prompt cannot work.
+    sdpa: a dense mask, with eager attention if the model soft-caps its scores, which SDPA cannot. auto: the first of flex,
+    per_prompt and sdpa that works for the model and the device. Raises UserError if flex or per_prompt cannot work.
     """
     dense = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     if wanted == "sdpa":

@@ -6,7 +6,7 @@ pass: the modules' training flags and the configurations' attention implementati
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ def check_borrowed(model: Any) -> None:
     kind = type(base).__name__
     if not (isinstance(base, nn.Module) and hasattr(base, "get_output_embeddings") and hasattr(base, "config")):
         raise UserError(f"model is a {kind}; give a causal language model of transformers, with or without a PEFT adapter")
-    fault, config = why_unsupported(base), base.config
-    if fault is None and config.get_text_config(decoder=True) is not config:  # type: ignore[operator,union-attr]
+    fault, config = why_unsupported(base), cast(Any, base.config)
+    if fault is None and config.get_text_config(decoder=True) is not config:
         fault = "reads more than text"
     if fault is None and (wrapped := _why_not_peft(model)):
         raise UserError(f"model has {wrapped}; merge it into the model, or score with a LoRA adapter")

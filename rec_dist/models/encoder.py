@@ -54,8 +54,8 @@ class Encoder(nn.Module):
 class PreferenceHead(nn.Module):
     """An encoder and a linear layer on its states. The layer starts with weights 0 and bias `start` (C,).
 
-    States differ little at first, so a random layer would first have to unlearn: with SmolLM2-135M its first loss was three times that
-    of a constant prediction.
+    States differ little at first, so a random layer would first have to unlearn: with SmolLM2-135M its first loss was three
+    times that of a constant prediction.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class PreferenceHead(nn.Module):
 def check_alone(score: Callable[[PooledPrompts], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
     """Raises UserError if a prompt's state changes when another prompt precedes it in the batch.
 
-    score: prompts -> states (U, D); it is called twice on every rank. dtype: the model's. As models.scorer.check_branching, it detects
-    models whose attention ignores the mask.
+    score: prompts -> states (U, D); it is called twice on every rank. dtype: the model's. As models.scorer.check_branching,
+    it detects models whose attention ignores the mask.
     """
     tokens = probe_tokens(vocab_size)
     before, prompt = tokens[40:53], tokens[:9]

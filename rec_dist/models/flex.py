@@ -1,7 +1,8 @@
 """The masks of packed batches for FlexAttention, the path on GPUs. They must equal `visible` in models/attention.py.
 
-Why: the dense mask costs T * T bytes, and attention visits every pair of rows through it. A block mask lists the 128 x 128 blocks with
-a visible pair, and the kernel visits only those. Cost: one pass over T * T booleans a forward pass, 1,024 rows at a time.
+Why: the dense mask costs T * T bytes, and attention visits every pair of rows through it. A block mask lists the 128 x 128
+blocks with a visible pair, and the kernel visits only those. Cost: one pass over T * T booleans a forward pass, 1,024 rows at
+a time.
 
 Every batch is padded to one length, because the kernel compiles again for a new length (about 15 s on a GPU).
 """
@@ -52,7 +53,8 @@ def block_mask(batch: PackedBatch, *, window: int | None = None) -> Any:
 
 
 def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """chosen (Q, K) bool -> the count of each row's columns (1, 1, Q), and the column numbers, chosen ones first (1, 1, Q, K); int32."""
+    """chosen (Q, K) bool -> the count of each row's columns (1, 1, Q), and the column numbers, chosen ones first (1, 1, Q,
+    K); int32."""
     columns = torch.argsort(chosen.int(), dim=-1, descending=True, stable=True)
     return chosen.sum(dim=-1, dtype=torch.int32)[None, None], columns.to(torch.int32)[None, None].contiguous()
 
@@ -75,8 +77,8 @@ def mask_mod(batch: PackedBatch, *, window: int | None) -> Callable[[Tensor, Ten
 
 
 def allow_compilations() -> None:
-    """Raises torch.compile's limit, beyond which attention would silently run uncompiled. Passes with and without a graph, sliding and
-    full layers, and each length of an evaluation take one compilation each."""
+    """Raises torch.compile's limit, beyond which attention would silently run uncompiled. Passes with and without a graph,
+    sliding and full layers, and each length of an evaluation take one compilation each."""
     import torch._dynamo.config as dynamo
 
     dynamo.recompile_limit = max(int(dynamo.recompile_limit), COMPILATIONS)

@@ -1,10 +1,11 @@
 """LoRA whose second product accumulates into the base layer's output: y = W x + s B (A x) in just three matrix products.
 
-Why: PEFT scales by s and adds in separate passes over tensors as large as the layer's output, and scales once more in the backward
-pass. These passes only move memory. Without them a training step of SmolLM2-135M's shape on two cores takes 3.44 s in place of 3.91
-(docs/LOG.md; P = 512, K = 1 of benchmarks/peers.py). Cost: none; the backward pass saves the same tensors.
+Why: PEFT scales by s and adds in separate passes over tensors as large as the layer's output, and scales once more in the
+backward pass. These passes only move memory. Without them a training step of SmolLM2-135M's shape on two cores takes 3.44 s
+in place of 3.91 (docs/LOG.md; P = 512, K = 1 of benchmarks/peers.py). Cost: none; the backward pass saves the same tensors.
 
-The adapter remains PEFT's: same modules, names and weights. This file registers a LoRA variant, which PEFT calls in place of its sum.
+The adapter remains PEFT's: same modules, names and weights. This file registers a LoRA variant, which PEFT calls in place of
+its sum.
 """
 
 from typing import Any
@@ -38,7 +39,10 @@ class _Fused:
 
 
 def fuse_lora(model: nn.Module) -> None:
-    """Makes the plain LoRA adapters of all linear layers in the PEFT model `model` run this way. Results are equal to rounding."""
+    """Makes the plain LoRA adapters of all linear layers in the PEFT model `model` run this way.
+
+    Results are equal to rounding.
+    """
     from peft.tuners.lora import Linear
 
     for layer in model.modules():

@@ -1,7 +1,7 @@
 """A language-model head that computes completion log-probs or a preference loss without the (T, V) logits.
 
-Why a module: under ZeRO-3 a weight is whole only inside the forward pass of the module that owns it, tied or not; elsewhere it is an
-empty shard. Called with hidden states alone it is the plain head, so generation still works.
+Why a module: under ZeRO-3 a weight is whole only inside the forward pass of the module that owns it, tied or not; elsewhere
+it is an empty shard. Called with hidden states alone it is the plain head, so generation still works.
 """
 
 from typing import Any, NamedTuple

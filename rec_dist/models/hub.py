@@ -1,7 +1,8 @@
 """Models of the Hugging Face Hub: from an id such as `org/name` to a folder in this node's cache.
 
-Only safetensors, tokenizer and configuration files are fetched, no code. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as
-everywhere else. Cost: two short requests for a model that is in the cache, none if model.revision is a full commit hash.
+Only safetensors, tokenizer and configuration files are fetched, no code. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE
+work as everywhere else. Cost: two short requests for a model that is in the cache, none if model.revision is a full commit
+hash.
 """
 
 import json
@@ -133,8 +134,8 @@ def _reason(repository: str, revision: str | None, fault: Exception) -> str:
     if isinstance(fault, OfflineModeIsEnabled) or isinstance(fault.__cause__, OfflineModeIsEnabled):
         wanted = f" at model.revision ({revision})" if revision else ""
         return (
-            f"{key} is no existing folder and{wanted} not whole in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; "
-            "unset HF_HUB_OFFLINE once, set HF_HOME to a cache that has it, or give a folder"
+            f"{key} is no existing folder and{wanted} not whole in the cache {constants.HF_HUB_CACHE}, "
+            "and HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE once, set HF_HOME to a cache that has it, or give a folder"
         )
     cause = fault.__cause__ if isinstance(fault, LocalEntryNotFoundError) and isinstance(fault.__cause__, Exception) else fault
     if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):

@@ -69,8 +69,8 @@ def load_language_model(
 def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | None, keep_reference: bool) -> nn.Module:
     """Wraps `model` with a LoRA adapter, new or from the adapter folder `weights` of another run.
 
-    keep_reference: also add a frozen copy of `weights` as the adapter "reference". `seed` gives every rank the same initial values.
-    Raises UserError if the adapter in `weights` has another shape.
+    keep_reference: also add a frozen copy of `weights` as the adapter "reference". `seed` gives every rank the same initial
+    values. Raises UserError if the adapter in `weights` has another shape.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -100,7 +100,10 @@ def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | Non
 
 
 def load_adapter(wrapped: nn.Module, folder: Path, name: str) -> None:
-    """Copies the adapter weights in `folder` into the adapter `name`. Raises UserError, and copies nothing, if they do not fit."""
+    """Copies the adapter weights in `folder` into the adapter `name`.
+
+    Raises UserError, and copies nothing, if they do not fit.
+    """
     saved = load_file(folder / ADAPTER_WEIGHTS)
     scale = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"]
     if scale != wrapped.peft_config[name].lora_alpha:  # type: ignore[union-attr,index]

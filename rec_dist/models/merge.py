@@ -1,9 +1,10 @@
 """Writes a plain model for servers: the adapter is merged, and each soft prompt vector becomes a token of the vocabulary.
 
-The head keeps its own rows (tied embeddings are untied, which adds V * D weights), so that a soft prompt token is never predicted in
-place of another. If the head needs new rows, they are zero: their logits are 0, far below those of a trained model's likely tokens, but
-not minus infinity. generation_config.json lists them in `suppress_tokens`; exclude them if a log-prob must be exact. A model whose
-table is longer than its tokenizer needs (Qwen2.5: 271 rows) gets no new rows and is exact.
+The head keeps its own rows (tied embeddings are untied, which adds V * D weights), so that a soft prompt token is never
+predicted in place of another. If the head needs new rows, they are zero: their logits are 0, far below those of a trained
+model's likely tokens, but not minus infinity. generation_config.json lists them in `suppress_tokens`; exclude them if a
+log-prob must be exact. A model whose table is longer than its tokenizer needs (Qwen2.5: 271 rows) gets no new rows and is
+exact.
 
 V vocabulary, D width, n vectors.
 """
@@ -23,7 +24,8 @@ def token_names(num: int) -> list[str]:
 
 
 def write_merged_model(base: Path, adapter: Path | None, vectors: Tensor | None, folder: Path) -> list[int]:
-    """Writes model and tokenizer into `folder`, in the dtype of `base`. Returns the token ids of the n vectors; [] without vectors.
+    """Writes model and tokenizer into `folder`, in the dtype of `base`. Returns the token ids of the n vectors; [] without
+    vectors.
 
     adapter: a PEFT folder to merge into the weights. vectors: (n, D). Needs memory for the whole model, once.
     """

@@ -1,11 +1,14 @@
-"""Attention one prompt at a time: the path on CPUs, and wherever FlexAttention does not work. It must equal `visible` in attention.py.
+"""Attention one prompt at a time: the path on CPUs, and wherever FlexAttention does not work. It must equal `visible` in
+attention.py.
 
-Why: through the dense mask, every row of a micro-batch of U prompts visits all T rows. Here a row visits only its own prompt and that
-prompt's completions, T / U rows. The prompt itself is plain causal attention, for which SDPA needs no mask. Cost: at most two calls of
-SDPA a prompt and layer, each with about 0.1 ms of overhead on a CPU. Prompts of similar length share a call: on CPUs the backward pass
-gives whole heads to threads, and 9 heads on 2 threads leave one thread idle for a tenth of the time (docs/adr/0011).
+Why: through the dense mask, every row of a micro-batch of U prompts visits all T rows. Here a row visits only its own prompt
+and that prompt's completions, T / U rows. The prompt itself is plain causal attention, for which SDPA needs no mask. Cost: at
+most two calls of SDPA a prompt and layer, each with about 0.1 ms of overhead on a CPU. Prompts of similar length share a
+call: on CPUs the backward pass gives whole heads to threads, and 9 heads on 2 threads leave one thread idle for a tenth of
+the time (docs/adr/0011).
 
-In a batch, the rows of a prompt and of its completions are adjacent, so all are slices. P rows of a prompt, B rows of its completions.
+In a batch, the rows of a prompt and of its completions are adjacent, so all are slices. P rows of a prompt, B rows of its
+completions.
 """
 
 from typing import Any

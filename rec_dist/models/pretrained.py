@@ -1,8 +1,8 @@
 """From `model.path` to a folder that transformers can load: your own folder, a model of the Hub, or a known small model.
 
-A known model is published as a quantised GGUF file. transformers can read it, but the model it builds keeps a quantizer attached, so
-that it cannot be saved and ZeRO-3 cannot load it. It is therefore converted once to an ordinary float32 safetensors folder in the
-cache. Cost: a 98 MB download and about 30 s the first time, and 640 MB on disk.
+A known model is published as a quantised GGUF file. transformers can read it, but the model it builds keeps a quantizer
+attached, so that it cannot be saved and ZeRO-3 cannot load it. It is therefore converted once to an ordinary float32
+safetensors folder in the cache. Cost: a 98 MB download and about 30 s the first time, and 640 MB on disk.
 """
 
 import importlib.util
@@ -127,8 +127,8 @@ def _converted(name: str, known: _Published) -> Path:
 def _convert_apart(name: str, gguf: Path, folder: Path) -> None:
     """Runs `convert` in its own process, and makes its files durable and as readable as their folder.
 
-    A process of its own, because transformers, accelerate and tqdm print, because the conversion takes 1 GB, and because settings of
-    this process must not reach it (a live ZeRO-3 configuration changes from_pretrained).
+    A process of its own, because transformers, accelerate and tqdm print, because the conversion takes 1 GB, and because
+    settings of this process must not reach it (a live ZeRO-3 configuration changes from_pretrained).
     """
     command = [sys.executable, "-m", "rec_dist.models.pretrained", str(gguf), str(folder)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}

@@ -1,7 +1,7 @@
 """The scorer, the module that DeepSpeed runs: it takes a packed batch and returns loss sums and completion log-probs.
 
-The loss is inside, so that ZeRO's hooks see every parameter in one forward pass. The scorer serves every method, the reference pass
-and evaluation; the method's loss is an argument.
+The loss is inside, so that ZeRO's hooks see every parameter in one forward pass. The scorer serves every method, the
+reference pass and evaluation; the method's loss is an argument.
 """
 
 from collections.abc import Callable, Iterator
@@ -117,7 +117,8 @@ def rows_run(module: nn.Module, batch: Any) -> int:
 def check_branching(score: Callable[[PackedBatch], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
     """Raises UserError if a completion's log-prob changes when it shares its prompt and another prompt precedes it.
 
-    score: batch -> (N,) log-probs; it is called twice on every rank. dtype: the model's. Detects models whose attention ignores the mask.
+    score: batch -> (N,) log-probs; it is called twice on every rank. dtype: the model's. Detects models whose attention
+    ignores the mask.
     """
     tokens = probe_tokens(vocab_size)
     prompt, answer = tokens[:9], tokens[30:35]

@@ -14,7 +14,8 @@ from rec_dist.models.soft_prompt import SoftPromptEmbedding
 
 @dataclass(frozen=True)
 class WeightCount:
-    """Elements of the matrices that every token passes, frozen and training, and of the head (V * D), which only scored rows pass."""
+    """Elements of the matrices that every token passes, frozen and training, and of the head (V * D), which only scored rows
+    pass."""
 
     frozen: int
     training: int

@@ -1,8 +1,9 @@
 """Soft prompt vectors: weights that token ids beyond the vocabulary look up. Attention treats them like tokens.
 
-Both id V + j and id V + n + j look up vector j: two objectives that share the vectors use one range each, so that one backward pass
-keeps their gradients apart. This is a module around the input embeddings, because under ZeRO-3 a weight is whole only inside the
-forward pass of the module that owns it. Cost: one more (T, D) tensor a pass; 2 n D float32 on each rank while gradients are collected.
+Both id V + j and id V + n + j look up vector j: two objectives that share the vectors use one range each, so that one
+backward pass keeps their gradients apart. This is a module around the input embeddings, because under ZeRO-3 a weight is
+whole only inside the forward pass of the module that owns it. Cost: one more (T, D) tensor a pass; 2 n D float32 on each rank
+while gradients are collected.
 
 V vocabulary, n vectors, D width, T rows.
 """
@@ -79,7 +80,8 @@ def add_soft_prompt(model: Any, values: Tensor, *, collects: bool = False) -> So
 
 
 def token_rows(model: Any, path: Path, ids: list[int]) -> Tensor:
-    """(n, D) float32: the input embeddings of `ids`, read from the folder `path`, because under ZeRO-3 the model holds only a part."""
+    """(n, D) float32: the input embeddings of `ids`, read from the folder `path`, because under ZeRO-3 the model holds only a
+    part."""
     weight = model.get_input_embeddings().weight
     name = next(name for name, parameter in model.named_parameters() if parameter is weight)
     for file in sorted(path.glob("*.safetensors")):

@@ -52,7 +52,10 @@ class PackedBatch:
         return replace(self, **moved)
 
     def padded_to(self, length: int) -> "PackedBatch":
-        """The same batch with padding rows up to `length`. Each is a prompt of its own that sees only itself and is not scored."""
+        """The same batch with padding rows up to `length`.
+
+        Each is a prompt of its own that sees only itself and is not scored.
+        """
         missing = length - self.num_tokens
         assert missing >= 0, f"a batch of {self.num_tokens} rows does not fit into {length}"
         if not missing:
@@ -79,7 +82,10 @@ class PackedBatch:
 
 
 def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
-    """Concatenates prompts and their completions: prompt 1, its completions, prompt 2, ... Vectorised; about 5 us a completion."""
+    """Concatenates prompts and their completions: prompt 1, its completions, prompt 2, ...
+
+    Vectorised; about 5 us a completion.
+    """
     prompt_lengths = np.asarray([len(t.tokens) for t in prompts])
     completion_counts = np.asarray([len(t.input_lengths) for t in prompts])
     input_sums = np.asarray([len(t.completion_inputs) for t in prompts])
@@ -113,8 +119,8 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
     limits[completion_rows] = branch_point_of_row
     completion_ids[completion_rows] = np.repeat(np.arange(len(lengths)), lengths)
 
-    # The branch point's row predicts the first scored token. Completion row j - 1 predicts token j, or, if the prompt itself continues
-    # with the completion, the prompt row j after the branch point.
+    # The branch point's row predicts the first scored token. Completion row j - 1 predicts token j, or, if the prompt itself
+    # continues with the completion, the prompt row j after the branch point.
     scored = np.concatenate([t.lengths for t in prompts]).astype(np.int64)  # (N,)
     completion_offsets = np.concatenate([[0], np.cumsum(scored)])
     branch_point_rows = starts[owner] + branch_points

@@ -1,4 +1,5 @@
-"""Prompts without completions, packed into one batch, of which each is pooled into one state: an item's embedding or a user's state.
+"""Prompts without completions, packed into one batch, of which each is pooled into one state: an item's embedding or a user's
+state.
 
 It is an ordinary packed batch with prompts only, so attention, packing and padding are the same as in every other pass.
 
