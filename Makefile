@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo docs test test-faults test-fast test-launch lint clean
+.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo docs test test-slow test-faults test-fast test-launch lint clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -32,19 +32,19 @@ dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1
 	$(BIN)/rec-dist run dmpo-cross
 	$(BIN)/rec-dist run dmpo-cross vars.from=books vars.to=movies
 
-docs: install ## docs/configuration.md from the descriptions of the keys
-	$(BIN)/python -m rec_dist.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
+test: install ## every guarantee, in about 12 minutes on 2 idle cores
+	$(BIN)/python -m pytest -m 'not slow and not launch'
 
-test: install ## all tests but those of real schedulers, with a few of the fault matrix
-	$(BIN)/python -m pytest -m '(not faults or quick) and not launch'
+test-slow: install ## what takes longer: more workers, stages, kills and whole pipelines
+	$(BIN)/python -m pytest -m 'slow and not faults and not launch'
 
 test-faults: install ## the whole fault matrix: about 50 minutes on 2 idle cores; writes its table into docs/reliability.md
 	mkdir -p runs && rm -f runs/faults.jsonl
 	REC_DIST_FAULTS=$(CURDIR)/runs/faults.jsonl $(BIN)/python -m pytest -m faults; status=$$?; \
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/fault_table.py runs/faults.jsonl docs/reliability.md && exit $$status
 
-test-fast: install ## without real Ray workers
-	$(BIN)/python -m pytest -m 'not slow and not launch'
+test-fast: install ## without workers: about 3 minutes
+	$(BIN)/python -m pytest -m 'not slow and not launch' --ignore=tests/distributed
 
 test-launch: install ## on a real Ray cluster, on four Ray nodes in network namespaces and on a real SLURM, all on this machine; installs what Debian has of it (SLURM, iproute2), so it needs root
 	command -v slurmctld > /dev/null && command -v ip > /dev/null || \
@@ -54,7 +54,8 @@ test-launch: install ## on a real Ray cluster, on four Ray nodes in network name
 lint: install ## style, types, layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-docs: install ## the pages of docs/ as a site in site/; fails on a dead link
+docs: install ## docs/configuration.md from the schema, then all pages as a site in site/; fails on a dead link
+	$(BIN)/python -m rec_dist.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $(BIN)/python -m mkdocs build --strict
 
 clean: ## removes .venv, runs, prepared data and the site; the cache stays
