@@ -47,7 +47,7 @@ def _why_not_flex(config: Any, device: str) -> str | None:
 
 def _why_not_per_prompt(config: Any) -> str | None:
     if getattr(config, "attn_logit_softcapping", None):
-        return "cannot soft-cap scores, which this model does"
+        return "does not support this model's soft-capped scores"
     return _unsupported(config, "_supports_attention_backend")
 
 

@@ -44,7 +44,7 @@ def refused(code: int, child: Child, *names: str) -> None:
         ("adapter", "adapter_config.json", ("evaluate", "embed", "export", "train"), ("adapter_config", _WAY_OUT)),
         ("adapter", "prompt.json", ("evaluate", "embed", "export"), ("prompt.json", _WAY_OUT)),
         ("vectors", "soft_prompt.safetensors", ("evaluate", "embed", "export", "train"), ("soft_prompt", _WAY_OUT)),
-        ("model", "model.safetensors", ("evaluate", "embed", "train"), ("no causal language model we can use", "header")),
+        ("model", "model.safetensors", ("evaluate", "embed", "train"), ("no usable causal language model", "header")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -197,7 +197,7 @@ def test_the_choice() -> None:
     for config, device, words in (
         (llama, "cpu", "needs a CUDA device"),
         (gpt2, "cuda:0", "GPT2LMHeadModel"),
-        (narrow, "cuda:0", "heads of 16 or wider"),
+        (narrow, "cuda:0", "heads of width 16 or more"),
     ):
         with pytest.raises(UserError, match=f"model.attention=flex .*{words}.*set model.attention=auto or sdpa"):
             choose_attention("flex", config, device=device)
