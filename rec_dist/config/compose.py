@@ -37,7 +37,7 @@ def load_mapping(source: str | Path | Mapping[str, Any], overrides: Overrides = 
 def load_unresolved(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> DictConfig:
     """As load_mapping, before interpolations are resolved."""
     merged = _of_mapping(source) if isinstance(source, Mapping) else _read(locate(Path(source)), ())
-    named = {section: [str(name) for name in merged.get(section) or ()] for section in (VARS, RUNS)}
+    named = {section: [str(name) for name in _mapping(merged, section)] for section in (VARS, RUNS)}
     return override(OmegaConf.create(merged), overrides, named)
 
 
@@ -59,8 +59,8 @@ def sections(path: Path) -> set[str]:
 def runs_of(path: Path) -> list[str]:
     """The runs that a file defines and a command can take: those with a train.run_dir. The others are only extended."""
     file, _ = locate(path)
-    names = [str(name) for name in _read((file, None), ()).get(RUNS) or ()]
-    return [name for name in names if "run_dir" in (_read((file, name), ()).get("train") or ())]
+    names = [str(name) for name in _mapping(_read((file, None), ()), RUNS)]
+    return [name for name in names if "run_dir" in _mapping(_read((file, name), ()), "train")]
 
 
 def locate(target: Path) -> _Place:
@@ -97,7 +97,7 @@ def _read(place: _Place, above: tuple[_Place, ...]) -> dict[str, Any]:
     if run is None:
         return _merged(_load(path), place, above, set())
     document = _read((path, None), (*above, place))
-    runs = document.get(RUNS) or {}
+    runs = _mapping(document, RUNS)
     if run not in runs:
         raise UserError(
             f"{_shown(place)} does not exist; " + (f"runs of {path}: {', '.join(runs)}" if runs else f"{path} has no `{RUNS}`")
@@ -188,6 +188,11 @@ def _extended(entry: str, path: Path, runs: set[str]) -> _Place:
     if not shipped_file(file).is_file():
         raise UserError(f"{path} extends {entry}, which does not exist; {suggestion(file)}")
     return shipped_file(file), run
+
+
+def _mapping(config: dict[str, Any], section: str) -> dict[str, Any]:
+    value = config.get(section)
+    return value if isinstance(value, dict) else {}
 
 
 def _shown(place: _Place) -> str:

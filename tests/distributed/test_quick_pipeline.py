@@ -13,29 +13,27 @@ pytestmark = pytest.mark.slow  # each stage is a process of its own
 
 @pytest.fixture
 def pipeline(tmp_path: Path, tiny_config: Callable[..., dict[str, Any]]) -> Path:
-    """prepare -> SFT -> S-DPO -> evaluate; the files stand side by side, as in configs/."""
+    """prepare -> SFT -> S-DPO -> evaluate. SFT is a file beside the pipeline, S-DPO one of its runs."""
     sft, sdpo = tmp_path / "sft", tmp_path / "sdpo"
     data = {"data.path": str(tmp_path / "prepared")}
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump(tiny_config(sft, data)), encoding="utf-8")
-    changes = ("task.kind=sdpo", {"train.init_from": str(sft)})
-    (tmp_path / "sdpo.yaml").write_text(yaml.safe_dump(tiny_config(sdpo, data, *changes)), encoding="utf-8")
+    runs = {"sdpo": {"extends": "sft.yaml", "task": {"kind": "sdpo"}, "train": {"run_dir": str(sdpo), "init_from": str(sft)}}}
     stages = [
         {"name": "prepare", "do": "prepare", "target": "sft.yaml"},
         {"name": "train SFT", "do": "train", "target": "sft.yaml"},
-        {"name": "train S-DPO", "do": "train", "target": "sdpo.yaml"},
+        {"name": "train S-DPO", "do": "train", "target": "sdpo"},
         {"name": "popularity", "do": "evaluate", "target": "sft.yaml", "set": ["evaluate.ranker=popularity"]},
         {"name": "base", "do": "evaluate", "target": "sft.yaml"},
-        {"name": "SFT", "do": "evaluate", "target": str(sft)},
-        {"name": "S-DPO", "do": "evaluate", "target": str(sdpo)},
+        {"name": "of ${matrix.run}", "do": "evaluate", "target": f"{tmp_path}/${{matrix.run}}"},
     ]
     value = {
         "title": "Tiny",
         "run_dir": str(tmp_path / "report"),
         "stages": stages,
-        "pairs": [["S-DPO", "popularity"]],
+        "pairs": [["of ${matrix.run}", "popularity"]],
     }
     path = tmp_path / "pipeline.yaml"
-    path.write_text(yaml.safe_dump({"pipeline": value}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({"matrix": {"run": ["sft", "sdpo"]}, "runs": runs, "pipeline": value}), encoding="utf-8")
     return path
 
 
@@ -43,10 +41,10 @@ def test_twice_is_the_same(pipeline: Path, tmp_path: Path) -> None:
     code, child = run_command(tmp_path, "run", pipeline)
     assert code == 0, child.err[-3000:]
     table = (tmp_path / "report" / "table.txt").read_text(encoding="utf-8")
-    assert [name in table for name in ("popularity", "base", "SFT", "S-DPO", "hr@1", "ndcg@10")] == [True] * 6
+    assert [name in table for name in ("popularity", "base", "of sft", "of sdpo", "hr@1", "ndcg@10")] == [True] * 6
     assert table in child.out
     html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert "S-DPO" in html
+    assert "of sdpo" in html
     assert "</html>" in html
     metrics = {name: (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("sft", "sdpo", "sft-base", "sft-popularity")}
     weights = (tmp_path / "sdpo" / "model" / "adapter_model.safetensors").read_bytes()

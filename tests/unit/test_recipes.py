@@ -71,6 +71,7 @@ def test_a_list_is_merged_from_left_to_right_and_the_file_comes_last(tmp_path: P
         ("runs: {a: {extends: 'a.yaml:a'}}", ("a.yaml:a extends itself",)),
         ("extends: 'a.yaml:x'\nruns: {x: {}}", ("a.yaml extends itself",)),
         ("runs: {a: 3}", ("runs.a", "no mapping")),
+        ("runs: 3\nvars: 3", ("a.yaml has no `runs`",)),
         ("task: {kind: sft}", ("a.yaml has no `runs`",)),
     ],
 )
