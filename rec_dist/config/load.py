@@ -4,7 +4,6 @@ One message names all faults, each with a suggestion.
 """
 
 import difflib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import SafeDumper, YAMLError, dump
 
+from rec_dist.config.changes import updated
 from rec_dist.config.paths import check_uris
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
@@ -42,7 +42,7 @@ def load_mapping(source: str | Path | Mapping[str, Any], overrides: Overrides = 
     merged = _of_mapping(source) if isinstance(source, Mapping) else _read(Path(source), ())
     where = "the configuration" if isinstance(source, Mapping) else source
     if isinstance(overrides, Mapping):
-        merged, overrides = _updated(merged, overrides), ()
+        merged, overrides = updated(merged, overrides), ()
     for override in [overrides] if isinstance(overrides, str) else overrides:
         if not is_override(override):
             raise UserError(f"override {override!r} is not section.key=value; for example optimizer.lr=1e-4")
@@ -60,31 +60,9 @@ def load_mapping(source: str | Path | Mapping[str, Any], overrides: Overrides = 
 
 def _of_mapping(source: Mapping[str, Any]) -> Any:
     """A mapping as OmegaConf's, with what it `extends`: a path, relative to the current folder."""
-    own = _updated(OmegaConf.create(), source)
+    own = updated(OmegaConf.create(), source)
     parent = own.pop(_EXTENDS, None)
     return own if parent is None else OmegaConf.merge(_read(Path(str(parent)), ()), own)
-
-
-def _updated(merged: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
-    """`merged` with changes by key, dotted or nested. Paths become text."""
-    for key, value in changes.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            if OmegaConf.select(merged, name) is None:
-                OmegaConf.update(merged, name, {})
-            _updated(merged, value, f"{name}.")
-            continue
-        try:
-            OmegaConf.update(merged, name, _plain(value), merge=False)
-        except (OmegaConfBaseException, TypeError, ValueError) as fault:
-            raise UserError(f"{name} cannot be set to {value!r}: {_first_line(fault)}") from fault
-    return merged
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Any:
