@@ -103,12 +103,12 @@ def prepare(
             titles, the names of items are their titles.
 
     Returns:
-        PreparedData, with titles, raw_items and categories of all items, train_counts (items,) and split("train" | "valid" | "test");
-        or PreferenceData for preference rows.
+        PreparedData, with titles, raw_items and categories of all items, train_counts (items,) and split(name) for "train",
+        "valid" and "test"; or PreferenceData for preference rows.
 
     Raises:
-        UserError: The configuration is faulty, the data cannot be read (the message names file and line, or the row of a table), or
-            data.path holds another data set.
+        UserError: The configuration is faulty, the data cannot be read (the message names file and line, or the row of a
+            table), or data.path holds another data set.
         DiskError: The disk is full or not writable.
 
     >>> data = prepare("config.yaml", ["data.path=prepared"], interactions=frame)  # doctest: +SKIP

@@ -4,14 +4,13 @@ words in, exit codes out. 0 done; 1 failed; 2 a mistake of the user, in one line
 """
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rec_dist import __version__
+from rec_dist.commands.interrupts import interrupts
 from rec_dist.errors import (
     NotFiniteError,
     OutOfMemoryError,
@@ -109,30 +108,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Inside, SIGINT raises KeyboardInterrupt and is noted, because libraries that are interrupted at their import raise other
-    things.
-    """
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
-        yield noted
-        return
-
-    def handle(number: int, _: object) -> None:
-        noted.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    with _interrupts() as noted:
+    with interrupts() as noted:
         try:
             return _main(arguments)
         except (KeyboardInterrupt, Exception) as fault:
