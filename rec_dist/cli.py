@@ -1,6 +1,6 @@
-"""The command line:
+"""The command line: arguments in, exit codes out.
 
-words in, exit codes out. 0 done; 1 failed; 2 a mistake of the user, in one line; 75 stopped, run it again.
+0 done; 1 failed; 2 a mistake of the user, in one line; 75 stopped, run it again.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from rec_dist import __version__
+from rec_dist.commands.arguments import parse
 from rec_dist.commands.interrupts import interrupts
 from rec_dist.errors import (
     NotFiniteError,
@@ -24,88 +24,6 @@ from rec_dist.runtime.quiet import quieten, uncollected
 from rec_dist.storage.disk import as_disk_error
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
-
-_COMMANDS = {  # what it works on, what it does
-    "prepare": ("CONFIG.yaml", "raw files -> prepared data set"),
-    "train": ("CONFIG.yaml", "one task -> run directory (resumes if it exists)"),
-    "evaluate": ("RUN_DIR or CONFIG.yaml", "a run directory, or the base model of a CONFIG, on a split -> metrics"),
-    "run": ("CONFIG.yaml", "a pipeline of stages from one file -> table and report"),
-    "profile": ("CONFIG.yaml", "throughput of the real config, in a folder of its own"),
-    "plan": ("CONFIG.yaml", "memory, time and cost on a described cluster, without running"),
-    "submit": ("CONFIG.yaml", "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent"),
-    "status": ("RUN_DIR or URI", "step, ETA, goodput and last error of a run, from its run directory"),
-    "embed": ("RUN_DIR or CONFIG.yaml", "item titles through a run's or base model -> vectors that recommenders start from"),
-    "export": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
-    "export-rows": ("CONFIG.yaml", "training data as JSON lines: prompt, chosen, rejected"),
-    "recipes": ("", "the configurations that rec-dist ships, one line each"),
-    "init": ("NAME", "a shipped recipe -> a file to edit"),
-    "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set, or of a run's checkpoints and model"),
-}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see `rec-dist --help`")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="rec-dist",
-        description="Fine-tunes language models to rank items for users, on GPU clusters.",
-        epilog="Exit codes: 0 done; 1 failed; 2 your mistake (one line says which); 75 stopped with a checkpoint, run it again.",
-    )
-    parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (target, meaning) in _COMMANDS.items():
-        command = commands.add_parser(name, help=meaning, description=meaning)
-        if name == "submit":
-            _add_submit(command)
-            continue
-        if name == "recipes":
-            continue
-        command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
-        if name == "export":
-            command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
-            command.add_argument("--format", choices=("merged",), default="merged", help="merged: one plain model (default)")
-        if name == "embed":
-            command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
-        if name == "init":
-            command.add_argument("output", metavar="FILE", nargs="?", help="the file to write (NAME.yaml); must not exist")
-        if name not in ("export", "verify", "status", "init"):
-            command.add_argument(
-                "overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the configuration"
-            )
-        if name == "export-rows":
-            command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write; must not exist")
-        if name == "profile":
-            command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
-            command.add_argument("--tolerance", type=float, default=0.05, help="share that counts as slower (0.05)")
-        if name == "plan":
-            command.add_argument("--json", metavar="OUT.json", help="also write the numbers to this file; must not exist")
-    return parser
-
-
-def _add_submit(command: argparse.ArgumentParser) -> None:
-    command.epilog = "--follow and --stop ask the cluster that RAY_API_SERVER_ADDRESS names, or submit.ray.address of a CONFIG."
-    meaning = "what to send, with changes behind it"
-    command.add_argument("overrides", nargs="*", default=[], metavar="CONFIG.yaml [section.key=value ...]", help=meaning)
-    command.add_argument("--to", choices=("ray", "slurm", "kuberay"), help="where to")
-    command.add_argument(
-        "--dry-run", action="store_true", help="print exactly what would be sent; checks the keys, sends nothing"
-    )
-    command.add_argument("--follow", metavar="ID", help="ray: show a job's output until it ends; its exit code is ours")
-    command.add_argument("--stop", metavar="ID", help="ray: let a job save a checkpoint and stop")
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the words. argparse takes positional words in one place only; here overrides may also follow options."""
-    parsed, rest = _parser().parse_known_args(arguments)
-    unknown = [word for word in rest if word.startswith("-") or not hasattr(parsed, "overrides")]
-    if unknown:
-        raise UserError(f"unrecognized arguments: {' '.join(unknown)}; see `rec-dist {parsed.command} --help`")
-    if rest:
-        parsed.overrides = [*parsed.overrides, *rest]
-    return parsed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     try:
-        parsed = _parse(arguments)
+        parsed = parse(arguments)
         own = {
             "profile": _profile,
             "plan": _plan,

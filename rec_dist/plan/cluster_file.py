@@ -1,4 +1,4 @@
-"""The cluster files that `rec-dist plan` reads: configs/plan/clusters/*.yaml. As in a run's configuration, unknown keys are rejected."""
+"""The cluster files that `rec-dist plan` reads (configs/plan/clusters/*.yaml). Unknown keys are rejected."""
 
 from pathlib import Path
 
