@@ -82,10 +82,7 @@ class PackedBatch:
 
 
 def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
-    """Concatenates prompts and their completions: prompt 1, its completions, prompt 2, ...
-
-    Vectorised; about 5 us a completion.
-    """
+    """Concatenates prompts, each followed by its completions. Vectorised; about 5 us a completion."""
     prompt_lengths = np.asarray([len(t.tokens) for t in prompts])
     completion_counts = np.asarray([len(t.input_lengths) for t in prompts])
     input_sums = np.asarray([len(t.completion_inputs) for t in prompts])
