@@ -31,7 +31,7 @@ def configs_dir() -> Path:
 def recipes() -> list[Recipe]:
     """All recipes, by name."""
     found = []
-    for path in sorted((configs_dir() / RECIPES).glob("*.yaml")):
+    for path in sorted((configs_dir() / RECIPES).glob("*.yaml"), key=lambda path: path.stem):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         command, _, description = first.removeprefix("# ").partition(": ")
         found.append(Recipe(path.stem, command, description))
