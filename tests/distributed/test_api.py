@@ -137,10 +137,11 @@ before = state()
 async def cell(name):
     return rec_dist.train(name, progress=name.endswith("local.yaml"))
 steps = [len(asyncio.run(cell(name)).metrics("step")) for name in ({str(local)!r}, {str(ray)!r})]
-metrics = rec_dist.evaluate({str(tmp_path / "ray")!r}, ["evaluate.max_users=5"])
+metrics = rec_dist.evaluate({str(tmp_path / "ray")!r}, ["evaluate.max_users=5", "cluster.launcher=local"])
 import ray as again
 print(json.dumps([steps, metrics["hr@1"]["n"], again.is_initialized(), differing(before, state())]))
 """,
+        timeout=550,
     )
     assert found == [[4, 4], 5, False, {}]
 
