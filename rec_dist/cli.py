@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from rec_dist import __version__
 from rec_dist.commands.arguments import parse
 from rec_dist.commands.interrupts import interrupts
 from rec_dist.errors import (
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     try:
-        parsed = parse(arguments)
+        parsed = parse(arguments, __version__)
         own = {
             "profile": _profile,
             "plan": _plan,

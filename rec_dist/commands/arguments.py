@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 
-from rec_dist import __version__
 from rec_dist.errors import UserError
 
 _COMMANDS = {  # what it works on, what it does
@@ -29,13 +28,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `rec-dist --help`")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(version: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="rec-dist",
         description="Fine-tunes language models to rank items for users, on GPU clusters.",
         epilog="Exit codes: 0 done; 1 failed; 2 your mistake (one line says which); 75 stopped with a checkpoint, run it again.",
     )
-    parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (target, meaning) in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=meaning)
@@ -78,9 +77,9 @@ def _add_submit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--stop", metavar="ID", help="ray: let a job save a checkpoint and stop")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None, version: str) -> argparse.Namespace:
     """Parses the words. argparse takes positional words in one place only; here overrides may also follow options."""
-    parsed, rest = _parser().parse_known_args(arguments)
+    parsed, rest = _parser(version).parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(parsed, "overrides")]
     if unknown:
         raise UserError(f"unrecognized arguments: {' '.join(unknown)}; see `rec-dist {parsed.command} --help`")

@@ -1,7 +1,7 @@
 """The engine: a module, an optimizer and ZeRO behind a few calls: forward, backward, step, score, and its state.
 
 Only this package imports deepspeed. A loss comes in as a sum that is scaled to the global mean already. DeepSpeed
-averages gradients over ranks, so the caller multiplies the loss by the world size (train/loop.py does).
+averages gradients over ranks, so the caller multiplies the loss by the world size (training/loop.py does).
 """
 
 import math

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rec_dist.config.schema import ClusterConfig, RunConfig
 from rec_dist.config.section import Section
 from rec_dist.data.dataset.prepared_data import PreparedData
-from rec_dist.evaluate.examples import EvalExample
+from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.embedding import EmbedJob
 from rec_dist.methods.task import Task

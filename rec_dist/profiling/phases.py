@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rec_dist.train.loop import EngineProtocol
-from rec_dist.train.reference import ReferenceLogps
+from rec_dist.training.loop import EngineProtocol
+from rec_dist.training.reference import ReferenceLogps
 
 PHASES = ("data", "reference", "forward", "backward", "reduce", "optimizer")
 

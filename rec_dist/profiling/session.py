@@ -1,6 +1,6 @@
 """What every worker of `rec-dist profile` does: it runs the steps of a training run under a clock and keeps nothing of them.
 
-Set-up, plan, loader, engine and step are those of train/worker.py. The learning rate is 0, which costs the same and
+Set-up, plan, loader, engine and step are those of training/worker.py. The learning rate is 0, which costs the same and
 leaves the weights as they are. Real data comes first and gives the numbers that count. Then come one traced step,
 micro-batches of the same lengths with random tokens, made before the clock starts, and the real ones through the loader
 again. By then libraries and allocators have seen all lengths (the first time costs more), so the difference between
@@ -32,12 +32,12 @@ from rec_dist.profiling.trace import traced
 from rec_dist.runtime import collectives
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.train.context import WorkerContext
-from rec_dist.train.loader import StepWork, prefetch, step_work
-from rec_dist.train.loop import TrainStep
-from rec_dist.train.memory import advising, peak_bytes, total_bytes
-from rec_dist.train.reference import CachedReference, NoReference, ReferenceLogps, open_reference
-from rec_dist.train.worker import TrainJob, set_up
+from rec_dist.training.context import WorkerContext
+from rec_dist.training.loader import StepWork, prefetch, step_work
+from rec_dist.training.loop import TrainStep
+from rec_dist.training.memory import advising, peak_bytes, total_bytes
+from rec_dist.training.reference import CachedReference, NoReference, ReferenceLogps, open_reference
+from rec_dist.training.worker import TrainJob, set_up
 
 
 def profile_worker(world: World, job: TrainJob) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def in_a_thread(jobs: list[Any], notes: Path) -> int:
     """train_worker for each job, one after another, in a thread that is not the main one. A fault ends that run alone."""
     from rec_dist.errors import UserError
     from rec_dist.runtime.world import World
-    from rec_dist.train.worker import train_worker
+    from rec_dist.training.worker import train_worker
 
     lines: list[str] = []
 

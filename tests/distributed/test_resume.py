@@ -163,7 +163,7 @@ def test_a_checkpoint_of_an_adapter_is_one_small_file_without_pickles(trainer: A
 def small_files_worker(world: Any, job: Any) -> Any:
     """train_worker whose states are as if they were large: many files, some with several tensors and some with one."""
     from rec_dist.checkpoint import state_files
-    from rec_dist.train.worker import train_worker
+    from rec_dist.training.worker import train_worker
 
     state_files.MAX_FILE_BYTES = 3000
     return train_worker(world, job)

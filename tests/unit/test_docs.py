@@ -26,7 +26,7 @@ RECIPE = re.compile(
     r"\brec-dist (?:run|prepare|train|evaluate|profile|plan|submit|embed|export) +([a-z][\w.-]*(?::[\w-]+)?)(?=[ `\n])"
 )
 MODULE = re.compile(r"`([\w./-]+\.(?:py|sh))`")
-SOURCES = [ROOT, ROOT / "rec_dist", ROOT / "kernels"]  # a module is named from any of them, such as train/loop.py
+SOURCES = [ROOT, ROOT / "rec_dist", ROOT / "kernels"]  # a module is named from any of them, such as training/loop.py
 TARGET = re.compile(r"`make ([a-z][a-z0-9-]*)|^(?: {4}|\$ )make ([a-z][a-z0-9-]*)", re.MULTILINE)
 _TAKE_CONFIG = "prepare|train|evaluate|run|profile|plan|submit|embed|export-rows|init"
 RECIPE = re.compile(rf"rec-dist +(?:{_TAKE_CONFIG}) +([a-z][\w-]*(?::[\w-]+)?)(?=[\s`)])")

@@ -21,7 +21,7 @@ from rec_dist.methods.p2rec.reconstruct import PREFERENCE_HEAD_NAME, UserExample
 from rec_dist.methods.registry import build_task
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
 from rec_dist.storage.checksums import parse_manifest, write_manifest
-from rec_dist.train.validation import validation_task
+from rec_dist.training.validation import validation_task
 
 STAGE_ONE = ("task.kind=p2rec_reconstruct", f"task.p2rec.num_categories={NUM_CATEGORIES}")
 

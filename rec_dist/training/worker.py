@@ -1,6 +1,6 @@
 """What every worker of a training run does, from joining its group to the saved model. It does not know the launcher.
 
-Read it top to bottom: train_worker, _train, set_up. The loop itself is train/loop.py.
+Read it top to bottom: train_worker, _train, set_up. The loop itself is training/loop.py.
 """
 
 import time
@@ -26,17 +26,17 @@ from rec_dist.runtime.heartbeat import Heartbeat
 from rec_dist.runtime.identity import flat
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.train.bad_steps import BadSteps
-from rec_dist.train.context import WorkerContext
-from rec_dist.train.loader import prefetch, step_work, with_beats
-from rec_dist.train.loop import Trainer, TrainStep
-from rec_dist.train.memory import advising, peak_bytes
-from rec_dist.train.recorder import open_recorder
-from rec_dist.train.reference import ReferenceLogps, open_reference
-from rec_dist.train.saving import Saver, check_host_memory, load_best, open_checkpoints, save_model
-from rec_dist.train.schedule import learning_rate
-from rec_dist.train.trackers import Tracker, Trackers, build_tracker
-from rec_dist.train.validation import open_validation
+from rec_dist.training.bad_steps import BadSteps
+from rec_dist.training.context import WorkerContext
+from rec_dist.training.loader import prefetch, step_work, with_beats
+from rec_dist.training.loop import Trainer, TrainStep
+from rec_dist.training.memory import advising, peak_bytes
+from rec_dist.training.recorder import open_recorder
+from rec_dist.training.reference import ReferenceLogps, open_reference
+from rec_dist.training.saving import Saver, check_host_memory, load_best, open_checkpoints, save_model
+from rec_dist.training.schedule import learning_rate
+from rec_dist.training.trackers import Tracker, Trackers, build_tracker
+from rec_dist.training.validation import open_validation
 
 
 @dataclass(frozen=True)

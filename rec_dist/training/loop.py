@@ -15,11 +15,11 @@ import torch
 from rec_dist.methods.task import Exchange, Task
 from rec_dist.runtime import collectives
 from rec_dist.runtime.world import World
-from rec_dist.train.bad_steps import BadSteps, is_bad, suspects
-from rec_dist.train.loader import StepWork
-from rec_dist.train.recorder import Recorder
-from rec_dist.train.reference import ReferenceLogps
-from rec_dist.train.saving import Saver
+from rec_dist.training.bad_steps import BadSteps, is_bad, suspects
+from rec_dist.training.loader import StepWork
+from rec_dist.training.recorder import Recorder
+from rec_dist.training.reference import ReferenceLogps
+from rec_dist.training.saving import Saver
 
 
 class EngineProtocol(Protocol):

@@ -18,9 +18,9 @@ from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.registry import build_task
 from rec_dist.methods.task import Task
 from rec_dist.runtime import collectives
-from rec_dist.train.context import WorkerContext
-from rec_dist.train.loader import step_work
-from rec_dist.train.reference import ReferenceLogps, open_reference
+from rec_dist.training.context import WorkerContext
+from rec_dist.training.loader import step_work
+from rec_dist.training.reference import ReferenceLogps, open_reference
 
 
 def validation_task(config: RunConfig, initial: InitialWeights, device: str) -> Task | None:

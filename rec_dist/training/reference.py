@@ -23,8 +23,8 @@ from rec_dist.packing.packed_batch import PackedBatch
 from rec_dist.runtime import collectives
 from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.world import World
-from rec_dist.train.context import WorkerContext
-from rec_dist.train.loader import StepWork, divide, prefetch
+from rec_dist.training.context import WorkerContext
+from rec_dist.training.loader import StepWork, divide, prefetch
 
 Report = Callable[[int, int], None]  # (done, total) examples
 

@@ -11,7 +11,7 @@ from rec_dist.models.scorer import rows_run
 from rec_dist.runtime.heartbeat import pause_wanted
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.train.memory import MemoryWatch
+from rec_dist.training.memory import MemoryWatch
 
 
 class Beat(Protocol):

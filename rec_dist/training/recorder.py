@@ -7,11 +7,11 @@ from rec_dist.engine.engine import Engine
 from rec_dist.methods.task import Task
 from rec_dist.runtime.duration import Remaining
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.train.bad_steps import describe
-from rec_dist.train.context import WorkerContext
-from rec_dist.train.loader import StepWork
-from rec_dist.train.trackers import Tracker
-from rec_dist.train.utilisation import Utilisation, utilisation_of
+from rec_dist.training.bad_steps import describe
+from rec_dist.training.context import WorkerContext
+from rec_dist.training.loader import StepWork
+from rec_dist.training.trackers import Tracker
+from rec_dist.training.utilisation import Utilisation, utilisation_of
 
 
 class Recorder(Protocol):
