@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_attention, gpu_heads, gpu_peers, gpu_targets, results
-from rec_dist.train.flops import known_peak
+from rec_dist.training.flops import known_peak
 
 BUDGET_SECONDS = 520.0
 Measure = Callable[[], dict[str, Any]]

@@ -4,7 +4,7 @@
     python -m benchmarks.loader --source ml-1m                 the real ones, fetched on first use
     python -m benchmarks.loader --markdown results.json
 
-Goes the project's own way: prepare, tokenise, plan, build, micro-batch, deal, collate (train/loader.py: step_work). Prepare and tokenising
+Goes the project's own way: prepare, tokenise, plan, build, micro-batch, deal, collate (training/loader.py: step_work). Prepare and tokenising
 happen once and are timed apart. Target: 500k packed tokens a second a core, a hundred times what a GPU takes of an 8B model.
 """
 
@@ -35,7 +35,7 @@ from rec_dist.methods.preference import sdpo
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.runtime.messages import messages_to
 from rec_dist.runtime.world import World
-from rec_dist.train.loader import step_work
+from rec_dist.training.loader import step_work
 
 TARGET = 500_000
 NUM_USERS, NUM_ITEMS, NUM_CHOICES = 6040, 3533, 575_000

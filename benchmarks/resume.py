@@ -30,7 +30,7 @@ from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.runtime.messages import messages_to
 from rec_dist.runtime.world import World
-from rec_dist.train.loader import prefetch, step_work
+from rec_dist.training.loader import prefetch, step_work
 
 GLOBAL_BATCH_SIZE, MAX_TOKENS, NEGATIVES = 512, 8192, 15
 POSITIONS = (1, 100_000, 10_000_000)

@@ -32,7 +32,7 @@ from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.runtime.quiet import quieten
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.train.memory import in_use_bytes
+from rec_dist.training.memory import in_use_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "configs" / "clusters" / "local-cpu.yaml"
@@ -200,7 +200,7 @@ def _work(config_path: Path, rank: int, size: int) -> dict[str, Any]:
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     from rec_dist.runtime.world import World
-    from rec_dist.train.worker import TrainJob, train_worker
+    from rec_dist.training.worker import TrainJob, train_worker
 
     config = RunConfig.model_validate(yaml.safe_load(config_path.read_text(encoding="utf-8")))
     before = in_use_bytes("cpu")

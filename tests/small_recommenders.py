@@ -12,7 +12,7 @@ from rec_dist.methods.sequential.next_item import Recommender
 from rec_dist.methods.sequential.sasrec import SASRecShape
 from rec_dist.methods.sequential.task import SequentialTask
 from rec_dist.runtime.world import World
-from rec_dist.train.loader import step_work
+from rec_dist.training.loader import step_work
 
 SHARED = {"num_items": 37, "width": 16, "dropout": 0.3, "max_length": 12}
 SHAPES = {

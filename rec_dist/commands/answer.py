@@ -7,8 +7,8 @@ from typing import Any
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
-from rec_dist.evaluate.baselines import PopularityRanker
-from rec_dist.evaluate.examples import EvalExample
+from rec_dist.evaluation.baselines import PopularityRanker
+from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.ranking import EvaluateJob, build_checked_builder, clear_parts, evaluate_worker, gather_parts
 from rec_dist.methods.sequential.ranking import SequentialRanker

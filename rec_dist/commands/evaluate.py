@@ -19,7 +19,7 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
-from rec_dist.evaluate.measure import predictions_of, summarize
+from rec_dist.evaluation.measure import predictions_of, summarize
 from rec_dist.launch.workers import launch
 from rec_dist.methods.initial_weights import InitialWeights, trained
 from rec_dist.methods.language_model.ranking import eval_examples_of

@@ -27,7 +27,7 @@ from rec_dist.runtime import environment
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import write_json
 from rec_dist.storage.outputs import check_output
-from rec_dist.train.worker import TrainJob
+from rec_dist.training.worker import TrainJob
 
 logger = logging.getLogger(__name__)
 

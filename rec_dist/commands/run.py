@@ -25,7 +25,7 @@ from rec_dist.config.section import Section
 from rec_dist.data.artifacts.embeddings import read_manifest
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.errors import UserError
-from rec_dist.evaluate.measure import metric_names
+from rec_dist.evaluation.measure import metric_names
 from rec_dist.report.compare import compare
 from rec_dist.report.table import text_table
 from rec_dist.report.write import Report, StageSummary, read_run, write_report

@@ -24,9 +24,9 @@ from rec_dist.runtime import environment
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import read_object, write_json
 from rec_dist.storage.outputs import check_output
-from rec_dist.train.trackers import check_trackers
-from rec_dist.train.validation import validation_task
-from rec_dist.train.worker import TrainJob, train_worker
+from rec_dist.training.trackers import check_trackers
+from rec_dist.training.validation import validation_task
+from rec_dist.training.worker import TrainJob, train_worker
 
 logger = logging.getLogger(__name__)
 

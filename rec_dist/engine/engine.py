@@ -1,7 +1,7 @@
 """The engine: a module, an optimizer and ZeRO behind five verbs: forward, backward, step, score, state.
 
 The only room that imports deepspeed. Losses come in as sums already scaled to the global mean; DeepSpeed averages gradients
-over ranks, so the caller multiplies by the world size (train/loop.py does).
+over ranks, so the caller multiplies by the world size (training/loop.py does).
 """
 
 import math

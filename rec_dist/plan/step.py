@@ -10,7 +10,7 @@ from rec_dist.models.size import WeightCount
 from rec_dist.plan.hardware import Hardware, ring_seconds
 from rec_dist.plan.memory import Setup, gathered_sizes, kept_elements
 from rec_dist.plan.workload import MicroBatches, Workload
-from rec_dist.train.flops import recomputed_flops, step_flops
+from rec_dist.training.flops import recomputed_flops, step_flops
 
 _BLOCK = 128  # columns that FlexAttention visits at least partly in vain, in each row
 
@@ -26,7 +26,7 @@ class StepTime:
     reference: float  # of one pass without a graph over the same micro-batches, not in `seconds` unless the reference is online
     seconds: float
     flops: float  # of the busiest worker, each operation once
-    useful_flops: float  # of all workers, on tokens, as a run counts its mfu (train/flops.py): without padding and attention
+    useful_flops: float  # of all workers, on tokens, as a run counts its mfu (training/flops.py): without padding and attention
 
     @property
     def exposed(self) -> float:

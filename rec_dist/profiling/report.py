@@ -11,8 +11,8 @@ from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.models.size import WeightCount
 from rec_dist.profiling.phases import StepTime, lag, speed
 from rec_dist.profiling.trace import Traced
-from rec_dist.train import flops
-from rec_dist.train.utilisation import peak_flops
+from rec_dist.training import flops
+from rec_dist.training.utilisation import peak_flops
 
 PROFILE_NAME, FORMAT = "profile.json", 1
 

@@ -1,6 +1,6 @@
 """What every worker of `rec-dist profile` does: the steps of a training run under a clock, and nothing kept of them.
 
-Set-up, plan, loader, micro-batches, engine and loop are those of train/worker.py. The learning rate is 0, which costs the same and
+Set-up, plan, loader, micro-batches, engine and loop are those of training/worker.py. The learning rate is 0, which costs the same and
 leaves the weights as they are. First real data: the numbers that count. Then one traced step, then micro-batches of the same lengths with
 random tokens, made before the clock starts, and the real ones through the loader again: by then libraries and allocators
 know all lengths, for which a first meeting costs, so that what random tokens are faster by than these is what the data costs.
@@ -31,11 +31,11 @@ from rec_dist.profiling.trace import traced
 from rec_dist.runtime import collectives
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.train import loop
-from rec_dist.train.loader import StepWork, prefetch, step_work
-from rec_dist.train.memory import MemoryWatch, advising, peak_bytes, total_bytes
-from rec_dist.train.micro_batches import open_reference, preparer
-from rec_dist.train.worker import TrainJob, set_up
+from rec_dist.training import loop
+from rec_dist.training.loader import StepWork, prefetch, step_work
+from rec_dist.training.memory import MemoryWatch, advising, peak_bytes, total_bytes
+from rec_dist.training.micro_batches import open_reference, preparer
+from rec_dist.training.worker import TrainJob, set_up
 
 Prepare = Callable[[Any], Any]
 

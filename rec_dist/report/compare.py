@@ -10,8 +10,8 @@ import numpy as np
 
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME, Predictions
 from rec_dist.errors import UserError
-from rec_dist.evaluate.bootstrap import bootstrap_interval, paired_difference
-from rec_dist.evaluate.measure import metrics_per_user
+from rec_dist.evaluation.bootstrap import bootstrap_interval, paired_difference
+from rec_dist.evaluation.measure import metrics_per_user
 from rec_dist.report.table import ComparisonRow, Difference, headline_of
 from rec_dist.runtime.run_directory import RunDirectory
 

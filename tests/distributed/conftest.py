@@ -89,7 +89,7 @@ class Trainer:
         worker: in the place of train_worker; it is given change_job(TrainJob).
         """
         from rec_dist.runtime.run_directory import RunDirectory
-        from rec_dist.train.worker import train_worker
+        from rec_dist.training.worker import train_worker
 
         job = change_job(self.claim(run_dir, changes))
         run = RunDirectory(run_dir)
@@ -105,7 +105,7 @@ class Trainer:
 
     def start(self, run_dir: Path, *changes: Any, workers: int) -> list[Child]:
         """The workers of a run, on their way."""
-        from rec_dist.train.worker import train_worker
+        from rec_dist.training.worker import train_worker
 
         return start_workers(train_worker, [self.claim(run_dir, changes)] * workers, run_dir.with_name(run_dir.name + "-workers"))
 
@@ -116,7 +116,7 @@ class Trainer:
         from rec_dist.config.paths import pinned
         from rec_dist.config.schema import RunConfig
         from rec_dist.runtime.run_directory import RunDirectory
-        from rec_dist.train.worker import TrainJob
+        from rec_dist.training.worker import TrainJob
 
         config = pinned(RunConfig.model_validate(self.config(run_dir, *changes)))
         RunDirectory(run_dir).claim(config.model_dump(mode="json"), to_yaml(config))

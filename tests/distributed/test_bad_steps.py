@@ -21,8 +21,8 @@ _CHANGES = (
 def bad_worker(world: Any, job: Any) -> Any:
     """train_worker in which the first micro-batch of rank 0 spoils some steps: "loss", "gradient", or "loss alone" with a sound gradient."""
     from rec_dist.engine.engine import Engine
-    from rec_dist.train import loop
-    from rec_dist.train.worker import train_worker
+    from rec_dist.training import loop
+    from rec_dist.training.worker import train_worker
 
     job, kind, bad = job
     run_step, forward, now = loop.run_step, Engine.forward, {"bad": False}
@@ -65,7 +65,7 @@ def users_of(trainer: Any, workers: int, *, step: int, micro_batch: int | None) 
     from rec_dist.config.schema import RunConfig
     from rec_dist.methods.build import build_task
     from rec_dist.runtime.world import World
-    from rec_dist.train.loader import step_work
+    from rec_dist.training.loader import step_work
 
     config = RunConfig.model_validate(trainer.config(trainer.new_dir(), *_CHANGES))
     task = build_task(config, find_initial_weights(config), "cpu")

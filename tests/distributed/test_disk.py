@@ -105,7 +105,7 @@ def limited_worker(world: Any, job: Any) -> Any:
     """train_worker where the system lets rank 1 alone write no file above 2 KB."""
     import resource
 
-    from rec_dist.train.worker import train_worker
+    from rec_dist.training.worker import train_worker
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if world.rank == 1:
@@ -119,7 +119,7 @@ def limited_worker(world: Any, job: Any) -> Any:
 def many_files_worker(world: Any, job: Any) -> Any:
     """train_worker whose states are as if they were large, so that both ranks write."""
     from rec_dist.checkpoint import state_files
-    from rec_dist.train.worker import train_worker
+    from rec_dist.training.worker import train_worker
 
     state_files.MAX_FILE_BYTES = 20_000
     return train_worker(world, job)
@@ -189,7 +189,7 @@ def test_the_memory_of_a_background_write_is_asked_for_first(trainer: Any) -> No
 def crowded_worker(world: Any, job: Any) -> Any:
     """train_worker that asks for the memory of a state of 1e15 bytes."""
     from rec_dist.engine.engine import Engine
-    from rec_dist.train.worker import train_worker
+    from rec_dist.training.worker import train_worker
 
     Engine.num_state_bytes = lambda self: 10**15  # type: ignore[method-assign]
     return train_worker(world, job)

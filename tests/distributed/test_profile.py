@@ -26,7 +26,7 @@ def planned(config: dict[str, Any], steps: range) -> dict[str, int]:
     from rec_dist.config.schema import RunConfig
     from rec_dist.methods.build import build_task
     from rec_dist.runtime.world import World
-    from rec_dist.train.loader import step_work
+    from rec_dist.training.loader import step_work
 
     parsed = RunConfig.model_validate(config)
     task = build_task(parsed, find_initial_weights(parsed), "cpu")
@@ -120,7 +120,7 @@ def test_two_workers(stage: int, tmp_path: Path, tiny_config: Make) -> None:
     from rec_dist.commands.train import find_initial_weights
     from rec_dist.config.schema import RunConfig
     from rec_dist.profiling.session import profile_worker
-    from rec_dist.train.worker import TrainJob
+    from rec_dist.training.worker import TrainJob
 
     config = tiny_config(
         tmp_path / "run", f"cluster.zero_stage={stage}", *STEPS, "profile.trace_ranks=[1]", "train.max_tokens_per_micro_batch=160"

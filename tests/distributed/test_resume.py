@@ -164,7 +164,7 @@ def early_worker(world: Any, job: Any) -> Any:
     from rec_dist.checkpoint.manager import CheckpointManager
     from rec_dist.runtime import collectives
     from rec_dist.storage.files import sha256
-    from rec_dist.train.worker import train_worker
+    from rec_dist.training.worker import train_worker
 
     def save(self: Any, engine: Any, step: int, **_: Any) -> None:
         final = self._folder / f"step-{step:08d}"
@@ -200,7 +200,7 @@ def test_early_shards_resume_where_they_fit_and_are_refused_elsewhere(trainer: A
 def small_files_worker(world: Any, job: Any) -> Any:
     """train_worker whose states are as if they were large: many files, some with several tensors and some with one."""
     from rec_dist.checkpoint import state_files
-    from rec_dist.train.worker import train_worker
+    from rec_dist.training.worker import train_worker
 
     state_files.MAX_FILE_BYTES = 3000
     return train_worker(world, job)

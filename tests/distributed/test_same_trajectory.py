@@ -46,7 +46,7 @@ def works_of(trainer: Any, changes: tuple[str, ...], *, max_tokens: int, step: i
     from rec_dist.config.schema import RunConfig
     from rec_dist.methods.build import build_task
     from rec_dist.runtime.world import World
-    from rec_dist.train.loader import step_work
+    from rec_dist.training.loader import step_work
 
     config = RunConfig.model_validate(trainer.config(trainer.new_dir(), *changes))
     task = build_task(config, find_initial_weights(config), "cpu")

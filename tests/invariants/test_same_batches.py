@@ -26,7 +26,7 @@ from rec_dist.data.sampling.targets import index_targets
 from rec_dist.methods.language_model.task import LanguageTask, ModelSpec
 from rec_dist.methods.preference import sdpo
 from rec_dist.runtime.world import World
-from rec_dist.train.loader import prefetch, step_work
+from rec_dist.training.loader import prefetch, step_work
 
 NUM_ITEMS, LONGEST = 30, 2000
 TITLES = [f"{first} {second}" for first in ("Silent", "Golden", "Last", "Paper", "Winter") for second in "ABCDEF"]

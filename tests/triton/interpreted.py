@@ -21,7 +21,7 @@ from rec_dist.methods.build import build_task
 from rec_dist.models import head
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.runtime.world import World
-from rec_dist.train.loader import step_work
+from rec_dist.training.loader import step_work
 from rec_dist_kernels import completion_logps, preference_head, preference_loss, triton_logits, triton_preference
 from rec_dist_kernels.triton_completion_logps import completion_logps_triton
 from rec_dist_kernels.triton_preference_head import preference_head_triton

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rec_dist.evaluate.bootstrap import Interval, bootstrap_interval, paired_difference
+from rec_dist.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 
 
 @pytest.mark.parametrize("draw", ["hits", "normal"])  # few distinct values, and as many as users: the two ways to resample

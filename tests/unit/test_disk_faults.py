@@ -16,7 +16,7 @@ from rec_dist.errors import DiskError
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.disk import as_disk_error, describe, writing
 from rec_dist.storage.files import write_json
-from rec_dist.train.saving import cost_note, room_note
+from rec_dist.training.saving import cost_note, room_note
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from prepared_rows import Row, write_prepared
 
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
-from rec_dist.evaluate.examples import EvalExample, build_eval_examples
+from rec_dist.evaluation.examples import EvalExample, build_eval_examples
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import WeightCount, count_weights
 from rec_dist.models.soft_prompt import add_soft_prompt
-from rec_dist.train.flops import known_peak, recomputed_flops, row_flops, step_flops, token_flops, utilisation
+from rec_dist.training.flops import known_peak, recomputed_flops, row_flops, step_flops, token_flops, utilisation
 
 
 def test_lora_is_4n_and_full_fine_tuning_6n() -> None:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from rec_dist.evaluate.examples import EvalExample
-from rec_dist.evaluate.measure import metrics_per_user, predictions_of, summarize
+from rec_dist.evaluation.examples import EvalExample
+from rec_dist.evaluation.measure import metrics_per_user, predictions_of, summarize
 
 
 def example(user: int, candidates: list[int], target: int) -> EvalExample:

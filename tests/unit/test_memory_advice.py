@@ -8,7 +8,7 @@ import torch
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import OutOfMemoryError
 from rec_dist.runtime.world import World
-from rec_dist.train.memory import (
+from rec_dist.training.memory import (
     MemoryWatch,
     Shortage,
     advice,

@@ -20,7 +20,7 @@ from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.p2rec.categories import item_categories, preference, shuffled
 from rec_dist.methods.p2rec.reconstruct import PREFERENCE_HEAD_NAME, P2RecReconstructTask, losses_of, reconstruction_loss
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
-from rec_dist.train.validation import validation_task
+from rec_dist.training.validation import validation_task
 
 STAGE_ONE = ("task.kind=p2rec_reconstruct", f"task.p2rec.num_categories={NUM_CATEGORIES}")
 

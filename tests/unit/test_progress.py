@@ -12,8 +12,8 @@ from rec_dist.commands.status import status_of
 from rec_dist.runtime.duration import Remaining, duration
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.train.recorder import recorder
-from rec_dist.train.trackers import Trackers
+from rec_dist.training.recorder import recorder
+from rec_dist.training.trackers import Trackers
 
 TOTAL = 100
 Record = Callable[[dict[str, Any]], None]

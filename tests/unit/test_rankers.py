@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rec_dist.evaluate.baselines import PopularityRanker
-from rec_dist.evaluate.metrics import target_ranks
+from rec_dist.evaluation.baselines import PopularityRanker
+from rec_dist.evaluation.metrics import target_ranks
 from rec_dist.methods.sequential import ranking as rankers
 from rec_dist.methods.sequential.next_item import last_scores
 from rec_dist.methods.sequential.ranking import SequentialRanker

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-import rec_dist.evaluate.bootstrap
-import rec_dist.evaluate.metrics
-from rec_dist.evaluate.metrics import auc, group_ranks, hit_rate, ndcg, ranking_metrics, reciprocal_rank, target_ranks
+import rec_dist.evaluation.bootstrap
+import rec_dist.evaluation.metrics
+from rec_dist.evaluation.metrics import auc, group_ranks, hit_rate, ndcg, ranking_metrics, reciprocal_rank, target_ranks
 
 
-@pytest.mark.parametrize("module", [rec_dist.evaluate.metrics, rec_dist.evaluate.bootstrap])
+@pytest.mark.parametrize("module", [rec_dist.evaluation.metrics, rec_dist.evaluation.bootstrap])
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted >= 2

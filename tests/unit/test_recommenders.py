@@ -11,14 +11,14 @@ from small_recommenders import CYCLE, NUM_USERS, SHAPES, SHARED, config, train
 from rec_dist.config.schema import DataConfig
 from rec_dist.data.prepare.prepare import prepare
 from rec_dist.errors import UserError
-from rec_dist.evaluate.baselines import PopularityRanker
+from rec_dist.evaluation.baselines import PopularityRanker
 from rec_dist.methods.sequential.next_item import NextItem, Recommender, build_recommender, last_scores
 from rec_dist.methods.sequential.ranking import SequentialRanker
 from rec_dist.methods.sequential.saved_model import kind_of, load_recommender
 from rec_dist.methods.sequential.sequences import dummy_batch, history_batch, lay_out
 from rec_dist.methods.sequential.task import build_sequential_task
 from rec_dist.runtime.world import World
-from rec_dist.train.loader import divide
+from rec_dist.training.loader import divide
 
 
 @pytest.fixture(params=list(SHAPES))

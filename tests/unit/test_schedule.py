@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec_dist.train.schedule import Schedule, learning_rate
+from rec_dist.training.schedule import Schedule, learning_rate
 
 
 def rates(schedule: Schedule, warmup: int, total: int) -> list[float]:

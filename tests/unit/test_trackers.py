@@ -11,7 +11,7 @@ from worker_processes import free_port
 
 from rec_dist.config.track import TrackConfig
 from rec_dist.errors import UserError
-from rec_dist.train.trackers import Trackers, build_tracker, check_trackers, scalars
+from rec_dist.training.trackers import Trackers, build_tracker, check_trackers, scalars
 
 ROWS = [
     {"event": "step", "step": step, "epoch": 0, "loss": 1.0 / step, "rewards/margins": 0.5 * step, "mfu": None, "restarts": 0}

@@ -21,7 +21,7 @@ from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.engine.settings import EngineSettings
 from rec_dist.errors import UserError
-from rec_dist.evaluate.examples import EvalExample, build_eval_examples
+from rec_dist.evaluation.examples import EvalExample, build_eval_examples
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_builder, model_spec, read_shape
 from rec_dist.models.assemble import build_model

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rec_dist.evaluate.baselines import Floats, check_lengths
+from rec_dist.evaluation.baselines import Floats, check_lengths
 from rec_dist.methods.sequential.next_item import Recommender, last_scores
 from rec_dist.methods.sequential.sequences import history_batch
 from rec_dist.runtime.arrays import I32

@@ -22,7 +22,7 @@ PLACES = {
     "before commit": ("rec_dist.engine.engine", "Engine", "save_state", "after"),
     "after commit": ("rec_dist.checkpoint.manager", "Catalogue", "save", "after"),
     "while loading": ("rec_dist.engine.engine", "Engine", "load_state", "before"),
-    "in the loader": ("rec_dist.train.loader", None, "step_work", "before"),
+    "in the loader": ("rec_dist.training.loader", None, "step_work", "before"),
 }
 
 

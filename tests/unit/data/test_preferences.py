@@ -25,7 +25,7 @@ from rec_dist.methods.build import build_language_task, build_task
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import pack_prompts
-from rec_dist.train.validation import validation_task
+from rec_dist.training.validation import validation_task
 
 WANTED = [("Next:", [" A", " B", " C"]), ("Then:", [" B", " D"])]
 

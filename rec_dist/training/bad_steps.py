@@ -11,7 +11,7 @@ from typing import Any
 from rec_dist.errors import NotFiniteError
 from rec_dist.methods.task import Task
 from rec_dist.runtime import collectives
-from rec_dist.train.loader import StepWork
+from rec_dist.training.loader import StepWork
 
 _NAMED, _KEPT = 8, 100  # users in a message, and in a row of metrics.jsonl
 

@@ -22,17 +22,17 @@ from rec_dist.runtime.heartbeat import Heartbeat, pause_wanted
 from rec_dist.runtime.identity import flat
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.train import loop
-from rec_dist.train.bad_steps import BadSteps
-from rec_dist.train.loader import prefetch, step_work, with_beats
-from rec_dist.train.memory import MemoryWatch, advising, peak_bytes
-from rec_dist.train.micro_batches import open_reference, preparer
-from rec_dist.train.recorder import recorder
-from rec_dist.train.saving import Saver, best_or_last, check_host_memory, open_checkpoints, save_model
-from rec_dist.train.schedule import learning_rate
-from rec_dist.train.trackers import Tracker, Trackers, build_tracker
-from rec_dist.train.utilisation import utilisation_of
-from rec_dist.train.validation import Validation, validation_task
+from rec_dist.training import loop
+from rec_dist.training.bad_steps import BadSteps
+from rec_dist.training.loader import prefetch, step_work, with_beats
+from rec_dist.training.memory import MemoryWatch, advising, peak_bytes
+from rec_dist.training.micro_batches import open_reference, preparer
+from rec_dist.training.recorder import recorder
+from rec_dist.training.saving import Saver, best_or_last, check_host_memory, open_checkpoints, save_model
+from rec_dist.training.schedule import learning_rate
+from rec_dist.training.trackers import Tracker, Trackers, build_tracker
+from rec_dist.training.utilisation import utilisation_of
+from rec_dist.training.validation import Validation, validation_task
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rec_dist.packing.packed_batch import PackedBatch
 from rec_dist.runtime import collectives
 from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.world import World
-from rec_dist.train.loader import divide, prefetch
+from rec_dist.training.loader import divide, prefetch
 
 Report = Callable[[int, int], None]  # (done, total) examples
 

@@ -21,7 +21,7 @@ from rec_dist.runtime.world import World
 from rec_dist.storage.checksums import write_checksums
 from rec_dist.storage.disk import writing
 from rec_dist.storage.files import readable
-from rec_dist.train.validation import Validation
+from rec_dist.training.validation import Validation
 
 _WORTH_SAYING_SECONDS, _WORTH_SAYING_SHARE = 1.0, 0.1
 _GIGA = 1e9

@@ -6,8 +6,8 @@ from typing import Any
 from rec_dist.runtime.duration import Remaining
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.train.bad_steps import describe
-from rec_dist.train.trackers import Tracker
+from rec_dist.training.bad_steps import describe
+from rec_dist.training.trackers import Tracker
 
 
 def recorder(

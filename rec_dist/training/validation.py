@@ -20,7 +20,7 @@ from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.task import Task
 from rec_dist.runtime import collectives
 from rec_dist.runtime.world import World
-from rec_dist.train.loader import step_work
+from rec_dist.training.loader import step_work
 
 
 def validation_task(config: RunConfig, initial: InitialWeights, device: str) -> Task | None:

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_dist.data.artifacts.predictions import Predictions
-from rec_dist.evaluate.bootstrap import bootstrap_interval
-from rec_dist.evaluate.examples import EvalExample
-from rec_dist.evaluate.metrics import ranking_metrics, target_ranks
+from rec_dist.evaluation.bootstrap import bootstrap_interval
+from rec_dist.evaluation.examples import EvalExample
+from rec_dist.evaluation.metrics import ranking_metrics, target_ranks
 
 CUTOFFS = (1, 5, 10)
 

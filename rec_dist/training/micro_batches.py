@@ -12,8 +12,8 @@ from rec_dist.methods.task import Task
 from rec_dist.models.scorer import rows_run
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.train import reference
-from rec_dist.train.memory import MemoryWatch
+from rec_dist.training import reference
+from rec_dist.training.memory import MemoryWatch
 
 
 def open_reference(

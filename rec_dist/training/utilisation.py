@@ -11,7 +11,7 @@ from torch import nn
 
 from rec_dist.models.size import count_weights
 from rec_dist.runtime.world import World
-from rec_dist.train import flops
+from rec_dist.training import flops
 
 Utilisation = Callable[[int, int, float], float | None]  # (tokens, scored tokens, seconds) of a step, over all ranks
 _GEMM = {"cpu": 1024, "cuda": 8192}  # side of the square matrices a peak is measured with

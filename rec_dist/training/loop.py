@@ -15,9 +15,9 @@ import torch
 from rec_dist.methods.task import Task
 from rec_dist.runtime import collectives
 from rec_dist.runtime.world import World
-from rec_dist.train.bad_steps import BadSteps, is_bad, suspects
-from rec_dist.train.loader import StepWork
-from rec_dist.train.utilisation import Utilisation
+from rec_dist.training.bad_steps import BadSteps, is_bad, suspects
+from rec_dist.training.loader import StepWork
+from rec_dist.training.utilisation import Utilisation
 
 
 class EngineProtocol(Protocol):
