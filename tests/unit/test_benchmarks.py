@@ -186,7 +186,7 @@ def test_flops_of_a_step_follow_the_tokens() -> None:
 
 
 def test_the_loader_benchmark_counts_its_tokens() -> None:
-    result = loader.run(None, steps=1, repeats=1, negatives=3, sizes={"users": 300, "items": 120, "choices": 9000})
+    result = loader.run(None, steps=1, repeats=1, negatives=3, sizes={"users": 300, "items": 120, "positives": 9000})
     assert len(result["rows"]) == len(loader.CASES)
     assert all(row["groups"] > 0 and row["tokens_per_second"] > 0 for row in result["rows"])
     report = loader.report({**results.facts("python -m benchmarks.loader"), **result})
@@ -240,7 +240,7 @@ def test_goodput_counts_repeated_steps_and_lost_time() -> None:
 
 def test_the_resume_benchmark_measures_the_position_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "POSITIONS", (1, 50_000))
-    result = resume.run(repeats=1, sizes={"users": 300, "items": 120, "choices": 9000})
+    result = resume.run(repeats=1, sizes={"users": 300, "items": 120, "positives": 9000})
     assert [(row["group"], row["epoch"]) for row in result["rows"][:2]] == [(1, 0), (50_000, 49_999 // result["examples"])]
     assert "seconds at group 50,000 over group 1, whole epoch" in resume.report({**results.facts("python -m x"), **result})
 
