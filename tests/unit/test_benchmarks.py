@@ -273,7 +273,7 @@ def test_descendants_are_found_and_memory_is_theirs() -> None:
 
 
 def refused(module: Any, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which a benchmark refuses its arguments, before it measures."""
+    """The one line with which a benchmark rejects its arguments before it measures."""
     with pytest.raises(SystemExit) as ended:
         module.main(words)
     printed = capsys.readouterr()
