@@ -1,13 +1,13 @@
-"""Goodput under faults: a real run in which something is killed every ~45 s, against the same run left alone.
+"""Goodput under faults: something is killed every ~45 s in a real run, which is then compared with an undisturbed one.
 
     python -m benchmarks.chaos --out chaos.json                15 minutes of faults, then the undisturbed run: about 25 minutes
     python -m benchmarks.chaos --minutes 2 --every 30          a short one
     python -m benchmarks.chaos --markdown chaos.json
 
-Two Ray workers with DeepSpeed ZeRO-3 train S-DPO on synthetic interactions with a random model of 4 layers. At random times a worker
-gets SIGKILL, SIGTERM or SIGSTOP, or the driver SIGKILL or SIGTERM; a driver that ended is started again by the same command, as
-a scheduler would. At the end the run is stopped, and one that nobody disturbed goes to the same step: all saved numbers must be the
-same.
+Two Ray workers with DeepSpeed ZeRO-3 train S-DPO on synthetic interactions with a random model of 4 layers. At random times
+the benchmark sends SIGKILL, SIGTERM or SIGSTOP to a worker, or SIGKILL or SIGTERM to the driver. When the driver has ended, the
+benchmark starts the same command again, as a scheduler would. At the end it stops the run and trains an undisturbed one to the
+same step: all saved numbers must be equal.
 """
 
 import json
@@ -39,11 +39,11 @@ _TIMEOUT_SECONDS = 600.0
 
 
 def make_inputs(folder: Path) -> dict[str, Any]:
-    """Interactions, a model and the configuration of a run that would take hours."""
+    """Writes interactions and a model. Returns the configuration of a run that would take hours."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     source = folder / "interactions.csv"
-    write_synthetic(source, users=2000, items=800, choices=60_000)
+    write_synthetic(source, users=2000, items=800, positives=60_000)
     titles = sorted({line.rsplit(",", 1)[1] for line in source.read_text(encoding="utf-8").splitlines()[1:]})
     tokenizer = small_tokenizer(titles)
     tokenizer.save_pretrained(folder / "model")
@@ -70,7 +70,7 @@ def make_inputs(folder: Path) -> dict[str, Any]:
 
 
 class Run:
-    """`rec-dist train` on one configuration, started as often as it takes."""
+    """`rec-dist train` on one configuration, started as often as needed."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.path = Path(config["train"]["run_dir"])
@@ -88,32 +88,32 @@ class Run:
             return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
 
     def errors(self) -> str:
-        """The end of what it said."""
+        """The end of its standard error."""
         return self._errors.read_text(encoding="utf-8", errors="replace")[-3000:]
 
     def keep_up(self) -> None:
-        """Starts it again when it has ended."""
+        """Starts the command again if it has ended."""
         code = self.process.poll()
         if code is not None:
             assert code in (0, 1, 75, -signal.SIGKILL), self.errors()
             self.process = self._start()
 
     def rows(self) -> list[dict[str, Any]]:
-        """metrics.jsonl; empty before there is one."""
+        """The rows of metrics.jsonl; empty before the file exists."""
         path, rows = self.path / "metrics.jsonl", []
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
             try:
                 rows.append(json.loads(line))
-            except ValueError:  # being written
+            except ValueError:  # the line is still being written
                 continue
         return rows
 
     def workers(self) -> list[int]:
-        """Processes of the ranks that train now."""
+        """Process ids of the ranks that are training now."""
         return [beat.pid for beat in read_beats(self.path / "attempt") if psutil.pid_exists(beat.pid)]
 
     def steps_again(self, resumed: int) -> bool:
-        """Whether a step was made since there were `resumed` resumptions."""
+        """Whether the run has made a step since the resumption after the first `resumed` ones."""
         events = [row["event"] for row in self.rows() if row["event"] in ("step", "resume")]
         return events.count("resume") > resumed and events[-1] == "step"
 
@@ -121,7 +121,7 @@ class Run:
         return sum(row["event"] == "resume" for row in self.rows())
 
     def end(self) -> int:
-        """Asks it to stop and returns the step of its last checkpoint."""
+        """Asks the run to stop and returns the step of its last checkpoint."""
         code = None
         while code != 75:
             self.keep_up()
@@ -131,7 +131,7 @@ class Run:
         return max(int(row["step"]) for row in self.rows() if row["event"] == "checkpoint")
 
     def wait_for_steps(self, resumed: int) -> None:
-        """Until steps_again(resumed)."""
+        """Waits until steps_again(resumed) is true or the process ends."""
         deadline = time.monotonic() + _TIMEOUT_SECONDS
         while not self.steps_again(resumed) and self.process.poll() is None:
             assert time.monotonic() < deadline, self.errors()
@@ -139,7 +139,7 @@ class Run:
 
 
 def strike(run: Run, draw: random.Random) -> dict[str, Any] | None:
-    """One fault, and how long until the run steps again. None: the run had just no worker to strike at."""
+    """Injects one fault and measures the seconds until the run steps again. Returns None if there was no worker to hit."""
     target, name = draw.choice(FAULTS)
     workers = run.workers()
     if target == "worker" and not workers:
@@ -148,14 +148,14 @@ def strike(run: Run, draw: random.Random) -> dict[str, Any] | None:
     os.kill(draw.choice(workers) if target == "worker" else run.process.pid, getattr(signal, name))
     deadline = began + _TIMEOUT_SECONDS
     while not run.steps_again(resumed):
-        assert time.monotonic() < deadline, "the run did not come back"
+        assert time.monotonic() < deadline, "the run did not recover"
         run.keep_up()
         time.sleep(0.2)
     return {"target": target, "signal": name, "seconds": time.monotonic() - began}
 
 
 def disturb(run: Run, *, minutes: float, every: float, seed: int) -> tuple[list[dict[str, Any]], float]:
-    """(faults, seconds from the first step to the end)."""
+    """Returns the faults and the seconds from the first checkpoint to the end."""
     draw = random.Random(seed)
     while not any(row["event"] == "checkpoint" for row in run.rows()):
         assert run.process.poll() is None, f"the run ended before its first checkpoint: {run.errors()}"
@@ -172,7 +172,7 @@ def disturb(run: Run, *, minutes: float, every: float, seed: int) -> tuple[list[
 
 
 def undisturbed(folder: Path, config: dict[str, Any], step: int) -> Run:
-    """The same run, left alone until it stops after `step`."""
+    """Trains the same run without faults until it stops after `step`."""
     run = Run(folder, {**config, "train": {**config["train"], "run_dir": str(folder / "alone")}})
     while not (run.path / "config.json").is_file():
         time.sleep(0.1)
@@ -182,13 +182,13 @@ def undisturbed(folder: Path, config: dict[str, Any], step: int) -> Run:
 
 
 def state_of(run: Run, step: int) -> dict[str, torch.Tensor]:
-    """Every number of a checkpoint: weights and Adam's state."""
+    """Every tensor of a checkpoint: weights and Adam's state."""
     files = sorted((run.path / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
     return {name: value for file in files for name, value in load_file(file).items()}
 
 
 def measure(minutes: float, every: float, seed: int) -> dict[str, Any]:
-    """Both runs, compared."""
+    """Makes both runs and compares them."""
     quieten()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -221,7 +221,7 @@ def measure(minutes: float, every: float, seed: int) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """The tables of a result file."""
+    """Renders the tables of a result."""
     times = [fault["seconds"] for fault in result["faults"]]
     kinds = sorted({(fault["target"], fault["signal"]) for fault in result["faults"]})
     rows = []
@@ -250,13 +250,11 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """See the module."""
+    """Runs the command that the module's docstring describes."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = results.parser_of(__doc__)
-    parser.add_argument("--minutes", type=float, default=15.0, help="of faults")
-    parser.add_argument(
-        "--every", type=float, default=45.0, help="seconds between faults, on average, from one recovery to the next fault"
-    )
+    parser.add_argument("--minutes", type=float, default=15.0, help="how long faults are injected")
+    parser.add_argument("--every", type=float, default=45.0, help="mean seconds from a recovery to the next fault")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):

@@ -1,12 +1,13 @@
-"""What a checkpoint costs: how long training stands still for it, written in the foreground and in the background.
+"""What a checkpoint costs: how long training stands still for it, if it is written in the foreground or in the background.
 
-    python -m benchmarks.checkpoint --out results.json         LoRA r8 and full fine-tuning of SmolLM2-135M's shape, random weights
+    python -m benchmarks.checkpoint --out results.json         LoRA r8 and full fine-tuning, random weights, SmolLM2-135M's shape
     python -m benchmarks.checkpoint --markdown results.json
 
-One process, ZeRO stage 0. Goes the project's own way: Catalogue.save, steps, Catalogue.settle (checkpoint/manager.py). Foreground and
-background take turns on one engine. The stall is the time in save(). The cost is what save, the steps until the checkpoint is
-committed and the commit take together, less as many plain steps: the background's share of the processor is in it.
-Disk: three states, 12 bytes a trainable weight each.
+One process, ZeRO stage 0. It uses the project's own code: CheckpointManager.save, training steps, then CheckpointManager.settle
+(checkpoint/manager.py). Foreground and background take turns on one engine. The stall is the time inside save(). The cost is the
+time for save, for the steps until the checkpoint is committed and for the commit, minus the time of as many plain steps. It
+therefore includes the processor time that background writing takes.
+Disk: three states of 12 bytes a trainable weight.
 """
 
 import os
@@ -39,7 +40,7 @@ MODES = {"foreground": False, "background": True}
 
 
 def make_engine(shape: Shape, *, lora: bool, tokens: int) -> tuple[Engine, PackedBatch]:
-    """An engine, and a batch of about `tokens` rows for it."""
+    """Returns an engine and a batch of about `tokens` rows for it."""
     method, device = sft(), "cuda:0" if torch.cuda.is_available() else "cpu"
     model = build_model(shape, lora=lora, device=device)
     module = Scorer(model, method.loss, method.metric_names)
@@ -51,39 +52,39 @@ def make_engine(shape: Shape, *, lora: bool, tokens: int) -> tuple[Engine, Packe
     return engine, pack_prompts([prompt_of(drawn[:-8], [tokens - 9], [drawn[None, -8:]], 0)])
 
 
-def step(engine: Engine, sampler: PackedBatch) -> None:
-    """One forward, backward and optimizer step, finished."""
-    engine.backward(engine.forward(sampler)[0] / tokens_of(sampler), last=True)
+def step(engine: Engine, batch: PackedBatch) -> None:
+    """One complete forward pass, backward pass and optimizer step."""
+    engine.backward(engine.forward(batch)[0] / tokens_of(batch), last=True)
     engine.step(1e-5)
 
 
-def tokens_of(sampler: PackedBatch) -> int:
-    """Scored ones."""
-    return int(sampler.targets.numel())
+def tokens_of(batch: PackedBatch) -> int:
+    """The number of scored tokens."""
+    return int(batch.targets.numel())
 
 
-def one(checkpoints: CheckpointManager, engine: Engine, sampler: PackedBatch, number: int, plain: float) -> dict[str, float]:
-    """One checkpoint, and steps until it is committed."""
+def one(checkpoints: CheckpointManager, engine: Engine, batch: PackedBatch, number: int, plain: float) -> dict[str, float]:
+    """Saves one checkpoint and trains until it is committed."""
     start = time.perf_counter()
     checkpoints.save(engine, number, epoch=0)
     stall, steps = time.perf_counter() - start, 0
     while checkpoints.writing:
-        step(engine, sampler)
+        step(engine, batch)
         steps += 1
     checkpoints.settle()
     return {"stall": stall, "cost": time.perf_counter() - start - steps * plain, "steps": steps}
 
 
 def measure(shape: Shape, folder: Path, *, lora: bool, tokens: int, repeats: int) -> list[dict[str, Any]]:
-    """A row a mode."""
-    engine, sampler = make_engine(shape, lora=lora, tokens=tokens)
+    """Returns a row for each mode."""
+    engine, batch = make_engine(shape, lora=lora, tokens=tokens)
     written: dict[str, list[float]] = {mode: [] for mode in MODES}
     found: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
-    catalogues = {}
+    managers = {}
     for mode, asynchronous in MODES.items():
         retention = RetentionPolicy(keep=1, best=False, asynchronous=asynchronous, stop_on_fault=True)
         rows = written[mode]
-        catalogues[mode] = CheckpointManager(
+        managers[mode] = CheckpointManager(
             folder / mode,
             World(),
             CheckpointMetadata(None, "benchmark", {}, {}),
@@ -95,13 +96,13 @@ def measure(shape: Shape, folder: Path, *, lora: bool, tokens: int, repeats: int
     times = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
-        step(engine, sampler)
+        step(engine, batch)
         times.append(time.perf_counter() - start)
     plain = statistics.median(times[1:])
     for number in range(1, repeats + 2):
-        for mode, checkpoints in catalogues.items():
-            measured = one(checkpoints, engine, sampler, number, plain)
-            if number > 1:  # the first makes Adam's copies and meets a cold disk
+        for mode, checkpoints in managers.items():
+            measured = one(checkpoints, engine, batch, number, plain)
+            if number > 1:  # the first checkpoint allocates Adam's copies and meets a cold disk
                 found[mode].append(measured)
     weights = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
     about = {"trains": "LoRA r8" if lora else "all weights", "weights": weights, "bytes": engine.num_state_bytes()}
@@ -120,7 +121,7 @@ def measure(shape: Shape, folder: Path, *, lora: bool, tokens: int, repeats: int
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """The table of a result file."""
+    """Renders the table of a result."""
     rows = [
         {
             "trains": row["trains"],
@@ -140,14 +141,14 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """See the module."""
+    """Runs the command that the module's docstring describes."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = results.parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=256, help="of a step")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens a step")
     parser.add_argument("--trains", choices=["lora", "full", "both"], default="both")
     parser.add_argument("--shape", type=shape_of, default={}, help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written; none: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: a temporary folder)")
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):
         return

@@ -1,7 +1,8 @@
-"""The attention that model.attention=auto has on a device against the dense mask: log-probs, gradients, and compilations.
+"""Compares the attention that model.attention=auto chooses on a device with the dense mask.
 
-FlexAttention has no backward pass on CPUs, so that its gradients can be compared on a GPU alone; on a CPU the same comparison runs
-for the path prompt by prompt. float32, so that what is compared is the mask and not the rounding; a GPU's products may still take TF32.
+It compares log-probs and gradients, and counts compilations. FlexAttention has no backward pass on CPUs, so only a GPU can
+compare its gradients; a CPU compares the path that runs prompt by prompt. Everything is in float32, so that the masks are
+compared and not the rounding; a GPU may still use TF32 for its products.
 """
 
 from typing import Any
@@ -16,12 +17,12 @@ from rec_dist.models.flex import allow_compilations, num_compilations
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 
 SHAPE = Shape(hidden=256, layers=2, heads=4, kv_heads=2, intermediate=512, vocab=1024)
-PACK = 1024
+MAX_TOKENS = 1024
 _POINTS = (Point(90, 8, 3, 3), Point(200, 8, 1, 2), Point(33, 8, 15, 4))
 
 
 def micro_batches() -> list[list[GroupedPrompt]]:
-    """MicroBatches of different lengths, prompts and numbers of completions; each fits PACK."""
+    """Micro-batches with different lengths, prompts and numbers of completions; each fits MAX_TOKENS."""
     found = []
     for point in _POINTS:
         case = make_case(point, SHAPE.vocab)
@@ -31,7 +32,11 @@ def micro_batches() -> list[list[GroupedPrompt]]:
 
 
 def compare(device: str) -> dict[str, Any]:
-    """Largest difference of log-probs; norm of the difference of gradients over their norm; graphs compiled after the first micro-batch."""
+    """Compares ours with the dense mask.
+
+    Returns the largest difference of log-probs, the norm of the difference of gradients over their norm, and the number of graphs
+    that were compiled after the first micro-batch.
+    """
     model: Any = build_model(SHAPE, device=device).train()
     config = model.get_base_model().config
     ours, dense = choose_attention("auto", config, device=device), choose_attention("sdpa", config, device=device)
@@ -44,8 +49,8 @@ def compare(device: str) -> dict[str, Any]:
             if number == 1:
                 compiled = num_compilations()
             model.zero_grad(set_to_none=True)
-            runner = Grouped(model, [prompts], 1, device=device, max_tokens=PACK)
-            loss, _, found = runner.scorer(runner.streams[0])
+            runner = Grouped(model, [prompts], 1, device=device, max_tokens=MAX_TOKENS)
+            loss, _, found = runner.scorer(runner.batches[0])
             loss.backward()
             logps[attention].append(found.detach())
             gradients[attention].append(_flat(model))
@@ -59,5 +64,5 @@ def compare(device: str) -> dict[str, Any]:
 
 
 def _flat(model: Any) -> Tensor:
-    """All gradients, one after another."""
+    """All gradients in one vector."""
     return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])

@@ -1,6 +1,6 @@
-"""The head on a GPU: ours against plain, chunked and compiled torch, forward and backward, and the bare GEMMs beneath them.
+"""The head on a GPU: ours against plain, chunked and compiled torch, forward and backward, and against the bare GEMMs.
 
-M scored tokens (each a row of its own), D width, V vocabulary, 8 tokens a completion, 16 completions a group.
+M scored tokens (each in a row of its own), D width, V vocabulary, 8 tokens a completion, 16 completions a group.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def cases(device: str) -> list[tuple[int, int, int, bool]]:
 
 
 class HeadCase:
-    """Inputs of one shape; each method is a function of them that runs forward and backward."""
+    """The inputs of one shape. Each method runs forward and backward on them."""
 
     def __init__(self, vocab: int, scored: int, width: int, trains: bool, device: str) -> None:
         generator = torch.Generator(device=device).manual_seed(0)
@@ -41,7 +41,7 @@ class HeadCase:
         self.reference = torch.full((scored // 8,), -80.0, device=device)
 
     def methods(self, *, compiled: bool) -> dict[str, Step]:
-        """Name -> one step."""
+        """Maps each method's name to one step of it."""
         found: dict[str, Step] = {
             "GEMMs alone": self.gemms,
             "preference_head auto": lambda: self.joined("auto"),
@@ -55,11 +55,11 @@ class HeadCase:
         if compiled:
             step = torch.compile(self.plain, dynamic=False)
             found["torch.compile"] = lambda: self.backward(step(self.hidden, self.targets))
-        # The product that the rows behind it are compared with stands before them.
+        # The bare product comes before the row that is compared with it.
         return {**found, "GEMM alone, forward": self.gemm, "completion_logps auto, forward": self.forward}
 
     def gemms(self) -> None:
-        """What any head has to multiply: logits, the gradient of the hidden rows, and that of the weight where it trains."""
+        """The products that any head needs: logits, the gradient of the hidden rows, and the weight's gradient if it trains."""
         with torch.no_grad():
             logits = self.hidden @ self.weight.T
             _ = logits @ self.weight
@@ -67,12 +67,12 @@ class HeadCase:
                 _ = logits.T @ self.hidden
 
     def gemm(self) -> None:
-        """The logits alone."""
+        """The product for the logits alone."""
         with torch.no_grad():
             _ = self.hidden @ self.weight.T
 
     def forward(self) -> None:
-        """Log-probs without a backward pass, as a reference pass and an evaluation take them."""
+        """Log-probs without a backward pass, as the reference pass and evaluation use them."""
         with torch.no_grad():
             self.ours("auto")
 
@@ -99,5 +99,5 @@ class HeadCase:
         return loss.sum().detach()
 
     def clear(self) -> None:
-        """Between steps: no gradient is accumulated onto another."""
+        """Clears gradients between steps, so that none accumulate."""
         self.hidden.grad = self.weight.grad = None

@@ -1,8 +1,9 @@
 """Whole training steps on a GPU: a, b and d of benchmarks/peer_methods.py at 1B and 8B shapes, bfloat16, random weights.
 
-Each method micro-batches as many whole groups as fit its token budget, at least one, and is judged by groups a second. MFU counts the work
-that a method does itself: 2 FLOP a weight and token forward, as much backward, and as much again where the weights train; attention's
-scores and values are counted as dense over what a row sees, and the reference forward of a.
+Each method puts as many whole groups into a micro-batch as fit its token budget, but at least one. The measure is groups a
+second. MFU counts the work that a method itself does: 2 FLOP a weight and token forward, as much backward, and as much again
+if the weights train. Attention's scores and values are counted as dense over what a row sees. For a, the reference forward
+pass counts too.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ LLAMA_8B = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=1433
 
 @dataclass(frozen=True)
 class Setting:
-    """One model in one mode. micro-batch: tokens of a forward pass."""
+    """One model in one mode. micro_batch: the token budget of a forward pass."""
 
     name: str
     shape: Shape
@@ -31,7 +32,7 @@ class Setting:
 
 
 def settings(device: str) -> list[Setting]:
-    """In the order of what matters, as time may run out."""
+    """The settings, most important first, since time may run out."""
     if device == "cpu":
         return [Setting("tiny LoRA", TINY, True, 256)]
     return [
@@ -43,14 +44,14 @@ def settings(device: str) -> list[Setting]:
 
 
 def points(device: str) -> list[Point]:
-    """P and K; the number of groups follows from the micro-batch."""
+    """P and K of each point; the number of groups follows from the token budget."""
     if device == "cpu":
         return [Point(20, 8, 3, 1)]
     return [Point(512, 8, 3, 1), Point(512, 8, 15, 1), Point(128, 8, 3, 1)]
 
 
 def build_setting(setting: Setting, device: str) -> Any:
-    """The model of a setting, in training mode."""
+    """Builds the model of a setting, in training mode."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model: Any = build_model(setting.shape, lora=setting.lora, dtype=dtype, device=device)
     if setting.recompute:
@@ -61,14 +62,14 @@ def build_setting(setting: Setting, device: str) -> Any:
 
 
 def groups_of(method: str, point: Point, micro_batch: int) -> int:
-    """Whole groups that fit, at least one."""
+    """How many whole groups fit, at least one."""
     size = point.negatives + 1
     rows = {"a": size * (point.prompt + point.completion), "b": size * (point.prompt + point.completion - 1)}
     return max(1, micro_batch // rows.get(method, point.prompt + size * (point.completion - 1)))
 
 
 def build_method(method: str, model: Any, setting: Setting, point: Point, device: str) -> Any:
-    """The method with as many groups as fit. Ours runs with the attention that model.attention=auto has on `device`."""
+    """Builds the method with as many groups as fit. Ours uses the attention that model.attention=auto chooses on `device`."""
     base = model.get_base_model() if setting.lora else model
     base.set_attn_implementation(choose_attention("auto" if method == "d" else "sdpa", base.config, device=device))
     allow_compilations()
@@ -83,7 +84,7 @@ def build_method(method: str, model: Any, setting: Setting, point: Point, device
 
 
 def step_flops(method: str, setting: Setting, point: Point) -> float:
-    """What one step of the method computes; see the module."""
+    """The FLOP of one step of the method, counted as the module's docstring says."""
     shape, groups = setting.shape, groups_of(method, point, setting.micro_batch)
     head_dim = shape.hidden // shape.heads
     attention = shape.hidden * head_dim * (2 * shape.heads + 2 * shape.kv_heads)

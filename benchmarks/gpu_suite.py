@@ -1,12 +1,14 @@
-"""Everything that needs a GPU, in one command and under 9 minutes: attention against the dense mask, heads against torch,
-training steps against peers.
+"""All measurements that need a GPU, in one command and under 9 minutes.
+
+It compares attention with the dense mask, heads with torch, and training steps with peers.
 
     PYTHONPATH=kernels python -m benchmarks.gpu_suite --out results.json
     python -m benchmarks.gpu_suite --markdown results.json
 
-Needs torch >= 2.11, transformers >= 5.17, peft and numpy (and triton for its rows): no Ray, DeepSpeed, OmegaConf or network. Each
-row is guarded: a failure is written in its place and the next row runs. A row that would not fit the time left is skipped and says so.
-Without a GPU it runs tiny shapes on the CPU, which checks the script itself, and marks the rows of the GPU as not measured.
+Needs torch >= 2.11, transformers >= 5.17, peft and numpy (and triton for its rows), but no Ray, DeepSpeed, OmegaConf or
+network. If a row fails, the reason stands in its place and the next row runs. A row that does not fit into the time left is
+skipped and marked as such. Without a GPU the suite runs tiny shapes on the CPU, which checks the script itself, and marks the
+GPU's rows as not measured.
 """
 
 import gc
@@ -26,7 +28,7 @@ Measure = Callable[[], dict[str, Any]]
 
 
 class Suite:
-    """Runs rows one after another, each guarded and within the time."""
+    """Runs rows one after another within the time. A row that fails does not end the suite."""
 
     def __init__(self, device: str, budget: float) -> None:
         self.device = device
@@ -34,7 +36,7 @@ class Suite:
         self.rows: list[dict[str, Any]] = []
 
     def row(self, about: dict[str, Any], expected_seconds: float, measure: Measure) -> dict[str, Any]:
-        """Adds about | measure(), or the reason why there is nothing."""
+        """Adds about | measure(), or the reason why there is no measurement."""
         left = self.deadline - time.perf_counter()
         row = {**about, "device": self.device, "status": "measured"}
         if left < expected_seconds:
@@ -51,13 +53,13 @@ class Suite:
         return row
 
     def free(self) -> None:
-        """What the last row left behind."""
+        """Frees what the last row left behind."""
         gc.collect()
         if self.device != "cpu":
             torch.cuda.empty_cache()
 
     def time(self, step: Callable[[], Any], *, clear: Callable[[], None], repeats: int) -> dict[str, Any]:
-        """Median milliseconds after two warm-ups, and peak bytes above what was held before."""
+        """Median milliseconds after two warm-up steps, and peak bytes above those held before."""
         on_gpu = self.device != "cpu"
         clear()
         if on_gpu:
@@ -79,12 +81,12 @@ class Suite:
 
 
 def run_attention(suite: Suite) -> None:
-    """Log-probs and gradients of the attention that this device has."""
+    """Compares log-probs and gradients of the attention that this device uses with those of the dense mask."""
     suite.row({"section": "attention", "method": "auto against dense"}, 60.0, lambda: gpu_attention.compare(suite.device))
 
 
 def run_heads(suite: Suite, *, repeats: int) -> None:
-    """Every head method at every shape; the ratio is to the GEMMs that none can do without."""
+    """Runs every head method at every shape. The ratio is to the GEMMs that every method needs."""
     for vocab, scored, width, trains in gpu_heads.cases(suite.device):
         about = {"section": "head", "V": vocab, "M": scored, "D": width, "weight": "trains" if trains else "frozen"}
         try:
@@ -105,10 +107,10 @@ def run_heads(suite: Suite, *, repeats: int) -> None:
 
 
 def run_peers(suite: Suite, *, repeats: int) -> None:
-    """a, b and d at every model and point; ours is compared with each."""
+    """Runs a, b and d for every model and point, and compares ours with each."""
     peak = known_peak(torch.cuda.get_device_name()) if suite.device != "cpu" else None
     for setting in gpu_peers.settings(suite.device):
-        about = {"section": "peers", "model": setting.name, "pack": setting.micro_batch}
+        about = {"section": "peers", "model": setting.name, "tokens a micro-batch": setting.micro_batch}
         holder: list[Any] = []
         built = suite.row({**about, "method": "build"}, 25.0, lambda: _build(holder, setting, suite.device))  # noqa: B023
         if not holder:
@@ -145,7 +147,7 @@ def _build(holder: list[Any], setting: gpu_peers.Setting, device: str) -> dict[s
 
 
 def not_measured() -> list[dict[str, Any]]:
-    """The rows that a GPU would fill."""
+    """The rows that only a GPU can fill."""
     heads = [
         {"section": "head", "device": "cuda", "V": vocab, "M": scored, "D": width, "method": "all"}
         for vocab, scored, width, _ in gpu_heads.cases("cuda")
@@ -155,7 +157,7 @@ def not_measured() -> list[dict[str, Any]]:
             "section": "peers",
             "device": "cuda",
             "model": setting.name,
-            "pack": setting.micro_batch,
+            "tokens a micro-batch": setting.micro_batch,
             "P": point.prompt,
             "K": point.negatives,
         }
@@ -167,7 +169,7 @@ def not_measured() -> list[dict[str, Any]]:
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """The tables of a result file."""
+    """Renders the tables of a result."""
 
     def shown(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
         ms = row.get("milliseconds", {}).get("median")
@@ -176,7 +178,20 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
         return {**{name: row.get(name) for name in names}, "ms": ms, "peak GiB": gib, "note": status}
 
     heads = ("device", "V", "M", "weight", "method", "x GEMMs")
-    peers = ("device", "model", "pack", "P", "K", "method", "groups", "tokens", "groups/s", "tokens/s", "mfu", "d is x")
+    peers = (
+        "device",
+        "model",
+        "tokens a micro-batch",
+        "P",
+        "K",
+        "method",
+        "groups",
+        "tokens",
+        "groups/s",
+        "tokens/s",
+        "mfu",
+        "d is x",
+    )
     attention = ("device", "method", "logps apart", "gradients apart", "compilations after the first micro-batch")
     rows = result["rows"]
     parts = [[shown(row, attention) for row in rows if row["section"] == "attention"]]
@@ -187,7 +202,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 
 
 def run(*, budget: float, repeats: int, only: str = "all") -> list[dict[str, Any]]:
-    """All rows. The heads come first: half of the time is theirs at most."""
+    """Runs all rows. The heads come before the peers and leave them at least half of the time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     suite = Suite(device, budget if only != "all" else budget / 2)
     end = time.perf_counter() + budget
@@ -202,13 +217,13 @@ def run(*, budget: float, repeats: int, only: str = "all") -> list[dict[str, Any
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """See the module."""
+    """Runs the command that the module's docstring describes."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = results.parser_of(__doc__)
     parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds; rows that would not fit are skipped")
     parser.add_argument("--repeats", type=results.positive, default=5)
     parser.add_argument("--only", choices=("all", "attention", "heads", "peers"), default="all")
-    parser.add_argument("--commit", help="where the tree is no checkout: what it was taken from")
+    parser.add_argument("--commit", help="the commit to report if the tree is not a checkout")
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):
         return

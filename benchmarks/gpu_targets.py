@@ -1,4 +1,4 @@
-"""What the GPU suite is judged by, as functions of its rows. Rows of a CPU are not judged: they check the script."""
+"""The targets of the GPU suite, as functions of its rows. Rows of a CPU are ignored: they only check the script."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ Row = dict[str, Any]
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Every target beside what was measured; "not measured" where a row is missing or failed."""
+    """Every target beside its measurement; "not measured" if a row is missing or failed."""
     own = [row for row in rows if row["device"] == "cuda"]
     heads = [row for row in own if row["section"] == "head" and row.get("weight", "frozen") == "frozen" and row["M"] >= 4096]
     out = []

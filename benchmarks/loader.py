@@ -1,11 +1,12 @@
 """The loader alone: packed tokens a second on one core, at the size of MovieLens-1M, for S-DPO with 15 negatives.
 
-    python -m benchmarks.loader --out results.json             synthetic interactions: 6,040 users, 3,533 items, 575k choices
-    python -m benchmarks.loader --source ml-1m                 the real ones, fetched on first use
+    python -m benchmarks.loader --out results.json             synthetic: 6,040 users, 3,533 items, 575k interactions
+    python -m benchmarks.loader --source ml-1m                 the real data set, fetched on first use
     python -m benchmarks.loader --markdown results.json
 
-Goes the project's own way: prepare, tokenise, plan, build, micro-batch, deal, collate (training/loader.py: step_work). Prepare and tokenising
-happen once and are timed apart. Target: 500k packed tokens a second a core, a hundred times what a GPU takes of an 8B model.
+It uses the project's own code: prepare, tokenise, then per step sample, build examples, pack micro-batches, assign them to ranks
+and collate (training/loader.py: step_work). Prepare and tokenising happen once and are timed separately. The target is 500k packed
+tokens a second on one core, a hundred times what a GPU consumes when it trains an 8B model.
 """
 
 import cProfile
@@ -40,7 +41,7 @@ from rec_dist.runtime.world import World
 from rec_dist.training.loader import step_work
 
 TARGET = 500_000
-NUM_USERS, NUM_ITEMS, NUM_CHOICES = 6040, 3533, 575_000
+NUM_USERS, NUM_ITEMS, NUM_POSITIVES = 6040, 3533, 575_000
 CASES = [  # targets a prompt, groups a step, kind of negatives, world size
     (1, 512, "uniform", 1),
     (1, 512, "popularity", 1),
@@ -49,24 +50,24 @@ CASES = [  # targets a prompt, groups a step, kind of negatives, world size
 ]
 
 
-def write_synthetic(path: Path, *, users: int = NUM_USERS, items: int = NUM_ITEMS, choices: int = NUM_CHOICES) -> None:
-    """A csv file of that size: sequence lengths log-normal as in MovieLens, items by a power law, titles of 1 to 5 words."""
+def write_synthetic(path: Path, *, users: int = NUM_USERS, items: int = NUM_ITEMS, positives: int = NUM_POSITIVES) -> None:
+    """Writes a csv file: log-normal sequence lengths as in MovieLens, items by a power law, titles of 1 to 5 words."""
     rng = np.random.default_rng(0)
     words = np.asarray(["".join(rng.choice(list("aeioulnrstdm"), size=rng.integers(3, 9))) for _ in range(800)])
     titles = [" ".join(rng.choice(words, size=rng.integers(1, 6))).title() + f" {number}" for number in range(items)]
     raw = rng.lognormal(mean=4.0, sigma=1.0, size=users)
-    lengths = np.clip((raw * choices / raw.sum()).astype(int), 6, items // 3)
+    lengths = np.clip((raw * positives / raw.sum()).astype(int), 6, items // 3)
     popularity = 1.0 / (np.arange(items) + 20.0)
     lines = ["user,item,rating,timestamp,title"]
     for user, length in enumerate(lengths.tolist()):
-        keys = rng.exponential(size=items) / popularity  # the smallest keys: a draw without replacement by popularity
+        keys = rng.exponential(size=items) / popularity  # the smallest keys are a draw without replacement by popularity
         for place, item in enumerate(np.argpartition(keys, length)[:length].tolist()):
             lines.append(f"u{user},i{item},5,{user * 1000 + place},{titles[item]}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def small_tokenizer(texts: list[str]) -> Any:
-    """A byte-level BPE of 8k tokens learned from the titles, so that nothing is fetched; about 5 tokens a title."""
+    """A byte-level BPE of 8k tokens learned from the titles, about 5 tokens a title. Nothing is downloaded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -89,7 +90,7 @@ def make_task(
     kind: Any,
     negatives: int,
 ) -> Task:
-    """S-DPO on the training split, without a model."""
+    """An S-DPO task on the training split, without a model."""
     targets = index_targets(split, per_prompt_targets)
     return language_task(
         sdpo(beta=1.0, num_negatives=negatives),
@@ -113,7 +114,7 @@ def make_task(
 
 
 def measure(task: Task, *, steps: int, repeats: int, world: World) -> dict[str, Any]:
-    """Every rank builds a whole step and collates its own share: tokens are those of the step on one rank, times the ranks."""
+    """Times whole steps. Every rank builds the whole step and collates its own share, so tokens are counted for one rank."""
     step_work(task, 0, max_tokens=8192, world=world)
     seconds = []
     for _ in range(repeats):
@@ -133,7 +134,7 @@ def measure(task: Task, *, steps: int, repeats: int, world: World) -> dict[str, 
 
 
 def profile(task: Task, steps: int) -> list[dict[str, Any]]:
-    """Where the time goes: functions by their own time, under the profiler, which slows small calls."""
+    """The functions that take the most time themselves. The profiler slows small calls."""
     profiler = cProfile.Profile()
     profiler.enable()
     for step in range(steps):
@@ -149,7 +150,7 @@ def profile(task: Task, steps: int) -> list[dict[str, Any]]:
 
 
 def run(source: str | None, *, steps: int, repeats: int, negatives: int, sizes: dict[str, int] | None = None) -> dict[str, Any]:
-    """Prepares in a temporary folder and measures every case."""
+    """Prepares the data in a temporary folder and measures every case."""
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +188,7 @@ def run(source: str | None, *, steps: int, repeats: int, negatives: int, sizes: 
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """The tables of a result file."""
+    """Renders the tables of a result."""
     rows = [
         {
             **{name: row[name] for name in ("targets a prompt", "groups a step", "negatives", "ranks")},
@@ -201,8 +202,8 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
     slowest = min(row["tokens_per_second"] for row in result["rows"])
     where = [{**entry, "share": f"{entry['share']:.0%}"} for entry in result["profile"]]
     head = (
-        f"K={result['num_negatives']}, {result['users']:,} users, {result['items']:,} items, {result['tokens_per_title']:.1f} tokens "
-        f"a title; prepare {result['prepare_seconds']:.1f} s, tokenise {result['tokenise_seconds']:.1f} s, one core"
+        f"K={result['num_negatives']}, {result['users']:,} users, {result['items']:,} items, {result['tokens_per_title']:.1f} "
+        f"tokens a title; prepare {result['prepare_seconds']:.1f} s, tokenise {result['tokenise_seconds']:.1f} s, one core"
     )
     target = Verdict("packed tokens a second on one core, slowest case", TARGET, slowest).row()
     tables = [results.table(part, markdown=markdown) for part in (rows, where, [target])]
@@ -210,10 +211,10 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """See the module."""
+    """Runs the command that the module's docstring describes."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = results.parser_of(__doc__)
-    parser.add_argument("--source", help="a known data set or a file; none: synthetic interactions of MovieLens-1M's size")
+    parser.add_argument("--source", help="a known data set or a file (default: synthetic interactions of MovieLens-1M's size)")
     parser.add_argument("--negatives", type=int, default=15)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.peers` can be told. A mistake ends with one line and exit code 2 before anything is measured."""
+"""The arguments of `python -m benchmarks.peers`. A mistake ends with one line and exit code 2 before anything is measured."""
 
 import json
 from argparse import ArgumentTypeError
@@ -12,11 +12,11 @@ from benchmarks.peer_targets import Point
 from benchmarks.results import read_result
 
 METHODS = ("a", "b", "c-default", "c-best", "d", "e")
-SAME = ("commit", "machine", "versions", "shape", "threads", "methods")  # of rows that stand in one table
+SAME = ("commit", "machine", "versions", "shape", "threads", "methods")  # must be equal for rows in one table
 
 
 def points_of(text: str) -> list[Point]:
-    """P:K[:G],... with C = 8 and one group a step where none is said."""
+    """Parses P:K[:G],...; C is 8, and G is one group a step by default."""
     found = []
     for entry in text.split(","):
         try:
@@ -27,27 +27,27 @@ def points_of(text: str) -> list[Point]:
             raise ArgumentTypeError(f"{entry!r} is not P:K or P:K:G, each 1 or more, such as 100:3:4")
         found.append(Point(prompt, 8, negatives, *(groups or [1])))
     if len({(point.prompt, point.negatives) for point in found}) < len(found):
-        raise ArgumentTypeError(f"{text!r} names a P and K twice; each has one line in the table")
+        raise ArgumentTypeError(f"{text!r} names a P and K twice; the table has one line for each")
     return found
 
 
 def methods_of(text: str) -> list[str]:
-    """Names of METHODS with commas between."""
+    """Parses names of METHODS, separated by commas."""
     names = text.split(",")
     if strange := [name for name in names if name not in METHODS]:
-        raise ArgumentTypeError(f"{strange[0]!r} is none of {', '.join(METHODS)}")
+        raise ArgumentTypeError(f"{strange[0]!r} is not one of {', '.join(METHODS)}")
     return list(dict.fromkeys(names))
 
 
 def shape_of(text: str) -> dict[str, Any]:
-    """Changes of the default Shape as a JSON object."""
+    """Parses changes of the default Shape from a JSON object."""
     try:
         changes = json.loads(text)
     except ValueError as fault:
-        raise ArgumentTypeError(f"{text!r} is no JSON: {fault}") from None
+        raise ArgumentTypeError(f"{text!r} is not JSON: {fault}") from None
     kinds = {field.name: type(field.default) for field in fields(Shape)}
     if not isinstance(changes, dict) or (strange := set(changes) - set(kinds)):
-        what = "is no object" if not isinstance(changes, dict) else f"has {', '.join(sorted(strange))}"
+        what = "is not an object" if not isinstance(changes, dict) else f"has {', '.join(sorted(strange))}"
         raise ArgumentTypeError(f"{text!r} {what}; give an object with some of {', '.join(kinds)}")
     for name, value in changes.items():
         if type(value) is not kinds[name] or (kinds[name] is int and value < 1):
@@ -59,7 +59,10 @@ def shape_of(text: str) -> dict[str, Any]:
 
 
 def earlier_rows(path: Path, points: Sequence[Point], now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows that an interrupted run left in `path`. now: what this run says of each of SAME. ValueError: they do not fit it."""
+    """The rows that an interrupted run left in `path`. now: this run's value of each name in SAME.
+
+    Raises ValueError if the rows do not belong to this run.
+    """
     earlier = read_result(path)
     for name in SAME:
         if earlier.get(name) != now[name]:

@@ -1,9 +1,10 @@
 """One step of S-DPO training, forward and backward, as peers do it and as we do: the same model, tokens, adapter and loss.
 
-a: S-DPO as published (arXiv 2406.09215, section 4): every completion behind its own copy of the prompt, padded sequences with a
-   mask, logits of all positions in float32, the reference scored on the spot with the adapter off.
-b: the strongest replicated form: no padding, no position that nothing reads, the head on completion rows alone, reference cached.
-d: ours, grouped.  e: ours, 10 targets of one user on one grouped.
+a: S-DPO as published (arXiv 2406.09215, section 4): every completion follows its own copy of the prompt; padded sequences with a
+   mask; logits of all positions in float32; the reference is scored in the same step with the adapter off.
+b: the strongest replicated form: no padding, no position that nothing reads, the head on completion rows only, cached reference.
+d: ours, each prompt shared by its completions.
+e: ours, 10 targets of one user in one grouped prompt.
 
 G groups, N = K + 1 completions of a group, P prompt tokens, C completion tokens, L = P + C.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.peer_targets import PACK, Point
+from benchmarks.peer_targets import MAX_TOKENS, Point
 from rec_dist.losses import preference_sums
 from rec_dist.methods.preference import sdpo
 from rec_dist.models.attention_paths import choose_attention
@@ -32,7 +33,7 @@ BETA, END, TIMELINE = 1.0, 0, 10
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a random Llama; the default is that of SmolLM2-135M."""
+    """The shape of a random Llama; the default is that of SmolLM2-135M."""
 
     hidden: int = 576
     layers: int = 30
@@ -44,7 +45,7 @@ class Shape:
 
     @property
     def num_weights(self) -> int:
-        """Elements of all weights."""
+        """The number of elements of all weights."""
         attention = 2 * self.hidden * self.hidden * (1 + self.kv_heads / self.heads)
         layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
         return int(self.layers * layer + ((1 if self.tied else 2) * self.vocab + 1) * self.hidden)
@@ -74,9 +75,9 @@ def llama_config(shape: Shape) -> Any:
 def build_model(
     shape: Shape, *, lora: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa"
 ) -> nn.Module:
-    """Random weights, the same in every process. LoRA r8 on all linear layers, its B moved off zero so that it has an effect.
+    """Random weights, equal in every process. LoRA r8 on all linear layers; its B is not zero, so the adapter has an effect.
 
-    attention: as model.attention; a, b and c need none of our masks and take transformers' default, "sdpa".
+    attention: as model.attention; a, b and c need none of our masks and use transformers' default, "sdpa".
     """
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
@@ -106,7 +107,7 @@ def build_model(
 
 @dataclass(frozen=True)
 class Case:
-    """The tokens of a step: prompts (G, P), completions (G, N, C), the chosen one first, each with END as its last token."""
+    """The tokens of a step: prompts (G, P), completions (G, N, C). The chosen one comes first; END is the last token of each."""
 
     prompts: Tensor
     completions: Tensor
@@ -122,18 +123,21 @@ def make_case(point: Point, vocab: int) -> Case:
 
 
 def timeline(point: Point, vocab: int) -> list[tuple[Tensor, Tensor]]:
-    """TIMELINE targets of one user: (prompt (P + i C,), completions (N, C)); each prompt is the next one's beginning."""
+    """TIMELINE targets of one user: (prompt (P + i C,), completions (N, C)). Each prompt is a prefix of the next."""
     case = make_case(Point(point.prompt, point.completion, point.negatives, TIMELINE), vocab)
     prompt, out = case.prompts[0], []
     for completions in case.completions:
         out.append((prompt, completions))
-        # The history goes on with the chosen title, and with one token where the next answer begins.
+        # The chosen title continues the history; one token follows, where the next answer begins.
         prompt = torch.cat([prompt, completions[0, :-1], case.prompts[1, :1]])
     return out
 
 
 def prompt_of(prompt: Tensor, branch_points: list[int], completions: list[Tensor], key: int) -> GroupedPrompt:
-    """prompt (P,), a completion point and completions (N, C) a group; a chosen one that the prompt goes on with takes no rows."""
+    """Builds a grouped prompt from prompt (P,) and a branch point and completions (N, C) for each group.
+
+    A chosen completion that the prompt itself continues with takes no rows.
+    """
     branches, sizes = [], [len(group) for group in completions]
     for branch_point, group in zip(branch_points, completions, strict=True):
         for place, answer in enumerate(group):
@@ -154,26 +158,32 @@ def prompt_of(prompt: Tensor, branch_points: list[int], completions: list[Tensor
 
 
 def mean_loss(logps: Tensor, reference: Tensor, groups: int) -> Tensor:
-    """S-DPO over equal groups: logps, reference (G * N,) -> ()."""
+    """The S-DPO loss over groups of equal size: logps, reference (G * N,) -> ()."""
     offsets = torch.arange(0, len(logps) + 1, len(logps) // groups, device=logps.device)
     return preference_sums(logps, reference, offsets, kind="sdpo", beta=BETA).loss_sum / groups
 
 
 def in_micro_batches(case: Case, micro_batch: int) -> list[Case]:
-    """The groups of `case` in parts of as many whole ones as `micro-batch` tokens hold written out, at least one: what memory is for."""
+    """Splits `case` into micro-batches to limit memory.
+
+    Each has as many whole groups, written out, as fit into `micro_batch` tokens, but at least one.
+    """
     size, width = case.completions.shape[1:]
     held = max(1, micro_batch // (size * (case.prompts.shape[1] + width)))
     return [Case(*parts) for parts in zip(case.prompts.split(held), case.completions.split(held), strict=True)]
 
 
 def written_out(case: Case) -> Tensor:
-    """(G * N, P + C) every completion behind its own copy of the prompt."""
+    """(G * N, P + C): every completion after its own copy of the prompt."""
     prompts = case.prompts[:, None].expand(-1, case.completions.shape[1], -1)
     return torch.cat([prompts, case.completions], dim=2).flatten(0, 1)
 
 
 class Separate:
-    """Of a and b: a forward and a backward for each of `micro-batches`. logps(micro-batch) -> (G * N,) with the sequences of that micro-batch."""
+    """What a and b share: a forward and a backward pass for each micro-batch.
+
+    logps(micro_batch) -> (G * N,) log-probs of the sequences of that micro-batch.
+    """
 
     def __init__(self, micro_batches: list[Case]) -> None:
         self.sizes = [len(micro_batch.prompts) for micro_batch in micro_batches]
@@ -199,7 +209,7 @@ class Separate:
 
 
 class Published(Separate):
-    """a. One forward of policy and one of reference over G * N whole sequences, with all logits."""
+    """a: one forward pass of policy and one of reference over G * N whole sequences, with all logits."""
 
     def __init__(self, model: Any, micro_batches: list[Case]) -> None:
         super().__init__(micro_batches)
@@ -228,7 +238,7 @@ class Published(Separate):
 
 
 class Replicated(Separate):
-    """b. Equal lengths, so a batch without padding; the last token is not fed; the head sees completion rows alone."""
+    """b: all lengths are equal, so there is no padding. The last token is not fed; the head sees completion rows only."""
 
     def __init__(self, model: Any, micro_batches: list[Case], *, adapter: bool = True) -> None:
         super().__init__(micro_batches)
@@ -259,7 +269,10 @@ class Replicated(Separate):
 
 
 class Grouped:
-    """d and e. Our scorer, loss and LoRA on packed batches, reference cached. Each of `micro-batches` is a forward and a backward."""
+    """d and e: our scorer, loss and LoRA on packed batches with a cached reference.
+
+    Each of `micro_batches` takes a forward and a backward pass.
+    """
 
     def __init__(
         self,
@@ -274,22 +287,22 @@ class Grouped:
         method = sdpo(beta=BETA, num_negatives=negatives)
         fuse_lora(model)
         self.scorer = Scorer(model, method.loss, method.metric_names, method.preference, max_tokens=max_tokens)
-        self.streams: list[PackedBatch] = [pack_prompts(prompts).to(device) for prompts in micro_batches]
+        self.batches: list[PackedBatch] = [pack_prompts(prompts).to(device) for prompts in micro_batches]
         if adapter:
             with torch.no_grad(), self.scorer.as_reference():
-                self.streams = [batch.with_reference(self.scorer(batch)[2]) for batch in self.streams]
+                self.batches = [batch.with_reference(self.scorer(batch)[2]) for batch in self.batches]
 
     @property
     def groups(self) -> int:
-        return sum(batch.num_groups for batch in self.streams)
+        return sum(batch.num_groups for batch in self.batches)
 
     @property
     def num_tokens(self) -> int:
-        return sum(batch.num_tokens for batch in self.streams)
+        return sum(batch.num_tokens for batch in self.batches)
 
     def step(self) -> float:
         total, groups = 0.0, self.groups
-        for batch in self.streams:
+        for batch in self.batches:
             loss_sum, sums, _ = self.scorer(batch)
             (loss_sum / groups).backward()
             total += float(sums[0])
@@ -297,12 +310,15 @@ class Grouped:
 
 
 def build(method: str, model: Any, point: Point, vocab: int) -> Any:
-    """The method "a", "b", "d", "e" or "e-apart" (e's targets, each with a prompt of its own: what e must equal)."""
+    """Builds method "a", "b", "d", "e" or "e-apart".
+
+    "e-apart" has e's targets, each with a prompt of its own; e must have the same loss.
+    """
     case = make_case(point, vocab)
     if method == "a":
-        return Published(model, in_micro_batches(case, PACK))
+        return Published(model, in_micro_batches(case, MAX_TOKENS))
     if method == "b":
-        return Replicated(model, in_micro_batches(case, PACK))
+        return Replicated(model, in_micro_batches(case, MAX_TOKENS))
     if method == "d":
         pairs = zip(case.prompts, case.completions, strict=True)
         prompts = [prompt_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
@@ -315,4 +331,4 @@ def build(method: str, model: Any, point: Point, vocab: int) -> Any:
         )
     assert method == "e-apart", method
     prompts = [prompt_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(targets)]
-    return Grouped(model, [[grouped] for grouped in prompts], point.negatives)  # ten prompts at once would not fit
+    return Grouped(model, [[grouped] for grouped in prompts], point.negatives)  # ten prompts in one batch would not fit

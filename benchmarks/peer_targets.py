@@ -1,4 +1,4 @@
-"""What the comparison with peers is judged by: the ideal ratio, and targets as functions of the measured rows.
+"""The targets of the comparison with peers: the ideal ratio, and verdicts as functions of the measured rows.
 
 P prompt tokens, C tokens of a completion, K negatives, N = K + 1 completions of a group.
 """
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PACK = 4200  # tokens that a and b hold at once, unless one group is longer: about 9 GB of activations of the 135M shape
+MAX_TOKENS = 4200  # a micro-batch of a and b, unless one group is longer: about 9 GB of activations of the 135M shape
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting. groups: how many a step trains; every method gets the same ones."""
+    """One setting. groups: how many groups a step trains, the same for every method."""
 
     prompt: int
     completion: int
@@ -25,7 +25,7 @@ class Point:
 
 
 def rho(prompt: int, completion: int, negatives: int) -> float:
-    """Tokens with the prompt written out for each completion over tokens with it shared: N(P + C) / (P + N C).
+    """Tokens with the prompt written out for each completion, over tokens with a shared prompt: N(P + C) / (P + N C).
 
     >>> round(rho(512, 10, 15), 1)
     12.4
@@ -36,7 +36,7 @@ def rho(prompt: int, completion: int, negatives: int) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """value is None where the rows that it needs were not measured."""
+    """A target and its measurement. value is None if the rows that it needs were not measured."""
 
     claim: str
     limit: float
@@ -51,7 +51,7 @@ class Verdict:
         return "met" if met else "not met"
 
     def row(self) -> dict[str, Any]:
-        """As a row of a table."""
+        """The verdict as a row of a table."""
         sign = ">=" if self.at_least else "<="
         return {"target": self.claim, "limit": f"{sign} {self.limit:g}", "measured": self.value, "verdict": self.verdict}
 
@@ -60,21 +60,21 @@ Measured = dict[tuple[int, int, str], dict[str, Any]]  # (P, K, method) -> a row
 
 
 def by_point(rows: Sequence[dict[str, Any]]) -> Measured:
-    """The measured rows, found by (P, K, method)."""
+    """The measured rows by (P, K, method)."""
     return {(row["prompt"], row["negatives"], row["method"]): row for row in rows if row.get("groups_per_second")}
 
 
 def ratio(
     found: Measured, above: tuple[int, int, str], below: tuple[int, int, str], key: str = "groups_per_second"
 ) -> float | None:
-    """found[above][key] / found[below][key], None where one is missing."""
+    """found[above][key] / found[below][key]; None if one is missing."""
     if above not in found or below not in found or not found[below][key]:
         return None
     return float(found[above][key] / found[below][key])
 
 
 def verdicts(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
-    """Every target beside what was measured."""
+    """Every target beside its measurement."""
     found = by_point(rows)
     prompts = sorted({row["prompt"] for row in rows})
     completion = rows[0]["completion"] if rows else 8
@@ -92,7 +92,7 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
     for prompt in prompts:
         gain = ratio(found, (prompt, 3, "e"), (prompt, 3, "d"))
         out.append(Verdict(f"e / d, 10 targets a prompt, P={prompt} K=3", 2.5, gain))
-    for prompt in (prompt for prompt in prompts if prompt >= 512):  # of shorter ones the completions are the larger part
+    for prompt in (prompt for prompt in prompts if prompt >= 512):  # with a shorter prompt, completions are the larger part
         slower = ratio(found, (prompt, 3, "d"), (prompt, 15, "d"))
         out.append(Verdict(f"d: seconds a group, K=15 over K=3, P={prompt}", 1.25, slower, at_least=False))
         memory = ratio(found, (prompt, 15, "d"), (prompt, 1, "d"), "peak_bytes")

@@ -1,8 +1,9 @@
-"""c: TRL's DPOTrainer on the same pairs (K = 1), as it is and at its best on this machine. Needs the extra `peers`.
+"""c: TRL's DPOTrainer on the same pairs (K = 1), by default and at its best on this machine. Needs the extra `peers`.
 
-Its loss is checked against ours. default: DPOConfig as it is, but for float32 on the CPU; that recomputes activations
-and scores the reference on the spot. best: no recomputation, reference log-probs precomputed. padding_free is switched off by TRL
-itself since its refactor, use_logits_to_keep is gone: its head is fused and reads completion positions alone.
+Its loss is checked against ours. default: DPOConfig's defaults except for float32 on the CPU; they recompute activations and
+score the reference in the same step. best: no recomputation, and precomputed reference log-probs. TRL itself has switched
+padding_free off since its refactor, and use_logits_to_keep no longer exists: its head is fused and reads completion positions
+only.
 """
 
 import inspect
@@ -24,7 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class TRLMethod:
-    """A DPOTrainer whose training_step is called by hand on one fixed batch."""
+    """A DPOTrainer. We call its training_step on one fixed batch."""
 
     def __init__(self, model: Any, point: Point, vocab: int, variant: str) -> None:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -42,7 +43,7 @@ class TRLMethod:
         ]
 
         class Pretokenised(DPOTrainer):  # type: ignore[misc]
-            """The same tokens as the others, so none of its tokenising."""
+            """Takes the same tokens as the other methods and tokenises nothing."""
 
             def _prepare_dataset(self, dataset: Any, *rest: Any, **more: Any) -> Any:
                 return dataset
@@ -60,7 +61,8 @@ class TRLMethod:
         }
         config = DPOConfig(**{name: value for name, value in wanted.items() if name in inspect.signature(DPOConfig).parameters})
         data = Dataset.from_list(rows)
-        # Its reference is a copy of the adapter as it is given, ours is the adapter off: given one without effect they are the same.
+        # TRL's reference is a copy of the adapter that it gets; ours is the adapter switched off. They agree if the adapter has
+        # # no effect at that moment.
         with _without_effect(model):
             self.trainer = Pretokenised(model=model, args=config, train_dataset=data, processing_class=_tokenizer(vocab))
         self.trainer.current_gradient_accumulation_steps = 1
@@ -76,7 +78,7 @@ class TRLMethod:
 
 @contextmanager
 def _without_effect(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, the B of every LoRA layer is zero."""
+    """Sets the B of every LoRA layer to zero inside the block."""
     moved = {parameter: parameter.detach().clone() for name, parameter in model.named_parameters() if "lora_B" in name}
     with torch.no_grad():
         for parameter in moved:
@@ -87,7 +89,7 @@ def _without_effect(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _tokenizer(vocab: int) -> Any:
-    """One word a token: TRL asks for a tokenizer even where nothing is left to tokenise."""
+    """A tokenizer with one word a token. TRL demands one although nothing is left to tokenise."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
-"""A process of its own for one method: reads JSON lines (build a point, run a step), answers with seconds, loss and peak memory.
+"""Runs one method in a process of its own. Reads JSON lines (build a point, run a step), answers seconds, loss and peak memory.
 
 Memory of a step: the process's high-water mark of resident memory (VmHWM, reset before the step through /proc/self/clear_refs)
-minus its resident memory (VmRSS) just before, with freed heap given back first. The model itself is thus not counted.
+minus its resident memory (VmRSS) just before the step, after freed heap was returned. This leaves the model itself out.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ OURS = ("d", "e", "e-apart")
 
 
 def resident(key: str) -> int:
-    """VmRSS or VmHWM of this process in bytes; 0 where there is no /proc."""
+    """VmRSS or VmHWM of this process in bytes; 0 if there is no /proc."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def resident(key: str) -> int:
 
 
 def settle() -> None:
-    """Gives freed memory back and restarts the high-water mark."""
+    """Returns freed memory to the system and resets the high-water mark."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -53,7 +53,7 @@ class Worker:
         from benchmarks.peer_trl import VARIANTS, TRLMethod
 
         self.runner = None
-        # A fresh model a point: the scorer and TRL change the one they are given.
+        # Build a fresh model for each point: the scorer and TRL change the model they are given.
         self.model = None
         settle()
         self.model = build_model(self.shape, attention="auto" if self.method in OURS else "sdpa")
@@ -77,7 +77,7 @@ class Worker:
 
 
 def main() -> None:
-    """argv: method, shape as JSON, threads. Stdout carries answers alone: what libraries print goes to stderr."""
+    """argv: method, shape as JSON, threads. Only answers go to stdout; what libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     from benchmarks.peer_methods import Shape

@@ -4,9 +4,9 @@
     python -m benchmarks.peers --full --out results.json       every point
     python -m benchmarks.peers --markdown results.json         the tables of docs/performance.md
 
-Methods and what they share: benchmarks/peer_methods.py; TRL: benchmarks/peer_trl.py; memory: benchmarks/peer_worker.py. Every method
-lives in a process of its own, and repeats are interleaved (a, b, d, a, b, d, ...), so that a slow minute of the machine meets all.
-Refuses to print a comparison whose losses differ by more than 1e-4.
+benchmarks/peer_methods.py describes the methods, benchmarks/peer_trl.py TRL, and benchmarks/peer_worker.py how memory is
+measured. Every method runs in a process of its own. Repeats are interleaved (a, b, d, a, b, d, ...), so that a slow minute of
+the machine affects all methods. The benchmark refuses to print a comparison if losses differ by more than 1e-4.
 """
 
 import contextlib
@@ -26,21 +26,20 @@ from typing import Any
 from benchmarks import results
 from benchmarks.peer_arguments import METHODS, earlier_rows, methods_of, points_of, shape_of
 from benchmarks.peer_methods import Shape
-from benchmarks.peer_targets import PACK, Point, by_point, ratio, rho, verdicts
+from benchmarks.peer_targets import MAX_TOKENS, Point, by_point, ratio, rho, verdicts
 
 TOLERANCE = 1e-4
 SMOLLM: dict[str, Any] = {}  # the default shape
-# As many groups at every K of a P, since memory is compared between them, and so many that a step of ours has 900 tokens or more:
-# with fewer, matrix products that are too small to be efficient are what is measured.
+# Every K of a P has the same number of groups, since memory is compared between them. There are enough groups that a step of
+# # ours has 900 tokens or more; with fewer, the matrix products would be too small to be efficient.
 FULL = [Point(p, 8, k, 8 if p == 100 else 2) for p in (100, 512) for k in (1, 3, 7, 15)]
 QUICK = [point for point in FULL if point.negatives <= 3]
-ONCE = (
-    "a",
-)  # no target is about it and it takes most of the time: its first step, which warms the others up, is its measurement
+# Measured by its first step, which warms up the others: no target needs it, and it takes most of the time.
+ONCE = ("a",)
 
 
 class Child:
-    """One method's process."""
+    """The process of one method."""
 
     def __init__(self, method: str, shape: dict[str, Any], threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
@@ -48,7 +47,7 @@ class Child:
         self.process = results.run_apart("benchmarks.peer_worker", arguments, env=environment, stderr=subprocess.DEVNULL)
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """One answer; a process that died is a failed measurement (most likely out of memory)."""
+        """Sends an order and returns the answer. A process that died is a failed measurement (most likely out of memory)."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(order) + "\n")
@@ -56,7 +55,7 @@ class Child:
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        return dict(json.loads(line)) if line else {"error": f"its process ended ({self.process.poll()}); out of memory?"}
+        return dict(json.loads(line)) if line else {"error": f"its process exited ({self.process.poll()}); out of memory?"}
 
     def close(self) -> None:
         """Ends the process."""
@@ -64,12 +63,12 @@ class Child:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # of a process that died with an order unread
+                with contextlib.suppress(BrokenPipeError):  # the process died before it read an order
                     pipe.close()
 
 
 def methods_at(point: Point, wanted: list[str]) -> list[str]:
-    """c: pairs only. e: the claim is about K = 3."""
+    """The methods that run at a point: c trains pairs only, and the target of e is about K = 3."""
     skip = {"c-default", "c-best"} if point.negatives != 1 else set()
     if point.negatives != 3:
         skip |= {"e", "e-apart"}
@@ -77,16 +76,16 @@ def methods_at(point: Point, wanted: list[str]) -> list[str]:
 
 
 def activation_bytes(method: str, point: Point, shape: Any) -> float:
-    """A floor for what a step holds: saved activations of every fed token, and for a three copies of its logits."""
+    """A lower bound of what a step holds: saved activations of every token that is fed, and for a three copies of its logits."""
     size = point.negatives + 1
     fed = {"a": size * (point.prompt + point.completion), "b": size * (point.prompt + point.completion - 1)}
-    tokens = fed.get(method, 0) * max(1, min(point.groups, PACK // max(1, fed.get(method, 1))))
+    tokens = fed.get(method, 0) * max(1, min(point.groups, MAX_TOKENS // max(1, fed.get(method, 1))))
     logits = 3 * tokens * shape.vocab if method == "a" else 0
     return 4.0 * (tokens * shape.layers * (10 * shape.hidden + 5 * shape.intermediate) + logits)
 
 
 def available_bytes() -> float:
-    """What this machine could still give."""
+    """The memory that is available on this machine."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -95,12 +94,15 @@ def available_bytes() -> float:
 
 
 def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats: int, budget: float) -> list[dict[str, Any]]:
-    """Rows of one point. The first round warms up and checks the losses; then rounds until `repeats` or `budget` seconds are spent."""
+    """The rows of one point. The first round warms up and checks the losses.
+
+    More rounds follow until there are `repeats` or `budget` seconds are spent.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for method in methods_at(point, list(children)):
         rows[method] = {"method": method, **asdict(point), "samples": [], "cpu_samples": [], "peaks": []}
         needed = activation_bytes(method, point, shape)
-        if 1.2 * needed + 2**30 > available_bytes():  # rather left out than ended by the kernel, with others
+        if 1.2 * needed + 2**30 > available_bytes():  # skip the method, or the kernel may kill it and others
             rows[method]["error"] = f"not run: needs about {needed / 2**30:.0f} GiB, too much for what is free"
             continue
         rows[method] |= children[method].ask({"build": asdict(point)})
@@ -133,14 +135,14 @@ def measure_point(point: Point, children: dict[str, Child], shape: Any, repeats:
 
 
 def add_sample(row: dict[str, Any], answer: dict[str, Any]) -> None:
-    """One measured step."""
+    """Adds one measured step to the row."""
     row["samples"].append(answer["seconds"])
     row["cpu_samples"].append(answer["cpu_seconds"])
     row["peaks"].append(answer["peak_bytes"])
 
 
 def check_losses(point: Point, rows: dict[str, dict[str, Any]]) -> None:
-    """SystemExit where two methods that do the same work do not have the same loss."""
+    """Raises SystemExit if two methods that do the same work have different losses."""
     pairs = [("a", "d"), ("b", "d"), ("c-default", "d"), ("c-best", "d"), ("e", "e-apart")]
     for left, right in pairs:
         values = [rows.get(method, {}).get("loss") for method in (left, right)]
@@ -148,12 +150,13 @@ def check_losses(point: Point, rows: dict[str, dict[str, Any]]) -> None:
             continue
         if not abs(values[0] - values[1]) <= TOLERANCE * max(1.0, abs(values[1])):
             raise SystemExit(
-                f"{point.name}: {left} has the loss {values[0]:.7f} and {right} {values[1]:.7f}; a comparison would be wrong"
+                f"{point.name}: the losses of {left} ({values[0]:.7f}) and {right} ({values[1]:.7f}) differ; "
+                "a comparison would be wrong"
             )
 
 
 def table_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line a measurement: speed, spread, memory, ratios of ours to the peers, share of the ideal."""
+    """One line a measurement: speed, spread, memory, our ratios to the peers, share of the ideal."""
     found = by_point(rows)
     out = []
     for row in rows:
@@ -185,7 +188,7 @@ def table_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """The tables of a result file."""
+    """Renders the tables of a result."""
     rows = result["rows"]
     parts = [results.table(table_rows(rows), markdown=markdown)]
     parts += [results.table([verdict.row() for verdict in verdicts(rows)], markdown=markdown)]
@@ -204,7 +207,10 @@ def run(
     save: Callable[[dict[str, Any]], None] = lambda result: None,
     done: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Measures `points` but those of the rows `done`, and hands what there is to `save` after each; budget: seconds a point."""
+    """Measures the points that are not in the rows `done`. Hands the result so far to `save` after each point.
+
+    budget: seconds a point.
+    """
     methods, notes = wanted, []
     if importlib.util.find_spec("trl") is None:
         wanted = [method for method in wanted if not method.startswith("c-")]
@@ -234,23 +240,23 @@ def run(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """See the module."""
+    """Runs the command that the module's docstring describes."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = results.parser_of(__doc__)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="few points, few repeats: under 10 minutes on 2 cores (the default)")
     size.add_argument("--full", action="store_true", help="P in {100, 512}, K in {1, 3, 7, 15}")
-    parser.add_argument("--points", type=points_of, help="P:K[:G],... in place of the above, such as 100:3:4,512:15:1")
+    parser.add_argument("--points", type=points_of, help="P:K[:G],... instead of these, such as 100:3:4,512:15:1")
     parser.add_argument("--methods", type=methods_of, default=list(METHODS), help=f"which of {','.join(METHODS)}")
-    parser.add_argument("--repeats", type=results.positive, help="rounds a point at most (3; full: 5)")
+    parser.add_argument("--repeats", type=results.positive, help="most rounds a point (3; with --full 5)")
     parser.add_argument("--threads", type=results.positive, default=os.cpu_count() or 1)
     parser.add_argument("--shape", type=shape_of, default={}, help="changes of the 135M model as JSON, such as '{\"layers\": 2}'")
-    parser.add_argument("--resume", action="store_true", help="keeps the points that --out has already, measured in the same way")
+    parser.add_argument("--resume", action="store_true", help="keep the points in --out that were measured the same way")
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):
         return
     if given.resume and not given.out:
-        parser.error("--resume: needs --out, the file that an earlier run began")
+        parser.error("--resume needs --out, the file of an earlier run")
     points = given.points or (FULL if given.full else QUICK)
     facts = results.facts(results.command_of("benchmarks.peers", words))
     done: list[dict[str, Any]] = []
@@ -259,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             done = earlier_rows(given.out, points, now)
         except (OSError, ValueError, KeyError, TypeError) as fault:
-            parser.error(f"--resume: {given.out} cannot be gone on with: {fault}")
+            parser.error(f"--resume: {given.out} cannot be continued: {fault}")
     try:
         measured = run(
             points,
@@ -272,7 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
             save=lambda measured: results.write(given.out, {**facts, **measured}) if given.out else None,
         )
     except KeyboardInterrupt:
-        kept = f"; {given.out} has the points measured so far, go on with --resume" if given.out else ""
+        kept = f"; {given.out} has the points measured so far, continue with --resume" if given.out else ""
         raise SystemExit(f"interrupted{kept}") from None
     print(report({**facts, **measured}))
 

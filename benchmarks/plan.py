@@ -1,10 +1,10 @@
-"""What `rec-dist plan` predicts of token budgets against what a CPU does: the ratios of its compute times, on one core.
+"""Compares the compute times that `rec-dist plan` predicts for token budgets with those of a CPU, as ratios, on one core.
 
     python -m benchmarks.plan --out plan.json
 
-One micro-batch of G groups, forward and backward of S-DPO with LoRA r8 and a dense mask. Both columns are seconds a group over those of the
-first row, so that the speed of the machine falls out. Measured: CPU seconds of the process, the least of the repeats, which a
-busy machine disturbs less than the clock on the wall. Cost: about a minute.
+One micro-batch of G groups, forward and backward, of S-DPO with LoRA r8 and a dense mask. Both columns are seconds a group,
+divided by those of the first row, so that the speed of the machine cancels. Measured: the least CPU seconds of the process
+over all repeats, since other load disturbs them less than wall-clock time. Cost: about a minute.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from rec_dist.plan.memory import Setup, Zero
 from rec_dist.plan.step import compute_flops
 from rec_dist.plan.workload import MicroBatches, Workload
 
-SHAPE = Shape(layers=6, vocab=8192)  # the layers of SmolLM2-135M, a fifth of them
+SHAPE = Shape(layers=6, vocab=8192)  # a fifth of SmolLM2-135M's layers
 PROMPT, COMPLETION, NEGATIVES = 100, 8, 3
 
 
 def predicted_flops(scorer: Any, shape: Shape, groups: int, rows: int) -> float:
-    """By the plan's formula, of one micro-batch of `groups` groups."""
+    """The FLOP of one micro-batch of `groups` groups by the plan's formula."""
     work = count_weights(scorer)
     assert work is not None
     head = shape.hidden // shape.heads
@@ -48,12 +48,12 @@ def predicted_flops(scorer: Any, shape: Shape, groups: int, rows: int) -> float:
         on_gpu=False,
     )
     workload = Workload(groups=groups, targets=1, negatives=NEGATIVES, prompt=PROMPT, completion=COMPLETION)
-    assert workload.rows * groups == rows, "the batch has other rows than the plan counts"
+    assert workload.rows * groups == rows, "the plan counts other rows than the batch has"
     return compute_flops(setup, work, MicroBatches(1, float(rows), float(groups), 1.0), workload)[1]
 
 
 def run(counts: list[int], *, repeats: int, shape: Shape = SHAPE) -> list[dict[str, Any]]:
-    """A row for each number of groups a micro-batch."""
+    """A row for each number of groups in a micro-batch."""
     torch.set_num_threads(1)
     methods: list[Any] = []
     for groups in counts:

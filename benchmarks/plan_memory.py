@@ -1,14 +1,14 @@
-"""What `rec-dist plan` says a worker needs, against what workers of whole runs on this machine's CPUs took, and how long they took.
+"""Compares what `rec-dist plan` predicts with whole runs on this machine's CPUs: memory of a worker and time of a step.
 
     python -m benchmarks.plan_memory --out plan_memory.json
     python -m benchmarks.plan_memory --sizes 25M 300M --stages 3 --workers 2
     python -m benchmarks.plan_memory --markdown plan_memory.json
 
-S-DPO with LoRA r8 on models of random float32 weights, a few steps each, in every combination of size, ZeRO stage and workers.
-Measured memory: the most resident memory a worker had from the first forward pass on (VmHWM), less what a worker takes whose model is
-next to nothing (Python, its libraries, tokenizer, data). Predicted: the plan's parts but `reserved`, which stands for those, and its
-margin, which is for GPU allocators. Time: the median step over that of the first row; predicted likewise, so that the speed of the
-machine falls out.
+It trains S-DPO with LoRA r8 on models of random float32 weights, a few steps each, in every combination of size, ZeRO stage and
+workers. Measured memory: the most resident memory of a worker from the first forward pass on (VmHWM), minus that of a worker with
+an almost empty model (Python, its libraries, tokenizer, data). Predicted: the plan's parts except `reserved`, which stands for
+that base, and the margin, which is for GPU allocators. Time: the median step over that of the first row, both measured and
+predicted, so that the speed of the machine cancels.
 Cost: about 10 minutes on 2 idle cores; 8 GB of memory for 300M at stage 0 on two workers.
 """
 
@@ -32,7 +32,7 @@ _NOT_TORCH = ("fragmentation", "reserved")
 def one(
     inputs: dict[str, Any], folder: Path, *, stage: int, workers: int, steps: int, reference: str = "online"
 ) -> dict[str, Any]:
-    """A run, and the plan of it."""
+    """A run and its plan."""
     run_dir = folder / f"zero{stage}-{workers}"
     config = {
         **inputs,
@@ -51,7 +51,7 @@ def one(
     done = train(config, workers=workers, log=folder / f"{run_dir.name}.log")
     rows = step_rows(config)
     groups, tokens = (statistics.mean(row[key] for row in rows) for key in ("groups", "tokens"))
-    # The lengths of these data, so that the plan speaks of the micro-batches that were run.
+    # The plan gets the measured lengths, so that it describes the micro-batches of the run.
     config["plan"] = {**inputs["plan"], **lengths(tokens / groups, negatives=3)}
     plan = predicted(config, workers=workers)
     expected = sum(value for part, value in plan["memory"]["parts"].items() if part not in _NOT_TORCH)
@@ -70,7 +70,7 @@ def one(
 
 
 def lengths(tokens_per_group: float, *, negatives: int) -> dict[str, float]:
-    """plan.prompt_tokens and plan.completion_tokens of groups of that many rows; titles of these data have about 5 tokens."""
+    """plan.prompt_tokens and plan.completion_tokens for groups of that many rows. Titles of these data have about 5 tokens."""
     completion = 6.0
     return {"prompt_tokens": tokens_per_group - (negatives + 1) * (completion - 1), "completion_tokens": completion}
 
@@ -95,7 +95,7 @@ def run(sizes: list[str], stages: list[int], workers: list[int], *, steps: int, 
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """A line a run."""
+    """One line for each run."""
     rows, first = result["rows"], result["rows"][0]
     shown = [
         {

@@ -1,13 +1,13 @@
 """`rec-dist prepare` at growing sizes: time and peak memory a row, on synthetic interactions.
 
-    python -m benchmarks.prepare --out prepare.json                      1, 10 and 50 million rows on Ray, about 3 minutes on 2 cores
+    python -m benchmarks.prepare --out prepare.json                      1, 10, 50 million rows on Ray: about 3 minutes, 2 cores
     python -m benchmarks.prepare --rows 1000000 10000000 --on disk       in one process, through files
     python -m benchmarks.prepare --markdown prepare.json                 the tables of a result file
 
-Rows are RecBole's (user, item, rating, time) in time order over all users, 100 a user, so each block of the file holds nearly every
-user; ratings of 4 and more are choices, 5-core on users and items, global temporal split, 8 shards. Memory is that of the command
-and of all processes it starts, Ray's own among them: the sum of proportional set sizes (Pss), read every half second; pages of
-mapped files count while they are resident. Disk for a run: about 200 bytes a row, in --folder.
+Rows are RecBole's (user, item, rating, time), in time order over all users, 100 a user, so each block of the file holds nearly
+every user. Ratings of 4 and more are positives; 5-core on users and items, global temporal split, 8 shards. Memory is that of the
+command and of all processes it starts, including Ray's: the sum of proportional set sizes (Pss), read every half second. Pages of
+mapped files count while they are resident. A run needs about 200 bytes of disk a row, in --folder.
 """
 
 import json
@@ -33,7 +33,10 @@ POLL_SECONDS = 0.5
 
 
 def write_synthetic(folder: Path, rows: int) -> None:
-    """log.inter and log.item: users alike, items by a power law, timestamps ascending with ties. Fewer items below a million rows."""
+    """Writes log.inter and log.item: users alike, items by a power law, ascending timestamps with ties.
+
+    Below a million rows there are fewer items.
+    """
     rng = np.random.default_rng(0)
     num_items = min(NUM_ITEMS, max(rows // 20, 1))
     words = np.asarray(["".join(rng.choice(list("aeioulnrstdm"), size=rng.integers(3, 9))) for _ in range(800)])
@@ -55,14 +58,14 @@ def write_synthetic(folder: Path, rows: int) -> None:
 
 
 def tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
+    """The ids of a process and of all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, IndexError):
-                continue  # it has ended meanwhile
+                continue  # it has ended in the meantime
             children.setdefault(parent, []).append(int(entry.name))
     found, queue = [], [root]
     while queue:
@@ -72,7 +75,7 @@ def tree(root: int) -> list[int]:
 
 
 def resident_bytes(pids: list[int]) -> int:
-    """The proportional set sizes of processes: a page shared by n of them counts 1/n in each."""
+    """The sum of the processes' proportional set sizes: a page that n of them share counts 1/n in each."""
     total = 0
     for pid in pids:
         try:
@@ -84,7 +87,7 @@ def resident_bytes(pids: list[int]) -> int:
 
 
 def prepare(folder: Path, on: str) -> dict[str, Any]:
-    """Runs the command on folder/log.inter in a process of its own and measures it. Steps: when each was announced."""
+    """Runs the command on folder/log.inter in a process of its own and measures it. steps: when each step was announced."""
     config = folder / "config.yaml"
     data = {
         "source": str(folder / "log.inter"),
@@ -131,7 +134,7 @@ def prepare(folder: Path, on: str) -> dict[str, Any]:
 
 
 def run(sizes: list[int], on: str, folder: Path | None) -> dict[str, Any]:
-    """Every size in a temporary folder inside `folder`."""
+    """Measures every size in a temporary folder inside `folder`."""
     rows = []
     for size in sizes:
         place = Path(tempfile.mkdtemp(dir=folder))
@@ -145,7 +148,7 @@ def run(sizes: list[int], on: str, folder: Path | None) -> dict[str, Any]:
 
 
 def report_rows(rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
-    """Time and memory, in all and a row."""
+    """Time and memory, in total and a row."""
     shown = [
         {
             "rows": f"{row['rows']:,}",
@@ -163,7 +166,7 @@ def report_rows(rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[Verdict]:
-    """Flat time and memory from the smallest size to the largest; 50 million rows within 20 minutes and 8 GB."""
+    """Constant time and memory a row from the smallest size to the largest; 50 million rows within 20 minutes and 8 GB."""
     small, large = min(rows, key=lambda row: row["rows"]), max(rows, key=lambda row: row["rows"])
     growth = small["rows"] / large["rows"] if large["rows"] > small["rows"] else None
     whole = next((row for row in rows if row["rows"] == 50_000_000), None)
@@ -177,19 +180,19 @@ def verdicts(rows: list[dict[str, Any]]) -> list[Verdict]:
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """The tables of a result file."""
+    """Renders the tables of a result."""
     tables = [report_rows(result["rows"], markdown=markdown)]
     tables.append(results.table([verdict.row() for verdict in verdicts(result["rows"])], markdown=markdown))
     return "\n\n".join([*tables, results.stamp(result)])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """See the module."""
+    """Runs the command that the module's docstring describes."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = results.parser_of(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000, 50_000_000])
     parser.add_argument("--on", choices=["auto", "memory", "disk", "ray"], default="ray")
-    parser.add_argument("--folder", type=Path, help="where sources and results lie while they are needed")
+    parser.add_argument("--folder", type=Path, help="where temporary sources and results are written")
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):
         return

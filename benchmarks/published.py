@@ -1,12 +1,12 @@
-"""Runs that others have published, with their source, beside what `rec-dist plan` says of the same model, batch and cluster.
+"""Compares runs that others have published, with their source, with what `rec-dist plan` predicts for them.
 
     python -m benchmarks.published                     about 20 s; nothing runs
     python -m benchmarks.published --out published.json
     python -m benchmarks.published --markdown published.json
 
-Nothing of ours was measured here: other programs (FSDP, LitGPT, transformers) ran on GPUs of others. A plan is of this program, so a
-difference is theirs and ours together; it tells whether the formulas are of the right size. Full sequences are planned as one
-completion of their length. Cluster files as they are shipped, assumptions included.
+None of the published numbers is ours: others ran other programs (FSDP, LitGPT, transformers) on their GPUs. A plan describes
+this program, so a difference comes from both programs. It shows whether the formulas have the right magnitude. A full
+sequence is planned as one completion of its length. The shipped cluster files are used with their assumptions.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ _PEFT = "huggingface/peft docs/source/accelerate/deepspeed.md at 09802c1"
 
 @dataclass(frozen=True)
 class Published:
-    """A run as its source tells it. batch: sequences a device; speed: tokens a second and device; memory: GB (1e9) of a device.
+    """A run as its source reports it.
 
-    differs: what it does otherwise than a run of ours would.
+    batch: sequences a device; speed: tokens a second and device; memory: GB (1e9) of a device.
+    differs: how it differs from a run of ours.
     """
 
     what: str
@@ -149,7 +150,7 @@ RUNS = (
 
 
 def config_of(run: Published) -> RunConfig:
-    """The run as a configuration of ours: plain fine-tuning on sequences all of whose tokens are scored."""
+    """The run as a configuration of ours: plain fine-tuning on sequences in which every token is scored."""
     lora = {"kind": "none"} if run.lora is None else {"kind": "lora", "rank": run.lora[0], "target_modules": run.lora[1]}
     return RunConfig.model_validate(
         {

@@ -1,4 +1,4 @@
-"""What all benchmarks share: where and when a result was made, medians with their spread, tables, JSON."""
+"""What all benchmarks share: when and where a result was made, medians with their spread, tables, JSON."""
 
 import argparse
 import datetime
@@ -21,7 +21,7 @@ Report = Callable[..., str]  # (result, *, markdown) -> its tables
 
 
 def facts(command: str, **more: Any) -> dict[str, Any]:
-    """Date, commit, machine, versions and the command that makes this result again."""
+    """Date, commit, machine, versions and the command that reproduces this result."""
     about = describe()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -34,7 +34,7 @@ def facts(command: str, **more: Any) -> dict[str, Any]:
 
 
 def command_of(module: str, arguments: Sequence[str]) -> str:
-    """The command line as a reader would type it. Where a result was written is no part of it."""
+    """The command line as a reader would type it, without --out."""
     kept = list(arguments)
     if "--out" in kept:
         place = kept.index("--out")
@@ -46,26 +46,29 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """A command line with the options that every benchmark has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=_new_file, help="result file")
-    parser.add_argument("--markdown", type=Path, help="renders a result file and measures nothing")
+    parser.add_argument("--markdown", type=Path, help="render a result file; measure nothing")
     return parser
 
 
 def rendered(parser: argparse.ArgumentParser, given: argparse.Namespace, report: Report) -> bool:
-    """Whether --markdown asks for the tables of a file, which are then printed. A file that cannot be read ends with exit code 2."""
+    """Prints the tables of a file and returns True if --markdown asks for that. Exits with code 2 if it cannot read the file."""
     if given.markdown is None:
         return False
     try:
         tables = report(read_result(given.markdown), markdown=True)
-    except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as fault:  # of another benchmark, or not whole
-        parser.error(f"--markdown: {given.markdown} is no result file of this benchmark: {fault!r}")
+    except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as fault:  # from another benchmark, or incomplete
+        parser.error(f"--markdown: {given.markdown} is not a result file of this benchmark: {fault!r}")
     except (OSError, ValueError) as fault:
-        parser.error(f"--markdown: {given.markdown} is no result file: {fault}")
+        parser.error(f"--markdown: {given.markdown} is not a result file: {fault}")
     print(tables)
     return True
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What `write` wrote. OSError, ValueError: it is not readable JSON, or says nothing of where it was made."""
+    """Reads what `write` wrote.
+
+    Raises OSError or ValueError if it is not readable JSON or does not say where it was made.
+    """
     result = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(result, dict) or not {"date", "commit", "machine", "command", "rows"} <= result.keys():
         raise ValueError("it has no date, commit, machine, command and rows")
@@ -73,26 +76,26 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def positive(text: str) -> int:
-    """A whole number of 1 or more, as an argument's type."""
+    """Parses a whole number of 1 or more."""
     try:
         number = int(text)
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return number
 
 
 def _new_file(text: str) -> Path:
-    """A file that can be written when all is measured, which may be hours later."""
+    """Parses the path of a file that can be written later: measuring may take hours."""
     path = Path(text)
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written; name a file in a folder that is there and writable")
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written; name a file in an existing, writable folder")
     return path
 
 
 def plan_rows(module: str, doc: str | None, rows: Callable[[], Any], report: Report, arguments: list[str] | None) -> None:
-    """The whole command of a benchmark that only plans: its tables, and a file where one is asked for."""
+    """Runs a benchmark that only plans: prints its tables and writes a file if --out is given."""
     parser = parser_of(doc)
     given = parser.parse_args(arguments)
     if rendered(parser, given, report):
@@ -103,7 +106,7 @@ def plan_rows(module: str, doc: str | None, rows: Callable[[], Any], report: Rep
 
 
 def conclude(result: Mapping[str, Any], report: Report, out: Path | None) -> None:
-    """Writes the file, if one is asked for, and prints the tables."""
+    """Writes the file if `out` is given, and prints the tables."""
     if out:
         write(out, result)
     print(report(result))
@@ -115,7 +118,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(rows: Sequence[Row], *, markdown: bool = False) -> str:
-    """Rows with the columns of the first, aligned; numbers are already text or are shown with 3 digits."""
+    """An aligned table with the columns of the first row. Numbers are shown with 3 digits unless they are text already."""
     if not rows:
         return "(no rows)"
     names = list(rows[0])
@@ -137,22 +140,22 @@ def _text(value: Any) -> str:
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
-    """Pretty JSON, whole or not at all."""
+    """Writes pretty JSON, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     temporary.rename(path)
 
 
 def stamp(result: Row) -> str:
-    """The line that stands below a table: command, date, commit, machine."""
+    """The line below a table: command, date, commit, machine."""
     machine = result["machine"]
     name = ", ".join(machine.get("gpus") or []) or f"{machine['cpu']}, {machine['cpus']} cores"
-    commit, *changed = str(result["commit"]).partition("+")  # "+changes": of files that no commit has
+    commit, *changed = str(result["commit"]).partition("+")  # "+changes": files that are in no commit
     return f"`{result['command']}`, {result['date'][:10]}, commit {commit[:9]}{''.join(changed)}, {name}"
 
 
 def run_apart(module: str, arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-    """A child process of this interpreter that speaks JSON lines."""
+    """Starts a child process of this interpreter that exchanges JSON lines."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
     )

@@ -1,11 +1,11 @@
 """What it costs to resume: seconds from opening the data to the first batch, at group 1 and at group 10 million.
 
-    python -m benchmarks.resume --out resume.json              synthetic interactions of MovieLens-1M's size, 20 epochs of 563k groups
+    python -m benchmarks.resume --out resume.json              synthetic, MovieLens-1M's size, 20 epochs of 563k groups
     python -m benchmarks.resume --markdown resume.json
 
-Each repeat opens the data set anew (manifest, listing, catalogue, index, targets) and builds, micro-batches and collates the step that holds
-the group; positions take turns, so that a slow stretch of the machine meets all alike. Titles are tokenised once, before. The target:
-the last position costs what the first does, within noise.
+Each repeat opens the data set anew (manifest, listing, catalogue, index, targets) and builds, packs and collates the step
+that holds the group. Positions take turns, so that a slow stretch of the machine affects all alike. Titles are tokenised
+once, before that. The target is that the last position costs as much as the first, within noise.
 """
 
 import os
@@ -38,7 +38,7 @@ LIMIT = 1.1
 
 
 def resume(path: str, cache: str, builder: PromptBuilder, position: int, *, window: int | None) -> dict[str, Any]:
-    """Opens the data and gets the batches of the step that holds group `position` (counted from 1)."""
+    """Opens the data and builds the batches of the step that holds group `position` (counted from 1)."""
     began = time.perf_counter()
     data = PreparedData.open(path, cache=cache)
     split = data.split("train")
@@ -64,7 +64,7 @@ def resume(path: str, cache: str, builder: PromptBuilder, position: int, *, wind
 
 
 def plan_only(position: int, *, num_examples: int, window: int | None) -> float:
-    """Seconds to name the examples of one step, in a plan of any size."""
+    """Seconds to list the examples of one step, for any number of examples."""
     sampler = GlobalBatchSampler(num_examples, GLOBAL_BATCH_SIZE, 1, 0, window=window)
     began = time.perf_counter()
     sampler.examples_of_step((position - 1) // GLOBAL_BATCH_SIZE)
@@ -72,7 +72,7 @@ def plan_only(position: int, *, num_examples: int, window: int | None) -> float:
 
 
 def run(*, repeats: int, sizes: dict[str, int] | None = None) -> dict[str, Any]:
-    """Prepares in a temporary folder and measures every position, with the whole epoch shuffled and in windows."""
+    """Prepares the data in a temporary folder. Measures every position, with the whole epoch shuffled and in windows."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "interactions.csv"
@@ -110,7 +110,7 @@ def _row(position: int, window: int | None, runs: list[dict[str, Any]]) -> dict[
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """The tables of a result file."""
+    """Renders the tables of a result."""
     rows = [
         {
             "resumes at group": f"{row['group']:,}",
@@ -152,7 +152,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """See the module."""
+    """Runs the command that the module's docstring describes."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = results.parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=9)

@@ -4,10 +4,10 @@
     python -m benchmarks.scaling --sizes 25M --workers 1 2 --steps 6
     python -m benchmarks.scaling --markdown scaling.json
 
-S-DPO with LoRA r8 on a model of random float32 weights, four micro-batches a step, gloo over loopback, whole runs through the trainer's own
-worker. "of ideal" is tokens/s over those of one worker times the cores that the workers can use: four workers on two cores are at
-best as fast as two. Steps must have the same losses whatever the number of workers, else nothing is printed.
-Cost: about 12 minutes on 2 idle cores.
+It trains S-DPO with LoRA r8 on a model of random float32 weights, four micro-batches a step, with gloo over loopback; whole
+runs go through the trainer's own worker. "of ideal" is tokens/s over those of one worker times the cores that the workers can
+use: on two cores, four workers are at best as fast as two. Steps must have the same losses for any number of workers, or
+nothing is printed. Cost: about 12 minutes on 2 idle cores.
 """
 
 import os
@@ -25,7 +25,7 @@ _SAME_LOSS = 1e-4
 
 
 def one(inputs: dict[str, Any], folder: Path, *, workers: int, steps: int) -> dict[str, Any]:
-    """A run of `workers`: seconds and tokens of its steps but the first, and every loss."""
+    """A run on `workers` workers: seconds and tokens of its steps except the first, and every loss."""
     run_dir = folder / f"workers-{workers}"
     config = {
         **inputs,
@@ -64,7 +64,7 @@ def run(sizes: list[str], workers: list[int], *, steps: int) -> list[dict[str, A
 
 
 def check_same(rows: list[dict[str, Any]]) -> None:
-    """Ends the benchmark where the runs were not the same run."""
+    """Raises SystemExit if the runs' losses differ."""
     for row in rows[1:]:
         apart = max(abs(ours - theirs) for ours, theirs in zip(row["losses"], rows[0]["losses"], strict=True))
         if not apart <= _SAME_LOSS:
@@ -74,7 +74,7 @@ def check_same(rows: list[dict[str, Any]]) -> None:
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """A line a run."""
+    """One line for each run."""
     rate = lambda row: row["tokens_per_step"] / row["seconds"]["median"]
     shown = []
     for row in result["rows"]:

@@ -4,7 +4,7 @@
     python -m benchmarks.scaling_plan --out scaling_plan.json
     python -m benchmarks.scaling_plan --markdown scaling_plan.json
 
-A row is the run llama3-8b:sdpo with the keys that its JSON names.
+Each row is the run llama3-8b:sdpo (configs/recipes/llama3-8b.yaml) with the keys that its JSON lists.
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ MODELS = {
     "70B, LoRA r16": ("llama3-70b", "lora"),
     "70B, all weights": ("llama3-70b", "none"),
 }
-GROUPS_PER_GPU, GLOBAL_GROUPS = 22, 11_264  # one micro-batch a GPU; the same on 512
-WHOLE_PROMPT = 512  # rows: a prompt of 368 tokens and 16 completions of 10, so that micro-batches of 1,024 and more have no rest
+GROUPS_PER_GPU, GLOBAL_GROUPS = 22, 11_264  # one micro-batch a GPU; the same number on 512
+WHOLE_PROMPT = 512  # rows: a prompt of 368 tokens and 16 completions of 10, which fill micro-batches of 1,024 and more exactly
 
 
 def one(what: str, gpus: int, **keys: Any) -> dict[str, Any]:
-    """The plan of a row, with the keys that make it."""
+    """The plan of a row, and the keys that produce it."""
     model, adapter = MODELS[what]
     changes = {
         "plan.cluster": CLUSTERS[gpus],
@@ -45,7 +45,7 @@ def one(what: str, gpus: int, **keys: Any) -> dict[str, Any]:
 
 
 def plans() -> dict[str, list[dict[str, Any]]]:
-    """Rows of the three tables."""
+    """The rows of the three tables."""
     each = [(what, gpus) for what in MODELS for gpus in CLUSTERS]
     tokens = [1024, 2048, 4096, 8192, 16384]
     return {
@@ -118,7 +118,7 @@ def _strong(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _efficiency(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Tokens/s a GPU against the smallest cluster that holds the model."""
+    """Tokens/s a GPU relative to the smallest cluster that holds the model."""
     first = next(other for other in rows if other["what"] == row["what"] and other["memory"]["fits"])
     if first is row:
         return "1"

@@ -1,14 +1,15 @@
-"""A model of three billion parameters: three LoRA steps of S-DPO on two ZeRO-3 workers, within 20 GB of a machine without GPUs.
+"""A model of three billion parameters: three LoRA steps of S-DPO on two ZeRO-3 workers, within 20 GB, without a GPU.
 
     python -m benchmarks.three_billion --out three_billion.json     needs 17 GB of free memory, 7 GB of disk, about 10 minutes
     python -m benchmarks.three_billion --size 300M                  the same with a tenth of the parameters
     python -m benchmarks.three_billion --markdown three_billion.json
 
-A Llama of 30 layers of width 3072 with random weights: 12 GB in the float32 that CPUs train in, 6 GB on disk in bfloat16. MicroBatches have a
-few dozen tokens, so what is measured is how weights, gathered layers and optimizer are held, and that they are read into shards: no
-process may ever hold the whole model. So few live parameters are allowed that a layer is gathered just before its use. Memory is each
-process's own (anonymous pages), looked at 50 times a second from its start to its end; beside it stand the most resident pages, which
-count mapped weight files as well, and what `rec-dist plan` says a rank needs.
+The model is a Llama of 30 layers of width 3072 with random weights: 12 GB in float32, in which CPUs train, and 6 GB on disk
+in bfloat16. Micro-batches have a few dozen tokens. The benchmark therefore measures how weights, gathered layers and
+optimizer are held, and that weights are read into shards: no process may ever hold the whole model. The limit on live
+parameters is so low that a layer is gathered just before its use. Memory is each process's own (anonymous pages), read 50
+times a second from its start to its end. The tables also show the most resident pages, which count mapped weight files too,
+and what `rec-dist plan` says a rank needs.
 """
 
 import shutil
@@ -24,12 +25,12 @@ from benchmarks import results
 from benchmarks.whole_runs import SHAPES, make_inputs, predicted, step_rows, train
 
 WORKERS, LIMIT_BYTES = 2, 20e9
-# Bytes of a worker: before it has a model; the most of its own at any instant; the most resident, with pages of mapped files.
+# Bytes of a worker: before it has a model; its own peak; the resident peaks, which include pages of mapped files.
 _COLUMNS = ("before_model", "private", "resident_loading", "resident_training")
 
 
 def measure(size: str, folder: Path) -> dict[str, Any]:
-    """The run, and the plan of it."""
+    """The run and its plan."""
     shape = SHAPES[size]
     inputs = make_inputs(folder, shape, dtype=torch.bfloat16)
     config = {
@@ -68,7 +69,7 @@ def measure(size: str, folder: Path) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any], *, markdown: bool = False) -> str:
-    """The workers beside the prediction, the sum, and the steps."""
+    """The workers beside the prediction, their sum, and the steps."""
     whole, plan = result["float32_bytes"], result["predicted"]
     workers = result["workers"]
     planned = {**dict.fromkeys(_COLUMNS, 0), "before_model": plan["reserved"], "private": plan["total"]}
@@ -103,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measures, prints tables, writes a file."""
     parser = results.parser_of(__doc__)
     parser.add_argument("--size", choices=SHAPES, default="3B")
-    parser.add_argument("--folder", type=Path, help="where the weights go for the run; removed after it")
+    parser.add_argument("--folder", type=Path, help="where the weights are written; removed after the run")
     given = parser.parse_args(arguments)
     if results.rendered(parser, given, report):
         return
@@ -111,7 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
     free = psutil.virtual_memory().available
     if free < needed:
         parser.error(
-            f"--size {given.size} needs {needed / 1e9:.0f} GB of free memory and {free / 1e9:.0f} GB are; end other programs"
+            f"--size {given.size} needs {needed / 1e9:.0f} GB of free memory, but only {free / 1e9:.0f} GB are free; "
+            "end other programs"
         )
     if given.folder is not None:
         given.folder.mkdir(parents=True, exist_ok=True)

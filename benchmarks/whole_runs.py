@@ -1,8 +1,8 @@
-"""Whole training runs of models with random weights of any size, for benchmarks of memory and time: inputs, workers, prediction.
+"""Whole training runs of random models of any size, for benchmarks of memory and time: inputs, workers, prediction.
 
-The run is `rec-dist train`'s own from the claim of its directory on; only Ray is left out, so that the machine holds nothing but the
-workers: they are plain processes in one gloo group. No process ever holds a whole model: weights are written a tensor at a time, and
-under ZeRO stage 3 read into shards.
+The run is that of `rec-dist train` from the claim of its directory on. Only Ray is left out, so that nothing but the workers
+is on the machine: they are plain processes in one gloo group. No process ever holds a whole model: weights are written tensor
+by tensor and, under ZeRO stage 3, read into shards.
 """
 
 import json
@@ -37,8 +37,8 @@ from rec_dist.training.memory import in_use_bytes
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = "local-cpu"
 _SHARD_BYTES = 1 << 30
-# glibc where memory counts: a large block has pages of its own and gives them back. Workers of a run on CPUs keep what
-# was freed instead (runtime/allocator.py), which is faster and leaves holes.
+# glibc settings for measuring memory: a large block has pages of its own and returns them when it is freed. Workers of a CPU run
+# # normally keep freed memory (runtime/allocator.py), which is faster and leaves holes.
 _EXACT = {
     "MALLOC_MMAP_MAX_": "60000",
     "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -56,7 +56,7 @@ SHAPES = {
 
 
 def write_model(folder: Path, shape: Shape, tokenizer: Any, *, dtype: torch.dtype) -> None:
-    """A Hugging Face folder with normal weights of deviation 0.02, in files of 1 GiB; at most one of them is in memory."""
+    """Writes a Hugging Face folder with normal weights of deviation 0.02, in files of 1 GiB; at most one of them is in memory."""
     from transformers import AutoModelForCausalLM
 
     config = llama_config(shape)
@@ -90,9 +90,9 @@ def write_model(folder: Path, shape: Shape, tokenizer: Any, *, dtype: torch.dtyp
 
 
 def make_inputs(folder: Path, shape: Shape, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Prepared data, a model, and the sections of a configuration that name them."""
+    """Prepares data and a model. Returns the sections of a configuration that name them."""
     source = folder / "interactions.csv"
-    write_synthetic(source, users=200, items=300, choices=6000)
+    write_synthetic(source, users=200, items=300, positives=6000)
     titles = sorted({line.rsplit(",", 1)[1] for line in source.read_text(encoding="utf-8").splitlines()[1:]})
     write_model(folder / "model", shape, small_tokenizer(titles), dtype=dtype)
     return {
@@ -106,9 +106,9 @@ def make_inputs(folder: Path, shape: Shape, *, dtype: torch.dtype = torch.float3
 
 
 def train(config: dict[str, Any], *, workers: int, log: Path, exact: bool = True) -> dict[str, Any]:
-    """Trains to the end in `workers` processes; what rank 0 returned, with the resident memory before the model of each rank.
+    """Trains to the end in `workers` processes. Returns rank 0's result and each rank's resident memory before the model.
 
-    exact: freed memory goes back to the system at once, so that resident memory is what is in use.
+    exact: freed memory returns to the system at once, so that resident memory is the memory in use.
     """
     quieten()
     parsed = pinned(RunConfig.model_validate(config))
@@ -145,10 +145,10 @@ def train(config: dict[str, Any], *, workers: int, log: Path, exact: bool = True
 
 
 class PrivateMemory:
-    """The most memory that is each process's own, and all theirs at one instant, from the start to the end: 50 looks a second.
+    """The peak of each process's own memory, and of their sum at one instant, read 50 times a second from start to end.
 
-    Their own: anonymous and shared-memory pages. Resident memory (VmHWM) also has pages of files that are mapped, such as weights
-    that are being read, which the system takes back when it needs them.
+    A process's own memory is its anonymous and shared-memory pages. Resident memory (VmHWM) also counts pages of mapped
+    files, such as weights being read, which the system reclaims when it needs them.
     """
 
     def __init__(self, processes: list[int]) -> None:
@@ -174,7 +174,7 @@ class PrivateMemory:
 
 
 def private_bytes(process: int) -> int:
-    """Anonymous and shared-memory pages of a process in bytes; 0 when it has ended."""
+    """Anonymous and shared-memory pages of a process in bytes; 0 if it has ended."""
     try:
         text = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
@@ -183,19 +183,19 @@ def private_bytes(process: int) -> int:
 
 
 def step_rows(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the run's steps."""
+    """The rows of the run's steps in metrics.jsonl."""
     return [row for row in RunDirectory(Path(config["train"]["run_dir"])).rows() if row.get("event") == "step"]
 
 
 def predicted(config: dict[str, Any], *, workers: int) -> dict[str, Any]:
-    """What `rec-dist plan` says of this configuration on so many workers."""
+    """What `rec-dist plan` says of this configuration on that many workers."""
     value = {**config, "cluster": {**config["cluster"], "launcher": "ray", "num_workers": workers}}
     return make_plan(RunConfig.model_validate(value))
 
 
 def _work(config_path: Path, rank: int, size: int) -> dict[str, Any]:
-    """One worker of a run."""
-    import deepspeed  # noqa: F401 - and the next: what the run imports is no part of what the model takes
+    """Runs one worker."""
+    import deepspeed  # noqa: F401 - and the next: imports of the run do not count as memory of the model
     import peft  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 

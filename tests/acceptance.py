@@ -1,4 +1,4 @@
-"""When a fused operation is accepted, and the plain formulas that are its truth in float64.
+"""When a fused operation is accepted, and the plain float64 formulas that it is compared with.
 
 The rule is that of ml-cross-entropy: |truth - fused| <= |truth - the plain reference in the same dtype| + tolerance, element by
 element, for the output and for every gradient.
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Of the largest element: one rounding of the dtype to nearest, for what reference and fused round at different places.
+# Relative to the largest element: one rounding of the dtype, since reference and fused round at different places.
 TOLERANCE = {torch.float32: 2.0**-20, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-Op = Callable[..., Sequence[Tensor]]  # leaves -> outputs; gradients flow where a leaf requires them
+Op = Callable[..., Sequence[Tensor]]  # leaves -> outputs; leaves that require gradients get them
 
 
 def rejection(truth: Tensor, plain: Tensor, fused: Tensor, dtype: torch.dtype) -> str | None:
-    """Why `fused` is not accepted, or None. truth is float64; dtype names the row of TOLERANCE."""
+    """Returns why `fused` is not accepted, or None. truth is float64; dtype selects the row of TOLERANCE."""
     if truth.numel() == 0:
         return None if fused.shape == truth.shape else f"shape {tuple(fused.shape)}"
     error, allowed = (truth - fused.double()).abs(), (truth - plain.double()).abs()
-    # Not <= only: a NaN is never accepted.
+    # The negated form rejects a NaN.
     accepted = error <= allowed + TOLERANCE[dtype] * truth.abs().max()
     if bool(accepted.all()):
         return None
@@ -31,11 +31,13 @@ def rejection(truth: Tensor, plain: Tensor, fused: Tensor, dtype: torch.dtype) -
 
 
 def results(op: Op, leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs of op, and the gradient of their weighted sum to every leaf that requires one."""
+    """Returns the outputs of op and the gradient of their weighted sum for every leaf that requires one."""
     leaves = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in leaves]
     outputs = op(*leaves)
     total = sum(
-        (output * torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype).view_as(output)).sum()  # told apart
+        (
+            output * torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype).view_as(output)
+        ).sum()  # weights that distinguish the outputs
         for output in outputs
         if output.requires_grad
     )
@@ -45,7 +47,7 @@ def results(op: Op, leaves: Sequence[Tensor]) -> list[Tensor]:
 
 
 def compare(truth: Op, plain: Op, fused: Op, leaves: Sequence[Tensor]) -> list[str]:
-    """The rejections of fused on `leaves`, which truth gets in float64. Empty where it is accepted."""
+    """Lists why fused is rejected on `leaves`, which truth gets in float64. Empty if it is accepted."""
     exact = results(truth, [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in leaves])
     triples = zip(exact, results(plain, leaves), results(fused, leaves), strict=True)
     found = [rejection(a.double(), b, c, leaves[0].dtype) for a, b, c in triples]
@@ -55,7 +57,7 @@ def compare(truth: Op, plain: Op, fused: Op, leaves: Sequence[Tensor]) -> list[s
 def plain_logps(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor, offsets: Tensor, softcap: float | None
 ) -> Tensor:
-    """(N,) one log_softmax over all logits (M, V)."""
+    """(N,) log-probs from one log_softmax over all logits (M, V)."""
     logits = F.linear(hidden[rows], weight, bias)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -65,7 +67,7 @@ def plain_logps(
 
 
 def plain_preference(policy: Tensor, reference: Tensor, offsets: Tensor, kind: str, beta: float) -> Tensor:
-    """(G,) the papers' formulas, word for word, group by group."""
+    """(G,) losses by the papers' formulas, group by group."""
     losses = []
     for start, end in pairwise(offsets.tolist()):
         r = beta * (policy[start:end] - reference[start:end])

@@ -1,7 +1,7 @@
-"""What tests share: a tokenizer, language models and a data set that are tiny, made offline, and the same on every machine.
+"""Fixtures that tests share: a tokenizer, language models and a data set, all tiny, made offline, and equal on every machine.
 
-Cost: about 4 s a session, imports included. The data set can be learned (the next item mostly follows from the last one), so
-that a test may ask for progress and not only for the absence of a crash.
+Cost: about 4 s a session, imports included. The data set can be learned (the next item mostly follows from the last one), so that
+a test can check for progress and not only for the absence of a crash.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before torch and transformers are imported: one thread gives the same sums everywhere, and nothing is looked up.
+# Set before torch and transformers are imported: with one thread sums are equal everywhere, and offline nothing is looked up.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -80,7 +80,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any
 
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A csv file of NUM_USERS users: 8 to 16 choices rated 4 or 5 each, and 3 dislikes rated 1 or 2."""
+    """A csv file of NUM_USERS users, each with 8 to 16 positives rated 4 or 5 and 3 explicit negatives rated 1 or 2."""
     rng = np.random.default_rng(7)
     lines = ["user,item,rating,timestamp,title,categories"]
     for user in range(NUM_USERS):

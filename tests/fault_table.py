@@ -1,6 +1,6 @@
-"""Renders what a run of the fault matrix found into docs/reliability.md: python tests/fault_table.py RESULTS.jsonl DOCUMENT.md
+"""Renders the results of a fault matrix run into docs/reliability.md: python tests/fault_table.py RESULTS.jsonl DOCUMENT.md
 
-RESULTS.jsonl is what the tests marked `faults` write where the variable REC_DIST_FAULTS says. `make test-faults` does both.
+The tests marked `faults` write RESULTS.jsonl to the path in the variable REC_DIST_FAULTS. `make test-faults` does both.
 """
 
 import json
@@ -14,7 +14,7 @@ BEGIN, END = "<!-- faults: begin, written by make test-faults -->", "<!-- faults
 
 
 def cell(rows: list[dict[str, Any]]) -> str:
-    """The last word on a case: a repeat replaces what came before it."""
+    """The last result of each case: a repeat replaces earlier ones."""
     if not rows:
         return "not run"
     row = rows[-1]
@@ -23,7 +23,7 @@ def cell(rows: list[dict[str, Any]]) -> str:
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """A table of kinds by phases and ranks, one of everything else, and the stamp."""
+    """A table of kinds by phases and ranks, a table of everything else, and the stamp."""
     matrix = [row for row in rows if row["rank"] != ""]
     others = [row for row in rows if row["rank"] == ""]
     keys = list(dict.fromkeys((row["where"], row["fault"]) for row in matrix))

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on this machine's loopback for tests: models in a folder, of which one is gated and one needs a token.
+"""A Hugging Face Hub on this machine's loopback for tests: models in a folder. One is gated, and one needs a token.
 
 It answers what huggingface_hub asks for: the commit of a revision, the files of a commit, and their contents.
 """
@@ -40,7 +40,7 @@ class Hub:
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub without models, until the end of the block."""
+    """Serves a hub without models inside the block."""
     hub = Hub()
 
     class Handler(_Handler):

@@ -1,4 +1,4 @@
-"""A method in a package outside the checkout: a hinge loss with its own keys, and a ranker that adds popularity. For tests."""
+"""A method in a package outside the checkout, for tests: a hinge loss with its own keys, and a ranker that adds popularity."""
 
 from pathlib import Path
 
@@ -66,14 +66,14 @@ HINGE = Hinge()
 
 
 def write_package(folder: Path) -> Path:
-    """The package hinge_method in `folder`, which belongs on PYTHONPATH."""
+    """Writes the package hinge_method into `folder`, which belongs on PYTHONPATH."""
     (folder / "hinge_method").mkdir(parents=True)
     (folder / "hinge_method" / "__init__.py").write_text(PACKAGE, encoding="utf-8")
     return folder
 
 
 def write_entry_point(folder: Path, entry: str = "hinge = hinge_method:HINGE") -> Path:
-    """What pip would note of an installed package with this entry point, in `folder`, which belongs on PYTHONPATH."""
+    """Writes what pip would record of an installed package with this entry point into `folder`, which belongs on PYTHONPATH."""
     info = folder / "hinge_method-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hinge-method\nVersion: 1.0\n", encoding="utf-8")

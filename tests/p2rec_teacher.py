@@ -1,4 +1,4 @@
-"""A teacher for tests of P2Rec, whose item embeddings say plainly which category each item belongs to. Cost: milliseconds."""
+"""A teacher for tests of P2Rec. Its item embeddings show plainly which category each item belongs to. Cost: milliseconds."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CATEGORIES = np.arange(80) * 23 % 80 // 20
 
 
 def write_p2rec_teacher(folder: Path, data: PreparedData) -> Path:
-    """A teacher whose embeddings of items lie in four corners, those of CATEGORIES. Its lists are empty."""
+    """A teacher whose item embeddings lie in four corners, those of CATEGORIES. Its lists are empty."""
     folder.mkdir(parents=True)
     corners = np.asarray([[9, 0, 0], [0, 9, 0], [0, 0, 9], [-9, -9, -9]], dtype=np.float32)
     noise = np.random.default_rng(3).normal(size=(data.num_items, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Prepared data sets for tests, real files of rows that a test chooses, in any number of shards."""
+"""Prepared data sets for tests: real files, in any number of shards, of rows that a test chooses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,10 @@ class Row:
 def write_prepared(
     folder: Path, rows: dict[str, list[Row]], titles: Sequence[str], *, num_shards: int = 2, cache: Path | None = None
 ) -> PreparedData:
-    """Writes the data set into `folder` and opens it. rows: of each split, in ascending user order; one that is left out is empty."""
+    """Writes the data set into `folder` and opens it.
+
+    rows: the rows of each split, in ascending user order. A split that is left out is empty.
+    """
     folder.mkdir(parents=True)
     counts = np.bincount(
         np.asarray([item for row in rows.get("train", []) for item in row.items], dtype=np.int64), minlength=len(titles)
@@ -62,7 +65,7 @@ def write_prepared(
 
 
 def _sequences(rows: list[Row]) -> Sequences:
-    """Of all users up to the last; those without a row have nothing."""
+    """The lengths of all users up to the last. Users without a row have nothing."""
     num_users = max((row.user for row in rows), default=-1) + 1
     lengths, explicit_negatives = np.zeros(num_users, dtype=np.int64), np.zeros(num_users, dtype=np.int64)
     for row in rows:

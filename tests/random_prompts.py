@@ -1,4 +1,7 @@
-"""Random prompts for tests: ragged groups, shared completion points, completions of 1 to 6 tokens. A tree also exists as plain lists."""
+"""Random prompts for tests: ragged groups, shared branch points, completions of 1 to 6 tokens.
+
+A tree also exists as plain lists.
+"""
 
 from dataclasses import dataclass
 
@@ -9,7 +12,7 @@ from rec_dist.packing.grouped_prompt import GroupedPrompt
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt as a person would write it down: groups[g] = (completion point, completions), all token ids."""
+    """A prompt as a person would write it down: groups[g] = (branch point, completions), all token ids."""
 
     prompt: list[int]
     groups: list[tuple[int, list[list[int]]]]
@@ -32,18 +35,18 @@ class Tree:
         )
 
     def along(self, branch_point: int, answer: list[int]) -> bool:
-        """Whether the prompt itself goes on with `answer` after `completion point`, so that it needs no completion of its own."""
+        """Whether the prompt itself continues with `answer` after `branch point`, so that it needs no completion of its own."""
         return self.prompt[branch_point + 1 : branch_point + len(answer)] == answer[:-1]
 
     def written_out(self) -> list[tuple[list[int], list[int]]]:
-        """(prompt up to the completion point, completion) of every completion, as a peer would replicate them."""
+        """(prompt up to the branch point, completion) of every completion, as a peer would replicate them."""
         return [(self.prompt[: branch_point + 1], answer) for branch_point, group in self.groups for answer in group]
 
 
 def random_tree(rng: np.random.Generator, *, vocab_size: int, prompt: int, groups: int, max_negatives: int = 3) -> Tree:
-    """A prompt of `prompt` tokens with `groups` completion points in ascending order, the last at its end; 1 + 0..max_negatives completions each.
+    """A prompt of `prompt` tokens with `groups` ascending branch points, the last at its end, of 1 + 0..max_negatives completions.
 
-    About half of the chosen completions with room for it go along the prompt, as the next item of a history does.
+    About half of the chosen completions that fit continue the prompt itself, as the next item of a history does.
     """
     tokens = lambda count: rng.integers(0, vocab_size, size=count).tolist()
     branch_points = [*sorted(rng.integers(0, prompt, size=groups - 1).tolist()), prompt - 1]

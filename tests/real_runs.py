@@ -1,4 +1,4 @@
-"""Real runs for tests of faults: the command line with Ray and DeepSpeed on two workers, and what they are compared with."""
+"""Real runs for tests of faults: the command line with Ray and DeepSpeed on two workers, and the runs they are compared with."""
 
 import json
 import os
@@ -29,15 +29,15 @@ TIMEOUT_SECONDS = 600.0  # many times what a case takes; a hang fails instead of
 
 
 def command(*words: object, **environment: str) -> subprocess.Popen[str]:
-    """`rec-dist WORDS` on its way, outside any cluster that this machine may hold unless told of one."""
+    """Starts `rec-dist WORDS`, outside any cluster that this machine may hold unless it is given one."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RANK", "WORLD_SIZE", "MASTER_PORT")}
     line = [sys.executable, "-m", "rec_dist", *map(str, words)]
-    kept["RAY_memory_monitor_refresh_ms"] = "0"  # else Ray kills workers when another user of the machine fills its memory
+    kept["RAY_memory_monitor_refresh_ms"] = "0"  # otherwise Ray kills workers when another user of the machine fills its memory
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**kept, **environment})
 
 
 def plugged(fault: dict[str, Any]) -> dict[str, str]:
-    """The environment that brings `fault` into the workers; see fault_plugin/sitecustomize.py."""
+    """The environment that injects `fault` into the workers; see fault_plugin/sitecustomize.py."""
     path = os.pathsep.join([str(PLUGIN), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {"PYTHONPATH": path, "REC_DIST_TEST_FAULT": json.dumps(fault)}
 
@@ -52,7 +52,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Until it holds; fails when the process ends before."""
+    """Waits until the condition holds; fails if the process ends first."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         assert process.poll() is None, finish(process)
@@ -67,7 +67,7 @@ def came_to(run_dir: Path, step: int) -> Callable[[], bool]:
 
 
 def descendants(process: subprocess.Popen[Any], name: str) -> list[Any]:
-    """Processes below `process` whose command line has `name`."""
+    """Processes below `process` whose command line contains `name`."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
@@ -90,14 +90,14 @@ def undisturbed(trainer: Any, *changes: str, workers: int = 2) -> Any:
 
 
 def assert_same(run: Any, expected: Any) -> None:
-    """Bit for bit: every weight, every number of every step."""
+    """Compares bit for bit: every weight, every number of every step."""
     assert run.steps == expected.steps
     assert run.weights.keys() == expected.weights.keys()
     assert all(torch.equal(run.weights[name], value) for name, value in expected.weights.items())
 
 
 def assert_near(run: Any, expected: Any) -> None:
-    """Losses and every weight within 1e-5, relative: another number of workers takes sums in another order.
+    """Compares losses and every weight within 1e-5, relative: another number of workers sums in another order.
 
     The norm of a gradient carries the rounding of all steps before it: 1.6e-5 after 60.
     """

@@ -1,4 +1,4 @@
-"""An S3 server of this machine's loopback for tests: moto's, in a process of its own, which a test may kill."""
+"""An S3 server on this machine's loopback for tests: moto's, in a process of its own, which a test may kill."""
 
 import http.client
 import socket
@@ -18,7 +18,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AW
 
 
 class S3Server:
-    """Started at once, with an empty bucket. The environment must hold CREDENTIALS."""
+    """Starts at once, with an empty bucket. The environment must hold CREDENTIALS."""
 
     def __init__(self) -> None:
         with socket.socket() as probe:
@@ -45,7 +45,7 @@ class S3Server:
         raise TimeoutError("the server did not come up")
 
     def uri(self, prefix: str) -> str:
-        """What data.path says for the objects under `prefix`."""
+        """The data.path of the objects under `prefix`."""
         return f"s3://{BUCKET}/{prefix}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
 
     def put(self, folder: Path, prefix: str) -> str:
@@ -60,7 +60,7 @@ class S3Server:
             sink.write(content)
 
     def write_key(self, key: str, content: bytes) -> None:
-        """Writes an object whose key need be no path: pyarrow refuses those."""
+        """Writes an object whose key is not a valid path: pyarrow rejects such keys."""
         link = http.client.HTTPConnection("127.0.0.1", self.port)
         link.putrequest("PUT", f"/{BUCKET}/{key}")
         link.putheader("Authorization", "AWS test:x")
@@ -79,11 +79,11 @@ class S3Server:
         self.files.delete_file(f"{BUCKET}/{name}")
 
     def num_fetches(self, name: str) -> int:
-        """How often an object's bytes were asked for so far."""
+        """How often an object's bytes have been requested so far."""
         return Path(self._log.name).read_text(encoding="utf-8").count(f"GET /{BUCKET}/{name} ")
 
     def kill(self) -> None:
-        """Ends the server as a crash would."""
+        """Kills the server, as a crash would."""
         self._process.kill()
         self._process.wait()
         self._log.close()
@@ -91,7 +91,7 @@ class S3Server:
 
 @contextmanager
 def running() -> Iterator[S3Server]:
-    """A server, and CREDENTIALS in this process's environment, until the end."""
+    """A server inside the block, with CREDENTIALS in this process's environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)

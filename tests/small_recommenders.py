@@ -35,7 +35,7 @@ def config(
     path = folder / "rows.csv"
     if not path.exists():
         lines = ["user,item,timestamp"]
-        for user in range(NUM_USERS):  # one round at most: a user chooses an item once
+        for user in range(NUM_USERS):  # one round at most: a user never repeats an item
             lines += [f"u{user},i{(user + step) % CYCLE:02d},{step}" for step in range(8 + user % 4)]
         path.write_text("\n".join(lines) + "\n")
         data = DataConfig(source=str(path), path=str(folder / "data"), split="leave_one_out", min_user_interactions=1)

@@ -1,6 +1,6 @@
-"""The architecture as tests: who may import whom, one library one room, sizes, names, types and style.
+"""The architecture as tests: which package imports which, one place for each library, sizes, names, types and style.
 
-The floors themselves are import-linter contracts in pyproject.toml. Cost: about 5 s with a warm mypy cache.
+The layers themselves are import-linter contracts in pyproject.toml. Cost: about 5 s with a warm mypy cache.
 """
 
 import ast
@@ -18,8 +18,10 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "rec_dist").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 60
 
-# Today's exceptions, with their sizes then: none may grow, and none may be added without a reason here.
-LONG_FILES: dict[str, int] = {"rec_dist/config/schema.py": 324}  # every key in one place, one line of meaning each; no logic
+# Today's exceptions with their sizes. None may grow, and none may be added without a reason here.
+LONG_FILES: dict[str, int] = {
+    "rec_dist/config/schema.py": 324
+}  # holds every key in one place, one line of meaning each; no logic
 LONG_FUNCTIONS: dict[str, int] = {}
 BARE_FOLDERS: set[str] = set()
 
@@ -46,7 +48,7 @@ ROOMS = {
     "gguf": ("rec_dist.models.pretrained",),
 }
 
-# Room of rec_dist.data -> the other rooms that it imports, as its docstring says. Their order is a contract in pyproject.toml.
+# Package of rec_dist.data -> the other packages that it imports, as its docstring says. pyproject.toml fixes their order.
 DATA_ROOMS = {
     "prepare": {"sources", "dataset"},
     "prompts": {"sampling", "dataset"},
@@ -67,26 +69,29 @@ def run(*command: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
 
 
-def test_imports_keep_to_the_floors() -> None:
+def test_imports_keep_to_the_layers() -> None:
     run("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache")
 
 
 @pytest.mark.parametrize("library", sorted(ROOMS))
-def test_one_library_one_room(graph: grimp.ImportGraph, library: str) -> None:
+def test_each_library_has_one_place(graph: grimp.ImportGraph, library: str) -> None:
     importers = graph.find_modules_that_directly_import(library) if library in graph.modules else set()
     rooms = ROOMS[library]
     outside = sorted(module for module in importers if not any(module == room or module.startswith(f"{room}.") for room in rooms))
     assert not outside, f"{library} is imported by {outside}; only {rooms} may"
 
 
-def test_the_rooms_are_checked_against_real_imports(graph: grimp.ImportGraph) -> None:
-    """Else a graph without external packages would pass everything."""
+def test_places_are_checked_against_real_imports(graph: grimp.ImportGraph) -> None:
+    """Otherwise a graph without external packages would pass every check."""
     assert "rec_dist.engine.engine" in graph.find_modules_that_directly_import("deepspeed")
     assert "rec_dist.data.dataset.manifest" in graph.find_modules_that_directly_import("pyarrow")
 
 
-def test_the_rooms_of_data_import_what_they_say(graph: grimp.ImportGraph) -> None:
-    """Stricter than the order: preparing knows no sampling, though that lies below it. A room that no longer needs another says so."""
+def test_the_packages_of_data_import_what_they_say(graph: grimp.ImportGraph) -> None:
+    """Stricter than the order of layers: prepare may not import sampling, although sampling is below it.
+
+    A package that no longer needs another must say so.
+    """
     found: dict[str, set[str]] = {child.removeprefix("rec_dist.data."): set() for child in graph.find_children("rec_dist.data")}
     for room, rooms in found.items():
         for module in {f"rec_dist.data.{room}", *graph.find_descendants(f"rec_dist.data.{room}")}:
@@ -133,7 +138,7 @@ def test_no_module_is_named_after_nothing(word: str) -> None:
 
 
 def uses_of_kind(tree: ast.AST) -> Iterator[int]:
-    """Lines that read `task.kind` for more than a message or a report, where it stands in an f-string or as a value of a dict."""
+    """Lines that read `task.kind` for more than a message or a report, that is, outside f-strings and values of dicts."""
     told = {
         id(child)
         for node in ast.walk(tree)
@@ -147,7 +152,7 @@ def uses_of_kind(tree: ast.AST) -> Iterator[int]:
 
 
 def test_only_methods_know_which_method_it_is() -> None:
-    """No branch on task.kind and no method's name outside methods/ and the table that finds them."""
+    """Rejects branches on task.kind and names of methods outside methods/ and the table that finds them."""
     table = ROOT / "rec_dist" / "config" / "method_table.py"
     known = {"rec_dist/config/task.py": {"sft"}}  # the default
     found = []
@@ -186,7 +191,7 @@ def test_every_module_says_what_it_holds() -> None:
 
 
 def test_every_folder_of_modules_is_a_package() -> None:
-    """Without __init__.py a folder merges with any other of its name on the path."""
+    """Without __init__.py a folder merges with any other folder of its name on the path."""
     bare = {str(path.parent.relative_to(ROOT)) for path in SOURCES if not (path.parent / "__init__.py").exists()}
     assert bare == BARE_FOLDERS
 
@@ -198,7 +203,7 @@ def test_an_init_file_only_reexports() -> None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             exports = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "__version__")
-            # Lazy re-exports: what type checkers read, and the hook that imports a name when it is asked for.
+            # Lazy re-exports: what type checkers read, and the hook that imports a name on first use.
             typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
             hook = isinstance(node, ast.FunctionDef) and node.name == "__getattr__"
             imports = isinstance(node, ast.Import | ast.ImportFrom)
@@ -206,7 +211,7 @@ def test_an_init_file_only_reexports() -> None:
             assert docstring or exports or typing or hook or imports or silent, f"{path}:{node.lineno}"
 
 
-def test_stream_scorer_and_kernels_need_no_configuration_library() -> None:
+def test_packing_scorer_and_kernels_need_no_configuration_library() -> None:
     """A GPU image without Ray, DeepSpeed and OmegaConf can still run and measure the model."""
     absent = ("omegaconf", "pydantic", "ray", "deepspeed", "pyarrow")
     modules = (

@@ -1,6 +1,6 @@
-"""Real processes for tests: workers of one gloo group, and the command line, each a process of its own that can be killed.
+"""Real processes for tests: workers of one gloo group, and the command line, each in a process of its own that can be killed.
 
-They are forked from a server that has loaded the libraries: 0.1 s each instead of 8 s, and nothing of one run reaches the next.
+They are forked from a server that has loaded the libraries: each takes 0.1 s instead of 8 s, and nothing passes from run to run.
 """
 
 import json
@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_SECONDS = 180.0  # more than any of these takes on a busy machine; a hang fails instead of lasting for ever
+TIMEOUT_SECONDS = 180.0  # more than any of these takes on a busy machine; a hang fails instead of lasting forever
 _PRELOAD = [
     "rec_dist.commands.evaluate",
     "rec_dist.commands.train",
@@ -28,7 +28,7 @@ _PRELOAD = [
 
 
 class WorkerFailedError(Exception):
-    """A worker raised: its traceback is the message; `kind` is the name of what it raised."""
+    """A worker raised. Its traceback is the message; `kind` is the name of the exception."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -69,7 +69,7 @@ class Child:
 
 
 def start(function: Any, *arguments: Any, folder: Path, environment: dict[str, str] | None = None) -> Child:
-    """function(*arguments) in a process of its own; its exit code is what it returns, if that is a number."""
+    """Runs function(*arguments) in a process of its own, whose exit code is the returned number, if it is one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def _main(function: Any, arguments: Sequence[Any], folder: Path, environment: di
     os.environ.update(environment)
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # tests that a shell runs in the background inherit that it is ignored
+    )  # tests that a shell runs in the background inherit that SIGINT is ignored
     for number, name in ((1, "out"), (2, "err")):
         handle = os.open(folder / name, os.O_WRONLY | os.O_APPEND)
         os.dup2(handle, number)
@@ -93,20 +93,23 @@ def _main(function: Any, arguments: Sequence[Any], folder: Path, environment: di
 
 
 def start_command(folder: Path, *words: object) -> Child:
-    """`rec-dist WORDS` on its way; its outputs lie in `folder`."""
+    """Starts `rec-dist WORDS`; its outputs go to `folder`."""
     from rec_dist.cli import main
 
     return start(main, [str(word) for word in words], folder=folder)
 
 
 def run_command(folder: Path, *words: object) -> tuple[int, Child]:
-    """`rec-dist WORDS` to its end: its exit code and its outputs."""
+    """Runs `rec-dist WORDS` to its end: its exit code and its outputs."""
     child = start_command(folder, *words)
     return child.wait(), child
 
 
 def run_workers(worker: Any, jobs: Sequence[Any], folder: Path) -> list[Any]:
-    """worker(World, job) in one process a job, all in one gloo group: what each returned. WorkerFailedError when one raised."""
+    """Runs worker(World, job) in one process a job, all in one gloo group. Returns what each returned.
+
+    Raises WorkerFailedError if one raised.
+    """
     children = start_workers(worker, jobs, folder)
     for child in children:
         child.wait()
@@ -121,7 +124,7 @@ def run_workers(worker: Any, jobs: Sequence[Any], folder: Path) -> list[Any]:
 
 
 def start_workers(worker: Any, jobs: Sequence[Any], folder: Path) -> list[Child]:
-    """As run_workers, without waiting: one child a rank."""
+    """Does what run_workers does, but does not wait: returns one child a rank."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     folders = [folder / f"rank-{rank}-{time.time_ns()}" for rank in range(len(jobs))]
     return [
@@ -144,7 +147,7 @@ def _work(worker: Any, rank: int, size: int, job: Any, folder: Path) -> int:
 
 
 def free_port() -> int:
-    """One that nothing listens on now."""
+    """A port on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Training runs for tests: a run is made once a session, however many tests compare with it."""
+"""Training runs for tests. Each run is made once a session, however many tests compare with it."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, with what tests ask of it."""
+    """A run directory with the reads that tests need."""
 
     path: Path
 
@@ -52,7 +52,7 @@ class Run:
 
 
 class Trainer:
-    """What `rec-dist train` does around its workers, with a gloo group of ours instead of Ray's: the same on 1 and 2 workers."""
+    """Does what `rec-dist train` does around its workers, on 1 or 2 workers, with our own gloo group instead of Ray's."""
 
     def __init__(self, folder: Path, tiny_config: Callable[..., dict[str, Any]]) -> None:
         self._folder, self._config = folder, tiny_config
@@ -60,16 +60,19 @@ class Trainer:
         self._count = 0
 
     def new_dir(self, name: str = "run") -> Path:
-        """A path for a run directory that does not exist."""
+        """A path for a run directory that does not exist yet."""
         self._count += 1
         return self._folder / f"{self._count:03d}-{name}"
 
     def config(self, run_dir: Path, *changes: Any) -> dict[str, Any]:
-        """tiny_config with micro-batches that hold a whole step, and an epsilon above the noise of fp32 sums, which Adam would blow up."""
+        """tiny_config with micro-batches that hold a whole step.
+
+        Its epsilon is above the noise of fp32 sums, which Adam would otherwise amplify.
+        """
         return self._config(run_dir, "train.max_tokens_per_micro_batch=2048", "optimizer.eps=1e-4", *changes)
 
     def once(self, *changes: str, workers: int = 1) -> Run:
-        """The finished run of this configuration; made at the first call."""
+        """The finished run of this configuration; trained at the first call."""
         key = (workers, *sorted(changes))
         if key not in self._made:
             self._made[key] = self.train(self.new_dir(), *changes, workers=workers)
@@ -84,9 +87,9 @@ class Trainer:
         worker: Any = None,
         change_job: Callable[[Any], Any] = lambda job: job,
     ) -> Run:
-        """Trains to the end, or to a stop after step `stop_after`; goes on where the directory stands. All ranks must agree.
+        """Trains to the end, or stops after step `stop_after`. Continues from what the directory holds. All ranks must agree.
 
-        worker: in the place of train_worker; it is given change_job(TrainJob).
+        worker: replaces train_worker and gets change_job(TrainJob).
         """
         from rec_dist.runtime.run_directory import RunDirectory
         from rec_dist.training.worker import train_worker
@@ -108,13 +111,13 @@ class Trainer:
         return Run(run_dir)
 
     def start(self, run_dir: Path, *changes: Any, workers: int) -> list[Child]:
-        """The workers of a run, on their way."""
+        """Starts the workers of a run and returns them."""
         from rec_dist.training.worker import train_worker
 
         return start_workers(train_worker, [self.claim(run_dir, changes)] * workers, run_dir.with_name(run_dir.name + "-workers"))
 
     def claim(self, run_dir: Path, changes: Any) -> Any:
-        """Makes the directory this configuration's, or checks that it is; the job of its workers."""
+        """Claims the directory for this configuration, or checks that it is claimed for it. Returns the job of its workers."""
         from rec_dist.config.load import to_yaml
         from rec_dist.config.paths import pinned
         from rec_dist.config.schema import RunConfig
@@ -129,13 +132,13 @@ class Trainer:
 
 @pytest.fixture(scope="session")
 def trainer(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., dict[str, Any]]) -> Trainer:
-    """One for the session, so that runs are shared."""
+    """One trainer for the session, so that tests share runs."""
     return Trainer(tmp_path_factory.mktemp("runs"), tiny_config)
 
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """What a test found, for the table; written where REC_DIST_FAULTS says, if it does, with how the test ended."""
+    """Records what a test found and how it ended, for the table. Writes it to the file named by REC_DIST_FAULTS, if that is set."""
     row: dict[str, Any] = {"fault": "", "where": "", "rank": "", "restarts": 0, "outcome": ""}
     began = time.monotonic()
     yield row

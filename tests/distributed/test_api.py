@@ -1,7 +1,7 @@
-"""The Python API with real training: twice in one process, with either launcher, from any thread, and nothing left behind.
+"""The Python API with real training: twice in one process, with either launcher, from any thread. Nothing stays behind.
 
-Each test runs a script in a process of its own, as a user would, whose last line of output is what it found. Cost: about 15 s a
-local training, 40 s with Ray.
+Each test runs a script in a process of its own, as a user would; the last line of output holds what it found. Cost: about 15 s for
+a local training, 40 s with Ray.
 """
 
 import json
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 Make = Callable[..., dict[str, Any]]
 _ROOT = Path(__file__).parents[2]
 
-# What a process looks like from outside: it must be the same before and after a call.
+# The state of a process as seen from outside. It must be the same before and after a call.
 _STATE = """
 import json, logging, os, signal, sys, threading, warnings
 from pathlib import Path
@@ -57,7 +57,7 @@ def differing(before, after):
 
 
 def run_script(folder: Path, text: str, timeout: int = 300) -> tuple[Any, subprocess.CompletedProcess[str]]:
-    """(the value of the last line, the process) of a script that begins with _STATE."""
+    """Runs a script that begins with _STATE. Returns the value of its last line, and the process."""
     path = folder / "script.py"
     path.write_text(_STATE + text, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(rec_dist.__file__).parents[1]), str(_ROOT / "kernels")])}
@@ -72,7 +72,7 @@ def run_script(folder: Path, text: str, timeout: int = 300) -> tuple[Any, subpro
 
 @pytest.fixture
 def write(tiny_config: Make, tmp_path: Path) -> Callable[..., Path]:
-    """write("name", "section.key=value", ...): the file of a configuration whose run directory is `name`."""
+    """write("name", "section.key=value", ...) writes the file of a configuration whose run directory is `name`."""
 
     def make(name: str, *changes: Any) -> Path:
         path = tmp_path / f"{name}.yaml"
@@ -83,7 +83,7 @@ def write(tiny_config: Make, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_twice_in_one_process_from_a_thread_and_nothing_stays(write: Callable[..., Path], tmp_path: Path) -> None:
-    """Two trainings and two evaluations, each equal to the command's, bit for bit; then the process is as it was."""
+    """Makes two trainings and two evaluations, each equal to the command's, bit for bit. The process is then as it was before."""
     one, two = write("one", "task.kind=sdpo"), write("two", "task.kind=sdpo")
     found, done = run_script(
         tmp_path,
@@ -122,9 +122,7 @@ print(json.dumps([out, differing(before, state())]))
 
 
 def test_in_the_main_thread_under_a_running_loop_and_with_ray(write: Callable[..., Path], tmp_path: Path) -> None:
-    """A notebook's kernel runs an event loop; Ray is started and ended by the call, and its own handler of SIGTERM goes with
-    it.
-    """
+    """A notebook's kernel runs an event loop. The call starts and ends Ray, and Ray's own handler of SIGTERM goes with it."""
     local, ray = write("local", "task.kind=sft"), write("ray", "task.kind=sft", "cluster.launcher=ray")
     found, _ = run_script(
         tmp_path,
@@ -147,7 +145,7 @@ print(json.dumps([steps, metrics["hr@1"]["n"], again.is_initialized(), differing
 
 
 def test_faults_are_exceptions_and_nothing_stays_either(write: Callable[..., Path], tmp_path: Path) -> None:
-    """A refusal, and a stop by SIGINT, which a notebook's interrupt button sends; the same call then goes on to the end."""
+    """An error, and a stop by SIGINT, which a notebook's interrupt button sends. The same call then continues to the end."""
     config = write("stops", "train.max_steps=40")
     found, done = run_script(
         tmp_path,
@@ -187,7 +185,7 @@ print(json.dumps(out))
 
 
 def test_a_hang_is_an_exception_and_the_process_goes_on(tmp_path: Path) -> None:
-    """The stuck thread is left behind. It may write nothing more: its next sign of life finds another attempt."""
+    """The stuck thread is left behind. It must not write any more: its next heartbeat finds another attempt."""
     found, _ = run_script(
         tmp_path,
         """

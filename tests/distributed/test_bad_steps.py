@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite, on one rank alone: left out on all, named, and the end of the run when it goes on."""
+"""A step whose loss or gradient is not finite on one rank alone is skipped on all ranks and named; too many end the run."""
 
 import json
 from typing import Any
@@ -19,7 +19,10 @@ _CHANGES = (
 
 
 def bad_worker(world: Any, job: Any) -> Any:
-    """train_worker in which the first micro-batch of rank 0 spoils some steps: "loss", "gradient", or "loss alone" with a sound gradient."""
+    """train_worker in which the first micro-batch of rank 0 spoils some steps.
+
+    The kinds are "loss", "gradient", and "loss alone" with a sound gradient.
+    """
     from rec_dist.engine.engine import Engine
     from rec_dist.training import loop
     from rec_dist.training.worker import train_worker
@@ -89,7 +92,7 @@ def test_a_bad_step_changes_nothing_on_any_rank_and_the_run_goes_on(trainer: Any
         assert bad["grad_norm"] in ("nan", "inf")
         assert users[0] in run.log
         ends.append(run)
-    for run in ends[1:]:  # whatever was wrong, what is left out is the same
+    for run in ends[1:]:  # whatever was wrong, the same step is skipped
         assert run.steps == ends[0].steps
         assert all(torch.equal(run.weights[name], value) for name, value in ends[0].weights.items())
     assert len(users_of(trainer, workers, step=3, micro_batch=0)) < len(users_of(trainer, workers, step=3, micro_batch=None))

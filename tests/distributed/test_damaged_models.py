@@ -1,4 +1,4 @@
-"""Files of a finished run's model/ that are cut short or changed: one line names the file and the way out; nothing is left behind."""
+"""Truncated or changed files of a finished run's model/: one line names the file and the way out, and nothing is left behind."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def refused(code: int, child: Child, *names: str) -> None:
 def test_a_file_that_is_cut_short(
     trainer: Any, tmp_path: Path, stage: str, name: str, commands: tuple[str, ...], names: tuple[str, ...]
 ) -> None:
-    """Of a run of an early version, too: without the hashes of files.json."""
+    """This holds without the checksums of files.json, too."""
     run, made = tmp_path / "run", tmp_path / "made"
     shutil.copytree(trainer.once(*_STAGES[stage]).path, run)
     (run / "model" / "files.json").unlink()
@@ -84,7 +84,7 @@ def test_a_recommender_with_damaged_files(trainer: Any, tmp_path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit of the last byte: of safetensors a weight, which loads."""
+    """Flips one bit of the last byte; in a safetensors file that is a weight, which still loads."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -119,14 +119,14 @@ def test_one_flipped_bit(trainer: Any, tmp_path: Path, stage: str, name: str, co
 
 
 def test_a_flipped_bit_under_an_adapter(trainer: Any, tmp_path: Path) -> None:
-    """The model that an adapter lies on is itself of a run; and what nobody has written hashes of is taken as it is."""
+    """The model under an adapter belongs to a run itself. A model without recorded checksums is used as it is."""
     base, run = tmp_path / "base", tmp_path / "run"
     shutil.copytree(trainer.once(*_STAGES["model"]).path, base)
     config = trainer.config(run, "task.kind=sft", "train.max_steps=1", {"train.init_from": str(base)})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     code, child = run_command(tmp_path / "out", "train", tmp_path / "config.yaml")
     assert code == 0, child.err
-    tokenizer = base / "model" / "tokenizer.json"  # no weight, so that the base is still found by its fingerprint
+    tokenizer = base / "model" / "tokenizer.json"  # not a weight, so that the base is still found by its fingerprint
     tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
     for command, words in (("evaluate", (run, "evaluate.max_users=3")), ("export", (run, tmp_path / "served"))):
         refused(*run_command(tmp_path / command, command, *words), str(base), "tokenizer.json has", "bytes, not", _WAY_OUT)
@@ -150,7 +150,7 @@ def test_the_way_out_writes_the_same_model_again(trainer: Any, tmp_path: Path) -
 
 
 def test_vectors_that_are_not_finite_are_not_written(tiny_config: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
-    """One token of one title alone, so that the probe at the start, which uses others, does not find it."""
+    """Only one token of one title is damaged, so that the probe at the start, which uses other titles, does not find it."""
     from transformers import AutoTokenizer
 
     from rec_dist.data.dataset.prepared_data import PreparedData
@@ -158,7 +158,7 @@ def test_vectors_that_are_not_finite_are_not_written(tiny_config: Any, tiny_mode
     config = tiny_config(tmp_path / "run")
     titles = PreparedData.open(config["data"]["path"]).titles
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_model_dir))
-    probed = {(number * 7919 + 13) % 319 for number in range(64)}  # as models.encoder.check_alone takes them
+    probed = {(number * 7919 + 13) % 319 for number in range(64)}  # in the form that models.encoder.check_alone takes
     token = next(token for item in range(8, 80) for token in tokenizer(f" {titles[item]}").input_ids if token not in probed)
     first = next(item for item in range(80) if token in tokenizer(f" {titles[item]}").input_ids)
     model = tmp_path / "model"
@@ -185,7 +185,7 @@ def test_an_export_is_a_folder_or_nothing(trainer: Any, tmp_path: Path) -> None:
     refused(
         *run_command(tmp_path / "out", "export", run.path, "/proc/no/served"), "FOLDER (/proc/no/served)", "cannot be written"
     )
-    own = tmp_path / "served.tmp"  # a folder of the user's, whatever its name
+    own = tmp_path / "served.tmp"  # a folder of the user's, under any name
     own.mkdir()
     (own / "thesis.txt").write_text("x", encoding="utf-8")
     code, child = run_command(tmp_path / "out", "export", run.path, tmp_path / "served")

@@ -1,4 +1,4 @@
-"""DELRec through the real loop: the same on any workers and ZeRO stage, resumed exactly, and both stages one after another."""
+"""DELRec through the real loop: equal on any workers and ZeRO stage, resumed exactly, and both stages one after another."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from worker_processes import run_command
 
-NUM_VIRTUAL = 20  # 20 * 32 weights are above the 16 * 32 that ZeRO-3 keeps whole on every rank
+NUM_VIRTUAL = 20  # 20 * 32 weights are more than the 16 * 32 that ZeRO-3 keeps whole on every rank
 _VECTORS = f"prompt.num_virtual={NUM_VIRTUAL}"
 _DISTILL = (
     "task.kind=delrec_distill",
@@ -59,7 +59,7 @@ def test_distillation_trains_and_weighs_its_objectives(trainer: Any, tiny_model_
     ("workers", "changes"),
     [(1, (_SMALL,)), (2, (_SMALL,)), (2, ("cluster.zero_stage=2", _SMALL)), (2, ("cluster.zero_stage=3", _SMALL))],
 )
-def test_workers_stages_and_packs_change_nothing(trainer: Any, workers: int, changes: tuple[str, ...]) -> None:
+def test_workers_stages_and_micro_batches_change_nothing(trainer: Any, workers: int, changes: tuple[str, ...]) -> None:
     assert_near(trainer.once(*_DISTILL, *changes, workers=workers), trainer.once(*_DISTILL))
 
 
@@ -142,7 +142,10 @@ def test_both_stages_are_evaluated_with_what_they_trained(trainer: Any, tmp_path
 
 
 def plain_logps(folder: Path, data_dir: Path, row: Any, *, left_out: bool) -> list[float]:
-    """What a server that knows text alone gives: the prompt as one string, plain transformers. left_out: the suppressed tokens."""
+    """The score from a server that only knows text: the prompt as one string, in plain transformers.
+
+    left_out: the suppressed tokens.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rec_dist.data.dataset.prepared_data import PreparedData

@@ -1,6 +1,7 @@
-"""A disk that is full, read-only or closed under a run: one line, the last good checkpoint, exit code 1 or a warning, and no hang.
+"""A disk that fills up, turns read-only or closes under a run gives one line, the last good checkpoint, exit code 1 or a warning.
 
-The faults are the system's own: small file systems in memory (which only root may mount), and a limit on the size of files.
+Nothing hangs. The faults are the system's own: small file systems in memory (which only root may mount), and a limit on the size of
+files.
 """
 
 import json
@@ -29,7 +30,7 @@ Mount = Callable[..., None]
 
 @pytest.fixture
 def mount() -> Iterator[Mount]:
-    """mount(folder, "size=1m") puts a file system in memory there, with "remount,..." it changes that; all are gone at the end."""
+    """mount(folder, "size=1m") mounts a file system in memory there; "remount,..." changes it. All are unmounted at the end."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small file system")
     mounted: list[Path] = []
@@ -64,7 +65,7 @@ def same_weights(run: Any, expected: Any) -> bool:
 
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
 def test_a_full_disk_stops_the_run_with_the_last_good_checkpoint(trainer: Any, mount: Mount, asynchronous: str) -> None:
-    """Room for two checkpoints of three: both ranks stop with the same line; with more room the same run goes on, bit for bit."""
+    """There is room for two of three checkpoints: both ranks stop with the same line. With more room the run resumes bit for bit."""
     run_dir = trainer.new_dir()
     changes = (*_FULL, f"checkpoint.asynchronous={asynchronous}")
     trainer.claim(run_dir, changes)
@@ -102,7 +103,7 @@ def test_a_full_disk_may_be_a_warning(trainer: Any, mount: Mount, asynchronous: 
 
 
 def limited_worker(world: Any, job: Any) -> Any:
-    """train_worker where the system lets rank 1 alone write no file above 2 KB."""
+    """train_worker in which the system lets only rank 1 write no file above 2 KB."""
     import resource
 
     from rec_dist.training.worker import train_worker
@@ -117,7 +118,7 @@ def limited_worker(world: Any, job: Any) -> Any:
 
 
 def many_files_worker(world: Any, job: Any) -> Any:
-    """train_worker whose states are as if they were large, so that both ranks write."""
+    """train_worker that treats its states as large, so that both ranks write."""
     from rec_dist.checkpoint import state_files
     from rec_dist.training.worker import train_worker
 
@@ -151,7 +152,7 @@ def test_a_read_only_disk_is_named(trainer: Any, mount: Mount) -> None:
 
 
 def test_written_in_the_background_is_the_same_bytes(trainer: Any) -> None:
-    """With a checkpoint a step, so that each waits for the one before; a .tmp of a killed attempt is gone."""
+    """A checkpoint a step, so that each waits for the one before. A .tmp of a killed attempt is removed."""
     hashes = []
     for asynchronous in ("false", "true"):
         run_dir = trainer.new_dir()
@@ -197,7 +198,7 @@ def crowded_worker(world: Any, job: Any) -> Any:
 
 @pytest.mark.parametrize("free_kilobytes", [4, 24, 80, 160])
 def test_a_disk_that_fills_at_any_moment_of_a_run(trainer: Any, mount: Mount, tmp_path: Path, free_kilobytes: int) -> None:
-    """The whole run directory on a disk with so much room: exit code 1 and one line. With room the same command ends as it should."""
+    """The whole run directory lies on a disk with that much room: exit code 1 and one line. With more room the run completes."""
     changes = (*_RUN, "task.kind=sdpo", "cluster.zero_stage=0", "checkpoint.keep=1")
     expected = trainer.once(*changes)
     disk = tmp_path / "disk"

@@ -1,4 +1,4 @@
-"""Evaluation: the same scores on any number of workers and in any packing, equal to plain transformers, and asked of all alike."""
+"""Evaluation: equal scores on any number of workers and in any packing, equal to plain transformers, and the same for all models."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _SFT = ("task.kind=sft",)
 
 
 def scores(run: Any, folder: Path, *changes: str, workers: int = 1) -> np.ndarray:
-    """What the workers of `rec-dist evaluate RUN` leave: (U, C)."""
+    """The scores (U, C) that the workers of `rec-dist evaluate RUN` write."""
     from rec_dist.config.load import load_config
     from rec_dist.methods.initial_weights import InitialWeights
     from rec_dist.methods.language_model.ranking import EvaluateJob, evaluate_worker, gather_parts
@@ -36,7 +36,7 @@ def test_any_workers_and_any_packing(trainer: Any, tmp_path: Path) -> None:
     assert np.isfinite(expected).all()
     for name, workers, changes in (
         ("two", 2, ()),
-        ("two-small", 2, ("train.max_tokens_per_micro_batch=100",)),  # cuts a question's candidates over micro-batches
+        ("two-small", 2, ("train.max_tokens_per_micro_batch=100",)),  # splits the candidates of an example over micro-batches
         ("one-small", 1, ("train.max_tokens_per_micro_batch=100",)),
         ("two-sharded", 2, ("train.max_tokens_per_micro_batch=300", "cluster.zero_stage=3")),
     ):
@@ -46,7 +46,7 @@ def test_any_workers_and_any_packing(trainer: Any, tmp_path: Path) -> None:
 def test_the_whole_catalogue_is_brute_force(
     trainer: Any, tiny_config: Callable[..., dict[str, Any]], tiny_model_dir: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """num_candidates=all on the base model: every item outside the history, in the order that plain transformers gives."""
+    """num_candidates=all on the base model: every item outside the history, in the order of plain transformers."""
     from transformers import AutoModelForCausalLM
 
     from rec_dist.config.schema import PromptConfig
@@ -85,7 +85,7 @@ def test_the_whole_catalogue_is_brute_force(
         assert int(predictions.ranks[row]) == rank
 
 
-def test_all_rankers_are_asked_the_same_and_a_second_time_nothing_is_done(
+def test_all_rankers_get_the_same_examples_and_a_second_time_nothing_is_done(
     trainer: Any, tiny_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     from rec_dist.data.artifacts.predictions import Predictions
@@ -111,13 +111,13 @@ def test_all_rankers_are_asked_the_same_and_a_second_time_nothing_is_done(
     assert run.rows == before
     code, child = run_command(
         tmp_path, "evaluate", run.path, "evaluate.num_candidates=5"
-    )  # another question is another evaluation
+    )  # other examples are another evaluation
     assert (code, "already" in child.err) == (0, False)
     assert json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))["row"]["num_candidates"] == 5
 
 
-def test_a_run_on_other_questions_beside_its_own(trainer: Any, tmp_path: Path) -> None:
-    """evaluate.output_dir: the same scores, elsewhere, and the run's own evaluation stays."""
+def test_a_run_on_other_examples_beside_its_own(trainer: Any, tmp_path: Path) -> None:
+    """evaluate.output_dir: equal scores in another folder; the run's own evaluation stays."""
     from rec_dist.data.artifacts.predictions import Predictions
 
     run, other = trainer.train(tmp_path / "run", *_SFT), tmp_path / "elsewhere"
@@ -149,7 +149,7 @@ _SEQUENTIAL = ("task.kind=sequential", "adapter.kind=none", "task.sequential.wid
 def test_results_on_other_data_do_not_replace_the_runs_own(
     trainer: Any, tmp_path: Path, settings: tuple[str, ...], way_out: str, elsewhere: int
 ) -> None:
-    """A language model reads titles, so that it may be asked about other data, into another folder; a recommender knows item ids."""
+    """A language model reads titles, so it can score other data into another folder. A recommender only knows item ids."""
     from rec_dist.config.schema import DataConfig
     from rec_dist.data.prepare.prepare import prepare
 

@@ -1,7 +1,7 @@
 """The fault matrix: every kind of fault, in every phase, on either of two real Ray workers with DeepSpeed ZeRO-3.
 
-Each run must end with the parameters of an undisturbed one, bit for bit, or with the stop that docs/reliability.md states. About
-35 s a case on two idle cores. `make test-faults` runs all of it and renders the table; `make test` the cases marked quick.
+Each run must end with the parameters of an undisturbed one, bit for bit, or with the stop that docs/reliability.md states. A case
+takes about 35 s on two idle cores. `make test-faults` runs all cases and renders the table; `make test` runs those marked quick.
 """
 
 import os
@@ -52,7 +52,7 @@ def test_a_worker_fails(trainer: Any, tmp_path: Path, record: dict[str, Any], ki
     if kind == "SIGSTOP":
         assert "no worker made progress for 3" in restarts[0]["reason"]
         stopped, other = ((run_dir / "stacks" / f"rank-{number}.txt").read_text(encoding="utf-8") for number in (rank, 1 - rank))
-        # Told to go on, it runs while its stack is written, on a busy machine past the line where it was stopped.
+        # When it is told to continue, it runs while its stack is written, past the line where it was stopped if the machine is busy.
         assert "stopped by a signal" in stopped and "in train_worker" in stopped
         assert "stopped by a signal" not in other and "most recent call first" in other
     assert_same(run, undisturbed(trainer))
@@ -60,7 +60,7 @@ def test_a_worker_fails(trainer: Any, tmp_path: Path, record: dict[str, Any], ki
 
 
 def test_the_driver_is_killed(trainer: Any, tmp_path: Path, record: dict[str, Any]) -> None:
-    """SIGKILL, and the same command at once, while Ray is still taking the first one's workers down."""
+    """SIGKILL, and the same command at once, while Ray is still stopping the first one's workers."""
     record.update(fault="SIGKILL", where="the driver")
     run_dir = tmp_path / "run"
     config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *CHANGES))
@@ -69,7 +69,7 @@ def test_the_driver_is_killed(trainer: Any, tmp_path: Path, record: dict[str, An
     process.kill()
     process.wait()
     assert process.stderr is not None
-    process.stderr.close()  # not read to its end: what Ray still runs holds the other side
+    process.stderr.close()  # not read to its end: processes that Ray still runs hold the other side
     code, err = finish(command("train", config))
     assert code == 0, err
     run = type(undisturbed(trainer))(run_dir)
@@ -79,7 +79,7 @@ def test_the_driver_is_killed(trainer: Any, tmp_path: Path, record: dict[str, An
 
 
 def test_the_head_is_killed(trainer: Any, tmp_path: Path, record: dict[str, Any]) -> None:
-    """The run says so and ends with 1; the same command goes on in a new cluster."""
+    """The run says so and ends with 1; the same command continues in a new cluster."""
     record.update(fault="SIGKILL", where="the Ray head")
     run_dir, slow = tmp_path / "run", {"kind": "slow", "phase": "in a step", "seconds": 2.0}
     config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *CHANGES))
@@ -99,7 +99,7 @@ def test_the_head_is_killed(trainer: Any, tmp_path: Path, record: dict[str, Any]
 
 
 def damage(folder: Path, how: str) -> None:
-    """The largest file of a checkpoint: cut in half, as after a lost write, or one bit of it turned over."""
+    """Damages the largest file of a checkpoint: cuts it in half, as after a lost write, or flips one bit of it."""
     path = max(folder.iterdir(), key=lambda file: file.stat().st_size)
     data = bytearray(path.read_bytes())
     if how == "torn":
@@ -127,7 +127,7 @@ def test_the_newest_checkpoint_is_damaged(trainer: Any, tmp_path: Path, record: 
 
 @contextmanager
 def mounted(folder: Path, size: str) -> Iterator[None]:
-    """Inside, a file system in memory of that size lies at `folder`."""
+    """Mounts a file system in memory of that size at `folder` inside the block."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small file system")
     folder.mkdir(parents=True)
@@ -141,7 +141,7 @@ def mounted(folder: Path, size: str) -> Iterator[None]:
 
 
 def test_the_disk_is_full(trainer: Any, tmp_path: Path, record: dict[str, Any]) -> None:
-    """Room for the first checkpoint (60 KB) and not for the second beside it."""
+    """There is room for the first checkpoint (60 KB) but not for a second beside it."""
     record.update(fault="no space", where="the disk of the checkpoints")
     run_dir = tmp_path / "run"
     trainer.claim(run_dir, CHANGES)
@@ -162,7 +162,7 @@ def test_the_disk_is_full(trainer: Any, tmp_path: Path, record: dict[str, Any]) 
 
 
 def test_a_stop_that_takes_too_long_is_cut_short(trainer: Any, tmp_path: Path, record: dict[str, Any]) -> None:
-    """SIGTERM to the driver while a worker's step takes longer than checkpoint.grace_seconds: 75 all the same, and soon."""
+    """SIGTERM to the driver while a worker's step takes longer than checkpoint.grace_seconds still gives 75, and soon."""
     record.update(fault="SIGTERM", where="the driver, in a step longer than checkpoint.grace_seconds")
     run_dir, slow = tmp_path / "run", {"kind": "slow", "phase": "in a step", "seconds": 4.0}
     config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *CHANGES, "checkpoint.grace_seconds=1"))
@@ -188,7 +188,7 @@ _LOCAL = (*CHANGES, "cluster.launcher=local", "cluster.num_workers=1", "cluster.
 @pytest.mark.quick
 @pytest.mark.parametrize("stopped", [False, True], ids=["hang", "late stop"])
 def test_where_the_worker_is_the_driver(trainer: Any, tmp_path: Path, record: dict[str, Any], stopped: bool) -> None:
-    """cluster.launcher=local: nobody can restart it, so a hang ends it with 1 and a stop that comes too late with 75."""
+    """cluster.launcher=local: nobody can restart the run, so a hang ends it with 1, and a stop that comes too late with 75."""
     record.update(fault="late stop" if stopped else "hang", where="a run with cluster.launcher=local")
     run_dir, stuck = tmp_path / "run", {"kind": "slow", "phase": "in a step", "call": 5, "seconds": 600, "driver": True}
     limit = "checkpoint.grace_seconds=1" if stopped else "cluster.hang_seconds=15"

@@ -14,7 +14,10 @@ from rec_dist.packing.grouped_prompt import GroupedPrompt
 
 
 def _held(world: Any, job: tuple[str, int]) -> dict[str, Any]:
-    """Bytes of parameters held before and after the forward pass of each of four training steps that follow scoring passes, twice."""
+    """Bytes of parameters held before and after the forward pass of each of four training steps.
+
+    The steps follow scoring passes, twice.
+    """
     from rec_dist.engine import process_group
 
     with process_group.joined(world):

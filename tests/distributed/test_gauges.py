@@ -26,7 +26,7 @@ _LINE = re.compile(r"^(\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
 
 
 class Node:
-    """A Ray cluster of one node with a metrics port of ours."""
+    """A Ray cluster of one node with a metrics port that the test chooses."""
 
     def __init__(self, folder: Path) -> None:
         self.address, self.metrics = f"127.0.0.1:{free_port()}", free_port()
@@ -39,12 +39,12 @@ class Node:
         self._process = subprocess.Popen(line, stdout=quiet, stderr=quiet, env={**os.environ, **self.environment})
 
     def scrape(self) -> str:
-        """Everything the node serves to Prometheus now."""
+        """Everything that the node serves to Prometheus now."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10) as answer:
             return str(answer.read().decode("utf-8"))
 
     def gauges(self, run: str) -> dict[str, float]:
-        """Those of a run, by name."""
+        """The gauges of a run, by name."""
         lines = _LINE.findall(self.scrape())
         return {name: float(value) for name, labels, value in lines if f'run="{run}"' in labels}
 
@@ -98,7 +98,7 @@ def test_a_run_of_two_workers_serves_the_numbers_of_its_rows(trainer: Any, tmp_p
     (run_dir / "stop").write_text("", encoding="utf-8")
     code, err = finish(process)
     assert code == 75, err
-    # A scrape may fall between two gauges of one step; of several steps, most are whole.
+    # A scrape may fall between two gauges of one step, but most of several steps are whole.
     whole = [step for step, found in seen.items() if found == expected(row_of(run_dir, step))]
     assert len(whole) >= 2, (seen, [expected(row_of(run_dir, step)) for step in seen])
 

@@ -1,4 +1,4 @@
-"""The head of its own, and the one that is the input embedding: sharded by ZeRO-3 they train as they do on one worker."""
+"""An untied head, and one tied to the input embedding, train the same sharded by ZeRO-3 as on one worker."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ _FULL = ("task.kind=sdpo", "adapter.kind=none", "task.reference=cached", "optimi
 
 
 def untied(folder: Path, tied: Path) -> Path:
-    """The tiny model with another head than its embedding."""
+    """The tiny model with a head that differs from its embedding."""
     shutil.copytree(tied, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}), encoding="utf-8")
@@ -36,7 +36,7 @@ def test_two_sharded_workers_train_as_one_does(
     for row, wanted in zip(two.steps, one.steps, strict=True):
         assert (row["loss"], row["grad_norm"]) == pytest.approx((wanted["loss"], wanted["grad_norm"]), rel=1e-5)
     assert two.weights.keys() - {"lm_head.weight"} == one.weights.keys() - {"lm_head.weight"}
-    if trains == "all" and ties == "tied":  # transformers leaves the copy out of a whole model, and not out of gathered weights
+    if trains == "all" and ties == "tied":  # transformers leaves the copy out of a whole model but not out of gathered weights
         assert torch.equal(two.weights["lm_head.weight"], two.weights["model.embed_tokens.weight"])
     assert ("lm_head.weight" in one.weights) is (trains == "all" and ties == "untied")
     for name, value in one.weights.items():

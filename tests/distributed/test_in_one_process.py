@@ -1,4 +1,4 @@
-"""Training leaves nothing behind in its process: a second run there, in any thread, is the run that a fresh process makes."""
+"""Training leaves nothing behind in its process: a second run there, in any thread, equals the run of a fresh process."""
 
 import os
 import threading
@@ -34,7 +34,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def in_a_thread(jobs: list[Any], notes: Path) -> int:
-    """train_worker for each job, one after another, in a thread that is not the main one. A fault ends that run alone."""
+    """Runs train_worker for each job, one after another, in a thread that is not the main one. A fault ends that run only."""
     from rec_dist.errors import UserError
     from rec_dist.runtime.world import World
     from rec_dist.training.worker import train_worker
@@ -73,7 +73,7 @@ def equal(one: dict[str, dict[str, torch.Tensor]], two: dict[str, dict[str, torc
 
 
 def test_two_runs_in_a_thread_are_those_of_two_processes(trainer: Any, tmp_path: Path) -> None:
-    """Between them a run that a UserError ends inside the process group: two kinds of reference, two ZeRO stages."""
+    """Between them a UserError ends a run inside the process group. The runs use two kinds of reference and two ZeRO stages."""
     alone = [trainer.once(*changes).path for changes in (FIRST, SECOND)]
     here = [trainer.new_dir() for _ in range(3)]
     broken = trainer.claim(here[2], ("checkpoint.keep_best=valid_loss",))

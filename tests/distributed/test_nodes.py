@@ -1,4 +1,4 @@
-"""Nodes that come and go, on real Ray nodes of one machine: lost, announced to leave, and back. About two minutes each."""
+"""Nodes that leave and come back, on real Ray nodes of one machine: lost, announced to leave, and back. About two minutes each."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _SLOW = {"kind": "slow", "phase": "in a step", "seconds": 1.0}  # so that a run 
 
 
 class Nodes:
-    """A Ray cluster of several nodes on this machine, one CPU each, with a temporary folder of its own."""
+    """A Ray cluster of several nodes on this machine, with one CPU each and a temporary folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.address = f"127.0.0.1:{free_port()}"
@@ -33,7 +33,7 @@ class Nodes:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> subprocess.Popen[bytes]:
-        """One more node, the head first; its processes live as long as it does."""
+        """Starts one more node, the head first. Its processes live as long as it does."""
         head = not self._started
         words = ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false"]
         words = [*(words if head else [f"--address={self.address}"]), f"--temp-dir={self._folder}", "--num-cpus=1", "--block"]
@@ -60,7 +60,7 @@ class Nodes:
             assert time.monotonic() < deadline, done.stderr
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
-        """All of its processes at once, as when the machine loses power."""
+        """Kills all processes of a node at once, as when the machine loses power."""
         processes = [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]
         for process in processes:
             with suppress(psutil.NoSuchProcess):
@@ -68,7 +68,7 @@ class Nodes:
         node.wait()
 
     def announce(self, node_id: str) -> None:
-        """That a node is about to be taken away, as a cloud does for a spot machine."""
+        """Announces that a node is about to be taken away, as a cloud does for a spot machine."""
         words = ["drain-node", "--address", self.address, "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
         words += ["--reason-message", "a test", "--deadline-remaining-seconds", "90"]
         subprocess.run(
@@ -83,7 +83,7 @@ class Nodes:
 
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
-    # A folder of its own, or any ray.init() on this machine would join; a short name, since sockets lie in it.
+    # The folder is its own, or any ray.init() on this machine would join. Its name is short, since it holds sockets.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         cluster = Nodes(Path(folder))
         try:
@@ -101,7 +101,7 @@ def events(run: Any) -> list[str]:
 
 
 def test_a_lost_node_and_one_that_comes_back(trainer: Any, tmp_path: Path, nodes: Nodes, record: dict[str, Any]) -> None:
-    """Two workers, then one, then two again; the parameters are those of two throughout, within 1e-5."""
+    """Two workers, then one, then two again. The parameters equal those of two workers throughout, within 1e-5."""
     record.update(fault="SIGKILL", where="a node, with cluster.min_workers; later another joins")
     changes = (*CHANGES, *_ONE_A_NODE, "cluster.min_workers=1")
     run_dir = tmp_path / "run"
@@ -126,7 +126,7 @@ def test_a_lost_node_and_one_that_comes_back(trainer: Any, tmp_path: Path, nodes
 
 
 def test_a_node_that_is_announced_to_leave(trainer: Any, tmp_path: Path, nodes: Nodes, record: dict[str, Any]) -> None:
-    """The run saves and ends with 75; with another node the same command goes on, bit for bit."""
+    """The run saves and ends with 75; with another node the same command resumes bit for bit."""
     record.update(fault="preemption", where="a node")
     changes = (*CHANGES, *_ONE_A_NODE, "train.max_steps=20")
     run_dir = tmp_path / "run"

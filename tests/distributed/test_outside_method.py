@@ -1,4 +1,4 @@
-"""A method from a package outside the checkout, on real Ray workers and by the command line. Starts Ray five times."""
+"""A method from a package outside the checkout, on real Ray workers and through the command line. Starts Ray five times."""
 
 import json
 import os

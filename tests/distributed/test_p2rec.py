@@ -1,4 +1,7 @@
-"""P2Rec through the real loop and the real command: the same on any workers, stages and micro-batches, resumed exactly, embedded exactly."""
+"""P2Rec through the real loop and the real command.
+
+It is equal on any workers, stages and micro-batches, resumes exactly, and embeds exactly.
+"""
 
 import json
 import os
@@ -48,7 +51,7 @@ def assert_near(run: Any, expected: Any) -> None:
 
 
 def test_it_learns_what_users_prefer(trainer: Any, stage_one: tuple[str, ...]) -> None:
-    """Below the loss of one guess for all, which the log states, and over whole epochs: 15 steps of 8 are 2 of 60 users."""
+    """The loss falls below that of a constant guess, which the log states. It covers whole epochs: 15 steps of 8 are 2 of 60 users."""
     run = trainer.once(*stage_one, "task.p2rec.pooling=mean", "optimizer.lr=0.01", "train.max_steps=240", "train.epochs=32")
     guess = float(run.log.split("said of each of them, has loss ")[1].split()[0])
     losses = [row["loss"] for row in run.steps]
@@ -62,7 +65,7 @@ def test_it_learns_what_users_prefer(trainer: Any, stage_one: tuple[str, ...]) -
     ("workers", "changes"),
     [(1, (_SMALL,)), (2, (_SMALL,)), (2, ("cluster.zero_stage=2", _SMALL)), (2, ("cluster.zero_stage=3", _SMALL))],
 )
-def test_workers_stages_and_packs_change_nothing(
+def test_workers_stages_and_micro_batches_change_nothing(
     trainer: Any, stage_one: tuple[str, ...], workers: int, changes: tuple[str, ...]
 ) -> None:
     assert_near(trainer.once(*stage_one, *changes, workers=workers), trainer.once(*stage_one))
@@ -81,7 +84,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(trainer: Any, stage_one: tuple[str, .
 
 
 def table(folder: Path) -> np.ndarray:
-    """The vectors; what Arrow and safetensors hold is the same."""
+    """The vectors. Arrow and safetensors must hold the same ones."""
     from rec_dist.data.artifacts.embeddings import read_embeddings
 
     manifest = json.loads((folder / "embeddings.json").read_text(encoding="utf-8"))
@@ -91,7 +94,7 @@ def table(folder: Path) -> np.ndarray:
 
 
 def plain_vector(model_dir: Path, title: str) -> np.ndarray:
-    """The last state of the decoder after a prompt of one title, from plain transformers."""
+    """The decoder's last state after a prompt of one title, from plain transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32).eval()
@@ -117,7 +120,7 @@ def test_embedding_base_and_tuned(trainer: Any, stage_one: tuple[str, ...], tiny
     code, child = run_command(tmp_path, "export", run.path, tmp_path / "merged")
     assert code == 0, child.err
     np.testing.assert_allclose(tuned[7], plain_vector(tmp_path / "merged", titles[7]), atol=1e-4)
-    # Other micro-batches, other mates: the same vectors but for rounding. Asked again: nothing is done. Of another model: refused.
+    # Other micro-batches give the same vectors except for rounding. A second call does nothing. Another model is rejected.
     code, child = run_command(tmp_path, "embed", run.path, tmp_path / "wide", "train.max_tokens_per_micro_batch=2048")
     np.testing.assert_allclose(table(tmp_path / "wide"), tuned, atol=1e-5)
     code, child = run_command(tmp_path, "embed", run.path, tmp_path / "wide", "train.max_tokens_per_micro_batch=60")
@@ -154,7 +157,7 @@ def test_a_killed_embedding_goes_on(trainer: Any, stage_one: tuple[str, ...], tm
 
 
 def on_ray(*words: object) -> subprocess.CompletedProcess[str]:
-    """`rec-dist embed WORDS` on Ray Data, with one thread a worker, as tests have it here."""
+    """`rec-dist embed WORDS` on Ray Data with one thread a worker, as the tests use."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "rec_dist", "embed", *map(str, words), "cluster.launcher=ray", "cluster.cpus_per_worker=1"]
     return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=400, check=False)
@@ -173,7 +176,7 @@ def test_two_ray_data_workers_write_what_one_process_writes(trainer: Any, stage_
 
 @pytest.mark.slow
 def test_what_a_ray_data_worker_refuses_is_one_line(trainer: Any, stage_one: tuple[str, ...], tmp_path: Path) -> None:
-    """That nothing has trained the vectors is found where the model is loaded."""
+    """That nothing has trained the vectors is found when the model is loaded."""
     run = trainer.once(*stage_one)
     done = on_ray(run.path / "config.yaml", tmp_path / "ray", "prompt.num_virtual=4", "cluster.num_workers=1")
     lines = done.stderr.splitlines()
@@ -184,7 +187,7 @@ def test_what_a_ray_data_worker_refuses_is_one_line(trainer: Any, stage_one: tup
 def test_recommenders_start_from_them_in_a_pipeline(
     trainer: Any, stage_one: tuple[str, ...], tiny_config: Any, tmp_path: Path
 ) -> None:
-    """From a trained teacher through both stages to the table, twice: the second time nothing is done."""
+    """From a trained teacher through both stages to the table, twice; the second time does nothing."""
     sequential = ("task.kind=sequential", "task.sequential.width=8", "task.sequential.top_h=2", "evaluate.num_candidates=all")
     (tmp_path / "sasrec.yaml").write_text(yaml.safe_dump(tiny_config(tmp_path / "random", *sequential)), encoding="utf-8")
     teacher = {"task.p2rec.teacher": str(tmp_path / "random")}

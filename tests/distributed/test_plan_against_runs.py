@@ -1,6 +1,7 @@
-"""What `rec-dist plan` says a rank holds is what the ranks of a real run held: exact, for each ZeRO stage, on 1 and 2 workers.
+"""What `rec-dist plan` says a rank holds equals what the ranks of a real run held, for each ZeRO stage, on 1 and 2 workers.
 
-Cost: the tiny runs are shared with other tests; with `-m slow` a model of SmolLM2-135M's shape and random weights, about 10 s a run.
+Cost: the tiny runs are shared with other tests. With `-m slow` a model of SmolLM2-135M's shape with random weights runs too, about
+10 s a run.
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ def model_135m(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) ->
 
 
 def predicted(folder: Path, config: Any, *, stage: int, workers: int) -> tuple[int, int]:
-    """(bytes of parameters that a rank holds, bytes of all)."""
+    """(bytes of parameters that a rank holds, bytes of all of them)."""
     from rec_dist.methods.language_model.builders import lora_spec
     from rec_dist.models.architecture import count_parameters, read_architecture
     from rec_dist.plan.inputs import engine_settings, zero_of

@@ -17,7 +17,7 @@ _NUM_REJECTED = [1 + row % 3 for row in range(24)]
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 rows with 1, 2 or 3 rejected completions; the chosen one always is the first word list's next."""
+    """24 rows with 1, 2 or 3 rejected completions; the chosen one is always the next of the first word list."""
     folder = tmp_path_factory.mktemp("rows")
     lines = []
     for row, count in enumerate(_NUM_REJECTED):

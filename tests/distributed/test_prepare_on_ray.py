@@ -1,4 +1,4 @@
-"""`rec-dist prepare` on real Ray Data workers writes the bytes that it writes in memory; a bad byte is still one line. About 40 s."""
+"""`rec-dist prepare` on real Ray Data workers writes the same bytes as in memory; a bad byte still gives one line. About 40 s."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def test_the_same_bytes_and_the_same_refusal(tmp_path: Path, tiny_source: Path) 
     for name in names:
         assert (tmp_path / "memory" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes(), name
 
-    broken = tmp_path / "broken.csv"  # its first row is fine, so only a worker finds the byte that is no UTF-8
+    broken = tmp_path / "broken.csv"  # its first row is fine, so only a worker finds the byte that is not UTF-8
     broken.write_bytes(b"user,item,timestamp\na,x,1\nb,\xff,2\n")
     done = rec_dist("prepare", config, "data.prepare_on=ray", f"data.source={broken}", f"data.path={tmp_path / 'no'}")
     assert done.returncode == 2, done.stderr

@@ -1,4 +1,4 @@
-"""`rec-dist profile` on the tiny model: numbers that agree with the plan and with each other, and nothing touched but its folder."""
+"""`rec-dist profile` on the tiny model: its numbers agree with the plan and each other, and it writes to its own folder only."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_profile_and_its_comparison(tmp_path: Path, tiny_config: Make) -> None
     report = json.loads((output / "profile.json").read_text(encoding="utf-8"))
     check_consistent(report, config, workers=1)
     assert json.loads((output / "trace-rank-0.json").read_text(encoding="utf-8"))["traceEvents"]
-    assert report["communication"]["share_of_traced_step"] < 0.05  # DeepSpeed reduces over one rank, too
+    assert report["communication"]["share_of_traced_step"] < 0.05  # DeepSpeed reduces over a single rank, too
     for words in (
         "step p50",
         "step p95",
@@ -91,7 +91,7 @@ def test_a_profile_and_its_comparison(tmp_path: Path, tiny_config: Make) -> None
     ):
         assert words in child.out
 
-    # Llama of conftest.py: 2 layers of q 32*32, k and v 32*16, o 32*32, three of 32*64; LoRA of rank 4 on all seven.
+    # The Llama of conftest.py: 2 layers of q 32*32, k and v 32*16, o 32*32, three of 32*64; LoRA of rank 4 on all seven.
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64
     lora = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
     expected = {"frozen": 2 * layer, "training": 2 * lora, "head": 320 * 32, "head_trains": False}
@@ -167,7 +167,7 @@ def test_an_interrupt_that_a_library_turns_into_another_exception_is_one(tmp_pat
 
 
 def _main_interrupted_at_an_import(words: list[str]) -> int:
-    """`rec-dist profile` with Ctrl-C while transformers imports, which hides it: it says ModuleNotFoundError."""
+    """`rec-dist profile` with Ctrl-C while transformers imports, which hides it behind a ModuleNotFoundError."""
     from rec_dist.cli import main
     from rec_dist.commands import profile
 
@@ -200,7 +200,7 @@ def _exhausted(folder: Path, command: str, file: Path) -> Any:
 
 
 def _main_without_memory(words: list[str]) -> int:
-    """`rec-dist` where every training pass asks for more than there is."""
+    """`rec-dist` in which every training pass asks for more memory than there is."""
     import torch
 
     from rec_dist.cli import main
@@ -215,7 +215,7 @@ def _main_without_memory(words: list[str]) -> int:
 
 @pytest.mark.slow
 def test_on_real_ray_workers(tmp_path: Path, tiny_config: Make) -> None:
-    """20 s: two Ray Train workers under ZeRO-3, with cached references, by the command line."""
+    """20 s: two Ray Train workers under ZeRO-3, with cached references, through the command line."""
     config = tiny_config(tmp_path / "run", "task.kind=sdpo", "cluster.zero_stage=3", "train.max_tokens_per_micro_batch=256")
     config["cluster"] |= {"launcher": "ray", "num_workers": 2, "cpus_per_worker": 0.5}
     command = [sys.executable, "-m", "rec_dist", "profile", str(write(tmp_path, config)), *STEPS]

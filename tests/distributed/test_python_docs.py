@@ -1,4 +1,4 @@
-"""The code of docs/python.md and docs/tour.ipynb runs, from its first block to its last, on tiny data and with real training."""
+"""The code of docs/python.md and docs/tour.ipynb runs, from first block to last, on tiny data and with real training."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import yaml
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# In one namespace, as a reader would; the last value of the namespace that a test asks for is printed as JSON.
+# All blocks share one namespace, as for a reader. The value that a test asks for is printed as JSON.
 RUN = """
 import json, sys
 from pathlib import Path
@@ -41,7 +41,7 @@ def blocks_of_page() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_config: Callable[..., dict[str, Any]], tiny_source: Path) -> Path:
-    """A folder with config.yaml and interactions.csv, as docs/python.md asks for."""
+    """A folder with config.yaml and interactions.csv, as docs/python.md requires."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny_config("runs/first")), encoding="utf-8")
     shutil.copyfile(tiny_source, tmp_path / "interactions.csv")
     return tmp_path
@@ -61,7 +61,7 @@ def test_the_page_of_the_python_api_runs(folder: Path) -> None:
 
 
 def test_the_score_part_runs_alone(folder: Path, tiny_model_dir: Path) -> None:
-    """Without training: its model and tokenizer are the tiny base model's."""
+    """Without training: its model and tokenizer are those of the tiny base model."""
     blocks = [block for block in blocks_of_page() if "rec_dist.score(" in block]
     assert len(blocks) == 2
     prelude = f"""

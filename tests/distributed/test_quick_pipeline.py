@@ -1,4 +1,4 @@
-"""`rec-dist run`: a whole comparison from one file, kept when it is run again, and honest about a stage that fails."""
+"""`rec-dist run`: a whole comparison from one file, which is kept when it runs again and reports a stage that fails."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow  # each stage is a process of its own
 
 @pytest.fixture
 def pipeline(tmp_path: Path, tiny_config: Callable[..., dict[str, Any]]) -> Path:
-    """prepare -> SFT -> S-DPO -> evaluate. SFT is a file beside the pipeline, S-DPO one of its runs."""
+    """prepare -> SFT -> S-DPO -> evaluate. SFT is a file beside the pipeline, S-DPO one of the pipeline's runs."""
     sft, sdpo = tmp_path / "sft", tmp_path / "sdpo"
     data = {"data.path": str(tmp_path / "prepared")}
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump(tiny_config(sft, data)), encoding="utf-8")
@@ -66,5 +66,5 @@ def test_a_failed_stage_ends_it_with_its_exit_code(pipeline: Path, tmp_path: Pat
     assert code == 2
     assert child.err.count("error: train.max_tokens_per_micro_batch (20)") == 1
     assert "stage train SFT ended with exit code 2" in child.err
-    assert "train S-DPO:" not in child.err  # what comes after it did not begin
+    assert "train S-DPO:" not in child.err  # later stages did not begin
     assert not (tmp_path / "report" / "report.html").exists()

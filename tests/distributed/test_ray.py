@@ -1,4 +1,4 @@
-"""On real Ray Train workers, by the command line as a user calls it. About 20 s a start, so few and long."""
+"""Real Ray Train workers, through the command line as a user calls it. A start takes about 20 s, so tests are few and long."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ _MINUTES = 240.0
 
 
 def command(*words: object) -> subprocess.Popen[str]:
-    """`rec-dist WORDS` on its way, outside any cluster that this machine may hold."""
+    """Starts `rec-dist WORDS` outside any cluster that this machine may hold."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RANK", "WORLD_SIZE", "MASTER_PORT")
     }
@@ -47,7 +47,10 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def test_stopped_resumed_and_evaluated_on_two_workers(trainer: Any, tmp_path: Path) -> None:
-    """SIGTERM to the driver: 75; again: 0, with the weights of an undisturbed run; then evaluation, equal to one local worker's."""
+    """SIGTERM to the driver gives 75; the same command then gives 0, with the weights of an undisturbed run.
+
+    The evaluation equals that of one local worker.
+    """
     from rec_dist.data.artifacts.predictions import Predictions
 
     run_dir = tmp_path / "run"
@@ -85,12 +88,14 @@ def test_stopped_resumed_and_evaluated_on_two_workers(trainer: Any, tmp_path: Pa
 
 
 def test_a_stop_while_ray_is_starting(trainer: Any, tmp_path: Path) -> None:
-    """From ray.init() on Ray's own handler takes SIGTERM, and would end the command with 15 and without a word."""
+    """From ray.init() on, Ray's own handler takes SIGTERM, and would end the command with 15 and without a message."""
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(trainer.config(tmp_path / "run", *_CHANGES, *_RAY)), encoding="utf-8")
     process = command("train", path)
     deadline = time.monotonic() + _MINUTES
-    while not descendants(process, "gcs_server"):  # the head's first process; the others, and the workers, come seconds later
+    while not descendants(
+        process, "gcs_server"
+    ):  # the first process is the head's; the others and the workers come seconds later
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline, process.kill()
         time.sleep(0.01)
@@ -113,7 +118,7 @@ def test_more_workers_than_the_machine_has(trainer: Any, tmp_path: Path) -> None
 
 
 def test_a_fault_inside_a_worker_is_one_line(trainer: Any, tmp_path: Path) -> None:
-    """What only a worker can see comes back to the driver as the user's mistake."""
+    """A fault that only a worker can see reaches the driver as the user's mistake."""
     run_dir = tmp_path / "run"
     path = tmp_path / "config.yaml"
     changes = (*_RAY, "cluster.num_workers=1", "adapter.target_modules=[nothing]")
@@ -128,7 +133,7 @@ def test_a_fault_inside_a_worker_is_one_line(trainer: Any, tmp_path: Path) -> No
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(trainer: Any, tmp_path: Path) -> None:
-    """SIGKILL of one worker of two, once: the same command goes on from the newest checkpoint to the same weights."""
+    """SIGKILL of one of two workers, once: the same command continues from the newest checkpoint to the same weights."""
     run_dir = tmp_path / "run"
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(trainer.config(run_dir, *_CHANGES, *_RAY, "checkpoint.every_steps=3")), encoding="utf-8")
@@ -153,8 +158,8 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(trainer: Any, tmp_path:
     assert all(torch.equal(run.weights[name], value) for name, value in expected.weights.items())
 
 
-def test_a_bug_is_tried_twice_and_told_once(trainer: Any, tmp_path: Path) -> None:
-    """A file where the checkpoint of step 4 goes: every attempt fails there, the second from the checkpoint of step 2."""
+def test_a_bug_is_tried_twice_and_reported_once(trainer: Any, tmp_path: Path) -> None:
+    """A file stands where the checkpoint of step 4 goes: every attempt fails there, the second from the checkpoint of step 2."""
     run_dir = tmp_path / "run"
     changes = (*_CHANGES, *_RAY, "checkpoint.every_steps=2")
     path = tmp_path / "config.yaml"

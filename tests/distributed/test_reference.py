@@ -1,4 +1,4 @@
-"""The reference: cached log-probs are those of the online pass, of the model that the run started from, computed once."""
+"""The reference: cached log-probs equal those of the online pass, belong to the model the run started from, and are made once."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ _COMPARED = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards
 
 
 def assert_same_steps(run: Any, expected: Any) -> None:
-    """Not at step 1 the accuracies: policy and reference are equal there, and rounding decides which reward is larger."""
+    """Leaves out the accuracies of step 1: policy and reference are equal there, and rounding decides which reward is larger."""
     assert len(run.steps) == len(expected.steps) > 1
     for row, wanted in zip(run.steps, expected.steps, strict=True):
         keys = [*_COMPARED, "rewards/accuracies"] if row["step"] > 1 else _COMPARED
@@ -33,7 +33,7 @@ def test_cached_is_online(trainer: Any, sft_dir: Path, start: str, workers: int,
     first = cached.steps[0]
     assert first["loss"] == pytest.approx(math.log(4), rel=1e-6)  # policy = reference: no preference among 1 + 3
     assert first["rewards/chosen"] == pytest.approx(0, abs=1e-5)
-    assert abs(cached.steps[-1]["rewards/margins"]) > 1e-3  # later it has moved off the reference
+    assert abs(cached.steps[-1]["rewards/margins"]) > 1e-3  # later the policy has moved away from the reference
     assert (cached.path / "reference" / "manifest.json").is_file()
     assert not (online.path / "reference").exists()
 

@@ -1,4 +1,4 @@
-"""checkpoint.remote: a run whose machine is lost goes on from the copy, on S3 and in a folder, and ends as if nothing had been."""
+"""checkpoint.remote: a run whose machine is lost continues from the copy, on S3 and in a folder, to the same end."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def begin(tmp_path: Path, tiny_config: Make) -> Callable[..., Child]:
-    """`rec-dist train` on its way: 300 steps in the run directory `name`, with a copy at `mirror`."""
+    """Starts `rec-dist train`: 300 steps in the run directory `name`, with a copy at `mirror`."""
 
     def begin(name: str, remote: object, *changes: Any) -> Child:
         path = tmp_path / f"{name}.yaml"
@@ -58,7 +58,7 @@ def wait_for(what: Callable[[], Any], child: Child) -> None:
 
 @pytest.fixture
 def whole(begin: Callable[..., Child], tmp_path: Path) -> Path:
-    """The run that was left alone."""
+    """The undisturbed run."""
     assert begin("whole", None).wait() == 0
     return tmp_path / "whole"
 
@@ -83,7 +83,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy(
     assert saved
     done = steps(first)[-1]
     assert done < 300
-    shutil.rmtree(first)  # the machine with all that it had
+    shutil.rmtree(first)  # the machine with everything on it
 
     code, shown = _status(place, tmp_path)
     assert code == 0 and "not finished when it was copied" in shown and "checkpoint  after step" in shown
@@ -102,7 +102,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy(
     code, shown = _status(place, tmp_path)
     assert code == 0 and "finished" in shown and "300 of 300" in shown
 
-    # a third place: nothing to train, and the model is there
+    # a third place: the model is there, and nothing is left to train
     child = begin("third", place)
     assert child.wait() == 0, child.err
     assert "is finished (300 steps); nothing to do" in child.err
@@ -150,7 +150,7 @@ def test_a_store_that_goes_does_not_cost_the_run(server: S3Server, begin: Callab
     assert steps(run) == list(range(1, 301))
     assert (run / "finished.json").is_file()
 
-    child = begin("run", place)  # another place: what is there is copied, nothing is trained
+    child = begin("run", place)  # another place: everything is copied there, and nothing is trained
     assert child.wait() == 0, child.err
     assert "nothing to do" in child.err
     assert load_file(place / "model" / "adapter_model.safetensors").keys()

@@ -1,4 +1,4 @@
-"""Training, evaluation and prepare with data in an object store: the run is that on a folder, and a lost store is one clear line."""
+"""Training, evaluation and prepare with data in an object store equal those on a folder; a lost store is one clear line."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def command(tmp_path: Path, tiny_config: Make) -> Callable[..., tuple[int, str]]:
-    """Runs a command, in a process of its own, on a configuration with its run directory under `name`: (exit code, its errors)."""
+    """Runs a command on a configuration with its run directory under `name`, in a process of its own: (exit code, its errors)."""
 
     def run(words: str, name: str, *changes: Any) -> tuple[int, str]:
         path = tmp_path / f"{name}.yaml"

@@ -1,6 +1,6 @@
-"""Resume is exact: a run that was stopped, killed or robbed of its newest checkpoint ends bit for bit as if nothing had happened.
+"""Resume is exact: a run that is stopped, killed or loses its newest checkpoint ends bit for bit like an undisturbed one.
 
-On another number of workers or another ZeRO stage sums are taken in another order, and it ends within 1e-5.
+On another number of workers or another ZeRO stage, sums are taken in another order, and the run ends within 1e-5.
 """
 
 import json
@@ -39,7 +39,7 @@ _CASES = {
 
 
 def assert_same(run: Any, expected: Any) -> None:
-    """Bit for bit: every weight, every number of every step."""
+    """Compares bit for bit: every weight, every number of every step."""
     assert run.steps == expected.steps
     assert run.weights.keys() == expected.weights.keys()
     assert all(torch.equal(run.weights[name], value) for name, value in expected.weights.items())
@@ -73,13 +73,13 @@ def test_stop_and_go_on(trainer: Any, case: str) -> None:
 
 
 def test_dropout_has_an_effect(trainer: Any) -> None:
-    """Else the two dropout cases above would test nothing."""
+    """Otherwise the two dropout cases above would test nothing."""
     plain, dropped = trainer.once(*_SIX, "cluster.zero_stage=0"), trainer.once(*_CASES["dropout"][1])
     assert plain.steps[-1]["loss"] != pytest.approx(dropped.steps[-1]["loss"], rel=1e-4)
 
 
 def test_bad_checkpoints_are_walked_past(trainer: Any) -> None:
-    """The newest has a flipped bit and the one before no commit marker: the run goes on from the third, and says so."""
+    """The newest has a flipped bit and the one before no commit marker: the run continues from the third and says so."""
     workers, changes = _CASES["two workers, ZeRO-0"]
     run_dir = trainer.new_dir()
     trainer.train(run_dir, *changes, workers=workers, stop_after=5)
@@ -88,7 +88,7 @@ def test_bad_checkpoints_are_walked_past(trainer: Any) -> None:
     damaged = flip_byte(newest)
     (before / "COMMITTED").unlink()
     trainer.train(run_dir, *changes, workers=workers, stop_after=3)
-    # What was passed over is set aside, or it would count for checkpoint.keep and push out the good one just written.
+    # Skipped checkpoints are set aside. Otherwise they would count for checkpoint.keep and push out the good one just written.
     folders = {path.name for path in (run_dir / "checkpoints").iterdir()}
     assert {"step-00000003", "step-00000004.bad", "step-00000005.bad"} <= folders
     run = trainer.train(run_dir, *changes, workers=workers)
@@ -111,7 +111,7 @@ def test_all_checkpoints_bad_starts_anew(trainer: Any) -> None:
     assert_same(run, trainer.once(*changes))
 
 
-_ADAPTER = (*_SIX, "adapter.rank=32")  # 32 * width is above what ZeRO-3 keeps whole on every rank, so both kinds are met
+_ADAPTER = (*_SIX, "adapter.rank=32")  # 32 * width is more than ZeRO-3 keeps whole on every rank, so both kinds occur
 _SMALL = "train.max_tokens_per_micro_batch=200"
 # (workers, stage) of three attempts, after 2, 4 and 6 steps.
 _WAYS = {
@@ -122,7 +122,7 @@ _WAYS = {
 
 
 def assert_near(run: Any, expected: Any) -> None:
-    """Losses, norms and every weight within 1e-5, relative."""
+    """Losses, norms and every weight agree within 1e-5, relative."""
     assert [row["step"] for row in run.steps] == [row["step"] for row in expected.steps]
     for row, wanted in zip(run.steps, expected.steps, strict=True):
         assert (row["loss"], row["grad_norm"]) == pytest.approx((wanted["loss"], wanted["grad_norm"]), rel=1e-5)
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_an_adapter_is_one_small_file_without_pickles(trainer: A
 
 
 def small_files_worker(world: Any, job: Any) -> Any:
-    """train_worker whose states are as if they were large: many files, some with several tensors and some with one."""
+    """train_worker that treats its states as large: many files, some with several tensors and some with one."""
     from rec_dist.checkpoint import state_files
     from rec_dist.training.worker import train_worker
 
@@ -170,7 +170,7 @@ def small_files_worker(world: Any, job: Any) -> Any:
 
 
 def test_a_large_state_is_many_files_written_by_all_ranks_and_read_anywhere(trainer: Any) -> None:
-    """The files hold what one file would hold, whoever wrote them, and another number of workers goes on from them."""
+    """The files hold what one file would hold, whoever wrote them, and another number of workers resumes from them."""
     changes = (*_FULL, _SMALL)
     states = []
     for workers, stage in ((1, 0), (2, 3)):
@@ -221,7 +221,7 @@ _LONG = ("train.max_steps=30", "task.kind=sdpo", "train.max_tokens_per_micro_bat
 
 
 def wait_for_step(run_dir: Path, step: int, alive: Callable[[], bool]) -> None:
-    """Until metrics.jsonl has the row of `step`."""
+    """Waits until metrics.jsonl has the row of `step`."""
     metrics = run_dir / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -236,7 +236,7 @@ def wait_for_step(run_dir: Path, step: int, alive: Callable[[], bool]) -> None:
     "more", [(), ("checkpoint.asynchronous=true", "checkpoint.every_steps=1")], ids=["", "in the background"]
 )
 def test_killed_command_goes_on(trainer: Any, tmp_path: Path, more: tuple[str, ...]) -> None:
-    """SIGKILL between two checkpoints, twice; or while one is being written, as one is most of the time."""
+    """SIGKILL between two checkpoints, twice, or while one is being written, as is mostly the case."""
     run_dir = trainer.new_dir()
     config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *_LONG, *more))
     for step in (5, 11):

@@ -1,11 +1,13 @@
-"""World size, packing, ZeRO stage and recomputation must not change a run: losses and gradient norms are compared step by step."""
+"""World size, packing, ZeRO stage and recomputation do not change a run: losses and gradient norms are compared step by step."""
 
 from typing import Any
 
 import pytest
 import torch
 
-_SMALL_BATCHES = "train.max_tokens_per_micro_batch=120"  # a group or two a micro-batch; the default here holds a whole step
+_SMALL_BATCHES = (
+    "train.max_tokens_per_micro_batch=120"  # a group or two a micro-batch; by default here a micro-batch holds a whole step
+)
 _VARIANTS = {
     "two workers": (2, ()),
     "small micro-batches": (1, (_SMALL_BATCHES,)),
@@ -41,7 +43,7 @@ def assert_same_run(run: Any, expected: Any) -> None:
 
 
 def works_of(trainer: Any, changes: tuple[str, ...], *, max_tokens: int, step: int = 0) -> list[Any]:
-    """What each of two ranks does in a step."""
+    """The work of each of two ranks in a step."""
     from rec_dist.config.schema import RunConfig
     from rec_dist.methods.registry import build_task, find_initial_weights
     from rec_dist.runtime.world import World
@@ -71,7 +73,7 @@ def test_a_step_of_one_group_leaves_a_rank_idle_and_is_the_same(trainer: Any, st
 
 
 @pytest.mark.parametrize("method", _METHODS)
-def test_a_pack_is_shared_out_before_a_rank_waits(trainer: Any, method: str) -> None:
+def test_a_micro_batch_is_split_before_a_rank_waits(trainer: Any, method: str) -> None:
     for step in range(4):
         large = works_of(trainer, _METHODS[method][0], max_tokens=2048, step=step)
         shared = [work.batches[0].num_groups for work in large]

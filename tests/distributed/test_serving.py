@@ -1,4 +1,4 @@
-"""Train on ZeRO-3 shards, save, and load with the plain libraries: the served model gives what evaluation measured."""
+"""Train on ZeRO-3 shards, save, and load with the plain libraries: the served model gives the scores that evaluation measured."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ import pytest
 import torch
 from worker_processes import run_command
 
-# 32 x 32 = 1,024 weights, of the adapter too, are above the 16 x 32 that stay whole on every rank.
+# 32 x 32 = 1,024 weights, also of the adapter, are more than the 16 x 32 that stay whole on every rank.
 _SHARDED = ("task.kind=sft", "cluster.zero_stage=3", "train.global_batch_size=4", "adapter.rank=32", "adapter.alpha=64")
 
 
 def evaluated(run: Any, folder: Path, *overrides: str) -> Any:
-    """The predictions of `rec-dist evaluate RUN`, in this process's place."""
+    """The predictions of `rec-dist evaluate RUN`, made in this process."""
     from rec_dist.data.artifacts.predictions import Predictions
 
     code, child = run_command(folder, "evaluate", run.path, "evaluate.max_users=3", "cluster.zero_stage=0", *overrides)
@@ -23,7 +23,7 @@ def evaluated(run: Any, folder: Path, *overrides: str) -> Any:
 
 
 def replicated_logps(model: Any, run: Any, data_dir: Path, user_id: int, position: int, candidates: np.ndarray) -> list[float]:
-    """As a server that knows only model/ would do it: each completion after its own copy of the prompt. Sums of log-probs."""
+    """What a server computes that only knows model/: sums of log-probs of each completion after its own copy of the prompt."""
     from transformers import AutoTokenizer
 
     from rec_dist.data.dataset.prepared_data import PreparedData
@@ -88,7 +88,7 @@ def test_full_model_with_tied_embeddings(trainer: Any, tiny_data: Path, tmp_path
 
 
 def test_a_run_from_a_full_model(trainer: Any, tmp_path: Path) -> None:
-    """LoRA on a model that an earlier run fine-tuned whole: found through train.init_from, in training and in evaluation."""
+    """LoRA on a model that an earlier run fine-tuned whole. Training and evaluation find it through train.init_from."""
     full = trainer.once("task.kind=sft", "adapter.kind=none", "optimizer.lr=1e-3", "train.global_batch_size=4")
     run = trainer.once("task.kind=sdpo", f"train.init_from={full.path}")
     assert run.steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)

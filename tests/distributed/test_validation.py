@@ -1,4 +1,4 @@
-"""The validation during training: the right number, the same on any workers and packing, and nothing of the training changed by it."""
+"""Validation during training: the right number, equal on any workers and packing, and without effect on the training."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def assert_same_training(run: Any, expected: Any) -> None:
     ],
 )
 def test_a_validation_changes_no_bit_of_the_training(trainer: Any, workers: int, changes: tuple[str, ...]) -> None:
-    """Dropout is on in training, so a generator that a validation moved, or a mode it left behind, would show."""
+    """Dropout is on in training, so a generator that validation advanced, or a mode that it left behind, would show."""
     plain = trainer.once(*_SDPO, *changes, workers=workers)
     validated = trainer.once(*_SDPO, *_VALID, *changes, workers=workers)
     assert_same_training(validated, plain)
@@ -49,7 +49,7 @@ def test_a_validation_changes_no_bit_of_the_training(trainer: Any, workers: int,
 
 
 @pytest.mark.parametrize("kind", ["sdpo", "sft"])
-def test_a_validation_depends_on_no_worker_stage_or_pack(trainer: Any, kind: str) -> None:
+def test_a_validation_depends_on_no_worker_stage_or_micro_batch(trainer: Any, kind: str) -> None:
     changes = (*_RUN, *_VALID, f"task.kind={kind}")
     one = validations(trainer.once(*changes, "cluster.zero_stage=0"))
     two = validations(trainer.once(*changes, "cluster.zero_stage=3", "train.max_tokens_per_micro_batch=150", workers=2))
@@ -65,7 +65,10 @@ def test_a_validation_depends_on_no_worker_stage_or_pack(trainer: Any, kind: str
 
 
 def test_it_is_the_loss_that_an_evaluation_of_the_saved_model_has(trainer: Any, tmp_path: Path) -> None:
-    """All validation targets: minus the mean log-prob a token, from the predictions of `rec-dist evaluate`, whose code is another."""
+    """All validation targets: minus the mean log-prob a token, from the predictions of `rec-dist evaluate`.
+
+    The evaluation's code is separate.
+    """
     from rec_dist.config.load import load_config
     from rec_dist.data.artifacts.predictions import Predictions
     from rec_dist.data.dataset.prepared_data import PreparedData
@@ -90,7 +93,7 @@ _DIVERGES = (*_RUN, *_VALID, *_FULL, "checkpoint.keep_best=valid_loss", "checkpo
 
 
 def test_the_best_is_kept_beside_the_newest_and_used(trainer: Any) -> None:
-    """A rate at which the loss gets worse, so that the best is not the last; stopped between, it is the same."""
+    """The rate is so high that the loss gets worse, so the best is not the last. A stop in between changes nothing."""
     run = trainer.once(*_DIVERGES, "checkpoint.use_best=true")
     losses = {row["step"]: row["valid_loss"] for row in validations(run)}
     best = min(losses, key=lambda step: losses[step])

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow  # builds a wheel, makes an environment and trains
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rec-dist of a fresh environment with the wheel. Other packages come from this environment, nothing is downloaded."""
+    """The rec-dist of a fresh environment with the wheel. Other packages come from this environment; nothing is downloaded."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(ROOT)]
@@ -31,7 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "env" / "bin" / "python"
     run([*pip, f"--python={python}", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], folder)
     packages = folder / "env" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    # sys.path alone: an editable install's own .pth file there is not read, so rec_dist can only come from the wheel.
+    # Only sys.path is extended: the .pth file of an editable install is not read, so rec_dist can only come from the wheel.
     (packages / "others.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n", encoding="utf-8")
     where = run([str(python), "-c", "import rec_dist, rec_dist_kernels as k; print(rec_dist.__file__, k.__file__)"], folder)
     assert [Path(path).is_relative_to(packages) for path in where.split()] == [True, True]
@@ -39,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(words: list[str], folder: Path) -> str:
-    """What a command prints. It must succeed."""
+    """What a command prints. The command must succeed."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
@@ -60,7 +60,7 @@ def test_recipes_are_listed_copied_and_planned(installed: Path, tmp_path: Path) 
 def test_a_copied_recipe_prepares_and_trains(
     installed: Path, tmp_path: Path, tiny_config: Callable[..., dict[str, Any]], tiny_model_dir: Path
 ) -> None:
-    """The copied quickstart with tiny data and a tiny model, in a file on top of it."""
+    """The copied quickstart with tiny data and a tiny model, in a file that extends it."""
     run([str(installed), "init", "quickstart", "mine.yaml"], tmp_path)
     tiny = tiny_config("runs/tiny", {"data.path": "data/tiny", "train.targets_per_prompt": 2})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"extends": "mine.yaml", "runs": {"sft": tiny}}), encoding="utf-8")

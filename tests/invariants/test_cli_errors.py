@@ -1,4 +1,4 @@
-"""Every mistake of a user: exit code 2, one line `error: ...` that names the culprit and the way out, and nothing left behind."""
+"""Every mistake of a user gives exit code 2 and one line `error: ...` with the cause and the way out, and leaves nothing behind."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ class Case:
         return path
 
     def refuses(self, *words: object, names: tuple[str, ...]) -> str:
-        """Runs the words, checks the refusal, and that the folder is as it was."""
+        """Runs the words; checks the error, and that the folder is unchanged."""
         from rec_dist.cli import main
 
         before = self.state()
@@ -162,7 +162,7 @@ def test_a_file_that_no_profile_can_be_compared_with(case: Case, text: str, says
 
 
 def test_a_refused_profile_leaves_the_one_before_it(case: Case) -> None:
-    """Refused by the worker, when the folder is its own already."""
+    """The worker rejects it when the folder has already been claimed."""
     from rec_dist.cli import main
 
     folder, files = case.folder / "run-profile", {"profile.json": "{}", "trace-rank-0.json": "{}", ".profile": ""}
@@ -202,7 +202,7 @@ def test_embed(case: Case, overrides: list[str], names: tuple[str, ...]) -> None
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_place_for_results_is_refused_before_anything_is_read(case: Case, words: list[str], key: str) -> None:
-    """Each of these has another mistake as well, which is found when the work begins."""
+    """Each of these has another mistake as well, which is found only when the work begins."""
     case.refuses(
         words[0], case.file, *(word.format(file=case.file) for word in words[1:]), names=(f"{key} ({case.file}", "choose a")
     )
@@ -321,7 +321,7 @@ def test_data_that_is_empty(case: Case) -> None:
 
 
 def test_data_in_which_no_user_has_a_target(case: Case) -> None:
-    """Three choices a user: one tests, one validates, and the one left has no history before it."""
+    """Each user has three positives: one for test, one for validation, and one without any history before it."""
     rows = [f"u{user},i{item},5,{item},Title {item}" for user in range(4) for item in range(3)]
     words = [*_csv(case, rows), "data.min_user_interactions=3", "data.split=leave_one_out"]
     case.refuses(*words, names=("data.split (leave_one_out)", "train split", "lower data.min_rating"))
@@ -515,7 +515,7 @@ def test_a_run_is_no_pipeline(case: Case, overrides: list[str]) -> None:
     assert "is no key" not in case.refuses("run", case.file, *overrides, names=names)
 
 
-def test_a_file_that_is_neither_a_run_nor_a_pipeline_is_told_what_it_lacks(case: Case) -> None:
+def test_a_file_that_is_neither_a_run_nor_a_pipeline_gets_what_it_lacks(case: Case) -> None:
     case.refuses("run", case.write({"pipelin": {"title": "T"}}), names=("pipeline is missing", "pipelin.title is no key"))
 
 
@@ -530,7 +530,7 @@ def test_from_a_shell_nothing_else_is_printed(case: Case) -> None:
 
 
 def test_the_version_and_nothing_else() -> None:
-    """No mistake, but no less a contract: exit code 0, one line."""
+    """Not a mistake, but a contract as well: exit code 0, one line."""
     from rec_dist import __version__
 
     done = subprocess.run([sys.executable, "-m", "rec_dist", "--version"], capture_output=True, text=True, check=False)

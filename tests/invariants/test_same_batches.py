@@ -1,4 +1,4 @@
-"""What is trained on at step n is a function of the data and the seed: not of shards, ranks, token budgets or where a run was stopped.
+"""What step n trains on is a function of the data and the seed, not of shards, ranks, token budgets or stops.
 
 Random data sets are written as real files; every rank's batches are built as training builds them.
 """
@@ -42,7 +42,7 @@ def builder(tiny_tokenizer: Any) -> PromptBuilder:
 
 @dataclass(frozen=True)
 class Plan:
-    """A random training set and how it is walked through."""
+    """A random training set and the settings of a run over it."""
 
     lengths: list[int]
     per_prompt_targets: int
@@ -92,7 +92,7 @@ def make_task(plan: Plan, data: PreparedData, builder: PromptBuilder) -> Any:
 
 
 def groups_of(task: Task, step: int, *, max_tokens: int, world_size: int) -> list[tuple[object, ...]]:
-    """Every group of a step over all ranks, sorted: its key, its scored tokens, their lengths, and where they are scored from."""
+    """Every group of a step over all ranks, sorted: its key, its scored tokens, their lengths, and the rows that score them."""
     found, micro_batches = [], set()
     for rank in range(world_size):
         work = step_work(task, step, max_tokens=max_tokens, world=World(rank, world_size))
@@ -130,7 +130,7 @@ def test_each_global_step_is_the_same_however_a_run_is_cut_up(
         task = make_task(plan, make("whole", 1), builder)
         expected = whole_batch(task, max_tokens=LONGEST, world_size=1)
         assert sum(len(step) for step in expected) == task.data.split.num_targets * plan.epochs
-        # Another attempt goes on at each stop, with other shards, another number of ranks and another token budget.
+        # Each stop is followed by an attempt with other shards, another number of ranks and another token budget.
         cuts = [0, *sorted(int(stop * len(expected)) for stop in stops), len(expected)]
         found: list[list[tuple[object, ...]]] = []
         for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
@@ -146,8 +146,8 @@ def test_each_global_step_is_the_same_however_a_run_is_cut_up(
 
 @settings(max_examples=15, deadline=None)
 @given(plan=PLANS, shards=st.integers(1, 9), seed=st.integers(0, 2**31))
-def test_units_of_any_shards_are_those_of_one(plan: Plan, shards: int, seed: int, builder: PromptBuilder) -> None:
-    """Also one by one, and in any order of asking."""
+def test_examples_of_any_shards_are_those_of_one(plan: Plan, shards: int, seed: int, builder: PromptBuilder) -> None:
+    """Also one by one, and in any order of requests."""
     with tempfile.TemporaryDirectory() as folder:
         rows = {"train": rows_of(plan)}
         one, many = (
@@ -178,7 +178,7 @@ def test_a_step_opens_the_shards_of_its_users_and_no_others(
     step_work(task, 3, max_tokens=LONGEST, world=World(1, 2))
     users = task.data.targets.rows[task.sampler.examples_of_step(3)[0]]
     assert task.data.split.shards.num_open == len(set((users // 4).tolist())) < 10
-    # With a window the first stretch of an epoch lies in few shards.
+    # With a window, the first part of an epoch lies in few shards.
     windowed = make_task(replace(plan, window=16), data, builder)
     for step in range(4):
         step_work(windowed, step, max_tokens=LONGEST, world=World(0, 1))

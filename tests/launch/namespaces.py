@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`ip WORDS`."""
+    """Runs `ip WORDS`."""
     return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
 
 
@@ -28,7 +28,10 @@ def available() -> bool:
 
 
 class Network:
-    """`count` namespaces. Host k has the address .k+1 on its interface eth0; this process reaches all of them through the bridge."""
+    """`count` namespaces. Host k has the address .k+1 on its interface eth0.
+
+    This process reaches all of them through the bridge.
+    """
 
     def __init__(self, count: int) -> None:
         self._tag = f"rd{os.getpid()}"  # an interface's name has at most 15 letters
@@ -36,16 +39,16 @@ class Network:
         self._hosts = [f"{self._tag}h{number}" for number in range(count)]
 
     def address(self, host: int) -> str:
-        """Of host 0..count-1."""
+        """The addresses of hosts 0..count-1."""
         return f"{self._subnet}.{host + 1}"
 
     @property
     def gateway(self) -> str:
-        """Of this process, on the bridge."""
+        """The address of this process on the bridge."""
         return f"{self._subnet}.254"
 
     def open(self) -> None:
-        """Makes all of it."""
+        """Creates the namespaces, the bridge and the links."""
         bridge = f"{self._tag}b"
         ip("link", "add", bridge, "type", "bridge")
         ip("address", "add", f"{self.gateway}/24", "dev", bridge)
@@ -61,21 +64,21 @@ class Network:
             ip("-n", host, "route", "add", "default", "via", self.gateway)
 
     def start(self, host: int, *command: str, environment: dict[str, str], output: Path) -> subprocess.Popen[bytes]:
-        """A command on its way in a host; the process is the command's own."""
+        """Starts a command in a host and returns its process."""
         with output.open("ab") as log:
             return subprocess.Popen([*self._inside(host), *command], env=environment, stdout=log, stderr=log)
 
     def run(self, host: int, *command: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        """A command in a host, to its end."""
+        """Runs a command in a host to its end."""
         return subprocess.run([*self._inside(host), *command], env=environment, capture_output=True, text=True, check=False)
 
     def processes(self, host: int) -> list[int]:
-        """All that run in a host."""
+        """All processes of a host."""
         return [int(number) for number in ip("netns", "pids", self._hosts[host]).stdout.split()]
 
     @contextmanager
     def without_default_route(self, host: int) -> Iterator[None]:
-        """A host that reaches its neighbours and nothing beyond."""
+        """Makes a host reach its neighbours and nothing beyond them."""
         ip("-n", self._hosts[host], "route", "del", "default")
         try:
             yield
@@ -87,7 +90,7 @@ class Network:
         return ["nsenter", f"--net=/run/netns/{self._hosts[host]}"]
 
     def close(self) -> None:
-        """Removes what open() made; processes in it must have ended."""
+        """Removes what open() created; processes in it must have ended."""
         for host in self._hosts:
             ip("netns", "del", host, check=False)
         ip("link", "del", f"{self._tag}b", check=False)

@@ -1,8 +1,9 @@
-"""A real SLURM for tests: munged, slurmctld, and two slurmd in network namespaces, each with an address of its own (namespaces.py).
+"""A real SLURM for tests: munged, slurmctld, and two slurmd in network namespaces with addresses of their own (namespaces.py).
 
-A job's steps are children of their node's slurmd and so run in its namespace: what they bind or look up, they do at their own address.
-The controller and whoever calls sbatch stand outside, at the bridge. Disk, memory, CPUs, users and the host's name, which leads to
-127.0.0.1, are shared. Needs root, iproute2, and Debian's slurmctld, slurmd, slurm-client and munge: `make test-launch` installs them.
+A job's steps are children of their node's slurmd and so run in its namespace: they bind and look up at their own address. The
+controller and whoever calls sbatch are outside, at the bridge. They share disk, memory, CPUs, users and the host's name, which
+resolves to 127.0.0.1. Needs root, iproute2, and Debian's slurmctld, slurmd, slurm-client and munge, which `make test-launch`
+installs.
 """
 
 import os
@@ -53,7 +54,7 @@ PartitionName=main Nodes=n[1-2] Default=YES MaxTime=1:00:00 State=UP
 
 
 def wait_for(what: Callable[[], Any], why: str) -> Any:
-    """The first true answer of `what`."""
+    """Waits for the first true answer of `what` and returns it."""
     until = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < until:
         found = what()
@@ -64,14 +65,14 @@ def wait_for(what: Callable[[], Any], why: str) -> Any:
 
 
 def free_port() -> int:
-    """A port that nobody has at any address."""
+    """A port that is free at every address."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
 class Slurm:
-    """Two nodes, n1 and n2, of two CPUs each: they hold two jobs of one CPU a node side by side."""
+    """Two nodes, n1 and n2, with two CPUs each. They can run two jobs of one CPU a node side by side."""
 
     def __init__(self, folder: Path, network: Network) -> None:
         self._folder, self.network, self._children = folder, network, list[subprocess.Popen[bytes]]()
@@ -109,11 +110,14 @@ class Slurm:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=check).stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What SLURM knows of a job: JobState, ExitCode, Restarts, ..."""
+        """SLURM's record of a job: JobState, ExitCode, Restarts, ..."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.ask("scontrol", "show", "job", number)))
 
     def wait_for_end(self, number: str, *, at_once: bool = True) -> dict[str, str]:
-        """The job once it has ended. at_once: its start after a requeue, which SLURM puts off by two minutes, is brought forward."""
+        """Waits until the job has ended and returns it.
+
+        at_once: moves forward its start after a requeue, which SLURM delays by two minutes.
+        """
 
         def ended() -> dict[str, str] | None:
             job = self.job(number)
@@ -126,13 +130,13 @@ class Slurm:
         return job
 
     def strangers(self) -> list[int]:
-        """Processes on the nodes that are not slurmd's own."""
+        """Processes on the nodes that do not belong to slurmd itself."""
         own = [child.pid for child in self._children]
         found = [number for host in range(len(self.addresses)) for number in self.network.processes(host)]
         return [number for number in found if number not in own]
 
     def stop(self) -> None:
-        """Ends all jobs, then what was started here."""
+        """Ends all jobs, then the daemons that were started here."""
         self.ask("scancel", "--user=root", check=False)
         wait_for(lambda: not self.ask("squeue", "--noheader", check=False).strip(), "all jobs are gone")
         for child in reversed(self._children):

@@ -1,4 +1,4 @@
-"""A run that is sent to the SLURM of slurm_cluster.py, for tests: its configuration, its run directory, and what its jobs left."""
+"""A run that is submitted to the SLURM of slurm_cluster.py, for tests: its configuration, its run directory, what its jobs left."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class Run:
         return [row for row in rows if row["event"] == event]
 
     def addresses(self, number: str) -> set[str]:
-        """Of the nodes that joined the job's Ray, by the log of its head."""
+        """The addresses of the nodes that joined the job's Ray, from the log of its head."""
         log = self.folder / "run-slurm" / number / "attempt-0" / "ray-0" / "gcs_server.out"
         return set(re.findall(r"Registering new node.* node_address=(\S+)", log.read_text(encoding="utf-8")))
 
@@ -48,19 +48,19 @@ class Run:
         return "".join(file.read_text(encoding="utf-8") for file in self.path.with_name("run-slurm").glob("*.out"))
 
     def nothing_is_left(self, number: str) -> bool:
-        """No folder of the job, and on the nodes no process but slurmd: by name Ray's cannot be told, since they change it."""
+        """Checks that no folder of the job is left, and no process but slurmd. Ray's processes change their names, so all count."""
         return (
             not list(Path("/tmp").glob(f"rd{number}.*")) and not list(Path("/tmp").glob(".rd*")) and not self._slurm.strangers()
         )
 
     def differs_from(self, other: "Run") -> list[str]:
-        """The parameters of its model that are not those of the other's, bit for bit."""
+        """The parameters of its model that differ from the other run's in any bit."""
         ours, theirs = (load_file(next((run.path / "model").glob("*.safetensors"))) for run in (self, other))
         assert ours.keys() == theirs.keys()
         return [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]
 
     def raylets(self, number: str) -> list[psutil.Process]:
-        """Of a job, one a node."""
+        """The addresses of a job, one a node."""
         found = psutil.process_iter(["name", "cmdline"])
         return [
             process

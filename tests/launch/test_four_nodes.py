@@ -1,7 +1,7 @@
-"""Four Ray nodes with addresses of their own, a job of four ZeRO-3 workers over them, and one node that dies. About four minutes.
+"""Four Ray nodes with their own addresses, a job of four ZeRO-3 workers on them, and one node that dies. About four minutes.
 
-The nodes are network namespaces of this machine (namespaces.py): they share its disk, as nodes share storage, and nothing else of the
-network. So what is bound to the wrong address, or found only on this host, fails here as it would on a cluster.
+The nodes are network namespaces of this machine (namespaces.py): they share its disk, as nodes share storage, but nothing else of
+the network. A service that binds the wrong address, or can only be found on this host, fails here as it would on a cluster.
 """
 
 import json
@@ -77,7 +77,7 @@ class Cluster:
             words += ["--object-store-memory=80000000"]
             head = ["--head", "--port=6379", "--include-dashboard=true", "--dashboard-host=0.0.0.0"]
             words += head if host == 0 else [f"--address={self._head}"]
-            # gloo would look up this host's name, whose address is none of a namespace's
+            # gloo would look up this host's name, whose address belongs to no namespace
             own = {"GLOO_SOCKET_IFNAME": "eth0", "RAY_memory_monitor_refresh_ms": "0", **plugged(_SLOW)}
             log = self._folder / f"node-{host}.txt"
             self._nodes.append(
@@ -86,13 +86,13 @@ class Cluster:
             self._wait(lambda wanted=host + 1: self.alive() == wanted, f"node {host} joins")
 
     def alive(self) -> int:
-        """How many nodes the head counts, 0 while it does not answer."""
+        """How many nodes the head counts; 0 if it does not answer."""
         code = "import ray; ray.init(log_to_driver=False, logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
         done = self._network.run(0, "python", "-c", code, environment={**self.environment, "RAY_ADDRESS": self._head})
         return int(done.stdout.split()[-1]) if done.returncode == 0 else 0
 
     def kill(self, host: int) -> None:
-        """Every process of a node at once, as when it loses power."""
+        """Kills every process of a node at once, as when it loses power."""
         node = self._nodes[host]
         for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
             with suppress(psutil.NoSuchProcess):
@@ -128,7 +128,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Job:
-    """A run that was submitted, on its way."""
+    """A submitted run."""
 
     def __init__(self, cluster: Cluster, file: Path, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -147,7 +147,7 @@ class Job:
 
     @property
     def beats(self) -> list[dict[str, Any]]:
-        """Where each rank is."""
+        """The address of each rank."""
         return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((self.run_dir / "attempt").glob("rank-*.json"))]
 
     def came_to(self, step: int) -> None:
@@ -166,7 +166,7 @@ class Job:
         return self.process.returncode, out + err
 
     def result(self) -> Any:
-        """Steps without times, and weights."""
+        """The steps without times, and the weights."""
         steps = [{key: value for key, value in row.items() if key not in _TIMES} for row in self.rows if row["event"] == "step"]
         return SimpleNamespace(steps=steps, weights=load_file(next((self.run_dir / "model").glob("*.safetensors"))))
 

@@ -1,4 +1,4 @@
-"""launchers/: what `rec-dist submit` renders, what you may edit, and what goes into a wheel."""
+"""launchers/: what `rec-dist submit` renders, what you may edit, and what a wheel carries."""
 
 import json
 import tomllib
@@ -39,7 +39,7 @@ def test_a_template_with_a_fault_is_named(
 
 
 def test_the_plain_ray_job_gives_a_run_as_long_to_stop_as_submit_does() -> None:
-    """With the default of checkpoint.grace_seconds, which the script cannot read."""
+    """Uses the default of checkpoint.grace_seconds, which the script cannot read."""
     request = json.loads(rendered("ray").partition("\n\n# config.yaml")[0])
     seconds = request["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
     script = (ROOT / "launchers" / "ray_job.sh").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which Ray cluster `rec-dist submit` asks, and what a user reads when something else answers there. Needs no cluster."""
+"""Which Ray cluster `rec-dist submit` asks, and what a user reads when something else answers. Needs no cluster."""
 
 import json
 import threading
@@ -30,13 +30,13 @@ def test_the_address_that_would_be_used_is_shown_and_checked(
 
 
 @pytest.mark.parametrize("words", [["--follow", "x"], ["--stop", "x"], ["--to", "ray"]])
-def test_overrides_without_a_config_are_told_as_such(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_overrides_without_a_config_are_named_as_such(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", *words, "submit.ray.address=http://h:8265"]) == 2
     assert "submit.ray.address=... is an override, and no CONFIG stands before it" in capsys.readouterr().err
 
 
 class _Odd(BaseHTTPRequestHandler):
-    """Something that is no job server: what it answers, the test sets."""
+    """Something that is not a job server. The test sets its answers."""
 
     def do_GET(self) -> None:
         status, text = self.server.answer  # type: ignore[attr-defined]
@@ -54,7 +54,7 @@ class _Odd(BaseHTTPRequestHandler):
 def test_whatever_answers_instead_of_a_job_server_is_one_line(
     answer: tuple[int, bytes] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """None: nobody listens."""
+    """None means that nobody listens."""
     server = HTTPServer(("127.0.0.1", 0), _Odd)
     server.answer = answer  # type: ignore[attr-defined]
     if answer is None:

@@ -1,6 +1,7 @@
-"""`rec-dist submit --to ray` against a real Ray cluster and its job server: the driver's exit code is ours. About 30 s a job.
+"""`rec-dist submit --to ray` against a real Ray cluster and its job server. The command exits with the driver's code.
 
-The source goes along, so that what runs on the cluster is this checkout. The cluster has a token, as every `ray start` gives it.
+The source is sent along, so that the cluster runs this checkout. The cluster has a token, as every `ray start` gives it. A job
+takes about 30 s.
 """
 
 import json
@@ -181,7 +182,7 @@ def test_75_a_run_that_is_asked_to_stop_by_its_file(user: User) -> None:
 
 
 def test_stopped_with_a_checkpoint_is_75_and_submitted_again_it_goes_on(user: User) -> None:
-    """Detached with Ctrl-C, stopped from elsewhere, followed to the end, sent again."""
+    """Detached with Ctrl-C, stopped from elsewhere, followed to the end, submitted again."""
     child = user.start("submit", str(user.file), "--to", "ray", *_LONG)
     wait_for(lambda: any(row["event"] == "step" for row in user.rows), "a first step", child)
     child.send_signal(signal.SIGINT)
@@ -210,7 +211,7 @@ def test_stopped_with_a_checkpoint_is_75_and_submitted_again_it_goes_on(user: Us
 
 
 def test_stopped_before_it_could_save_is_1(user: User) -> None:
-    """Stopped right after it was sent, before a driver is there that could save."""
+    """Stopped right after it was submitted, before there is a driver that could save."""
     child = user.start("submit", str(user.file), "--to", "ray", *_LONG)
     assert child.stderr is not None
     job = re.search(r"submitted (\S+)", child.stderr.readline())

@@ -46,7 +46,7 @@ def rendered(to: str, *overrides: str) -> str:
 
 
 def golden(name: str) -> str:
-    """What is rendered; of a batch script only the part before the body, which launchers/ holds word for word."""
+    """The rendered text; of a batch script only the part before the body, which launchers/ holds word for word."""
     text = rendered(*GOLDEN[name])
     assert text.endswith(BODY) == name.startswith("slurm")
     return text.removesuffix(BODY)

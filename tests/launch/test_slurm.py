@@ -1,7 +1,8 @@
-"""`rec-dist submit --to slurm` against a real SLURM whose two nodes have addresses of their own. One to three minutes a job.
+"""`rec-dist submit --to slurm` against a real SLURM whose two nodes have their own addresses. One to three minutes a job.
 
-The nodes are network namespaces of this machine (slurm_cluster.py): what is bound to the wrong address, or found only on this host,
-fails here as it would on a cluster. They share its disk, as nodes share storage, and here /tmp too, so folders must not clash.
+The nodes are network namespaces of this machine (slurm_cluster.py). A service that binds the wrong address, or can only be found on
+this host, fails here as it would on a cluster. They share the machine's disk, as nodes share storage, and here /tmp too, so folders
+must not clash.
 """
 
 import shutil
@@ -56,7 +57,7 @@ def run(make_run: Callable[[str], Run]) -> Run:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm, tiny_config: Callable[..., dict[str, Any]]) -> Run:
-    """A run of _STEPS that was left alone."""
+    """An undisturbed run of _STEPS."""
     run = Run(tmp_path_factory.mktemp("whole"), slurm, tiny_config)
     _, number, err = run.submit(*_STEPS)
     assert slurm.wait_for_end(number)["JobState"] == "COMPLETED", (err, run.output())
@@ -114,8 +115,8 @@ def test_a_node_is_set_down_and_the_run_goes_on_from_its_newest_checkpoint_when_
         assert not (run.path / "finished.json").exists()
     finally:
         slurm.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
-    # Not brought forward: SLURM does not wait for a node that is down, and started too soon its slurmd still counts the job as there,
-    # refuses it ("Duplicate jobid") and is drained.
+    # Not moved forward: SLURM does not wait for a node that is down. If the job starts too soon, the node's slurmd still counts it as
+    # # running, rejects it ("Duplicate jobid") and is drained.
     job = slurm.wait_for_end(number, at_once=False)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), run.output()
     assert [row["step"] >= 100 for row in run.rows("resume")] == [True]
@@ -124,8 +125,8 @@ def test_a_node_is_set_down_and_the_run_goes_on_from_its_newest_checkpoint_when_
 
 
 def test_two_jobs_over_the_same_nodes_at_once(make_run: Callable[[str], Run], whole: Run, slurm: Slurm) -> None:
-    """The first is the same run as `whole`, the second differs by its seed."""
-    dead = Path("/tmp/rd999998.0.0")  # that both will want to remove
+    """The first run equals `whole`; the second differs by its seed."""
+    dead = Path("/tmp/rd999998.0.0")  # both will want to remove it
     dead.mkdir()
     (dead / "lock").touch()
     runs = [make_run("one"), make_run("two")]
@@ -192,7 +193,7 @@ def test_an_interface_that_is_not_there_fails_at_once_and_is_named(run: Run, slu
 
 
 def test_a_node_without_a_default_route_ends_the_job_at_once_and_is_named(run: Run, slurm: Slurm) -> None:
-    """The other node is well, and does not wait for it."""
+    """The other node is healthy and does not wait for it."""
     with slurm.network.without_default_route(1):
         _, number, _ = run.submit()
         job = slurm.wait_for_end(number)
@@ -203,7 +204,7 @@ def test_a_node_without_a_default_route_ends_the_job_at_once_and_is_named(run: R
 
 
 def test_a_loop_over_overrides_is_a_sweep(run: Run, slurm: Slurm) -> None:
-    """As docs/clusters.md writes it: two jobs, one node each, at the same time; and an interface that is there."""
+    """The loop of docs/clusters.md: two jobs, one node each, at the same time, and an interface that exists."""
     one_node = ("submit.slurm.nodes=1", "submit.slurm.interface=eth0", "cluster.num_workers=1")
     places = {seed: run.folder / f"run-{seed}" for seed in (1, 2)}
     numbers = {seed: run.submit(*one_node, f"train.seed={seed}", f"train.run_dir={place}")[1] for seed, place in places.items()}
@@ -216,7 +217,7 @@ def test_a_loop_over_overrides_is_a_sweep(run: Run, slurm: Slurm) -> None:
 
 
 def test_a_node_that_is_lost_does_not_leave_the_job_hanging(run: Run, slurm: Slurm) -> None:
-    """Ray dies on both nodes: the job ends with 1 and what it had saved."""
+    """Ray dies on both nodes: the job ends with 1 and keeps what it had saved."""
     _, number, _ = run.submit(*_STEPS, "cluster.max_restarts=0")
     wait_for(lambda: run.rows("step"), "a step")
     raylets = run.raylets(number)

@@ -42,12 +42,12 @@ def test_prepare_asks_for_no_gpu() -> None:
 
 
 @pytest.mark.parametrize("overrides", [("submit.slurm.options=[--gres=gpu:8]", *GPU), ("cluster.use_gpu=false",)])
-def test_gpus_that_are_asked_for_otherwise_or_not_wanted_are_nobodys_fault(overrides: tuple[str, ...]) -> None:
+def test_gpus_that_are_asked_for_otherwise_or_not_wanted_are_no_mistake(overrides: tuple[str, ...]) -> None:
     assert "--gpus-per-node" not in " ".join(sbatch_options("submit.slurm.gpus_per_node=0", *overrides))
 
 
 @pytest.mark.parametrize("to", ["slurm", "kuberay"])
-def test_gpus_that_will_idle_are_told_in_one_line(to: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpus_that_will_idle_are_named_in_one_line(to: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["submit", str(CONFIG), "--to", to, "--dry-run"]
     assert main([*words, "cluster.num_workers=8"]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
@@ -120,7 +120,7 @@ def test_credentials_and_grace_reach_every_pod() -> None:
 def test_a_manifest_is_created_with_its_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without kubectl: a program of that name keeps what it is given."""
+    """Without kubectl: a program of that name records what it gets."""
     tool = tmp_path / "kubectl"
     tool.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/words\ncat > {tmp_path}/manifest\n', encoding="utf-8")
     tool.chmod(0o755)
@@ -138,7 +138,7 @@ def test_a_manifest_is_created_with_its_hint(
     [("45", 2700), ("45:30", 2730), ("1:02:03", 3723), ("2-3", 183600), ("2-3:04", 183840), ("2-03:04:05", 183845)],
 )
 def test_every_form_of_a_time_is_read_as_slurm_does(limit: str, seconds: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tests the longest grace that fits: 30 s to tear down are added, and 60 s because SLURM may signal early."""
+    """Tests the longest grace that fits: 30 s are added for shutdown, and 60 s because SLURM may signal early."""
     words = ["submit", str(CONFIG), "--to", "slurm", "--dry-run", f'submit.slurm.time="{limit}"']
     assert main([*words, f"checkpoint.grace_seconds={seconds - 91}"]) == 0
     assert f"#SBATCH --time={limit}\n" in capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""FlexAttention sees exactly what the dense mask lets it see, and scores the same; the dense mask is the oracle.
+"""FlexAttention sees exactly what the dense mask lets it see, and gives the same scores. The dense mask is the oracle.
 
-On a CPU: FlexAttention has a forward pass there and no backward pass, and runs uncompiled, so that a test takes milliseconds.
+On a CPU, FlexAttention has a forward pass but no backward pass, and runs uncompiled, so that a test takes milliseconds.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def configs() -> dict[str, Any]:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention's own definition in place of the kernel that torch.compile would make of it: the same function, slower."""
+    """FlexAttention's own definition instead of the kernel that torch.compile would make of it: the same function, slower."""
     from torch.nn.attention.flex_attention import flex_attention
     from transformers.integrations import flex_attention as module
 
@@ -63,7 +63,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def batch_of(seed: int, *, trees: int = 6, prompt: int = 60, long: tuple[int, ...] = ()) -> PackedBatch:
-    """`trees` prompts of up to `prompt` tokens, then prompts of the lengths `long`."""
+    """`trees` prompts of up to `prompt` tokens, then prompts of the lengths in `long`."""
     rng = np.random.default_rng(seed)
     shapes = [(int(rng.integers(1, prompt)), int(rng.integers(1, 5))) for _ in range(trees)] + [(n, 3) for n in long]
     return pack_prompts([random_tree(rng, vocab_size=VOCAB, prompt=p, groups=g).grouped_prompt() for p, g in shapes])
@@ -86,7 +86,7 @@ def test_the_mask_function_is_the_dense_mask(seed: int, window: int | None) -> N
 @pytest.mark.parametrize("window", [None, WINDOW, 40])
 @pytest.mark.parametrize("seed", range(4))
 def test_blocks_hold_what_is_visible(seed: int, window: int | None) -> None:
-    """Whole blocks are whole, partial ones are neither whole nor empty, all others are empty; as torch's own builder has it."""
+    """Full blocks are full, partial ones neither full nor empty, and all others empty, as in torch's own builder."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     batch = batch_of(seed, trees=12, prompt=200, long=(600, 130))
@@ -106,7 +106,7 @@ def test_blocks_hold_what_is_visible(seed: int, window: int | None) -> None:
         used = torch.arange(length // BLOCK) < getattr(made, count)[..., None]
         assert torch.equal(getattr(made, index)[used], getattr(torchs, index)[used]), index
     if window is None:
-        assert int(made.full_kv_num_blocks.sum()) > 0  # else whole blocks were never tried
+        assert int(made.full_kv_num_blocks.sum()) > 0  # otherwise full blocks would never be tested
 
 
 @pytest.mark.parametrize("batch", [batch_of(3), dummy_batch(3)], ids=["packed batch", "dummy batch"])
@@ -139,14 +139,14 @@ def test_flex_scores_as_the_dense_mask_does(name: str, tmp_path: Path) -> None:
         with torch.no_grad():
             scores[way] = torch.cat([scorer(batch)[2] for batch in (batch_of(0), batch_of(1, trees=1, prompt=9))])
         assert scorer.num_rows(batch_of(0)) == (512 if way == FLEX else batch_of(0).num_tokens)
-    assert float(scores["dense"].std()) > 0.1  # else a wrong mask could not be told from a right one
+    assert float(scores["dense"].std()) > 0.1  # otherwise a wrong mask could not be distinguished from a right one
     assert float((scores["dense"] - scores[FLEX]).abs().max()) <= 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile's own imports
-def test_one_compilation_serves_every_stream(tmp_path: Path) -> None:
-    """The kernel itself, compiled for the CPU (30 s): other batches, and going between training and evaluation, add no graph."""
+def test_one_compilation_serves_every_packed_batch(tmp_path: Path) -> None:
+    """The kernel itself, compiled for the CPU (30 s). Other batches, and switching between training and evaluation, add no graph."""
     transformers.AutoModelForCausalLM.from_config(configs()["gemma2"]).save_pretrained(tmp_path)
     models: list[Any] = [load_language_model(tmp_path, dtype=torch.float32, attention="sdpa") for _ in range(2)]
     models[1].set_attn_implementation(FLEX)
@@ -161,13 +161,13 @@ def test_one_compilation_serves_every_stream(tmp_path: Path) -> None:
 
 
 def test_a_wrong_mask_would_be_seen(tmp_path: Path) -> None:
-    """Forgetting that completions of a completion point do not see each other moves the scores by far more than the tolerance above."""
+    """Without the rule that sibling completions do not see each other, the scores move by far more than the tolerance above."""
     transformers.AutoModelForCausalLM.from_config(configs()["llama"]).save_pretrained(tmp_path)
     scorer = Scorer(
         load_language_model(tmp_path, dtype=torch.float32, attention="sdpa"), lambda a, b: (a.sum(), a.new_zeros(()), {}), ()
     )
     batch = batch_of(0)
-    merged = batch.completion_ids.clamp(max=0)  # all completions are one
+    merged = batch.completion_ids.clamp(max=0)  # all completions count as one
     with torch.no_grad():
         assert float((scorer(batch)[2] - scorer(replace(batch, completion_ids=merged))[2]).abs().max()) > 1e-2
 
@@ -179,7 +179,7 @@ def test_no_mask_is_made_under_inference_mode() -> None:
         block_mask(batch)
 
 
-def test_one_length_serves_every_pack() -> None:
+def test_one_length_serves_every_micro_batch() -> None:
     assert [padded_length(tokens, 1000) for tokens in (1, 999, 1000)] == [1024] * 3
     assert padded_length(1025, 1000) == 1152 and padded_length(128, 128) == 128
 

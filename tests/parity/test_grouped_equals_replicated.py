@@ -1,7 +1,7 @@
-"""The one claim everything hangs on: a shared prompt gives the log-probs and gradients of prompts written out one by one.
+"""The claim that everything depends on: a shared prompt gives the log-probs and gradients of prompts written out one by one.
 
-The oracle is transformers alone: each prompt + completion through the whole model, log_softmax, sum. Tiny random models with
-large weights, so that a row that sees one token too many is off by far more than the tolerance (checked for every model).
+The oracle is transformers alone: each prompt + completion through the whole model, log_softmax, sum. The models are tiny and random
+with large weights, so that a row that sees one token too many is off by far more than the tolerance (checked for every model).
 """
 
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 def weighted_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Every completion has its own weight, by its targets, so that no two can be exchanged unseen."""
+    """A weight for each completion from its targets, so that exchanging two completions always shows."""
     offsets = batch.completion_offsets.tolist()
     weights = torch.stack([torch.sin(batch.targets[a:b].sum().float()) for a, b in pairwise(offsets)])
     return (weights * logps).sum(), logps.new_zeros(()), {}
@@ -96,7 +96,7 @@ def weighted_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, di
 
 @pytest.fixture(params=["sdpa", "auto"])
 def scorer_of(request: pytest.FixtureRequest) -> MakeScorer:
-    """Under the dense mask, and as `auto` has it on a CPU: prompt by prompt, but for soft-capped scores."""
+    """Under the dense mask, and as `auto` chooses on a CPU: prompt by prompt, except for soft-capped scores."""
 
     def make(folder: Path) -> Scorer:
         model = load_language_model(folder, dtype=torch.float32, attention=request.param)
@@ -110,7 +110,7 @@ def oracle_of(folder: Path, **changes: Any) -> Any:
 
 
 def replicated_logps(model: Any, trees: list[Tree]) -> Tensor:
-    """(N,) one forward a completion, nothing of ours in it."""
+    """(N,) log-probs from one forward pass a completion, without any of our code."""
     sums = []
     for prompt, answer in [pair for tree in trees for pair in tree.written_out()]:
         logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].float()
@@ -131,14 +131,14 @@ def micro_batch(trees: list[Tree]) -> PackedBatch:
 
 
 def logps_of(scorer: Scorer, trees: list[Tree]) -> list[Tensor]:
-    """Log-probs of one micro-batch, a tensor a tree."""
+    """Log-probs of one micro-batch, one tensor for each tree."""
     sizes = [len(tree.written_out()) for tree in trees]
     with torch.no_grad():
         return list(scorer(micro_batch(trees))[2].split(sizes))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_packed_stream_has_the_log_probs_of_plain_transformers(
+def test_a_packed_batch_has_the_log_probs_of_plain_transformers(
     name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
 ) -> None:
     trees = forest()
@@ -151,7 +151,7 @@ def test_a_packed_stream_has_the_log_probs_of_plain_transformers(
 
 @pytest.mark.parametrize("name", SLIDING)
 def test_the_window_is_felt(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
-    """Else the test above could not tell a sliding layer from a full one."""
+    """Otherwise the test above could not distinguish a sliding layer from a full one."""
     trees = forest()
     with torch.no_grad():
         wide = replicated_logps(oracle_of(folder_of(name), sliding_window=64), trees)
@@ -186,17 +186,19 @@ def test_packing_order_and_batch_mates_change_nothing(name: str, folder_of: Call
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_check_forks_passes_the_models_we_support(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
+def test_check_prompt_sharing_passes_the_models_we_support(
+    name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
+) -> None:
     scorer = scorer_of(folder_of(name))
     with torch.no_grad():
         check_branching(lambda batch: scorer(batch)[2], vocab_size=VOCAB, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_check_forks_refuses_attention_that_drops_the_mask(
+def test_check_prompt_sharing_refuses_attention_that_drops_the_mask(
     name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
 ) -> None:
-    """transformers' own causal mask over the batch: every row sees the prompts and completions before it."""
+    """Replaces the mask with transformers' own causal mask over the batch: every row sees the prompts and completions before it."""
     scorer = scorer_of(folder_of(name))
     base = scorer.base
 
@@ -208,7 +210,7 @@ def test_check_forks_refuses_attention_that_drops_the_mask(
         check_branching(score, vocab_size=VOCAB, dtype=torch.float32)
 
 
-def test_check_forks_refuses_branches_that_see_each_other() -> None:
+def test_check_prompt_sharing_refuses_completions_that_see_each_other() -> None:
     """A bag-of-tokens model over a mask without the rule for completions, the subtlest way to be wrong; and NaN."""
     table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
 
@@ -229,7 +231,7 @@ def test_check_forks_refuses_branches_that_see_each_other() -> None:
         check_branching(lambda batch: score(batch, False) * float("nan"), vocab_size=VOCAB, dtype=torch.float32)
 
 
-REFUSED = {  # a state, no mask taken, distances in rows, logits scaled
+REFUSED = {  # has a state, takes no mask, counts distances in rows, scales logits
     "mamba": lambda: transformers.MambaConfig(
         vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=0, eos_token_id=0
     ),
@@ -261,8 +263,11 @@ def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "mistral-sliding", "gpt2-tied", "gemma3"])
-def test_trunk_by_trunk_is_the_dense_mask(name: str, folder_of: Callable[[str], Path]) -> None:
-    """EvalPrompts that share a call and some that do not, many completions and no completions, padded rows: log-probs and every gradient."""
+def test_prompt_by_prompt_is_the_dense_mask(name: str, folder_of: Callable[[str], Path]) -> None:
+    """Compares log-probs and every gradient.
+
+    Some prompts share a call and some do not; they have many completions or none, and padded rows.
+    """
     rng = np.random.default_rng(5)
     sizes = [(30, 6), (2, 1), (25, 2), (29, 1), (30, 2)]
     trees = [random_tree(rng, vocab_size=VOCAB, prompt=prompt, groups=groups) for prompt, groups in sizes]
@@ -287,7 +292,10 @@ def test_trunk_by_trunk_is_the_dense_mask(name: str, folder_of: Callable[[str], 
 
 
 def test_recomputed_activations_meet_their_own_masks(folder_of: Callable[[str], Path]) -> None:
-    """Two micro-batches forward before either goes backward: a mask kept outside the call would be the wrong one when layers run again."""
+    """Two micro-batches run forward before either goes backward.
+
+    A mask kept outside the call would be the wrong one when layers run again.
+    """
     gradients = []
     for again in (False, True):
         model = load_language_model(folder_of("llama-tied"), dtype=torch.float32, activation_checkpointing=again)
@@ -300,7 +308,7 @@ def test_recomputed_activations_meet_their_own_masks(folder_of: Callable[[str], 
 
 
 def test_a_model_that_generates_keeps_its_own_mask(folder_of: Callable[[str], Path]) -> None:
-    """Called without a batch, as generation does, the attention is plain causal SDPA."""
+    """Called without a batch, as in generation, the attention is plain causal SDPA."""
     outputs = []
     for way in ("sdpa", "per_prompt"):
         model: Any = load_language_model(folder_of("llama-tied"), dtype=torch.float32, attention=way)

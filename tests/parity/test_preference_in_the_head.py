@@ -1,4 +1,7 @@
-"""A scorer whose head computes the preference loss is one whose loss follows the head: loss, log-probs, sums and gradients."""
+"""A scorer that computes the preference loss inside the head equals one whose loss follows the head.
+
+Loss, log-probs, sums and gradients must agree.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +53,7 @@ def test_inside_or_after_the_head_is_the_same(tiny_model_dir: Path, name: str, w
     assert float(after[0]) > 0
 
 
-def test_a_stand_in_adds_nothing_and_has_a_graph(tiny_model_dir: Path) -> None:
+def test_a_dummy_batch_adds_nothing_and_has_a_graph(tiny_model_dir: Path) -> None:
     (loss, sums, _), gradients = scored(tiny_model_dir, METHODS["sdpo"], dummy_batch(3), inside=True)
     assert float(loss) == 0
     assert sums.abs().sum() == 0

@@ -73,7 +73,7 @@ def make_inputs(seed: int = 0) -> tuple[list[list[int]], list[list[list[int]]]]:
 
 @torch.no_grad()
 def one_by_one(model: Any, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[Tensor]:
-    """Nothing of ours in it."""
+    """The same without any of our code."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     results = []
@@ -103,8 +103,10 @@ def test_equals_plain_transformers(name: str, adapter: str | None) -> None:
         model = with_lora(model, adapter)
     model.train()
     expected = one_by_one(model, prompts, completions)
-    assert_same(score(model, None, prompts, completions, max_tokens=48), expected)  # many forward passes, one prompt cut in two
-    assert_same(score(model, None, prompts, completions), expected)  # one
+    assert_same(
+        score(model, None, prompts, completions, max_tokens=48), expected
+    )  # many forward passes; one prompt is split in two
+    assert_same(score(model, None, prompts, completions), expected)  # a single forward pass
 
 
 def test_an_adapter_on_the_head_counts() -> None:
@@ -315,7 +317,7 @@ def test_adapters_that_work_outside_the_modules_are_refused() -> None:
 
 
 def test_a_model_that_a_packed_batch_cannot_reproduce_is_refused() -> None:
-    """The check compares with the model's own forward pass, so it also finds what is done behind the decoder."""
+    """The check compares with the model's own forward pass, so it also finds changes that are made after the decoder."""
 
     class Cooler(transformers.LlamaForCausalLM):  # type: ignore[misc]
         def forward(self, *arguments: Any, **options: Any) -> Any:

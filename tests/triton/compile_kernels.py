@@ -1,6 +1,6 @@
-"""Compiles every kernel for NVIDIA chips without one at hand, and prints what the assembler says of each, as JSON.
+"""Compiles every kernel for NVIDIA chips that need not be present, and prints what the assembler reports of each, as JSON.
 
-A script, and not a module of tests: a process that interprets kernels cannot compile them. Cost: about a second a kernel.
+This is a script and not a test module: a process that interprets kernels cannot compile them. Cost: about a second a kernel.
 """
 
 import json
@@ -25,7 +25,7 @@ ALIGNED = ("logits_ptr", "bias_ptr", "values_ptr", "scaled_ptr", "stride", "size
 
 
 def sources(dtype: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int]]:
-    """name, kernel, types, constants, warps: as the launch functions of the two files give them."""
+    """name, kernel, types, constants, warps, as the launch functions of the two files pass them."""
     tokens = {"order_ptr": "*i64", "starts_ptr": "*i64", "targets_ptr": "*i64", "lse_ptr": "*fp32", "vocabulary": "i32"}
     for with_all in (True, False):
         head = {"logits_ptr": f"*{dtype}", "stride": "i32", "softcap": "fp32", **tokens}
@@ -63,7 +63,10 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], warp
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """What cuobjdump, which triton brings, says of a kernel: REG and SHARED a thread and a block; STACK and LOCAL hold spills."""
+    """What cuobjdump, which triton includes, reports of a kernel.
+
+    REG is a thread's and SHARED a block's use; STACK and LOCAL hold spills.
+    """
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

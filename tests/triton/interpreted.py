@@ -1,6 +1,7 @@
-"""The Triton kernels, run by Triton's interpreter on the CPU: against float64 truth, on hard inputs, in any chunking.
+"""The Triton kernels in Triton's interpreter on the CPU: against float64 truth, on hard inputs, in any chunking.
 
-Not collected by name: test_interpreter.py runs this file in a process where TRITON_INTERPRET=1. Cost: two minutes on a busy core.
+pytest does not collect this file by name: test_interpreter.py runs it in a process with TRITON_INTERPRET=1. Cost: two minutes on a
+busy core.
 """
 
 from functools import partial
@@ -34,7 +35,7 @@ _convert = interpreter._convert_float
 
 
 def _convert_to_nearest(values, source, target, rounding_mode):
-    """The interpreter cuts bfloat16 off where a GPU rounds to the nearest even, which alone doubles every error."""
+    """The interpreter truncates bfloat16, while a GPU rounds to the nearest even. That alone doubles every error."""
     if (source, target) != (tl.float32, tl.bfloat16):
         return _convert(values, source, target, rounding_mode)
     bits = np.ascontiguousarray(values).view(np.uint32)
@@ -48,14 +49,14 @@ def rounding(monkeypatch):
 
 
 def test_the_interpreter_still_cuts_off():
-    """If this fails, Triton rounds by itself, and _convert_to_nearest can go."""
+    """If this fails, Triton rounds by itself, and _convert_to_nearest can be removed."""
     values = np.array([1 + 2.0**-8 + 2.0**-9], dtype=np.float32)
     assert _convert(values, tl.float32, tl.bfloat16, None).tolist() == [0x3F80]
     assert _convert_to_nearest(values, tl.float32, tl.bfloat16, None).tolist() == [0x3F81]
 
 
 def batch_of(vocabulary, seed=0, prompts=2):
-    """EvalPrompts with two forks each: rows are shared within a group, and between groups. About 30 scored tokens."""
+    """Prompts with two branch points each, so rows are shared within a group and between groups. About 30 scored tokens."""
     rng = np.random.default_rng(seed)
     trees = [random_tree(rng, vocab_size=vocabulary, prompt=5, groups=2, max_negatives=2) for _ in range(prompts)]
     stream = pack_prompts([tree.grouped_prompt() for tree in trees])
@@ -100,7 +101,7 @@ def head_ops(stream, kind="sdpo", softcap=None, beta=0.2, weights=None):
     return truth, run("reference"), run("triton")
 
 
-def test_streams_share_rows_within_and_between_groups():
+def test_batches_share_rows_within_and_between_groups():
     stream = batch_of(100)
     tokens = stream.completion_offsets[stream.group_offsets]
     parts = [set(stream.rows[a:b].tolist()) for a, b in pairwise(tokens.tolist())]
@@ -141,7 +142,7 @@ def test_preference_head_in_any_chunking(kind, monkeypatch):
     stream = batch_of(150, seed=2)
     truth, plain, _ = head_ops(stream, kind)
     scored = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps, stream.group_offsets)
-    for chunk_rows in (1, 12, 10_000):  # one group a chunk, the larger ones beyond the budget, to all groups in one
+    for chunk_rows in (1, 12, 10_000):  # from one group a chunk, the larger groups beyond the budget, to all groups in one
         run = lambda h, w, b, rows=chunk_rows: preference_head_triton(h, w, *scored, kind=kind, beta=0.2, bias=b, chunk_rows=rows)
         assert compare(truth, plain, run, leaves_of(stream, 150, torch.float32)) == []
 
@@ -227,7 +228,7 @@ def test_group_weights_and_int32_offsets():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_arrays_may_be_views_with_gaps(dtype):
-    """The kernels step through memory one number at a time, so that a view has to be copied first."""
+    """The kernels advance through memory one number at a time, so a view must be copied first."""
     stream = batch_of(60)
     leaves = leaves_of(stream, 60, torch.float32)
     apart = lambda array: torch.stack([array, torch.full_like(array, 7)], dim=1).flatten()[::2]
@@ -247,11 +248,11 @@ def test_arrays_may_be_views_with_gaps(dtype):
 
 
 def test_rows_of_logits_may_lie_beyond_two_to_the_31():
-    """Row 2 of a buffer of 4 GB, of which some KB are touched: its stride fits int32, its place does not."""
+    """Row 2 of a buffer of 4 GB, of which some KB are touched. Its stride fits into int32, its offset does not."""
     vocabulary, stride = 96, (1 << 30) + 64
     generator = torch.Generator().manual_seed(6)
     values = torch.randn(3, vocabulary, generator=generator).bfloat16()
-    # The kernels work on whole blocks as far as a row is stored, here 4,096 words.
+    # The kernels work on whole blocks of a stored row, here 4,096 words.
     far = torch.empty(2 * stride + 4096, dtype=torch.bfloat16).as_strided((3, vocabulary), (stride, 1))
     near = torch.empty(3, 128, dtype=torch.bfloat16)[:, :vocabulary]
     tokens = (torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1, 3]), torch.tensor([5, 90, 7]))  # order, starts, targets
@@ -280,7 +281,7 @@ def test_the_largest_vocabulary():
 
 
 def extreme(groups, lengths, vocabulary, values):
-    """A stream whose logits are values exactly: width 1, hidden +-1e4, weight of -1, 0 and 1. Groups as lists of completion counts."""
+    """A batch whose logits are exact values: width 1, hidden +-1e4, weight of -1, 0 and 1. Groups are lists of completion counts."""
     rng = np.random.default_rng(3)
     completions = sum(groups)
     sizes = rng.choice(lengths, size=completions)
@@ -321,7 +322,7 @@ def test_hard_inputs(dtype, kind, groups, lengths, vocabulary, values):
 @pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, "dmpo"), (torch.bfloat16, "sdpo")])
 def test_255_negatives(dtype, kind):
     stream, hidden, weight = extreme([256], [1], 40, 2.0)
-    stream.rows[:] = 3  # one fork
+    stream.rows[:] = 3  # one branch point
     leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype)]
     assert compare(*head_ops(stream, kind), leaves) == []
 
@@ -360,7 +361,7 @@ def test_small_losses_keep_their_relative_precision():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_rule_rejects_what_is_wrong(dtype):
-    """A coefficient off by 2 %, a sum that misses one token, a NaN: else the tests above would prove nothing."""
+    """A coefficient off by 2 %, a sum that misses one token, a NaN: without this the tests above would prove nothing."""
     stream = batch_of(130, seed=1)
     leaves = leaves_of(stream, 130, dtype, seed=1)
     truth, plain, fused = head_ops(stream, "sdpo")
@@ -375,7 +376,7 @@ def test_the_rule_rejects_what_is_wrong(dtype):
 
 
 def test_a_kernel_with_a_wrong_coefficient_is_rejected(monkeypatch):
-    """The same through the kernel itself: it gets the slopes of the other pooling."""
+    """The same through the kernel itself, which gets the slopes of the other pooling."""
     kernel, stream = triton_preference.preference_kernel, batch_of(130, seed=1)
 
     class Swapped:
@@ -385,11 +386,11 @@ def test_a_kernel_with_a_wrong_coefficient_is_rejected(monkeypatch):
     leaves = leaves_of(stream, 130, torch.float32, seed=1)
     assert compare(*head_ops(stream, "sdpo"), leaves) == []
     monkeypatch.setattr(triton_preference, "preference_kernel", Swapped())
-    assert len(compare(*head_ops(stream, "sdpo"), leaves)) == 4  # the loss and every gradient, and not the log-probs
+    assert len(compare(*head_ops(stream, "sdpo"), leaves)) == 4  # the loss and every gradient, but not the log-probs
 
 
 def test_thirty_steps_take_the_same_course():
-    """A small model on grouped streams, AdamW: fused and reference losses agree step by step, and fall."""
+    """A small model on packed batches with AdamW: fused and reference losses agree step by step, and fall."""
 
     def train(impl):
         torch.manual_seed(5)
@@ -443,5 +444,7 @@ def test_thirty_steps_of_the_real_task_do_so_too(tiny_config, tmp_path, monkeypa
     fused, reference = train("triton"), train("reference")
     assert len(fused) == 30
     torch.testing.assert_close(fused, reference, rtol=1e-3, atol=1e-4)
-    assert fused[0] == pytest.approx(np.log(4), abs=1e-5)  # the policy is the reference: no preference among 1 + 3
-    assert fused.max() - fused.min() > 0.5  # it moves; that it falls is shown above, on three batches
+    assert fused[0] == pytest.approx(
+        np.log(4), abs=1e-5
+    )  # the policy equals the reference, so there is no preference among 1 + 3
+    assert fused.max() - fused.min() > 0.5  # it moves; three batches above show that it falls

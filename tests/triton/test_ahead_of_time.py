@@ -1,6 +1,6 @@
-"""Every kernel compiles for the chips it is meant for, without spilling registers, within shared memory, with wide loads.
+"""Every kernel compiles for its chips without spilling registers, within shared memory, and with wide loads.
 
-Costs: 15 s for 60 kernels; no GPU. What the assembler says is read, not what a GPU does: speed is another matter.
+Costs 15 s for 60 kernels and needs no GPU. The test reads what the assembler reports, which says nothing about a GPU's speed.
 """
 
 import json
@@ -19,7 +19,7 @@ SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # a block's limit
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """In a process of its own, which may not interpret; with a cache of its own, so that all is compiled now."""
+    """Compiles in a process of its own, which may not interpret, with a cache of its own, so that every kernel is compiled now."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton-cache"))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))

@@ -1,4 +1,4 @@
-"""Freed memory is used again, not fetched again from the system a page at a time; what the user has set stays."""
+"""Freed memory is reused instead of fetched from the system a page at a time; what the user has set stays."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(**environment: str) -> tuple[bool, int]:
-    """Whether the setting was made, and the page faults of five blocks of 64 MB, one after another."""
+    """Whether the setting took effect, and the page faults of five blocks of 64 MB, one after another."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=clean | environment, capture_output=True, text=True, timeout=120, check=True

@@ -1,7 +1,4 @@
-"""The Python API without training:
-
-a quick import, three ways to say a configuration, errors, tables in place of files, messages.
-"""
+"""The Python API without training: a quick import, three forms of a configuration, errors, tables instead of files, messages."""
 
 import logging
 import os
@@ -25,7 +22,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def python(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own, with this checkout's packages."""
+    """Runs Python in a process of its own, with this checkout's packages."""
     path = os.pathsep.join([str(Path(rec_dist.__file__).parents[1]), str(_ROOT / "kernels")])
     return subprocess.run(
         [sys.executable, *words], cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
@@ -48,7 +45,7 @@ def test_the_import_is_quick_and_loads_no_torch(tmp_path: Path) -> None:
 
 
 def test_names_that_are_packages_too_stay_functions(tmp_path: Path) -> None:
-    """Importing a submodule sets an attribute of the package: none may have the name of a function."""
+    """Importing a submodule sets an attribute of the package, so no submodule may have the name of a function."""
     program = (
         "import pkgutil, importlib, rec_dist\n"
         "for found in pkgutil.walk_packages(rec_dist.__path__, 'rec_dist.'):\n"
@@ -60,7 +57,7 @@ def test_names_that_are_packages_too_stay_functions(tmp_path: Path) -> None:
 
 
 def test_a_script_of_a_user_type_checks(tmp_path: Path) -> None:
-    """py.typed holds: strict mypy reads the API's types from the installed package."""
+    """py.typed is true: strict mypy reads the API's types from the installed package."""
     (tmp_path / "script.py").write_text(
         """
 import rec_dist
@@ -80,7 +77,7 @@ reveal_type(rec_dist.train)
 """,
         encoding="utf-8",
     )
-    # Large libraries without a name in the API are left out, which takes 10 s in place of minutes.
+    # Large libraries without a name in the API are left out, which takes 10 s instead of minutes.
     others = (
         "torch",
         "numpy",

@@ -1,4 +1,7 @@
-"""A run belongs to what its inputs held when it began, not to their paths: else it would go on from, or report on, something else."""
+"""A run belongs to the contents that its inputs had when it began, not to their paths.
+
+Otherwise it would resume from, or report on, something else.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -27,7 +30,7 @@ def test_a_changed_model_or_adapter_is_refused(tmp_path: Path, tiny_model_dir: P
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(b"first")
     bind_inputs(run, config, InitialWeights(model, adapter))
-    bind_inputs(run, config, InitialWeights(model, adapter))  # unchanged: goes on
+    bind_inputs(run, config, InitialWeights(model, adapter))  # unchanged inputs: the run continues
     (adapter / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match=r"train\.run_dir.*other data, model or train\.init_from"):
         bind_inputs(run, config, InitialWeights(model, adapter))

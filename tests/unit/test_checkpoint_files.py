@@ -42,7 +42,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_a_flip_of_any_byte_is_found_and_named(run_dir):
-    """Also in the manifest, where a flipped step would make the run go on from elsewhere."""
+    """Also in the manifest, where a flipped step would make the run resume from elsewhere."""
     verify(str(run_dir))
     folder = checkpoint.folder_of(run_dir / "checkpoints", 6)
     for path in sorted(folder.iterdir()):
@@ -94,7 +94,7 @@ def test_a_validation_loss_that_was_changed_is_not_believed(run_dir):
 
 @pytest.mark.parametrize("name", ["step-9", "step-\u0669", "step-\u00b2", "step-00000009x", "step-0000000009", "step-"])
 def test_folders_of_odd_names_are_no_checkpoints(name, run_dir):
-    """A run would look for them under another name, or they hold no number."""
+    """A run would look for them under another name, or their names hold no number."""
     (run_dir / "checkpoints" / name).mkdir()
     assert checkpoint.committed(run_dir / "checkpoints") == [3, 6]
     with pytest.raises(UserError, match="no name of a checkpoint"):

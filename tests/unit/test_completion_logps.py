@@ -15,7 +15,7 @@ from rec_dist_kernels import completion_logps
 from rec_dist_kernels.completion_logps import completion_logps_reference
 
 T, D, V = 12, 6, 17
-ROWS = torch.tensor([3, 4, 5, 3, 6, 3, 11, 9, 9, 10])  # the completion points 3 and 9 predict several completions' first token
+ROWS = torch.tensor([3, 4, 5, 3, 6, 3, 11, 9, 9, 10])  # branch points 3 and 9 predict the first token of several completions
 TARGETS = torch.tensor([0, 16, 2, 0, 5, 8, 1, 1, 12, 3])
 OFFSETS = torch.tensor([0, 3, 3, 5, 7, 8, 10])  # the second is empty
 
@@ -37,7 +37,7 @@ def inputs(seed=0, dtype=torch.float64, scale=1.0):
 def gradients(function, tensors, **keywords):
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     value = function(*leaves, **keywords)
-    weights = torch.arange(1, value.shape[0] + 1, device=value.device).to(value.dtype)  # completions told apart
+    weights = torch.arange(1, value.shape[0] + 1, device=value.device).to(value.dtype)  # weights that distinguish the completions
     return value.detach(), torch.autograd.grad(value @ weights, leaves)
 
 
@@ -77,9 +77,9 @@ def test_no_worse_than_torch_in_the_same_dtype(dtype, softcap):
     assert value.dtype == torch.float32
     compared = [(expected, plain, value), *zip(expected_grads, plain_grads, grads, strict=True)]
     for exact, same_dtype, mine in compared:
-        # in the norm, not element by element: where torch's rounding happens to hit, an element would compare with 0
+        # in the norm, not element by element: an element where torch happens to round well would be compared with 0
         error, allowed = (exact - mine).norm(), (exact - same_dtype).norm()
-        # 5 %: both round as often and as much, and not the same elements
+        # 5 %: both round equally often and by as much, but not at the same elements
         assert error <= 1.05 * allowed + 1e-6 * exact.norm(), (error, allowed)
 
 
@@ -130,7 +130,7 @@ def test_no_intermediate_is_larger_than_a_chunk():
 
 @pytest.mark.parametrize("chunk_rows", [3, 100])
 def test_a_second_backward_pass_finds_what_the_first_did(chunk_rows):
-    """The first takes the logits of the last chunk from the forward pass and overwrites them."""
+    """The first pass takes the logits of the last chunk from the forward pass and overwrites them."""
     leaves = [tensor.requires_grad_() for tensor in inputs()]
     value = ours(*leaves, chunk_rows=chunk_rows).sum()
     first = torch.autograd.grad(value, leaves, retain_graph=True)
@@ -140,7 +140,7 @@ def test_a_second_backward_pass_finds_what_the_first_did(chunk_rows):
 
 @pytest.mark.parametrize(("chunk_rows", "made"), [(100, 1), (4, 3)])
 def test_the_logits_of_the_last_chunk_are_made_once(monkeypatch, chunk_rows, made):
-    """7 distinct rows: one chunk, or two of which the first is made again."""
+    """7 distinct rows are one chunk, or two of which the first is computed again."""
     module = importlib.import_module("rec_dist_kernels.completion_logps")
     calls = []
     plain = module._logits

@@ -1,4 +1,4 @@
-"""Configuration: every fault in one message, by the key the user typed, with the key they meant."""
+"""Configuration: one message names every fault by the key that the user typed, and suggests the key that was meant."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_a_missing_section_names_it(tmp_path: Path) -> None:
     assert "train is missing" in message
 
 
-def test_the_branches_of_a_union_are_told_together(path: Path) -> None:
+def test_the_branches_of_a_union_are_reported_together(path: Path) -> None:
     message = fault(path, "cluster.num_workers=many")
     assert message.count("cluster.num_workers") == 1
     assert "integer" in message
@@ -210,7 +210,7 @@ def test_runs_of_language_models_and_recommenders_are_shipped() -> None:
     "override", ["cluster.zero_stage=true", "cluster.zero_stage=4", "cluster.cpus_per_worker=-1", "cluster.cpus_per_worker=0"]
 )
 def test_what_the_cluster_cannot_be(path: Path, override: str) -> None:
-    """true is 1 to Python, and fewer than no CPUs would have been taken where no cluster asks for them."""
+    """In Python true equals 1, and a cluster without requirements would have accepted a negative number of CPUs."""
     key, _, value = override.partition("=")
     message = fault(path, override)
     assert key in message and value in message
@@ -234,7 +234,7 @@ def test_keys_of_a_language_model_are_named_under_a_recommender(path: Path, tmp_
 
 
 def test_the_run_says_it_in_one_line(tiny_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """tiny_config is of a language model; only what differs from its default is named."""
+    """tiny_config belongs to a language model; only keys that differ from their defaults are named."""
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sequential"))
     notes = [note for note in build_sequential_task(config).notes() if "no effect" in note]
     assert len(notes) == 1 and notes[0].startswith("WARNING: task.kind=sequential trains no language model")

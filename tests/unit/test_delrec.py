@@ -1,4 +1,4 @@
-"""DELRec: no prompt knows what comes at or after its position, the loss is its formula, gradients reach the soft prompt alone."""
+"""DELRec: no prompt knows what comes at or after its position; the loss is its formula; only the soft prompt gets gradients."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +95,7 @@ class Altered:
 def test_items_at_and_after_a_position_change_no_prompt_of_it(
     kind, listed, tiny_config, tiny_model_dir, teacher_dir, tiny_data, tmp_path
 ):
-    """Over all positions of all users: the rest of the row, the held-out items too, is exchanged for other items."""
+    """For all positions of all users, the rest of the row, including held-out items, is replaced with other items."""
     changes = ("prompt.candidates=listed", "prompt.num_candidates=6") if listed else ()
     teacher = teacher_dir if kind == "trained" else None
     task = make(tiny_config, tiny_model_dir, tmp_path, *changes, teacher=teacher)
@@ -121,7 +121,7 @@ def test_items_at_and_after_a_position_change_no_prompt_of_it(
 
 
 def test_no_held_out_item_is_given_as_history_or_answer(tiny_config, tiny_model_dir, teacher_dir, tiny_data, tmp_path):
-    """Validation and test items of a user stand in no place of their prompts but where a draw or the teacher put them."""
+    """Validation and test items of a user occur in none of their prompts except where a draw or the teacher put them."""
     task = make(tiny_config, tiny_model_dir, tmp_path, teacher=teacher_dir)
     data = PreparedData.open(tiny_data)
     held_out: dict[int, set[int]] = {}
@@ -165,8 +165,8 @@ def test_the_prompts_read_as_the_paper_says(tiny_config, tiny_model_dir, teacher
         assert text == "A user watched:" + expected
 
 
-def test_gradients_reach_the_soft_prompt_alone_and_are_told_apart(tiny_config, tiny_model_dir, teacher_dir, tmp_path):
-    """The weighted sum of each objective's own gradient; each objective's gradient is what its loss alone gives."""
+def test_gradients_reach_the_soft_prompt_alone_and_are_kept_apart(tiny_config, tiny_model_dir, teacher_dir, tmp_path):
+    """The gradient is the weighted sum of each objective's gradient, and each is the one that its loss alone gives."""
     task = make(tiny_config, tiny_model_dir, tmp_path, teacher=teacher_dir)
     module: Any = task.model.build()
     prompt, exchange = module.input_embeddings.prompt, task.exchange(module)

@@ -21,7 +21,7 @@ from rec_dist.training.saving import cost_note, room_note
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
-    """Inside, the system lets no file grow beyond num_bytes (EFBIG)."""
+    """The system lets no file grow beyond num_bytes (EFBIG) inside the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:

@@ -1,4 +1,4 @@
-"""The documents say what is there: every key of the schema, and no link, file or make target that does not exist."""
+"""The documents describe what exists: every key of the schema, and no missing link, file or make target."""
 
 import re
 import tomllib
@@ -19,14 +19,14 @@ from rec_dist.storage.files import sha256
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "launchers").glob("*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
-OF_TODAY = [name for name in NAMES if name not in ("CHANGELOG.md", "docs/LOG.md")]  # these two name what there was
+OF_TODAY = [name for name in NAMES if name not in ("CHANGELOG.md", "docs/LOG.md")]  # these two name things of the past
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CONFIG = re.compile(r"\bconfigs/[\w./-]+\.yaml")
 RECIPE = re.compile(
     r"\brec-dist (?:run|prepare|train|evaluate|profile|plan|submit|embed|export) +([a-z][\w.-]*(?::[\w-]+)?)(?=[ `\n])"
 )
 MODULE = re.compile(r"`([\w./-]+\.(?:py|sh))`")
-SOURCES = [ROOT, ROOT / "rec_dist", ROOT / "kernels"]  # a module is named from any of them, such as training/loop.py
+SOURCES = [ROOT, ROOT / "rec_dist", ROOT / "kernels"]  # a module may be named relative to any of these, such as training/loop.py
 TARGET = re.compile(r"`make ([a-z][a-z0-9-]*)|^(?: {4}|\$ )make ([a-z][a-z0-9-]*)", re.MULTILINE)
 _TAKE_CONFIG = "prepare|train|evaluate|run|profile|plan|submit|embed|export-rows|init"
 RECIPE = re.compile(rf"rec-dist +(?:{_TAKE_CONFIG}) +([a-z][\w-]*(?::[\w-]+)?)(?=[\s`)])")
@@ -34,7 +34,7 @@ FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 def test_the_reference_of_keys_is_current() -> None:
-    """`make docs` writes it anew."""
+    """`make docs` regenerates it."""
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference()
 
 

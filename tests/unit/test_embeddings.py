@@ -75,7 +75,7 @@ def test_a_changed_byte_is_noticed(tmp_path, name):
         read_embeddings(folder, data_fingerprint="d")
 
 
-def test_packs_hold_neighbours_within_the_budget():
+def test_micro_batches_hold_neighbours_within_the_budget():
     lengths = np.asarray([5, 5, 6, 1, 9, 10, 2, 3])
     begins = cut(lengths, 10).tolist()
     assert begins == [0, 2, 4, 5, 6, 8]
@@ -164,7 +164,7 @@ def test_a_description_of_other_fields_is_refused(tmp_path, changed):
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_a_kill_leaves_is_no_other_file_and_goes(tiny_config, tmp_path, finished):
-    """A kill between the two writes of a progress file, in the joined table, or before the parts were removed."""
+    """Covers a kill between the two writes of a progress file, in the joined table, and before the parts were removed."""
     from rec_dist.cli import main
 
     folder = tmp_path / "items"

@@ -62,7 +62,7 @@ def test_candidates_are_the_target_and_items_the_user_has_not_had(data: Prepared
 
 
 def test_the_target_never_influences_its_candidates(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With another target, the other candidates stay, except that the new target is left out and the next draw moves up."""
+    """With another target the other candidates stay, except that the new target is left out and the next draw moves up."""
     before = examples(data)
     unused = [next(i for i in range(80) if i not in e.history and i not in e.candidates) for e in before]
     after = with_targets(data, lambda row: unused[row])
@@ -80,7 +80,7 @@ def test_the_target_never_influences_its_candidates(data: PreparedData, monkeypa
 
 
 def test_a_lookup_without_a_model_is_no_better_than_chance(data: PreparedData, tiny_config: object) -> None:
-    """Guessing by place, by item id or by listing frequency must fail. On S-DPO's released lists it reaches HR@1 0.62."""
+    """Guessing by place, by item id or by how often an item is listed must fail. On S-DPO's released lists it reaches HR@1 0.62."""
     hits = {"first": 0, "last": 0, "lowest": 0, "highest": 0, "most listed": 0}
     asked = [example for seed in range(40) for example in examples(data, seed=seed)]
     listed = np.bincount(np.concatenate([example.candidates for example in asked]), minlength=data.num_items)
@@ -97,13 +97,13 @@ def test_a_lookup_without_a_model_is_no_better_than_chance(data: PreparedData, t
     assert all(hits[name] / len(asked) < 0.25 for name in ("lowest", "highest", "most listed")), hits
 
 
-def test_the_whole_catalogue_is_asked_without_the_history(data: PreparedData) -> None:
+def test_the_whole_catalogue_is_scored_without_the_history(data: PreparedData) -> None:
     for example in examples(data, num_candidates="all"):
         assert example.candidates.tolist() == [i for i in range(80) if i not in example.history]
         assert example.target in example.candidates
 
 
-def test_users_drawn_are_a_fixed_choice_and_their_questions_the_same(data: PreparedData) -> None:
+def test_users_drawn_are_a_fixed_choice_and_their_examples_the_same(data: PreparedData) -> None:
     everyone = {example.user_id: example.candidates.tolist() for example in examples(data)}
     some = examples(data, max_users=15)
     users = [example.user_id for example in some]

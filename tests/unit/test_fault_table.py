@@ -1,4 +1,4 @@
-"""The tables of the fault matrix say what its tests wrote: the last word on each case, and nothing of what did not run."""
+"""The tables of the fault matrix say what its tests wrote: the last result of each case, and nothing of what did not run."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def row(fault: str, where: str, rank: Any, *, passed: bool = True, seconds: floa
     }
 
 
-def test_the_last_word_on_each_case(tmp_path: Path) -> None:
+def test_the_last_result_of_each_case(tmp_path: Path) -> None:
     rows = [
         row("SIGKILL", "in a step", 0, passed=False),
         row("SIGKILL", "in a step", 1),

@@ -69,7 +69,7 @@ def test_sha256_is_the_known_one(tmp_path: Path) -> None:
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_a_sampled_fingerprint_tells_folders_apart(tmp_path: Path) -> None:
+def test_a_sampled_fingerprint_distinguishes_folders(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(100_000))
     first = sampled_fingerprint(tmp_path, "*.safetensors")

@@ -1,4 +1,4 @@
-"""Operations of a step on numbers worked out by hand, and peaks by name."""
+"""FLOP of a step on numbers worked out by hand, and peaks by name."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""LoRA in one pass is PEFT's: outputs and gradients, each adapter, no adapter, dropout, and where it must not be used."""
+"""LoRA in one pass equals PEFT's: outputs and gradients, each adapter, no adapter, dropout, and where it must not be used."""
 
 import copy
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""The plan: what is trained on does not depend on who trains it."""
+"""The plan of a run: what is trained on does not depend on the workers that train it."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ LENGTHS = st.lists(st.integers(1, 30), max_size=40).map(lambda values: np.asarra
 
 @settings(max_examples=100, deadline=None)
 @given(ORDERS)
-def test_every_unit_comes_once_an_epoch_and_none_is_dropped(order: GlobalBatchSampler) -> None:
+def test_every_example_comes_once_an_epoch_and_none_is_dropped(order: GlobalBatchSampler) -> None:
     steps = [order.examples_of_step(step) for step in range(order.num_steps)]
     examples, epochs = (np.concatenate(column) for column in zip(*steps, strict=True))
     assert epochs.tolist() == sorted(epochs.tolist())
@@ -80,7 +80,7 @@ def test_max_steps_ends_a_run_within_its_epochs(max_steps: int | None, expected:
 
 @settings(max_examples=150, deadline=None)
 @given(LENGTHS, st.integers(30, 90))
-def test_packs_hold_every_item_once_within_the_capacity(lengths: np.ndarray, capacity: int) -> None:
+def test_micro_batches_hold_every_item_once_within_the_capacity(lengths: np.ndarray, capacity: int) -> None:
     micro_batches = pack_by_tokens(lengths, capacity)
     assert sorted(item for pack in micro_batches for item in pack) == list(range(len(lengths)))
     sizes = [int(lengths[pack].sum()) for pack in micro_batches]
@@ -90,7 +90,7 @@ def test_packs_hold_every_item_once_within_the_capacity(lengths: np.ndarray, cap
     assert micro_batches == pack_by_tokens(lengths.copy(), capacity)
 
 
-def test_best_fit_fills_the_tightest_pack() -> None:
+def test_best_fit_fills_the_tightest_micro_batch() -> None:
     # 8 | 6, 5 leave 4 and 1: the last 1 goes to the second micro-batch, where first fit would take the first.
     assert pack_by_tokens(np.asarray([1, 8, 6, 5]), 12) == [[1], [2, 3, 0]]
     with pytest.raises(AssertionError, match="longer than a micro-batch"):
@@ -99,7 +99,7 @@ def test_best_fit_fills_the_tightest_pack() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(LENGTHS, st.integers(1, 9))
-def test_a_deal_covers_all_and_every_rank_runs_the_same_number(lengths: np.ndarray, world_size: int) -> None:
+def test_assigning_covers_all_and_every_rank_runs_the_same_number(lengths: np.ndarray, world_size: int) -> None:
     micro_batches = pack_by_tokens(lengths, 40)
     ranks = assign_to_ranks(micro_batches, lengths, world_size)
     assert len(ranks) == world_size
@@ -108,7 +108,7 @@ def test_a_deal_covers_all_and_every_rank_runs_the_same_number(lengths: np.ndarr
     assert dealt == sorted(tuple(sorted(pack)) for pack in micro_batches)
 
 
-def test_a_deal_balances_the_work() -> None:
+def test_assigning_balances_the_work() -> None:
     lengths = np.asarray([10, 9, 2, 1, 8, 1])
     ranks = assign_to_ranks([[i] for i in range(6)], lengths, 2)
     # 10 | 9; then 8 to the lighter second rank, 2 and 1 to the first, which has its three micro-batches then.
@@ -116,7 +116,7 @@ def test_a_deal_balances_the_work() -> None:
 
 
 @given(st.lists(st.integers(1, 40), max_size=40), st.integers(1, 5))
-def test_even_packs_hold_every_item_once_within_the_capacity(sizes: list[int], world_size: int) -> None:
+def test_even_micro_batches_hold_every_item_once_within_the_capacity(sizes: list[int], world_size: int) -> None:
     lengths = np.asarray(sizes, dtype=np.int64)
     micro_batches = pack_evenly(lengths, 40, world_size)
     assert sorted(item for pack in micro_batches for item in pack) == list(range(len(lengths)))
@@ -125,7 +125,7 @@ def test_even_packs_hold_every_item_once_within_the_capacity(sizes: list[int], w
     assert fewest <= len(micro_batches) <= -(-fewest // world_size) * world_size
 
 
-def test_even_packs_leave_no_rank_waiting_for_a_full_one() -> None:
+def test_even_micro_batches_leave_no_rank_waiting_for_a_full_one() -> None:
     lengths = np.asarray([100] * 12)
     assert [len(pack) for pack in pack_by_tokens(lengths, 1000)] == [10, 2]
     assert [len(pack) for pack in pack_evenly(lengths, 1000, 2)] == [6, 6]
@@ -134,8 +134,8 @@ def test_even_packs_leave_no_rank_waiting_for_a_full_one() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(LENGTHS, st.integers(30, 90), st.integers(1, 4))
-def test_packs_are_those_of_the_rules_in_words(lengths: np.ndarray, capacity: int, world_size: int) -> None:
-    """Longest first; into the fullest micro-batch that has room, or into the emptiest of all; ties to the earlier."""
+def test_micro_batches_are_those_of_the_rules_in_words(lengths: np.ndarray, capacity: int, world_size: int) -> None:
+    """Longest first, into the fullest micro-batch that has room, or into the emptiest of all; ties go to the earlier one."""
     order = sorted(range(len(lengths)), key=lambda item: (-lengths[item], item))
     tight: list[list[int]] = []
     room: list[int] = []

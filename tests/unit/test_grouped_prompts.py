@@ -1,4 +1,4 @@
-"""Units made all at once are those made one by one: array for array, whatever the prompt, the negatives and the catalogue."""
+"""Examples built all at once equal those built one by one, array for array, for any prompt, negatives and catalogue."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -49,7 +49,7 @@ def make_task(tiny_config: Callable[..., dict[str, Any]], tiny_model_dir: Path, 
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_units_are_unit_of_each(name: str, make_task: Callable[..., Any]) -> None:
+def test_examples_built_together_are_those_built_alone(name: str, make_task: Callable[..., Any]) -> None:
     task = make_task(*CASES[name])
     indices = np.tile(np.arange(task.sampler.num_examples), 2)[::-1].copy()
     epochs = np.repeat([1, 0], task.sampler.num_examples)
@@ -57,11 +57,11 @@ def test_units_are_unit_of_each(name: str, make_task: Callable[..., Any]) -> Non
     assert len(built) == len(indices)
     for prompt, index, epoch in zip(built, indices.tolist(), epochs.tolist(), strict=True):
         assert same(prompt, task.data.example(index, epoch))
-    if name == "timelines":  # else nothing would have tested the chosen items that stand on the prompt
+    if name == "timelines":  # otherwise nothing would have tested chosen items that stand on the prompt
         assert any((prompt.input_lengths == 0).any() for prompt in built)
 
 
-def test_no_units_are_none(make_task: Callable[..., Any]) -> None:
+def test_no_examples_are_none(make_task: Callable[..., Any]) -> None:
     assert make_task().data.examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)) == []
 
 
@@ -73,7 +73,7 @@ def test_no_units_are_none(make_task: Callable[..., Any]) -> None:
     st.integers(0, 2**32),
 )
 def test_many_draws_are_each_draw(kind: Any, num: int, rows: list[list[int]], seed: int) -> None:
-    """Rows may repeat an item here, and each target sees a different stretch of its row."""
+    """Rows may repeat an item here, and each target sees a different part of its row."""
     rng = np.random.default_rng(seed)
     sampler = NegativeSampler(kind, num, seed % 1000, rng.integers(0, 9, size=60) + (np.arange(60) == 7))
     examples = rng.integers(0, len(rows), size=9)

@@ -1,4 +1,4 @@
-"""model.path as a Hub id, against a hub on loopback: what is fetched, what is refused, a run from it, and again offline."""
+"""model.path as a Hub id, with a hub on loopback: what is downloaded, what is rejected, a run from it, and the same offline."""
 
 import json
 import os
@@ -32,7 +32,7 @@ OTHER_FILES = ("README.md", "pytorch_model.bin", "consolidated.safetensors", "mo
 
 @pytest.fixture
 def hub(tiny_model_dir: Path, tmp_path: Path) -> Iterator[Hub]:
-    """tiny/llama, with files beside the model that nobody needs; a gated, a private and an old-fashioned model."""
+    """tiny/llama, with files beside the model that nobody needs, and a gated, a private and an old-fashioned model."""
     folder = tmp_path / "served" / "llama"
     shutil.copytree(tiny_model_dir, folder)
     for name in OTHER_FILES:
@@ -65,7 +65,7 @@ def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
 
 
 def resolve(variables: dict[str, str], *wanted: tuple[str, str | None, bool]) -> list[tuple[bool, str]]:
-    """Of each (model.path, model.revision, with weights): whether there is one, and its folder or the message."""
+    """For each (model.path, model.revision, with weights): whether there is such a model, and its folder or the message."""
     command = [sys.executable, "-c", RESOLVE, json.dumps(wanted)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -136,13 +136,13 @@ def test_offline_and_out_of_reach(hub: Hub, tmp_path: Path) -> None:
     for word in ("model.path (tiny/llama)", "no existing folder", "HF_HUB_OFFLINE", "unset", "HF_HOME", str(tmp_path / "home")):
         assert word in plain[1] and "\n" not in plain[1]
     assert "model.revision (v1.0)" in revised[1]
-    unreachable = environment("http://127.0.0.1:9", tmp_path / "home")  # nothing listens there
+    unreachable = environment("http://127.0.0.1:9", tmp_path / "home")  # nobody listens there
     ((good, text),) = resolve(unreachable, ("tiny/llama", None, True))
     assert not good and "http://127.0.0.1:9" in text and "HF_ENDPOINT" in text and "network" in text and "\n" not in text
 
     online = environment(hub.endpoint, tmp_path / "home")
     assert resolve(online, ("tiny/llama", None, False))[0][0]
-    ((good, text),) = resolve(offline, ("tiny/llama", None, True))  # the configuration alone is no model
+    ((good, text),) = resolve(offline, ("tiny/llama", None, True))  # the configuration alone is not a model
     assert not good and "HF_HUB_OFFLINE" in text
     assert resolve(online, ("tiny/llama", None, True))[0][0]
     assert resolve(unreachable, ("tiny/llama", None, True))[0][0]
@@ -156,7 +156,7 @@ def rec_dist(variables: dict[str, str], *words: str) -> str:
 
 
 def test_a_run_from_the_hub_and_offline_again(hub: Hub, tmp_path: Path, tiny_config: Callable[..., dict[str, Any]]) -> None:
-    """Trained from the hub, evaluated from the cache; the run names the commit, and the adapter its base model's id."""
+    """The run is trained from the hub and evaluated from the cache. It names the commit; the adapter names its base model's id."""
     run, file = tmp_path / "run", tmp_path / "config.yaml"
     config = tiny_config(run, "model.path=tiny/llama", "model.revision=v1.0", "train.max_steps=1", "evaluate.max_users=4")
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -213,7 +213,7 @@ write_merged_model(base, folder / "adapter", None, folder / "merged")
 
 
 def test_what_loads_a_folder_asks_the_hub_for_nothing(hub: Hub, tmp_path: Path, tiny_model_dir: Path) -> None:
-    """Although it may: transformers and PEFT look up what they take for an id."""
+    """Even if they may: transformers and PEFT look up any path that they take for an id."""
     command = [sys.executable, "-c", LOAD, str(tiny_model_dir), str(tmp_path)]
     variables = environment(hub.endpoint, tmp_path / "home")
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)

@@ -1,4 +1,4 @@
-"""How many workers, and how much of a node each gets: what Ray would wait for forever must be refused here."""
+"""How many workers there are and how much of a node each gets. What Ray would wait for forever is rejected here."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_what_a_user_can_act_on_is_found_inside_what_ray_raises(kind: type[Excep
 
 
 def test_what_is_left_after_a_lost_node() -> None:
-    """Down to min_workers and not below; back to what is wanted, and never beyond."""
+    """It shrinks to min_workers and not below, and grows back to the wanted number and never beyond."""
     nodes = [{"CPU": 2.0}] * 3
     elastic = Elastic(ClusterConfig(num_workers=6, min_workers=3, cpus_per_worker=1.0))
     assert elastic.first(nodes) == Size(6, False, 1.0)

@@ -1,4 +1,4 @@
-"""Sums and counts: what a micro-batch contributes must not depend on the micro-batch, and a dummy group must contribute nothing."""
+"""Sums and counts: the contribution of a group does not depend on its micro-batch, and a dummy group contributes nothing."""
 
 import math
 
@@ -93,7 +93,7 @@ def test_a_group_of_weight_zero_contributes_exactly_nothing(kind, poison):
 
 
 @pytest.mark.parametrize("offsets", [[0], [0, 0], [0, 1], [0, 2]])
-def test_an_empty_pack_is_zero_and_runs_backward(offsets):
+def test_an_empty_micro_batch_is_zero_and_runs_backward(offsets):
     policy = torch.full((offsets[-1],), math.nan, requires_grad=True)
     weights = torch.zeros(len(offsets) - 1)
     sums = preference_sums(policy, policy.detach(), torch.tensor(offsets), kind="sdpo", beta=1.0, group_weights=weights)

@@ -1,4 +1,4 @@
-"""What is said when memory runs out: numbers worked out by hand, and only what can help."""
+"""The advice after memory has run out: numbers worked out by hand, and only what can help."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ SHORT = Shortage(
 )
 
 
-def test_the_next_pack_is_what_fits_into_nine_tenths_of_the_room() -> None:
+def test_the_next_micro_batch_is_what_fits_into_nine_tenths_of_the_room() -> None:
     assert smaller_micro_batch(16384, bytes_per_token=6e6, room_bytes=60e9) == 8960  # 9000 in whole blocks of 128
     assert smaller_micro_batch(16384, bytes_per_token=1e6, room_bytes=60e9) == 14720  # it did not fit, so never more than 90 %
     assert smaller_micro_batch(16384, bytes_per_token=None, room_bytes=60e9) == 8192
@@ -84,7 +84,7 @@ def test_a_real_allocation_that_fails() -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
 
 
-def test_a_token_is_measured_from_packs_that_went_through() -> None:
+def test_a_token_is_measured_from_micro_batches_that_went_through() -> None:
     watch = MemoryWatch("cpu")
     watch.next_micro_batch(100)
     assert watch.bytes_per_token is None
@@ -92,7 +92,7 @@ def test_a_token_is_measured_from_packs_that_went_through() -> None:
     watch.start()
     assert watch.static_bytes is not None
     watch.next_micro_batch(100)
-    assert watch.bytes_per_token is None  # none has gone through yet
+    assert watch.bytes_per_token is None  # no micro-batch has gone through yet
     watch.next_micro_batch(40)
     assert watch.bytes_per_token == pytest.approx((peak_bytes("cpu") - watch.static_bytes) / 100, rel=0.5, abs=1e5)
     assert 0 < in_use_bytes("cpu") <= peak_bytes("cpu") * 1.01 < total_bytes("cpu")

@@ -1,4 +1,4 @@
-"""Soft prompts as vocabulary rows: a plain model, loaded from disk, gives what the vectors gave, in every form of head."""
+"""Soft prompts as vocabulary rows: a plain model, loaded from disk, gives the logits that the vectors gave, for every head."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The registry of methods: every built-in one is whole, and one from outside is found, checked and configured like them."""
+"""The registry of methods: every built-in one is complete; one from outside is found, checked and configured in the same way."""
 
 import sys
 from collections.abc import Callable
@@ -26,7 +26,7 @@ PLUGIN = ("task.kind=hinge", "task.plugin=hinge_method:HINGE")
 
 @pytest.fixture(autouse=True)
 def unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that a test registers or imports is left."""
+    """Nothing that a test registers or imports is left afterwards."""
     monkeypatch.setattr(method_table, "_registered", {})
     monkeypatch.delitem(sys.modules, "hinge_method", raising=False)
 
@@ -153,7 +153,7 @@ class _Keys(Section):
 
 
 class _Method:
-    """A method as far as its name and section."""
+    """A method with only a name and a section."""
 
     def __init__(self, name: str, section: Any = None) -> None:
         self.name, self.section = name, section

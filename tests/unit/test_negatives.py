@@ -1,4 +1,7 @@
-"""Negatives and candidates: pure functions of (seed, epoch, user, position), with the distribution they claim, blind to the target."""
+"""Negatives and candidates are pure functions of (seed, epoch, user, position).
+
+They have the distribution that they claim, and do not depend on the target.
+"""
 
 from typing import Any
 
@@ -86,7 +89,7 @@ def test_popularity_negatives_follow_train_count_to_the_power(power: float) -> N
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_a_crowded_catalogue_is_drawn_from_with_the_same_weights(power: float) -> None:
-    """More than half blocked: another algorithm draws, over an order of all items, and must agree."""
+    """With more than half blocked, another algorithm draws over an order of all items; it must agree."""
     source, counts, seen = sampler(kind="popularity", num=1, power=power), np.zeros(40), items(*range(30))
     for user in range(6000):
         counts[draw(source, user=user, seen=seen)] += 1
@@ -95,11 +98,11 @@ def test_a_crowded_catalogue_is_drawn_from_with_the_same_weights(power: float) -
     assert_distribution(counts[30:], (6000 * weights / weights.sum())[30:])
 
 
-def test_low_rated_takes_dislikes_first_and_then_uniform_ones() -> None:
+def test_low_rated_takes_explicit_negatives_first_and_then_uniform_ones() -> None:
     explicit_negatives = items(7, 8, 9)
     assert set(draw(sampler(kind="low_rated", num=2), explicit_negatives=explicit_negatives)) < {7, 8, 9}
     found = draw(sampler(kind="low_rated", num=6), explicit_negatives=explicit_negatives, seen=items(8))
-    assert set(found[:2]) == {7, 9}  # an item that was seen is no dislike to draw, and the rest comes after
+    assert set(found[:2]) == {7, 9}  # an item that was seen is not drawn as an explicit negative, and uniform ones follow
     assert not set(found[2:]) & {7, 8, 9}
     first = [draw(sampler(kind="low_rated", num=1), explicit_negatives=explicit_negatives, user=user)[0] for user in range(3000)]
     assert_distribution(np.bincount(first, minlength=10)[7:], np.full(3, 1000.0))
@@ -124,7 +127,7 @@ def test_candidates_are_the_target_once_and_items_outside_the_history(user: int,
 
 
 def test_the_target_has_no_say_in_the_other_candidates() -> None:
-    """S-DPO's released lists were seeded by the target: there, the candidates tell which of them it is."""
+    """S-DPO's released lists were seeded by the target: there, the candidates reveal which of them it is."""
     free = [item for item in range(40) if item not in (1, 2)]
     lists = {target: [item for item in candidates(target=target) if item != target] for target in free}
     never_drawn = next(item for item in free if all(item not in found for found in lists.values()))

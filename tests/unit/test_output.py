@@ -1,4 +1,4 @@
-"""What may be written where, found out before anything is computed: by `check_output` alone, and by the commands that call it."""
+"""Which places may be written, checked before anything is computed, by `check_output` alone and by the commands that call it."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def place(tmp_path: Path) -> Path:
         ("/proc/x", False, False, "cannot be written"),
     ],
 )
-def test_what_cannot_be_written_is_told(place: Path, name: str, folder: bool, may_exist: bool, says: str) -> None:
+def test_what_cannot_be_written_is_reported(place: Path, name: str, folder: bool, may_exist: bool, says: str) -> None:
     before = sorted(entry.name for entry in place.rglob("*"))
     with pytest.raises(UserError) as refusal:
         check_output(place / name, "--out", folder=folder, may_exist=may_exist)
@@ -61,7 +61,7 @@ def test_what_can_be_written_is_left_as_it_was(place: Path, name: str, folder: b
 @pytest.mark.skipif(os.getuid() != 0, reason="gives up the rights of root in a process of its own")
 @pytest.mark.parametrize(("name", "folder"), [("x.json", False), ("new/x.json", False), ("", True)])
 def test_a_folder_that_is_closed_to_this_user(tmp_path: Path, name: str, folder: bool) -> None:
-    """By its mode, and as another user than root, whom no mode keeps out."""
+    """Checks the mode as a user other than root, since no mode keeps root out."""
     tmp_path.chmod(0o555)
     code = (
         "import sys; from pathlib import Path; from rec_dist.storage.outputs import check_output\n"

@@ -1,4 +1,4 @@
-"""P2Rec's stage 1: no held-out item reaches a prompt, a preference or a category; losses by hand; gradients where they belong."""
+"""P2Rec's stage 1: held-out items reach no prompt, preference or category; losses by hand; gradients where they belong."""
 
 import json
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_shuffling_keeps_sizes_and_leaves_untrained_items():
 
 
 def test_both_losses_by_hand():
-    """KL of (1/2, 1/2, 0) from softmax(ln 4, 0, 0) = (4, 1, 1) / 6; squared errors of the reading itself."""
+    """KL of (1/2, 1/2, 0) from softmax(ln 4, 0, 0) = (4, 1, 1) / 6; squared errors of the head's output itself."""
     outputs, wanted = torch.tensor([[np.log(4.0), 0.0, 0.0]]).float(), torch.tensor([[0.5, 0.5, 0.0]])
     (kl,), said = losses_of(outputs, wanted, kind="kl")
     assert float(kl) == pytest.approx(0.5 * np.log(0.5 / (4 / 6)) + 0.5 * np.log(0.5 / (1 / 6)), rel=1e-6)
@@ -94,7 +94,7 @@ def test_both_losses_by_hand():
 
 
 @pytest.mark.parametrize("kind", ["kl", "mse"])
-def test_sums_counts_and_a_stand_in(kind, tiny_config, tiny_model_dir, teacher_dir):
+def test_sums_counts_and_a_dummy_batch(kind, tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir, f"task.p2rec.loss={kind}")
     micro_batch = task.data.collate([task.data.example(index) for index in (0, 3, 4)], step=0)
     outputs = torch.randn(3, NUM_CATEGORIES, generator=torch.Generator().manual_seed(0))
@@ -117,7 +117,7 @@ def test_sums_counts_and_a_stand_in(kind, tiny_config, tiny_model_dir, teacher_d
 def test_held_out_items_are_in_no_prompt_and_no_preference(
     pooling, tiny_config, tiny_model_dir, teacher_dir, tiny_data, tiny_tokenizer
 ):
-    """Every user: the prompt is that of the last training items, and the preference counts the training items alone."""
+    """For every user, the prompt is that of the last training items, and the preference counts training items only."""
     task = make(tiny_config, tiny_model_dir, teacher_dir, f"task.p2rec.pooling={pooling}")
     data = PreparedData.open(tiny_data)
     train, held_out = data.split("train"), {}
@@ -140,7 +140,7 @@ def test_held_out_items_are_in_no_prompt_and_no_preference(
     )
 
 
-def test_the_prompt_is_the_trunk_of_a_question(tiny_config, tiny_model_dir, teacher_dir):
+def test_the_prompt_is_that_of_an_eval_example(tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir)
     builder: PromptBuilder = task.data.builder
     history = np.asarray([3, 17, 42], dtype=np.int32)
@@ -156,7 +156,7 @@ def test_the_control_keeps_the_categories_sizes(tiny_config, tiny_model_dir, tea
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_pack_mates_change_nothing_and_rows_are_pooled_as_stated(pooling, tiny_config, tiny_model_dir, teacher_dir):
+def test_batch_mates_change_nothing_and_rows_are_pooled_as_stated(pooling, tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir, f"task.p2rec.pooling={pooling}")
     module: Any = task.model.build().double()
     examples = [task.data.example(index) for index in (5, 1, 9)]
@@ -170,10 +170,10 @@ def test_pack_mates_change_nothing_and_rows_are_pooled_as_stated(pooling, tiny_c
         torch.testing.assert_close(state.double(), rows.mean(0).double(), rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_reach_the_adapter_and_the_reading_alone(tiny_config, tiny_model_dir, teacher_dir):
+def test_gradients_reach_the_adapter_and_the_head_alone(tiny_config, tiny_model_dir, teacher_dir):
     task = make(tiny_config, tiny_model_dir, teacher_dir)
     module: Any = task.model.build()
-    torch.nn.init.normal_(module.linear.weight)  # it starts at 0, and then hands nothing down
+    torch.nn.init.normal_(module.linear.weight)  # it starts at 0 and then passes no gradient down
     trains = {name for name, p in module.named_parameters() if p.requires_grad}
     assert {name for name in trains if "lora_" not in name} == {"linear.weight", "linear.bias"}
     assert len(trains) > 10
@@ -186,7 +186,7 @@ def test_gradients_reach_the_adapter_and_the_reading_alone(tiny_config, tiny_mod
 
 @pytest.mark.parametrize("kind", ["kl", "mse"])
 def test_it_starts_from_the_one_guess_for_all(kind, tiny_config, tiny_model_dir, teacher_dir):
-    """Over all users the first loss is what the log states for that guess; the caller's generator is left as it was."""
+    """Over all users, the first loss is the one that the log states for that guess. The caller's generator is unchanged."""
     task = make(tiny_config, tiny_model_dir, teacher_dir, f"task.p2rec.loss={kind}", "train.max_steps=40", "train.epochs=9")
     task.model.build()
     module: Any = task.model.build()

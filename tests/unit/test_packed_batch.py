@@ -30,7 +30,7 @@ def pack(trees: list[Tree]) -> PackedBatch:
 
 
 def naive(trees: list[Tree]) -> dict[str, list[int]]:
-    """Every field of the batch, appended token by token; `ancestors` is what each row may see, by the design's words."""
+    """Every field of the batch, appended token by token. `ancestors` holds what each row may see, in the design's words."""
     out: dict[str, list[int]] = {f.name: [] for f in fields(PackedBatch)}
     out["ancestors"] = []
     out["completion_offsets"], out["group_offsets"] = [0], [0]
@@ -42,7 +42,7 @@ def naive(trees: list[Tree]) -> dict[str, list[int]]:
         for group, (branch_point, answers) in enumerate(tree.groups):
             out["keys"].append(100 * number + group)
             for answer in answers:
-                sees = set(range(start, start + branch_point + 1))  # its prompt up to the completion point ...
+                sees = set(range(start, start + branch_point + 1))  # its prompt up to the branch point ...
                 previous = start + branch_point
                 along = tree.along(branch_point, answer)
                 for step, token in enumerate(answer):
@@ -71,7 +71,7 @@ def _row(out: dict[str, list], token: int, position: int, prompt: int, branch: i
 
 @settings(max_examples=60, deadline=None)
 @given(forests())
-def test_a_pack_is_what_appending_token_by_token_gives(trees: list[Tree]) -> None:
+def test_a_micro_batch_is_what_appending_token_by_token_gives(trees: list[Tree]) -> None:
     batch, expected = pack(trees), naive(trees)
     index_fields = [name for name, values in expected.items() if values and name != "ancestors"]
     assert len(index_fields) == 10
@@ -121,7 +121,7 @@ def test_a_reference_is_kept_and_nothing_else_changes() -> None:
 
 
 @pytest.mark.parametrize("method", [sft(), sdpo(beta=0.7, num_negatives=3)], ids=lambda method: method.name)
-def test_a_stand_in_adds_nothing_to_loss_count_metrics_or_gradient(method: Objective) -> None:
+def test_a_dummy_batch_adds_nothing_to_loss_count_metrics_or_gradient(method: Objective) -> None:
     batch = dummy_batch(method.num_negatives)
     assert batch.num_groups == 0
     assert batch.num_logical_tokens == 0
@@ -134,6 +134,6 @@ def test_a_stand_in_adds_nothing_to_loss_count_metrics_or_gradient(method: Objec
     assert not logps.grad.any()
 
 
-def test_a_stand_in_has_a_graph_so_that_every_rank_runs_a_backward_pass() -> None:
+def test_a_dummy_batch_has_a_graph_so_that_every_rank_runs_a_backward_pass() -> None:
     logps = torch.zeros(1, requires_grad=True)
     assert sft().loss(logps, dummy_batch(0))[0].requires_grad

@@ -1,4 +1,4 @@
-"""Times of steps become shares, rates and percentiles: worked out by hand. And the comparison of two reports."""
+"""Times of steps become shares, rates and percentiles, worked out by hand; and two reports are compared."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_the_clock_adds_up_what_is_entered_often() -> None:
 
 
 class Recorder:
-    """An engine that only says what it was asked."""
+    """An engine that only records what it was asked to do."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -81,7 +81,7 @@ class Recorder:
         return 1.5
 
 
-def test_the_verbs_are_passed_on() -> None:
+def test_the_engines_methods_are_passed_on() -> None:
     engine, clock = Recorder(), Clock("cpu")
     verbs: Any = TimedEngine(engine, clock)
     assert verbs.forward(1) == 1

@@ -74,7 +74,10 @@ def test_the_shipped_configuration_fits_and_is_what_it_says() -> None:
 
 
 def test_an_online_reference_lets_no_layer_stay_gathered() -> None:
-    """1B: if the backward pass is known, the last 500M elements stay gathered; otherwise only the largest module, the embeddings."""
+    """1B: with a cached reference the last 500M elements stay gathered for the backward pass.
+
+    With an online one, only the largest module does, the embeddings.
+    """
     small = f"plan.model={MODELS / 'llama3-1b'}"
     cached, online = planned(small, "task.reference=cached"), planned(small, "task.reference=online")
     assert cached["memory"]["parts"]["gathered layers"] >= 2 * (500_000_000 + 50_000_000) > 0
@@ -231,7 +234,7 @@ def test_experts_are_refused(tmp_path: Path, tiny_config: Make) -> None:
 
 
 def test_the_largest_model_is_planned_in_under_five_seconds() -> None:
-    """Without the imports, which other tests have paid for: about 3 s of an idle core."""
+    """Imports do not count, since other tests have paid for them: about 3 s of an idle core."""
     began = time.process_time()
     planned("plan.model=" + str(MODELS / "llama3.1-405b"))
     assert time.process_time() - began < 5
@@ -273,7 +276,7 @@ def test_a_config_json_that_is_none_is_one_line(
 
 
 def refused(text: str, folder: Path, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """`plan` of a model whose config.json is `text` ends with one line that names it and the way out."""
+    """`plan` of a model whose config.json is `text` ends with one line that names the file and the way out."""
     file = folder / "config.yaml"
     settings = {"cluster": str(CLUSTERS / "local-cpu.yaml"), "model": str(folder)}
     file.write_text(yaml.safe_dump(make(folder / "run", {"plan": settings})), encoding="utf-8")
@@ -285,7 +288,7 @@ def refused(text: str, folder: Path, make: Make, capsys: pytest.CaptureFixture[s
 
 
 def test_every_field_of_a_cluster_file_has_bounds(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """At the bounds there is a plan whose numbers JSON can say; beyond them one line names the field."""
+    """At the bounds there is a plan whose numbers JSON can represent; beyond them one line names the field."""
     base = yaml.safe_load((CLUSTERS / "8xh100.yaml").read_text(encoding="utf-8"))
     file, cluster = tmp_path / "config.yaml", tmp_path / "cluster.yaml"
     settings = {"plan": {"cluster": str(cluster), "model": str(MODELS / "smollm2-135m")}, "model.dtype": "auto"}

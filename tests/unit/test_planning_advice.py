@@ -1,4 +1,4 @@
-"""What is advised fits by the formula that said it did not, and is the most that does."""
+"""The advised settings fit by the formula that rejected the given ones, and are the largest that do."""
 
 from dataclasses import replace
 from typing import Any
@@ -37,7 +37,7 @@ def sharded(value: Setup) -> Setup:
     return replace(value, zero=STAGE_3)
 
 
-def test_the_largest_pack_is_the_largest() -> None:
+def test_the_largest_micro_batch_is_the_largest() -> None:
     room = 6e9
     tokens = largest_micro_batch(setup(), needs, room, smallest=SMALLEST)
     assert tokens is not None and tokens % 128 == 0 and tokens >= SMALLEST

@@ -1,4 +1,4 @@
-"""Memory by hand-worked numbers, by what autograd saves, and by what must be monotone."""
+"""Memory by numbers worked out by hand, by what autograd saves, and by what must be monotone."""
 
 from dataclasses import replace
 from typing import Any
@@ -80,7 +80,7 @@ def test_parameters_are_sharded_at_stage_3_but_for_the_small_ones(stage: int, he
     ],
 )
 def test_gradients_and_optimizer_state_of_what_trains(stage: int, element: int, gradients: int, optimizer: int) -> None:
-    """11 of 21 elements train, 6 a worker: moments of 8 bytes, and 4 for the float32 copy where there is one."""
+    """11 of 21 elements train, 6 a worker: moments of 8 bytes, and 4 for the float32 copy if there is one."""
     value = setup(zero=replace(STAGE_3, stage=stage), element=element)
     assert (gradient_bytes(value), optimizer_bytes(value)) == (gradients, optimizer)
 
@@ -91,7 +91,7 @@ def test_soft_prompts_sum_the_gradients_of_two_objectives() -> None:
 
 def test_what_stays_gathered_until_the_backward_pass() -> None:
     sizes = [4, 3, 2, 1]
-    assert kept_elements(sizes, replace(STAGE_3, reuse=7), tied=False) == 6  # behind 3 lie 2 * (2 + 1) < 7, behind 4 lie 12
+    assert kept_elements(sizes, replace(STAGE_3, reuse=7), tied=False) == 6  # 2 * (2 + 1) < 7 elements follow 3, and 12 follow 4
     assert kept_elements(sizes, replace(STAGE_3, reuse=100), tied=False) == 10
     assert kept_elements([], STAGE_3, tied=False) == 0
     assert kept_elements([5, 2, 5], STAGE_3, tied=True) == 7  # the tied embedding is held once
@@ -126,7 +126,10 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
 
 
 def saved_bytes(layers: int, batch: PackedBatch, dtype: torch.dtype, *, rank: int, attention: str, num_virtual: int = 0) -> int:
-    """Bytes of all distinct tensors that autograd keeps in a forward pass, without weights. num_virtual: vectors, if only they train."""
+    """Bytes of all distinct tensors that autograd keeps in a forward pass, without weights.
+
+    num_virtual: the number of vectors, if only they train.
+    """
     register()
     config = transformers.LlamaConfig(
         vocab_size=64,
@@ -147,7 +150,7 @@ def saved_bytes(layers: int, batch: PackedBatch, dtype: torch.dtype, *, rank: in
         model = add_lora(model, LoraSpec(rank, 8.0, 0.0, "all-linear"), seed=0, weights=None, keep_reference=False)
         base = model.get_base_model()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: list[torch.Tensor] = []  # alive, so that no storage is used twice
+    kept: list[torch.Tensor] = []  # keeps tensors alive, so that no storage is used twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         kept.append(tensor)

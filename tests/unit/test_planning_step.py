@@ -1,4 +1,4 @@
-"""Collectives, micro-batches and step times by hand-worked numbers."""
+"""Collectives, micro-batches and step times by numbers worked out by hand."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def test_calls_fill_buckets() -> None:
 
 
 def test_gathers_of_a_micro_batch() -> None:
-    """100 + 60 + 40 elements forward; of them 60 + 40 stay (behind 60 lie 80 < 90, behind 100 lie 200): 100 backward."""
+    """Forward gathers 100 + 60 + 40 elements. 60 + 40 of them stay (80 < 90 follow 60, and 200 follow 100): 100 backward."""
     forward, backward = gather_seconds(SETUP, NODE)
     assert forward == pytest.approx(7 / 8 * 400 / 400e9 + 2 * 7 * 3e-6)
     assert backward == pytest.approx(7 / 8 * 200 / 400e9 + 1 * 7 * 3e-6)
@@ -87,7 +87,7 @@ def test_rows_of_a_prompt_as_in_the_architecture_page() -> None:
 
 @pytest.mark.parametrize(("targets", "negatives"), [(1, 0), (1, 3), (4, 2)])
 def test_a_workload_is_what_a_packed_batch_holds(targets: int, negatives: int) -> None:
-    """P = 20, C = 5: a batch with these lengths, every chosen title but the last one on the prompt."""
+    """P = 20, C = 5: a batch with these lengths, where every chosen title but the last one stands on the prompt."""
     prompt, completion = 20, 5
     grouped = list(range(prompt + (targets - 1) * completion))
     groups = []
@@ -104,7 +104,7 @@ def test_a_workload_is_what_a_packed_batch_holds(targets: int, negatives: int) -
 
 
 def test_micro_batches_of_a_step() -> None:
-    """100 rows a prompt, 10 a micro-batch of 1,024; 176 prompts on 8 workers are 3 micro-batches each, of 8 prompts."""
+    """100 rows a prompt, 10 a micro-batch of 1,024. 176 prompts on 8 workers are 3 micro-batches each, of 8 prompts."""
     work = Workload(groups=176, targets=1, negatives=0, prompt=91, completion=10)
     assert work.rows == 100
     flex = pack(work, max_tokens=1024, workers=8, flex=True)
@@ -115,7 +115,10 @@ def test_micro_batches_of_a_step() -> None:
 
 
 def test_the_prompts_of_a_group_share_a_micro_batch() -> None:
-    """Two prompts of 100 rows a group: a micro-batch of 1,024 takes 5 groups, so 64 groups on 8 workers are 2 of 4 groups each."""
+    """A group has two prompts of 100 rows, so a micro-batch of 1,024 takes 5 groups.
+
+    64 groups on 8 workers are 2 micro-batches of 4 groups each.
+    """
     work = Workload(groups=64, targets=1, negatives=0, prompt=91, completion=10, prompts_per_group=2)
     assert (work.num_prompts, work.example) == (128, 200)
     micro_batches = pack(work, max_tokens=1024, workers=8, flex=False)
@@ -131,7 +134,7 @@ def test_a_step_by_hand() -> None:
     pairs = work.pairs + 128 * 100
     once = 1000 * (4 * 60 + 6 * 40) + 10 * 4 * 100 + 3 * 4 * 8 * 2 * pairs
     assert time.flops == pytest.approx(once)
-    assert time.compute == pytest.approx((once + 2 * 10 * 100) / 1e12)  # the head makes its logits twice
+    assert time.compute == pytest.approx((once + 2 * 10 * 100) / 1e12)  # the head computes its logits twice
     assert time.gather == pytest.approx(7 / 8 * 600 / 400e9)
     assert time.hidden == pytest.approx(time.gather / 2)
     assert time.seconds == pytest.approx(time.compute + time.reduce + time.gather / 2)

@@ -13,7 +13,7 @@ KINDS = ["sdpo", "dmpo"]
 
 
 def truth(policy, reference, offsets, kind, beta):
-    """The papers' formulas, word for word, group by group."""
+    """The papers' formulas, group by group."""
     losses = []
     for start, end in pairwise(offsets.tolist()):
         r = beta * (policy[start:end] - reference[start:end])
@@ -40,7 +40,7 @@ def test_loss_rewards_and_gradient_are_the_formula(kind, offsets_dtype):
     expected_policy, policy = policy.clone().requires_grad_(), policy.requires_grad_()
     loss, rewards = preference_loss(policy, reference, offsets.to(offsets_dtype), kind=kind, beta=0.7)
     expected = truth(expected_policy, reference, offsets, kind, 0.7)
-    weights = torch.arange(1.0, 7.0, dtype=torch.float64)  # groups told apart
+    weights = torch.arange(1.0, 7.0, dtype=torch.float64)  # weights that distinguish the groups
     (loss @ weights).backward()
     (expected @ weights).backward()
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-14)
@@ -74,7 +74,7 @@ def test_one_negative_makes_all_kinds_equal():
     losses = [preference_loss(policy, reference, offsets, kind=k, beta=0.3)[0] for k in ("sdpo", "dmpo", "dpo")]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-14, atol=1e-15)
     assert torch.equal(losses[0], losses[2])
-    assert losses[0][:3].min() > 0  # not equal for being empty
+    assert losses[0][:3].min() > 0  # equal, but not because they are empty
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +86,7 @@ def test_negatives_share_the_gradient_as_the_papers_say(kind):
     share = policy.grad[1:] / -policy.grad[0]
     expected = torch.full((5,), 0.2, dtype=torch.float64) if kind == "dmpo" else rewards[1:].softmax(0)
     torch.testing.assert_close(share, expected, rtol=1e-12, atol=1e-14)
-    assert policy.grad[0] < 0  # descending raises the positive
+    assert policy.grad[0] < 0  # descending increases the positive's log-prob
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

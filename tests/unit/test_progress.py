@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: lines in a log, a bar on a terminal, and the same time left as `rec-dist status` tells."""
+"""What a person sees while a run trains: lines in a log, a bar on a terminal, and the time left as `rec-dist status` shows it."""
 
 import io
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Record = Callable[[dict[str, Any]], None]
 
 
 class Terminal(io.StringIO):
-    """Text that says it is shown to a person."""
+    """Text that says it is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -43,14 +43,14 @@ def row(step: int, seconds: float) -> dict[str, Any]:
 
 
 def shown(run: RunDirectory, out: io.StringIO, do: Callable[[], None]) -> str:
-    """What stands on `out` once what `do` says has been seen."""
+    """What stands on `out` after it has seen the events of `do`."""
     with watching(run, out):
         do()
     return out.getvalue()
 
 
 def test_a_line_says_how_long_it_will_be(run: RunDirectory, record: Record) -> None:
-    """By hand: the first step, of 90 s, is left out; the median of 1, 2 and 9 s is 2 s; 96 steps are left: 192 s."""
+    """By hand: the first step of 90 s is left out; the median of 1, 2 and 9 s is 2 s; 96 steps are left: 192 s."""
 
     def train() -> None:
         for step, seconds in enumerate((90.0, 1.0, 9.0, 2.0), start=1):
@@ -81,7 +81,7 @@ def test_a_step_that_is_left_out_moves_the_rest(run: RunDirectory, record: Recor
 
 
 def test_the_bar_of_a_resumed_run_goes_by_its_own_steps(run: RunDirectory, record: Record) -> None:
-    """tqdm would say that the 50 steps before took no time, and that the rest is a matter of seconds."""
+    """tqdm would count the 50 earlier steps as instant and expect the rest in a matter of seconds."""
 
     def train() -> None:
         record(row(51, 60.0))

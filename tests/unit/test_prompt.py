@@ -1,4 +1,4 @@
-"""Prompts are put together from pieces of tokens: they must read as the text that a person would have written."""
+"""Prompts are assembled from pieces of tokens. They must read as the text that a person would have written."""
 
 import json
 from pathlib import Path
@@ -44,14 +44,14 @@ def completions(grouped: GroupedPrompt) -> list[list[int]]:
 
 
 def test_pieces_are_the_tokens_of_the_whole_text(tokenizer: Any) -> None:
-    """A prompt and its completion, read together, are exactly what the tokenizer makes of the text in one go."""
+    """A prompt and its completion, read together, have exactly the tokens that the tokenizer makes of the whole text."""
     grouped = build(tokenizer).grouped_prompt(items(0, 3, 2), [items(1, 4)], [7])
     prompt = "A user watched:\n- Silent River\n- Émigré 七 (1999)\n- Last Letter\n-"
     for answer, title in zip(completions(grouped), ["Golden Garden", "Broken Mirror"], strict=True):
         assert grouped.tokens.tolist() + answer == begin_tokens(tokenizer) + ids(tokenizer, f"{prompt} {title}\n")
 
 
-def test_branch_tokens_are_the_completions_without_their_last_token(tiny_tokenizer: Any) -> None:
+def test_completion_inputs_are_the_completions_without_their_last_token(tiny_tokenizer: Any) -> None:
     grouped = build(tiny_tokenizer).grouped_prompt(items(0), [items(1, 2), items(3)], [7, 8], branch_at=[0, 1])
     assert grouped.completion_inputs.tolist() == [token for answer in completions(grouped) for token in answer[:-1]]
     assert grouped.group_sizes.tolist() == [2, 1]
@@ -59,7 +59,7 @@ def test_branch_tokens_are_the_completions_without_their_last_token(tiny_tokeniz
 
 
 def test_a_chosen_item_that_the_history_goes_on_with_takes_no_rows(tokenizer: Any) -> None:
-    """Its title stands on the prompt behind its completion point; a negative, and the last target, still need completions of their own."""
+    """Its title stands on the prompt after its branch point. A negative, and the last target, still need completions of their own."""
     builder, history = build(tokenizer), items(0, 1, 2)
     grouped = builder.grouped_prompt(history, [items(1, 4), items(2, 3), items(4, 0)], range(3), branch_at=[1, 2, 3])
     sizes = [len(builder.titles[item]) for item in (4, 3, 4, 0)]
@@ -72,8 +72,8 @@ def test_a_chosen_item_that_the_history_goes_on_with_takes_no_rows(tokenizer: An
         assert rows[0] == grouped.branch_points[place]
 
 
-def test_every_fork_of_a_timeline_ends_the_prompt_of_its_own(tokenizer: Any) -> None:
-    """Sharing a grouped shows each target what a grouped of its own would: the items before it, and then the item prefix."""
+def test_every_branch_point_of_a_timeline_ends_the_prompt_of_its_own(tokenizer: Any) -> None:
+    """Each target in a grouped prompt sees what its own prompt would hold: the items before it, and then the item prefix."""
     builder, history = build(tokenizer), items(0, 1, 2, 3)
     timeline = builder.grouped_prompt(history, [items(4)] * 5, range(5), branch_at=[0, 1, 2, 3, 4])
     for count, branch_point in enumerate(timeline.branch_points.tolist()):
@@ -156,7 +156,7 @@ def test_the_fingerprint_changes_with_all_that_a_prompt_is_made_of(tiny_tokenize
     variants = [{}, {"instruction": "x"}, {"item_prefix": "\n*"}, {"end": "<eos>"}, {"max_history": 3}, {"candidates": "listed"}]
     prints = [build(tiny_tokenizer, **changes).fingerprint for changes in variants]
     prints.append(build_prompt_builder(PromptConfig(instruction="A user watched:"), tiny_tokenizer, TITLES[::-1]).fingerprint)
-    moved = ["Silent", "River Golden Garden", *TITLES[2:]]  # the same tokens in all, cut into titles at another place
+    moved = ["Silent", "River Golden Garden", *TITLES[2:]]  # the same tokens overall, split into titles at another place
     prints.append(build_prompt_builder(PromptConfig(instruction="A user watched:"), tiny_tokenizer, moved).fingerprint)
     assert len(set(prints)) == len(prints)
     same = ["Silent River Golden", "Garden", *TITLES[2:]]

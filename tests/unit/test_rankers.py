@@ -1,4 +1,4 @@
-"""The floor rankers: scores by hand, batching that changes nothing, and ties that earn no credit."""
+"""The baseline rankers: scores by hand, batching that changes nothing, and ties that earn no credit."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""The recommenders and their task: no score depends on batch mates or on the future, losses equal a naive truth, and they learn."""
+"""The recommenders and their task.
+
+No score depends on batch mates or on the future, losses equal a naive truth, and the models learn.
+"""
 
 import json
 from dataclasses import asdict, replace
@@ -94,7 +97,7 @@ def test_loss_is_the_naive_sum_over_positions(module):
     assert sums.tolist() == pytest.approx([loss.item(), 12.0], abs=1e-5)
 
 
-def test_stand_in_contributes_exactly_zero(module):
+def test_a_dummy_batch_contributes_exactly_zero(module):
     batch = dummy_batch()
     loss, sums, _ = NextItem(module)(batch)
     loss.backward()

@@ -1,4 +1,4 @@
-"""What cached reference log-probs belong to: they are computed again where any of it differs, and for nothing else."""
+"""What cached reference log-probs belong to: they are computed again if any of it differs, and for no other reason."""
 
 import json
 import shutil

@@ -110,7 +110,7 @@ def test_the_page_stands_alone(report: Report, tmp_path: Path) -> None:
     assert re.search(r"\bnan\b|\binf\b", html, re.IGNORECASE) is None
 
 
-def test_everything_told_is_on_the_page(report: Report, tmp_path: Path) -> None:
+def test_everything_reported_is_on_the_page(report: Report, tmp_path: Path) -> None:
     text = " ".join(Page(written(report, tmp_path)).text)
     for words in ("0.060", "0.250", "0.342", "[0.322, 0.362]", "+0.092 [+0.082, +0.102]", "above 0", "no significant difference"):
         assert words in text

@@ -1,4 +1,4 @@
-"""When a failed attempt is followed by another, and what is said when it is not."""
+"""When a failed attempt is followed by another, and what is reported when it is not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def attempts(run: RunDirectory, ends: list[Any]) -> Callable[[], dict[str, Any]]:
-    """One attempt an end: a number is a failure after that step, an exception is raised, a dict returned."""
+    """Makes one attempt an end: a number is a failure after that step, an exception is raised, a dict is returned."""
 
     def attempt() -> dict[str, Any]:
         end = ends.pop(0)
@@ -88,7 +88,7 @@ def test_no_room_is_no_fault_of_a_step_but_counts(run: RunDirectory) -> None:
 
 
 def test_a_failure_while_stopping_is_the_stop(run: RunDirectory) -> None:
-    """SIGTERM to a whole process group: the workers die of it before they could save."""
+    """SIGTERM to a whole process group: the workers die of it before they can save."""
     run.request_stop()
     with pytest.raises(StopRequested, match="from the newest checkpoint"):
         with_restarts(attempts(run, [5, {}]), run, limit=3)
@@ -96,7 +96,7 @@ def test_a_failure_while_stopping_is_the_stop(run: RunDirectory) -> None:
 
 
 def test_lost_at_the_start_twice_with_progress_between_is_no_bug(run: RunDirectory) -> None:
-    """Days of training meet several lost nodes; two of them while workers start are not the same step."""
+    """Days of training meet several lost nodes. Two that are lost while workers start are not the same step."""
     ends: list[Any] = [0, 7, 0, {"step": 12}]
     attempt = attempts(run, ends)
 

@@ -47,7 +47,7 @@ def test_a_part_of_a_permutation_is_that_part() -> None:
 
 def test_permutations_move_things_and_differ() -> None:
     firsts = np.stack([permute(np.arange(8), 8, seed) for seed in range(4000)])
-    for place in (0, 3, 7):  # every item is equally often at every place: chi-square with 7 degrees of freedom
+    for place in (0, 3, 7):  # every item is equally often in every place: chi-square with 7 degrees of freedom
         counts = np.bincount(firsts[:, place], minlength=8)
         assert ((counts - 500.0) ** 2 / 500.0).sum() < 30
 

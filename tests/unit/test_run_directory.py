@@ -40,7 +40,7 @@ def test_the_same_configuration_claims_again_and_keeps_what_is_there(run: RunDir
 
 @pytest.mark.parametrize(("section", "key", "value"), [("train", "seed", 1), ("model", "path", "b"), ("train", "new", None)])
 def test_a_changed_result_is_refused_by_name(run: RunDirectory, section: str, key: str, value: Any) -> None:
-    if value is None:  # a key that the older run did not know, at a value that means nothing, is no difference
+    if value is None:  # a key that the older run did not know is no difference if its value has no effect
         run.claim(changed(section, key, value), "")
         value = 3
     with pytest.raises(UserError, match=rf"train\.run_dir .*different: {section}\.{key}\)"):
@@ -89,7 +89,7 @@ def test_a_folder_with_other_files_is_not_taken(tmp_path: Path) -> None:
 def test_a_second_run_on_a_directory_is_refused(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run.locked():
-        run.claim(CONFIG, "")  # the lock itself is no foreign file
+        run.claim(CONFIG, "")  # the lock itself does not count as a file of others
         code = "import sys; from pathlib import Path; from rec_dist.runtime.run_directory import RunDirectory as R\n"
         code += "with R(Path(sys.argv[1])).locked(): pass"
         done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False)

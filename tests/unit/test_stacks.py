@@ -27,7 +27,7 @@ def start(folder: Path, rank: int) -> subprocess.Popen[bytes]:
 
 
 def state_of(child: subprocess.Popen[bytes]) -> str:
-    """The kernel's letter for it."""
+    """The kernel's letter for the process's state."""
     return Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
 
 

@@ -67,7 +67,7 @@ def test_what_is_written_is_what_safetensors_reads_with_the_hash_it_has(tmp_path
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_fault_of_the_disk_is_told_at_the_end_and_blocks_nobody(tmp_path: Path, asynchronous: bool) -> None:
+def test_a_fault_of_the_disk_is_raised_at_the_end_and_blocks_nobody(tmp_path: Path, asynchronous: bool) -> None:
     """A real limit of the system allows no file above 2 KB. 200 tensors are more than a bounded queue holds."""
     entries = [Entry(f"t{number}", (10, 10)) for number in range(200)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -17,7 +17,7 @@ STARTED = 1_700_000_000.0
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """Begun at STARTED; 6 of 10 steps of 5 s each are done, with a restart on the way."""
+    """Began at STARTED; 6 of 10 steps of 5 s each are done, with one restart in between."""
     run = RunDirectory(tmp_path / "run")
     run.claim({"train": {"seed": 0}}, "train: {seed: 0}\n")
     for step in range(1, 7):
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_could_not_be_written_is_an_error(run: RunDirectory) -
     assert status_of(run.path).error == "no checkpoint after step 6: no space left on /shared"
 
 
-def test_any_fault_is_told_but_a_stop_is_none(run: RunDirectory) -> None:
+def test_any_fault_is_reported_but_a_stop_is_none(run: RunDirectory) -> None:
     with pytest.raises(UserError), noting_failure(run):
         raise UserError("cluster.num_workers (8) is more than the cluster holds")
     assert status_of(run.path).error == "after step 6: cluster.num_workers (8) is more than the cluster holds"
@@ -181,7 +181,7 @@ def test_a_damaged_row_is_left_out(run: RunDirectory, row: str) -> None:
 
 
 @pytest.mark.parametrize("row", ['{"event": "step"}', '{"event": "step", "step": "x"}'])
-def test_why_a_run_failed_is_told_beside_a_damaged_row(run: RunDirectory, row: str) -> None:
+def test_why_a_run_failed_is_reported_beside_a_damaged_row(run: RunDirectory, row: str) -> None:
     with run.metrics_path.open("a", encoding="utf-8") as handle:
         handle.write(f"{row}\n")
     with pytest.raises(NotFiniteError), noting_failure(run):

@@ -101,9 +101,7 @@ def test_a_damaged_row_is_left_out(server: S3Server, copy: str, capsys: pytest.C
     assert {**said(server, copy, capsys), "state": ""} == {**whole, "state": ""}
 
 
-def test_a_bucket_that_is_not_there_is_told_from_a_place_without_a_run(
-    server: S3Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bucket_that_does_not_exist_is_not_a_place_without_a_run(server: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", server.uri("nothing")]) == 2
     assert capsys.readouterr().err.startswith(f"error: s3://{BUCKET}/nothing holds no run; give the checkpoint.remote of a run")
     assert main(["status", server.uri("x").replace(BUCKET, "no-such-bucket")]) == 2

@@ -1,4 +1,4 @@
-"""The comparison as text: its marks, its claims, and that it fits a terminal."""
+"""The comparison as text: its marks and claims, and that it fits a terminal."""
 
 import math
 

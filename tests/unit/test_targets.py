@@ -1,4 +1,4 @@
-"""Every target of a split stands in exactly one example, and a example never crosses users."""
+"""Every target of a split stands in exactly one example, and an example never crosses users."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ ROWS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), max_size=8)
 
 
 @given(ROWS, st.integers(1, 5))
-def test_units_cover_every_target_once_in_runs_of_neighbours(rows: list[tuple[int, int]], per_example: int) -> None:
+def test_examples_cover_every_target_once_in_runs_of_neighbours(rows: list[tuple[int, int]], per_example: int) -> None:
     lengths, first = [length for length, _ in rows], [start for _, start in rows]
     index = index_targets(split_of(lengths, first), per_example)
     covered = [

@@ -73,7 +73,7 @@ def test_items_at_and_after_a_position_change_no_list_up_to_it(kind, length, pos
     position = min(position, length - 1)
     row, mate = rows(length, 9, seed=seed)
     changed = row.copy()
-    changed[position:] = np.random.default_rng(seed + 1).permutation(NUM_ITEMS)[: length - position]  # repeats and all
+    changed[position:] = np.random.default_rng(seed + 1).permutation(NUM_ITEMS)[: length - position]  # including repeats
     before, after = (lists_of(kind, split_of([items, mate], [1, 1])) for items in (row, changed))
     own = (before.user_ids == 3) & (before.positions <= position)
     assert own.sum() == position

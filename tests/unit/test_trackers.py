@@ -1,4 +1,4 @@
-"""Trackers offline, each read back from the files it wrote; absent packages; trackers that fail. Not installed: skipped."""
+"""Trackers offline, each read back from the files it wrote; missing packages; trackers that fail. Skips what is not installed."""
 
 import os
 import struct

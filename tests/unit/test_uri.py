@@ -1,4 +1,4 @@
-"""No message shows a credential of a URI, however it was pasted, and no configuration accepts one."""
+"""No message shows a credential of a URI, wherever it was given, and no configuration accepts one."""
 
 from collections.abc import Callable
 from pathlib import Path

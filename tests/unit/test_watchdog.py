@@ -1,4 +1,4 @@
-"""What the driver does while workers run, on real beats in a real run directory, with a clock that a test turns."""
+"""What the driver does while workers run, with real heartbeats in a real run directory and a clock that a test sets."""
 
 import json
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from rec_dist.runtime.run_directory import RunDirectory
 
 
 class Scene:
-    """A run directory, a clock, and a cluster that says what it was told and writes down what it is asked to do."""
+    """A run directory, a clock, and a cluster that records what it is told and asked to do."""
 
     def __init__(self, folder: Path, *, hang: float = 30.0, grace: float = 60.0) -> None:
         self.run = RunDirectory(folder / "run")
@@ -47,14 +47,14 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def test_a_hang_is_no_rank_getting_on(scene: Scene) -> None:
+def test_a_hang_is_no_progress_on_any_rank(scene: Scene) -> None:
     scene.after(1000)  # no worker has begun: nothing hangs yet
     assert scene.watch.fault is None
     scene.beat(0, 4)
     scene.beat(1, 4)
     scene.after(20)
     scene.after(20)
-    scene.beat(1, 5)  # one that gets on is enough: the other waits for it
+    scene.beat(1, 5)  # one that makes progress is enough: the other waits for it
     scene.after(20)
     scene.after(20)
     assert scene.watch.fault is None and not scene.ended

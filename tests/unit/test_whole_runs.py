@@ -1,4 +1,7 @@
-"""Inputs of the benchmarks of whole runs: a model written in pieces is a model, and a plan is made of the run that was measured."""
+"""Inputs of the benchmarks of whole runs.
+
+A model written in pieces is a valid model, and a plan describes the run that was measured.
+"""
 
 import os
 import subprocess

@@ -1,10 +1,10 @@
-"""A fault at a chosen place of a chosen rank of a real run. Python imports this at its start where the folder is on PYTHONPATH.
+"""Injects a fault at a chosen place of a chosen rank of a real run. Python imports this at start if the folder is on PYTHONPATH.
 
-The package has no hooks for it: in Ray's worker processes, methods of the package are wrapped as they are imported. The faults are
-real ones: the process raises there, or sends itself the signal. Described by REC_DIST_TEST_FAULT (JSON):
-{"kind": "exception" | "SIGKILL" | "SIGSTOP" | "SIGTERM", "phase", "rank", "call": the how manyth call, "marker": made once it came},
-or {"kind": "slow", "phase", "seconds": added to each call, or to the one that "call" names}. With "driver": true the place is in the
-command itself, where cluster.launcher=local trains.
+The package has no hooks for this: in Ray's worker processes, methods of the package are wrapped as they are imported. The faults
+are real: the process raises an exception there, or sends itself the signal. REC_DIST_TEST_FAULT describes the fault as JSON:
+{"kind": "exception" | "SIGKILL" | "SIGSTOP" | "SIGTERM", "phase", "rank", "call": which call, counted from 1,
+"marker": a file made when the fault has come}, or {"kind": "slow", "phase", "seconds": added to each call, or to the one that "call"
+names}. With "driver": true the place is in the command itself, where cluster.launcher=local trains.
 """
 
 import importlib.machinery
@@ -27,7 +27,7 @@ PLACES = {
 
 
 def strike(fault: dict[str, Any]) -> None:
-    """Once, on the rank that was chosen."""
+    """Happens once, on the chosen rank."""
     if int(os.environ["RANK"]) != fault["rank"]:
         return
     try:
@@ -37,7 +37,7 @@ def strike(fault: dict[str, Any]) -> None:
     if fault["kind"] == "exception":
         raise OSError("an injected fault")
     os.kill(os.getpid(), getattr(signal, fault["kind"]))
-    time.sleep(0.2)  # a signal to the process may come a little later than the call that sends it
+    time.sleep(0.2)  # a signal to the process may arrive a little later than the call that sends it
 
 
 def wrapped(function: Callable[..., Any], when: str, fault: dict[str, Any]) -> Callable[..., Any]:

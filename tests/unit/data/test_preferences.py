@@ -130,7 +130,7 @@ def test_settings_without_effect_and_empty_files_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_two_kinds_of_data_set_are_told_apart(tmp_path, tiny_data):
+def test_the_two_kinds_of_data_set_are_distinguished(tmp_path, tiny_data):
     prepared(lists(tmp_path), tmp_path / "out")
     with pytest.raises(UserError, match=r"holds preference rows, which have no items to rank"):
         PreparedData.open(tmp_path / "out")
@@ -171,7 +171,7 @@ def same_prompt(one: GroupedPrompt, two: GroupedPrompt) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
 
 
-def test_exported_interactions_come_back_as_the_same_trunks(tmp_path, tiny_config, tiny_model_dir):
+def test_exported_interactions_come_back_as_the_same_prompts(tmp_path, tiny_config, tiny_model_dir):
     """The text of a prompt and its completions has the same tokens as the pieces, target by target."""
     config = RunConfig.model_validate(tiny_config(tmp_path / "run", "task.kind=sdpo"))
     count = export_rows(config, tmp_path / "rows.jsonl")

@@ -109,7 +109,7 @@ def test_user_ratio_rows(tmp_path):
     assert 2 <= len(parts["test"]) <= 24
 
 
-def test_a_dislike_outside_the_catalogue_is_dropped(tmp_path):
+def test_an_explicit_negative_outside_the_catalogue_is_dropped(tmp_path):
     data, _ = run(tmp_path, split="leave_one_out")
     assert "e2" not in data.titles
     assert data.manifest.counts["explicit_negatives"] == 2
