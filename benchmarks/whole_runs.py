@@ -135,10 +135,10 @@ def train(config: dict[str, Any], *, workers: int, log: Path, exact: bool = True
                 rank.kill()
     if any(rank.returncode for rank in ranks):
         raise SystemExit(f"a worker failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
-    told = [json.loads(answer.splitlines()[-1]) for answer in answers]
+    answered = [json.loads(answer.splitlines()[-1]) for answer in answers]
     return {
-        **told[0],
-        "before_model_bytes": [each["before_model_bytes"] for each in told],
+        **answered[0],
+        "before_model_bytes": [each["before_model_bytes"] for each in answered],
         "private_bytes": private.most,
         "private_together_bytes": private.most_together,
     }

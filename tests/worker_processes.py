@@ -82,9 +82,8 @@ def start(function: Any, *arguments: Any, folder: Path, environment: dict[str, s
 
 def _main(function: Any, arguments: Sequence[Any], folder: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # tests that a shell runs in the background inherit that SIGINT is ignored
+    # Tests that a shell runs in the background inherit that SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, name in ((1, "out"), (2, "err")):
         handle = os.open(folder / name, os.O_WRONLY | os.O_APPEND)
         os.dup2(handle, number)

@@ -1,4 +1,4 @@
-"""Evaluation: equal scores on any number of workers and in any packing, equal to plain transformers, and the same for all models."""
+"""Evaluation gives the scores of plain transformers, on any number of workers and in any packing, and is alike for all models."""
 
 import json
 from collections.abc import Callable

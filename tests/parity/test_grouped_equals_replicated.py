@@ -186,19 +186,17 @@ def test_packing_order_and_batch_mates_change_nothing(name: str, folder_of: Call
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_check_prompt_sharing_passes_the_models_we_support(
-    name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
-) -> None:
+def test_check_branching_passes_the_models_we_support(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
     scorer = scorer_of(folder_of(name))
     with torch.no_grad():
         check_branching(lambda batch: scorer(batch)[2], vocab_size=VOCAB, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_check_prompt_sharing_refuses_attention_that_drops_the_mask(
+def test_check_branching_refuses_attention_that_drops_the_mask(
     name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
 ) -> None:
-    """Replaces the mask with transformers' own causal mask over the batch: every row sees the prompts and completions before it."""
+    """Under transformers' own causal mask over the batch, every row sees the prompts and completions before it."""
     scorer = scorer_of(folder_of(name))
     base = scorer.base
 
@@ -210,7 +208,7 @@ def test_check_prompt_sharing_refuses_attention_that_drops_the_mask(
         check_branching(score, vocab_size=VOCAB, dtype=torch.float32)
 
 
-def test_check_prompt_sharing_refuses_completions_that_see_each_other() -> None:
+def test_check_branching_refuses_completions_that_see_each_other() -> None:
     """A bag-of-tokens model over a mask without the rule for completions, the subtlest way to be wrong; and NaN."""
     table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
 
