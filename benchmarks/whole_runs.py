@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = "local-cpu"
 _SHARD_BYTES = 1 << 30
 # glibc settings for measuring memory: a large block has pages of its own and returns them when it is freed. Workers of a CPU run
-# # normally keep freed memory (runtime/allocator.py), which is faster and leaves holes.
+# normally keep freed memory (runtime/allocator.py), which is faster and leaves holes.
 _EXACT = {
     "MALLOC_MMAP_MAX_": "60000",
     "MALLOC_MMAP_THRESHOLD_": "65536",

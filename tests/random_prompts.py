@@ -46,7 +46,8 @@ class Tree:
 def random_tree(rng: np.random.Generator, *, vocab_size: int, prompt: int, groups: int, max_negatives: int = 3) -> Tree:
     """A prompt of `prompt` tokens with `groups` ascending branch points of 1 + 0..max_negatives completions each.
 
-    The last branch point is at the end. About half of the chosen completions that fit continue the prompt itself, as the next item of a history does.
+    The last branch point is at the end. About half of the chosen completions that fit continue the prompt itself, as the next
+    item of a history does.
     """
     tokens = lambda count: rng.integers(0, vocab_size, size=count).tolist()
     branch_points = [*sorted(rng.integers(0, prompt, size=groups - 1).tolist()), prompt - 1]

@@ -1,6 +1,7 @@
 """Real processes for tests: workers of one gloo group, and the command line, each in a process of its own that can be killed.
 
-They are forked from a server that has loaded the libraries: each takes 0.1 s instead of 8 s, and nothing passes from run to run.
+They are forked from a server that has loaded the libraries: each takes 0.1 s instead of 8 s, and nothing passes from run to
+run.
 """
 
 import json

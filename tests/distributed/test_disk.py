@@ -1,7 +1,7 @@
 """A disk that fills up, turns read-only or closes under a run gives one line, the last good checkpoint, exit code 1 or a warning.
 
-Nothing hangs. The faults are the system's own: small file systems in memory (which only root may mount), and a limit on the size of
-files.
+Nothing hangs. The faults are the system's own: small file systems in memory (which only root may mount), and a limit on the
+size of files.
 """
 
 import json

@@ -1,7 +1,8 @@
 """The fault matrix: every kind of fault, in every phase, on either of two real Ray workers with DeepSpeed ZeRO-3.
 
-Each run must end with the parameters of an undisturbed one, bit for bit, or with the stop that docs/reliability.md states. A case
-takes about 35 s on two idle cores. `make test-faults` runs all cases and renders the table; `make test` runs those marked quick.
+Each run must end with the parameters of an undisturbed one, bit for bit, or with the stop that docs/reliability.md states. A
+case takes about 35 s on two idle cores. `make test-faults` runs all cases and renders the table; `make test` runs those
+marked quick.
 """
 
 import os

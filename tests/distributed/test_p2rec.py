@@ -131,12 +131,13 @@ def test_embedding_base_and_tuned(trainer: Any, stage_one: tuple[str, ...], tiny
 
 def test_a_killed_embedding_goes_on(trainer: Any, stage_one: tuple[str, ...], tmp_path: Path) -> None:
     run = trainer.once(*stage_one)
+    # one item a micro-batch, eight a part
     words = (
         "embed",
         run.path,
         tmp_path / "killed",
         "train.max_tokens_per_micro_batch=20",
-    )  # one item a micro-batch, eight a part
+    )
     child = start_command(tmp_path / "first", *words)
     parts, deadline = tmp_path / "killed" / "parts", time.monotonic() + 120
     while len(list(parts.glob("part-*.safetensors"))) < 2:

@@ -1,7 +1,8 @@
 """The claim that everything depends on: a shared prompt gives the log-probs and gradients of prompts written out one by one.
 
-The oracle is transformers alone: each prompt + completion through the whole model, log_softmax, sum. The models are tiny and random
-with large weights, so that a row that sees one token too many is off by far more than the tolerance (checked for every model).
+The oracle is transformers alone: each prompt + completion through the whole model, log_softmax, sum. The models are tiny and
+random with large weights, so that a row that sees one token too many is off by far more than the tolerance (checked for every
+model).
 """
 
 from collections.abc import Callable

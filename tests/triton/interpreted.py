@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter on the CPU: against float64 truth, on hard inputs, in any chunking.
 
-pytest does not collect this file by name: test_interpreter.py runs it in a process with TRITON_INTERPRET=1. Cost: two minutes on a
-busy core.
+pytest does not collect this file by name: test_interpreter.py runs it in a process with TRITON_INTERPRET=1. Cost: two minutes
+on a busy core.
 """
 
 from functools import partial
@@ -444,7 +444,6 @@ def test_thirty_steps_of_the_real_task_do_so_too(tiny_config, tmp_path, monkeypa
     fused, reference = train("triton"), train("reference")
     assert len(fused) == 30
     torch.testing.assert_close(fused, reference, rtol=1e-3, atol=1e-4)
-    assert fused[0] == pytest.approx(
-        np.log(4), abs=1e-5
-    )  # the policy equals the reference, so there is no preference among 1 + 3
+    # the policy equals the reference, so there is no preference among 1 + 3
+    assert fused[0] == pytest.approx(np.log(4), abs=1e-5)
     assert fused.max() - fused.min() > 0.5  # it moves; three batches above show that it falls

@@ -129,10 +129,8 @@ def test_even_micro_batches_leave_no_rank_waiting_for_a_full_one() -> None:
     lengths = np.asarray([100] * 12)
     assert [len(micro_batch) for micro_batch in pack_by_tokens(lengths, 1000)] == [10, 2]
     assert [len(micro_batch) for micro_batch in pack_evenly(lengths, 1000, 2)] == [6, 6]
-    assert [len(micro_batch) for micro_batch in pack_evenly(np.asarray([10] * 4), 1000, 2)] == [
-        2,
-        2,
-    ]  # one micro-batch would leave a rank idle
+    # one micro-batch would leave a rank idle
+    assert [len(micro_batch) for micro_batch in pack_evenly(np.asarray([10] * 4), 1000, 2)] == [2, 2]
 
 
 @settings(max_examples=200, deadline=None)
