@@ -113,7 +113,7 @@ class Run:
         return [beat.pid for beat in read_beats(self.path / "attempt") if psutil.pid_exists(beat.pid)]
 
     def steps_again(self, resumed: int) -> bool:
-        """Whether the run has made a step since the resumption after the first `resumed` ones."""
+        """Whether the run has resumed more than `resumed` times and then made a step."""
         events = [row["event"] for row in self.rows() if row["event"] in ("step", "resume")]
         return events.count("resume") > resumed and events[-1] == "step"
 

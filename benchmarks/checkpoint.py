@@ -3,11 +3,11 @@
     python -m benchmarks.checkpoint --out results.json         LoRA r8 and full fine-tuning, random weights, SmolLM2-135M's shape
     python -m benchmarks.checkpoint --markdown results.json
 
-One process, ZeRO stage 0. It uses the project's own code: CheckpointManager.save, training steps, then CheckpointManager.settle
-(checkpoint/manager.py). Foreground and background take turns on one engine. The stall is the time inside save(). The cost is the
-time for save, for the steps until the checkpoint is committed and for the commit, minus the time of as many plain steps. It
-therefore includes the processor time that background writing takes.
-Disk: three states of 12 bytes a trainable weight.
+One process, ZeRO stage 0. It uses the project's own code: CheckpointManager.save, training steps, then
+CheckpointManager.settle (checkpoint/manager.py). Foreground and background take turns on one engine. The stall is the time
+inside save(). The cost is the time for save, for the steps until the checkpoint is committed and for the commit, minus the
+time of as many plain steps. It therefore includes the processor time that background writing takes. Disk: three states of 12
+bytes a trainable weight.
 """
 
 import os

@@ -34,8 +34,8 @@ def micro_batches() -> list[list[GroupedPrompt]]:
 def compare(device: str) -> dict[str, Any]:
     """Compares ours with the dense mask.
 
-    Returns the largest difference of log-probs, the norm of the difference of gradients over their norm, and the number of graphs
-    that were compiled after the first micro-batch.
+    Returns the largest difference of log-probs, the norm of the difference of gradients over their norm, and the number of
+    graphs that were compiled after the first micro-batch.
     """
     model: Any = build_model(SHAPE, device=device).train()
     config = model.get_base_model().config

@@ -4,9 +4,9 @@
     python -m benchmarks.loader --source ml-1m                 the real data set, fetched on first use
     python -m benchmarks.loader --markdown results.json
 
-It uses the project's own code: prepare, tokenise, then per step sample, build examples, pack micro-batches, assign them to ranks
-and collate (training/loader.py: step_work). Prepare and tokenising happen once and are timed separately. The target is 500k packed
-tokens a second on one core, a hundred times what a GPU consumes when it trains an 8B model.
+It uses the project's own code: prepare, tokenise, then per step sample, build examples, pack micro-batches, assign them to
+ranks and collate (training/loader.py: step_work). Prepare and tokenising happen once and are timed separately. The target is
+500k packed tokens a second on one core, a hundred times what a GPU consumes when it trains an 8B model.
 """
 
 import cProfile

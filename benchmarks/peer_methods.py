@@ -138,11 +138,11 @@ def prompt_of(prompt: Tensor, branch_points: list[int], completions: list[Tensor
 
     A chosen completion that the prompt itself continues with takes no rows.
     """
-    branches, sizes = [], [len(group) for group in completions]
+    inputs, sizes = [], [len(group) for group in completions]
     for branch_point, group in zip(branch_points, completions, strict=True):
         for place, answer in enumerate(group):
             stands = place == 0 and torch.equal(prompt[branch_point + 1 : branch_point + len(answer)], answer[:-1])
-            branches.append(answer[:0] if stands else answer[:-1])
+            inputs.append(answer[:0] if stands else answer[:-1])
     answers = [answer for group in completions for answer in group]
     array = lambda values: np.asarray(values, dtype=np.int32)
     return GroupedPrompt(
@@ -150,8 +150,8 @@ def prompt_of(prompt: Tensor, branch_points: list[int], completions: list[Tensor
         branch_points=array(branch_points),
         keys=np.arange(key, key + len(branch_points), dtype=np.int64),
         group_sizes=array(sizes),
-        completion_inputs=array(torch.cat(branches)),
-        input_lengths=array([len(branch) for branch in branches]),
+        completion_inputs=array(torch.cat(inputs)),
+        input_lengths=array([len(row) for row in inputs]),
         lengths=array([len(answer) for answer in answers]),
         targets=array(torch.cat(answers)),
     )

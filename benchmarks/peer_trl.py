@@ -62,7 +62,7 @@ class TRLMethod:
         config = DPOConfig(**{name: value for name, value in wanted.items() if name in inspect.signature(DPOConfig).parameters})
         data = Dataset.from_list(rows)
         # TRL's reference is a copy of the adapter that it gets; ours is the adapter switched off. They agree if the adapter has
-        # # no effect at that moment.
+        # no effect at that moment.
         with _without_effect(model):
             self.trainer = Pretokenised(model=model, args=config, train_dataset=data, processing_class=_tokenizer(vocab))
         self.trainer.current_gradient_accumulation_steps = 1

@@ -31,7 +31,7 @@ from benchmarks.peer_targets import MAX_TOKENS, Point, by_point, ratio, rho, ver
 TOLERANCE = 1e-4
 SMOLLM: dict[str, Any] = {}  # the default shape
 # Every K of a P has the same number of groups, since memory is compared between them. There are enough groups that a step of
-# # ours has 900 tokens or more; with fewer, the matrix products would be too small to be efficient.
+# ours has 900 tokens or more; with fewer, the matrix products would be too small to be efficient.
 FULL = [Point(p, 8, k, 8 if p == 100 else 2) for p in (100, 512) for k in (1, 3, 7, 15)]
 QUICK = [point for point in FULL if point.negatives <= 3]
 # Measured by its first step, which warms up the others: no target needs it, and it takes most of the time.

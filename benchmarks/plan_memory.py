@@ -4,12 +4,12 @@
     python -m benchmarks.plan_memory --sizes 25M 300M --stages 3 --workers 2
     python -m benchmarks.plan_memory --markdown plan_memory.json
 
-It trains S-DPO with LoRA r8 on models of random float32 weights, a few steps each, in every combination of size, ZeRO stage and
-workers. Measured memory: the most resident memory of a worker from the first forward pass on (VmHWM), minus that of a worker with
-an almost empty model (Python, its libraries, tokenizer, data). Predicted: the plan's parts except `reserved`, which stands for
-that base, and the margin, which is for GPU allocators. Time: the median step over that of the first row, both measured and
-predicted, so that the speed of the machine cancels.
-Cost: about 10 minutes on 2 idle cores; 8 GB of memory for 300M at stage 0 on two workers.
+It trains S-DPO with LoRA r8 on models of random float32 weights, a few steps each, in every combination of size, ZeRO stage
+and workers. Measured memory: the most resident memory of a worker from the first forward pass on (VmHWM), minus that of a
+worker with an almost empty model (Python, its libraries, tokenizer, data). Predicted: the plan's parts except `reserved`,
+which stands for that base, and the margin, which is for GPU allocators. Time: the median step over that of the first row,
+both measured and predicted, so that the speed of the machine cancels. Cost: about 10 minutes on 2 idle cores; 8 GB of memory
+for 300M at stage 0 on two workers.
 """
 
 import itertools

@@ -4,10 +4,10 @@
     python -m benchmarks.prepare --rows 1000000 10000000 --on disk       in one process, through files
     python -m benchmarks.prepare --markdown prepare.json                 the tables of a result file
 
-Rows are RecBole's (user, item, rating, time), in time order over all users, 100 a user, so each block of the file holds nearly
-every user. Ratings of 4 and more are positives; 5-core on users and items, global temporal split, 8 shards. Memory is that of the
-command and of all processes it starts, including Ray's: the sum of proportional set sizes (Pss), read every half second. Pages of
-mapped files count while they are resident. A run needs about 200 bytes of disk a row, in --folder.
+Rows are RecBole's (user, item, rating, time), in time order over all users, 100 a user, so each block of the file holds
+nearly every user. Ratings of 4 and more are positives; 5-core on users and items, global temporal split, 8 shards. Memory is
+that of the command and of all processes it starts, including Ray's: the sum of proportional set sizes (Pss), read every half
+second. Pages of mapped files count while they are resident. A run needs about 200 bytes of disk a row, in --folder.
 """
 
 import json

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = "local-cpu"
 _SHARD_BYTES = 1 << 30
 # glibc settings for measuring memory: a large block has pages of its own and returns them when it is freed. Workers of a CPU run
-# # normally keep freed memory (runtime/allocator.py), which is faster and leaves holes.
+# normally keep freed memory (runtime/allocator.py), which is faster and leaves holes.
 _EXACT = {
     "MALLOC_MMAP_MAX_": "60000",
     "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -135,10 +135,10 @@ def train(config: dict[str, Any], *, workers: int, log: Path, exact: bool = True
                 rank.kill()
     if any(rank.returncode for rank in ranks):
         raise SystemExit(f"a worker failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
-    told = [json.loads(answer.splitlines()[-1]) for answer in answers]
+    answered = [json.loads(answer.splitlines()[-1]) for answer in answers]
     return {
-        **told[0],
-        "before_model_bytes": [each["before_model_bytes"] for each in told],
+        **answered[0],
+        "before_model_bytes": [each["before_model_bytes"] for each in answered],
         "private_bytes": private.most,
         "private_together_bytes": private.most_together,
     }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rec_dist.config.schema import RunConfig
     from rec_dist.errors import StopRequested, UserError
     from rec_dist.methods.registry import register_method
+    from rec_dist.scoring import score
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,7 +1,7 @@
 """Fixtures that tests share: a tokenizer, language models and a data set, all tiny, made offline, and equal on every machine.
 
-Cost: about 4 s a session, imports included. The data set can be learned (the next item mostly follows from the last one), so that
-a test can check for progress and not only for the absence of a crash.
+Cost: about 4 s a session, imports included. The data set can be learned (the next item mostly follows from the last one), so
+that a test can check for progress and not only for the absence of a crash.
 """
 
 import os

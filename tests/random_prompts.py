@@ -20,7 +20,7 @@ class Tree:
     def grouped_prompt(self, first_key: int = 0) -> GroupedPrompt:
         """The same as arrays."""
         answers = [answer for _, group in self.groups for answer in group]
-        branches = [
+        inputs = [
             [] if self.along(branch_point, answer) else answer[:-1] for branch_point, group in self.groups for answer in group
         ]
         return GroupedPrompt(
@@ -28,8 +28,8 @@ class Tree:
             branch_points=np.asarray([branch_point for branch_point, _ in self.groups], dtype=np.int32),
             keys=np.arange(first_key, first_key + len(self.groups), dtype=np.int64),
             group_sizes=np.asarray([len(group) for _, group in self.groups], dtype=np.int32),
-            completion_inputs=np.asarray([token for branch in branches for token in branch], dtype=np.int32),
-            input_lengths=np.asarray([len(branch) for branch in branches], dtype=np.int32),
+            completion_inputs=np.asarray([token for row in inputs for token in row], dtype=np.int32),
+            input_lengths=np.asarray([len(row) for row in inputs], dtype=np.int32),
             lengths=np.asarray([len(answer) for answer in answers], dtype=np.int32),
             targets=np.asarray([token for answer in answers for token in answer], dtype=np.int32),
         )
@@ -44,9 +44,10 @@ class Tree:
 
 
 def random_tree(rng: np.random.Generator, *, vocab_size: int, prompt: int, groups: int, max_negatives: int = 3) -> Tree:
-    """A prompt of `prompt` tokens with `groups` ascending branch points, the last at its end, of 1 + 0..max_negatives completions.
+    """A prompt of `prompt` tokens with `groups` ascending branch points of 1 + 0..max_negatives completions each.
 
-    About half of the chosen completions that fit continue the prompt itself, as the next item of a history does.
+    The last branch point is at the end. About half of the chosen completions that fit continue the prompt itself, as the next
+    item of a history does.
     """
     tokens = lambda count: rng.integers(0, vocab_size, size=count).tolist()
     branch_points = [*sorted(rng.integers(0, prompt, size=groups - 1).tolist()), prompt - 1]

@@ -26,7 +26,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 BARE_FOLDERS: set[str] = set()
 
 # Library -> the modules (or packages) that may import it.
-ROOMS = {
+PLACES = {
     "deepspeed": ("rec_dist.engine",),
     "ray": (
         "rec_dist.launch.ray_cluster",
@@ -73,12 +73,14 @@ def test_imports_keep_to_the_layers() -> None:
     run("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache")
 
 
-@pytest.mark.parametrize("library", sorted(ROOMS))
+@pytest.mark.parametrize("library", sorted(PLACES))
 def test_each_library_has_one_place(graph: grimp.ImportGraph, library: str) -> None:
     importers = graph.find_modules_that_directly_import(library) if library in graph.modules else set()
-    rooms = ROOMS[library]
-    outside = sorted(module for module in importers if not any(module == room or module.startswith(f"{room}.") for room in rooms))
-    assert not outside, f"{library} is imported by {outside}; only {rooms} may"
+    places = PLACES[library]
+    outside = sorted(
+        module for module in importers if not any(module == place or module.startswith(f"{place}.") for place in places)
+    )
+    assert not outside, f"{library} is imported by {outside}; only {places} may"
 
 
 def test_places_are_checked_against_real_imports(graph: grimp.ImportGraph) -> None:
@@ -93,10 +95,10 @@ def test_the_packages_of_data_import_what_they_say(graph: grimp.ImportGraph) -> 
     A package that no longer needs another must say so.
     """
     found: dict[str, set[str]] = {child.removeprefix("rec_dist.data."): set() for child in graph.find_children("rec_dist.data")}
-    for room, rooms in found.items():
-        for module in {f"rec_dist.data.{room}", *graph.find_descendants(f"rec_dist.data.{room}")}:
+    for place, places in found.items():
+        for module in {f"rec_dist.data.{place}", *graph.find_descendants(f"rec_dist.data.{place}")}:
             imported = graph.find_modules_directly_imported_by(module)
-            rooms |= {name.split(".")[2] for name in imported if name.startswith("rec_dist.data.")} - {room}
+            places |= {name.split(".")[2] for name in imported if name.startswith("rec_dist.data.")} - {place}
     assert found == DATA_ROOMS
 
 
@@ -139,13 +141,13 @@ def test_no_module_is_named_after_nothing(word: str) -> None:
 
 def uses_of_kind(tree: ast.AST) -> Iterator[int]:
     """Lines that read `task.kind` for more than a message or a report, that is, outside f-strings and values of dicts."""
-    told = {
+    reported = {
         id(child)
         for node in ast.walk(tree)
         for child in (node.values if isinstance(node, ast.Dict) else [node.value] if isinstance(node, ast.FormattedValue) else [])
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "kind" and id(node) not in told:
+        if isinstance(node, ast.Attribute) and node.attr == "kind" and id(node) not in reported:
             owner = node.value
             if (owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")) == "task":
                 yield node.lineno

@@ -1,6 +1,7 @@
 """Real processes for tests: workers of one gloo group, and the command line, each in a process of its own that can be killed.
 
-They are forked from a server that has loaded the libraries: each takes 0.1 s instead of 8 s, and nothing passes from run to run.
+They are forked from a server that has loaded the libraries: each takes 0.1 s instead of 8 s, and nothing passes from run to
+run.
 """
 
 import json
@@ -82,9 +83,8 @@ def start(function: Any, *arguments: Any, folder: Path, environment: dict[str, s
 
 def _main(function: Any, arguments: Sequence[Any], folder: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # tests that a shell runs in the background inherit that SIGINT is ignored
+    # Tests that a shell runs in the background inherit that SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, name in ((1, "out"), (2, "err")):
         handle = os.open(folder / name, os.O_WRONLY | os.O_APPEND)
         os.dup2(handle, number)

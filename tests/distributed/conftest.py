@@ -138,7 +138,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[...,
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """Records what a test found and how it ended, for the table. Writes it to the file named by REC_DIST_FAULTS, if that is set."""
+    """Records what a test found and how it ended, for the table, in the file named by REC_DIST_FAULTS if that is set."""
     row: dict[str, Any] = {"fault": "", "where": "", "rank": "", "restarts": 0, "outcome": ""}
     began = time.monotonic()
     yield row

@@ -1,7 +1,7 @@
 """The Python API with real training: twice in one process, with either launcher, from any thread. Nothing stays behind.
 
-Each test runs a script in a process of its own, as a user would; the last line of output holds what it found. Cost: about 15 s for
-a local training, 40 s with Ray.
+Each test runs a script in a process of its own, as a user would; the last line of output holds what it found. Cost: about 15
+s for a local training, 40 s with Ray.
 """
 
 import json

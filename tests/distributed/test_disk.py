@@ -1,7 +1,7 @@
 """A disk that fills up, turns read-only or closes under a run gives one line, the last good checkpoint, exit code 1 or a warning.
 
-Nothing hangs. The faults are the system's own: small file systems in memory (which only root may mount), and a limit on the size of
-files.
+Nothing hangs. The faults are the system's own: small file systems in memory (which only root may mount), and a limit on the
+size of files.
 """
 
 import json
@@ -65,7 +65,7 @@ def same_weights(run: Any, expected: Any) -> bool:
 
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
 def test_a_full_disk_stops_the_run_with_the_last_good_checkpoint(trainer: Any, mount: Mount, asynchronous: str) -> None:
-    """There is room for two of three checkpoints: both ranks stop with the same line. With more room the run resumes bit for bit."""
+    """Two of three checkpoints fit: both ranks stop with the same line. With more room the run resumes bit for bit."""
     run_dir = trainer.new_dir()
     changes = (*_FULL, f"checkpoint.asynchronous={asynchronous}")
     trainer.claim(run_dir, changes)
@@ -103,7 +103,7 @@ def test_a_full_disk_may_be_a_warning(trainer: Any, mount: Mount, asynchronous: 
 
 
 def limited_worker(world: Any, job: Any) -> Any:
-    """train_worker in which the system lets only rank 1 write no file above 2 KB."""
+    """train_worker in which the system keeps rank 1 alone from writing files above 2 KB."""
     import resource
 
     from rec_dist.training.worker import train_worker
@@ -136,8 +136,8 @@ def test_a_fault_on_one_rank_is_known_to_all(trainer: Any, asynchronous: str) ->
     assert "there is no earlier one" in str(caught.value)
     assert folders(run_dir) == set()
     results = sorted(run_dir.with_name(run_dir.name + "-workers").glob("*/result.json"))
-    told = [json.loads(path.read_text(encoding="utf-8")) for path in results]
-    assert [value["raised"] for value in told] == ["DiskError"] * 2
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in results]
+    assert [value["raised"] for value in found] == ["DiskError"] * 2
     run = trainer.train(run_dir, *changes, workers=2, worker=many_files_worker)
     assert same_weights(run, trainer.once(*_FULL, workers=2))
 
@@ -198,7 +198,7 @@ def crowded_worker(world: Any, job: Any) -> Any:
 
 @pytest.mark.parametrize("free_kilobytes", [4, 24, 80, 160])
 def test_a_disk_that_fills_at_any_moment_of_a_run(trainer: Any, mount: Mount, tmp_path: Path, free_kilobytes: int) -> None:
-    """The whole run directory lies on a disk with that much room: exit code 1 and one line. With more room the run completes."""
+    """The whole run directory is on a disk with that much room: exit code 1 and one line. With more room the run completes."""
     changes = (*_RUN, "task.kind=sdpo", "cluster.zero_stage=0", "checkpoint.keep=1")
     expected = trainer.once(*changes)
     disk = tmp_path / "disk"

@@ -1,4 +1,4 @@
-"""Evaluation: equal scores on any number of workers and in any packing, equal to plain transformers, and the same for all models."""
+"""Evaluation gives the scores of plain transformers, on any number of workers and in any packing, and is alike for all models."""
 
 import json
 from collections.abc import Callable
@@ -109,9 +109,8 @@ def test_all_rankers_get_the_same_examples_and_a_second_time_nothing_is_done(
     assert "evaluated already" in child.err
     assert child.out == table
     assert run.rows == before
-    code, child = run_command(
-        tmp_path, "evaluate", run.path, "evaluate.num_candidates=5"
-    )  # other examples are another evaluation
+    # other examples are another evaluation
+    code, child = run_command(tmp_path, "evaluate", run.path, "evaluate.num_candidates=5")
     assert (code, "already" in child.err) == (0, False)
     assert json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))["row"]["num_candidates"] == 5
 

@@ -1,7 +1,8 @@
 """The fault matrix: every kind of fault, in every phase, on either of two real Ray workers with DeepSpeed ZeRO-3.
 
-Each run must end with the parameters of an undisturbed one, bit for bit, or with the stop that docs/reliability.md states. A case
-takes about 35 s on two idle cores. `make test-faults` runs all cases and renders the table; `make test` runs those marked quick.
+Each run must end with the parameters of an undisturbed one, bit for bit, or with the stop that docs/reliability.md states. A
+case takes about 35 s on two idle cores. `make test-faults` runs all cases and renders the table; `make test` runs those
+marked quick.
 """
 
 import os
@@ -52,7 +53,7 @@ def test_a_worker_fails(trainer: Any, tmp_path: Path, record: dict[str, Any], ki
     if kind == "SIGSTOP":
         assert "no worker made progress for 3" in restarts[0]["reason"]
         stopped, other = ((run_dir / "stacks" / f"rank-{number}.txt").read_text(encoding="utf-8") for number in (rank, 1 - rank))
-        # When it is told to continue, it runs while its stack is written, past the line where it was stopped if the machine is busy.
+        # After SIGCONT it runs while its stack is written, and if the machine is busy past the line where it was stopped.
         assert "stopped by a signal" in stopped and "in train_worker" in stopped
         assert "stopped by a signal" not in other and "most recent call first" in other
     assert_same(run, undisturbed(trainer))

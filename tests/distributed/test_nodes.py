@@ -1,4 +1,4 @@
-"""Nodes that leave and come back, on real Ray nodes of one machine: lost, announced to leave, and back. About two minutes each."""
+"""Nodes that are lost, announced to leave, or come back, on real Ray nodes of one machine. About two minutes each."""
 
 import json
 import os

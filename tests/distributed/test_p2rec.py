@@ -51,7 +51,7 @@ def assert_near(run: Any, expected: Any) -> None:
 
 
 def test_it_learns_what_users_prefer(trainer: Any, stage_one: tuple[str, ...]) -> None:
-    """The loss falls below that of a constant guess, which the log states. It covers whole epochs: 15 steps of 8 are 2 of 60 users."""
+    """The loss falls below that of a constant guess, which the log states. 15 steps of 8 are 2 whole epochs of 60 users."""
     run = trainer.once(*stage_one, "task.p2rec.pooling=mean", "optimizer.lr=0.01", "train.max_steps=240", "train.epochs=32")
     guess = float(run.log.split("said of each of them, has loss ")[1].split()[0])
     losses = [row["loss"] for row in run.steps]
@@ -131,12 +131,13 @@ def test_embedding_base_and_tuned(trainer: Any, stage_one: tuple[str, ...], tiny
 
 def test_a_killed_embedding_goes_on(trainer: Any, stage_one: tuple[str, ...], tmp_path: Path) -> None:
     run = trainer.once(*stage_one)
+    # one item a micro-batch, eight a part
     words = (
         "embed",
         run.path,
         tmp_path / "killed",
         "train.max_tokens_per_micro_batch=20",
-    )  # one item a micro-batch, eight a part
+    )
     child = start_command(tmp_path / "first", *words)
     parts, deadline = tmp_path / "killed" / "parts", time.monotonic() + 120
     while len(list(parts.glob("part-*.safetensors"))) < 2:

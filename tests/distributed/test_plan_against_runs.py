@@ -1,7 +1,7 @@
 """What `rec-dist plan` says a rank holds equals what the ranks of a real run held, for each ZeRO stage, on 1 and 2 workers.
 
-Cost: the tiny runs are shared with other tests. With `-m slow` a model of SmolLM2-135M's shape with random weights runs too, about
-10 s a run.
+Cost: the tiny runs are shared with other tests. With `-m slow` a model of SmolLM2-135M's shape with random weights runs too,
+about 10 s a run.
 """
 
 from pathlib import Path

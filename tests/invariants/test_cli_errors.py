@@ -1,4 +1,4 @@
-"""Every mistake of a user gives exit code 2 and one line `error: ...` with the cause and the way out, and leaves nothing behind."""
+"""Every user mistake gives exit code 2 and one line `error: ...` with the cause and the way out, and leaves nothing behind."""
 
 import json
 import shutil

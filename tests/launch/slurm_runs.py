@@ -1,4 +1,4 @@
-"""A run that is submitted to the SLURM of slurm_cluster.py, for tests: its configuration, its run directory, what its jobs left."""
+"""A run that tests submit to the SLURM of slurm_cluster.py: its configuration, its run directory, and what its jobs left."""
 
 import json
 import os
@@ -48,7 +48,10 @@ class Run:
         return "".join(file.read_text(encoding="utf-8") for file in self.path.with_name("run-slurm").glob("*.out"))
 
     def nothing_is_left(self, number: str) -> bool:
-        """Checks that no folder of the job is left, and no process but slurmd. Ray's processes change their names, so all count."""
+        """Whether no folder of the job is left, and no process but slurmd on the nodes.
+
+        Ray's processes change their names, so every process counts.
+        """
         return (
             not list(Path("/tmp").glob(f"rd{number}.*")) and not list(Path("/tmp").glob(".rd*")) and not self._slurm.strangers()
         )

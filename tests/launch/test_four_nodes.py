@@ -1,7 +1,8 @@
 """Four Ray nodes with their own addresses, a job of four ZeRO-3 workers on them, and one node that dies. About four minutes.
 
-The nodes are network namespaces of this machine (namespaces.py): they share its disk, as nodes share storage, but nothing else of
-the network. A service that binds the wrong address, or can only be found on this host, fails here as it would on a cluster.
+The nodes are network namespaces of this machine (namespaces.py): they share its disk, as nodes share storage, but nothing
+else of the network. A service that binds the wrong address, or can only be found on this host, fails here as it would on a
+cluster.
 """
 
 import json

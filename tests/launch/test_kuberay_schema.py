@@ -1,8 +1,8 @@
 """The manifest against the fields of KubeRay and Kubernetes that it uses: names, kinds and limits. Needs no cluster or operator.
 
-RayJob, RayClusterSpec, HeadGroupSpec and WorkerGroupSpec follow KubeRay's API reference for ray.io/v1 (docs/reference/api.md in the
-KubeRay repository, commit 0057210). Pods, ConfigMap and metadata follow the Kubernetes API reference, v1.28. Only the fields that
-we use are listed, so a misspelt, misplaced or new field fails until someone has looked it up.
+RayJob, RayClusterSpec, HeadGroupSpec and WorkerGroupSpec follow KubeRay's API reference for ray.io/v1 (docs/reference/api.md
+in the KubeRay repository, commit 0057210). Pods, ConfigMap and metadata follow the Kubernetes API reference, v1.28. Only the
+fields that we use are listed, so a misspelt, misplaced or new field fails until someone has looked it up.
 """
 
 import copy

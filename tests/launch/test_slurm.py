@@ -1,8 +1,8 @@
 """`rec-dist submit --to slurm` against a real SLURM whose two nodes have their own addresses. One to three minutes a job.
 
-The nodes are network namespaces of this machine (slurm_cluster.py). A service that binds the wrong address, or can only be found on
-this host, fails here as it would on a cluster. They share the machine's disk, as nodes share storage, and here /tmp too, so folders
-must not clash.
+The nodes are network namespaces of this machine (slurm_cluster.py). A service that binds the wrong address, or can only be
+found on this host, fails here as it would on a cluster. They share the machine's disk, as nodes share storage, and here /tmp
+too, so folders must not clash.
 """
 
 import shutil
@@ -115,8 +115,8 @@ def test_a_node_is_set_down_and_the_run_goes_on_from_its_newest_checkpoint_when_
         assert not (run.path / "finished.json").exists()
     finally:
         slurm.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
-    # Not moved forward: SLURM does not wait for a node that is down. If the job starts too soon, the node's slurmd still counts it as
-    # # running, rejects it ("Duplicate jobid") and is drained.
+    # Not moved forward: SLURM does not wait for a node that is down. If the job starts too soon, the node's slurmd
+    # still counts it as running, rejects it ("Duplicate jobid") and is drained.
     job = slurm.wait_for_end(number, at_once=False)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), run.output()
     assert [row["step"] >= 100 for row in run.rows("resume")] == [True]

@@ -146,7 +146,7 @@ def test_flex_scores_as_the_dense_mask_does(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile's own imports
 def test_one_compilation_serves_every_packed_batch(tmp_path: Path) -> None:
-    """The kernel itself, compiled for the CPU (30 s). Other batches, and switching between training and evaluation, add no graph."""
+    """The kernel itself, compiled for the CPU (30 s). Other batches, or switching to evaluation, add no graph."""
     transformers.AutoModelForCausalLM.from_config(configs()["gemma2"]).save_pretrained(tmp_path)
     models: list[Any] = [load_language_model(tmp_path, dtype=torch.float32, attention="sdpa") for _ in range(2)]
     models[1].set_attn_implementation(FLEX)

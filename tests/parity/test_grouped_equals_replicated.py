@@ -1,7 +1,8 @@
 """The claim that everything depends on: a shared prompt gives the log-probs and gradients of prompts written out one by one.
 
-The oracle is transformers alone: each prompt + completion through the whole model, log_softmax, sum. The models are tiny and random
-with large weights, so that a row that sees one token too many is off by far more than the tolerance (checked for every model).
+The oracle is transformers alone: each prompt + completion through the whole model, log_softmax, sum. The models are tiny and
+random with large weights, so that a row that sees one token too many is off by far more than the tolerance (checked for every
+model).
 """
 
 from collections.abc import Callable
@@ -186,19 +187,17 @@ def test_packing_order_and_batch_mates_change_nothing(name: str, folder_of: Call
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_check_prompt_sharing_passes_the_models_we_support(
-    name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
-) -> None:
+def test_check_branching_passes_the_models_we_support(name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer) -> None:
     scorer = scorer_of(folder_of(name))
     with torch.no_grad():
         check_branching(lambda batch: scorer(batch)[2], vocab_size=VOCAB, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_check_prompt_sharing_refuses_attention_that_drops_the_mask(
+def test_check_branching_refuses_attention_that_drops_the_mask(
     name: str, folder_of: Callable[[str], Path], scorer_of: MakeScorer
 ) -> None:
-    """Replaces the mask with transformers' own causal mask over the batch: every row sees the prompts and completions before it."""
+    """Under transformers' own causal mask over the batch, every row sees the prompts and completions before it."""
     scorer = scorer_of(folder_of(name))
     base = scorer.base
 
@@ -210,7 +209,7 @@ def test_check_prompt_sharing_refuses_attention_that_drops_the_mask(
         check_branching(score, vocab_size=VOCAB, dtype=torch.float32)
 
 
-def test_check_prompt_sharing_refuses_completions_that_see_each_other() -> None:
+def test_check_branching_refuses_completions_that_see_each_other() -> None:
     """A bag-of-tokens model over a mask without the rule for completions, the subtlest way to be wrong; and NaN."""
     table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
 

@@ -103,9 +103,8 @@ def test_equals_plain_transformers(name: str, adapter: str | None) -> None:
         model = with_lora(model, adapter)
     model.train()
     expected = one_by_one(model, prompts, completions)
-    assert_same(
-        score(model, None, prompts, completions, max_tokens=48), expected
-    )  # many forward passes; one prompt is split in two
+    # many forward passes; one prompt is split in two
+    assert_same(score(model, None, prompts, completions, max_tokens=48), expected)
     assert_same(score(model, None, prompts, completions), expected)  # a single forward pass
 
 

@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter on the CPU: against float64 truth, on hard inputs, in any chunking.
 
-pytest does not collect this file by name: test_interpreter.py runs it in a process with TRITON_INTERPRET=1. Cost: two minutes on a
-busy core.
+pytest does not collect this file by name: test_interpreter.py runs it in a process with TRITON_INTERPRET=1. Cost: two minutes
+on a busy core.
 """
 
 from functools import partial
@@ -59,21 +59,21 @@ def batch_of(vocabulary, seed=0, prompts=2):
     """Prompts with two branch points each, so rows are shared within a group and between groups. About 30 scored tokens."""
     rng = np.random.default_rng(seed)
     trees = [random_tree(rng, vocab_size=vocabulary, prompt=5, groups=2, max_negatives=2) for _ in range(prompts)]
-    stream = pack_prompts([tree.grouped_prompt() for tree in trees])
-    stream.targets[0], stream.targets[-1] = 0, vocabulary - 1
-    return stream.with_reference(torch.from_numpy(rng.normal(-15, 4, size=len(stream.reference_logps))))
+    batch = pack_prompts([tree.grouped_prompt() for tree in trees])
+    batch.targets[0], batch.targets[-1] = 0, vocabulary - 1
+    return batch.with_reference(torch.from_numpy(rng.normal(-15, 4, size=len(batch.reference_logps))))
 
 
-def leaves_of(stream, vocabulary, dtype, *, seed=0, scale=1.0, trainable=True, bias=True):
+def leaves_of(batch, vocabulary, dtype, *, seed=0, scale=1.0, trainable=True, bias=True):
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator) * scale
-    tensors = [draw(stream.num_tokens, D), draw(vocabulary, D), *([draw(vocabulary)] if bias else [])]
+    tensors = [draw(batch.num_tokens, D), draw(vocabulary, D), *([draw(vocabulary)] if bias else [])]
     leaves = [tensor.to(dtype) for tensor in tensors]
     return [leaf.requires_grad_(trainable or place == 0) for place, leaf in enumerate(leaves)]
 
 
-def logps_ops(stream, softcap=None, chunk_rows=None):
-    scored = (stream.rows, stream.targets, stream.completion_offsets)
+def logps_ops(batch, softcap=None, chunk_rows=None):
+    scored = (batch.rows, batch.targets, batch.completion_offsets)
     truth = lambda h, w, b=None: [plain_logps(h, w, b, *scored, softcap)]
     plain = lambda h, w, b=None: [completion_logps(h, w, *scored, bias=b, softcap=softcap, impl="reference")]
     if chunk_rows is None:
@@ -85,9 +85,9 @@ def logps_ops(stream, softcap=None, chunk_rows=None):
     )
 
 
-def head_ops(stream, kind="sdpo", softcap=None, beta=0.2, weights=None):
-    scored = (stream.rows, stream.targets, stream.completion_offsets)
-    reference, groups = stream.reference_logps, stream.group_offsets
+def head_ops(batch, kind="sdpo", softcap=None, beta=0.2, weights=None):
+    scored = (batch.rows, batch.targets, batch.completion_offsets)
+    reference, groups = batch.reference_logps, batch.group_offsets
 
     def truth(h, w, b=None):
         logps = plain_logps(h, w, b, *scored, softcap)
@@ -102,28 +102,28 @@ def head_ops(stream, kind="sdpo", softcap=None, beta=0.2, weights=None):
 
 
 def test_batches_share_rows_within_and_between_groups():
-    stream = batch_of(100)
-    tokens = stream.completion_offsets[stream.group_offsets]
-    parts = [set(stream.rows[a:b].tolist()) for a, b in pairwise(tokens.tolist())]
-    assert sum(len(part) for part in parts) < len(stream.rows)
+    batch = batch_of(100)
+    tokens = batch.completion_offsets[batch.group_offsets]
+    parts = [set(batch.rows[a:b].tolist()) for a, b in pairwise(tokens.tolist())]
+    assert sum(len(part) for part in parts) < len(batch.rows)
     assert len(set().union(*parts)) < sum(len(part) for part in parts)
-    assert 1 in stream.group_offsets.diff().tolist()  # K = 0
+    assert 1 in batch.group_offsets.diff().tolist()  # K = 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("bias", "softcap", "vocabulary"), [(False, None, 17), (True, 2.5, 128), (True, None, 2100)])
 def test_completion_logps(dtype, bias, softcap, vocabulary):
-    stream = batch_of(vocabulary)
-    assert compare(*logps_ops(stream, softcap), leaves_of(stream, vocabulary, dtype, bias=bias)) == []
+    batch = batch_of(vocabulary)
+    assert compare(*logps_ops(batch, softcap), leaves_of(batch, vocabulary, dtype, bias=bias)) == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("bias", "softcap", "vocabulary"), [(False, None, 130), (True, 2.5, 70)])
 def test_preference_head(dtype, kind, bias, softcap, vocabulary):
-    stream = batch_of(vocabulary, seed=1)
-    leaves = leaves_of(stream, vocabulary, dtype, seed=1, bias=bias)
-    assert compare(*head_ops(stream, kind, softcap), leaves) == []
+    batch = batch_of(vocabulary, seed=1)
+    leaves = leaves_of(batch, vocabulary, dtype, seed=1, bias=bias)
+    assert compare(*head_ops(batch, kind, softcap), leaves) == []
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, 10_000])
@@ -132,23 +132,23 @@ def test_completion_logps_in_any_chunking_and_block(chunk_rows, monkeypatch):
         monkeypatch.setattr(triton_logits, name, 64)
     for name in ("TOKENS_BLOCK", "COMPLETION_BLOCK"):
         monkeypatch.setattr(triton_logits, name, 2)
-    stream = batch_of(150)
-    assert compare(*logps_ops(stream, 3.0, chunk_rows), leaves_of(stream, 150, torch.float32)) == []
+    batch = batch_of(150)
+    assert compare(*logps_ops(batch, 3.0, chunk_rows), leaves_of(batch, 150, torch.float32)) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_preference_head_in_any_chunking(kind, monkeypatch):
     monkeypatch.setattr(triton_preference, "GROUP_BLOCK", 2)
-    stream = batch_of(150, seed=2)
-    truth, plain, _ = head_ops(stream, kind)
-    scored = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps, stream.group_offsets)
+    batch = batch_of(150, seed=2)
+    truth, plain, _ = head_ops(batch, kind)
+    scored = (batch.rows, batch.targets, batch.completion_offsets, batch.reference_logps, batch.group_offsets)
     for chunk_rows in (1, 12, 10_000):  # from one group a chunk, the larger groups beyond the budget, to all groups in one
         run = lambda h, w, b, rows=chunk_rows: preference_head_triton(h, w, *scored, kind=kind, beta=0.2, bias=b, chunk_rows=rows)
-        assert compare(truth, plain, run, leaves_of(stream, 150, torch.float32)) == []
+        assert compare(truth, plain, run, leaves_of(batch, 150, torch.float32)) == []
 
 
 class Record(TorchDispatchMode):
-    """Shapes of matrix products, and the most bytes that any result has."""
+    """Records the shapes of matrix products and the size in bytes of the largest result."""
 
     def __init__(self):
         super().__init__()
@@ -165,9 +165,9 @@ class Record(TorchDispatchMode):
 
 @pytest.mark.parametrize("trainable", [False, True])
 def test_head_costs_two_products_a_chunk_or_three_and_none_back(trainable):
-    vocabulary, stream = 900, batch_of(900)
-    leaves = leaves_of(stream, vocabulary, torch.float32, trainable=trainable, bias=False)
-    scored = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps, stream.group_offsets)
+    vocabulary, batch = 900, batch_of(900)
+    leaves = leaves_of(batch, vocabulary, torch.float32, trainable=trainable, bias=False)
+    scored = (batch.rows, batch.targets, batch.completion_offsets, batch.reference_logps, batch.group_offsets)
     with Record() as forward:
         loss, _ = preference_head_triton(*leaves, *scored, kind="sdpo", beta=0.1, chunk_rows=12)
     with Record() as backward:
@@ -176,50 +176,50 @@ def test_head_costs_two_products_a_chunk_or_three_and_none_back(trainable):
     assert chunks > 1
     assert len(forward.products) == chunks * (3 if trainable else 2)
     assert backward.products == []
-    assert sum(shape[0] for shape in forward.products if shape[1] == vocabulary) >= len(stream.rows.unique())
+    assert sum(shape[0] for shape in forward.products if shape[1] == vocabulary) >= len(batch.rows.unique())
     assert max(shape[0] for shape in forward.products if shape[1] == vocabulary) <= 12
     assert forward.largest == max(12 * 960, trainable * vocabulary * D) * 4  # a chunk, its rows padded
     assert (leaves[1].grad is not None) is trainable
 
 
 def test_nothing_is_made_for_a_backward_pass_that_cannot_come():
-    stream = batch_of(60)
-    leaves = leaves_of(stream, 60, torch.float32)
-    _, _, fused = head_ops(stream)
+    batch = batch_of(60)
+    leaves = leaves_of(batch, 60, torch.float32)
+    _, _, fused = head_ops(batch)
     expected = fused(*leaves)
     with torch.no_grad(), Record() as record:
         loss, logps = fused(*leaves)
-    assert record.products == [(len(stream.rows.unique()), 60)]
+    assert record.products == [(len(batch.rows.unique()), 60)]
     assert not loss.requires_grad
     assert torch.equal(loss, expected[0].detach())
     assert torch.equal(logps, expected[1])
 
 
 def test_autocast_does_not_reach_inside():
-    stream = batch_of(60)
-    leaves = leaves_of(stream, 60, torch.float32)
-    for op in (logps_ops(stream)[2], head_ops(stream)[2]):
+    batch = batch_of(60)
+    leaves = leaves_of(batch, 60, torch.float32)
+    for op in (logps_ops(batch)[2], head_ops(batch)[2]):
         plain = op(*leaves)[0].detach()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(op(*leaves)[0], plain)
 
 
 def test_group_weights_and_int32_offsets():
-    stream = batch_of(60)
-    weights = torch.linspace(0, 2, len(stream.group_offsets) - 1)  # the first is 0
-    assert compare(*head_ops(stream, weights=weights), leaves_of(stream, 60, torch.float32)) == []
-    leaves = leaves_of(stream, 60, torch.float32)
-    offsets = (stream.completion_offsets, stream.group_offsets)
+    batch = batch_of(60)
+    weights = torch.linspace(0, 2, len(batch.group_offsets) - 1)  # the first is 0
+    assert compare(*head_ops(batch, weights=weights), leaves_of(batch, 60, torch.float32)) == []
+    leaves = leaves_of(batch, 60, torch.float32)
+    offsets = (batch.completion_offsets, batch.group_offsets)
     results = []
     for dtype in (torch.int32, torch.int64):
         completions, groups = (array.to(dtype) for array in offsets)
-        arrays = (stream.rows, stream.targets, completions, stream.reference_logps.float(), groups)
+        arrays = (batch.rows, batch.targets, completions, batch.reference_logps.float(), groups)
         results.append(preference_head(*leaves[:2], *arrays, kind="dmpo", beta=0.1, impl="triton"))
     assert torch.equal(results[0][0], results[1][0])
-    nan = stream.reference_logps.clone()
-    nan[: int(stream.group_offsets[1])] = torch.nan
+    nan = batch.reference_logps.clone()
+    nan[: int(batch.group_offsets[1])] = torch.nan
     hidden = leaves[0].clone().detach().requires_grad_()
-    arrays = (stream.rows, stream.targets, *offsets[:1], nan.float(), offsets[1])
+    arrays = (batch.rows, batch.targets, *offsets[:1], nan.float(), offsets[1])
     loss, _ = preference_head(hidden, leaves[1], *arrays, kind="sdpo", beta=0.1, group_weights=weights, impl="triton")
     loss.backward()
     assert torch.isfinite(loss)
@@ -229,11 +229,11 @@ def test_group_weights_and_int32_offsets():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_arrays_may_be_views_with_gaps(dtype):
     """The kernels advance through memory one number at a time, so a view must be copied first."""
-    stream = batch_of(60)
-    leaves = leaves_of(stream, 60, torch.float32)
+    batch = batch_of(60)
+    leaves = leaves_of(batch, 60, torch.float32)
     apart = lambda array: torch.stack([array, torch.full_like(array, 7)], dim=1).flatten()[::2]
-    arrays = (stream.rows, stream.targets, stream.completion_offsets, stream.reference_logps.float(), stream.group_offsets)
-    num_groups = len(stream.group_offsets) - 1
+    arrays = (batch.rows, batch.targets, batch.completion_offsets, batch.reference_logps.float(), batch.group_offsets)
+    num_groups = len(batch.group_offsets) - 1
     same = torch.full((num_groups,), 0.5, dtype=dtype)
     settings = {"kind": "sdpo", "beta": 0.2, "impl": "triton"}
     for weights in (apart(torch.linspace(0, 2, num_groups, dtype=dtype)), same[:1].expand(num_groups)):
@@ -281,14 +281,14 @@ def test_the_largest_vocabulary():
 
 
 def extreme(groups, lengths, vocabulary, values):
-    """A batch whose logits are exact values: width 1, hidden +-1e4, weight of -1, 0 and 1. Groups are lists of completion counts."""
+    """A batch whose logits are exact: width 1, hidden +-1e4, weight of -1, 0 and 1. groups: lists of completion counts."""
     rng = np.random.default_rng(3)
     completions = sum(groups)
     sizes = rng.choice(lengths, size=completions)
     offsets = torch.tensor([0, *np.cumsum(sizes)])
     tokens = int(offsets[-1])
     integers = lambda top, size: torch.from_numpy(rng.integers(0, top, size=size))
-    stream = PackedBatch(
+    batch = PackedBatch(
         *(torch.zeros(max(tokens, 1), dtype=torch.int64),) * 5,
         integers(max(tokens, 1), tokens), integers(vocabulary, tokens), offsets,
         torch.tensor([0, *np.cumsum(groups)]).long(), torch.zeros(len(groups)), torch.ones(len(groups)),
@@ -296,7 +296,7 @@ def extreme(groups, lengths, vocabulary, values):
     )  # fmt: skip
     hidden = torch.full((max(tokens, 1), 1), float(values))
     hidden[::2] *= -1
-    return stream, hidden, (integers(3, vocabulary) - 1).float()[:, None]
+    return batch, hidden, (integers(3, vocabulary) - 1).float()[:, None]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -313,30 +313,30 @@ def extreme(groups, lengths, vocabulary, values):
     ],
 )
 def test_hard_inputs(dtype, kind, groups, lengths, vocabulary, values):
-    stream, hidden, weight = extreme(groups, lengths, vocabulary, values)
+    batch, hidden, weight = extreme(groups, lengths, vocabulary, values)
     leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
-    assert compare(*logps_ops(stream), leaves) == []
-    assert compare(*head_ops(stream, kind), leaves) == []
+    assert compare(*logps_ops(batch), leaves) == []
+    assert compare(*head_ops(batch, kind), leaves) == []
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, "dmpo"), (torch.bfloat16, "sdpo")])
 def test_255_negatives(dtype, kind):
-    stream, hidden, weight = extreme([256], [1], 40, 2.0)
-    stream.rows[:] = 3  # one branch point
+    batch, hidden, weight = extreme([256], [1], 40, 2.0)
+    batch.rows[:] = 3  # one branch point
     leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype)]
-    assert compare(*head_ops(stream, kind), leaves) == []
+    assert compare(*head_ops(batch, kind), leaves) == []
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_forbidden_words_have_probability_zero(scale, monkeypatch):
     """A bias of -inf, also over whole blocks of the vocabulary."""
     monkeypatch.setattr(triton_logits, "LSE_BLOCK", 64)
-    stream = batch_of(200)
-    hidden, weight, bias = leaves_of(stream, 200, torch.float32, scale=scale**0.5)
+    batch = batch_of(200)
+    hidden, weight, bias = leaves_of(batch, 200, torch.float32, scale=scale**0.5)
     bias = torch.zeros(200)
     bias[:130] = -torch.inf
-    stream.targets.clamp_(min=130)
-    assert compare(*head_ops(stream), [hidden, weight, bias]) == []
+    batch.targets.clamp_(min=130)
+    assert compare(*head_ops(batch), [hidden, weight, bias]) == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -362,31 +362,31 @@ def test_small_losses_keep_their_relative_precision():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_rule_rejects_what_is_wrong(dtype):
     """A coefficient off by 2 %, a sum that misses one token, a NaN: without this the tests above would prove nothing."""
-    stream = batch_of(130, seed=1)
-    leaves = leaves_of(stream, 130, dtype, seed=1)
-    truth, plain, fused = head_ops(stream, "sdpo")
+    batch = batch_of(130, seed=1)
+    leaves = leaves_of(batch, 130, dtype, seed=1)
+    truth, plain, fused = head_ops(batch, "sdpo")
     assert compare(truth, plain, fused, leaves) == []
-    wrong_beta = head_ops(stream, "sdpo", beta=0.204)[2]
+    wrong_beta = head_ops(batch, "sdpo", beta=0.204)[2]
     assert len(compare(truth, plain, wrong_beta, leaves)) >= 2
-    other = stream.targets.clone()
+    other = batch.targets.clone()
     other[3] += 1
-    wrong_target = head_ops(PackedBatch(**{**vars(stream), "targets": other}))[2]
+    wrong_target = head_ops(PackedBatch(**{**vars(batch), "targets": other}))[2]
     assert len(compare(truth, plain, wrong_target, leaves)) >= 4
     assert compare(truth, plain, lambda *x: [value * torch.nan for value in fused(*x)], leaves)
 
 
 def test_a_kernel_with_a_wrong_coefficient_is_rejected(monkeypatch):
     """The same through the kernel itself, which gets the slopes of the other pooling."""
-    kernel, stream = triton_preference.preference_kernel, batch_of(130, seed=1)
+    kernel, batch = triton_preference.preference_kernel, batch_of(130, seed=1)
 
     class Swapped:
         def __getitem__(self, grid):
             return lambda *arguments, MEAN, **rest: kernel[grid](*arguments, MEAN=not MEAN, **rest)  # noqa: N803
 
-    leaves = leaves_of(stream, 130, torch.float32, seed=1)
-    assert compare(*head_ops(stream, "sdpo"), leaves) == []
+    leaves = leaves_of(batch, 130, torch.float32, seed=1)
+    assert compare(*head_ops(batch, "sdpo"), leaves) == []
     monkeypatch.setattr(triton_preference, "preference_kernel", Swapped())
-    assert len(compare(*head_ops(stream, "sdpo"), leaves)) == 4  # the loss and every gradient, but not the log-probs
+    assert len(compare(*head_ops(batch, "sdpo"), leaves)) == 4  # the loss and every gradient, but not the log-probs
 
 
 def test_thirty_steps_take_the_same_course():
@@ -398,14 +398,14 @@ def test_thirty_steps_take_the_same_course():
         parameters = [*embedding.parameters(), *hidden.parameters(), *head.parameters()]
         optimizer, losses = torch.optim.AdamW(parameters, lr=1e-2), []
         for step in range(30):
-            stream = batch_of(90, seed=step % 3, prompts=1)
-            states = torch.tanh(hidden(embedding(stream.input_ids) + 0.1 * stream.positions[:, None]))
+            batch = batch_of(90, seed=step % 3, prompts=1)
+            states = torch.tanh(hidden(embedding(batch.input_ids) + 0.1 * batch.positions[:, None]))
             arrays = (
-                stream.rows,
-                stream.targets,
-                stream.completion_offsets,
-                stream.reference_logps.float(),
-                stream.group_offsets,
+                batch.rows,
+                batch.targets,
+                batch.completion_offsets,
+                batch.reference_logps.float(),
+                batch.group_offsets,
             )
             loss, _ = preference_head(states, head.weight, *arrays, kind="sdpo", beta=0.1, impl=impl)
             optimizer.zero_grad()
@@ -444,7 +444,6 @@ def test_thirty_steps_of_the_real_task_do_so_too(tiny_config, tmp_path, monkeypa
     fused, reference = train("triton"), train("reference")
     assert len(fused) == 30
     torch.testing.assert_close(fused, reference, rtol=1e-3, atol=1e-4)
-    assert fused[0] == pytest.approx(
-        np.log(4), abs=1e-5
-    )  # the policy equals the reference, so there is no preference among 1 + 3
+    # the policy equals the reference, so there is no preference among 1 + 3
+    assert fused[0] == pytest.approx(np.log(4), abs=1e-5)
     assert fused.max() - fused.min() > 0.5  # it moves; three batches above show that it falls

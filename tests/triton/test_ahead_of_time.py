@@ -19,7 +19,7 @@ SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # a block's limit
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Compiles in a process of its own, which may not interpret, with a cache of its own, so that every kernel is compiled now."""
+    """Compiles in a process that does not interpret, with an empty cache, so that every kernel is compiled now."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton-cache"))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))

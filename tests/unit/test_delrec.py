@@ -114,7 +114,8 @@ def test_items_at_and_after_a_position_change_no_prompt_of_it(
         if kind == "trained":  # what a list knows: tests/unit/test_teacher.py
             other_lists = lambda _, lists=lists: lists
         else:
-            other_lists = random_lists(altered, targets, task.data.prepared.train_counts, seed=0, top_h=3)  # type: ignore[arg-type]
+            counts = task.data.prepared.train_counts
+            other_lists = random_lists(altered, targets, counts, seed=0, top_h=3)  # type: ignore[arg-type]
         other = replace(task.data, split=altered, lists=other_lists)
         before, after = task.data.example(index, 0), other.example(index, 0)
         assert all(same(a, b) for a, b in zip(before.prompts, after.prompts, strict=True))
@@ -193,11 +194,11 @@ def test_the_loss_and_its_metrics(tiny_config, tiny_model_dir, teacher_dir, tmp_
     batch = task.data.collate([task.data.example(index, 0) for index in (1, 2)], step=0)
     loss, logps = WeightedChoices((TEMPORAL, PATTERN)), torch.randn(24, generator=torch.Generator().manual_seed(0))
     loss.weights = torch.tensor([0.2, 0.8], dtype=torch.float64)
-    choices = -logps.view(4, 6).log_softmax(1)[:, 0]  # temporal, pattern, temporal, pattern
+    losses = -logps.view(4, 6).log_softmax(1)[:, 0]  # temporal, pattern, temporal, pattern
     found = loss(logps, batch)
-    assert float(found.loss_sum) == pytest.approx(float(0.2 * choices[0::2].sum() + 0.8 * choices[1::2].sum()), rel=1e-6)
+    assert float(found.loss_sum) == pytest.approx(float(0.2 * losses[0::2].sum() + 0.8 * losses[1::2].sum()), rel=1e-6)
     assert float(found.count) == 2
-    expected = [float(choices[0::2].sum()), float(choices[1::2].sum()), 2 * 0.2]
+    expected = [float(losses[0::2].sum()), float(losses[1::2].sum()), 2 * 0.2]
     assert [float(value) for value in found.metrics.values()] == pytest.approx(expected, rel=1e-6)
     idle = loss(torch.full((6,), float("nan")), task.data.collate([], step=0))
     assert (float(idle.loss_sum), float(idle.count)) == (0.0, 0.0)

@@ -80,7 +80,7 @@ def test_the_target_never_influences_its_candidates(data: PreparedData, monkeypa
 
 
 def test_a_lookup_without_a_model_is_no_better_than_chance(data: PreparedData, tiny_config: object) -> None:
-    """Guessing by place, by item id or by how often an item is listed must fail. On S-DPO's released lists it reaches HR@1 0.62."""
+    """Guessing by place, item id or how often an item is listed must fail. On S-DPO's released lists it reaches HR@1 0.62."""
     hits = {"first": 0, "last": 0, "lowest": 0, "highest": 0, "most listed": 0}
     asked = [example for seed in range(40) for example in examples(data, seed=seed)]
     listed = np.bincount(np.concatenate([example.candidates for example in asked]), minlength=data.num_items)

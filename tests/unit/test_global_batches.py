@@ -82,8 +82,8 @@ def test_max_steps_ends_a_run_within_its_epochs(max_steps: int | None, expected:
 @given(LENGTHS, st.integers(30, 90))
 def test_micro_batches_hold_every_item_once_within_the_capacity(lengths: np.ndarray, capacity: int) -> None:
     micro_batches = pack_by_tokens(lengths, capacity)
-    assert sorted(item for pack in micro_batches for item in pack) == list(range(len(lengths)))
-    sizes = [int(lengths[pack].sum()) for pack in micro_batches]
+    assert sorted(item for micro_batch in micro_batches for item in micro_batch) == list(range(len(lengths)))
+    sizes = [int(lengths[micro_batch].sum()) for micro_batch in micro_batches]
     assert all(0 < size <= capacity for size in sizes)
     # Best fit opens a micro-batch only when an item fits none, so that two micro-batches never fit into one.
     assert sum(2 * size <= capacity for size in sizes) <= 1
@@ -103,9 +103,9 @@ def test_assigning_covers_all_and_every_rank_runs_the_same_number(lengths: np.nd
     micro_batches = pack_by_tokens(lengths, 40)
     ranks = assign_to_ranks(micro_batches, lengths, world_size)
     assert len(ranks) == world_size
-    assert {len(dealt) for dealt in ranks} == {-(-len(micro_batches) // world_size)}
-    dealt = sorted(tuple(pack) for rank in ranks for pack in rank if pack)
-    assert dealt == sorted(tuple(sorted(pack)) for pack in micro_batches)
+    assert {len(assigned) for assigned in ranks} == {-(-len(micro_batches) // world_size)}
+    assigned = sorted(tuple(micro_batch) for rank in ranks for micro_batch in rank if micro_batch)
+    assert assigned == sorted(tuple(sorted(micro_batch)) for micro_batch in micro_batches)
 
 
 def test_assigning_balances_the_work() -> None:
@@ -119,40 +119,41 @@ def test_assigning_balances_the_work() -> None:
 def test_even_micro_batches_hold_every_item_once_within_the_capacity(sizes: list[int], world_size: int) -> None:
     lengths = np.asarray(sizes, dtype=np.int64)
     micro_batches = pack_evenly(lengths, 40, world_size)
-    assert sorted(item for pack in micro_batches for item in pack) == list(range(len(lengths)))
-    assert all(0 < lengths[pack].sum() <= 40 for pack in micro_batches)
+    assert sorted(item for micro_batch in micro_batches for item in micro_batch) == list(range(len(lengths)))
+    assert all(0 < lengths[micro_batch].sum() <= 40 for micro_batch in micro_batches)
     fewest = len(pack_by_tokens(lengths, 40))
     assert fewest <= len(micro_batches) <= -(-fewest // world_size) * world_size
 
 
 def test_even_micro_batches_leave_no_rank_waiting_for_a_full_one() -> None:
     lengths = np.asarray([100] * 12)
-    assert [len(pack) for pack in pack_by_tokens(lengths, 1000)] == [10, 2]
-    assert [len(pack) for pack in pack_evenly(lengths, 1000, 2)] == [6, 6]
-    assert [len(pack) for pack in pack_evenly(np.asarray([10] * 4), 1000, 2)] == [2, 2]  # one micro-batch would leave a rank idle
+    assert [len(micro_batch) for micro_batch in pack_by_tokens(lengths, 1000)] == [10, 2]
+    assert [len(micro_batch) for micro_batch in pack_evenly(lengths, 1000, 2)] == [6, 6]
+    # one micro-batch would leave a rank idle
+    assert [len(micro_batch) for micro_batch in pack_evenly(np.asarray([10] * 4), 1000, 2)] == [2, 2]
 
 
 @settings(max_examples=200, deadline=None)
 @given(LENGTHS, st.integers(30, 90), st.integers(1, 4))
 def test_micro_batches_are_those_of_the_rules_in_words(lengths: np.ndarray, capacity: int, world_size: int) -> None:
-    """Longest first, into the fullest micro-batch that has room, or into the emptiest of all; ties go to the earlier one."""
+    """Longest first, into the fullest micro-batch that has space, or into the emptiest of all; ties go to the earlier one."""
     order = sorted(range(len(lengths)), key=lambda item: (-lengths[item], item))
     tight: list[list[int]] = []
-    room: list[int] = []
+    space: list[int] = []
     for item in order:
-        fits = [pack for pack in range(len(tight)) if room[pack] >= lengths[item]]
-        pack = min(fits, key=lambda p: (room[p], p), default=len(tight))
-        if pack == len(tight):
+        fits = [micro_batch for micro_batch in range(len(tight)) if space[micro_batch] >= lengths[item]]
+        micro_batch = min(fits, key=lambda p: (space[p], p), default=len(tight))
+        if micro_batch == len(tight):
             tight.append([])
-            room.append(capacity)
-        tight[pack].append(item)
-        room[pack] -= int(lengths[item])
+            space.append(capacity)
+        tight[micro_batch].append(item)
+        space[micro_batch] -= int(lengths[item])
     assert pack_by_tokens(lengths, capacity) == tight
     count = min(-(-len(tight) // world_size) * world_size, len(lengths))
     even: list[list[int]] = [[] for _ in range(count)]
     used = [0] * count
     for item in order:
-        pack = min(range(count), key=lambda p: (used[p], p))
-        even[pack].append(item)
-        used[pack] += int(lengths[item])
+        micro_batch = min(range(count), key=lambda p: (used[p], p))
+        even[micro_batch].append(item)
+        used[micro_batch] += int(lengths[item])
     assert pack_evenly(lengths, capacity, world_size) == (even if max(used, default=0) <= capacity else tight)

@@ -24,7 +24,7 @@ CASES = {
     "sft": ("task.kind=sft",),
     "timelines": ("train.targets_per_prompt=4", "negatives.num=5"),
     "popularity": ("negatives.kind=popularity", "train.targets_per_prompt=4"),
-    "dislikes": ("negatives.kind=low_rated", "train.targets_per_prompt=4", "negatives.num=5"),
+    "explicit negatives": ("negatives.kind=low_rated", "train.targets_per_prompt=4", "negatives.num=5"),
     "new negatives each epoch": ("negatives.refresh_each_epoch=true", "train.targets_per_prompt=4"),
     "chat": ("prompt.style=chat", "prompt.end=<eos>"),
     "listed": ("prompt.candidates=listed",),

@@ -156,7 +156,7 @@ def rec_dist(variables: dict[str, str], *words: str) -> str:
 
 
 def test_a_run_from_the_hub_and_offline_again(hub: Hub, tmp_path: Path, tiny_config: Callable[..., dict[str, Any]]) -> None:
-    """The run is trained from the hub and evaluated from the cache. It names the commit; the adapter names its base model's id."""
+    """The run trains from the hub and evaluates from the cache. It names the commit; the adapter names its base model's id."""
     run, file = tmp_path / "run", tmp_path / "config.yaml"
     config = tiny_config(run, "model.path=tiny/llama", "model.revision=v1.0", "train.max_steps=1", "evaluate.max_users=4")
     file.write_text(yaml.safe_dump(config), encoding="utf-8")

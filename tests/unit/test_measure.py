@@ -71,6 +71,6 @@ def test_a_summary_is_the_mean_over_users_inside_its_interval() -> None:
     assert summarize(predictions_of(asked, scores), seed=0) == found
 
 
-def test_scores_must_come_for_every_question() -> None:
+def test_scores_must_come_for_every_example() -> None:
     with pytest.raises(ValueError, match="zip"):
         predictions_of([example(1, [7, 4], 7)], [])

@@ -38,21 +38,21 @@ def test_a_plain_model_gives_the_same_logits(rows, tied, family, tiny_tokenizer,
 
     base = model_dir(tmp_path / "base", tiny_tokenizer, rows=rows, tied=tied, family=family)
     vectors = torch.randn(NUM, 32, generator=torch.Generator().manual_seed(1))
-    ids = write_merged_model(base, None, vectors, tmp_path / "baked")
-    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "baked"))
+    ids = write_merged_model(base, None, vectors, tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "merged"))
     text = "A user watched:\n- Silent River\n-"
     tokens = tokenizer("".join(token_names(NUM)) + text).input_ids
     assert tokens == ids + tiny_tokenizer(text).input_ids
     plain = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
-    baked, loading = AutoModelForCausalLM.from_pretrained(str(tmp_path / "baked"), output_loading_info=True)
+    merged, loading = AutoModelForCausalLM.from_pretrained(str(tmp_path / "merged"), output_loading_info=True)
     assert not loading["missing_keys"]
     with torch.no_grad():
         rest = plain.get_input_embeddings()(torch.tensor([tokens[NUM:]]))
         expected = plain(inputs_embeds=torch.cat([vectors[None], rest], dim=1)).logits
-        found = baked.eval()(input_ids=torch.tensor([tokens])).logits
+        found = merged.eval()(input_ids=torch.tensor([tokens])).logits
     torch.testing.assert_close(found[..., :rows], expected, rtol=1e-5, atol=1e-5)
     gained = list(range(rows, 320 + NUM))
-    assert (baked.generation_config.suppress_tokens or []) == gained
+    assert (merged.generation_config.suppress_tokens or []) == gained
     if not gained:  # exact without leaving anything out
         torch.testing.assert_close(found.log_softmax(-1), expected.log_softmax(-1), rtol=1e-5, atol=1e-5)
     assert not float(found[..., gained].abs().sum())

@@ -60,10 +60,10 @@ def naive(trees: list[Tree]) -> dict[str, list[int]]:
     return out
 
 
-def _row(out: dict[str, list], token: int, position: int, prompt: int, branch: int, limit: int, sees: set[int]) -> None:
+def _row(out: dict[str, list], token: int, position: int, prompt: int, completion: int, limit: int, sees: set[int]) -> None:
     for name, value in zip(
         ("input_ids", "positions", "prompt_ids", "completion_ids", "limits", "ancestors"),
-        (token, position, prompt, branch, limit, sees),
+        (token, position, prompt, completion, limit, sees),
         strict=True,
     ):
         out[name].append(value)

@@ -83,11 +83,11 @@ class Recorder:
 
 def test_the_engines_methods_are_passed_on() -> None:
     engine, clock = Recorder(), Clock("cpu")
-    verbs: Any = TimedEngine(engine, clock)
-    assert verbs.forward(1) == 1
-    verbs.backward(2, last=False)
-    verbs.backward(3, last=True)
-    assert verbs.step(0.25) == 1.5
+    timed: Any = TimedEngine(engine, clock)
+    assert timed.forward(1) == 1
+    timed.backward(2, last=False)
+    timed.backward(3, last=True)
+    assert timed.step(0.25) == 1.5
     assert engine.calls == [("forward", 1), ("backward", 2, False), ("backward", 3, True), ("step", 0.25, False)]
     taken = clock.take()
     assert all(taken[phase] > 0 for phase in ("forward", "backward", "reduce", "optimizer"))

@@ -96,18 +96,16 @@ def test_soft_prompts_before_a_frozen_model() -> None:
     report = make_plan(load_config(stage_1, [*paths, "task.reference=online", "model.activation_checkpointing=false"]))
     model, work, run = report["model"], report["workload"], report["run"]
     assert (model["trainable"], model["base_parameters"]) == (409_600, 8_030_261_248)
-    assert (
-        work["prompt"] == 16 + 100 + (50 + 20 + (3 + 14) / 2) * 10
-    )  # 50 of history, 20 listed; an example and t_1, or t_2 .. t_15
+    # 50 of history, 20 listed; an example and t_1, or t_2 .. t_15
+    assert work["prompt"] == 16 + 100 + (50 + 20 + (3 + 14) / 2) * 10
     assert (work["groups"], work["negatives"], work["prompts_per_group"]) == (64, 19, 2)
     assert run["reference_seconds"] == 0
     overrides = ["task.kind=delrec", "adapter.kind=lora", "model.activation_checkpointing=false"]
     behind = make_plan(load_config(stage_1, [*paths, *overrides]))
     assert behind["workload"]["prompt"] == 16 + 100 + (50 + 20) * 10
     parts, of_lora = report["memory"]["parts"], behind["memory"]["parts"]
-    inputs_of_matrices = (
-        2 * 4096 + 14336 + 7 * 16
-    )  # of norms, the MLP's product, and between A and B of seven adapters of rank 16
+    # of norms, the MLP's product, and between A and B of seven adapters of rank 16
+    inputs_of_matrices = 2 * 4096 + 14336 + 7 * 16
     assert of_lora["activations"] - parts["activations"] == 32 * 16384 * 2 * inputs_of_matrices
     assert parts["optimizer state"] == 12 * 409_600 / 8
     one = make_plan(load_config(stage_1, [*paths, "task.delrec.objectives=temporal"]))["workload"]

@@ -59,7 +59,7 @@ def test_completion_inputs_are_the_completions_without_their_last_token(tiny_tok
 
 
 def test_a_chosen_item_that_the_history_goes_on_with_takes_no_rows(tokenizer: Any) -> None:
-    """Its title stands on the prompt after its branch point. A negative, and the last target, still need completions of their own."""
+    """Its title stands on the prompt after its branch point. Negatives and the last target still need their own completions."""
     builder, history = build(tokenizer), items(0, 1, 2)
     grouped = builder.grouped_prompt(history, [items(1, 4), items(2, 3), items(4, 0)], range(3), branch_at=[1, 2, 3])
     sizes = [len(builder.titles[item]) for item in (4, 3, 4, 0)]

@@ -26,7 +26,10 @@ pipeline:
   run_dir: runs/report
   stages:
     - {name: prepare, do: prepare, target: sft}
-    - {name: "train ${matrix.k} ${matrix.start}", do: train, target: "${vars.method}", set: ["negatives.num=${matrix.k}", "task.beta=2"]}
+    - name: "train ${matrix.k} ${matrix.start}"
+      do: train
+      target: "${vars.method}"
+      set: ["negatives.num=${matrix.k}", "task.beta=2"]
     - {name: "K=${matrix.k}", do: evaluate, target: "runs/k${matrix.k}"}
     - {name: base, do: evaluate, target: sft}
   pairs:

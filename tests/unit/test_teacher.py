@@ -28,9 +28,8 @@ def split_of(rows: list[np.ndarray], first: list[int]) -> SequenceSplit:
     with tempfile.TemporaryDirectory() as folder:
         users = [Row(user * 10 + 3, items.tolist(), start) for user, (items, start) in enumerate(zip(rows, first, strict=True))]
         split = write_prepared(Path(folder) / "data", {"train": users}, [f"t{i}" for i in range(NUM_ITEMS)]).split("train")
-        split.take(
-            np.arange(len(split)), np.diff(split.offsets)
-        )  # opens the shards, which stay mapped when the folder is removed
+        # opens the shards, which stay mapped when the folder is removed
+        split.take(np.arange(len(split)), np.diff(split.offsets))
         return split
 
 

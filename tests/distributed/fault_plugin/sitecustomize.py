@@ -1,9 +1,9 @@
 """Injects a fault at a chosen place of a chosen rank of a real run. Python imports this at start if the folder is on PYTHONPATH.
 
-The package has no hooks for this: in Ray's worker processes, methods of the package are wrapped as they are imported. The faults
-are real: the process raises an exception there, or sends itself the signal. REC_DIST_TEST_FAULT describes the fault as JSON:
-{"kind": "exception" | "SIGKILL" | "SIGSTOP" | "SIGTERM", "phase", "rank", "call": which call, counted from 1,
-"marker": a file made when the fault has come}, or {"kind": "slow", "phase", "seconds": added to each call, or to the one that "call"
+The package has no hooks for this: in Ray's worker processes, methods of the package are wrapped as they are imported. The
+faults are real: the process raises an exception there, or sends itself the signal. REC_DIST_TEST_FAULT describes the fault as
+JSON: {"kind": "exception" | "SIGKILL" | "SIGSTOP" | "SIGTERM", "phase", "rank", "call": which call, counted from 1, "marker":
+a file made when the fault has come}, or {"kind": "slow", "phase", "seconds": added to each call, or to the one that "call"
 names}. With "driver": true the place is in the command itself, where cluster.launcher=local trains.
 """
 

@@ -189,7 +189,7 @@ def test_exported_interactions_come_back_as_the_same_prompts(tmp_path, tiny_conf
     assert again.read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
 
 
-def test_rows_with_different_numbers_of_rejected_pack_together(tiny_tokenizer):
+def test_rows_with_different_numbers_of_rejected_share_micro_batches(tiny_tokenizer):
     rows = tokenize_rows([[PreferenceRow(*row) for row in WANTED]], tiny_tokenizer, [0], rejected=True)
     assert rows.num_rejected.tolist() == [2, 1]
     batch = pack_prompts([rows.grouped_prompt(0), rows.grouped_prompt(1)])
