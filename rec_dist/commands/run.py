@@ -173,6 +173,6 @@ def _data_facts(evaluated: dict[str, Path]) -> dict[str, Any]:
         "split": manifest.settings.get("split"),
         "fingerprint": manifest.fingerprint,
         **manifest.counts,
-        "share of choices with the timestamp of the one before": f"{manifest.tie_share:.1%}",
+        "share of positives with the timestamp of the previous one": f"{manifest.tie_share:.1%}",
         **targets,
     }
