@@ -140,7 +140,7 @@ def test_pieces_that_cannot_work_are_the_users_mistake(tiny_tokenizer: Any, monk
     with pytest.raises(UserError, match="no chat template"):
         build(tiny_tokenizer, style="chat")
     monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ messages[0].content | upper }} {{ messages[0].content }}")
-    with pytest.raises(UserError, match="repeat the user's text once"):
+    with pytest.raises(UserError, match=r"prompt\.style.*exactly once.*prompt\.style=list"):
         build(tiny_tokenizer, style="chat")
 
 

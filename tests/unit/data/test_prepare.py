@@ -133,7 +133,7 @@ def test_ties_stay_in_file_order(tmp_path):
 def test_a_repeat_keeps_the_first_in_time(tmp_path):
     text = "user,item,rating,timestamp\nu,a,5,30\nu,a,1,10\nu,b,5,20\nu,c,5,40\nu,d,5,50\nu,e,5,60\nv,a,5,1\n"
     data, _ = run(tmp_path, text, split="leave_one_out")
-    assert rows(data, "test")["u"][0] == "bcde", "a was a dislike when it was first rated"
+    assert rows(data, "test")["u"][0] == "bcde", "a was an explicit negative when it was first rated"
 
 
 def test_k_core_goes_on_until_stable(tmp_path):
