@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, create_model
 
+from rec_dist.config.plan import PlanConfig
+from rec_dist.config.profile import ProfileConfig
 from rec_dist.config.section import Section
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.config.task import TaskConfig, outside_section_of, task_model, with_outside_section
@@ -285,38 +287,6 @@ class EvaluateConfig(Section):
     output_dir: str | None = Field(
         None, description="Folder for the results. None: the run directory, or <run_dir>-base for a CONFIG."
     )
-
-
-class ProfileConfig(Section):
-    """How `rec-dist profile` measures. Nothing here changes a run."""
-
-    warmup_steps: int = Field(
-        3, ge=1, lt=1 << 30, description="Steps before the measured ones, for compilation, caches and the allocator."
-    )
-    steps: int = Field(10, ge=1, lt=1 << 30, description="Measured steps, with real data and again with random tokens.")
-    trace_ranks: list[int] = Field(
-        default_factory=lambda: [0], description="Ranks that write a Chrome trace of one further step: trace-rank-N.json."
-    )
-    memory_snapshot: bool = Field(
-        False,
-        description="Also write the CUDA allocator's history of that step, memory-rank-N.pickle, for pytorch.org/memory_viz.",
-    )
-    output_dir: str | None = Field(None, description="Folder for the results. None: <run_dir>-profile.")
-
-
-class PlanConfig(Section):
-    """What `rec-dist plan` computes with. Nothing here changes a run."""
-
-    cluster: str | None = Field(None, description="Cluster file, or the name of a shipped one, such as 8xh100. `plan` needs it.")
-    model: str | None = Field(
-        None, description="Folder with a config.json, or a shipped name, such as llama3-8b. None: model.path."
-    )
-    prompt_tokens: float | None = Field(
-        None, ge=1, description="Mean tokens of a prompt. None: 16 + prompt.num_virtual + items shown * plan.completion_tokens."
-    )
-    completion_tokens: float = Field(10.0, gt=1, description="Mean tokens of a title with the text around it.")
-    overlap: float = Field(0.5, ge=0, le=1, description="Share of ZeRO-3's gathers that overlaps with compute. An assumption.")
-    margin: float = Field(0.08, ge=0, lt=1, description="Share added to torch's memory for fragmentation. An assumption.")
 
 
 class RunConfig(Section):

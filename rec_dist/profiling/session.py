@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rec_dist.config.schema import ProfileConfig
+from rec_dist.config.profile import ProfileConfig
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine
 from rec_dist.errors import NotFiniteError, UserError

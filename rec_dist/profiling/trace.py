@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rec_dist.config.schema import ProfileConfig
+from rec_dist.config.profile import ProfileConfig
 from rec_dist.runtime.world import World
 
 _HISTORY_ENTRIES = 200_000

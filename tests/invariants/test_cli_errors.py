@@ -149,7 +149,7 @@ _REPORT = {"format": 1, "real": {"tokens_per_second": 9.0, "step_seconds": {"p50
         (json.dumps({**_REPORT, "format": 0}), "its format is 0 and this version writes 1"),
         (json.dumps({key: value for key, value in _REPORT.items() if key != "format"}), "KeyError('format')"),
         (json.dumps({key: value for key, value in _REPORT.items() if key != "real"}), "KeyError('real')"),
-        (json.dumps({**_REPORT, "settings": []}), "its settings are no object"),
+        (json.dumps({**_REPORT, "settings": []}), "its settings are not an object"),
         (json.dumps({**_REPORT, "real": {"tokens_per_second": 10**400, "step_seconds": {"p50": 1.0}}}), "OverflowError"),
         (json.dumps({**_REPORT, "real": {"tokens_per_second": 0.0, "step_seconds": {"p50": 1.0}}}), "tokens/s and p50"),
         (json.dumps({**_REPORT, "real": {"tokens_per_second": 9.0, "step_seconds": None}}), "TypeError"),

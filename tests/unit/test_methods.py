@@ -135,7 +135,7 @@ def test_a_registered_method_trains_in_this_process_only(file: Path, package: Pa
     config = load_config(file, ["task.kind=hinge"])
     check_workers_find(config)
     task = build_task(config, find_initial_weights(config), "cpu")
-    assert (task.name, task.needs_reference, task.metric_names) == ("hinge", False, ("hinge/violations",))
+    assert (task.name, task.reference, task.model.metric_names) == ("hinge", None, ("hinge/violations",))
     with pytest.raises(UserError, match=r"task\.plugin=module:object"):
         check_workers_find(load_config(file, ["task.kind=hinge", "cluster.launcher=ray"]))
 

@@ -185,7 +185,7 @@ def test_steps_of_distillation_are_those_of_its_task(tmp_path: Path, tiny_config
         ([], ("plan.cluster is not set", "8xh100")),
         (["plan.cluster=nowhere.yaml"], ("plan.cluster (nowhere.yaml)", "does not exist")),
         (["plan.cluster={cpu}", "plan.model={bare}"], ("hidden_size", "config.json")),
-        (["plan.cluster={cpu}", "plan.model=nowhere"], ("plan.model (nowhere)", "config.json")),
+        (["plan.cluster={cpu}", "plan.model=nowhere"], ("plan.model (nowhere)", "llama3-8b")),
         (["plan.cluster={cpu}", "model.path=nowhere"], ("model.path (nowhere)", "set plan.model", "config.json")),
         (["plan.cluster={cpu}", "--json", "{bare}"], ("--json (", "is a folder; choose another file")),
         (["plan.cluster={cpu}", "--json", "{file}"], ("--json (", "config.yaml) exists", "choose a file that does not")),
