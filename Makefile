@@ -32,11 +32,11 @@ dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1
 	$(BIN)/rec-dist run dmpo-cross
 	$(BIN)/rec-dist run dmpo-cross vars.from=books vars.to=movies
 
-test: install ## every guarantee, in about 12 minutes on 2 idle cores
-	$(BIN)/python -m pytest -m 'not slow and not launch'
+test: install ## a test of every guarantee, in two processes: about 10 minutes on 2 idle cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m '(not slow or quick) and not launch'
 
 test-slow: install ## what takes longer: more workers, stages, kills and whole pipelines
-	$(BIN)/python -m pytest -m 'slow and not faults and not launch'
+	$(BIN)/python -m pytest -m 'slow and not quick and not faults and not launch'
 
 test-faults: install ## the whole fault matrix: about 50 minutes on 2 idle cores; writes its table into docs/reliability.md
 	mkdir -p runs && rm -f runs/faults.jsonl
