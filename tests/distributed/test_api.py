@@ -82,6 +82,7 @@ def write(tiny_config: Make, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.mark.quick
 def test_twice_in_one_process_from_a_thread_and_nothing_stays(write: Callable[..., Path], tmp_path: Path) -> None:
     """Makes two trainings and two evaluations, each equal to the command's, bit for bit. The process is then as it was before."""
     one, two = write("one", "task.kind=sdpo"), write("two", "task.kind=sdpo")

@@ -127,6 +127,7 @@ def many_files_worker(world: Any, job: Any) -> Any:
 
 
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
+@pytest.mark.quick
 def test_a_fault_on_one_rank_is_known_to_all(trainer: Any, asynchronous: str) -> None:
     run_dir = trainer.new_dir()
     changes = (*_FULL, f"checkpoint.asynchronous={asynchronous}")
@@ -151,6 +152,7 @@ def test_a_read_only_disk_is_named(trainer: Any, mount: Mount) -> None:
     assert caught.value.kind == "DiskError"
 
 
+@pytest.mark.quick
 def test_written_in_the_background_is_the_same_bytes(trainer: Any) -> None:
     """A checkpoint a step, so that each waits for the one before. A .tmp of a killed attempt is removed."""
     hashes = []

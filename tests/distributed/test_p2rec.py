@@ -185,6 +185,7 @@ def test_what_a_ray_data_worker_refuses_is_one_line(trainer: Any, stage_one: tup
     assert not (tmp_path / "ray").exists()
 
 
+@pytest.mark.slow
 def test_recommenders_start_from_them_in_a_pipeline(
     trainer: Any, stage_one: tuple[str, ...], tiny_config: Any, tmp_path: Path
 ) -> None:

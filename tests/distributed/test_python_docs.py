@@ -48,6 +48,7 @@ def folder(tmp_path: Path, tiny_config: Callable[..., dict[str, Any]], tiny_sour
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_the_page_of_the_python_api_runs(folder: Path) -> None:
     blocks = blocks_of_page()
     for name in ("prepare", "train", "evaluate", "score", "register_method"):

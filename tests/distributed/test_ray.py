@@ -132,6 +132,7 @@ def test_a_fault_inside_a_worker_is_one_line(trainer: Any, tmp_path: Path) -> No
     assert not run_dir.exists()
 
 
+@pytest.mark.quick
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(trainer: Any, tmp_path: Path) -> None:
     """SIGKILL of one of two workers, once: the same command continues from the newest checkpoint to the same weights."""
     run_dir = tmp_path / "run"

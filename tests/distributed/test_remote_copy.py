@@ -72,6 +72,7 @@ def objects(server: S3Server, prefix: str) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_a_run_whose_machine_is_lost_goes_on_from_the_copy(
     server: S3Server, begin: Callable[..., Child], whole: Path, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def wait_for_steps(run: Path, count: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_a_run_on_remote_data_is_the_run_on_local_data(
     server: S3Server, command: Callable[..., tuple[int, str]], tiny_data: Path, tmp_path: Path
 ) -> None:

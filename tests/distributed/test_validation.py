@@ -34,7 +34,7 @@ def assert_same_training(run: Any, expected: Any) -> None:
     ("workers", "changes"),
     [
         (1, ("cluster.zero_stage=0",)),
-        (2, ("cluster.zero_stage=3",)),
+        pytest.param(2, ("cluster.zero_stage=3",), marks=pytest.mark.quick),
         (2, ("cluster.zero_stage=2",)),
         (1, ("cluster.zero_stage=3", "task.reference=online")),
     ],
@@ -49,6 +49,7 @@ def test_a_validation_changes_no_bit_of_the_training(trainer: Any, workers: int,
 
 
 @pytest.mark.parametrize("kind", ["sdpo", "sft"])
+@pytest.mark.quick
 def test_a_validation_depends_on_no_worker_stage_or_micro_batch(trainer: Any, kind: str) -> None:
     changes = (*_RUN, *_VALID, f"task.kind={kind}")
     one = validations(trainer.once(*changes, "cluster.zero_stage=0"))
