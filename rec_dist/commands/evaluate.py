@@ -19,7 +19,7 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
-from rec_dist.evaluation.baselines import PopularityRanker
+from rec_dist.evaluation.baselines import PopularityScorer
 from rec_dist.evaluation.measure import predictions_of, summarize
 from rec_dist.launch.workers import launch
 from rec_dist.methods.initial_weights import InitialWeights
@@ -117,7 +117,7 @@ def _score(evaluation: Evaluation, launcher: Launch) -> tuple[Scores, dict[str, 
     """The scores of each example's candidates, and what they cost."""
     config, examples = evaluation.config, evaluation.examples
     if evaluation.saved is None and config.evaluate.ranker == "popularity":
-        baseline = PopularityRanker(evaluation.data.train_counts)
+        baseline = PopularityScorer(evaluation.data.train_counts)
         return [*baseline.score([e.history for e in examples], [e.candidates for e in examples])], {}
     check_workers_find(config)
     evaluation.initial.check_model()

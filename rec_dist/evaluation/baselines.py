@@ -1,4 +1,4 @@
-"""Baselines: simple rankers that a language model must beat. A ranker scores each candidate of a history; higher is better.
+"""Baselines that a language model must beat. Each scores the candidates of a history; higher is better.
 
 C candidates of a history, I items of the catalogue.
 """
@@ -14,7 +14,7 @@ from rec_dist.runtime.arrays import I32, I64
 Floats = npt.NDArray[np.float64]
 
 
-class Ranker(Protocol):
+class CandidateScorer(Protocol):
     """Scores candidates for histories."""
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
@@ -22,7 +22,7 @@ class Ranker(Protocol):
         ...
 
 
-class PopularityRanker:
+class PopularityScorer:
     """Scores an item by its positives in the training part, the same for every history.
 
     Equal counts stay tied: the metrics count a tie against the target, so a tie-break could only flatter this baseline.
@@ -32,7 +32,7 @@ class PopularityRanker:
         self._counts = train_counts.astype(np.float64)  # (I,)
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
-        """Scores as Ranker.score does."""
+        """Scores as CandidateScorer.score does."""
         check_lengths(histories, candidates)
         return [self._counts[items] for items in candidates]
 

@@ -14,10 +14,10 @@ from small_recommenders import CYCLE, NUM_USERS, SHAPES, SHARED, config, train
 from rec_dist.config.schema import DataConfig
 from rec_dist.data.prepare.prepare import prepare
 from rec_dist.errors import UserError
-from rec_dist.evaluation.baselines import PopularityRanker
+from rec_dist.evaluation.baselines import PopularityScorer
 from rec_dist.methods.sequential.next_item import NextItem, Recommender, build_recommender, last_scores
-from rec_dist.methods.sequential.ranking import SequentialRanker
 from rec_dist.methods.sequential.saved_model import kind_of, load_recommender
+from rec_dist.methods.sequential.scorer import SequentialScorer
 from rec_dist.methods.sequential.sequences import dummy_batch, history_batch, lay_out
 from rec_dist.methods.sequential.task import build_sequential_task
 from rec_dist.runtime.world import World
@@ -233,7 +233,7 @@ def test_sampled_items_are_those_of_the_step(tmp_path):
 @pytest.mark.parametrize("num_sampled", [0, 8])
 def test_learns_a_deterministic_pattern(tmp_path, kind, num_sampled):
     task = build_sequential_task(config(tmp_path, kind=kind, epochs=30, more={"num_sampled": num_sampled}))
-    assert hits(task, SequentialRanker(train(task))) > 0.9
+    assert hits(task, SequentialScorer(train(task))) > 0.9
 
 
 def test_beats_popularity_on_a_markov_chain(tmp_path, kind):
@@ -249,6 +249,6 @@ def test_beats_popularity_on_a_markov_chain(tmp_path, kind):
         DataConfig(source=str(tmp_path / "rows.csv"), path=str(tmp_path / "data"), split="leave_one_out", min_user_interactions=1)
     )
     task = build_sequential_task(config(tmp_path, kind=kind, epochs=20))
-    popularity = hits(task, PopularityRanker(task.data.prepared.train_counts))
-    model = hits(task, SequentialRanker(train(task)))
+    popularity = hits(task, PopularityScorer(task.data.prepared.train_counts))
+    model = hits(task, SequentialScorer(train(task)))
     assert popularity < 0.3 < 0.5 < model, (popularity, model)

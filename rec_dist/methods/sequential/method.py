@@ -9,8 +9,8 @@ from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, Scores
 from rec_dist.methods.sequential.config import SequentialConfig
-from rec_dist.methods.sequential.ranking import SequentialRanker
 from rec_dist.methods.sequential.saved_model import check_catalogue, load_recommender
+from rec_dist.methods.sequential.scorer import SequentialScorer
 from rec_dist.methods.sequential.task import build_sequential_task
 from rec_dist.methods.task import Task
 
@@ -34,7 +34,7 @@ class ItemIdRanker:
     def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
         """As Ranker.score, without workers."""
         examples = evaluation.examples
-        ranker = SequentialRanker(load_recommender(evaluation.initial.model))
+        ranker = SequentialScorer(load_recommender(evaluation.initial.model))
         return [*ranker.score([e.history for e in examples], [e.candidates for e in examples])], {}
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:

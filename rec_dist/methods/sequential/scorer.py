@@ -16,7 +16,7 @@ from rec_dist.runtime.arrays import I32
 _LOGITS_AT_ONCE = 1 << 24
 
 
-class SequentialRanker:
+class SequentialScorer:
     """Scores by log-probability, in nats, under the model's softmax over the whole catalogue."""
 
     def __init__(self, model: Recommender, *, device: str = "cpu") -> None:

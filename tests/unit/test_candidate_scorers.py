@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from rec_dist.evaluation.baselines import PopularityRanker
+from rec_dist.evaluation.baselines import PopularityScorer
 from rec_dist.evaluation.metrics import target_ranks
-from rec_dist.methods.sequential import ranking as rankers
 from rec_dist.methods.sequential.next_item import last_scores
-from rec_dist.methods.sequential.ranking import SequentialRanker
 from rec_dist.methods.sequential.sasrec import SASRec, SASRecShape
+from rec_dist.methods.sequential.scorer import SequentialScorer
 from rec_dist.methods.sequential.sequences import history_batch
 
 
@@ -24,26 +23,26 @@ def model() -> SASRec:
 
 
 def test_popularity_is_the_training_count():
-    ranker = PopularityRanker(np.asarray([5, 0, 7, 5]))
+    ranker = PopularityScorer(np.asarray([5, 0, 7, 5]))
     scores = ranker.score([i32(1), i32(2, 3)], [i32(3, 0, 1), i32(2)])
     assert [values.tolist() for values in scores] == [[5.0, 5.0, 0.0], [7.0]]
 
 
 def test_equally_popular_candidates_stay_tied_and_rank_last():
-    scores = PopularityRanker(np.full(4, 3)).score([i32(0)], [i32(1, 2, 3)])
+    scores = PopularityScorer(np.full(4, 3)).score([i32(0)], [i32(1, 2, 3)])
     assert target_ranks(scores[0][None], target=0).tolist() == [3]
 
 
 def test_sequential_scores_are_log_probabilities_of_the_whole_catalogue(model):
     everything = np.arange(20, dtype=np.int32)
-    (scores,) = SequentialRanker(model).score([i32(4, 1, 9)], [everything])
+    (scores,) = SequentialScorer(model).score([i32(4, 1, 9)], [everything])
     assert np.exp(scores).sum() == pytest.approx(1.0, abs=1e-12)
     truth = last_scores(model.eval(), history_batch([i32(4, 1, 9)], 6))[0].double().log_softmax(-1)
     assert scores == pytest.approx(truth.detach().numpy(), abs=1e-12)
 
 
 def test_a_score_depends_on_neither_the_other_candidates_nor_their_order(model):
-    ranker, history = SequentialRanker(model), i32(4, 1, 9)
+    ranker, history = SequentialScorer(model), i32(4, 1, 9)
     (pair,), (more,) = ranker.score([history], [i32(7, 2)]), ranker.score([history], [i32(2, 11, 3, 7)])
     assert pair.tolist() == [more[3], more[0]]
 
@@ -52,7 +51,7 @@ def test_batches_change_no_score(model, monkeypatch):
     rng = np.random.default_rng(0)
     histories = [rng.integers(0, 20, rng.integers(1, 9)).astype(np.int32) for _ in range(23)]
     candidates = [rng.permutation(20)[: rng.integers(1, 20)].astype(np.int32) for _ in range(23)]
-    ranker = SequentialRanker(model)
+    ranker = SequentialScorer(model)
     at_once = ranker.score(histories, candidates)
     monkeypatch.setattr(rankers, "_LOGITS_AT_ONCE", 3 * 20)
     in_threes = ranker.score(histories, candidates)
@@ -62,14 +61,14 @@ def test_batches_change_no_score(model, monkeypatch):
 
 
 def test_dropout_is_off_and_no_graph_is_kept(model):
-    ranker = SequentialRanker(model.train())
+    ranker = SequentialScorer(model.train())
     first, second = (ranker.score([i32(1, 2)], [i32(5, 6)])[0] for _ in range(2))
     assert first.tolist() == second.tolist()
 
 
 @pytest.mark.parametrize("kind", ["sequential", "popularity"])
 def test_one_list_of_candidates_a_history(model, kind):
-    ranker = SequentialRanker(model) if kind == "sequential" else PopularityRanker(np.ones(20, dtype=np.int64))
+    ranker = SequentialScorer(model) if kind == "sequential" else PopularityScorer(np.ones(20, dtype=np.int64))
     assert ranker.score([], []) == []
     with pytest.raises(ValueError, match="2 histories and 1 lists"):
         ranker.score([i32(1), i32(2)], [i32(1)])
@@ -77,4 +76,4 @@ def test_one_list_of_candidates_a_history(model, kind):
 
 def test_an_empty_history_is_refused(model):
     with pytest.raises(ValueError, match="is empty"):
-        SequentialRanker(model).score([i32(1), i32()], [i32(1), i32(2)])
+        SequentialScorer(model).score([i32(1), i32()], [i32(1), i32(2)])
