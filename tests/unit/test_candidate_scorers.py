@@ -1,4 +1,4 @@
-"""The baseline rankers: scores by hand, batching that changes nothing, and ties that earn no credit."""
+"""Scorers of candidates: scores by hand, batching that changes nothing, and ties that earn no credit."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_batches_change_no_score(model, monkeypatch):
     candidates = [rng.permutation(20)[: rng.integers(1, 20)].astype(np.int32) for _ in range(23)]
     ranker = SequentialScorer(model)
     at_once = ranker.score(histories, candidates)
-    monkeypatch.setattr(rankers, "_LOGITS_AT_ONCE", 3 * 20)
+    monkeypatch.setattr(scorers, "_LOGITS_AT_ONCE", 3 * 20)
     in_threes = ranker.score(histories, candidates)
     assert [len(values) for values in in_threes] == [len(items) for items in candidates]
     for first, second in zip(at_once, in_threes, strict=True):
