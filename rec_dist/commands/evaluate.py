@@ -1,6 +1,6 @@
-"""`rec-dist evaluate`:
+"""`rec-dist evaluate`: ranks on a split with a finished run, or with the base model of a configuration.
 
-ranks on a split with a finished run, or with the base model of a configuration. Keeps what is there already.
+An evaluation that is there already is kept.
 """
 
 import json
