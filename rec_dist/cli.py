@@ -4,6 +4,7 @@
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -67,6 +68,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(f"failed: {fault}", file=sys.stderr)
         return EXIT_FAILED
     except Exception as fault:
+        if isinstance(fault, OSError) and fault.errno == errno.ENAMETOOLONG:
+            print(f"error: the path {str(fault.filename)[:200]}... is too long; give a shorter one", file=sys.stderr)
+            return EXIT_USER
         disk = as_disk_error(fault)
         if disk is None:
             raise
