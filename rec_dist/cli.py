@@ -4,6 +4,7 @@
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from rec_dist.errors import (
 from rec_dist.runtime.messages import messages_to
 from rec_dist.runtime.quiet import quieten, uncollected
 from rec_dist.storage.disk import as_disk_error
+from rec_dist.storage.uri import shown
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
 
@@ -66,11 +68,21 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(f"failed: {fault}", file=sys.stderr)
         return EXIT_FAILED
     except Exception as fault:
+        if isinstance(fault, OSError) and fault.errno == errno.ENAMETOOLONG:
+            print(f"error: the path {str(fault.filename)[:200]}... is too long; give a shorter one", file=sys.stderr)
+            return EXIT_USER
         disk = as_disk_error(fault)
         if disk is None:
             raise
         print(f"failed: {disk}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _local(path: str, key: str) -> Path:
+    """Where a command writes. pathlib would make a folder `s3:` of a URI."""
+    if "://" in path:
+        raise UserError(f"{key} ({shown(path)}) is a URI; give a path on this machine, and copy it from there")
+    return Path(path)
 
 
 def _to_stderr(line: str) -> None:
@@ -89,7 +101,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.plan import plan
     from rec_dist.config.load import load_config
 
-    output = Path(parsed.json) if parsed.json is not None else None
+    output = _local(parsed.json, "--json") if parsed.json is not None else None
     return plan(load_config(Path(parsed.target), parsed.overrides), output=output)
 
 
@@ -118,14 +130,14 @@ def _submit(parsed: argparse.Namespace) -> int:
 def _export(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.export import export_merged
 
-    export_merged(Path(parsed.target), Path(parsed.output))
+    export_merged(Path(parsed.target), _local(parsed.output, "FOLDER"))
     return 0
 
 
 def _embed(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.embed import embed
 
-    embed(Path(parsed.target), Path(parsed.output), parsed.overrides)
+    embed(Path(parsed.target), _local(parsed.output, "FOLDER"), parsed.overrides)
     return 0
 
 
@@ -148,7 +160,7 @@ def _export_rows(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.export_rows import export_rows
     from rec_dist.config.load import load_config
 
-    export_rows(load_config(Path(parsed.target), parsed.overrides), Path(parsed.out).absolute())
+    export_rows(load_config(Path(parsed.target), parsed.overrides), _local(parsed.out, "--out").absolute())
     return 0
 
 

@@ -64,6 +64,8 @@ def score(
     """
     check_borrowed(model)
     base = base_of(model)
+    if not isinstance(max_tokens, int | np.integer):
+        raise UserError(f"max_tokens ({max_tokens!r}) must be a whole number")
     if attention not in ("auto", "flex", "per_prompt", "sdpa"):
         raise UserError(f"attention ({attention!r}) must be auto, flex, per_prompt or sdpa")
     shared = _read(tokenizer, prompts, completions, num_ids=int(base.get_input_embeddings().weight.shape[0]))
@@ -148,6 +150,8 @@ def _read(tokenizer: Any, prompts: Sequence[Text], completions: Sequence[Sequenc
 def _check_tokenizer(tokenizer: Any, texts: list[Text]) -> None:
     if tokenizer is None and any(isinstance(text, str) for text in texts):
         raise UserError("prompts or completions hold strings and tokenizer is None; give the model's tokenizer, or token ids")
+    if tokenizer is not None and not callable(tokenizer):
+        raise UserError(f"tokenizer is of type {type(tokenizer).__name__}; give the model's tokenizer, or None with token ids")
 
 
 def _token_ids(
@@ -157,7 +161,11 @@ def _token_ids(
     tokenized = iter(tokenize(words)["input_ids"] if words else [])
     found = []
     for number, text in enumerate(texts):
-        ids = np.asarray(next(tokenized) if isinstance(text, str) else text.cpu() if isinstance(text, Tensor) else text)
+        given = next(tokenized) if isinstance(text, str) else text
+        try:
+            ids = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+        except ValueError:  # lists of different lengths
+            ids = np.asarray(given, dtype=object)
         if ids.size == 0:
             raise UserError(f"{name_of(number)} ({text!r:.60}) has no tokens; leave it out, or give at least one")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":

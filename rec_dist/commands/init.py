@@ -1,6 +1,7 @@
 """`rec-dist init`: writes a shipped recipe, with its comments, to a file of your own."""
 
 import re
+import shlex
 from pathlib import Path
 
 from rec_dist.config.shipped import is_name, shipped_file, suggestion
@@ -23,5 +24,6 @@ def init(name: str, output: Path | None = None) -> Path:
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no folder; create it, or give another FILE")
     text = source.read_text(encoding="utf-8")
-    write_text(path, re.sub(rf"(rec-dist \w+ ){re.escape(source.stem)}(?![\w-])", lambda found: f"{found[1]}{path}", text))
+    shown = shlex.quote(str(path))
+    write_text(path, re.sub(rf"(rec-dist \w+ ){re.escape(source.stem)}(?![\w-])", lambda found: f"{found[1]}{shown}", text))
     return path

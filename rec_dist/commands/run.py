@@ -19,6 +19,7 @@ from typing import Any
 from rec_dist.commands.evaluate import base_results_dir
 from rec_dist.config.compose import load_mapping
 from rec_dist.config.load import load_config
+from rec_dist.config.paths import check_path
 from rec_dist.config.pipeline import Pipeline, Stage, load_pipeline
 from rec_dist.data.artifacts.embeddings import read_manifest
 from rec_dist.data.dataset.manifest import Manifest
@@ -52,6 +53,7 @@ def run_pipeline(path: Path, overrides: Sequence[str]) -> int:
     """
     config = load_pipeline(path, overrides)
     _check_metrics(config, path)
+    check_path("pipeline.run_dir", config.run_dir)
     folder = Path(config.run_dir).absolute()
     check_output(folder, "pipeline.run_dir", folder=True, may_exist=True)
     folder.mkdir(parents=True, exist_ok=True)

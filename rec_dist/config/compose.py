@@ -137,6 +137,10 @@ def _load(path: Path) -> dict[str, Any]:
     for name, run in runs.items():
         if not isinstance(run, dict):
             raise UserError(f"{path}: {RUNS}.{name} holds no mapping of sections")
+        if re.search(r"[/\\:]", str(name)):
+            raise UserError(
+                f"{path}: {RUNS} has the name {name!r}, which FILE:NAME cannot hold; take one without slashes and colons"
+            )
     return {**own, RUNS: {str(name): _with_absolute_paths(run, (path, str(name))) for name, run in runs.items()}}
 
 

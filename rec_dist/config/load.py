@@ -4,6 +4,8 @@ All faults come in one message, each with its dotted key. An unknown key comes w
 """
 
 import difflib
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -50,7 +52,9 @@ def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
         if not overrides:
             check_uris(config)
             return config
-        config = config.model_dump()
+        config = _escaped(config.model_dump())
+    if not isinstance(config, str | os.PathLike | Mapping):
+        raise UserError(f"a configuration is a YAML file, a mapping or a RunConfig, and not of type {type(config).__name__}")
     where = "the configuration" if isinstance(config, Mapping) else str(config)
     if not isinstance(config, Mapping) and {PIPELINE, RUNS} & sections(Path(config)):
         names = runs_of(Path(config))
@@ -77,7 +81,16 @@ def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:
 
 def to_yaml(config: BaseModel) -> str:
     """The resolved configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config.model_dump(mode="json"))))
+
+
+def _escaped(value: Any) -> Any:
+    """Resolved values such that text with ${...} in it, such as an instruction, is not resolved a second time."""
+    if isinstance(value, dict):
+        return {key: _escaped(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(entry) for entry in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 class _Dumper(SafeDumper):  # type: ignore[misc]  # PyYAML has no types here

@@ -132,6 +132,10 @@ def load_plugin(plugin: str) -> Any:
         ) from fault
     except AttributeError as fault:
         raise MethodError("task.plugin", f"{plugin} cannot be imported ({fault}); name an object of that module") from fault
+    except Exception as fault:  # the module is the user's and may raise anything
+        raise MethodError(
+            "task.plugin", f"{plugin} cannot be imported ({type(fault).__name__}: {fault}); correct that module, or its name"
+        ) from fault
     return _checked(method, "task.plugin", plugin)
 
 
@@ -143,7 +147,7 @@ def _load_entry_point(point: EntryPoint) -> Any:
     package = point.dist.name if point.dist is not None else "a package"
     try:
         method = point.load()
-    except (ImportError, AttributeError) as fault:
+    except Exception as fault:  # the module may raise anything
         raise MethodError(
             "task.kind", f"{point.name} is a method of {package}, which cannot be imported ({fault}); repair or remove it"
         ) from fault
@@ -167,10 +171,12 @@ def _check_section(method: Any, place: str) -> None:
     section = getattr(method, "section", None)
     if section is None:
         return
+    if not (isinstance(section, tuple) and len(section) == 2 and isinstance(section[0], str) and section[0].isidentifier()):
+        raise UserError(f"{place} has the section {section!r}; give a tuple of its key below task, an identifier, and its class")
     key, kind = section
     if not (isinstance(kind, type) and issubclass(kind, Section)):
         raise UserError(f"{place} has the section {key}, whose class must derive from rec_dist.config.section.Section")
-    if key in built_in_sections() or key in ("plugin", "kind", "beta", "reference"):
+    if key in built_in_sections() or key in ("plugin", "kind", "beta", "reference", "section") or hasattr(Section, key):
         raise UserError(f"{place} has the section {key}, which task has already; give it another name")
 
 

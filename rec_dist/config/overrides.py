@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -28,8 +29,10 @@ def override(config: DictConfig, overrides: Overrides, named: Mapping[str, Seque
     """
     if isinstance(overrides, Mapping):
         return update(config, overrides)
+    if not isinstance(overrides, Iterable):
+        raise UserError(f"overrides ({overrides!r}) must be words section.key=value, or a mapping of keys to values")
     for word in [overrides] if isinstance(overrides, str) else overrides:
-        if not is_override(word):
+        if not (isinstance(word, str) and is_override(word)):
             raise UserError(f"override {word!r} is not section.key=value; for example optimizer.lr=1e-4")
         section, _, key = word.partition("=")[0].partition(".")
         if section in named and key.partition(".")[0] not in named[section]:
@@ -47,7 +50,10 @@ def override(config: DictConfig, overrides: Overrides, named: Mapping[str, Seque
 
 
 def update(config: DictConfig, changes: Mapping[str, Any], prefix: str = "") -> DictConfig:
-    """`config`, changed in place, with values by key. Keys are dotted or nested. Paths become text."""
+    """`config`, changed in place, with values by key. Keys are dotted or nested.
+
+    Paths become text, and scalars of numpy those of Python.
+    """
     for key, value in changes.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -65,6 +71,8 @@ def update(config: DictConfig, changes: Mapping[str, Any], prefix: str = "") -> 
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

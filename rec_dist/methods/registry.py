@@ -17,6 +17,8 @@ def register_method(method: Method) -> None:
     `rec_dist.methods`. A second method of the same name replaces the first. Raises UserError for a built-in name, a missing
     member, or a section that task has already.
     """
+    if isinstance(method, type):
+        raise UserError(f"register_method() takes an instance and {method.__name__} is a class; give {method.__name__}()")
     _check_members(method, "register_method()")
     method_table.register(method)
 

@@ -34,6 +34,8 @@ def check_borrowed(model: Any) -> None:
         fault = "reads more than text"
     if fault is None and (wrapped := _why_not_peft(model)):
         raise UserError(f"model has {wrapped}; merge it into the model, or score with a LoRA adapter")
+    if all(weight.is_meta for weight in model.parameters()) and not any(hasattr(part, "_hf_hook") for part in model.modules()):
+        raise UserError(f"model is a {kind} on the meta device, which holds no weights; load it with from_pretrained")
     if fault:
         raise UserError(f"model is a {kind}, which {fault}; {_WAY_OUT}")
 

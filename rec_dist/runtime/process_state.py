@@ -1,5 +1,5 @@
 """What a call from Python changes in your process and gives back: environment, warnings, signal handlers, random numbers,
-loggers.
+loggers, the excepthook.
 
 What cannot be given back is not set in your process at all: the allocator (runtime/allocator.py), and variables that libraries
 read at their import. Training in this process runs in a thread of its own (launch/local.py), so that settings of a thread end
@@ -31,6 +31,7 @@ def restored() -> Iterator[None]:
         stack.enter_context(_levels())
         stack.enter_context(_signals())
         stack.enter_context(_transformers())
+        stack.callback(setattr, sys, "excepthook", sys.excepthook)  # torch.distributed sets its own
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         stack.enter_context(torch.random.fork_rng(devices=devices))
         yield
@@ -84,7 +85,8 @@ def _transformers() -> Iterator[None]:
         if "transformers" in sys.modules and _bars() != shown:
             from transformers.utils import logging as of_transformers
 
-            of_transformers.enable_progress_bar() if shown else of_transformers.disable_progress_bar()
+            with warnings.catch_warnings(action="ignore"):  # huggingface_hub warns if HF_HUB_DISABLE_PROGRESS_BARS is set
+                of_transformers.enable_progress_bar() if shown else of_transformers.disable_progress_bar()
 
 
 def _bars() -> bool:

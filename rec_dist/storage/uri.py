@@ -20,8 +20,11 @@ def is_remote(path: str | Path) -> bool:
 
 
 def local_path(path: str | Path) -> Path:
-    """The absolute path of a file or folder on this machine."""
-    return Path(str(path).removeprefix(_LOCAL)).expanduser().absolute()
+    """The absolute path of a file or folder on this machine. Raises UserError for ~user where there is no such user."""
+    try:
+        return Path(str(path).removeprefix(_LOCAL)).expanduser().absolute()
+    except RuntimeError as fault:
+        raise UserError(f"{path} names the home of a user who is not known here; give the path itself") from fault
 
 
 def shown(path: str) -> str:

@@ -208,6 +208,22 @@ def test_a_place_for_results_is_refused_before_anything_is_read(case: Case, word
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [(["plan", "--json"], "--json"), (["export-rows", "--out"], "--out"), (["embed"], "FOLDER"), (["export"], "FOLDER")],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_results_go_to_no_uri(case: Case, monkeypatch: pytest.MonkeyPatch, words: list[str], key: str) -> None:
+    """pathlib reads s3://bucket/x as the folder s3: here."""
+    monkeypatch.chdir(case.folder)
+    case.refuses(words[0], case.file, *words[1:], "s3://bucket/x", names=(f"{key} (s3://bucket/x) is a URI", "on this machine"))
+
+
+@pytest.mark.parametrize("words", [["export", "{}", "served"], ["verify", "{}"], ["embed", "{}", "items"], ["evaluate", "{}"]])
+def test_a_path_that_is_too_long(case: Case, words: list[str]) -> None:
+    case.refuses(*(word.format("x" * 5000) for word in words), names=("xxx", "too long", "give a"))
+
+
 def test_a_pipeline_that_has_no_place(case: Case) -> None:
     path = case.folder / "pipeline.yaml"
     stage = {"name": "a", "do": "evaluate", "target": "config.yaml"}

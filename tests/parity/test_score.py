@@ -243,10 +243,13 @@ BAD_INPUTS = {
     "id below zero": (([[-1]], [[[1]]]), {}, r"prompts\[0\] .*-1"),
     "no numbers": (([[1.5]], [[[1]]]), {}, r"prompts\[0\] .*whole numbers"),
     "nested": (([[[1, 2]]], [[[1]]]), {}, r"prompts\[0\] .*flat"),
+    "different lengths": (([[1, [2]]], [[[1]]]), {}, r"prompts\[0\] .*flat"),
+    "with a gradient": (([torch.ones(2, requires_grad=True)], [[[1]]]), {}, r"prompts\[0\] .*whole numbers"),
     "one string": (("abc", [[[1]]]), {}, r"prompts .*must be a list"),
     "strings in place of lists": (([[1]], ["ab"]), {}, r"completions\[0\] .*must be a list"),
     "no tokenizer": ((["a"], [[[1]]]), {}, r"tokenizer is None"),
     "budget": (([[1] * 20], [[[1], [1] * 5]]), {"max_tokens": 23}, r"max_tokens \(23\) .*completions\[0\]\[1\] \(24 tokens\)"),
+    "budget as text": (([[1]], [[[1]]]), {"max_tokens": "8"}, r"max_tokens \('8'\) must be a whole number"),
     "positions": (([[1] * 128], [[[1], [1, 2]]]), {}, r"completions\[0\]\[1\] takes 129 positions .* 128"),
     "attention": (([[1]], [[[1]]]), {"attention": "fast"}, r"attention \('fast'\)"),
     "flex on a CPU": (([[1]], [[[1]]]), {"attention": "flex"}, r"attention=flex .*CUDA"),
@@ -260,6 +263,11 @@ def test_what_cannot_be_scored_is_one_clear_error(name: str) -> None:
     with pytest.raises(UserError, match=words):
         score(model, None, *inputs, **options)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_name_in_place_of_a_tokenizer_is_refused() -> None:
+    with pytest.raises(UserError, match="tokenizer is of type str"):
+        score(build("llama"), "gpt2", ["a"], [["b"]])
 
 
 def test_as_many_positions_as_the_model_has_are_fine() -> None:
@@ -294,8 +302,11 @@ def test_a_model_that_cannot_share_prompts_is_refused(name: str) -> None:
 def test_other_things_in_place_of_a_model_are_refused() -> None:
     t5 = transformers.T5Config(vocab_size=61, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     decoder = build("llama").model
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(FAMILIES["llama"]())
     for model, words in (
         (nn.Linear(2, 2), "Linear; give a causal"),
+        (empty, "meta device"),
         ("gpt2", "str; give a causal"),
         (transformers.T5ForConditionalGeneration(t5), "encoder-decoder"),
         (decoder, "no language-model head"),

@@ -145,6 +145,35 @@ def test_a_faulty_configuration_is_an_exception(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["${nowhere}", "a \\\\${b} ${c", "\\\\\\\\${x}$${y}"])
+def test_text_with_a_dollar_stays_as_it_is(tiny_config: Make, tmp_path: Path, text: str) -> None:
+    from rec_dist.config.load import to_yaml
+
+    config = rec_dist.load_config(tiny_config(tmp_path / "run"))
+    config = config.model_copy(update={"prompt": config.prompt.model_copy(update={"instruction": text})})
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert rec_dist.load_config(tmp_path / "config.yaml") == config
+    assert rec_dist.load_config(config, {"train.seed": 3}).prompt.instruction == text
+
+
+def test_numbers_of_numpy(tiny_config: Make, tmp_path: Path) -> None:
+    changes = {"train.max_steps": np.int64(3), "optimizer.lr": np.float64(0.5), "cluster.use_gpu": np.bool_(False)}
+    config = rec_dist.load_config(tiny_config(tmp_path / "run"), changes)
+    assert (config.train.max_steps, config.optimizer.lr, config.cluster.use_gpu) == (3, 0.5, False)
+
+
+@pytest.mark.parametrize("config", [None, 5, [1], b"config.yaml"])
+def test_what_is_no_configuration(config: Any) -> None:
+    with pytest.raises(UserError, match=f"not of type {type(config).__name__}"):
+        rec_dist.load_config(config)
+
+
+@pytest.mark.parametrize("overrides", [None, 5, [5]])
+def test_what_is_no_override(tiny_config: Make, tmp_path: Path, overrides: Any) -> None:
+    with pytest.raises(UserError, match=r"override.*section\.key=value"):
+        rec_dist.load_config(tiny_config(tmp_path / "run"), overrides)
+
+
 def test_a_run_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run directory.*train\.run_dir"):
         rec_dist.Run.open(tmp_path)
@@ -156,6 +185,23 @@ def test_an_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         rec_dist.trian  # noqa: B018
     assert set(rec_dist.__all__) >= {"prepare", "train", "evaluate", "score", "register_method", "Run", "errors"}
+
+
+def test_a_hook_for_exceptions_and_warnings_stay_as_they_were(recwarn: pytest.WarningsRecorder) -> None:
+    """torch.distributed sets a hook, and huggingface_hub warns if HF_HUB_DISABLE_PROGRESS_BARS is set."""
+    from transformers.utils import logging as of_transformers
+
+    from rec_dist.runtime.process_state import restored
+
+    hook, shown = sys.excepthook, of_transformers.is_progress_bar_enabled()
+    of_transformers.enable_progress_bar()
+    recwarn.clear()
+    with restored():
+        sys.excepthook = lambda *_: None
+        of_transformers.disable_progress_bar()
+    assert sys.excepthook is hook and not list(recwarn)
+    if not shown:
+        of_transformers.disable_progress_bar()
 
 
 # Tables in place of files.

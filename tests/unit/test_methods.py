@@ -93,9 +93,12 @@ def test_faults_in_the_section_of_a_plugin_come_with_those_of_others(
         ("hinge_method:DPO", "cannot be imported"),
         ("hinge_method:Hinge", "name an instance"),
         ("json:dumps", "is no method"),
+        ("./hinge_method:HINGE", "cannot be imported"),
+        ("faulty_method:HINGE", "RuntimeError: too old"),
     ],
 )
 def test_a_plugin_that_is_none(file: Path, package: Path, plugin: str, word: str) -> None:
+    (package / "faulty_method.py").write_text("raise RuntimeError('too old')", encoding="utf-8")
     with pytest.raises(UserError) as fault:
         load_config(file, ["task.kind=hinge", f"task.plugin={plugin}"])
     assert "task.plugin" in str(fault.value) and word in str(fault.value)
@@ -165,7 +168,12 @@ class _Method:
     [
         (_Method("sdpo"), "is built in"),
         (_Method("not a name"), "identifier"),
+        (_Method, "_Method is a class"),
         (_Method("mine", ("delrec", _Keys)), "another name"),
+        (_Method("mine", ("section", _Keys)), "another name"),
+        (_Method("mine", ("model_dump", _Keys)), "another name"),
+        (_Method("mine", ("my keys", _Keys)), "an identifier"),
+        (_Method("mine", "mine"), "give a tuple"),
         (_Method("mine", ("beta", _Keys)), "another name"),
         (_Method("mine", ("mine", dict)), "Section"),
     ],

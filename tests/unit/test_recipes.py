@@ -146,6 +146,7 @@ def test_overrides_of_vars_runs_and_the_matrix_reach_the_stages(pipeline: Path) 
         ('"train ${matrix.k} ${matrix.start}"', "train", ("pipeline.stages", "train twice")),
         ("do: prepare, target: sft", "do: prepare, target: sftt", ("prepare names sftt", "`runs`")),
         ("matrix: {k: [1, 3], start: [cold, warm]}", "matrix: 3", ("matrix",)),
+        ("  sft: {", "  a/b: {", ("'a/b'", "FILE:NAME")),
     ],
 )
 def test_what_a_pipeline_cannot_be(pipeline: Path, old: str, new: str, words: tuple[str, ...]) -> None:
@@ -195,6 +196,19 @@ def test_a_copied_recipe_resolves_as_the_shipped_one(
     assert main(["init", name, "mine.yaml"]) == 2
     assert "mine.yaml exists already" in capsys.readouterr().err
     assert Path("mine.yaml").read_text(encoding="utf-8") == text
+
+
+def test_commands_in_a_copied_recipe_quote_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "quickstart", "my own.yaml"]) == 0
+    assert Path("my own.yaml").read_text(encoding="utf-8").startswith("# rec-dist run 'my own.yaml': ")
+
+
+def test_a_report_needs_a_folder(pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(pipeline.parent)
+    before = sorted(Path().iterdir())
+    assert main(["run", str(pipeline), "pipeline.run_dir=''"]) == 2
+    assert "pipeline.run_dir is empty" in capsys.readouterr().err and sorted(Path().iterdir()) == before
 
 
 def test_init_names_its_file_after_the_recipe(

@@ -12,7 +12,7 @@ from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
 from rec_dist.models.pretrained import config_folder, resolve_model
-from rec_dist.storage.uri import refuse_credentials, shown
+from rec_dist.storage.uri import local_path, refuse_credentials, shown
 
 Make = Callable[..., dict[str, Any]]
 SECRET = "SUPERSECRET"
@@ -123,3 +123,8 @@ def test_a_model_that_is_a_uri_is_named_without_them(find: Callable[[str], Path]
     with pytest.raises(UserError, match=r"model\.path \(s3://bucket/x\)") as caught:
         find(WITH_SECRET[2])
     assert SECRET not in str(caught.value)
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(UserError, match="~no-such-user/data names the home of a user who is not known"):
+        local_path("~no-such-user/data")
