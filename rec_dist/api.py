@@ -27,6 +27,7 @@ from rec_dist.runtime.process_state import restored
 from rec_dist.runtime.quiet import quieten_call
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.disk import as_disk_error
+from rec_dist.storage.uri import expanded
 
 _ONE_AT_A_TIME = threading.RLock()  # a process has one process group
 
@@ -56,7 +57,7 @@ class Run:
     @staticmethod
     def open(path: str | Path) -> "Run":
         """The run in the directory `path`, finished or not. Raises UserError when no run lies there."""
-        folder = Path(path).expanduser().absolute()
+        folder = expanded(path).absolute()
         run = RunDirectory(folder)
         if not run.config_path.is_file():
             raise UserError(f"{path} is no run directory (config.yaml is missing); give the train.run_dir of a run")

@@ -7,6 +7,7 @@ from pathlib import Path
 from rec_dist.config.shipped import is_name, shipped_file, suggestion
 from rec_dist.errors import UserError
 from rec_dist.storage.files import write_text
+from rec_dist.storage.outputs import check_output
 
 
 def init(name: str, output: Path | None = None) -> Path:
@@ -23,6 +24,7 @@ def init(name: str, output: Path | None = None) -> Path:
         raise UserError(f"{path} exists already; give another FILE, such as `rec-dist init {name} my-{source.name}`")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no folder; create it, or give another FILE")
+    check_output(path, "FILE")
     text = source.read_text(encoding="utf-8")
     shown = shlex.quote(str(path))
     write_text(path, re.sub(rf"(rec-dist \w+ ){re.escape(source.stem)}(?![\w-])", lambda found: f"{found[1]}{shown}", text))

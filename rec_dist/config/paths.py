@@ -5,7 +5,7 @@ from pathlib import Path
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.section import Section
 from rec_dist.errors import UserError
-from rec_dist.storage.uri import is_remote, local_path, refuse_credentials, shown
+from rec_dist.storage.uri import expanded, is_remote, local_path, refuse_credentials, shown
 
 # (section, key) of every path that a run reads or writes. PATHS_OR_NAMES may also hold a known name.
 PATHS = (
@@ -61,7 +61,7 @@ def pinned(config: RunConfig) -> RunConfig:
     """
     value = config.model_dump()
     for section, key in PATHS_OR_NAMES:
-        if value[section][key] is not None and Path(value[section][key]).expanduser().exists():
+        if value[section][key] is not None and expanded(value[section][key]).exists():
             value[section][key] = str(absolute(value[section][key]))
     for section, key in PATHS:
         path = value[section][key]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rec_dist.errors import UserError
+from rec_dist.storage.uri import expanded
 
 RECIPES = "recipes"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -58,7 +59,7 @@ def existing_or_shipped(value: str, key: str, folder: str, suffix: str = "") -> 
 
     Raises UserError if there is neither.
     """
-    path, named = Path(value).expanduser(), configs_dir() / folder / f"{value}{suffix}"
+    path, named = expanded(value), configs_dir() / folder / f"{value}{suffix}"
     if path.exists() or not is_name(value):
         return path
     if not named.exists():

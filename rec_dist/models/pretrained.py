@@ -17,7 +17,7 @@ from rec_dist.errors import UserError
 from rec_dist.models.hub import fetch_config, fetch_model, is_hub_id
 from rec_dist.runtime.packages import cache_dir, fetch_member
 from rec_dist.storage.files import readable
-from rec_dist.storage.uri import shown
+from rec_dist.storage.uri import expanded, shown
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     known = _KNOWN.get(name)
     if known is not None:
         return _converted(name, known)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
         raise UserError(f"model.path ({shown(name)}) has no *.safetensors weights; save the model with safetensors first")
     if (folder / "config.json").is_file():
@@ -78,7 +78,7 @@ def config_folder(name: str, revision: str | None = None) -> Path:
     else:
         _refuse_revision(name, revision)
         known = _KNOWN.get(name)
-        folder = Path(name).expanduser() if known is None else _cached(name, known)
+        folder = expanded(name) if known is None else _cached(name, known)
     if (folder / "config.json").is_file():
         return folder.absolute()
     fault = "has not been fetched yet" if known is not None else "is no folder with a config.json"

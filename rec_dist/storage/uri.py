@@ -20,9 +20,14 @@ def is_remote(path: str | Path) -> bool:
 
 
 def local_path(path: str | Path) -> Path:
-    """The absolute path of a file or folder on this machine. Raises UserError for ~user where there is no such user."""
+    """The absolute path of a file or folder on this machine. Raises UserError for ~user if there is no such user."""
+    return expanded(str(path).removeprefix(_LOCAL)).absolute()
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ replaced by a home folder. Raises UserError for ~user if there is no such user."""
     try:
-        return Path(str(path).removeprefix(_LOCAL)).expanduser().absolute()
+        return Path(path).expanduser()
     except RuntimeError as fault:
         raise UserError(f"{path} names the home of a user who is not known here; give the path itself") from fault
 

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from rec_dist.errors import UserError
+from rec_dist.storage.uri import expanded
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LINE_BREAK = re.compile("[\n\x85\u2028\u2029]")  # of YAML; jinja2's own filter `indent` knows more, and replaces them
@@ -26,7 +27,7 @@ def render(name: str, own: str | None, key: str, values: Mapping[str, Any]) -> s
 
     Raises UserError if the user's template cannot be read or rendered.
     """
-    path = launchers() / name if own is None else Path(own).expanduser()
+    path = launchers() / name if own is None else expanded(own)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -221,3 +221,23 @@ def test_init_names_its_file_after_the_recipe(
     assert main(["init", "quickstart", "no/folder.yaml"]) == 2
     said = capsys.readouterr().err
     assert "did you mean quickstart?" in said and "no is no folder" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "quickstart:sft", "model.path=~nobody-here/x"],
+        ["plan", "llama3-8b:sdpo", "plan.cluster=~nobody-here/x"],
+        ["plan", "llama3-8b:sdpo", "plan.model=~nobody-here/x"],
+        ["prepare", "quickstart:sft", "data.source=~nobody-here/x"],
+    ],
+)
+def test_the_home_of_nobody_is_the_users_mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ~nobody-here/x names the home of a user")
+
+
+def test_init_says_where_it_cannot_write(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "quickstart", "/proc/quickstart.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: FILE (/proc/quickstart.yaml) cannot be written")

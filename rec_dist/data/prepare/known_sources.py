@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rec_dist.errors import UserError
 from rec_dist.runtime.packages import cache_dir, fetch_member
+from rec_dist.storage.uri import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def resolve_source(source: str | None) -> Path:
         raise UserError(f"data.source is missing; set it to a file or folder of yours, or to a known name ({', '.join(_KNOWN)})")
     known = _KNOWN.get(source)
     if known is None:
-        path = Path(source).expanduser().absolute()
+        path = expanded(source).absolute()
         if not path.exists():
             names = ", ".join(_KNOWN)
             raise UserError(
