@@ -6,9 +6,9 @@ import torch
 
 from rec_dist.evaluation.baselines import PopularityScorer
 from rec_dist.evaluation.metrics import target_ranks
+from rec_dist.methods.sequential import scorer as scorers
 from rec_dist.methods.sequential.next_item import last_scores
 from rec_dist.methods.sequential.sasrec import SASRec, SASRecShape
-from rec_dist.methods.sequential import scorer as scorers
 from rec_dist.methods.sequential.scorer import SequentialScorer
 from rec_dist.methods.sequential.sequences import history_batch
 
