@@ -25,7 +25,6 @@ _CHANGES = (
     "train.max_steps=12",
     "checkpoint.every_steps=100",
 )
-_ROOT = Path(__file__).parents[2]
 
 
 def on_path(*folders: Path) -> dict[str, str]:
@@ -73,16 +72,13 @@ def test_a_plugin_and_an_entry_point_train_the_same_and_every_command_takes_them
         next(row for row in trainer.read(tmp_path / "popular").rows if row["event"] == "evaluation")["popularity_weight"] == 0.5
     )
 
-    cluster = _ROOT / "configs" / "clusters" / "8xh100.yaml"
-    planned = command(
-        "plan", path, f"plan.cluster={cluster}", "cluster.num_workers=auto", "--json", tmp_path / "plan.json", **plugin
-    )
+    planned = command("plan", path, "plan.cluster=8xh100", "cluster.num_workers=auto", "--json", tmp_path / "plan.json", **plugin)
     assert (ended := finish(planned))[0] == 0, ended[1]
     plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     assert (plan["settings"]["task.kind"], plan["workload"]["negatives"]) == ("hinge", 3)
     assert plan["run"]["reference_seconds"] == 0
 
-    assert (ended := finish(command("merge", run_dir, tmp_path / "merged", **plugin)))[0] == 0, ended[1]
+    assert (ended := finish(command("export", run_dir, tmp_path / "merged", **plugin)))[0] == 0, ended[1]
     assert {"config.json", "prompt.json"} <= {file.name for file in (tmp_path / "merged").iterdir()}
     assert not list((tmp_path / "merged").glob("adapter*"))
 
