@@ -47,7 +47,7 @@ class Run:
 
     path: the run directory (train.run_dir), absolute. config: the whole configuration, with every default.
 
-    >>> Run.open("runs/quickstart-sdpo").metrics("step")[-1]["loss"]  # doctest: +SKIP
+    >>> Run.open("runs/quickstart/sdpo").metrics("step")[-1]["loss"]  # doctest: +SKIP
     1.0986
     """
 
@@ -114,7 +114,7 @@ def prepare(
 
     >>> data = prepare("config.yaml", ["data.path=prepared"], interactions=frame)  # doctest: +SKIP
     >>> data.num_items, data.titles[0]  # doctest: +SKIP
-    (1682, 'Toy Story (1995)')
+    (1434, 'Toy Story')
     """
     with _call():
         loaded = load_config(config, overrides)

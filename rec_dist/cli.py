@@ -5,6 +5,8 @@
 
 import argparse
 import errno
+import os
+import select
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,12 +35,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     with interrupts() as noted:
         try:
-            return _main(arguments)
+            try:
+                return _main(arguments)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            if not _reader_is_gone():
+                raise
+            return EXIT_FAILED
         except (KeyboardInterrupt, Exception) as fault:
             if not noted and not isinstance(fault, KeyboardInterrupt):
                 raise
             print("interrupted; what was saved before is kept", file=sys.stderr)
             return EXIT_FAILED
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads our output any more, as after `rec-dist plan ... | head`. Then the rest of it is dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+    return gone
 
 
 def _main(arguments: Sequence[str] | None) -> int:

