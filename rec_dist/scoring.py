@@ -64,10 +64,7 @@ def score(
     """
     check_borrowed(model)
     base = base_of(model)
-    if not isinstance(max_tokens, int | np.integer):
-        raise UserError(f"max_tokens ({max_tokens!r}) must be a whole number")
-    if attention not in ("auto", "flex", "per_prompt", "sdpa"):
-        raise UserError(f"attention ({attention!r}) must be auto, flex, per_prompt or sdpa")
+    _check_settings(max_tokens, attention)
     shared = _read(tokenizer, prompts, completions, num_ids=int(base.get_input_embeddings().weight.shape[0]))
     _check_lengths(shared, max_tokens, position_limit(base.config))
     pieces = [piece for prompt in shared for piece in _cut(prompt, max_tokens)]
@@ -88,6 +85,13 @@ def score(
                     piece = pieces[number]
                     results[piece.index][piece.first : piece.first + len(part)] = part.numpy()
     return [torch.from_numpy(sums) for sums in results]
+
+
+def _check_settings(max_tokens: object, attention: str) -> None:
+    if not isinstance(max_tokens, int | np.integer):
+        raise UserError(f"max_tokens ({max_tokens!r}) must be a whole number")
+    if attention not in ("auto", "flex", "per_prompt", "sdpa"):
+        raise UserError(f"attention ({attention!r}) must be auto, flex, per_prompt or sdpa")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_a_validation_depends_on_no_worker_stage_or_micro_batch(trainer: Any, ki
     assert [row["step"] for row in one] == [2, 4, 6]
     for row, other in zip(one, two, strict=True):
         assert row.keys() == other.keys()
-        assert row["num_examples"] == 20
+        assert row["examples"] == 20
         numbers = [key for key in row if key.startswith("valid_")]
         assert len(numbers) == (5 if kind == "sdpo" else 1)
         assert [other[key] for key in numbers] == pytest.approx([row[key] for key in numbers], rel=2e-5, abs=1e-6)
@@ -81,7 +81,7 @@ def test_it_is_the_loss_that_an_evaluation_of_the_saved_model_has(trainer: Any, 
     predictions = Predictions.read(run.path / "predictions.arrow")
     config = load_config(run.path / "config.yaml", [])
     builder = build_builder(config, Path(config.model.path), PreparedData.open(config.data.path))
-    assert len(predictions.targets) == validations(run)[-1]["num_examples"] == 60
+    assert len(predictions.targets) == validations(run)[-1]["examples"] == 60
     total = tokens = 0.0
     for target, candidates, scores in zip(predictions.targets, predictions.candidates, predictions.scores, strict=True):
         total -= float(scores[np.flatnonzero(candidates == target)[0]])
