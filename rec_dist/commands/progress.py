@@ -3,7 +3,6 @@
 import logging
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from rec_dist.runtime.duration import duration
 from rec_dist.runtime.messages import WARNING
+from rec_dist.runtime.repeating import repeating
 from rec_dist.runtime.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -107,18 +107,9 @@ def logging_lines(run: RunDirectory) -> Iterator[None]:
 
 @contextmanager
 def _repeating(tick: Callable[[], None]) -> Iterator[None]:
-    """Inside, a thread calls `tick` again and again; it is called once more at the end."""
-    stopped = threading.Event()
-
-    def follow() -> None:
-        while not stopped.wait(_POLL_SECONDS):
-            tick()
-
-    thread = threading.Thread(target=follow, name="watch", daemon=True)
-    thread.start()
+    """As `repeating`, and `tick` is called once more at the end."""
     try:
-        yield
+        with repeating(tick, _POLL_SECONDS, name="watch"):
+            yield
     finally:
-        stopped.set()
-        thread.join()
         tick()

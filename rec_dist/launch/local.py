@@ -19,6 +19,7 @@ from rec_dist.errors import StopRequested
 from rec_dist.launch.watchdog import Cluster, Supervisor, Timeouts
 from rec_dist.runtime.heartbeat import Beat, begin_attempt
 from rec_dist.runtime.quiet import flush_denormals
+from rec_dist.runtime.repeating import repeating
 from rec_dist.runtime.run_directory import RunDirectory
 
 _EXIT_FAILED, _EXIT_STOPPED = 1, 75
@@ -52,23 +53,15 @@ def work_here(work: Work, watch: Supervisor | None) -> dict[str, Any]:
 
 @contextmanager
 def _ending_process(watch: Supervisor) -> Iterator[None]:
-    over = threading.Event()
-
     def follow() -> None:
-        while not over.wait(_POLL_SECONDS):
-            watch.tick()
-            if watch.fault is not None:
-                stopped = isinstance(watch.fault, StopRequested)
-                print(str(watch.fault) if stopped else f"failed: {watch.fault}", file=sys.stderr, flush=True)
-                os._exit(_EXIT_STOPPED if stopped else _EXIT_FAILED)
+        watch.tick()
+        if watch.fault is not None:
+            stopped = isinstance(watch.fault, StopRequested)
+            print(str(watch.fault) if stopped else f"failed: {watch.fault}", file=sys.stderr, flush=True)
+            os._exit(_EXIT_STOPPED if stopped else _EXIT_FAILED)
 
-    thread = threading.Thread(target=follow, name="supervisor", daemon=True)
-    thread.start()
-    try:
+    with repeating(follow, _POLL_SECONDS, name="supervisor"):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def work_in_thread(work: Work, watch: Supervisor | None, run: RunDirectory) -> dict[str, Any]:

@@ -44,5 +44,5 @@ class LanguageModelRanker:
     def merged(self, config: RunConfig, saved: Path) -> InitialWeights:
         """As Ranker.merged."""
         if config.adapter.kind == "none":
-            raise UserError(f"{saved} is a whole model already; merge takes a run that trained an adapter or soft prompts")
+            raise UserError(f"{saved} is a whole model already; export takes a run that trained an adapter or soft prompts")
         return self.weights(config, saved)

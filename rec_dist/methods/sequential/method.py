@@ -47,7 +47,7 @@ class ItemIdRanker:
     def merged(self, config: RunConfig, saved: Path) -> NoReturn:
         """Raises UserError."""
         raise UserError(
-            f"{saved} is a recommender without a language model; merge takes a run that trained an adapter or soft prompts"
+            f"{saved} is a recommender without a language model; export takes a run that trained an adapter or soft prompts"
         )
 
 
