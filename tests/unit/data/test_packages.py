@@ -118,12 +118,12 @@ def test_what_is_no_model_names_the_known_ones(name, words, monkeypatch, tmp_pat
         resolve_model(name)
 
 
-def test_a_missing_gguf_package_names_the_extra(monkeypatch, tmp_path):
+def test_a_missing_gguf_package_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path):
     from rec_dist.models import pretrained
 
     monkeypatch.setenv("REC_DIST_CACHE", str(tmp_path))
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"rec-dist\[gguf\]"):
+    with pytest.raises(UserError, match=r"smollm2-135m-instruct.*pip install gguf"):
         resolve_model("smollm2-135m-instruct")
 
 
