@@ -4,6 +4,7 @@ Each prompt runs once for all its completions. Cost for P prompt tokens and N co
 model, against N (P + C) one by one.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,6 +162,12 @@ def _check_tokenizer(tokenizer: Any, texts: list[Text]) -> None:
 def _token_ids(
     texts: Sequence[Text], tokenize: Callable[[list[str]], Any], num_ids: int, name_of: Callable[[int], str]
 ) -> list[I32]:
+    for number, text in enumerate(texts):
+        if isinstance(text, str) and (half := re.search("[\ud800-\udfff]", text)):
+            raise UserError(
+                f"{name_of(number)} holds half a character (U+{ord(half[0]):04X} at place {half.start()}), which is no text; "
+                "decode it with errors='replace'"
+            )
     words = [text for text in texts if isinstance(text, str)]
     tokenized = iter(tokenize(words)["input_ids"] if words else [])
     found = []

@@ -118,6 +118,7 @@ def _reason(repository: str, revision: str | None, fault: Exception) -> str:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -125,6 +126,8 @@ def _reason(repository: str, revision: str | None, fault: Exception) -> str:
     )
 
     key, hub = f"model.path ({repository})", constants.ENDPOINT
+    if isinstance(fault, HFValidationError):
+        return f"{key} is no existing folder and no id that the Hub allows ({fault}); check the name, or give a folder"
     if isinstance(fault, GatedRepoError):
         return f"{key} is gated: accept its terms at {hub}/{repository} and set HF_TOKEN, or give a folder"
     if isinstance(fault, RepositoryNotFoundError):

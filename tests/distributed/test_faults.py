@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults]
 KINDS = ("exception", "SIGKILL", "SIGSTOP", "SIGTERM")
 PHASES = ("in a step", "before commit", "after commit", "while loading", "in the loader")
 CALLS = {"in a step": 5, "before commit": 2, "after commit": 2, "while loading": 1, "in the loader": 5}
-QUICK = {("SIGSTOP", "in a step", 1), ("exception", "in the loader", 0)}
+QUICK = {("SIGSTOP", "in a step", 1)}  # `make test` has a killed worker in test_ray.py
 
 
 CASES = [(kind, phase, rank) for phase in PHASES for kind in KINDS for rank in (0, 1)]

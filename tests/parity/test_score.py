@@ -266,6 +266,8 @@ def test_what_cannot_be_scored_is_one_clear_error(name: str) -> None:
 
 
 def test_a_name_in_place_of_a_tokenizer_is_refused() -> None:
+    with pytest.raises(UserError, match=r"completions\[0\]\[1\] holds half a character \(U\+D83D at place 2\)"):
+        score(build("llama"), lambda texts, **_: pytest.fail("it was tokenized"), [[1]], [["ok", "a \ud83d"]])
     with pytest.raises(UserError, match="tokenizer is of type str"):
         score(build("llama"), "gpt2", ["a"], [["b"]])
 

@@ -120,6 +120,7 @@ def test_what_cannot_be_had_is_one_clear_line(hub: Hub, tmp_path: Path) -> None:
         (("smollm2-135m-instruct", "v1", True), ("model.revision (v1)", "leave it out")),
         (("smollm2-135m-instruct", "v1", False), ("model.revision (v1)", "leave it out")),
         (("nowhere", None, True), ("model.path (nowhere)", "org/name", "smollm2-135m-instruct")),
+        (("tiny/llama.", None, True), ("model.path (tiny/llama.)", "no id that the Hub allows", "check the name")),
         (("tiny/nowhere", None, False), ("model.path (tiny/nowhere)", "HF_TOKEN")),
     ]
     for (good, text), (_, words) in zip(resolve(variables, *[case for case, _ in cases]), cases, strict=True):
