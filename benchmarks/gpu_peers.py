@@ -10,11 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
-from benchmarks.peer_methods import TINY, Grouped, Published, Replicated, Shape, build_model, make_case, prompt_of
+from benchmarks.gpu_attention import prompts_of
+from benchmarks.gpu_rows import Place, Row, Suite
+from benchmarks.peer_methods import TINY, Grouped, Published, Replicated, Shape, build_model, make_case
 from benchmarks.peer_targets import Point
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import allow_compilations
+from rec_dist.training.flops import known_peak
 
 LLAMA_1B = Shape(hidden=2048, layers=16, heads=32, kv_heads=8, intermediate=8192, vocab=128256)
 LLAMA_8B = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, vocab=128256, tied=False)
@@ -31,9 +35,9 @@ class Setting:
     recompute: bool = False
 
 
-def settings(device: str) -> list[Setting]:
+def settings(*, tiny: bool) -> list[Setting]:
     """The settings, most important first, since time may run out."""
-    if device == "cpu":
+    if tiny:
         return [Setting("tiny LoRA", TINY, True, 256)]
     return [
         Setting("8B LoRA", LLAMA_8B, True, 8192),
@@ -43,22 +47,39 @@ def settings(device: str) -> list[Setting]:
     ]
 
 
-def points(device: str) -> list[Point]:
+def points(*, tiny: bool) -> list[Point]:
     """P and K of each point; the number of groups follows from the token budget."""
-    if device == "cpu":
+    if tiny:
         return [Point(20, 8, 3, 1)]
     return [Point(512, 8, 3, 1), Point(512, 8, 15, 1), Point(128, 8, 3, 1)]
 
 
-def build_setting(setting: Setting, device: str) -> Any:
+def build_setting(setting: Setting, place: Place) -> nn.Module:
     """Builds the model of a setting, in training mode."""
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model: Any = build_model(setting.shape, lora=setting.lora, dtype=dtype, device=device)
+    model: Any = build_model(setting.shape, lora=setting.lora, dtype=place.dtype, device=place.device)
     if setting.recompute:
         inner = model.get_base_model() if setting.lora else model
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         inner.enable_input_require_grads()
-    return model.train()
+    trained: nn.Module = model.train()
+    return trained
+
+
+class SharedModel:
+    """One model for all methods of a setting, since two of 8B would not leave room for the activations.
+
+    Ours changes the classes of its layers (rec_dist/models/fused_lora.py); `plain` takes that back, because peers do not have it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._classes = [(layer, type(layer)) for layer in model.modules()]
+
+    def plain(self) -> None:
+        """Makes all layers, and PEFT's adapters with them, run as they were built."""
+        for layer, kind in self._classes:
+            layer.__class__ = kind
+            getattr(layer, "lora_variant", {}).clear()
 
 
 def groups_of(method: str, point: Point, micro_batch: int) -> int:
@@ -68,19 +89,20 @@ def groups_of(method: str, point: Point, micro_batch: int) -> int:
     return max(1, micro_batch // rows.get(method, point.prompt + size * (point.completion - 1)))
 
 
-def build_method(method: str, model: Any, setting: Setting, point: Point, device: str) -> Any:
-    """Builds the method with as many groups as fit. Ours uses the attention that model.attention=auto chooses on `device`."""
+def build_method(method: str, shared: SharedModel, setting: Setting, point: Point, device: str) -> Any:
+    """Builds the method with as many groups as fit. Ours fuses LoRA and uses the attention that model.attention=auto chooses."""
+    shared.plain()
+    model = shared.model
     base = model.get_base_model() if setting.lora else model
     base.set_attn_implementation(choose_attention("auto" if method == "d" else "sdpa", base.config, device=device))
     allow_compilations()
     point = replace(point, groups=groups_of(method, point, setting.micro_batch))
+    if method == "d":
+        prompts = prompts_of(point, setting.shape.vocab)
+        return Grouped(model, [prompts], point.negatives, adapter=setting.lora, device=device, max_tokens=setting.micro_batch)
     case = make_case(point, setting.shape.vocab)
-    if method in ("a", "b"):
-        case = replace(case, prompts=case.prompts.to(device), completions=case.completions.to(device))
-        return Published(model, [case]) if method == "a" else Replicated(model, [case], adapter=setting.lora)
-    pairs = zip(case.prompts, case.completions, strict=True)
-    prompts = [prompt_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
-    return Grouped(model, [prompts], point.negatives, adapter=setting.lora, device=device, max_tokens=setting.micro_batch)
+    case = replace(case, prompts=case.prompts.to(device), completions=case.completions.to(device))
+    return Published(model, [case]) if method == "a" else Replicated(model, [case], adapter=setting.lora)
 
 
 def step_flops(method: str, setting: Setting, point: Point) -> float:
@@ -102,3 +124,46 @@ def step_flops(method: str, setting: Setting, point: Point) -> float:
     forward = 2 * tokens * weights + 4 * pairs * shape.hidden * shape.layers + 2 * scored * shape.hidden * shape.vocab
     passes = (2 if setting.lora else 3) + (1 if method == "a" else 0) + (1 if setting.recompute else 0)
     return float(groups * passes * forward)
+
+
+def bf16_peak(place: Place) -> float | None:
+    """FLOP/s of the GPU by its data sheet, in bfloat16; None for a CPU or an unknown GPU."""
+    found = known_peak(torch.cuda.get_device_name()) if place.on_gpu else None
+    return found[0] if found else None
+
+
+def run(suite: Suite) -> None:
+    """A row for each method at each point of each model, ours first."""
+    for setting in settings(tiny=suite.place.tiny):
+        suite.fresh()
+        about = {"model": setting.name, "tokens a micro-batch": setting.micro_batch}
+        build = lambda setting=setting: SharedModel(build_setting(setting, suite.place))  # type: ignore[misc]
+        shared = suite.build({**about, "method": "all"}, 20.0 if suite.place.on_gpu else 0.0, build)
+        for point in points(tiny=suite.place.tiny) if shared is not None else ():
+            _run_point(suite, shared, setting, point, about)
+        del shared
+
+
+def _run_point(suite: Suite, shared: SharedModel, setting: Setting, point: Point, about: Row) -> None:
+    speeds: dict[str, float] = {}
+    for method in ("d", "b", "a") if setting.lora else ("d", "b"):
+
+        def measure(method: str = method) -> Row:
+            runner = build_method(method, shared, setting, point, suite.place.device)
+            timed = suite.time(runner.step, clear=lambda: shared.model.zero_grad(set_to_none=True))
+            seconds = timed["milliseconds"]["median"] / 1e3
+            speeds[method] = runner.groups / seconds
+            peak = bf16_peak(suite.place)
+            return {
+                **timed,
+                "groups": runner.groups,
+                "tokens": runner.num_tokens,
+                "groups/s": speeds[method],
+                "tokens/s": runner.num_tokens / seconds,
+                "mfu": step_flops(method, setting, point) / seconds / peak if peak else None,
+                "d is x": speeds["d"] / speeds[method] if "d" in speeds else None,
+            }
+
+        suite.row(
+            {**about, "P": point.prompt, "K": point.negatives, "method": method}, 12.0 if suite.place.on_gpu else 0.0, measure
+        )

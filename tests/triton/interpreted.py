@@ -10,12 +10,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from acceptance import compare, plain_logps, plain_preference, results
 from random_prompts import random_tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import language as tl
 from triton.runtime import interpreter
 
+from benchmarks.acceptance import compare, plain_logps, plain_preference, results
 from rec_dist.config.schema import RunConfig
 from rec_dist.methods.registry import build_task, find_initial_weights
 from rec_dist.models import head

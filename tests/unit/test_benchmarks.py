@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import chaos, checkpoint, gpu_peers, gpu_suite, gpu_targets, loader, peers, prepare, results, resume
+from benchmarks import chaos, checkpoint, gpu_suite, loader, peers, prepare, results, resume
 from benchmarks.peer_methods import END, TIMELINE, TINY, Shape, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
-from rec_dist.models.per_prompt import PER_PROMPT
 
 
 def row(prompt: int, negatives: int, method: str, speed: float, peak: int = 100) -> dict[str, Any]:
@@ -138,51 +137,6 @@ def test_the_comparison_runs_from_end_to_end(tmp_path: Path, capsys: pytest.Capt
     assert "d/b over rho, P=20 K=3" in printed
     peers.main(["--markdown", str(out)])
     assert "| 20 | 3 | d " in capsys.readouterr().out
-
-
-def test_the_gpu_suite_runs_its_part_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    out = tmp_path / "g.json"
-    gpu_suite.main(["--repeats", "1", "--out", str(out)])
-    rows = json.loads(out.read_text())["rows"]
-    own = {(row["section"], row["method"]): row["status"] for row in rows if row["device"] == "cpu"}
-    for name in [
-        ("head", "GEMMs alone"),
-        ("head", "preference_head auto"),
-        ("head", "completion_logps auto, forward"),
-        ("peers", "a"),
-        ("peers", "b"),
-        ("peers", "d"),
-    ]:
-        assert own[name] == "measured"
-    attention = next(row for row in rows if row["section"] == "attention" and row["device"] == "cpu")
-    assert attention["status"] == "measured", attention
-    assert attention["method"] == f"{PER_PROMPT} against sdpa"
-    assert 0 < attention["gradients apart"] < 1e-4
-    assert attention["logps apart"] < 1e-4
-    assert {row["status"] for row in rows if row["device"] == "cuda"} == {"not measured"}
-    gpu_suite.main(["--markdown", str(out)])
-    assert "| tiny LoRA " in capsys.readouterr().out
-
-
-def test_the_gpu_suite_guards_rows_and_keeps_to_its_time() -> None:
-    suite = gpu_suite.Suite("cpu", budget=10.0)
-
-    def fail() -> dict[str, Any]:
-        raise RuntimeError("no memory\nand a long trace")
-
-    assert suite.row({"method": "x"}, 1.0, fail)["status"] == "failed: RuntimeError: no memory"
-    assert suite.row({"method": "y"}, 60.0, fail)["status"].startswith("skipped: needs about 60 s")
-    assert suite.row({"method": "z"}, 1.0, lambda: {"ms": 1})["status"] == "measured"
-
-
-def test_flops_of_a_step_follow_the_tokens() -> None:
-    setting, point = gpu_peers.settings("cuda")[0], Point(512, 8, 15, 1)
-    per_group = {
-        m: gpu_peers.step_flops(m, setting, point) / gpu_peers.groups_of(m, point, setting.micro_batch) for m in ("a", "b", "d")
-    }
-    assert per_group["b"] / per_group["d"] == pytest.approx(rho(512, 8, 15), rel=0.1)
-    assert per_group["a"] / per_group["b"] == pytest.approx(1.5, rel=0.15)  # the reference forward, and the head on every row
 
 
 def test_the_loader_benchmark_counts_its_tokens() -> None:
@@ -355,23 +309,3 @@ def test_a_comparison_goes_on_only_with_what_was_measured_the_same_way(
     results.write(out, whole)
     peers.main(words)  # nothing is left to measure
     assert "d/b over rho, P=20 K=3" in capsys.readouterr().out
-
-
-def test_the_targets_of_the_gpu_are_judged_by_its_rows() -> None:
-    about = {"section": "head", "device": "cuda", "V": 128256, "M": 4096, "weight": "frozen"}
-    measured = {
-        "preference_head auto": (9.0, 50),
-        "torch, chunked and recomputed": (10.0, 1000),
-        "GEMM alone, forward": (3.0, 1),
-        "completion_logps auto, forward": (4.0, 1),
-    }
-    rows: list[dict[str, Any]] = [
-        {**about, "method": name, "milliseconds": {"median": ms}, "peak_bytes": peak} for name, (ms, peak) in measured.items()
-    ]
-    rows += [{"section": "peers", "device": "cuda", "model": "8B LoRA", "P": 512, "K": 3, "method": "d", "mfu": 0.5}]
-    found = [(verdict.value, verdict.verdict) for verdict in gpu_targets.verdicts(rows)]
-    assert found == [(0.9, "met"), (0.05, "met"), (0.75, "not met"), (0.5, "met")]
-    assert gpu_targets.verdicts([{**entry, "device": "cpu"} for entry in rows]) == []
-    missing = gpu_targets.verdicts(gpu_suite.not_measured())
-    assert len(missing) == 3 + 3 * 6 + 3
-    assert {verdict.verdict for verdict in missing} == {"not measured"}

@@ -1,7 +1,7 @@
 """When a fused operation is accepted, and the plain float64 formulas that it is compared with.
 
 The rule is that of ml-cross-entropy: |truth - fused| <= |truth - the plain reference in the same dtype| + tolerance, element by
-element, for the output and for every gradient.
+element, for the output and for every gradient. Tests apply it in Triton's interpreter, benchmarks/gpu_kernels.py on a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ def results(op: Op, leaves: Sequence[Tensor]) -> list[Tensor]:
     outputs = op(*leaves)
     total = sum(
         (
-            output * torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype).view_as(output)
+            output * torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
         ).sum()  # weights that distinguish the outputs
         for output in outputs
         if output.requires_grad
