@@ -188,8 +188,8 @@ def step_rows(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def predicted(config: dict[str, Any], *, workers: int) -> dict[str, Any]:
-    """What `rec-dist plan` says of this configuration on that many workers."""
-    value = {**config, "cluster": {**config["cluster"], "launcher": "ray", "num_workers": workers}}
+    """What `rec-dist plan` says of this configuration on that many workers of one thread each."""
+    value = {**config, "cluster": {**config["cluster"], "launcher": "ray", "num_workers": workers, "cpus_per_worker": 1.0}}
     return make_plan(RunConfig.model_validate(value))
 
 

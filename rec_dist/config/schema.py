@@ -194,7 +194,9 @@ class ClusterConfig(Section):
     """The workers and how they share the model."""
 
     launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers. local: one worker, in this process.")
-    num_workers: int | Auto = Field("auto", description="auto: one for each GPU; without GPUs two, or one on a single core.")
+    num_workers: int | Auto = Field(
+        "auto", description="auto: one for each GPU; without GPUs one for each node, with all its cores."
+    )
     use_gpu: bool | Auto = Field("auto", description="auto: use GPUs if the cluster has any.")
     min_workers: int | None = Field(
         None,

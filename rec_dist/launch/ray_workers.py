@@ -142,6 +142,7 @@ class Attempts:
                 num_workers=size.num_workers,
                 use_gpu=size.use_gpu,
                 resources_per_worker={"CPU": size.cpus, **({"GPU": 1} if size.use_gpu else {})},
+                placement_strategy="PACK" if size.use_gpu else "SPREAD",  # one worker a node also where nodes are uneven
             ),
             # Ray stores nothing for us. Each attempt has a new name, because Ray resumes a name that it knows. We restart
             # ourselves: Ray would keep the size, would not stop after two failures at one step, and after a preemption or a

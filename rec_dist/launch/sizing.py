@@ -28,13 +28,16 @@ class Size:
 def size_workers(cluster: ClusterConfig, nodes: Sequence[Node]) -> Size:
     """The group that `cluster` asks for, on nodes with these resources. A worker must fit on one node.
 
+    Automatic: a worker for each GPU. Without GPUs, a worker for each node with all its cores, because two workers of a node
+    would gather over loopback on the cores that compute. Of uneven nodes each gives as many cores as the smallest has.
     Raises UserError when fewer workers fit, because Ray would wait silently for more nodes.
     """
     cpus, gpus = [node.get("CPU", 0.0) for node in nodes], [int(node.get("GPU", 0)) for node in nodes]
     use_gpu = bool(sum(gpus) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu)
     if use_gpu and not sum(gpus):
         raise UserError("cluster.use_gpu is true but the cluster has no GPU; set cluster.use_gpu=false or auto")
-    automatic = sum(gpus) if use_gpu else min(2, max(int(sum(cpus)), 1))
+    whole = [int(cpu) for cpu in cpus if cpu >= 1]  # a head that only schedules has no CPUs
+    automatic = sum(gpus) if use_gpu else max(len(whole), 1)
     num_workers = automatic if cluster.num_workers == "auto" else cluster.num_workers
     if use_gpu and num_workers > sum(gpus):
         raise UserError(f"cluster.num_workers ({num_workers}) is more than the cluster's {sum(gpus)} GPUs; lower it or add nodes")
@@ -43,7 +46,8 @@ def size_workers(cluster: ClusterConfig, nodes: Sequence[Node]) -> Size:
         """Workers that fit with `share` CPUs each."""
         return sum(min(int(cpu // share), gpu if use_gpu else num_workers) for cpu, gpu in zip(cpus, gpus, strict=True))
 
-    shares = [float(share) for share in range(int(max(cpus, default=0.0)), 0, -1)] + ([0.5] if use_gpu else [])
+    most = min(whole, default=0) if cluster.num_workers == "auto" and not use_gpu else int(max(cpus, default=0.0))
+    shares = [float(share) for share in range(most, 0, -1)] + ([0.5] if use_gpu else [])
     if cluster.cpus_per_worker != "auto":
         shares = [cluster.cpus_per_worker]
     share = next((share for share in shares if room(share) >= num_workers), None)

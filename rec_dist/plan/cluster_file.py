@@ -21,10 +21,12 @@ class ClusterFile(Section):
     device: str = Field(description="Name of a device, such as NVIDIA H100 SXM.")
     gpu: bool = Field(True, description="false: the workers run on CPUs, in float32.")
     nodes: int = Field(ge=1, le=_NODES, description="Nodes.")
-    gpus_per_node: int = Field(ge=1, le=_DEVICES, description="Devices a node; on CPUs, workers a machine.")
-    device_memory_gb: float = Field(ge=_LEAST, le=_MOST, description="Memory of a device, GB (1e9 bytes), as torch reports it.")
+    gpus_per_node: int = Field(ge=1, le=_DEVICES, description="Devices a node: GPUs, or CPU cores, which its workers share.")
+    device_memory_gb: float = Field(
+        ge=_LEAST, le=_MOST, description="Memory of a GPU as torch reports it, or a core's share of its node's, GB (1e9 bytes)."
+    )
     reserved_gb: float = Field(
-        ge=0, le=_MOST, description="Part of it that CUDA's context, NCCL and cuBLAS take, beside torch's tensors."
+        ge=0, le=_MOST, description="What CUDA's context, NCCL and cuBLAS take of a worker's memory, beside torch's tensors."
     )
     bf16_tflops: float = Field(ge=_LEAST, le=_MOST, description="Peak of dense bfloat16, TFLOP/s.")
     fp32_tflops: float = Field(ge=_LEAST, le=_MOST, description="Peak of float32, TFLOP/s.")
@@ -40,7 +42,7 @@ class ClusterFile(Section):
 
     @property
     def num_devices(self) -> int:
-        """The devices of all nodes."""
+        """The devices of all nodes: the most workers that a run can have."""
         return self.nodes * self.gpus_per_node
 
 

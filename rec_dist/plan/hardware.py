@@ -1,6 +1,7 @@
 """A cluster as the formulas see it, and the time of a collective on it. Plain numbers; this module measures nothing.
 
-Rates are bytes a second in one direction. A device is a GPU, or a worker on clusters without GPUs.
+Rates are bytes a second in one direction. A device is a GPU, or the cores of a
+worker on clusters without GPUs.
 """
 
 from dataclasses import dataclass

@@ -104,12 +104,12 @@ def zero_of(settings: EngineSettings, *, reference: str) -> Zero:
 
 
 def num_workers(config: RunConfig, cluster: ClusterFile) -> int:
-    """cluster.num_workers, or every device of the cluster file."""
+    """cluster.num_workers, or as launch.sizing chooses: a worker for each GPU, and for each node where there are none."""
     wanted = config.cluster.num_workers
     if config.cluster.launcher == "local" and wanted in ("auto", 1):
         return 1
     if wanted == "auto":
-        return cluster.num_devices
+        return cluster.num_devices if cluster.gpu else cluster.nodes
     if not 1 <= wanted <= cluster.num_devices:
         raise UserError(
             f"cluster.num_workers ({wanted}) must be 1 to {cluster.num_devices}, the devices of plan.cluster "
@@ -118,18 +118,23 @@ def num_workers(config: RunConfig, cluster: ClusterFile) -> int:
     return wanted
 
 
-def hardware_of(cluster: ClusterFile, *, workers: int, bf16: bool) -> Hardware:
-    """The cluster file in bytes, seconds and achieved rates."""
+def hardware_of(config: RunConfig, cluster: ClusterFile, *, workers: int, bf16: bool) -> Hardware:
+    """The cluster file in bytes, seconds and achieved rates. Without GPUs, the workers of a node share its cores and memory."""
     peak = cluster.bf16_tflops if bf16 else cluster.fp32_tflops
+    per_node, devices, cores = cluster.gpus_per_node, 1, 1.0
+    if not cluster.gpu:
+        per_node = -(-workers // cluster.nodes)
+        devices = cluster.gpus_per_node // per_node
+        cores = devices if config.cluster.cpus_per_worker == "auto" else config.cluster.cpus_per_worker
     return Hardware(
-        memory=cluster.device_memory_gb * _GIGA,
+        memory=devices * cluster.device_memory_gb * _GIGA,
         reserved=cluster.reserved_gb * _GIGA,
-        flops=peak * _TERA * cluster.achievable_fraction,
+        flops=cores * peak * _TERA * cluster.achievable_fraction,
         device_rate=cluster.nvlink_gb_per_second * _GIGA * cluster.link_efficiency,
         network_rate=cluster.network_gb_per_second * _GIGA * cluster.link_efficiency,
         device_latency=cluster.nvlink_latency_us * _MICRO,
         network_latency=cluster.network_latency_us * _MICRO,
-        per_node=cluster.gpus_per_node,
+        per_node=per_node,
         workers=workers,
     )
 

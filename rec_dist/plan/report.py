@@ -45,7 +45,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
             "train.targets_per_prompt, or set plan.prompt_tokens and plan.completion_tokens to the means of your data"
         )
     setup = setup_of(config, cluster, needs_reference=prompts.needs_reference)
-    hardware = hardware_of(cluster, workers=setup.workers, bf16=setup.element == 2)
+    hardware = hardware_of(config, cluster, workers=setup.workers, bf16=setup.element == 2)
     micro_batches = pack(workload, max_tokens=setup.max_tokens, workers=setup.workers, flex=setup.flex)
     time = step_time(setup, hardware, micro_batches, workload, overlap=config.plan.overlap)
     room = _memory(config, setup, hardware, smallest=ceil(workload.example))

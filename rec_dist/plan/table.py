@@ -9,7 +9,8 @@ _NAME, _TEXT = 20, 100
 def text_table(report: dict[str, Any]) -> list[str]:
     """Lines of a name and a fact."""
     cluster, model, settings = report["cluster"], report["model"], report["settings"]
-    what = f"{cluster['workers']} of {cluster['nodes'] * cluster['gpus_per_node']} x {cluster['device']}"
+    there = f"{cluster['nodes'] * cluster['gpus_per_node']} x {cluster['device']}"
+    what = f"{cluster['workers']} of {there}" if cluster["gpu"] else f"{cluster['workers']} worker(s) on {there}"
     keys = ", ".join(f"{key}={_value(value)}" for key, value in settings.items() if not key.startswith("plan."))
     rows = [
         ("cluster", f"{cluster['name']}; {what}, {cluster['nodes_used']} node(s)"),

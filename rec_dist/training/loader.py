@@ -1,19 +1,17 @@
 """From the global plan to this rank's batches, built in a thread beside the step that runs.
 
-Every rank builds every example of a step, since their lengths decide the packing, and collates only its own. Building
-takes about 25 us an example.
+Every rank draws every example of a step, since their sizes decide the packing, and builds only its own.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
-
 from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
-from rec_dist.methods.task import Example, Task
+from rec_dist.methods.task import DrawnExamples, Task
 from rec_dist.runtime.world import World
 
 
@@ -39,30 +37,32 @@ class StepWork:
         return self.num_scored if mean_over == "tokens" else self.num_groups
 
 
-def divide(task: Task, examples: Sequence[Example], *, step: int, epoch: int, max_tokens: int, world: World) -> StepWork:
-    """Pack the examples of one global step, assign the micro-batches to ranks, and collate this rank's.
+def divide(task: Task, drawn: DrawnExamples, *, step: int, epoch: int, max_tokens: int, world: World) -> StepWork:
+    """Pack the examples of one global step, assign the micro-batches to ranks, and build and collate this rank's.
 
     Every rank gets the same number of micro-batches.
     """
-    lengths = np.asarray([example.num_tokens for example in examples], dtype=np.int64)
-    ranks = assign_to_ranks(pack_evenly(lengths, max_tokens, world.size), lengths, world.size)
+    sizes = drawn.sizes
+    packed = pack_evenly(sizes.num_tokens, max_tokens, world.size)
+    own = assign_to_ranks(packed, sizes.num_tokens, world.size)[world.rank]
+    examples = iter(drawn.build([place for micro_batch in own for place in micro_batch]))
     return StepWork(
         step=step,
         epoch=epoch,
-        batches=tuple(task.data.collate([examples[i] for i in micro_batch], step=step) for micro_batch in ranks[world.rank]),
-        micro_batches=tuple(tuple(micro_batch) for micro_batch in ranks[world.rank]),
-        num_groups=sum(example.num_groups for example in examples),
-        num_scored=sum(example.num_scored for example in examples),
-        num_tokens=int(lengths.sum()),
-        num_logical_tokens=sum(example.num_logical_tokens for example in examples),
+        batches=tuple(task.data.collate(list(islice(examples, len(micro_batch))), step=step) for micro_batch in own),
+        micro_batches=tuple(tuple(micro_batch) for micro_batch in own),
+        num_groups=int(sizes.num_groups.sum()),
+        num_scored=int(sizes.num_scored.sum()),
+        num_tokens=int(sizes.num_tokens.sum()),
+        num_logical_tokens=int(sizes.num_logical_tokens.sum()),
     )
 
 
 def step_work(task: Task, step: int, *, max_tokens: int, world: World) -> StepWork:
     """Step `step` of the task, divided."""
     indices, epochs = task.sampler.examples_of_step(step)
-    examples = task.data.examples(indices, epochs)
-    return divide(task, examples, step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world)
+    drawn = task.data.draw(indices, epochs)
+    return divide(task, drawn, step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world)
 
 
 def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> Iterator[StepWork]:

@@ -114,8 +114,8 @@ def cached_reference(
 
     def work(number: int) -> StepWork:
         chosen = slice(number * block, (number + 1) * block)
-        built = task.data.examples(examples[chosen], epochs[chosen])
-        return divide(task, built, step=number, epoch=0, max_tokens=max_tokens, world=world)
+        drawn = task.data.draw(examples[chosen], epochs[chosen])
+        return divide(task, drawn, step=number, epoch=0, max_tokens=max_tokens, world=world)
 
     for plan in prefetch(work, range(-(-len(examples) // block))):
         for batch in plan.batches:

@@ -1,5 +1,6 @@
 """Real Ray Train workers, through the command line as a user calls it. A start takes about 20 s, so tests are few and long."""
 
+import json
 import os
 import signal
 import subprocess
@@ -102,6 +103,33 @@ def test_a_stop_while_ray_is_starting(trainer: Any, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     code, err = finish(process)
     assert (code, err) == (75, "stopped while Ray was starting; run the same command to go on\n")
+
+
+_THREADS = """
+import json, sys
+from pathlib import Path
+import ray
+import torch
+from rec_dist.config.schema import ClusterConfig
+from rec_dist.launch.workers import launch
+from rec_dist.runtime.run_directory import RunDirectory
+
+def worker(world, job):
+    return {"workers": world.size, "threads": torch.get_num_threads()}
+
+result = launch(worker, None, ClusterConfig(use_gpu=False), RunDirectory(Path(sys.argv[1])))
+print(json.dumps({**result, "cores": int(ray.cluster_resources()["CPU"])}))
+"""
+
+
+def test_without_gpus_one_worker_computes_with_all_cores(tmp_path: Path) -> None:
+    """Ray sets OMP_NUM_THREADS to a worker's CPUs before torch is imported there, unless you have set it."""
+    (tmp_path / "run").mkdir()
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "OMP_NUM_THREADS")}
+    line = [sys.executable, "-c", _THREADS, str(tmp_path / "run")]
+    done = subprocess.run(line, capture_output=True, text=True, env=kept, timeout=_MINUTES, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["workers"] == 1 and found["threads"] == found["cores"]
 
 
 def test_more_workers_than_the_machine_has(trainer: Any, tmp_path: Path) -> None:

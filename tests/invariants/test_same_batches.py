@@ -155,7 +155,7 @@ def test_examples_of_any_shards_are_those_of_one(plan: Plan, shards: int, seed: 
         )
         index = np.random.default_rng(seed).permutation(one.sampler.num_examples)[:20]
         epochs = np.arange(len(index)) % plan.epochs
-        built = many.data.examples(index, epochs)
+        built = many.data.draw(index, epochs).build(range(len(index)))
         for example, number, epoch in zip(built, index.tolist(), epochs.tolist(), strict=True):
             alone = one.data.example(number, epoch)
             assert all(np.array_equal(getattr(example, name), value) for name, value in vars(alone).items())

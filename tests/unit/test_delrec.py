@@ -89,6 +89,9 @@ class Altered:
     def items_of(self, row: int) -> np.ndarray:
         return self._items if row == self._row else self._split.items_of(row)
 
+    def take(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return np.concatenate([self.items_of(row)[:count] for row, count in zip(rows.tolist(), counts.tolist(), strict=True)])
+
 
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("kind", ["random", "trained"])
@@ -105,14 +108,14 @@ def test_items_at_and_after_a_position_change_no_prompt_of_it(
     for index in range(len(targets)):
         row, position = int(targets.rows[index]), int(targets.starts[index])
         assert position >= 3
-        lists = task.data.lists(index)
+        lists = task.data.lists(np.asarray([index]))[0]
         own = split.items_of(row)
         changed = np.concatenate([own[:position], rng.permutation(task.data.prepared.num_items)[: len(own) - position]]).astype(
             np.int32
         )
         altered = Altered(split, row, changed)
         if kind == "trained":  # what a list knows: tests/unit/test_teacher.py
-            other_lists = lambda _, lists=lists: lists
+            other_lists = lambda _, lists=lists: lists[None]
         else:
             counts = task.data.prepared.train_counts
             other_lists = random_lists(altered, targets, counts, seed=0, top_h=3)  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.sampling.negatives import NegativeSampler
+from rec_dist.data.sampling.many_draws import SeenItems
+from rec_dist.data.sampling.negatives import NegativeSampler, draw_candidates, draw_many_candidates
 from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.registry import build_task
@@ -53,7 +54,8 @@ def test_examples_built_together_are_those_built_alone(name: str, make_task: Cal
     task = make_task(*CASES[name])
     indices = np.tile(np.arange(task.sampler.num_examples), 2)[::-1].copy()
     epochs = np.repeat([1, 0], task.sampler.num_examples)
-    built = task.data.examples(indices, epochs)
+    drawn = task.data.draw(indices, epochs)
+    built = drawn.build(range(len(indices)))
     assert len(built) == len(indices)
     for prompt, index, epoch in zip(built, indices.tolist(), epochs.tolist(), strict=True):
         assert same(prompt, task.data.example(index, epoch))
@@ -62,7 +64,10 @@ def test_examples_built_together_are_those_built_alone(name: str, make_task: Cal
 
 
 def test_no_examples_are_none(make_task: Callable[..., Any]) -> None:
-    assert make_task().data.examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)) == []
+    nothing = np.empty(0, dtype=np.int64)
+    for case in ((), ("prompt.candidates=listed",)):
+        drawn = make_task(*case).data.draw(nothing, nothing)
+        assert drawn.build([]) == [] and drawn.sizes.num_tokens.tolist() == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,17 +86,35 @@ def test_many_draws_are_each_draw(kind: Any, num: int, rows: list[list[int]], se
     epochs, users = rng.integers(0, 3, size=9), rng.integers(0, 10**12, size=9)
     seen = np.asarray([item for row in rows for item in row], dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    found = sampler.draw_many(epochs=epochs, users=users, positions=positions, examples=examples, seen=seen, seen_offsets=offsets)
-    assert found is not None
+    key = {"epochs": epochs, "users": users, "positions": positions}
+    found = sampler.draw_many(**key, seen=SeenItems(seen, offsets, 60), rows=examples, counts=positions + 1)
     for j, example in enumerate(examples.tolist()):
         own = np.asarray(rows[example][: positions[j] + 1], dtype=np.int32)
-        key = {"epoch": int(epochs[j]), "user": int(users[j]), "position": int(positions[j])}
-        assert found[j].tolist() == sampler.draw(**key, seen=own, explicit_negatives=own[:0]).tolist()
+        one = {"epoch": int(epochs[j]), "user": int(users[j]), "position": int(positions[j])}
+        assert found[j].tolist() == sampler.draw(**one, seen=own, explicit_negatives=own[:0]).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 30), st.lists(st.integers(2, 25), min_size=1, max_size=6), st.integers(0, 2**32))
+def test_many_lists_of_candidates_are_each_list(num: int, lengths: list[int], seed: int) -> None:
+    """Catalogues from crowded to roomy."""
+    rng = np.random.default_rng(seed)
+    num_items = int(rng.integers(max(lengths) + num, 200))
+    rows = [rng.permutation(num_items)[:length].astype(np.int32) for length in lengths]
+    owners = rng.integers(0, len(rows), size=7)
+    positions = np.asarray([rng.integers(1, len(rows[owner])) for owner in owners])
+    seeds, users = rng.integers(0, 2**62, size=7), rng.integers(0, 10**12, size=7)
+    seen = SeenItems(np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)]), num_items)
+    found = draw_many_candidates(seeds=seeds, users=users, positions=positions, seen=seen, rows=owners, num=num)
+    for j, (owner, position) in enumerate(zip(owners.tolist(), positions.tolist(), strict=True)):
+        key = {"seed": int(seeds[j]), "user": int(users[j]), "position": position, "target": int(rows[owner][position])}
+        assert found[j].tolist() == draw_candidates(**key, history=rows[owner][:position], num=num, num_items=num_items).tolist()
 
 
 def test_many_draws_from_too_small_a_catalogue_are_refused_as_one_is() -> None:
     sampler = NegativeSampler("uniform", 5, 0, np.ones(6, dtype=np.int64))
     one = np.zeros(1, dtype=np.int64)
     seen = np.asarray([1, 2], dtype=np.int32)
+    rows = SeenItems(seen, np.asarray([0, 2]), 6)
     with pytest.raises(UserError, match=r"negatives\.num asks for 5 .*only 4 left"):
-        sampler.draw_many(epochs=one, users=one, positions=one + 1, examples=one, seen=seen, seen_offsets=np.asarray([0, 2]))
+        sampler.draw_many(epochs=one, users=one, positions=one + 1, seen=rows, rows=one, counts=one + 2)

@@ -11,10 +11,24 @@ HEAD = {"CPU": 64.0}
 GPU_NODE = {"CPU": 32.0, "GPU": 8.0}
 
 
-def test_two_workers_share_a_machine_without_gpus() -> None:
-    assert size_workers(ClusterConfig(), [{"CPU": 2.0}]) == Size(2, False, 1.0)
-    assert size_workers(ClusterConfig(), [{"CPU": 16.0}]) == Size(2, False, 8.0)
+def test_without_gpus_one_worker_has_all_cores_of_a_node() -> None:
     assert size_workers(ClusterConfig(), [{"CPU": 1.0}]) == Size(1, False, 1.0)
+    assert size_workers(ClusterConfig(), [{"CPU": 16.0}]) == Size(1, False, 16.0)
+    assert size_workers(ClusterConfig(), [{"CPU": 16.0}] * 3) == Size(3, False, 16.0)
+    assert size_workers(ClusterConfig(), [{}, {"CPU": 16.0}, {"CPU": 16.0}]) == Size(2, False, 16.0)  # a head without CPUs
+    assert size_workers(ClusterConfig(), [HEAD, {"CPU": 4.0}]) == Size(2, False, 4.0)
+    assert size_workers(ClusterConfig(use_gpu=False), [GPU_NODE]) == Size(1, False, 32.0)
+
+
+def test_two_workers_of_one_node_are_a_choice() -> None:
+    assert size_workers(ClusterConfig(num_workers=2), [{"CPU": 2.0}]) == Size(2, False, 1.0)
+    assert size_workers(ClusterConfig(num_workers=2), [{"CPU": 16.0}]) == Size(2, False, 8.0)
+
+
+@pytest.mark.parametrize("nodes", [[], [{}], [{"CPU": 0.5}]])
+def test_a_cluster_without_a_whole_cpu_is_refused(nodes: list[dict[str, float]]) -> None:
+    with pytest.raises(UserError, match=r"cluster\.num_workers \(1\).*more CPUs"):
+        size_workers(ClusterConfig(), nodes)
 
 
 def test_a_large_head_does_not_make_a_workers_share_too_large_for_its_node() -> None:

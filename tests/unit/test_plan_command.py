@@ -16,6 +16,7 @@ from rec_dist.errors import UserError
 from rec_dist.models.architecture import count_parameters
 from rec_dist.models.language import LoraSpec
 from rec_dist.plan.cluster_file import load_cluster
+from rec_dist.plan.inputs import hardware_of
 from rec_dist.plan.report import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,24 @@ def test_an_adapter_is_counted_by_rank_and_modules() -> None:
     assert (everywhere.total, everywhere.adapted) == (8_030_261_248 + 41_943_040, 7 * 32)
     two = count_parameters(MODELS / "llama3-8b", LoraSpec(8, 32.0, 0.0, ["q_proj", "v_proj"]))
     assert two.trainable == 8 * 32 * (8192 + 5120)
+
+
+def test_without_gpus_one_worker_has_the_cores_and_memory_of_a_node_and_two_share_them(tmp_path: Path, tiny_config: Make) -> None:
+    changes = {"cluster.launcher": "ray", "plan": {"cluster": str(CLUSTERS / "local-cpu.yaml")}}
+    one, two = (
+        make_plan(RunConfig.model_validate(tiny_config(tmp_path / "run", {**changes, "cluster.num_workers": number})))
+        for number in ("auto", 2)
+    )
+    assert (one["cluster"]["workers"], two["cluster"]["workers"]) == (1, 2)
+    assert one["memory"]["device_bytes"] == 2 * two["memory"]["device_bytes"] == 16e9
+    machine = load_cluster(CLUSTERS / "local-cpu.yaml")
+    nodes = machine.model_copy(update={"nodes": 3, "gpus_per_node": 8})
+    config = RunConfig.model_validate(tiny_config(tmp_path / "run", changes))
+    fast, slow = (hardware_of(config, nodes, workers=workers, bf16=False) for workers in (3, 6))
+    assert (fast.per_node, fast.nodes, slow.per_node, slow.nodes) == (1, 3, 2, 3)
+    assert fast.flops == 2 * slow.flops == 8 * machine.fp32_tflops * 1e12 * machine.achievable_fraction
+    single = RunConfig.model_validate(tiny_config(tmp_path / "run", {**changes, "cluster.cpus_per_worker": 1.0}))
+    assert hardware_of(single, nodes, workers=3, bf16=False).flops == fast.flops / 8
 
 
 @pytest.mark.parametrize("path", sorted(CLUSTERS.glob("*.yaml")), ids=lambda path: path.stem)

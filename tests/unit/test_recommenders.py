@@ -136,12 +136,13 @@ def test_every_target_is_scored_once_with_what_precedes_it(tmp_path, max_length)
 def test_packing_and_accumulation_change_no_sum(tmp_path, kind, num_sampled):
     task = build_sequential_task(config(tmp_path, kind=kind, more={"num_sampled": num_sampled}))
     module = task.model.build().double().eval()
-    examples = [task.data.example(index) for index in range(10)]
+    first = np.arange(10)
+    drawn = task.data.draw(first, np.zeros_like(first))
     losses = []
     for tokens, size in ((64, 1), (8, 1), (1000, 3)):
         total = torch.zeros(2, dtype=torch.float64)
         for rank in range(size):
-            work = divide(task, examples, step=0, epoch=0, max_tokens=tokens, world=World(rank=rank, size=size))
+            work = divide(task, drawn, step=0, epoch=0, max_tokens=tokens, world=World(rank=rank, size=size))
             total += sum(module(batch)[1] for batch in work.batches)
         assert float(total[1]) == work.num_scored
         losses.append(float(total[0]))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rec_dist.config.schema import PromptConfig
+from rec_dist.data.dataset.ragged import sums
 from rec_dist.data.prompts.tokens import TokenTable, begin_tokens, build_token_table, piece_tokens
 from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.packing.grouped_prompt import GroupedPrompt
@@ -67,6 +68,11 @@ class PromptBuilder:
         return np.concatenate(
             [self._begin, *(part for item in history.tolist() for part in (self._prefix, self.titles[item])), self._tail]
         )
+
+    def prompt_lengths(self, histories: I32, offsets: I64) -> I64:
+        """(U,): the tokens of prompt() over each of U histories, those of u at offsets (U+1,)."""
+        items = self.titles.lengths[histories] + len(self._prefix)
+        return len(self._begin) + sums(items, offsets) + len(self._tail)
 
     def num_pooled(self, tokens: I32, pooling: str) -> int:
         """How many rows at the end of a prompt are pooled: 1 for `last`, or all behind the instruction for `mean`."""

@@ -15,6 +15,7 @@ from rec_dist.data.dataset.schema import PreferenceRow
 from rec_dist.data.prompts.tokens import begin_tokens
 from rec_dist.errors import UserError
 from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.packing.sizes import Sizes
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.storage.files import fingerprint
 
@@ -46,6 +47,17 @@ class TextRows:
         """Changes with any token of any row."""
         parts = (self.prompts, self.prompt_offsets, self.completions, self.completion_offsets, self.row_offsets)
         return fingerprint([fingerprint(part.tolist()) for part in parts])
+
+    def sizes(self, rows: I64) -> Sizes:
+        """Those of the prompts of rows (U,)."""
+        prompts, completions = np.diff(self.prompt_offsets)[rows], np.diff(self.row_offsets)[rows]
+        scored = np.diff(self.completion_offsets[self.row_offsets])[rows]
+        return Sizes(
+            num_tokens=prompts + scored - completions,  # the last token of a completion is never fed
+            num_groups=np.ones_like(prompts),
+            num_scored=scored,
+            num_logical_tokens=prompts * completions + scored,
+        )
 
     def grouped_prompt(self, row: int) -> GroupedPrompt:
         """The prompt and completions of one row. The key is the row number."""

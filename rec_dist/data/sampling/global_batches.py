@@ -8,10 +8,12 @@ the step.
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heapreplace
+from heapq import heappop, heapreplace
+from itertools import chain, pairwise
 
 import numpy as np
 
+from rec_dist.data.dataset.ragged import offsets_of, sums
 from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.rng import hash_u64, permute
 
@@ -85,13 +87,17 @@ def pack_by_tokens(lengths: I64, capacity: int) -> list[list[int]]:
     )
     micro_batches: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, micro-batch), ascending
-    for item, length in _longest_first(lengths):
-        place = bisect_left(rooms, (length, -1))
-        left, micro_batch = rooms.pop(place) if place < len(rooms) else (capacity, len(micro_batches))
-        if micro_batch == len(micro_batches):
-            micro_batches.append([])
-        micro_batches[micro_batch].append(item)
-        insort(rooms, (left - length, micro_batch))
+    for length, items in _longest_first(lengths):
+        done = 0
+        while done < len(items):
+            place = bisect_left(rooms, (length, -1))
+            left, micro_batch = rooms.pop(place) if place < len(rooms) else (capacity, len(micro_batches))
+            if micro_batch == len(micro_batches):
+                micro_batches.append([])
+            fit = min(left // length, len(items) - done)  # while it has room, the tightest stays the tightest
+            micro_batches[micro_batch] += items[done : done + fit]
+            done += fit
+            insort(rooms, (left - fit * length, micro_batch))
     return micro_batches
 
 
@@ -105,18 +111,22 @@ def pack_evenly(lengths: I64, capacity: int, world_size: int) -> list[list[int]]
     tight = pack_by_tokens(lengths, capacity)
     count = min(-(-len(tight) // world_size) * world_size, len(lengths))
     micro_batches: list[list[int]] = [[] for _ in range(count)]
-    used = [(0, micro_batch) for micro_batch in range(count)]  # a heap of (tokens, micro-batch)
-    for item, length in _longest_first(lengths):
-        tokens, micro_batch = used[0]
-        micro_batches[micro_batch].append(item)
-        heapreplace(used, (tokens + length, micro_batch))
-    return micro_batches if count and max(used)[0] <= capacity else tight
+    used = list(range(count))  # a heap of tokens * count + micro-batch: integers compare faster than pairs
+    for length, items in _longest_first(lengths):
+        for item in items:
+            emptiest = used[0]
+            micro_batches[emptiest % count].append(item)
+            heapreplace(used, emptiest + length * count)
+    return micro_batches if count and max(used) // count <= capacity else tight
 
 
-def _longest_first(lengths: I64) -> Iterator[tuple[int, int]]:
-    """Yields (item, length), longest first; ties in the order of the items."""
+def _longest_first(lengths: I64) -> Iterator[tuple[int, list[int]]]:
+    """Yields each length with its items, longest first; items of one length in their order."""
     order = np.argsort(-lengths, kind="stable")
-    return zip(order.tolist(), lengths[order].tolist(), strict=True)
+    ordered = lengths[order]
+    begins = np.flatnonzero(np.diff(ordered, prepend=-1)) if len(ordered) else order
+    for begin, end in pairwise([*begins.tolist(), len(ordered)]):
+        yield int(ordered[begin]), order[begin:end].tolist()
 
 
 def assign_to_ranks(micro_batches: list[list[int]], lengths: I64, world_size: int) -> list[list[list[int]]]:
@@ -126,14 +136,18 @@ def assign_to_ranks(micro_batches: list[list[int]], lengths: I64, world_size: in
     on rank r.
     """
     per_rank = -(-len(micro_batches) // world_size)
-    sizes = np.asarray([int(lengths[micro_batch].sum()) for micro_batch in micro_batches], dtype=np.int64)
+    offsets = offsets_of(np.asarray([len(micro_batch) for micro_batch in micro_batches], dtype=np.int64))
+    items = np.fromiter(chain.from_iterable(micro_batches), dtype=np.int64, count=int(offsets[-1]))
+    sizes = sums(lengths[items], offsets)  # (micro-batches,) tokens
     ranks: list[list[list[int]]] = [[] for _ in range(world_size)]
-    work = [0] * world_size
+    open_ranks = [(0, rank) for rank in range(world_size)]  # a heap of (tokens, rank)
     for micro_batch in np.argsort(-sizes, kind="stable").tolist():
-        open_ranks = [rank for rank in range(world_size) if len(ranks[rank]) < per_rank]
-        rank = min(open_ranks, key=lambda r: (work[r], r))
+        work, rank = open_ranks[0]
         ranks[rank].append(sorted(micro_batches[micro_batch]))
-        work[rank] += int(sizes[micro_batch])
+        if len(ranks[rank]) < per_rank:
+            heapreplace(open_ranks, (work + int(sizes[micro_batch]), rank))
+        else:
+            heappop(open_ranks)
     for assigned in ranks:
         assigned.extend([] for _ in range(per_rank - len(assigned)))
     return ranks

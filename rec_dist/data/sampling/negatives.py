@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from rec_dist.data.sampling.many_draws import SeenItems, draw_outside
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.rng import hash_u64, uniform
@@ -50,43 +51,18 @@ class NegativeSampler:
         rest = _draw_outside(keys, len(self.train_counts), self.num - len(chosen), seen, cumulative, key="negatives.num")
         return np.concatenate([chosen, rest])
 
-    def draw_many(self, *, epochs: I64, users: I64, positions: I64, examples: I64, seen: I32, seen_offsets: I64) -> I32 | None:
-        """Does what draw() does for n targets at once: (n, K). Returns None for a kind that must be drawn one by one.
+    def draw_many(self, *, epochs: I64, users: I64, positions: I64, seen: SeenItems, rows: I64, counts: I64) -> I32:
+        """Does what draw() does for n targets at once: (n, K). Not for kind=low_rated, which is drawn one by one.
 
-        epochs, users, positions, examples (n,). Target j has seen the first positions[j] + 1 items of row examples[j] of
-        `seen`, whose row u is seen[seen_offsets[u] : seen_offsets[u + 1]]. Cost: 6 us per target at K = 15 and 100 items seen;
-        draw() takes 110.
+        epochs, users, positions (n,). Target j has seen the first counts[j] items of row rows[j] of `seen`.
         """
-        num_items, length = len(self.train_counts), int(np.diff(seen_offsets).max(initial=0)) + 1
-        rows = len(seen_offsets) - 1
-        if self.kind == "low_rated" or self.num == 0 or rows * num_items * length >= 1 << 62:
-            return None
-        # One number per seen item, ordered by (row, item, place): a binary search finds whether and when an item was seen.
-        row_of = np.repeat(np.arange(rows), np.diff(seen_offsets))
-        places = np.arange(len(seen)) - seen_offsets[row_of]
-        codes = np.sort((row_of * num_items + seen) * length + places)
-        twice = np.flatnonzero(codes[1:] // length == codes[:-1] // length)
-        repeats = np.zeros(rows, dtype=bool)
-        repeats[codes[twice] // length // num_items] = True  # draw() handles rows with repeated items
-
-        counter = np.arange(2 * self.num + 8)  # a prefix of draw()'s counter; draw() handles rows that need more
-        draws = uniform(self.seed, _NEGATIVES, epochs[:, None], users[:, None], positions[:, None], counter)  # (n, W)
-        if self.kind == "popularity":
-            items = np.searchsorted(self._cumulative, draws, side="right")
-        else:
-            items = (draws * num_items).astype(np.int64)
-        asked = (examples[:, None] * num_items + items) * length
-        last = np.searchsorted(codes, asked + positions[:, None], side="right") - 1
-        usable = (items < num_items) & ((last < 0) | (codes[last] < asked)) & ~_seen_before(items)
-        rank = np.cumsum(usable, axis=1)
-        whole = (rank[:, -1] >= self.num) & ((self.num + positions + 1) * 2 < num_items) & ~repeats[examples]
-        picked = np.empty((len(users), self.num), dtype=np.int32)
-        picked[whole] = items[usable & (rank <= self.num) & whole[:, None]].reshape(-1, self.num)
-        nothing = np.empty(0, dtype=np.int32)
+        assert self.kind != "low_rated"
+        keys = (self.seed, _NEGATIVES, epochs, users, positions)
+        picked, whole = draw_outside(keys, self.num, seen, rows, counts, self._cumulative if self.kind == "popularity" else None)
         for j in np.flatnonzero(~whole).tolist():
-            own = seen[seen_offsets[examples[j]] :][: positions[j] + 1]
+            own = seen.first(int(rows[j]), int(counts[j]))
             epoch, user, position = int(epochs[j]), int(users[j]), int(positions[j])
-            picked[j] = self.draw(epoch=epoch, user=user, position=position, seen=own, explicit_negatives=nothing)
+            picked[j] = self.draw(epoch=epoch, user=user, position=position, seen=own, explicit_negatives=own[:0])
         return picked
 
     @cached_property
@@ -94,16 +70,6 @@ class NegativeSampler:
         weights = self.train_counts.astype(np.float64) ** self.power
         cumulative: npt.NDArray[np.float64] = np.cumsum(weights) / max(weights.sum(), 1e-300)
         return cumulative
-
-
-def _seen_before(items: I64) -> npt.NDArray[np.bool_]:
-    """items (n, W) -> (n, W): whether the same item is further left in its row."""
-    width = items.shape[1]
-    ordered = np.sort(items * width + np.arange(width), axis=1)
-    row, place = np.nonzero(ordered[:, 1:] // width == ordered[:, :-1] // width)
-    repeated = np.zeros(items.shape, dtype=bool)
-    repeated[row, ordered[row, place + 1] % width] = True
-    return repeated
 
 
 def draw_candidates(*, seed: int, user: int, position: int, target: int, history: I32, num: int, num_items: int) -> I32:
@@ -115,6 +81,25 @@ def draw_candidates(*, seed: int, user: int, position: int, target: int, history
     others = _draw_outside((seed, _CANDIDATES, user, position), num_items, num - 1, seen, None, key="evaluate.num_candidates")
     place = int(hash_u64(seed, _SHUFFLE, user, position) % np.uint64(num))
     return np.insert(others, place, np.int32(target)).astype(np.int32)
+
+
+def draw_many_candidates(*, seeds: I64, users: I64, positions: I64, seen: SeenItems, rows: I64, num: int) -> I32:
+    """Does what draw_candidates() does for n targets at once: (n, num).
+
+    seeds, users, positions (n,). Target j is the item at positions[j] of row rows[j] of `seen`; those before it are its history.
+    """
+    targets = seen.items[seen.offsets[rows] + positions]
+    others, whole = draw_outside((seeds, _CANDIDATES, users, positions), num - 1, seen, rows, positions + 1, None)
+    places = (hash_u64(seeds, _SHUFFLE, users, positions) % np.uint64(num)).astype(np.int64)
+    columns = np.arange(num)
+    result = np.empty((len(rows), num), dtype=np.int32)
+    result[columns != places[:, None]] = others.reshape(-1)
+    result[columns == places[:, None]] = targets
+    for j in np.flatnonzero(~whole).tolist():
+        history = seen.first(int(rows[j]), int(positions[j]))
+        key = {"seed": int(seeds[j]), "user": int(users[j]), "position": int(positions[j])}
+        result[j] = draw_candidates(**key, target=int(targets[j]), history=history, num=num, num_items=seen.num_items)
+    return result
 
 
 def _draw_outside(

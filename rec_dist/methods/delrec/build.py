@@ -8,7 +8,9 @@ import numpy as np
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.teacher import read_teacher
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit, open_data
+from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.prompts.tokens import load_tokenizer, piece_tokens
+from rec_dist.data.sampling.many_draws import SeenItems
 from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.data.sampling.targets import TargetIndex, index_targets
 from rec_dist.errors import UserError
@@ -86,21 +88,22 @@ def check_settings(config: RunConfig) -> None:
             raise UserError(f"task.kind=delrec_distill: {fault}")
 
 
-def random_lists(split: SequenceSplit, targets: TargetIndex, train_counts: I64, *, seed: int, top_h: int) -> Callable[[int], I32]:
+def random_lists(split: SequenceSplit, targets: TargetIndex, train_counts: I64, *, seed: int, top_h: int) -> Callable[[I64], I32]:
     """Lists drawn at random outside the history: a control for what the teacher adds."""
     sampler = NegativeSampler("uniform", top_h, stream_seed(seed, _RANDOM_LISTS), train_counts)
 
-    def draw(index: int) -> I32:
-        row, position = int(targets.rows[index]), int(targets.starts[index])
-        seen, user = split.items_of(row)[:position], int(split.user_ids[row])
-        return sampler.draw(epoch=0, user=user, position=position, seen=seen, explicit_negatives=seen[:0])
+    def draw(indices: I64) -> I32:
+        rows, positions = targets.rows[indices], targets.starts[indices]
+        seen = SeenItems(split.take(rows, positions), offsets_of(positions), len(train_counts))
+        key = {"epochs": np.zeros_like(positions), "users": split.user_ids[rows], "positions": positions}
+        return sampler.draw_many(**key, seen=seen, rows=np.arange(len(rows)), counts=positions)
 
     return draw
 
 
 def teacher_lists(
     folder: Path, data: PreparedData, every: TargetIndex, split: SequenceSplit, kept: I64, *, top_h: int
-) -> Callable[[int], I32]:
+) -> Callable[[I64], I32]:
     """The lists that a trained recommender left in `folder`, for the examples `kept` of `every`.
 
     Raises UserError if it was trained on other data or its lists are shorter than top_h.
@@ -109,4 +112,4 @@ def teacher_lists(
     if lists.items.shape[1] < top_h:
         raise UserError(f"task.delrec.top_h ({top_h}) is more than the {lists.items.shape[1]} items a list of {folder}; lower it")
     assert np.array_equal(lists.user_ids, split.user_ids[every.rows]) and np.array_equal(lists.positions, every.starts), folder
-    return lambda index: lists.items[kept[index], :top_h]
+    return lambda indices: lists.items[kept[indices], :top_h]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
+from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.targets import TargetIndex
@@ -27,7 +28,7 @@ from rec_dist.errors import UserError
 from rec_dist.losses import LossSums
 from rec_dist.methods.delrec.choice import choice_loss
 from rec_dist.methods.delrec.config import DelrecConfig
-from rec_dist.methods.delrec.prompts import FIRST_POSITION, PATTERN, TEMPORAL, DistillPrompts, Place
+from rec_dist.methods.delrec.prompts import FIRST_POSITION, PATTERN, TEMPORAL, DistillPrompts, Place, Places
 from rec_dist.methods.language_model.builders import check_positions
 from rec_dist.methods.language_model.saved_model import save_run_model
 from rec_dist.methods.task import Exchange, NoExchange, Score, Task, TaskModel
@@ -36,6 +37,7 @@ from rec_dist.models.scorer import Scorer, check_branching
 from rec_dist.models.soft_prompt import SoftPromptEmbedding
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
+from rec_dist.packing.sizes import OneByOne, Sizes
 from rec_dist.runtime.arrays import I32, I64
 
 OBJECTIVES = {"both": (TEMPORAL, PATTERN), "temporal": (TEMPORAL,), "pattern": (PATTERN,)}
@@ -105,14 +107,14 @@ class DistillExample:
 
 @dataclass(frozen=True)
 class DistillExamples:
-    """Implements methods.task.TaskData. lists(index) -> (h,): the teacher's list at the position of example `index`."""
+    """Implements methods.task.TaskData. lists(indices (U,)) -> (U, h): the teacher's lists at the positions of these examples."""
 
     prepared: PreparedData
     split: SequenceSplit
     targets: TargetIndex
     builder: PromptBuilder
     prompts: DistillPrompts
-    lists: Callable[[int], I32]
+    lists: Callable[[I64], I32]
     objectives: tuple[int, ...]
     num_negatives: int
     refresh_negatives: bool
@@ -126,7 +128,9 @@ class DistillExamples:
         row, position = int(self.targets.rows[index]), int(self.targets.starts[index])
         key = self.draw_epoch(epoch) * self.split.num_items + int(self.split.offsets[row]) + position
         before = self.split.items_of(row)[:position]
-        return Place(int(self.split.user_ids[row]), position, self.draw_epoch(epoch), before, self.lists(index), key)
+        return Place(
+            int(self.split.user_ids[row]), position, self.draw_epoch(epoch), before, self.lists(np.asarray([index]))[0], key
+        )
 
     def example(self, index: int, epoch: int) -> DistillExample:
         """Build the prompts of example `index` with the candidates of `epoch`."""
@@ -134,9 +138,24 @@ class DistillExamples:
         build = {TEMPORAL: self.prompts.temporal, PATTERN: self.prompts.pattern}
         return DistillExample(tuple(build[objective](at) for objective in self.objectives))
 
-    def examples(self, indices: I64, epochs: I64) -> list[DistillExample]:
-        """Build example() of each."""
-        return [self.example(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
+    def draw(self, indices: I64, epochs: I64) -> OneByOne:
+        """Draw the candidates of each, all at once."""
+        rows, positions = self.targets.rows[indices], self.targets.starts[indices]
+        at = Places(
+            users=self.split.user_ids[rows],
+            epochs=epochs if self.refresh_negatives else np.zeros_like(epochs),
+            before=self.split.take(rows, positions),
+            before_offsets=offsets_of(positions),
+            listed=self.lists(indices),
+        )
+        parts = [self.prompts.sizes(objective, at) for objective in self.objectives]
+        sizes = Sizes(
+            num_tokens=np.sum([part.num_tokens for part in parts], axis=0),
+            num_groups=np.ones_like(indices),
+            num_scored=np.sum([part.num_scored for part in parts], axis=0),
+            num_logical_tokens=np.sum([part.num_logical_tokens for part in parts], axis=0),
+        )
+        return OneByOne(sizes, lambda place: self.example(int(indices[place]), int(epochs[place])))
 
     def collate(self, examples: Sequence[DistillExample], *, step: int) -> PackedBatch:
         """Pack one micro-batch, the same at any step; without examples, the dummy batch."""
@@ -166,8 +185,8 @@ class DistillExamples:
         bounds = [self.prompts.longest(objective, top_h) for objective in self.objectives]
         tokens, positions = sum(rows for rows, _ in bounds), max(last for _, last in bounds)
         if tokens > max_tokens:  # the bound may be loose
-            steps = (self.examples(*sampler.examples_of_step(step)) for step in range(sampler.num_steps))
-            tokens = max(example.num_tokens for examples in steps for example in examples)
+            steps = (self.draw(*sampler.examples_of_step(step)) for step in range(sampler.num_steps))
+            tokens = max(int(drawn.sizes.num_tokens.max()) for drawn in steps)
         if tokens > max_tokens:
             raise UserError(
                 f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the longest pair of prompts ({tokens} tokens); "

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rec_dist.data.dataset.ragged import offsets_of, runs
 from rec_dist.data.prompts.builder import PromptBuilder
+from rec_dist.data.sampling.many_draws import SeenItems, with_more
 from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist.packing.sizes import Sizes
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.rng import hash_u64
 
@@ -39,6 +42,22 @@ class Place:
     before: I32
     listed: I32
     key: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """U of them: users, epochs (U,), listed (U, h), and the earlier items of each at before_offsets (U+1,) of `before`."""
+
+    users: I64
+    epochs: I64
+    before: I32
+    before_offsets: I64
+    listed: I32
+
+    @property
+    def positions(self) -> I64:
+        """(U,)."""
+        return np.diff(self.before_offsets)
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,34 @@ class DistillPrompts:
                 tokens += [prefix, builder.titles[item]]
         prompt = np.concatenate([*tokens, question, np.asarray(pieces.tail, dtype=np.int32)])
         return builder.branch_point(prompt, np.asarray([len(prompt) - 1]), [group], [2 * at.key + objective])
+
+    def sizes(self, objective: int, at: Places) -> Sizes:
+        """Those of the prompts of temporal() or pattern() at each place."""
+        builder, headers, ends, listed = self._builder, self._headers, at.before_offsets[1:], at.listed
+        if objective == TEMPORAL:
+            words = 2 * (len(headers.after) + len(headers.before))
+            answer, last, taken = at.before[ends - 1][:, None], ends - 1, listed[:, :1]
+            shown = np.stack([at.before[ends - 2], at.before[ends - 3], listed[:, 0]], axis=1)
+        else:
+            words = len(headers.list) + len(headers.first)
+            answer, last, taken, shown = listed, ends, listed, listed[:, 1:]
+        group = np.concatenate([answer, self._draw_many(objective, at, self._num - answer.shape[1], taken)], axis=1)  # (U, m)
+        read = np.minimum(last - at.before_offsets[:-1], builder.max_history)
+        prompts = builder.prompt_lengths(at.before[runs(last - read, read)], offsets_of(read)) + words
+        titles, prefix = builder.titles.lengths, len(builder.pieces.item_prefix)
+        prompts += (titles[shown] + prefix).sum(axis=1)
+        if builder.listed:
+            prompts += len(builder.pieces.candidates_header) + (titles[group] + prefix).sum(axis=1)
+        scored = (titles[group] + len(builder.pieces.end)).sum(axis=1)
+        return Sizes(prompts + scored - self._num, np.ones_like(scored), scored, self._num * prompts + scored)
+
+    def _draw_many(self, objective: int, at: Places, num: int, taken: I32) -> I32:
+        """(U, num): _draw() at each place, outside the items before it and `taken` (U, t)."""
+        sampler = NegativeSampler("uniform", num, stream_seed(self._seed, objective), self._counts)
+        seen = SeenItems(*with_more(at.before, at.before_offsets, taken), num_items=len(self._counts))
+        rows = np.arange(len(at.users))
+        key = {"epochs": at.epochs, "users": at.users, "positions": at.positions}
+        return sampler.draw_many(**key, seen=seen, rows=rows, counts=np.diff(seen.offsets))
 
     def longest(self, objective: int, top_h: int) -> tuple[int, int]:
         """(rows of the longest possible prompt, positions of its longest completion): all titles count as the longest."""

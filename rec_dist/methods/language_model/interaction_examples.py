@@ -12,7 +12,8 @@ import numpy as np
 
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.prompts.builder import PromptBuilder
-from rec_dist.data.prompts.grouped_prompts import GroupedPromptFactory, build_prompts
+from rec_dist.data.prompts.grouped_prompts import DrawnPrompts, GroupedPromptFactory
+from rec_dist.data.prompts.groups import draw_groups, draw_listed_groups
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.negatives import NegativeSampler, draw_candidates
 from rec_dist.data.sampling.targets import TargetIndex
@@ -56,12 +57,25 @@ class InteractionExamples:
             items[begin : stop - 1], groups, keys, branch_at=[p - begin for p in range(start, stop)]
         )
 
-    def examples(self, indices: I64, epochs: I64) -> list[GroupedPrompt]:
-        """Build example() of each, all at once where the prompts list no candidates."""
-        if self.builder.listed:
-            return [self.example(index, epoch) for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)]
-        drawn = np.asarray([self.draw_epoch(epoch) for epoch in epochs.tolist()], dtype=np.int64)
-        return build_prompts(self._factory, self.split, self.targets, self.negatives, indices, drawn)
+    def draw(self, indices: I64, epochs: I64) -> DrawnPrompts:
+        """Draw the negatives or candidates of each, all at once; what is built equals example()."""
+        draws = epochs if self.refresh_negatives else np.zeros_like(epochs)
+        most = self.builder.max_history
+        if not self.builder.listed:
+            groups = draw_groups(self.split, self.targets, self.negatives, indices, draws, max_history=most)
+            return DrawnPrompts(self._factory, groups)
+        groups = draw_listed_groups(
+            self.split,
+            self.targets,
+            indices,
+            draws,
+            seeds=(hash_u64(self.negatives.seed, _LISTED, draws) >> np.uint64(1)).astype(np.int64),
+            num_listed=self.builder.listed,
+            num_negatives=self.negatives.num,
+            num_items=self.prepared.num_items,
+            max_history=most,
+        )
+        return DrawnPrompts(self._factory, groups)
 
     @cached_property
     def _factory(self) -> GroupedPromptFactory:
@@ -130,7 +144,7 @@ class InteractionExamples:
                 f"prompt.num_candidates ({self.builder.listed}) is more than the catalogue of {self.prepared.num_items} allows"
             )
         tokens, positions = self._bounds()
-        if tokens > max_tokens:  # the bound may be loose; building every planned example is exact, about 20 us each
+        if tokens > max_tokens:  # the bound may be loose; drawing every planned example is exact, about 10 us each
             longest, user = self._longest_example(sampler)
             if longest > max_tokens:
                 raise UserError(
@@ -154,8 +168,8 @@ class InteractionExamples:
         longest, user = 0, -1
         for step in range(sampler.num_steps):
             indices, epochs = sampler.examples_of_step(step)
-            lengths = [example.num_tokens for example in self.examples(indices, epochs)]
-            if max(lengths) > longest:
-                row = self.targets.rows[indices[int(np.argmax(lengths))]]
-                longest, user = max(lengths), int(self.split.user_ids[row])
+            lengths = self.draw(indices, epochs).sizes.num_tokens
+            if lengths.max() > longest:
+                row = self.targets.rows[indices[int(lengths.argmax())]]
+                longest, user = int(lengths.max()), int(self.split.user_ids[row])
         return longest, user

@@ -20,6 +20,7 @@ from rec_dist.methods.task import Reference, Task
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
+from rec_dist.packing.sizes import OneByOne
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.files import write_json
 
@@ -40,9 +41,9 @@ class PreferenceRowExamples:
         """Build the prompt of row `index`."""
         return self.rows.grouped_prompt(index)
 
-    def examples(self, indices: I64, epochs: I64) -> list[GroupedPrompt]:
-        """Build the prompt of each; every epoch has the same rows."""
-        return [self.rows.grouped_prompt(index) for index in indices.tolist()]
+    def draw(self, indices: I64, epochs: I64) -> OneByOne:
+        """Nothing is drawn; every epoch has the same rows."""
+        return OneByOne(self.rows.sizes(indices), lambda place: self.example(int(indices[place])))
 
     def collate(self, examples: Sequence[Any], *, step: int) -> PackedBatch:
         """Pack one micro-batch, the same at any step; without examples, the dummy batch."""

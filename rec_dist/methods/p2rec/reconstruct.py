@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
+from rec_dist.data.dataset.ragged import offsets_of, runs
 from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.errors import UserError
@@ -33,6 +34,7 @@ from rec_dist.methods.task import Score, Task, TaskModel
 from rec_dist.models.assemble import ModelSpec, build_model
 from rec_dist.models.encoder import Encoder, PreferenceHead, check_alone
 from rec_dist.packing.pooled_prompts import PooledPrompts, dummy_batch, pack_pooled_prompts
+from rec_dist.packing.sizes import OneByOne, Sizes
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.storage.files import fingerprint
 
@@ -111,9 +113,14 @@ class UserExamples:
         users = np.unique(np.concatenate([sampler.examples_of_step(step)[0] for step in first]))
         return torch.stack([torch.from_numpy(self.preference(user)) for user in users.tolist()])
 
-    def examples(self, indices: I64, epochs: I64) -> list[UserExample]:
-        """Build example() of each; every epoch has the same ones."""
-        return [self.example(index) for index in indices.tolist()]
+    def draw(self, indices: I64, epochs: I64) -> OneByOne:
+        """Nothing is drawn; every epoch has the same users."""
+        counts = np.diff(self.split.offsets)[indices]
+        read = np.minimum(counts, self.builder.max_history)
+        items = self.split.take(indices, counts)[runs(offsets_of(counts)[1:] - read, read)]
+        tokens = self.builder.prompt_lengths(items, offsets_of(read))
+        one = np.ones_like(tokens)
+        return OneByOne(Sizes(tokens, one, one, tokens), lambda place: self.example(int(indices[place])))
 
     def collate(self, examples: Sequence[UserExample], *, step: int) -> PooledPrompts:
         """Pack one micro-batch, the same at any step; without examples, the dummy batch."""
@@ -151,7 +158,7 @@ class UserExamples:
         if bound <= max_tokens:
             return bound
         steps = (sampler.examples_of_step(step) for step in range(sampler.num_steps))
-        return max(example.num_tokens for indices, epochs in steps for example in self.examples(indices, epochs))
+        return max(int(self.draw(indices, epochs).sizes.num_tokens.max()) for indices, epochs in steps)
 
 
 class SameCategories:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from rec_dist.methods.sequential.saved_model import WEIGHTS_NAME, kind_of, save_
 from rec_dist.methods.sequential.sequences import SequenceBatch, dummy_batch, lay_out
 from rec_dist.methods.sequential.teacher import top_items
 from rec_dist.methods.task import Task, TaskModel
+from rec_dist.packing.sizes import OneByOne, Sizes
 from rec_dist.runtime.arrays import I32, I64
 
 
@@ -72,9 +74,11 @@ class SequenceExamples:
         items = self.split.items_of(row)
         return SequenceExample(items[max(0, stop - 1 - self.max_length) : stop - 1], items[start:stop])
 
-    def examples(self, indices: I64, epochs: I64) -> list[SequenceExample]:
-        """Build example() of each; every epoch has the same ones."""
-        return [self.example(index) for index in indices.tolist()]
+    def draw(self, indices: I64, epochs: I64) -> OneByOne:
+        """Nothing is drawn before a batch is laid out; every epoch has the same sequences."""
+        starts, stops = self.targets.starts[indices], self.targets.stops[indices]
+        items, targets = np.minimum(stops - 1, self.max_length), stops - starts
+        return OneByOne(Sizes(items, targets, targets, items), lambda place: self.example(int(indices[place])))
 
     def collate(self, examples: Sequence[SequenceExample], *, step: int) -> SequenceBatch:
         """Lay out one batch, with step `step`'s negatives if the softmax is sampled; without examples, the dummy batch."""
