@@ -1,11 +1,14 @@
 """The tables of the fault matrix say what its tests wrote: the last result of each case, and nothing of what did not run."""
 
+import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_table import BEGIN, END, main
+from real_runs import PLUGIN
 
 
 def row(fault: str, where: str, rank: Any, *, passed: bool = True, seconds: float = 34.2) -> dict[str, Any]:
@@ -51,3 +54,14 @@ def test_a_page_without_the_marks_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="lacks the marks"):
         main(tmp_path / "found.jsonl", tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == "nothing"
+
+
+def test_every_place_of_a_fault_is_in_the_package() -> None:
+    """A place that was renamed would show in the fault matrix alone, which takes an hour."""
+    spec = importlib.util.spec_from_file_location("fault_plugin", PLUGIN / "sitecustomize.py")
+    assert spec is not None and spec.loader is not None
+    plugin = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plugin)
+    for module, owner, function, _ in plugin.PLACES.values():
+        holder = importlib.import_module(module)
+        assert callable(getattr(getattr(holder, owner) if owner else holder, function))

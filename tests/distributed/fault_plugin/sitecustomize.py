@@ -20,7 +20,7 @@ from typing import Any
 PLACES = {
     "in a step": ("rec_dist.engine.engine", "Engine", "step", "before"),
     "before commit": ("rec_dist.engine.engine", "Engine", "save_state", "after"),
-    "after commit": ("rec_dist.checkpoint.manager", "Catalogue", "save", "after"),
+    "after commit": ("rec_dist.checkpoint.manager", "CheckpointManager", "save", "after"),
     "while loading": ("rec_dist.engine.engine", "Engine", "load_state", "before"),
     "in the loader": ("rec_dist.training.loader", None, "step_work", "before"),
 }
