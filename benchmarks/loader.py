@@ -4,9 +4,11 @@
     python -m benchmarks.loader --source ml-1m                 the real data set, fetched on first use
     python -m benchmarks.loader --markdown results.json
 
-It uses the project's own code: prepare, tokenise, then per step sample, build examples, pack micro-batches, assign them to
-ranks and collate (training/loader.py: step_work). Prepare and tokenising happen once and are timed separately. The target is
-500k packed tokens a second on one core, a hundred times what a GPU consumes when it trains an 8B model.
+It uses the project's own code: prepare, tokenise, then per step sample, draw all examples, pack micro-batches, assign them to
+ranks, build rank 0's and collate them (training/loader.py: step_work). Prepare and tokenising happen once and are timed
+separately. The target is 500k packed tokens a second on one core, a hundred times what a GPU consumes when it trains an 8B
+model. "held" is what a step's planning takes from a thread that runs Python beside it, as the one that launches kernels does:
+the time that the interpreter's lock is held. It needs a second core that is idle.
 """
 
 import cProfile
@@ -14,7 +16,9 @@ import os
 import pstats
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,8 @@ CASES = [  # targets a prompt, groups a step, kind of negatives, world size
     (1, 512, "popularity", 1),
     (10, 1000, "uniform", 1),
     (1, 2048, "uniform", 8),
+    (1, 8192, "uniform", 512),  # 16 groups a rank
+    (1, 8192, "uniform", 1),  # the same step on one rank, which builds all of it
 ]
 
 
@@ -114,7 +120,7 @@ def make_task(
 
 
 def measure(task: Task, *, steps: int, repeats: int, world: World) -> dict[str, Any]:
-    """Times whole steps. Every rank builds the whole step and collates its own share, so tokens are counted for one rank."""
+    """Times whole steps of one rank. Tokens and groups are those of the whole step, which every rank draws and packs."""
     step_work(task, 0, max_tokens=8192, world=world)
     seconds = []
     for _ in range(repeats):
@@ -130,7 +136,29 @@ def measure(task: Task, *, steps: int, repeats: int, world: World) -> dict[str, 
         "tokens_per_second": tokens / median["median"],
         "logical_tokens_per_second": sum(step.num_logical_tokens for step in work) / median["median"],
         "microseconds_per_group": median["median"] / groups * 1e6,
+        "seconds_per_step": median["median"] / steps,
+        "held_seconds_per_step": held(lambda: [step_work(task, step, max_tokens=8192, world=world) for step in range(steps)])
+        / steps,
     }
+
+
+def held(work: Callable[[], Any]) -> float:
+    """Seconds that a Python loop loses to `work` in a thread beside it."""
+
+    def loops(until: Callable[[], bool]) -> tuple[int, float]:
+        count, start = 0, time.perf_counter()
+        while not until():
+            for _ in range(1000):
+                pass
+            count += 1
+        return count, time.perf_counter() - start
+
+    end = time.perf_counter() + 0.5
+    alone, seconds = loops(lambda: time.perf_counter() > end)
+    thread = threading.Thread(target=work)
+    thread.start()
+    beside, together = loops(lambda: not thread.is_alive())
+    return max(together - beside * seconds / alone, 0.0)
 
 
 def profile(task: Task, steps: int) -> list[dict[str, Any]]:
@@ -195,6 +223,8 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
             "tokens/s": row["tokens_per_second"],
             "logical tokens/s": row["logical_tokens_per_second"],
             "us a group": row["microseconds_per_group"],
+            "ms a step": row["seconds_per_step"] * 1e3,
+            "ms held": row["held_seconds_per_step"] * 1e3,
             "tokens a group": row["tokens"] / row["groups"],
         }
         for row in result["rows"]

@@ -194,9 +194,7 @@ class ClusterConfig(Section):
     """The workers and how they share the model."""
 
     launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers. local: one worker, in this process.")
-    num_workers: int | Auto = Field(
-        "auto", description="auto: one for each GPU; without GPUs one for each node, with all its cores."
-    )
+    num_workers: int | Auto = Field("auto", description="auto: one for each GPU; without GPUs one for each node, with all cores.")
     use_gpu: bool | Auto = Field("auto", description="auto: use GPUs if the cluster has any.")
     min_workers: int | None = Field(
         None,

@@ -1,11 +1,11 @@
-"""A language model's shape from its config.json, and its parameters, counted on torch's meta device. Reads no weights.
+"""A language model's shape from its config.json, and its parameters. Reads no weights.
 
-The counts are exact: transformers builds the module tree and PEFT the adapter, as in training, only without storage. Cost:
-imports of 2 to 3 s, then about 10 ms a layer.
+The counts are exact: those of known decoders follow from the shape, and for all others transformers builds the module tree and
+PEFT the adapter on torch's meta device, as in training, only without storage. That costs imports of 2 to 3 s, then about 10 ms
+a layer.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from rec_dist.errors import UserError
+from rec_dist.models.known_decoders import Architecture, Parameters, count_known, is_known
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.scorer import Scorer
-from rec_dist.models.size import WeightCount, count_weights
+from rec_dist.models.size import count_weights
 from rec_dist.models.soft_prompt import add_soft_prompt
 from rec_dist.packing.packed_batch import PackedBatch
 from rec_dist.runtime.quiet import quieten_loaded
@@ -34,58 +35,11 @@ _LIMITS = {  # larger than any published model; 1,000 layers take 10 s
 }
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The shape of a decoder with gated MLPs, from which activations are counted. kv_heads < heads: grouped-query attention."""
-
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    max_positions: int | None
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Each parameter once, in the order of the forward pass: its number of elements, and whether it trains.
-
-    head: elements of the output matrix. tied: it is also the input embedding, and counted once. work: the weights that a
-    token passes, for FLOPs; None for a mixture of experts. adapted: number of modules with an adapter.
-    """
-
-    sizes: tuple[int, ...]
-    trains: tuple[bool, ...]
-    head: int
-    tied: bool
-    adapted: int
-    work: WeightCount | None
-
-    @property
-    def total(self) -> int:
-        """Elements of all parameters."""
-        return sum(self.sizes)
-
-    @property
-    def trainable(self) -> int:
-        """Elements of the parameters that train."""
-        return sum(size for size, trains in zip(self.sizes, self.trains, strict=True) if trains)
-
-
 def read_architecture(folder: Path) -> Architecture:
     """The shape in folder/config.json. Raises UserError if there is none, or if a number is missing or out of range."""
     path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(
-            f"{folder} has no config.json; give a Hugging Face model folder, or a folder such as configs/plan/models/llama3-8b"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config = {**config, **config.get("text_config", {})}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as fault:
-        raise UserError(f"{path} is not a readable JSON object: {fault}; {_WAY_OUT}") from fault
+    config = _read(path)
+    config = {**config, **config.get("text_config", {})}
     missing = [key for key in _NEEDED if not config.get(key)]
     if missing:
         raise UserError(f"{path} has no {', '.join(missing)}, which a plan needs; {_WAY_OUT}")
@@ -111,11 +65,31 @@ def read_architecture(folder: Path) -> Architecture:
     )
 
 
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} has no config.json; give a Hugging Face model folder, or a folder such as "
+            "configs/plan/models/llama3-8b"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {**config, **({"text_config": {**config["text_config"]}} if "text_config" in config else {})}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as fault:
+        raise UserError(f"{path} is not a readable JSON object: {fault}; {_WAY_OUT}") from fault
+
+
 def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0) -> Parameters:
-    """Builds the model of folder/config.json without storage, with the adapter if there is one, and counts its parameters.
+    """The parameters of the model of folder/config.json, with the adapter if there is one.
 
     num_virtual: soft prompt vectors, which then train alone. Raises UserError as training does.
     """
+    config = _read(folder / "config.json")
+    known = count_known(config, read_architecture(folder), adapter) if is_known(config) and not num_virtual else None
+    return known or count_built(folder, adapter, num_virtual=num_virtual)
+
+
+def count_built(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0) -> Parameters:
+    """As count_parameters, for any model: builds it without storage."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quieten_loaded()
