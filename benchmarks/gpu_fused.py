@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.acceptance import TOLERANCE
-from benchmarks.gpu_attention import SHAPE
-from benchmarks.gpu_engine import check_fused_layers
+from benchmarks.gpu_attention import SHAPE, SMALL
 from benchmarks.gpu_peers import LLAMA_8B
 from benchmarks.gpu_rows import Place, Row, Suite
-from benchmarks.peer_methods import TINY, Shape, build_model
+from benchmarks.gpu_step import check_fused_layers
+from benchmarks.peer_methods import Shape, build_model
 
 Fuse = Callable[[nn.Module], None]
 
@@ -50,7 +50,7 @@ def outcome(shape: Shape, weights: torch.dtype, dtype: torch.dtype, device: str,
 
 def check(place: Place, dtype: torch.dtype, fuse: Fuse) -> Row:
     """How far plain and fused are from truth at most, and the largest excess of fused in tolerances: accepted up to 1."""
-    shape, device = TINY if place.tiny else SHAPE, place.device
+    shape, device = SMALL if place.tiny else SHAPE, place.device
     truth = outcome(shape, dtype, torch.float64, device, not_fused)
     plain, fused = (outcome(shape, dtype, dtype, device, how) for how in (not_fused, fuse))
     errors = [(_apart(a, exact), _apart(b, exact)) for exact, a, b in zip(truth, plain, fused, strict=True)]
@@ -69,7 +69,7 @@ def _apart(found: Tensor, truth: Tensor) -> float:
 def speed(suite: Suite, fuse: Fuse) -> Row:
     """Forward and backward through a few layers of the 8B shape, in which the weights take no gradients."""
     place = suite.place
-    shape = TINY if place.tiny else replace(LLAMA_8B, layers=4, vocab=1024)
+    shape = SMALL if place.tiny else replace(LLAMA_8B, layers=4, vocab=1024)
     model: Any = build_model(shape, lora=False, dtype=place.dtype, device=place.device).requires_grad_(False)
     fuse(model)
     rows = 64 if place.tiny else 8192

@@ -8,10 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_engine import DEEPSPEED, PLAIN, Bench, Case, check_available, group_of
+from benchmarks.gpu_attention import SMALL
 from benchmarks.gpu_peers import LLAMA_1B, LLAMA_8B, Setting
 from benchmarks.gpu_rows import Place, Row, Suite, bytes_in_use, peak_during
-from benchmarks.peer_methods import TINY, llama_config
+from benchmarks.gpu_step import DEEPSPEED, PLAIN, Bench, Case, check_available, group_of
+from benchmarks.peer_methods import llama_config
 from rec_dist.models.architecture import count_parameters, read_architecture
 from rec_dist.models.flex import FLEX
 from rec_dist.models.language import LoraSpec
@@ -24,7 +25,7 @@ _RANK = 8  # of benchmarks/peer_methods.py
 def settings(*, tiny: bool) -> list[Setting]:
     """Short and long micro-batches, activations whole and recomputed, LoRA and all weights."""
     if tiny:
-        return [Setting("tiny LoRA", TINY, True, 128)]
+        return [Setting("tiny LoRA", SMALL, True, 128)]
     return [
         Setting("1B LoRA", LLAMA_1B, True, 4096),
         Setting("1B LoRA", LLAMA_1B, True, 16384),

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu_attention import prompts_of
+from benchmarks.gpu_attention import SMALL, prompts_of
 from benchmarks.gpu_rows import Place, Row, Suite
-from benchmarks.peer_methods import TINY, Grouped, Published, Replicated, Shape, build_model, make_case
+from benchmarks.peer_methods import Grouped, Published, Replicated, Shape, build_model, make_case
 from benchmarks.peer_targets import Point
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import allow_compilations
@@ -38,7 +38,7 @@ class Setting:
 def settings(*, tiny: bool) -> list[Setting]:
     """The settings, most important first, since time may run out."""
     if tiny:
-        return [Setting("tiny LoRA", TINY, True, 256)]
+        return [Setting("tiny LoRA", SMALL, True, 256)]
     return [
         Setting("8B LoRA", LLAMA_8B, True, 8192),
         Setting("1B LoRA", LLAMA_1B, True, 16384),

@@ -35,8 +35,8 @@ import torch
 from benchmarks import gpu_tables, results
 from benchmarks.gpu_rows import Place, Row, Suite
 
-BUDGET_SECONDS = 520.0
-SECTION_SECONDS = 240.0  # no section takes longer, so that one of them alone fits into half of a session
+BUDGET_SECONDS = 520
+SECTION_SHARE = 240.0 / 520.0  # of the budget, at most, so that a section alone takes 4 minutes
 # Section -> its module, imported when it runs, and the seconds that it is expected to need on an H200 (not measured yet).
 SECTIONS: dict[str, tuple[str, float]] = {
     "kernels": ("benchmarks.gpu_kernels", 30.0),
@@ -51,17 +51,17 @@ SECTIONS: dict[str, tuple[str, float]] = {
 }
 
 
-def time_limit(left: float, section: str, remaining: Sequence[str]) -> float:
-    """Seconds of `section` when `left` seconds are to be shared by the `remaining` sections, itself included."""
+def time_limit(left: float, section: str, remaining: Sequence[str], *, budget: float) -> float:
+    """Seconds of `section` when `left` of the `budget` are to be shared by the `remaining` sections, itself included."""
     share = SECTIONS[section][1] / sum(SECTIONS[name][1] for name in remaining)
-    return min(SECTION_SECONDS, left * share)
+    return min(SECTION_SHARE * budget, left * share)
 
 
 def run(suite: Suite, names: Sequence[str], *, budget: float) -> None:
     """Runs these sections one after another."""
     end = time.perf_counter() + budget
     for number, name in enumerate(names):
-        limit = time_limit(end - time.perf_counter(), name, names[number:])
+        limit = time_limit(end - time.perf_counter(), name, names[number:], budget=budget)
         suite.section(name, limit, lambda suite, name=name: importlib.import_module(SECTIONS[name][0]).run(suite))  # type: ignore[misc]
 
 
@@ -71,7 +71,7 @@ def parser() -> Any:
     found.add_argument("--only", choices=SECTIONS, action="append", metavar="SECTION", help="this section; may be repeated")
     found.add_argument("--tiny", action="store_true", help="shapes that take seconds and check the script")
     found.add_argument("--device", choices=("cpu", "cuda:0"), help="default: the GPU if there is one")
-    found.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds; rows that would not fit are skipped")
+    found.add_argument("--budget", type=results.positive, default=BUDGET_SECONDS, help="seconds; rows that would not fit are skipped")
     found.add_argument("--repeats", type=results.positive, default=5, help="timed steps of a row")
     found.add_argument("--commit", help="the commit to report if the tree is not a checkout")
     return found

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_attention import SHAPE
-from benchmarks.gpu_engine import DEEPSPEED, PLAIN, Bench, Case, check_available, group_of
+from benchmarks.gpu_attention import SHAPE, SMALL
 from benchmarks.gpu_peers import Setting
 from benchmarks.gpu_rows import NotMeasuredError, Place, Row, Suite
-from benchmarks.peer_methods import TINY
+from benchmarks.gpu_step import DEEPSPEED, PLAIN, Bench, Case, check_available, group_of
 from rec_dist.runtime.world import World
 
 WARNING = "called a synchronizing CUDA operation"
@@ -78,7 +77,7 @@ def waits_of_a_step(bench: Bench, place: Place) -> Counter[str]:
 
 def measure(engine: str, place: Place) -> Row:
     """The waits of a step, those that a further micro-batch adds, and their places."""
-    setting = Setting("waits", TINY if place.tiny else SHAPE, True, 128 if place.tiny else 1024)
+    setting = Setting("waits", SMALL if place.tiny else SHAPE, True, 128 if place.tiny else 1024)
     case, world = Case(setting, engine), World(device=place.device)
     check_available(case)
     with group_of(case, world):

@@ -18,14 +18,17 @@ import torch
 from torch import nn
 
 from benchmarks import gpu_engine, gpu_fused, gpu_heads, gpu_kernels, gpu_peers, gpu_suite, gpu_targets, gpu_waits, results
+from benchmarks.gpu_attention import SMALL
 from benchmarks.gpu_rows import NotMeasuredError, Place, Suite
-from benchmarks.peer_methods import TINY
+from benchmarks.gpu_step import PLAIN, Case
 from benchmarks.peer_targets import Point, rho
+from rec_dist.models.flex import SMALLEST_HEAD
 from rec_dist.models.per_prompt import PER_PROMPT
 from rec_dist.runtime.world import World
 
 ROOT = Path(__file__).parents[2]
 CPU = Place("cpu", tiny=True)
+QUICK = ("--repeats", "1", "--budget", "36000")  # few repeats, and time enough on a busy machine
 
 
 def in_a_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +52,7 @@ def read(out: Path) -> dict[str, Any]:
 @pytest.mark.quick
 def test_every_section_measures_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r.json"
-    done = in_a_process("-m", "benchmarks.gpu_suite", "--tiny", "--repeats", "1", "--out", str(out), TRITON_INTERPRET="1")
+    done = in_a_process("-m", "benchmarks.gpu_suite", "--tiny", *QUICK, "--out", str(out), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     result = read(out)
     assert result["finished"] and result["tiny"] and result["device"] == "cpu"
@@ -94,7 +97,7 @@ def test_a_row_that_fails_says_why_and_the_next_one_runs(
 
     monkeypatch.setattr(gpu_heads.HeadCase, "gemms", fault)
     out = tmp_path / "r.json"
-    gpu_suite.main(["--only", "head", "--repeats", "1", "--out", str(out)])
+    gpu_suite.main(["--only", "head", *QUICK, "--out", str(out)])
     rows = read(out)["rows"]
     assert {row["section"] for row in rows} == {"head"}
     status = {(row["weight"], row["method"]): row["status"] for row in rows}
@@ -125,7 +128,7 @@ def test_a_run_that_is_killed_keeps_its_rows(tmp_path: Path, capsys: pytest.Capt
         "gpu_heads.HeadCase.chunked = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
         "gpu_suite.main(sys.argv[1:])\n"
     )
-    done = in_a_process("-c", script, "--only", "head", "--repeats", "1", "--out", str(out))
+    done = in_a_process("-c", script, "--only", "head", *QUICK, "--out", str(out))
     assert done.returncode == -9
     result = read(out)
     assert [row["method"] for row in result["rows"]][-1] == "torch"
@@ -161,12 +164,14 @@ def test_without_deepspeed_the_plain_step_is_measured(monkeypatch: pytest.Monkey
 def test_sections_share_the_time() -> None:
     names, left, spent = list(gpu_suite.SECTIONS), gpu_suite.BUDGET_SECONDS, 0.0
     for number, name in enumerate(names):
-        limit = gpu_suite.time_limit(left, name, names[number:])
+        limit = gpu_suite.time_limit(left, name, names[number:], budget=gpu_suite.BUDGET_SECONDS)
         assert limit == pytest.approx(gpu_suite.SECTIONS[name][1] * gpu_suite.BUDGET_SECONDS / 520.0)
         left, spent = left - limit, spent + limit
     assert spent == pytest.approx(gpu_suite.BUDGET_SECONDS)
-    assert gpu_suite.time_limit(520.0, "peers", ["peers"]) == gpu_suite.SECTION_SECONDS
-    assert gpu_suite.time_limit(200.0, "peers", ["peers"]) == 200.0, "what other sections have left is the last one's"
+    assert gpu_suite.time_limit(520.0, "peers", ["peers"], budget=520.0) == 240.0
+    assert gpu_suite.time_limit(200.0, "peers", ["peers"], budget=520.0) == 200.0, (
+        "what other sections have left is the last one's"
+    )
 
 
 def test_peers_do_not_run_our_fused_adapters() -> None:
@@ -231,8 +236,8 @@ def test_waits_of_a_step_are_told_from_those_of_a_micro_batch() -> None:
 @pytest.mark.slow
 def test_a_step_of_several_processes_is_measured() -> None:
     """ZeRO stage 2, two processes with gloo: the global step is twice that of one."""
-    case = gpu_engine.Case(gpu_engine.cases(tiny=True)[0].setting)
-    alone = gpu_engine.measure(gpu_engine.Case(case.setting, gpu_engine.PLAIN), CPU, World(), repeats=1)
+    case = Case(gpu_engine.cases(tiny=True)[0].setting)
+    alone = gpu_engine.measure(Case(case.setting, PLAIN), CPU, World(), repeats=1)
     both = gpu_engine.measure_several(case, CPU, 2, repeats=1, zero_stage=2)
     assert (both["GPUs"], both["tokens"], both["groups"]) == (2, 2 * alone["tokens"], 2 * alone["groups"])
     assert math.isfinite(both["loss"]) and both["milliseconds"]["median"] > 0
@@ -313,5 +318,5 @@ def test_the_settings_on_a_gpu_are_what_the_page_says() -> None:
     assert {case.setting.name for case in gpu_engine.cases(tiny=False)} == {"8B LoRA", "1B LoRA"}
     assert gpu_peers.LLAMA_8B.num_weights == pytest.approx(8.03e9, rel=0.01)
     assert gpu_peers.LLAMA_1B.num_weights == pytest.approx(1.24e9, rel=0.01)
-    assert TINY.num_weights < 1e5
+    assert SMALL.hidden // SMALL.heads == SMALLEST_HEAD
     assert Place("cuda:0", tiny=True).dtype == torch.bfloat16 and results.positive("3") == 3
