@@ -1,10 +1,8 @@
 """Triton kernels between the two GEMMs of the head: logits in, log-probs out; and in place, logits in, gradient out.
 
-Why: in PyTorch each pass over a chunk of logits becomes four to eight passes in float32. Here a logit is read
-once in the forward pass, and read and written once in the backward pass, in the dtype of the GEMM, with float32
-arithmetic.
-Cost: 2 bytes a bfloat16 logit in the forward kernel, 4 in the gradient kernel; 1.125 exponentials in the first, one in the
-second. docs/performance.md has the instructions of the forward kernel.
+Why: in PyTorch each pass over a chunk of logits becomes four to eight passes in float32. Here a logit is read once in the
+forward pass, and read and written once in the backward pass, in the dtype of the GEMM, with float32 arithmetic.
+Cost: 2 bytes a bfloat16 logit in the forward kernel, 4 in the gradient kernel; 1.125 exponentials and one.
 
 Rows of logits are `stride` apart, at least V and a multiple of 64 (LogitsBuffer): blocks are masked by it, as a mask that
 may end at any word makes every load one word wide. Offsets are int64: C * V may pass 2^31.
@@ -47,17 +45,12 @@ def _capped(logits, softcap, HAS_CAP: tl.constexpr):
 
 @triton.jit
 def _load_logits(line_ptr, bias_ptr, columns, stored, real, softcap, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr):
-    """z = cap(x + b) in float32 at `columns`, and its tanh: loaded where stored, 0 where not real; None for both means everywhere."""
+    """z = cap(x + b) in float32 at `columns`, and its tanh: loaded where stored, 0 where not real."""
     # The cast comes first: the interpreter computes bfloat16 as if its bits were integers.
-    if real is None:
-        logits = tl.load(line_ptr + columns).to(tl.float32)
-        if HAS_BIAS:
-            logits += tl.load(bias_ptr + columns).to(tl.float32)
-    else:
-        logits = tl.load(line_ptr + columns, mask=stored, other=0.0).to(tl.float32)
-        logits = tl.where(real, logits, 0.0)
-        if HAS_BIAS:
-            logits += tl.load(bias_ptr + columns, mask=real, other=0.0).to(tl.float32)
+    logits = tl.load(line_ptr + columns, mask=stored, other=0.0).to(tl.float32)
+    logits = tl.where(real, logits, 0.0)
+    if HAS_BIAS:
+        logits += tl.load(bias_ptr + columns, mask=real, other=0.0).to(tl.float32)
     return _capped(logits, softcap, HAS_CAP)
 
 
@@ -66,8 +59,8 @@ def _online_sum(highest, total, logits):
     """A step of online softmax, arXiv 1805.02867, for each row of logits (R, L): maximum and sum exp(x - maximum) so far, (R,)."""
     # exp2 and not exp: Triton spends three more instructions on an exp so that it is right below 2^-126; the largest term is 1.
     raised = tl.maximum(highest, tl.max(logits, axis=1))
-    terms = tl.exp2((logits - raised[:, None]) * LOG2_E)
-    return raised, total * tl.exp2((highest - raised) * LOG2_E) + tl.sum(terms, axis=1)
+    total *= tl.exp2((highest - raised) * LOG2_E)
+    return raised, total + tl.sum(tl.exp2((logits - raised[:, None]) * LOG2_E), axis=1)
 
 
 @triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
@@ -86,8 +79,9 @@ def token_logps_kernel(
     highest = tl.full([BLOCK // LANES], LOWEST, dtype=tl.float32)
     total = tl.zeros([BLOCK // LANES], dtype=tl.float32)
     whole = vocabulary // BLOCK * BLOCK
+    every = tl.full([BLOCK // LANES, LANES], True, dtype=tl.int1)  # a constant mask, which the compiler removes
     for first in range(0, whole, BLOCK):
-        logits, _ = _load_logits(line_ptr, bias_ptr, first + within, None, None, softcap, HAS_BIAS, HAS_CAP)
+        logits, _ = _load_logits(line_ptr, bias_ptr, first + within, every, every, softcap, HAS_BIAS, HAS_CAP)
         highest, total = _online_sum(highest, total, logits)
     if whole < vocabulary:
         columns = whole + within
