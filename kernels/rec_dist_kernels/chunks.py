@@ -2,7 +2,8 @@
 
 Why: the logits of one chunk are the only large tensor, so the chunk size sets the head's memory, and a row
 that several completions share (the branch point of a prompt) is multiplied once per chunk.
-Cost: a few sorts of M integers and four device synchronisations per call, before the first GEMM.
+Cost: a plan takes two sorts of M integers on the CPU, 0.3 ms at M = 4,480 on one core. Made when the batch is packed,
+it costs the device nothing; made in the call, for inputs on a device, the host waits for them once.
 
 T rows of the batch, D width, V vocabulary, M scored tokens, N completions, G groups, U rows to multiply (each row once per
 chunk), C rows of a chunk.
@@ -15,15 +16,17 @@ from torch import Tensor
 
 from rec_dist_kernels.segments import segment_ids
 
-# Of logits. V = 128,000 in bfloat16 gives 1,048 rows: a GEMM reads the whole weight a chunk, 2 bytes for 2 C operations, and a
-# GPU of 800 TFLOP/s and 3.4 TB/s needs C > 240 for that to hide. A fused pass over the logits, which then come from memory and
-# not from the cache, is 2 bytes a logit beside the 2 D operations that made it: 6 % at D = 4,096.
-CHUNK_BYTES = 256 << 20
+# A matrix product is computed in tiles, on NVIDIA's 132 processors of 128 x 256 in bfloat16. d(hidden) of 1,046 rows at D = 4,096
+# is 9 x 16 = 144 of them: two rounds, the second one nearly empty. 4,096 rows are 512 tiles, four rounds of which 97 % is used.
+CHUNK_ROWS = 4096
+# Of logits: what 4,096 rows need at V = 262,144 in bfloat16. Only a larger vocabulary, or float32 from V = 131,073 on, gets fewer.
+CHUNK_BYTES = 2 << 30
+_TILE_ROWS = 128  # C is a multiple of it, so that no tile is cut off
 _ALIGNMENT = 64  # elements between the rows of a buffer: 128 bytes in bfloat16, so that any V loads 16 bytes at a time
 
 
 class Chunk(NamedTuple):
-    """Places first..last-1 of Plan.rows, and the groups and completions they serve (none where these do not matter)."""
+    """Places first..last-1 of HeadPlan.rows, and the groups and completions they serve (none where these do not matter)."""
 
     first: int
     last: int
@@ -31,54 +34,101 @@ class Chunk(NamedTuple):
     completions: slice = slice(0)
 
 
-class Plan(NamedTuple):
-    """Row c of the U predicts the tokens order[starts[c]] .. order[starts[c+1]-1]."""
+class HeadPlan(NamedTuple):
+    """Which rows to multiply in which chunk. The row at place c of the U predicts the tokens order[starts[c]] .. order[starts[c+1]-1].
+
+    A function of the batch alone, not of the head, so that it can be made when the batch is.
+    """
 
     rows: Tensor  # (U,) rows of hidden; distinct within a chunk
-    order: Tensor  # (M,) tokens by their row
+    order: Tensor  # (M,) tokens by their place
     starts: Tensor  # (U+1,)
-    chunks: list[Chunk]
+    chunks: tuple[Chunk, ...]
+    chunk_rows: int  # most rows of a chunk of several groups
 
     @property
     def largest(self) -> int:
         """C of the largest chunk."""
         return max((chunk.last - chunk.first for chunk in self.chunks), default=0)
 
+    def ranges(self, limit: int) -> list[tuple[int, int]]:
+        """The places as ranges first..last-1 of at most `limit`, none across two chunks: the rows of each are distinct."""
+        return [
+            (first, min(first + limit, chunk.last)) for chunk in self.chunks for first in range(chunk.first, chunk.last, limit)
+        ]
 
-def rows_of_chunk(weight: Tensor) -> int:
-    """C that fills CHUNK_BYTES, for weight (V, D)."""
-    return max(1, CHUNK_BYTES // (_padded(weight.shape[0]) * weight.dtype.itemsize))
+    def to(self, device: str | torch.device) -> "HeadPlan":
+        """The same plan on `device`."""
+        return self._replace(rows=self.rows.to(device), order=self.order.to(device), starts=self.starts.to(device))
 
 
-def plan_rows(rows: Tensor, chunk_rows: int) -> Plan:
-    """rows (M,): each distinct row once, chunk_rows at a time."""
-    distinct, inverse, counts = torch.unique(rows, return_inverse=True, return_counts=True)
+def rows_of_chunk(vocabulary: int, item_bytes: int) -> int:
+    """C for V = vocabulary words of item_bytes each: CHUNK_ROWS, or the multiple of 128 that CHUNK_BYTES hold, and at least 128.
+
+    C * V * item_bytes of memory: 1.05 GB at V = 128,256 in bfloat16, at most 2.15 GB up to V = 8 million.
+
+    >>> rows_of_chunk(128_256, 2), rows_of_chunk(152_064, 4), rows_of_chunk(50_000_000, 2)
+    (4096, 3456, 128)
+    """
+    fitting = CHUNK_BYTES // (_padded(vocabulary) * item_bytes)
+    return max(_TILE_ROWS, min(CHUNK_ROWS, fitting // _TILE_ROWS * _TILE_ROWS))
+
+
+def plan_rows(rows: Tensor) -> HeadPlan:
+    """rows (M,): each distinct row once, in one chunk without groups; on the device of rows."""
+    ordered, order = rows.cpu().sort(stable=True)
+    distinct, counts = torch.unique_consecutive(ordered, return_counts=True)
     size = distinct.shape[0]
-    chunks = [Chunk(first, min(first + chunk_rows, size)) for first in range(0, size, chunk_rows)]
-    return Plan(distinct, inverse.argsort(stable=True), _starts(counts), chunks)
+    chunks = (Chunk(0, size),) if size else ()
+    return HeadPlan(distinct, order, _starts(counts), chunks, size).to(rows.device)
 
 
-def plan_groups(rows: Tensor, completion_offsets: Tensor, group_offsets: Tensor, num_rows: int, chunk_rows: int) -> Plan:
-    """rows (M,) in 0..num_rows-1, completion_offsets (N+1,), group_offsets (G+1,): chunks of whole, consecutive groups.
+def plan_groups(rows: Tensor, completion_offsets: Tensor, group_offsets: Tensor, *, chunk_rows: int = CHUNK_ROWS) -> HeadPlan:
+    """The plan of a batch for completion_logps and preference_head: chunks of whole, consecutive groups.
 
     A chunk takes groups while their rows, each group's distinct ones, add up to at most chunk_rows, and at least
     one group: what a group needs to know about its completions is known when its chunk ends.
+
+    Args:
+        rows: (M,) int64, not negative; completion_offsets: (N+1,) from 0 to M; group_offsets: (G+1,) from 0 to N; as in
+            preference_head.
+        chunk_rows: C. A head whose vocabulary affords less (rows_of_chunk) plans for itself.
+
+    Returns: the plan, on the device of rows. It is computed on the CPU: for inputs on a device the host waits for these once.
     """
-    group_offsets = group_offsets.to(torch.int64)
-    num_groups = group_offsets.shape[0] - 1
-    group = segment_ids(completion_offsets.to(torch.int64)[group_offsets], rows.shape[0])  # (M,)
-    own = torch.unique(group * num_rows + rows) // max(num_rows, 1)  # (pairs,) the group of each pair of group and row
-    edges = _fill(torch.bincount(own, minlength=num_groups).tolist(), chunk_rows)  # groups that begin a chunk, and G
-    bounds = torch.tensor(edges, device=rows.device)
+    device, parts = rows.device, (rows, completion_offsets, group_offsets)
+    host = torch.cat([part.to(torch.int64) for part in parts]).cpu()
+    rows, completion_offsets, group_offsets = torch.split(host, [part.shape[0] for part in parts])
+    size = int(rows.max()) + 1 if rows.numel() else 1
+    group = segment_ids(completion_offsets[group_offsets], rows.shape[0])  # (M,)
+    own = torch.unique(group * size + rows) // size  # (pairs,) the group of each pair of group and row
+    counts = torch.bincount(own, minlength=group_offsets.shape[0] - 1)  # (G,)
+    edges = _fill(counts.tolist(), chunk_rows)  # groups that begin a chunk, and G
+    bounds = torch.tensor(edges)
     chunk = torch.bucketize(group, bounds[1:], right=True)  # (M,)
-    pairs, inverse, counts = torch.unique(chunk * num_rows + rows, return_inverse=True, return_counts=True)  # (U,)
-    places = torch.searchsorted(pairs, torch.arange(len(edges), device=rows.device) * num_rows)
-    firsts, completions = torch.stack([places, group_offsets[bounds]]).tolist()
-    chunks = [
+    pairs, order = (chunk * size + rows).sort(stable=True)  # (M,)
+    distinct, counts = torch.unique_consecutive(pairs, return_counts=True)  # (U,)
+    firsts = torch.searchsorted(distinct, torch.arange(len(edges)) * size).tolist()
+    completions = group_offsets[bounds].tolist()
+    chunks = tuple(
         Chunk(firsts[i], firsts[i + 1], slice(edges[i], edges[i + 1]), slice(completions[i], completions[i + 1]))
         for i in range(len(edges) - 1)
-    ]
-    return Plan(pairs % max(num_rows, 1), inverse.argsort(stable=True), _starts(counts), chunks)
+    )
+    return HeadPlan(distinct % size, order, _starts(counts), chunks, chunk_rows).to(device)
+
+
+def check_plan(plan: HeadPlan | None, rows: Tensor, num_groups: int | None = None) -> None:
+    """Raises ValueError for a plan of other rows (M,), or of another number of groups. Its values are compared on the CPU only."""
+    if plan is None:
+        return
+    if plan.order.shape != rows.shape or plan.order.device != rows.device:
+        found = f"{plan.order.shape[0]} tokens on {plan.order.device}"
+        raise ValueError(f"plan must be one of these {rows.shape[0]} rows on {rows.device}, not of {found}; see plan_groups")
+    planned = plan.chunks[-1].groups.stop if plan.chunks else 0
+    if num_groups is not None and planned != num_groups:
+        raise ValueError(f"plan must cover the {num_groups} groups of group_offsets, not {planned}; see plan_groups")
+    if rows.device.type == "cpu" and not torch.equal(rows[plan.order], plan.rows.repeat_interleave(plan.starts.diff())):
+        raise ValueError("plan was made of other rows; make it anew with plan_groups")
 
 
 def _fill(sizes: list[int], limit: int) -> list[int]:
@@ -137,9 +187,23 @@ class HeadGradients:
                 # Within a chunk every row is met once, so that index_add_ is as deterministic as an assignment.
                 self.hidden.index_add_(0, rows, torch.mm(delta, self._weight))
             if self.weight is not None:
-                self.weight += torch.mm(delta.T, hidden)
+                _add_product(self.weight, delta.T, hidden)
 
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """d(hidden) (T, D), d(weight) (V, D), d(bias) (V,), each in the dtype of what it belongs to."""
         weight = None if self.weight is None else self.weight.to(self._dtypes[0])
         return self.hidden, weight, None if self.bias is None else self.bias.to(self._dtypes[1])
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total (A, B) += left (A, C) @ right (C, B), total in float32, the others of one dtype.
+
+    On CUDA the product is added as it is made, in float32. A product of its own in bfloat16 would be rounded once more, and
+    reading it back and adding it is memory traffic of 10 bytes an element, as long as the product itself at C = 1,000.
+    """
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif total.is_cuda:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:  # PyTorch has no out_dtype on a CPU
+        total += torch.mm(left, right)

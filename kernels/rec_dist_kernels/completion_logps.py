@@ -9,8 +9,8 @@ all; memory of 2 or 3 chunks of _CHUNK_BYTES. Each distinct row is multiplied on
 predicts the first token of all of its K+1 completions; at K = 15 and 5 tokens a completion, 640 tokens are 520
 rows.
 
-T rows of the batch, D width, V vocabulary, M scored tokens, N completions, U distinct rows among the M, C
-rows a chunk.
+T rows of the batch, D width, V vocabulary, M scored tokens, N completions, U rows to multiply (HeadPlan), C rows
+a chunk.
 """
 
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from rec_dist_kernels.chunks import HeadPlan, check_plan, plan_rows
 from rec_dist_kernels.dispatch import Impl, choose
 from rec_dist_kernels.segments import check_offsets, segment_ids, segment_sum
 
@@ -35,6 +36,7 @@ def completion_logps(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    plan: HeadPlan | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """The log-probability of each completion, summed over its tokens, in nats.
@@ -53,6 +55,8 @@ def completion_logps(
         targets: (M,) int64 in 0..V-1.
         completion_offsets: (N+1,) int32 or int64 from 0 to M. An empty completion has the value 0.
         bias: (V,) or None.  softcap: positive or None.
+        plan: plan_groups of the same rows, if the batch has it already; without it the call makes one, for which the host waits
+            for rows on a GPU.
 
     Returns: (N,) float32 (float64 for float64). With M = 0 it still carries a (zero) gradient to its inputs,
     so that a worker with nothing to score runs the same backward pass as its peers.
@@ -61,8 +65,9 @@ def completion_logps(
     CPU only.
     """
     check_head(hidden, weight, rows, targets, completion_offsets, bias, softcap)
+    check_plan(plan, rows)
     chosen = choose("completion_logps", impl, hidden, reference=completion_logps_reference, triton=_triton)
-    return chosen(hidden, weight, rows, targets, completion_offsets, bias=bias, softcap=softcap)
+    return chosen(hidden, weight, rows, targets, completion_offsets, bias=bias, softcap=softcap, plan=plan)
 
 
 def _triton(
@@ -74,11 +79,12 @@ def _triton(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    plan: HeadPlan | None = None,
 ) -> Tensor:
     # Imported at the first call: the package works without triton, and TRITON_INTERPRET is read at the import.
     from rec_dist_kernels.triton_completion_logps import completion_logps_triton
 
-    return completion_logps_triton(hidden, weight, rows, targets, completion_offsets, bias=bias, softcap=softcap)
+    return completion_logps_triton(hidden, weight, rows, targets, completion_offsets, bias=bias, softcap=softcap, plan=plan)
 
 
 def completion_logps_reference(
@@ -90,40 +96,36 @@ def completion_logps_reference(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    plan: HeadPlan | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
     """completion_logps in plain PyTorch, unchecked. chunk_rows (default: by _CHUNK_BYTES) sets the memory."""
     if chunk_rows is None:
         chunk_rows = max(1, _CHUNK_BYTES // (weight.shape[0] * _accumulate_dtype(hidden).itemsize))
     token_logps: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, rows, targets, softcap, chunk_rows
+        hidden, weight, bias, targets, softcap, plan_rows(rows) if plan is None else plan, chunk_rows
     )  # (M,)
     ids = segment_ids(completion_offsets, rows.shape[0])
     return segment_sum(token_logps, ids, completion_offsets.shape[0] - 1)
 
 
 class _Chunk(NamedTuple):
-    """Distinct rows a..b-1 and the tokens they predict."""
+    """Places of HeadPlan.rows, whose rows are distinct, and the tokens that they predict."""
 
-    rows: slice  # of the U distinct rows
+    places: slice  # C of the U
     tokens: Tensor  # (m,) indices into the M tokens
-    local: Tensor  # (m,) each token's row, counted from the chunk's first
+    local: Tensor  # (m,) each token's place, counted from the chunk's first
 
 
-def _distinct(rows: Tensor, chunk_rows: int) -> tuple[Tensor, list[_Chunk]]:
-    """rows (M,) -> the distinct rows (U,) and chunks of at most chunk_rows of them."""
-    distinct, inverse = torch.unique(rows, return_inverse=True)  # (U,), (M,)
-    num_distinct = distinct.shape[0]
-    ordered, order = inverse.sort(stable=True)  # (M,) tokens by their row
-    firsts = torch.arange(0, num_distinct + chunk_rows, chunk_rows, device=rows.device)
-    bounds = torch.searchsorted(ordered, firsts).tolist()  # where each chunk's tokens begin
+def _chunks(plan: HeadPlan, chunk_rows: int) -> list[_Chunk]:
+    """Chunks of at most chunk_rows places."""
+    bounds = plan.starts.tolist()
+    places = segment_ids(plan.starts, plan.order.shape[0])  # (M,) of the tokens in their order
     chunks = []
-    for number in range(len(bounds) - 1):
-        first = number * chunk_rows
-        tokens = slice(bounds[number], bounds[number + 1])
-        last = min(first + chunk_rows, num_distinct)
-        chunks.append(_Chunk(slice(first, last), order[tokens], ordered[tokens] - first))
-    return distinct, chunks
+    for first, last in plan.ranges(chunk_rows):
+        tokens = slice(bounds[first], bounds[last])
+        chunks.append(_Chunk(slice(first, last), plan.order[tokens], places[tokens] - first))
+    return chunks
 
 
 def _accumulate_dtype(hidden: Tensor) -> torch.dtype:
@@ -155,21 +157,21 @@ class _TokenLogps(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        rows: Tensor,
         targets: Tensor,
         softcap: float | None,
+        plan: HeadPlan,
         chunk_rows: int,
     ) -> Tensor:
-        distinct, chunks = _distinct(rows, chunk_rows)
+        chunks = _chunks(plan, chunk_rows)
         dtype = _accumulate_dtype(hidden)
-        logps = torch.empty(rows.shape[0], dtype=dtype, device=hidden.device)  # (M,)
-        normaliser = torch.empty(distinct.shape[0], dtype=dtype, device=hidden.device)  # (U,)
+        logps = torch.empty(targets.shape[0], dtype=dtype, device=hidden.device)  # (M,)
+        normaliser = torch.empty(plan.rows.shape[0], dtype=dtype, device=hidden.device)  # (U,)
         for chunk in chunks:
-            logits = _logits(hidden[distinct[chunk.rows]], weight, bias, softcap)  # (C, V)
+            logits = _logits(hidden[plan.rows[chunk.places]], weight, bias, softcap)  # (C, V)
             lse = logits.logsumexp(dim=1)  # (C,)
             logps[chunk.tokens] = logits[chunk.local, targets[chunk.tokens]] - lse[chunk.local]
-            normaliser[chunk.rows] = lse
-        ctx.save_for_backward(hidden, weight, bias, targets, distinct, normaliser)
+            normaliser[chunk.places] = lse
+        ctx.save_for_backward(hidden, weight, bias, targets, plan.rows, normaliser)
         ctx.softcap, ctx.chunks = softcap, chunks
         # The backward pass begins with the last chunk: its logits are here already, and the peak stays one chunk.
         ctx.last_logits = logits if chunks and any(ctx.needs_input_grad[:3]) else None
@@ -178,7 +180,7 @@ class _TokenLogps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, distinct, normaliser = ctx.saved_tensors
+        hidden, weight, bias, targets, planned, normaliser = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         # Sums over chunks in float32: in bfloat16 the late chunks would be rounded away.
@@ -186,17 +188,17 @@ class _TokenLogps(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             for chunk in reversed(ctx.chunks):
-                rows = distinct[chunk.rows]  # (C,)
+                rows = planned[chunk.places]  # (C,)
                 kept, ctx.last_logits = ctx.last_logits, None  # overwritten below: a second backward pass makes them again
                 logits = _logits(hidden[rows], weight, bias, ctx.softcap) if kept is None else kept  # (C, V)
                 delta = _logits_gradient(
-                    logits, normaliser[chunk.rows], chunk.local, targets[chunk.tokens], grad_logps[chunk.tokens], ctx.softcap
+                    logits, normaliser[chunk.places], chunk.local, targets[chunk.tokens], grad_logps[chunk.tokens], ctx.softcap
                 )
                 if grad_bias is not None:
                     grad_bias += delta.sum(dim=0)
                 delta = delta.to(hidden.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = delta @ weight  # rows are distinct: each is written once
+                    grad_hidden.index_add_(0, rows, delta @ weight)  # the rows of a chunk are distinct: each is added to once
                 if grad_weight is not None:
                     grad_weight += delta.T @ hidden[rows]
         return (

@@ -9,6 +9,7 @@ T rows, D width, V vocabulary, M scored tokens, N completions, G groups.
 import torch
 from torch import Tensor
 
+from rec_dist_kernels.chunks import HeadPlan, check_plan
 from rec_dist_kernels.completion_logps import check_head, completion_logps_reference
 from rec_dist_kernels.dispatch import Impl, choose
 from rec_dist_kernels.preference_loss import PreferenceKind, check_preference, preference_loss_reference
@@ -28,6 +29,7 @@ def preference_head(
     bias: Tensor | None = None,
     softcap: float | None = None,
     group_weights: Tensor | None = None,
+    plan: HeadPlan | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The sum over the groups of w_g L_g, with L = preference_loss(completion_logps(...), ...); see the two for
@@ -35,6 +37,8 @@ def preference_head(
 
     group_weights (G,), None for 1 each, are constants, without gradient. A group of weight 0 contributes exactly 0 to
     the loss and to the gradient of the log-probabilities, even where these are NaN.
+
+    plan: plan_groups(rows, completion_offsets, group_offsets), if the batch has it already.
 
     Returns: loss_sum () in nats, and logps (N,), which carry no gradient. float32 (float64 for float64
     inputs).
@@ -46,6 +50,7 @@ def preference_head(
     check_preference(reference_logps, reference_logps, group_offsets, kind, beta)
     if group_weights is not None and group_weights.shape != (num_groups,):
         raise ValueError(f"group_weights must have shape (G,) = ({num_groups},), got {tuple(group_weights.shape)}")
+    check_plan(plan, rows, num_groups)
     wider = reference_logps if reference_logps.dtype == torch.float64 else hidden
     chosen = choose("preference_head", impl, wider, reference=preference_head_reference, triton=_triton)
     return chosen(
@@ -61,6 +66,7 @@ def preference_head(
         bias=bias,
         softcap=softcap,
         group_weights=group_weights,
+        plan=plan,
     )
 
 
@@ -78,12 +84,15 @@ def _triton(
     bias: Tensor | None = None,
     softcap: float | None = None,
     group_weights: Tensor | None = None,
+    plan: HeadPlan | None = None,
 ) -> tuple[Tensor, Tensor]:
     # Imported at the first call: the package works without triton, and TRITON_INTERPRET is read at the import.
     from rec_dist_kernels.triton_preference_head import preference_head_triton
 
     arrays = (hidden, weight, rows, targets, completion_offsets, reference_logps, group_offsets)
-    return preference_head_triton(*arrays, kind=kind, beta=beta, bias=bias, softcap=softcap, group_weights=group_weights)
+    return preference_head_triton(
+        *arrays, kind=kind, beta=beta, bias=bias, softcap=softcap, group_weights=group_weights, plan=plan
+    )
 
 
 def preference_head_reference(
@@ -100,9 +109,10 @@ def preference_head_reference(
     bias: Tensor | None = None,
     softcap: float | None = None,
     group_weights: Tensor | None = None,
+    plan: HeadPlan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """preference_head in plain PyTorch; arguments and results are the same, unchecked."""
-    logps = completion_logps_reference(hidden, weight, rows, targets, completion_offsets, bias=bias, softcap=softcap)
+    logps = completion_logps_reference(hidden, weight, rows, targets, completion_offsets, bias=bias, softcap=softcap, plan=plan)
     policy = logps
     if group_weights is not None:
         # Masked at the entrance: a zero weight at the exit would still multiply a NaN, and its gradient.

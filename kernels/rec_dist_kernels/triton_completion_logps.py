@@ -4,7 +4,7 @@ Why not one kernel that also multiplies: a cuBLAS GEMM followed by a pass over i
 kernel where D is in the thousands (chunks.py has the numbers), and needs no tuning per chip.
 Cost: 1 GEMM forward; backward 2 with a frozen weight, 3 where it trains. Memory of one chunk.
 
-T rows of the batch, D width, V vocabulary, M scored tokens, N completions, U distinct rows, C rows of a chunk.
+T rows of the batch, D width, V vocabulary, M scored tokens, N completions, U rows to multiply, C rows of a chunk.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rec_dist_kernels import triton_logits as kernels
-from rec_dist_kernels.chunks import HeadGradients, LogitsBuffer, plan_rows, rows_of_chunk
+from rec_dist_kernels.chunks import HeadGradients, HeadPlan, LogitsBuffer, plan_rows, rows_of_chunk
 from rec_dist_kernels.segments import segment_ids
 
 
@@ -27,13 +27,14 @@ def completion_logps_triton(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    plan: HeadPlan | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """completion_logps, unchecked. chunk_rows (default: by CHUNK_BYTES) sets the memory."""
-    chunk_rows = chunk_rows or rows_of_chunk(weight)
-    logps: Tensor = _CompletionLogps.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, None if bias is None else bias.contiguous(), rows, targets, completion_offsets, softcap, chunk_rows
-    )
+    """completion_logps, unchecked. chunk_rows (default: rows_of_chunk) sets the memory."""
+    limit = chunk_rows or rows_of_chunk(weight.shape[0], weight.dtype.itemsize)
+    plan = plan_rows(rows) if plan is None else plan
+    arrays = (None if bias is None else bias.contiguous(), targets.contiguous(), completion_offsets.contiguous())
+    logps: Tensor = _CompletionLogps.apply(hidden, weight, *arrays, softcap, plan, limit)  # type: ignore[no-untyped-call]
     return logps
 
 
@@ -46,39 +47,39 @@ class _CompletionLogps(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        rows: Tensor,
         targets: Tensor,
         offsets: Tensor,
         softcap: float | None,
-        chunk_rows: int,
+        plan: HeadPlan,
+        limit: int,
     ) -> Tensor:
-        rows, targets, offsets = rows.contiguous(), targets.contiguous(), offsets.contiguous()
-        plan = plan_rows(rows, chunk_rows)
-        buffer = LogitsBuffer(weight, plan.largest)
-        token_logps = hidden.new_empty(rows.shape[0], dtype=torch.float32)  # (M,)
+        buffer = LogitsBuffer(weight, min(limit, plan.largest))
+        token_logps = hidden.new_empty(targets.shape[0], dtype=torch.float32)  # (M,)
         lse = hidden.new_empty(plan.rows.shape[0], dtype=torch.float32)  # (U,)
-        for first, last, *_ in plan.chunks:
+        for first, last in plan.ranges(limit):
             logits = buffer.logits(hidden[plan.rows[first:last]])  # (C, V)
             starts = plan.starts[first : last + 1]
             kernels.token_logps(logits, bias, softcap, plan.order, starts, targets, lse[first:last], token_logps)
         logps = hidden.new_empty(offsets.shape[0] - 1, dtype=torch.float32)  # (N,)
         kernels.completion_sums(token_logps, offsets, logps)
-        ctx.save_for_backward(hidden, weight, bias, targets, offsets, lse, plan.rows, plan.order, plan.starts)
-        ctx.softcap, ctx.chunks, ctx.largest = softcap, plan.chunks, plan.largest
+        ctx.save_for_backward(hidden, weight, bias, targets, offsets, lse)
+        ctx.softcap, ctx.plan, ctx.limit = softcap, plan, limit
         return logps
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, offsets, lse, rows, order, starts = ctx.saved_tensors
+        hidden, weight, bias, targets, offsets, lse = ctx.saved_tensors
+        plan: HeadPlan = ctx.plan
         gradients = HeadGradients(hidden, weight, bias, ctx.needs_input_grad[:3])
         owners = segment_ids(offsets, targets.shape[0])  # (M,)
         grad_logps = grad_logps.contiguous()
-        buffer = LogitsBuffer(weight, ctx.largest)
-        for first, last, *_ in ctx.chunks:
-            inputs = hidden[rows[first:last]]  # (C, D)
+        buffer = LogitsBuffer(weight, min(ctx.limit, plan.largest))
+        for first, last in plan.ranges(ctx.limit):
+            rows = plan.rows[first:last]  # (C,)
+            inputs = hidden[rows]  # (C, D)
             logits = buffer.logits(inputs)  # (C, V)
-            tokens = (order, starts[first : last + 1], targets, owners, grad_logps)
+            tokens = (plan.order, plan.starts[first : last + 1], targets, owners, grad_logps)
             kernels.logits_gradient(logits, bias, ctx.softcap, *tokens, lse[first:last], gradients.bias)
-            gradients.add(logits, rows[first:last], inputs)
+            gradients.add(logits, rows, inputs)
         return *gradients.results(), *(None,) * 5

@@ -1,9 +1,8 @@
 """Triton kernels between the two GEMMs of the head: logits in, log-probs out; and in place, logits in, gradient out.
 
-Why: in PyTorch each pass over a chunk of logits becomes four to eight passes in float32. Here a logit is read
-once in the forward pass, and read and written once in the backward pass, in the dtype of the GEMM, with float32
-arithmetic.
-Cost: 2 bytes a bfloat16 logit in the forward kernel, 4 in the gradient kernel; one exponential each.
+Why: in PyTorch each pass over a chunk of logits becomes four to eight passes in float32. Here a logit is read once in the
+forward pass, and read and written once in the backward pass, in the dtype of the GEMM, with float32 arithmetic.
+Cost: 2 bytes a bfloat16 logit in the forward kernel, 4 in the gradient kernel; 1.125 exponentials and one.
 
 Rows of logits are `stride` apart, at least V and a multiple of 64 (LogitsBuffer): blocks are masked by it, as a mask that
 may end at any word makes every load one word wide. Offsets are int64: C * V may pass 2^31.
@@ -23,6 +22,8 @@ BIAS_BLOCK, BIAS_WARPS = 128, 1  # 1,000 programs at V = 128,000; more warps spi
 TOKENS_BLOCK = 32  # of the tokens that one row predicts: K+1 at a branch point, 1 elsewhere
 COMPLETION_BLOCK = 32  # tokens of a title
 SCALE_BLOCK = 2048
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1e38)  # below any logit; not -inf: where all words so far are forbidden, -inf - -inf is NaN
 _UNALIGNED = ("starts_ptr", "lse_ptr", "offsets_ptr", "sums_ptr")  # views into longer arrays; read one number at a time
 
 
@@ -53,29 +54,42 @@ def _load_logits(line_ptr, bias_ptr, columns, stored, real, softcap, HAS_BIAS: t
     return _capped(logits, softcap, HAS_CAP)
 
 
+@triton.jit
+def _online_sum(highest, total, logits):
+    """A step of online softmax, arXiv 1805.02867, for each row of logits (R, L): maximum and sum exp(x - maximum) so far, (R,)."""
+    # exp2 and not exp: Triton spends three more instructions on an exp so that it is right below 2^-126; the largest term is 1.
+    raised = tl.maximum(highest, tl.max(logits, axis=1))
+    total *= tl.exp2((highest - raised) * LOG2_E)
+    return raised, total + tl.sum(tl.exp2((logits - raised[:, None]) * LOG2_E), axis=1)
+
+
 @triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
 def token_logps_kernel(
     logits_ptr, stride, bias_ptr, order_ptr, starts_ptr, targets_ptr, lse_ptr, logps_ptr, vocabulary, softcap,
-    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """lse_c = log sum_v exp(z_cv) in one pass over V; then logp_m = z_c[t_m] - lse_c for the tokens m of row c.
 
-    One program a row. The running maximum and sum are those of online softmax, arXiv 1805.02867.
+    One program a row. The LANES logits that a thread loads at once share a running maximum and sum in that thread, so that the
+    loop has neither barriers nor shuffles and 1 + 1 / LANES exponentials a logit; the threads meet once, after it.
     """
     row = tl.program_id(0)
     line_ptr = logits_ptr + row * stride.to(tl.int64)
-    highest = float("-inf")
-    total = 0.0
-    for first in range(0, vocabulary, BLOCK):
-        columns = first + tl.arange(0, BLOCK)
+    within = tl.arange(0, BLOCK // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    highest = tl.full([BLOCK // LANES], LOWEST, dtype=tl.float32)
+    total = tl.zeros([BLOCK // LANES], dtype=tl.float32)
+    whole = vocabulary // BLOCK * BLOCK
+    every = tl.full([BLOCK // LANES, LANES], True, dtype=tl.int1)  # a constant mask, which the compiler removes
+    for first in range(0, whole, BLOCK):
+        logits, _ = _load_logits(line_ptr, bias_ptr, first + within, every, every, softcap, HAS_BIAS, HAS_CAP)
+        highest, total = _online_sum(highest, total, logits)
+    if whole < vocabulary:
+        columns = whole + within
         real = columns < vocabulary
         logits, _ = _load_logits(line_ptr, bias_ptr, columns, columns < stride, real, softcap, HAS_BIAS, HAS_CAP)
-        logits = tl.where(real, logits, float("-inf"))
-        raised = tl.maximum(highest, tl.max(logits, axis=0))
-        shift = tl.where(raised == float("-inf"), 0.0, raised)  # a block of forbidden words only: -inf - -inf is NaN
-        total = total * tl.exp(highest - shift) + tl.sum(tl.exp(logits - shift), axis=0)
-        highest = raised
-    lse = highest + tl.log(total)
+        highest, total = _online_sum(highest, total, tl.where(real, logits, float("-inf")))
+    top = tl.max(highest, axis=0)
+    lse = top + tl.log(tl.sum(total * tl.exp(highest - top), axis=0))
     tl.store(lse_ptr + row, lse)
 
     start = tl.load(starts_ptr + row)
@@ -192,7 +206,8 @@ def token_logps(
     """Fills lse (C,) and those of logps (M,) that the rows of logits (C, V) predict: order[starts[c] : starts[c+1]], starts (C+1,)."""
     token_logps_kernel[(logits.shape[0],)](
         logits, logits.stride(0), bias, order, starts, targets, lse, logps, logits.shape[1], softcap or 1.0,
-        HAS_BIAS=bias is not None, HAS_CAP=softcap is not None, BLOCK=LSE_BLOCK, TOKENS=TOKENS_BLOCK, num_warps=LSE_WARPS,
+        HAS_BIAS=bias is not None, HAS_CAP=softcap is not None, BLOCK=LSE_BLOCK, LANES=16 // logits.element_size(),
+        TOKENS=TOKENS_BLOCK, num_warps=LSE_WARPS,
     )  # fmt: skip
 
 

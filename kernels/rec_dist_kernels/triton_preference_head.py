@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from rec_dist_kernels import triton_logits as kernels
 from rec_dist_kernels import triton_preference as preference
-from rec_dist_kernels.chunks import Chunk, HeadGradients, LogitsBuffer, plan_groups, rows_of_chunk
+from rec_dist_kernels.chunks import Chunk, HeadGradients, HeadPlan, LogitsBuffer, plan_groups, rows_of_chunk
 from rec_dist_kernels.segments import segment_ids
 
 
@@ -27,7 +27,6 @@ class _Setting(NamedTuple):
     kind: str
     beta: float
     softcap: float | None
-    chunk_rows: int
     with_gradients: bool
 
 
@@ -45,17 +44,22 @@ def preference_head_triton(
     bias: Tensor | None = None,
     softcap: float | None = None,
     group_weights: Tensor | None = None,
+    plan: HeadPlan | None = None,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """preference_head, unchecked. chunk_rows (default: by CHUNK_BYTES) sets the memory; a larger group still is one chunk."""
-    setting = _Setting(kind, beta, softcap, chunk_rows or rows_of_chunk(weight), torch.is_grad_enabled())
-    arrays = [rows, targets, completion_offsets, reference_logps.detach(), group_offsets]
+    """preference_head, unchecked. chunk_rows (default: rows_of_chunk) sets the memory; a larger group still is one chunk."""
+    limit = chunk_rows or rows_of_chunk(weight.shape[0], weight.dtype.itemsize)
+    if plan is None or min(plan.chunk_rows, plan.largest) > limit:  # made for a smaller vocabulary
+        plan = plan_groups(rows, completion_offsets, group_offsets, chunk_rows=limit)
+    setting = _Setting(kind, beta, softcap, torch.is_grad_enabled())
+    arrays = [targets, completion_offsets, reference_logps.detach(), group_offsets]
     loss_sum, logps = _PreferenceHead.apply(  # type: ignore[no-untyped-call]
         hidden,
         weight,
         None if bias is None else bias.contiguous(),
         None if group_weights is None else group_weights.detach().contiguous(),
         setting,
+        plan,
         *(array.contiguous() for array in arrays),
     )
     return loss_sum, logps
@@ -94,7 +98,7 @@ class _PreferenceHead(torch.autograd.Function):
         bias: Tensor | None,
         group_weights: Tensor | None,
         setting: _Setting,
-        rows: Tensor,
+        plan: HeadPlan,
         targets: Tensor,
         completion_offsets: Tensor,
         reference: Tensor,
@@ -102,11 +106,10 @@ class _PreferenceHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         needed = ctx.needs_input_grad[:3] if setting.with_gradients else (False, False, False)
         groups = _Groups(reference, group_offsets, group_weights, setting)
-        plan = plan_groups(rows, completion_offsets, group_offsets, hidden.shape[0], setting.chunk_rows)
-        owners = segment_ids(completion_offsets, rows.shape[0])  # (M,)
+        owners = segment_ids(completion_offsets, targets.shape[0])  # (M,)
         gradients = HeadGradients(hidden, weight, bias, needed)
         buffer = LogitsBuffer(weight, plan.largest)
-        token_logps = hidden.new_empty(rows.shape[0], dtype=torch.float32)  # (M,)
+        token_logps = hidden.new_empty(targets.shape[0], dtype=torch.float32)  # (M,)
         lse = hidden.new_empty(plan.largest, dtype=torch.float32)  # (C,)
         for chunk in plan.chunks:
             own = plan.rows[chunk.first : chunk.last]

@@ -129,8 +129,8 @@ def packed_logps(model: nn.Module, batch: PackedBatch, max_tokens: int) -> Tenso
     batch = batch.to(str(hidden.device))
     hooked = getattr(head, "_hf_hook", None) is not None or head._forward_hooks or head._forward_pre_hooks
     if type(head) is nn.Linear and head.weight.dtype == hidden.dtype and not hooked:
-        rows, targets, offsets = batch.rows, batch.targets, batch.completion_offsets
-        return completion_logps(hidden, head.weight, rows, targets, offsets, bias=head.bias, softcap=softcap).float().cpu()
+        arrays = (batch.rows, batch.targets, batch.completion_offsets)
+        return completion_logps(hidden, head.weight, *arrays, bias=head.bias, softcap=softcap, plan=batch.plan).float().cpu()
     size = max(1, _LOGIT_BYTES // (4 * base.get_input_embeddings().weight.shape[0]))
     scored = [_token_logps(head(hidden[rows]), targets, softcap) for rows, targets in _chunks(batch, size)]
     sums = torch.zeros(len(batch.completion_offsets) - 1, device=hidden.device)

@@ -41,7 +41,14 @@ class CompletionHead(nn.Module):
         if preference is not None:
             return self._preference(hidden, batch, preference)
         return completion_logps(
-            hidden, self.weight, batch.rows, batch.targets, batch.completion_offsets, bias=self.bias, softcap=self.softcap
+            hidden,
+            self.weight,
+            batch.rows,
+            batch.targets,
+            batch.completion_offsets,
+            bias=self.bias,
+            softcap=self.softcap,
+            plan=batch.plan,
         )
 
     def _preference(self, hidden: Tensor, batch: PackedBatch, preference: Preference) -> tuple[Tensor, Tensor]:
@@ -58,6 +65,7 @@ class CompletionHead(nn.Module):
             bias=self.bias,
             softcap=self.softcap,
             group_weights=batch.weights,
+            plan=batch.plan,
         )
 
 

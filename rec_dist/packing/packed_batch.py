@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rec_dist.packing.grouped_prompt import GroupedPrompt
+from rec_dist_kernels import HeadPlan, plan_groups
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class PackedBatch:
     weights: Tensor  # (G,) float32
     reference_logps: Tensor  # (N,) float32, zeros if no reference is needed
     num_logical_tokens: int
+    plan: HeadPlan  # of rows, for the head: made with the batch, because on a device the host would wait to learn its chunks
 
     @property
     def num_tokens(self) -> int:
@@ -96,9 +98,7 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
     inputs_before = np.concatenate([[0], np.cumsum(lengths)])  # (N+1,) completion tokens before each completion, over all prompts
     prompt_inputs_before = np.concatenate([[0], np.cumsum(input_sums)])
     completion_starts = starts[owner] + prompt_lengths[owner] + inputs_before[:-1] - prompt_inputs_before[owner]  # (N,) rows
-    completion_rows = np.repeat(completion_starts - inputs_before[:-1], lengths) + np.arange(
-        len(np.repeat(owner, lengths))
-    )  # (B,)
+    completion_rows = np.repeat(completion_starts - inputs_before[:-1], lengths) + np.arange(inputs_before[-1])  # (B,)
     within = completion_rows - np.repeat(completion_starts, lengths)  # (B,) 0-based position in its completion
     branch_point_of_row = np.repeat(branch_points, lengths)
 
@@ -125,20 +125,23 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
     rows = np.repeat(np.where(along_prompt, branch_point_rows, completion_starts - 1) - completion_offsets[:-1], scored)
     rows += np.arange(len(rows))
     rows[completion_offsets[:-1]] = branch_point_rows
+    group_offsets = np.concatenate([[0], np.cumsum(group_sizes)])
+    scoring = [torch.from_numpy(array) for array in (rows, completion_offsets, group_offsets)]
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(positions),
         prompt_ids=torch.from_numpy(prompt_ids),
         completion_ids=torch.from_numpy(completion_ids),
         limits=torch.from_numpy(limits),
-        rows=torch.from_numpy(rows),
+        rows=scoring[0],
         targets=torch.from_numpy(np.concatenate([t.targets for t in prompts]).astype(np.int64)),
-        completion_offsets=torch.from_numpy(completion_offsets),
-        group_offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(group_sizes)])),
+        completion_offsets=scoring[1],
+        group_offsets=scoring[2],
         keys=torch.from_numpy(np.concatenate([t.keys for t in prompts])),
         weights=torch.ones(len(group_sizes)),
         reference_logps=torch.zeros(len(lengths)),
         num_logical_tokens=int((branch_points + 1).sum()) + len(rows),
+        plan=plan_groups(*scoring),
     )
 
 

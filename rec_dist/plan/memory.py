@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.flex import padded_length
+from rec_dist_kernels import rows_of_chunk
 
 _MIB = 1 << 20
-_HEAD_GPU, _HEAD_CPU = 256 * _MIB, 3 * 64 * _MIB  # rec_dist_kernels: one chunk in place on GPUs; three in plain PyTorch
+_HEAD_CPU = 3 * 64 * _MIB  # rec_dist_kernels in plain PyTorch: three chunks of float32; on GPUs it is one chunk, in place
 _MASK_ROWS, _MASK_COPIES = 1024, 6  # rows that models/flex.py makes at once; booleans alive at the same time
 
 
@@ -175,8 +176,11 @@ def backward_bytes(setup: Setup) -> int:
 
 def head_bytes(setup: Setup) -> int:
     """Chunks of logits, at most those of all rows; the gradient of the hidden rows; in float32 that of the head if it trains."""
-    whole = 4 * setup.rows * setup.shape.vocabulary
-    chunk = min(_HEAD_GPU, whole) if setup.on_gpu else min(_HEAD_CPU, 3 * whole)
+    vocabulary = setup.shape.vocabulary
+    if setup.on_gpu:
+        chunk = min(rows_of_chunk(vocabulary, setup.element), setup.rows) * vocabulary * setup.element
+    else:
+        chunk = min(_HEAD_CPU, 3 * 4 * setup.rows * vocabulary)
     trains = setup.parameters.work is not None and setup.parameters.work.head_trains
     return chunk + setup.rows * setup.shape.width * setup.element + (4 * setup.parameters.head if trains else 0)
 

@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 from rec_dist_kernels import triton_logits as logits
 from rec_dist_kernels import triton_preference as preference
 
-DTYPES = ("bf16", "fp32")
+ITEM_BYTES = {"bf16": 2, "fp32": 4}
 # Pointers that PyTorch aligns to 16 bytes and numbers that are multiples of 16, as the launcher finds them.
 ALIGNED = ("logits_ptr", "bias_ptr", "values_ptr", "scaled_ptr", "stride", "size")
 
@@ -32,7 +32,7 @@ def sources(dtype: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str, An
         head |= {"bias_ptr": f"*{dtype}"} if with_all else {}
         flags: dict[str, Any] = {"HAS_BIAS": with_all, "HAS_CAP": with_all} | ({} if with_all else {"bias_ptr": None})
         suffix = " bias softcap" if with_all else ""
-        lse = {**flags, "BLOCK": logits.LSE_BLOCK, "TOKENS": logits.TOKENS_BLOCK}
+        lse = {**flags, "BLOCK": logits.LSE_BLOCK, "LANES": 16 // ITEM_BYTES[dtype], "TOKENS": logits.TOKENS_BLOCK}
         yield f"token_logps{suffix}", logits.token_logps_kernel, head | {"logps_ptr": "*fp32"}, lse, logits.LSE_WARPS
         slope = {**flags, "BLOCK": logits.GRADIENT_BLOCK}
         types = head | {"owners_ptr": "*i64", "grads_ptr": "*fp32"}
@@ -62,28 +62,53 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], warp
     return triton.compile(ASTSource(kernel, signature, values, attrs), target=target, options={"num_warps": warps})
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """What cuobjdump, which triton includes, reports of a kernel.
-
-    REG is a thread's and SHARED a block's use; STACK and LOCAL hold spills.
-    """
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def shown(tool: str, option: str, cubin: bytes) -> str:
+    """What one of NVIDIA's tools, which triton includes, prints of a kernel."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        shown = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", shown)}
+        return subprocess.run([path, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """REG is a thread's and SHARED a block's use; STACK and LOCAL hold spills."""
+    found = re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", shown("cuobjdump", "--dump-resource-usage", cubin))
+    return {name: int(value) for name, value in found}
+
+
+def main_loop(cubin: bytes) -> dict[str, int]:
+    """Instructions of the loop with most exponentials, from a label to a branch back to it, and how many are of three kinds.
+
+    All are 0 for a kernel without loops.
+    """
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[list[str]] = [[]]
+    for line in shown("nvdisasm", "--print-code", cubin).splitlines():
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*);", line):
+            code.append(instruction[1])
+            target = re.search(r"\bBRA\b.*`\((\.L\w+)\)", instruction[1])
+            if target and target[1] in labels:
+                loops.append(code[labels[target[1]] :])
+    kinds = {"exponentials": r"\bMUFU\.EX2\b", "barriers": r"\bBAR\b", "shuffles": r"\bSHFL\b"}
+    count = lambda loop, pattern: sum(bool(re.search(pattern, line)) for line in loop)
+    loop = max(loops, key=lambda loop: count(loop, kinds["exponentials"]))
+    return {"instructions": len(loop), **{kind: count(loop, pattern) for kind, pattern in kinds.items()}}
 
 
 def main(chips: list[int]) -> None:
     found = []
     for chip in chips:
-        for dtype in DTYPES:
+        for dtype in ITEM_BYTES:
             for name, kernel, types, constants, warps in sources(dtype):
                 binary = compiled(kernel, types, constants, warps, chip)
                 used = resources(binary.asm["cubin"]) | {"shared": binary.metadata.shared, "warps": warps}
                 wide = len(re.findall(r"ld\.global[^;]*\.v[24]", binary.asm["ptx"]))
-                found.append({"kernel": name, "dtype": dtype, "chip": chip, "wide_loads": wide, **used})
+                loop = main_loop(binary.asm["cubin"])
+                found.append({"kernel": name, "dtype": dtype, "chip": chip, "wide_loads": wide, "loop": loop, **used})
     print(json.dumps(found))
 
 

@@ -22,7 +22,7 @@ from rec_dist.models import head
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.runtime.world import World
 from rec_dist.training.loader import step_work
-from rec_dist_kernels import completion_logps, preference_head, preference_loss, triton_logits, triton_preference
+from rec_dist_kernels import completion_logps, plan_groups, preference_head, preference_loss, triton_logits, triton_preference
 from rec_dist_kernels.triton_completion_logps import completion_logps_triton
 from rec_dist_kernels.triton_preference_head import preference_head_triton
 
@@ -145,6 +145,26 @@ def test_preference_head_in_any_chunking(kind, monkeypatch):
     for chunk_rows in (1, 12, 10_000):  # from one group a chunk, the larger groups beyond the budget, to all groups in one
         run = lambda h, w, b, rows=chunk_rows: preference_head_triton(h, w, *scored, kind=kind, beta=0.2, bias=b, chunk_rows=rows)
         assert compare(truth, plain, run, leaves_of(batch, 150, torch.float32)) == []
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 12, 4096])
+def test_a_plan_made_with_the_batch(chunk_rows):
+    """Both operations take the same plan, also where their own limit is smaller than its chunks."""
+    batch = batch_of(150, seed=4)
+    arrays = (batch.rows, batch.targets, batch.completion_offsets)
+    plan = plan_groups(batch.rows, batch.completion_offsets, batch.group_offsets, chunk_rows=chunk_rows)
+    leaves = leaves_of(batch, 150, torch.float32)
+    truth, plain, _ = logps_ops(batch)
+    for limit in (7, None):
+        run = lambda h, w, b, rows=limit: [completion_logps_triton(h, w, *arrays, bias=b, plan=plan, chunk_rows=rows)]
+        assert compare(truth, plain, run, leaves) == []
+    truth, plain, _ = head_ops(batch)
+    scored = (*arrays, batch.reference_logps, batch.group_offsets)
+    for limit in (12, None):
+        run = lambda h, w, b, rows=limit: preference_head_triton(
+            h, w, *scored, kind="sdpo", beta=0.2, bias=b, plan=plan, chunk_rows=rows
+        )
+        assert compare(truth, plain, run, leaves) == []
 
 
 class Record(TorchDispatchMode):
@@ -288,11 +308,11 @@ def extreme(groups, lengths, vocabulary, values):
     offsets = torch.tensor([0, *np.cumsum(sizes)])
     tokens = int(offsets[-1])
     integers = lambda top, size: torch.from_numpy(rng.integers(0, top, size=size))
+    rows, bounds = integers(max(tokens, 1), tokens), torch.tensor([0, *np.cumsum(groups)]).long()
     batch = PackedBatch(
         *(torch.zeros(max(tokens, 1), dtype=torch.int64),) * 5,
-        integers(max(tokens, 1), tokens), integers(vocabulary, tokens), offsets,
-        torch.tensor([0, *np.cumsum(groups)]).long(), torch.zeros(len(groups)), torch.ones(len(groups)),
-        torch.from_numpy(rng.normal(0, 5, size=completions)).float(), 0,
+        rows, integers(vocabulary, tokens), offsets, bounds, torch.zeros(len(groups)), torch.ones(len(groups)),
+        torch.from_numpy(rng.normal(0, 5, size=completions)).float(), 0, plan_groups(rows, offsets, bounds),
     )  # fmt: skip
     hidden = torch.full((max(tokens, 1), 1), float(values))
     hidden[::2] *= -1

@@ -13,6 +13,7 @@ from rec_dist.methods.language_model.objective import Objective
 from rec_dist.methods.preference import sdpo, sft
 from rec_dist.models.attention import visible
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
+from rec_dist_kernels import plan_groups
 
 VOCAB = 50
 
@@ -99,6 +100,19 @@ def test_counts_are_those_of_the_work_written_out(trees: list[Tree]) -> None:
     assert batch.num_tokens == sum(tree.grouped_prompt().num_tokens for tree in trees)
     assert batch.num_groups == sum(len(tree.groups) for tree in trees) == len(batch.keys)
     assert sum(tree.grouped_prompt().num_scored for tree in trees) == len(batch.targets)
+
+
+@settings(max_examples=30, deadline=None)
+@given(forests())
+def test_the_head_s_plan_is_of_the_batch_and_moves_with_it(trees: list[Tree]) -> None:
+    batch = pack(trees)
+    expected = plan_groups(batch.rows, batch.completion_offsets, batch.group_offsets)
+    for plan in (batch.plan, batch.padded_to(batch.num_tokens + 7).plan):
+        assert plan.chunks == expected.chunks
+        assert all(torch.equal(*pair) for pair in zip(plan[:3], expected[:3], strict=True))
+    moved = batch.to("meta").plan
+    assert {tensor.device.type for tensor in moved[:3]} == {"meta"}
+    assert moved.chunks == expected.chunks
 
 
 def test_completion_weights_follow_their_group() -> None:

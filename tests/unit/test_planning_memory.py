@@ -220,3 +220,14 @@ def test_on_a_cpu_a_bucket_is_as_large_as_what_trains_and_chunks_as_all_logits()
     assert on_cpu["gradient bucket"] == 4 * 11
     assert on_cpu["head"] == 3 * 128 * 50 * 4 + 128 * 8 * 4
     assert memory(setup(), reserved=0.0, margin=0.0)["gradient bucket"] == 2 * 50
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "element", "rows"),
+    [(128_256, 2, 4096), (152_064, 4, 3456), (50, 2, 4096)],  # 3,456: the multiple of 128 whose float32 logits are under 2 GiB
+)
+def test_on_a_gpu_a_chunk_of_logits_has_4096_rows_or_2_gib(vocabulary: int, element: int, rows: int) -> None:
+    value = setup(shape=replace(SHAPE, vocabulary=vocabulary), element=element, max_tokens=8192)
+    assert memory(value, reserved=0.0, margin=0.0)["head"] == rows * vocabulary * element + 8192 * 8 * element
+    short = memory(replace(value, max_tokens=1024), reserved=0.0, margin=0.0)
+    assert short["head"] == 1024 * (vocabulary + 8) * element
