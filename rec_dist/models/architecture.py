@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rec_dist.errors import UserError
 from rec_dist.models.language import LoraSpec, add_lora
+from rec_dist.models.layers import decoder_layers
 from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import WeightCount, count_weights
 from rec_dist.models.soft_prompt import add_soft_prompt
@@ -54,6 +55,7 @@ class Parameters:
 
     head: elements of the output matrix. tied: it is also the input embedding, and counted once. work: the weights that a
     token passes, for FLOPs; None for a mixture of experts. adapted: number of modules with an adapter.
+    layers: the decoder layer of each parameter, -1 outside of them; empty if the layers are not known.
     """
 
     sizes: tuple[int, ...]
@@ -62,6 +64,7 @@ class Parameters:
     tied: bool
     adapted: int
     work: WeightCount | None
+    layers: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -135,10 +138,12 @@ def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int
         model.requires_grad_(False)
         embedding.prompt.requires_grad_(True)
     if adapter is not None:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):  # add_lora seeds the generator
             model = add_lora(model, adapter, seed=0, weights=None, keep_reference=False)
     work = count_weights(Scorer(model, _no_loss, ()))
     named = list(model.named_parameters())
+    layers = decoder_layers(model)
+    layer_of = {id(parameter): number for number, layer in enumerate(layers) for parameter in layer.parameters()}
     return Parameters(
         sizes=tuple(parameter.numel() for _, parameter in named),
         trains=tuple(bool(parameter.requires_grad) for _, parameter in named),
@@ -146,6 +151,7 @@ def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int
         tied=tied,
         adapted=sum(".lora_A." in name for name, _ in named),
         work=work,
+        layers=tuple(layer_of.get(id(parameter), -1) for _, parameter in named) if layers else (),
     )
 
 
