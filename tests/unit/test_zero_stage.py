@@ -32,7 +32,9 @@ PARAMETERS = Parameters(
     work=WeightCount(0, 8 << 24, HEAD, True),
     layers=(-1, *range(8), -1),
 )
-SETTINGS = EngineSettings(0, bf16=False, max_grad_norm=1.0, hidden_size=1024, workers=8, on_gpu=True)
+SETTINGS = EngineSettings(
+    0, bf16=False, max_grad_norm=1.0, hidden_size=1024, max_live_parameters=20_000_000, workers=8, on_gpu=True
+)
 SETUP = Setup(SHAPE, PARAMETERS, zero_of(SETTINGS), 8, 4, 1024, attention="flex", checkpointing=True, rank=0, on_gpu=True)
 
 
@@ -49,7 +51,7 @@ def needed(stage: int, purpose: Purpose = TRAINING, setup: Setup = SETUP) -> flo
 
 
 def test_a_larger_stage_is_taken_only_where_the_smaller_does_not_fit() -> None:
-    """199.8M weights train in float32: 16 bytes each at stage 0; an eighth of the moments at 1, of the gradients at 2, of all at 3."""
+    """200M weights train in float32. Eight workers share out moments from stage 1 on, gradients from 2 on, weights at 3."""
     needs = [needed(stage) for stage in range(4)]
     assert needs == sorted(needs, reverse=True)
     assert [taken(size) for size in needs] == [(stage, True) for stage in range(4)]
