@@ -4,7 +4,7 @@ Each worker runs a forward and a backward pass for every micro-batch. The optimi
 not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from rec_dist.models.size import WeightCount
@@ -78,8 +78,13 @@ def num_collectives(sizes: list[int], bucket: int) -> int:
 
 
 def gather_seconds(setup: Setup, hardware: Hardware) -> tuple[float, float]:
-    """Of a micro-batch: (forward, backward). ZeRO-3 gathers everything in the first, and what it did not keep in the second."""
+    """Of a micro-batch: (forward, backward). ZeRO-3 gathers everything in the first, and what it did not keep in the second.
+
+    With hpZ within the group that has a copy; what trains comes from all workers after each step, which is not counted.
+    """
     zero = setup.zero
+    if zero.hpz > 1:
+        hardware = replace(hardware, workers=zero.hpz)
     sizes = gathered_sizes(setup.parameters, zero)
     tied = setup.parameters.tied and setup.parameters.head > zero.persistence
     total = sum(sizes)

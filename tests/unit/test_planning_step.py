@@ -69,6 +69,9 @@ def test_gathers_of_a_micro_batch() -> None:
     assert forward == pytest.approx(7 / 8 * 400 / 400e9 + 2 * 7 * 3e-6)
     assert backward == pytest.approx(7 / 8 * 200 / 400e9 + 1 * 7 * 3e-6)
     assert gather_seconds(replace(SETUP, zero=Zero(2, bucket=30)), NODE) == (0.0, 0.0)
+    over_nodes = replace(NODE, workers=16)
+    within = gather_seconds(replace(SETUP, workers=16, zero=replace(SETUP.zero, hpz=8)), over_nodes)
+    assert within == pytest.approx((forward, backward)) and within[0] < gather_seconds(SETUP, over_nodes)[0]
 
 
 @pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 4), (3, 3)])
