@@ -20,9 +20,9 @@ from benchmarks.peer_methods import Shape, build, build_model
 from benchmarks.peer_targets import Point
 from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.size import count_weights
-from rec_dist.plan.memory import Setup, Zero
 from rec_dist.plan.step import compute_flops
 from rec_dist.plan.workload import MicroBatches, Workload
+from rec_dist.sizing.memory import Setup, Zero
 
 SHAPE = Shape(layers=6, vocab=8192)  # a fifth of SmolLM2-135M's layers
 PROMPT, COMPLETION, NEGATIVES = 100, 8, 3

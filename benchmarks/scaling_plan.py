@@ -32,6 +32,7 @@ def one(what: str, gpus: int, **keys: Any) -> dict[str, Any]:
         "plan.cluster": CLUSTERS[gpus],
         "plan.model": model,
         "cluster.num_workers": gpus,
+        "cluster.zero_stage": 3,
         "adapter.kind": adapter,
         **keys,
     }

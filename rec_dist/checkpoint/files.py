@@ -16,7 +16,7 @@ _MANIFEST_NAME, _COMMIT_NAME = "manifest.json", "COMMITTED"
 _FORMAT_VERSION = 2
 _NAME = re.compile(r"step-([0-9]+)")
 _PATH = re.compile(r"checkpoints/step-([0-9]+)/.+")
-_FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError)
+FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def best(checkpoints: Path) -> SavedCheckpoint | None:
     for step in committed(checkpoints):
         try:
             saved = read(folder_of(checkpoints, step))
-        except _FAULTS:  # whoever loads the damaged one reports it
+        except FAULTS:  # whoever loads the damaged one reports it
             continue
         if saved.valid_loss is not None:
             validated.append((saved.valid_loss, saved.step, saved))
@@ -119,7 +119,7 @@ def verify(folder: Path) -> list[str]:
         files = read(folder).files
     except ValueError as fault:
         return [f"{folder.name}: {_MANIFEST_NAME} {fault}"]
-    except _FAULTS as fault:
+    except FAULTS as fault:
         return [f"{folder.name}: {_MANIFEST_NAME} cannot be read ({fault!r})"]
     problems = [f"{_COMMIT_NAME} is not empty"] if (folder / _COMMIT_NAME).stat().st_size else []
     strays = {path.name for path in folder.glob("*.safetensors")} - {entry.name for entry in files}

@@ -13,6 +13,7 @@ from rec_dist.config.load import to_yaml
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.manifest import Manifest
+from rec_dist.engine.settings import check_hpz
 from rec_dist.errors import StopRequested, UserError
 from rec_dist.launch.ray_metrics import RayGauges
 from rec_dist.launch.workers import launch
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 def check_train(config: RunConfig) -> InitialWeights:
     """Raises UserError for anything that a worker of this training run would refuse; returns what the run starts from."""
     check_workers_find(config)
+    check_hpz(config, workers=None if config.cluster.num_workers == "auto" else config.cluster.num_workers)
     initial = find_initial_weights(config)
     build_task(config, initial, "cpu")
     validation_task(config, initial, "cpu")

@@ -205,15 +205,16 @@ class ClusterConfig(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = Field(
         "auto", description="CPU cores for each worker. auto: an equal share of the cluster's cores."
     )
-    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_bool)] = Field(
-        3, description="DeepSpeed ZeRO stage, which says what is sharded over the workers."
+    zero_stage: Annotated[Literal[0, 1, 2, 3] | Auto, BeforeValidator(_no_bool)] = Field(
+        "auto", description="DeepSpeed ZeRO stage: what is sharded over the workers. auto: the smallest whose memory fits."
     )
     max_live_parameters: int = Field(
         1_000_000_000,
         ge=0,
-        description="ZeRO stage 3: elements of other workers' shards that a worker may hold. A smaller number "
-        "takes less memory, and layers are "
-        "gathered once more for the backward pass.",
+        description="ZeRO stage 3: elements of other workers' shards that a worker may hold. Fewer take less memory and more gathers.",
+    )
+    hpz_partition_size: int = Field(
+        1, ge=1, description="ZeRO stage 3: workers, such as a node's, that share a second copy of the weights. 1: no copy (hpZ)."
     )
     max_restarts: int = Field(
         3,
@@ -224,8 +225,7 @@ class ClusterConfig(Section):
         1800.0,
         ge=0,
         description="train: fail and dump all stacks if no worker makes progress for this long. Choose more than a "
-        "model load, a step or a "
-        "checkpoint takes. 0: never.",
+        "model load, a step or a checkpoint takes. 0: never.",
     )
     node_wait_seconds: float = Field(
         60.0,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
+from rec_dist.models.assemble import ModelSpec
 from rec_dist.packing.sizes import Sizes
 from rec_dist.runtime.arrays import I64
 
@@ -79,6 +80,7 @@ class TaskModel:
     metric_names: tuple[str, ...] = ()
     mean_over: Literal["groups", "tokens"] = "groups"  # of the whole global batch; tokens: the scored ones
     check: Callable[[nn.Module, Score], None] = no_check  # of the module in its engine; raises UserError if it does not behave
+    spec: ModelSpec | None = None  # of the language model inside, which tells its memory; None: one that any device holds whole
 
 
 def same_draw(epoch: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from rec_dist.errors import UserError
 from rec_dist.models.known_decoders import Architecture, Parameters, count_known, is_known
 from rec_dist.models.language import LoraSpec, add_lora
+from rec_dist.models.layers import decoder_layers
 from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import count_weights
 from rec_dist.models.soft_prompt import add_soft_prompt
@@ -109,10 +110,12 @@ def count_built(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0)
         model.requires_grad_(False)
         embedding.prompt.requires_grad_(True)
     if adapter is not None:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):  # add_lora seeds the generator
             model = add_lora(model, adapter, seed=0, weights=None, keep_reference=False)
     work = count_weights(Scorer(model, _no_loss, ()))
     named = list(model.named_parameters())
+    layers = decoder_layers(model)
+    layer_of = {id(parameter): number for number, layer in enumerate(layers) for parameter in layer.parameters()}
     return Parameters(
         sizes=tuple(parameter.numel() for _, parameter in named),
         trains=tuple(bool(parameter.requires_grad) for _, parameter in named),
@@ -120,6 +123,7 @@ def count_built(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0)
         tied=tied,
         adapted=sum(".lora_A." in name for name, _ in named),
         work=work,
+        layers=tuple(layer_of.get(id(parameter), -1) for _, parameter in named) if layers else (),
     )
 
 

@@ -37,6 +37,7 @@ class Parameters:
 
     head: elements of the output matrix. tied: it is also the input embedding, and counted once. work: the weights that a
     token passes, for FLOPs; None for a mixture of experts. adapted: number of modules with an adapter.
+    layers: the decoder layer of each parameter, -1 outside of them; empty if the layers are not known.
     """
 
     sizes: tuple[int, ...]
@@ -45,6 +46,7 @@ class Parameters:
     tied: bool
     adapted: int
     work: WeightCount | None
+    layers: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -113,7 +115,9 @@ def count_known(config: Mapping[str, Any], shape: Architecture, adapter: LoraSpe
     trains = tuple(adapter is None or kind == "lora" for kind, _ in parts)
     base, lora = (shape.layers * sum(size for kind, size in layer if kind == wanted) for wanted in ("matrix", "lora"))
     work = WeightCount(0, base, embedding, True) if adapter is None else WeightCount(base, lora, embedding, False)
-    return Parameters(tuple(size for _, size in parts), trains, embedding, tied, len(targets) * shape.layers, work)
+    numbers = [number for number in range(shape.layers) for _ in layer]
+    layers = (-1, *numbers, *[-1] * (len(parts) - 1 - len(numbers)))
+    return Parameters(tuple(size for _, size in parts), trains, embedding, tied, len(targets) * shape.layers, work, layers)
 
 
 def _targets(adapter: LoraSpec) -> tuple[str, ...] | None:

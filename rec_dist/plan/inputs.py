@@ -13,16 +13,17 @@ from rec_dist.config.shipped import existing_or_shipped
 from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.sampling.targets import index_targets
-from rec_dist.engine.settings import EngineSettings, deepspeed_config, engine_settings
+from rec_dist.engine.settings import EngineSettings, engine_settings
 from rec_dist.errors import UserError
 from rec_dist.methods.language_model.builders import build_batch_sampler, lora_spec
 from rec_dist.methods.method import PlannedPrompts
-from rec_dist.models.architecture import count_parameters, read_architecture
+from rec_dist.models.architecture import read_architecture
 from rec_dist.models.pretrained import config_folder
 from rec_dist.plan.cluster_file import ClusterFile
 from rec_dist.plan.hardware import Hardware
-from rec_dist.plan.memory import Setup, Zero
 from rec_dist.plan.workload import Workload
+from rec_dist.sizing.memory import Setup
+from rec_dist.sizing.stage import decoder_setup
 from rec_dist.storage.location import Location
 
 _FRAME_TOKENS = 16  # of a prompt besides its history: the instruction and the tail
@@ -39,40 +40,34 @@ class Length:
     basis: str
 
 
-def setup_of(config: RunConfig, cluster: ClusterFile, *, needs_reference: bool) -> Setup:
-    """Everything that decides memory. Raises UserError for a model that cannot be planned."""
+def setup_of(config: RunConfig, cluster: ClusterFile, *, needs_reference: bool) -> tuple[Setup, EngineSettings]:
+    """Everything that decides memory, at cluster.zero_stage or, if that is auto, at stage 0; and the engine's settings there.
+
+    Raises UserError for a model that cannot be planned.
+    """
     if config.model.attention == "flex" and not cluster.gpu:
         raise UserError("model.attention=flex needs GPUs and plan.cluster has none; set model.attention=auto")
-    folder = _model_folder(config)
-    shape = read_architecture(folder)
-    workers = num_workers(config, cluster)
+    folder, workers, stage = _model_folder(config), num_workers(config, cluster), config.cluster.zero_stage
     trained = config.adapter.kind == "soft_prompt"
-    parameters = count_parameters(folder, lora_spec(config), num_virtual=config.prompt.num_virtual if trained else 0)
-    if parameters.work is None:
-        raise UserError(f"{folder} describes a mixture of experts, which is not planned; choose a dense decoder such as Llama")
-    reference = "none" if trained or not needs_reference else config.task.reference
-    bf16 = cluster.gpu if config.model.dtype == "auto" else config.model.dtype == "bfloat16"
-    return Setup(
-        shape=shape,
-        parameters=parameters,
-        zero=zero_of(engine_settings(config, width=shape.width, bf16=bf16), reference=reference),
+    settings = engine_settings(
+        config,
+        zero_stage=0 if stage == "auto" else stage,
+        width=read_architecture(folder).width,
+        bf16=cluster.gpu if config.model.dtype == "auto" else config.model.dtype == "bfloat16",
         workers=workers,
-        element=2 if bf16 else 4,
-        max_tokens=config.train.max_tokens_per_micro_batch,
-        attention=_attention(config.model.attention, on_gpu=cluster.gpu),
-        checkpointing=config.model.activation_checkpointing,
-        rank=config.adapter.rank if config.adapter.kind == "lora" else 0,
         on_gpu=cluster.gpu,
-        reference=reference,
-        soft_prompt=trained,
     )
-
-
-def _attention(wanted: str, *, on_gpu: bool) -> str:
-    """The choice of models.attention_paths for a decoder that supports all of them."""
-    if wanted == "auto":
-        return "flex" if on_gpu else "per_prompt"
-    return wanted
+    setup = decoder_setup(
+        folder,
+        settings,
+        adapter=lora_spec(config),
+        num_virtual=config.prompt.num_virtual if trained else 0,
+        max_tokens=config.train.max_tokens_per_micro_batch,
+        attention=config.model.attention,
+        checkpointing=config.model.activation_checkpointing,
+        reference="none" if trained or not needs_reference else config.task.reference,
+    )
+    return setup, settings
 
 
 def _model_folder(config: RunConfig) -> Path:
@@ -84,23 +79,6 @@ def _model_folder(config: RunConfig) -> Path:
             f"plan.model ({folder}) has no config.json; give a folder that has one, or a shipped name, such as llama3-8b"
         )
     return folder
-
-
-def zero_of(settings: EngineSettings, *, reference: str) -> Zero:
-    """What the engine would configure in DeepSpeed. reference: as in plan.memory.Setup.
-
-    With an online reference no layer stays gathered between a forward pass and its backward pass: DeepSpeed learns what is used again
-    from the order of modules in the previous pass, and a forward pass without a backward pass resets that record.
-    """
-    keeps = reference != "online"
-    zero = deepspeed_config(settings)["zero_optimization"]
-    return Zero(
-        stage=settings.zero_stage,
-        persistence=zero.get("stage3_param_persistence_threshold", 0),
-        reuse=min(zero.get("stage3_max_reuse_distance", 0), zero.get("stage3_max_live_parameters", 0)) if keeps else 0,
-        prefetch=zero.get("stage3_prefetch_bucket_size", 0),
-        bucket=zero.get("reduce_bucket_size", 0),
-    )
 
 
 def num_workers(config: RunConfig, cluster: ClusterFile) -> int:

@@ -1,15 +1,16 @@
 """The numbers of a plan, as `rec-dist plan --json` writes them.
 
-inputs.py reads the configuration and the cluster; memory.py, step.py and workload.py hold the formulas; table.py prints.
+inputs.py reads the configuration and the cluster; sizing/memory.py, step.py and workload.py hold the formulas; table.py prints.
 """
 
 from dataclasses import asdict, replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.engine.settings import engine_settings
+from rec_dist.engine.settings import EngineSettings
 from rec_dist.errors import UserError
 from rec_dist.methods.registry import method_of
 from rec_dist.plan.advice import Change, combined_change, largest_micro_batch, single_changes
@@ -21,11 +22,11 @@ from rec_dist.plan.inputs import (
     run_length,
     setup_of,
     workload_of,
-    zero_of,
 )
-from rec_dist.plan.memory import Setup, memory
 from rec_dist.plan.step import StepTime, limit, step_time
 from rec_dist.plan.workload import MicroBatches, Workload, pack
+from rec_dist.sizing.memory import Setup, memory
+from rec_dist.sizing.stage import TRAINING, Room, StageChoice, at_stage, smallest_stage
 
 FORMAT = 1
 
@@ -44,11 +45,15 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
             f"length ({workload.example:.0f} tokens); raise it, lower prompt.max_history, negatives.num or "
             "train.targets_per_prompt, or set plan.prompt_tokens and plan.completion_tokens to the means of your data"
         )
-    setup = setup_of(config, cluster, needs_reference=prompts.needs_reference)
+    setup, settings = setup_of(config, cluster, needs_reference=prompts.needs_reference)
     hardware = hardware_of(config, cluster, workers=setup.workers, bf16=setup.element == 2)
+    choice = smallest_stage(setup, settings, TRAINING, Room(hardware.memory, hardware.reserved, config.plan.margin))
+    if config.cluster.zero_stage == "auto":
+        setup = at_stage(setup, settings, choice.stage)
     micro_batches = pack(workload, max_tokens=setup.max_tokens, workers=setup.workers, flex=setup.flex)
-    time = step_time(setup, hardware, micro_batches, workload, overlap=config.plan.overlap)
-    room = _memory(config, setup, hardware, smallest=ceil(workload.example))
+    timed = partial(step_time, hardware=hardware, micro_batches=micro_batches, workload=workload, overlap=config.plan.overlap)
+    time = timed(setup)
+    room = _memory(config, setup, settings, hardware, smallest=ceil(workload.example))
     largest = int((room["largest_max_tokens"] or 0) // workload.example) * workload.targets * setup.workers
     return {
         "format": FORMAT,
@@ -56,6 +61,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         "model": _model(config, setup),
         "settings": _settings(config, setup),
         "memory": room | {"groups_for_largest": largest},
+        "stages": _stages(choice, {stage: timed(at_stage(setup, settings, stage)) for stage in choice.needs}),
         "workload": _workload(workload, micro_batches, setup) | {"prompt_assumed": means.prompt},
         "step": _step(time, workload, peak=hardware.flops / cluster.achievable_fraction, workers=setup.workers)
         | {"limit": limit(time, fits=room["fits"], link=hardware.link[1])},
@@ -70,7 +76,21 @@ def _cluster_file(config: RunConfig) -> Path:
     return Path(config.plan.cluster)
 
 
-def _memory(config: RunConfig, setup: Setup, hardware: Hardware, *, smallest: int) -> dict[str, Any]:
+def _stages(choice: StageChoice, times: dict[int, StepTime]) -> list[dict[str, Any]]:
+    """The ZeRO stages that cluster.zero_stage=auto considers: what a device needs, and the time of a step."""
+    return [
+        {
+            "stage": stage,
+            "auto": stage == choice.stage,
+            "needs_bytes": needs,
+            "fits": needs <= choice.device,
+            "seconds": times[stage].seconds,
+        }
+        for stage, needs in choice.needs.items()
+    ]
+
+
+def _memory(config: RunConfig, setup: Setup, settings: EngineSettings, hardware: Hardware, *, smallest: int) -> dict[str, Any]:
     """The parts, and if they do not fit, changes that make them fit, each checked by the same formula."""
 
     def needs(changed: Setup) -> float:
@@ -81,8 +101,7 @@ def _memory(config: RunConfig, setup: Setup, hardware: Hardware, *, smallest: in
     singles: list[Change] = []
     both: Change | None = None
     if total > hardware.memory:
-        settings = engine_settings(config, width=setup.shape.width, bf16=setup.element == 2)
-        sharded = replace(setup, zero=zero_of(replace(settings, zero_stage=3), reference=setup.reference))
+        sharded = at_stage(setup, settings, 3)
         singles = single_changes(setup, sharded, needs, hardware.memory, smallest=smallest)
         both = None if singles else combined_change(setup, sharded, needs, hardware.memory, smallest=smallest)
     return {
@@ -145,6 +164,7 @@ def _step(time: StepTime, workload: Workload, *, peak: float, workers: int) -> d
         "gather_seconds": time.gather,
         "reduce_seconds": time.reduce,
         "hidden_seconds": time.hidden,
+        "host_seconds": time.host,
         "seconds": time.seconds,
         "seconds_without_overlap": time.seconds + time.hidden,
         "flops": time.flops,

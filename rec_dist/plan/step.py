@@ -4,16 +4,21 @@ Each worker runs a forward and a backward pass for every micro-batch. The optimi
 not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from rec_dist.models.size import WeightCount
 from rec_dist.plan.hardware import Hardware, ring_seconds
-from rec_dist.plan.memory import Setup, gathered_sizes, kept_elements
 from rec_dist.plan.workload import MicroBatches, Workload
+from rec_dist.sizing.memory import Setup, gathered_sizes, kept_elements
 from rec_dist.training.flops import recomputed_flops, step_flops
 
 _BLOCK = 128  # columns of each row that FlexAttention visits at least partly in vain
+
+# Seconds of the host a decoder layer and micro-batch, (forward, backward): CPU time on one core of 32 Llama layers with LoRA on
+# all linear layers and matrices too small to count (docs/planning.md). Never measured beside a GPU.
+_LAUNCHES, _CHECKPOINTED_LAUNCHES = (0.039 / 32, 0.058 / 32), (0.062 / 32, 0.152 / 32)
+_HOOKS = ((0.144 - 0.039) / 32, (0.121 - 0.058) / 32)  # more of it at stage 3, which gathers whole layers
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class StepTime:
     gather: float
     reduce: float
     hidden: float
+    host: float  # that the device waits, because the host launches and gathers more slowly than the device computes
     reference: float  # one pass without a graph over the same micro-batches; part of `seconds` only if online
     seconds: float
     flops: float  # of the busiest worker, each operation counted once
@@ -72,8 +78,13 @@ def num_collectives(sizes: list[int], bucket: int) -> int:
 
 
 def gather_seconds(setup: Setup, hardware: Hardware) -> tuple[float, float]:
-    """Of a micro-batch: (forward, backward). ZeRO-3 gathers everything in the first, and what it did not keep in the second."""
+    """Of a micro-batch: (forward, backward). ZeRO-3 gathers everything in the first, and what it did not keep in the second.
+
+    With hpZ within the group that has a copy; what trains comes from all workers after each step, which is not counted.
+    """
     zero = setup.zero
+    if zero.hpz > 1:
+        hardware = replace(hardware, workers=zero.hpz)
     sizes = gathered_sizes(setup.parameters, zero)
     tied = setup.parameters.tied and setup.parameters.head > zero.persistence
     total = sum(sizes)
@@ -96,32 +107,52 @@ def reduce_seconds(setup: Setup, hardware: Hardware, micro_batches: int) -> floa
     return (micro_batches if zero.stage >= 2 else 1) * once + (once if zero.stage < 3 else 0.0)
 
 
-def step_time(setup: Setup, hardware: Hardware, micro_batches: MicroBatches, workload: Workload, *, overlap: float) -> StepTime:
-    """The time of one step. overlap: share of the gathers that can hide behind compute; reductions cannot (overlap_comm is off).
+def host_seconds(setup: Setup) -> tuple[float, float]:
+    """Of a micro-batch: (forward, backward), what the host does around the layers. On CPUs the rate of compute has the launches."""
+    forward, backward = _CHECKPOINTED_LAUNCHES if setup.checkpointing else _LAUNCHES
+    if not setup.on_gpu:
+        forward = backward = 0.0
+    if setup.zero.stage == 3:
+        forward += _HOOKS[0]
+        backward += _HOOKS[1] + (_HOOKS[0] if setup.checkpointing else 0.0)
+    return setup.shape.layers * forward, setup.shape.layers * backward
 
-    On CPUs nothing hides, because the same cores gather and compute.
+
+def step_time(setup: Setup, hardware: Hardware, micro_batches: MicroBatches, workload: Workload, *, overlap: float) -> StepTime:
+    """The time of one step. overlap: share of the gathers that can hide behind compute; reductions are not counted as hidden.
+
+    A GPU works while the host runs ahead, so it waits for what the host takes longer. On CPUs nothing hides, because the same
+    cores do everything.
     """
     work = setup.parameters.work
-    assert work is not None, "inputs.py rejects experts"
+    assert work is not None, "sizing/stage.py rejects experts"
     once, done, forward = compute_flops(setup, work, micro_batches, workload)
     first, second = gather_seconds(setup, hardware)
     compute, gather = done / hardware.flops, micro_batches.count * (first + second)
     overlap = overlap if setup.on_gpu else 0.0
     reduce = reduce_seconds(setup, hardware, micro_batches.count)
     hidden = min(overlap * gather, compute)
-    alone = forward / hardware.flops
-    reference = alone + micro_batches.count * first - min(overlap * micro_batches.count * first, alone)
-    seconds = compute + gather + reduce - hidden + (reference if setup.reference == "online" else 0.0)
+
+    def waiting(host: float, busy: float) -> float:
+        return max(micro_batches.count * host - busy, 0.0) if setup.on_gpu else micro_batches.count * host
+
+    host = waiting(sum(host_seconds(setup)), compute + gather - hidden)
+    alone, gathers = forward / hardware.flops, micro_batches.count * first
+    reference = alone + gathers - min(overlap * gathers, alone)
+    reference += waiting(host_seconds(setup)[0], reference)
+    seconds = compute + gather + reduce - hidden + host + (reference if setup.reference == "online" else 0.0)
     tokens, scored = round(workload.num_prompts * workload.rows), round(workload.num_prompts * workload.scored)
     count = {"frozen": work.frozen, "training": work.training, "head": work.head}
     useful = step_flops(tokens, scored, **count, head_trains=work.head_trains)
-    return StepTime(compute, gather, reduce, hidden, reference, seconds, once, useful)
+    return StepTime(compute, gather, reduce, hidden, host, reference, seconds, once, useful)
 
 
 def limit(time: StepTime, *, fits: bool, link: str) -> str:
-    """What limits the run: memory, the named link, or compute."""
+    """What limits the run: memory, the host, the named link, or compute."""
     if not fits:
         return "memory"
+    if time.host > time.exposed:
+        return "the host, which launches and gathers more slowly than the device computes"
     if time.exposed > time.compute:
         return "network" if link == "network" else "links within the node"
     return "compute"

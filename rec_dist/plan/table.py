@@ -17,6 +17,7 @@ def text_table(report: dict[str, Any]) -> list[str]:
         ("model", f"{model['path']}: {model['base_parameters']:,} parameters, {model['trainable']:,} train, {model['dtype']}"),
         ("settings", keys),
         *_memory(report["memory"], cluster["nodes"]),
+        *_stages(report["stages"]),
         *_step(report),
         *_run(report),
         ("assumed", _assumptions(report)),
@@ -58,6 +59,15 @@ def _memory(memory: dict[str, Any], nodes_there: int) -> list[tuple[str, str]]:
     return rows
 
 
+def _stages(stages: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    rows = []
+    for row in stages:
+        verdict = f"{row['needs_bytes'] / 1e9:.1f} GB" + ("" if row["fits"] else ", does not fit")
+        taken = "; cluster.zero_stage=auto takes it" if row["auto"] else ""
+        rows.append((f"  at ZeRO stage {row['stage']}", f"{verdict}; {row['seconds']:.4g} s a step{taken}"))
+    return rows
+
+
 def _step(report: dict[str, Any]) -> list[tuple[str, str]]:
     step, work = report["step"], report["workload"]
     micro_batches = (
@@ -76,6 +86,7 @@ def _step(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("  compute", f"{step['compute_seconds']:.4g} s"),
         ("  ZeRO gathers", f"{step['gather_seconds']:.4g} s"),
         ("  reductions", f"{step['reduce_seconds']:.4g} s"),
+        ("  host", f"{step['host_seconds']:.4g} s that the device waits for it"),
         ("  step", f"{step['seconds']:.4g} s, {hidden}; {step['seconds_without_overlap']:.4g} s if none were"),
         ("  limited by", step["limit"]),
         ("  mfu", f"{step['mfu']:.1%}"),

@@ -46,6 +46,7 @@ def merge(
     dtype: torch.dtype,
     device: str,
     sampler: GlobalBatchSampler,
+    zero_stage: int,
 ) -> dict[str, Any]:
     """Merge the records of all ranks into the report."""
     real, synthetic, again = (speed([getattr(rank, name) for rank in ranks]) for name in ("real", "synthetic", "again"))
@@ -53,7 +54,7 @@ def merge(
     traced = [rank.traced for rank in ranks]
     return {
         "format": FORMAT,
-        "settings": _settings(config, ranks, dtype, device, sampler),
+        "settings": _settings(config, ranks, dtype, device, sampler) | {"cluster.zero_stage": zero_stage},
         "real": real,
         "synthetic": synthetic,
         "real_again": again,
@@ -86,7 +87,6 @@ def _settings(
         "train.max_tokens_per_micro_batch": config.train.max_tokens_per_micro_batch,
         "model.attention": config.model.attention,
         "model.activation_checkpointing": config.model.activation_checkpointing,
-        "cluster.zero_stage": config.cluster.zero_stage,
         "workers": len(ranks),
         "device": name,
         "dtype": str(dtype).removeprefix("torch."),

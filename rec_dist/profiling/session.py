@@ -32,10 +32,11 @@ from rec_dist.profiling.trace import traced
 from rec_dist.runtime import collectives
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
+from rec_dist.sizing.device import total_bytes
 from rec_dist.training.context import WorkerContext
 from rec_dist.training.loader import StepWork, prefetch, step_work
 from rec_dist.training.loop import TrainStep
-from rec_dist.training.memory import advising, peak_bytes, total_bytes
+from rec_dist.training.memory import advising, peak_bytes
 from rec_dist.training.reference import CachedReference, NoReference, ReferenceLogps, open_reference
 from rec_dist.training.worker import TrainJob, set_up
 
@@ -144,7 +145,15 @@ def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     ranks, weights = collectives.gather(record), count_weights(engine.module)
     report = None
     if world.is_main:
-        report = merge(ranks, context.config, weights, dtype=task.model.dtype, device=world.device, sampler=task.sampler)
+        report = merge(
+            ranks,
+            context.config,
+            weights,
+            dtype=task.model.dtype,
+            device=world.device,
+            sampler=task.sampler,
+            zero_stage=engine.zero_stage,
+        )
     return dict(collectives.share_from_main(report))
 
 

@@ -15,6 +15,7 @@ import torch
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import OutOfMemoryError
 from rec_dist.runtime.world import World
+from rec_dist.sizing.device import total_bytes
 
 _SAFETY = 0.9  # micro-batches differ in what they cost, and an allocator never fills a device to the last byte
 _GIGA = 1e9
@@ -38,13 +39,6 @@ def peak_bytes(device: str) -> int:
     return int(found[1]) * 1024
 
 
-def total_bytes(device: str) -> int:
-    """Bytes that the device has; on a CPU, those of the machine, which all of its workers share."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 class MemoryWatch:
     """Measures what a token of a micro-batch costs in this run."""
 
@@ -54,6 +48,7 @@ class MemoryWatch:
         self.bytes_per_token: float | None = None  # of the micro-batches that are done
         self.largest_micro_batch = 0
         self.loading_bytes = 0  # the peak until the model was loaded
+        self.zero_stage = 0  # the engine's, once it is known
 
     def start(self) -> None:
         """Call once the model is loaded, before the first micro-batch. Peaks count from here; loading has a peak of its own."""
@@ -149,7 +144,7 @@ def advising(config: RunConfig, world: World) -> Iterator[MemoryWatch]:
             bytes_per_token=watch.bytes_per_token,
             max_tokens=config.train.max_tokens_per_micro_batch,
             activation_checkpointing=config.model.activation_checkpointing,
-            zero_stage=config.cluster.zero_stage,
+            zero_stage=watch.zero_stage,
             world_size=world.size,
             trains_adapter=config.adapter.kind != "none",
         )

@@ -25,8 +25,8 @@ _WORTH_SAYING_SECONDS, _WORTH_SAYING_SHARE = 1.0, 0.1
 _GIGA = 1e9
 
 
-def open_checkpoints(task: Task, initial: InitialWeights, context: WorkerContext) -> CheckpointManager:
-    """The checkpoints of this run."""
+def open_checkpoints(task: Task, initial: InitialWeights, context: WorkerContext, *, zero_stage: int) -> CheckpointManager:
+    """The checkpoints of this run. zero_stage: the engine's, which is recorded."""
     config, run, world = context.config, context.run, context.world
     settings, sampler = config.checkpoint, task.sampler
     metadata = CheckpointMetadata(
@@ -36,9 +36,7 @@ def open_checkpoints(task: Task, initial: InitialWeights, context: WorkerContext
         versions=versions(),
     )
     retention = RetentionPolicy(settings.keep, settings.keep_best != "none", settings.asynchronous, settings.on_error == "stop")
-    return CheckpointManager(
-        run.checkpoints, world, metadata, retention, zero_stage=config.cluster.zero_stage, log=run.log, record=run.append
-    )
+    return CheckpointManager(run.checkpoints, world, metadata, retention, zero_stage=zero_stage, log=run.log, record=run.append)
 
 
 def check_host_memory(engine: Engine, world: World) -> None:

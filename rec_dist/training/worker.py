@@ -16,7 +16,6 @@ from rec_dist.checkpoint.manager import CheckpointManager
 from rec_dist.config.schema import RunConfig
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
-from rec_dist.engine.settings import engine_settings
 from rec_dist.errors import NotFiniteError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.registry import build_task
@@ -37,6 +36,7 @@ from rec_dist.training.saving import Saver, check_host_memory, load_best, open_c
 from rec_dist.training.schedule import learning_rate
 from rec_dist.training.trackers import Tracker, Trackers, build_tracker
 from rec_dist.training.validation import open_validation
+from rec_dist.training.zero_stage import settled_for_training
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _train(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     validation = open_validation(engine, job.initial, context)
     if context.config.checkpoint.asynchronous:
         check_host_memory(engine, context.world)
-    checkpoints = open_checkpoints(task, job.initial, context)
+    checkpoints = open_checkpoints(task, job.initial, context, zero_stage=engine.zero_stage)
     start_step = _restore(engine, checkpoints, context)
     saver = Saver(engine, task, checkpoints, validation, context)
     finished = _run_steps(engine, task, reference, saver, start_step, job, context)
@@ -92,6 +92,7 @@ def _train(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
         "finished": finished,
         "step": step,
         "model_step": model_step,
+        "zero_stage": engine.zero_stage,
         "seconds": time.perf_counter() - started,
         "parameter_bytes_rank0": local,
         "parameter_bytes_whole": all_bytes,
@@ -105,7 +106,8 @@ def set_up(initial: InitialWeights, context: WorkerContext) -> tuple[Task, Engin
     config, world = context.config, context.world
     task = build_task(config, initial, world.device)
     context.beat()
-    settings = engine_settings(config, width=task.model.width, bf16=task.model.dtype == torch.bfloat16)
+    settings = settled_for_training(task, context)
+    context.memory.zero_stage = settings.zero_stage
     with sharded_loading(settings):
         module = task.model.build()
     context.beat()

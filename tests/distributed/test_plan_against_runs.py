@@ -29,16 +29,17 @@ def model_135m(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) ->
 
 def predicted(folder: Path, config: Any, *, stage: int, workers: int) -> tuple[int, int]:
     """(bytes of parameters that a rank holds, bytes of all of them)."""
+    from rec_dist.engine.settings import engine_settings
     from rec_dist.methods.language_model.builders import lora_spec
     from rec_dist.models.architecture import count_parameters, read_architecture
-    from rec_dist.plan.inputs import engine_settings, zero_of
-    from rec_dist.plan.memory import held_parameters
+    from rec_dist.sizing.memory import held_parameters
+    from rec_dist.sizing.stage import zero_of
 
     trained = config.prompt.num_virtual if config.adapter.kind == "soft_prompt" else 0
     parameters = count_parameters(folder, lora_spec(config), num_virtual=trained)
-    settings = engine_settings(config, width=read_architecture(folder).width, bf16=False)
-    assert settings.zero_stage == stage
-    zero = zero_of(settings, reference="none")
+    assert config.cluster.zero_stage == stage
+    width = read_architecture(folder).width
+    zero = zero_of(engine_settings(config, zero_stage=stage, width=width, bf16=False, workers=workers, on_gpu=False))
     return 4 * held_parameters(parameters, zero, workers), 4 * parameters.total
 
 

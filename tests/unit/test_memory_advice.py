@@ -8,6 +8,7 @@ import torch
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import OutOfMemoryError
 from rec_dist.runtime.world import World
+from rec_dist.sizing.device import total_bytes
 from rec_dist.training.memory import (
     MemoryWatch,
     Shortage,
@@ -17,7 +18,6 @@ from rec_dist.training.memory import (
     is_shortage,
     peak_bytes,
     smaller_micro_batch,
-    total_bytes,
 )
 
 GB = 10**9

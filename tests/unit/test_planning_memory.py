@@ -16,7 +16,7 @@ from rec_dist.models.per_prompt import PER_PROMPT, register
 from rec_dist.models.size import WeightCount
 from rec_dist.models.soft_prompt import add_soft_prompt
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
-from rec_dist.plan.memory import (
+from rec_dist.sizing.memory import (
     Setup,
     Zero,
     activation_bytes,

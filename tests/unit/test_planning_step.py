@@ -10,9 +10,9 @@ from rec_dist.models.attention import visible
 from rec_dist.models.size import WeightCount
 from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.plan.hardware import Hardware, ring_seconds
-from rec_dist.plan.memory import Setup, Zero
-from rec_dist.plan.step import gather_seconds, limit, num_collectives, reduce_seconds, step_time
+from rec_dist.plan.step import gather_seconds, host_seconds, limit, num_collectives, reduce_seconds, step_time
 from rec_dist.plan.workload import MicroBatches, Workload, pack
+from rec_dist.sizing.memory import Setup, Zero
 
 NODE = Hardware(
     memory=80e9,
@@ -69,6 +69,9 @@ def test_gathers_of_a_micro_batch() -> None:
     assert forward == pytest.approx(7 / 8 * 400 / 400e9 + 2 * 7 * 3e-6)
     assert backward == pytest.approx(7 / 8 * 200 / 400e9 + 1 * 7 * 3e-6)
     assert gather_seconds(replace(SETUP, zero=Zero(2, bucket=30)), NODE) == (0.0, 0.0)
+    over_nodes = replace(NODE, workers=16)
+    within = gather_seconds(replace(SETUP, workers=16, zero=replace(SETUP.zero, hpz=8)), over_nodes)
+    assert within == pytest.approx((forward, backward)) and within[0] < gather_seconds(SETUP, over_nodes)[0]
 
 
 @pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 4), (3, 3)])
@@ -137,7 +140,9 @@ def test_a_step_by_hand() -> None:
     assert time.compute == pytest.approx((once + 2 * 10 * 100) / 1e12)  # the head computes its logits twice
     assert time.gather == pytest.approx(7 / 8 * 600 / 400e9)
     assert time.hidden == pytest.approx(time.gather / 2)
-    assert time.seconds == pytest.approx(time.compute + time.reduce + time.gather / 2)
+    host = 2 * (144 + 121) * 1e-3 / 32  # of two layers, more than the device takes
+    assert time.host == pytest.approx(host - time.compute - time.gather / 2)
+    assert time.seconds == pytest.approx(time.compute + time.reduce + time.gather / 2 + time.host)
     online = step_time(replace(SETUP, reference="online"), hardware, micro_batches, work, overlap=0.5)
     assert online.seconds == pytest.approx(time.seconds + time.reference)
     assert step_time(replace(SETUP, reference="cached"), hardware, micro_batches, work, overlap=0.5) == time
@@ -145,12 +150,42 @@ def test_a_step_by_hand() -> None:
     assert again.compute - time.compute == pytest.approx((2 * 1000 * 100 + 4 * 8 * 2 * pairs) / 1e12)
 
 
+@pytest.mark.parametrize(
+    ("stage", "checkpointing", "on_gpu", "milliseconds"),
+    [
+        (2, False, True, (39, 58)),
+        (3, False, True, (144, 121)),
+        (2, True, True, (62, 152)),
+        (3, True, True, (62 + 105, 152 + 63 + 105)),
+        (2, False, False, (0, 0)),
+        (3, False, False, (105, 63)),
+    ],
+)
+def test_what_the_host_does_around_32_layers(
+    stage: int, checkpointing: bool, on_gpu: bool, milliseconds: tuple[int, int]
+) -> None:
+    zero = replace(SETUP.zero, stage=stage)
+    setup = replace(SETUP, shape=replace(SHAPE, layers=32), zero=zero, checkpointing=checkpointing, on_gpu=on_gpu)
+    assert host_seconds(setup) == pytest.approx(tuple(value / 1e3 for value in milliseconds))
+
+
+def test_the_host_counts_where_the_device_waits_for_it() -> None:
+    work = Workload(groups=8, targets=1, negatives=0, prompt=91, completion=10)
+    micro_batches = MicroBatches(count=3, rows=1000.0, num_prompts=1.0, fill=1.0)
+    busy = step_time(SETUP, replace(NODE, flops=1e8), micro_batches, work, overlap=0.5)
+    assert busy.host == 0
+    on_cpu = step_time(replace(SETUP, on_gpu=False), replace(NODE, flops=1e8), micro_batches, work, overlap=0.5)
+    assert on_cpu.host == pytest.approx(3 * sum(host_seconds(replace(SETUP, on_gpu=False))))
+
+
 def test_what_limits() -> None:
     work = Workload(groups=8, targets=1, negatives=0, prompt=91, completion=10)
     micro_batches = MicroBatches(count=1, rows=1000.0, num_prompts=1.0, fill=1.0)
-    fast = step_time(SETUP, replace(NODE, flops=1e18), micro_batches, work, overlap=0.5)
-    slow = step_time(SETUP, replace(NODE, flops=1e9), micro_batches, work, overlap=0.5)
+    hosted = step_time(SETUP, replace(NODE, flops=1e18), micro_batches, work, overlap=0.5)
+    fast = replace(hosted, host=0.0)
+    slow = step_time(SETUP, replace(NODE, flops=1e8), micro_batches, work, overlap=0.5)
     assert limit(slow, fits=True, link="network") == "compute"
+    assert limit(hosted, fits=True, link="network").startswith("the host")
     assert limit(fast, fits=True, link="network") == "network"
     assert limit(fast, fits=True, link="node") == "links within the node"
     assert limit(slow, fits=False, link="node") == "memory"

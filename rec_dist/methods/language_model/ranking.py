@@ -20,7 +20,6 @@ from rec_dist.data.prompts.builder import PromptBuilder, check_saved
 from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
-from rec_dist.engine.settings import engine_settings
 from rec_dist.errors import UserError
 from rec_dist.evaluation.examples import EvalExample, build_eval_examples
 from rec_dist.methods.initial_weights import InitialWeights
@@ -31,6 +30,8 @@ from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
+from rec_dist.sizing.settle import settled
+from rec_dist.sizing.stage import SCORING
 
 F32 = npt.NDArray[np.float32]
 
@@ -59,7 +60,9 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     prompts = EvalPrompts(builder, examples, config.train.max_tokens_per_micro_batch)
     spec = model_spec(config, job.initial, builder, world.device, trains=False)
     width = read_shape(job.initial.model).width
-    settings = engine_settings(config, width=width, bf16=spec.dtype == torch.bfloat16)
+    settings, why = settled(config, spec, world, SCORING, width=width, bf16=spec.dtype == torch.bfloat16)
+    if why is not None and world.is_main:
+        run.log(f"cluster.zero_stage=auto on {world.size} worker(s): {why}")
     with sharded_loading(settings):
         module = Scorer(build_model(spec), _no_loss, (), max_tokens=config.train.max_tokens_per_micro_batch)
     engine = Engine(module, settings, device=world.device, optimizer=None)

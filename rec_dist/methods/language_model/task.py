@@ -59,4 +59,5 @@ def language_model(objective: Objective, spec: ModelSpec, *, width: int) -> Task
         metric_names=objective.metric_names,
         mean_over="tokens" if objective.counts_tokens else "groups",
         check=check,
+        spec=spec,
     )

@@ -17,13 +17,18 @@ _MASK_ROWS, _MASK_COPIES = 1024, 6  # rows that models/flex.py makes at once; bo
 
 @dataclass(frozen=True)
 class Zero:
-    """What engine/settings.py configures in DeepSpeed, in elements. stage: 0 to 3."""
+    """What engine/settings.py configures in DeepSpeed, in elements. stage: 0 to 3.
+
+    layers: stage 3 gathers a decoder layer as a whole (engine/engine.py), in place of one parameter after another.
+    """
 
     stage: int
     persistence: int = 0  # parameters up to this size stay whole on every rank
     reuse: int = 0  # a gathered parameter stays if its next use is within this many elements
     prefetch: int = 0
     bucket: int = 0  # of gradients
+    hpz: int = 1  # workers that share a second copy of the weights, from which they gather; 1: there is none
+    layers: bool = False
 
     def within(self, live: int) -> "Zero":
         """The same with at most `live` elements kept or prefetched (engine/settings.py)."""
@@ -82,22 +87,44 @@ def persistent_shards(parameters: Parameters, zero: Zero, workers: int) -> int:
     return sum(shard(size, workers) for size in parameters.sizes if size <= zero.persistence)
 
 
+def secondary_elements(parameters: Parameters, zero: Zero) -> int:
+    """Elements of a rank's shard of the second copy that each group of `hpz` workers holds (ZeRO++ hpZ)."""
+    if zero.stage < 3 or zero.hpz == 1:
+        return 0
+    return sum(shard(size, zero.hpz) for size in parameters.sizes)
+
+
 def gathered_sizes(parameters: Parameters, zero: Zero) -> list[int]:
-    """Elements of each parameter that stage 3 gathers, in the order of use; a tied head is used again at the end."""
+    """Elements that stage 3 gathers at once, in the order of use: a decoder layer if zero.layers, else a parameter.
+
+    A tied head is used again at the end.
+    """
     if zero.stage < 3:
         return []
-    sizes = [size for size in parameters.sizes if size > zero.persistence]
+    groups = parameters.layers if zero.layers and parameters.layers else (-1,) * len(parameters.sizes)
+    sizes: list[int] = []
+    last = -1
+    for size, layer in zip(parameters.sizes, groups, strict=True):
+        if size <= zero.persistence:
+            continue
+        if layer >= 0 and layer == last:
+            sizes[-1] += size
+        else:
+            sizes.append(size)
+        last = layer
     return [*sizes, parameters.head] if parameters.tied and parameters.head > zero.persistence else sizes
 
 
 def kept_elements(sizes: list[int], zero: Zero, *, tied: bool) -> int:
     """Elements that stay gathered from the forward pass to the backward pass.
 
-    The last modules stay, as long as what lies between their two uses (everything after them, twice) is below the reuse distance.
+    The last modules stay, as long as what DeepSpeed counts between their two uses is below the reuse distance: everything
+    after them, twice. Whole layers: once, because DeepSpeed's search ends at the module around the model, which begins the
+    backward pass and holds every parameter.
     """
-    kept = 0
+    kept, uses = 0, 1 if zero.layers else 2
     for size in reversed(sizes):
-        if 2 * kept >= zero.reuse:
+        if uses * kept >= zero.reuse:
             break
         kept += size
     whole = sum(sizes) - (sizes[-1] if tied and sizes else 0)
@@ -105,13 +132,17 @@ def kept_elements(sizes: list[int], zero: Zero, *, tied: bool) -> int:
 
 
 def live_elements(parameters: Parameters, zero: Zero) -> int:
-    """Most elements gathered at once: what is kept for the backward pass or the largest module, and the prefetched ones."""
+    """Most elements gathered at once: what is kept for the backward pass or the largest module, and the prefetched ones.
+
+    A layer gathered as a whole arrives in one buffer, from which its parameters are then copied.
+    """
     sizes = gathered_sizes(parameters, zero)
     if not sizes:
         return 0
     tied = parameters.tied and parameters.head > zero.persistence
     whole = sum(sizes) - (parameters.head if tied else 0)
-    return min(max(kept_elements(sizes, zero, tied=tied), max(sizes)) + zero.prefetch, whole)
+    buffer = max(sizes) if zero.layers and parameters.layers else 0
+    return min(max(kept_elements(sizes, zero, tied=tied), max(sizes)) + zero.prefetch, whole) + buffer
 
 
 def gradient_bytes(setup: Setup) -> int:
@@ -205,6 +236,7 @@ def memory(setup: Setup, *, reserved: float, margin: float) -> dict[str, float]:
         "optimizer state": optimizer_bytes(setup),
         # One worker gathers nothing: its shard is the whole parameter.
         "gathered layers": live_elements(setup.parameters, zero) * b if setup.workers > 1 else 0,
+        **({"hpZ copy": secondary_elements(setup.parameters, zero) * b} if zero.hpz > 1 else {}),
         "gradient bucket": bucket_elements(setup) * b,
         "activations": activation_bytes(setup),
         "backward of a layer": backward_bytes(setup),
@@ -214,3 +246,16 @@ def memory(setup: Setup, *, reserved: float, margin: float) -> dict[str, float]:
     parts["fragmentation"] = margin * sum(parts.values())
     parts["reserved"] = reserved
     return parts
+
+
+def scoring_bytes(setup: Setup, *, reserved: float, margin: float) -> float:
+    """Bytes that a device needs for passes without a graph: weights, one layer's activations, chunks of logits and the mask.
+
+    One layer counts as layer_bytes, an upper bound: what it keeps for a backward pass is freed here as it goes.
+    """
+    zero, b = replace(setup.zero, reuse=0), setup.element
+    held = held_parameters(setup.parameters, zero, setup.workers) + persistent_shards(setup.parameters, zero, setup.workers)
+    gathered = live_elements(setup.parameters, zero) if setup.workers > 1 else 0
+    weights = (held + gathered + secondary_elements(setup.parameters, zero)) * b
+    rows = setup.rows * (4 + b) * setup.shape.width + layer_bytes(setup)
+    return (1 + margin) * (weights + rows + head_bytes(setup) + mask_bytes(setup)) + reserved
