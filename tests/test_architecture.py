@@ -45,6 +45,7 @@ PLACES = {
     "mlflow": ("rec_dist.training.trackers",),
     "omegaconf": ("rec_dist.config",),
     "peft": ("rec_dist.models",),
+    "liger_kernel": ("rec_dist.models.fused_layers",),
     "gguf": ("rec_dist.models.pretrained",),
 }
 

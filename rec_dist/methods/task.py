@@ -58,6 +58,11 @@ class TaskData(Protocol):
         ...
 
 
+def no_notes() -> list[str]:
+    """Say nothing."""
+    return []
+
+
 def no_check(module: nn.Module, score: Score) -> None:
     """Check nothing: for modules that are our own."""
 
@@ -76,6 +81,7 @@ class TaskModel:
     metric_names: tuple[str, ...] = ()
     mean_over: Literal["groups", "tokens"] = "groups"  # of the whole global batch; tokens: the scored ones
     check: Callable[[nn.Module, Score], None] = no_check  # of the module in its engine; raises UserError if it does not behave
+    notes: Callable[[], list[str]] = no_notes  # lines for the log on how the module runs
 
 
 def same_draw(epoch: int) -> int:
@@ -121,11 +127,6 @@ class NoExchange:
 def no_exchange(module: nn.Module) -> Exchange:
     """Exchange nothing."""
     return NoExchange()
-
-
-def no_notes() -> list[str]:
-    """Say nothing."""
-    return []
 
 
 @dataclass(frozen=True)
