@@ -18,12 +18,6 @@ from rec_dist.models.fused_layers import FAMILIES
 DTYPE = "*bf16"  # that of runs on GPUs
 WIDTH, HEAD, INNER, HEADS, KEY_HEADS = 4096, 128, 14336, 32, 8
 BLACKWELL = 100  # liger-kernel has SwiGLU kernels of its own for it
-# Pointers, and the strides and sizes that are multiples of 16.
-ALIGNED = [
-    *"Y_ptr X_ptr W_ptr RSTD_ptr dY_ptr dX_ptr dW_ptr a_ptr b_ptr c_ptr dc_ptr a b c dc q_ptr k_ptr cos sin".split(),
-    *"Y_row_stride X_row_stride dY_row_stride dX_row_stride dW_row_stride n_rows n_cols stride sl".split(),
-    *"q_row_stride k_row_stride cos_row_stride sin_row_stride".split(),
-]
 _ONES = {"W_row_stride": 1, "RSTD_row_stride": 1}  # which Triton takes as constants
 
 
@@ -82,7 +76,9 @@ def main(chips: list[int]) -> None:
         for name, kernel, types, constants, warps in sources(chip):
             known = {key: value for key, value in constants.items() if key in kernel.arg_names}
             rest = {key: value for key, value in types.items() if key not in known}
-            binary = compiled(kernel, rest, known, warps, chip, ALIGNED)
+            # Pointers are aligned to 16 bytes, and strides and sizes multiples of 16.
+            aligned = [key for key, value in rest.items() if value != "fp32" and key != "rows_per_program"]
+            binary = compiled(kernel, rest, known, warps, chip, aligned)
             used = resources(binary.asm["cubin"]) | {"shared": binary.metadata.shared, "warps": warps}
             found.append({"kernel": name, "chip": chip, **used})
     print(json.dumps(found))
