@@ -125,6 +125,11 @@ class ModelConfig(Section):
         description="flex: FlexAttention, CUDA only. per_prompt: SDPA, one prompt at a time. sdpa: SDPA with a dense mask. "
         "auto: the first of them that the model and the device support.",
     )
+    fused_layers: Literal["auto", "liger", "none"] = Field(
+        "auto",
+        description="liger: RMSNorm, SwiGLU or GEGLU, and RoPE from liger-kernel, CUDA only. none: as transformers has them. "
+        "auto: none, until liger is measured on a GPU.",
+    )
     activation_checkpointing: bool = Field(
         False, description="Recompute the layers in the backward pass: less memory, about 1/3 more work."
     )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rec_dist.errors import UserError
+from rec_dist.models.fused_layers import notes_on_layers
 from rec_dist.models.language import LoraSpec, add_lora, load_language_model
 from rec_dist.models.soft_prompt import add_soft_prompt, load_soft_prompt, token_rows
 
@@ -29,7 +30,7 @@ class ModelSpec:
     """What the model starts from and how it runs. adapter: None for full fine-tuning. initial_adapter: an adapter folder to
     start from.
 
-    attention, device: as in models.language.load_language_model. max_tokens: as in models.scorer.Scorer.
+    attention, fused_layers, device: as in models.language.load_language_model. max_tokens: as in models.scorer.Scorer.
     """
 
     path: Path
@@ -43,6 +44,11 @@ class ModelSpec:
     keep_reference: bool
     seed: int
     soft_prompt: SoftPromptSpec | None = None
+    fused_layers: str = "auto"
+
+    def notes(self) -> list[str]:
+        """Lines for the log on how the model runs."""
+        return notes_on_layers(self.fused_layers, self.device)
 
 
 def build_model(spec: ModelSpec) -> nn.Module:
@@ -52,6 +58,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
         dtype=spec.dtype,
         activation_checkpointing=spec.activation_checkpointing,
         attention=spec.attention,
+        fused_layers=spec.fused_layers,
         device=spec.device,
     )
     if spec.soft_prompt is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
+from rec_dist.models.fused_layers import check_fused
 from rec_dist.models.probe import check_same, probe_tokens
 from rec_dist.packing.pooled_prompts import PooledPrompts, pack_pooled_prompts
 
@@ -80,6 +81,13 @@ class PreferenceHead(nn.Module):
         loss_sum, count, metrics = self.loss(outputs, prompts)
         numbers = [loss_sum.detach(), count, *(metrics[name] for name in self.metric_names)]
         return loss_sum, torch.stack([number.double() for number in numbers]), states.detach()
+
+
+def check_encoder(encoder: Encoder, score: Callable[[PooledPrompts], Tensor], *, dtype: torch.dtype) -> None:
+    """As models.scorer.check_scorer, for states. score: prompts -> states (U, D), by `encoder` in its engine."""
+    check_alone(score, vocab_size=encoder.vocab_size, dtype=dtype)
+    tokens = probe_tokens(encoder.vocab_size)
+    check_fused(encoder, lambda: score(pack_pooled_prompts([tokens[40:53], tokens[:9]], [1, 1])), dtype)
 
 
 def check_alone(score: Callable[[PooledPrompts], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:

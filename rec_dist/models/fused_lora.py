@@ -1,21 +1,27 @@
-"""LoRA whose second product accumulates into the base layer's output: y = W x + s B (A x) in just three matrix products.
+"""LoRA that accumulates: y = W x + s B (A x) in three matrix products, and their gradient of x in two, without sums around them.
 
-Why: PEFT scales by s and adds in separate passes over tensors as large as the layer's output, and scales once more in the
-backward pass. These passes only move memory. Without them a training step of SmolLM2-135M's shape on two cores takes 3.44 s
-in place of 3.91 (docs/LOG.md; P = 512, K = 1 of benchmarks/peers.py). Cost: none; the backward pass saves the same tensors.
+Why: PEFT scales by s and adds in separate passes over tensors as large as the layer's output, scales once more in the backward
+pass, and autograd then adds the two gradients of x, W' dy and A' (s B' dy), each as large as the layer's input. These passes
+only move memory. In the forward pass the second product accumulates into the first: a training step of SmolLM2-135M's shape on
+two cores takes 3.44 s in place of 3.91 (docs/LOG.md; P = 512, K = 1 of benchmarks/peers.py). In the backward pass the base
+layer receives A's gradient and accumulates its own into it, which also spares a tensor of the size of x. Cost: none; the
+backward pass saves the same tensors.
 
-The adapter remains PEFT's: same modules, names and weights. This file registers a LoRA variant, which PEFT calls in place of
-its sum.
+The adapter remains PEFT's: same modules, names and weights. ZeRO stage 3 gathers a weight when its module is called, so each
+product stays in the module of its weight. There autograd adds the gradients of x as before: the base layer would return a
+second tensor, for which DeepSpeed runs its hooks once more, and stage 3 already waits for its hooks.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class _Onto(nn.Linear):
-    """The matrix B of an adapter. It is still a module, because ZeRO-3 gathers a weight when its module is called."""
+    """The matrix B of an adapter."""
 
     def forward(self, input: Tensor, onto: Tensor | None = None, scale: float = 1.0) -> Tensor:
         """B input, or onto + scale B input; input (..., r), onto (..., O)."""
@@ -25,17 +31,62 @@ class _Onto(nn.Linear):
         return whole.view(onto.shape)
 
 
-class _Fused:
-    """A variant, in PEFT's terms. Layers with it cannot be merged; `rec-dist export` builds its own."""
+class _Base(nn.Linear):
+    """The frozen matrix W."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether a call may also pass its input on."""
+        return not self.weight.requires_grad and not hasattr(self.weight, "ds_id")  # which ZeRO stage 3 gives to a parameter
+
+    def forward(self, input: Tensor, pass_on: bool = False) -> Any:
+        """W input (..., O) for input (..., I). pass_on: and the input, whose gradient W' dy accumulates into."""
+        return _WithInput.apply(input, self.weight, self.bias) if pass_on else super().forward(input)  # type: ignore[no-untyped-call]
+
+
+class _WithInput(torch.autograd.Function):
+    """input -> (W input + bias, input). The second output must have one consumer, whose gradient no one else holds."""
 
     @staticmethod
-    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        """result (..., O) of the base layer -> result plus the adapter's output."""
-        hidden: Tensor = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
-        scale, last = module.scaling[active_adapter], module.lora_B[active_adapter]
-        alike = hidden.dtype == result.dtype
-        whole: Tensor = last(hidden, result, scale) if alike else result + last(hidden) * scale
-        return whole
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight)
+        return F.linear(input, weight, bias), input.view_as(input)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """(dy (..., O), A' (s B' dy) (..., I)) -> dx (..., I), in the memory of the second."""
+        (weight,) = ctx.saved_tensors
+        outer, inner = gradients
+        return inner.flatten(0, -2).addmm_(outer.flatten(0, -2), weight).view(inner.shape), None, None
+
+
+@cache
+def _accumulating() -> type[nn.Module]:
+    """The class of a layer that runs this way; made on first use, because PEFT takes seconds to import."""
+    from peft.tuners.lora import Linear
+
+    class AccumulatingLinear(Linear):  # type: ignore[misc]
+        """PEFT's layer, with a forward pass of its own for one adapter in the precision of its input."""
+
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            base, active = self.base_layer, [name for name in self.active_adapters if name in self.lora_B]
+            plain = args or kwargs or self.disable_adapters or self.merged or len(active) != 1
+            if plain or not self._accumulates(active[0], x.dtype):
+                whole: Tensor = super().forward(x, *args, **kwargs)
+                return whole
+            (name,) = active
+            if isinstance(base, _Base) and base.joins and x.requires_grad and torch.is_grad_enabled():
+                result, x = base(x, pass_on=True)
+            else:
+                result = base(x)
+            whole = self.lora_B[name](self.lora_A[name](self.lora_dropout[name](x)), result, self.scaling[name])
+            return whole
+
+        def _accumulates(self, name: str, dtype: torch.dtype) -> bool:
+            last = self.lora_B[name]
+            return isinstance(last, _Onto) and last.weight.dtype == self.base_layer.weight.dtype == dtype
+
+    return AccumulatingLinear
 
 
 def fuse_lora(model: nn.Module) -> None:
@@ -45,10 +96,14 @@ def fuse_lora(model: nn.Module) -> None:
     """
     from peft.tuners.lora import Linear
 
-    for layer in model.modules():
-        if not isinstance(layer, Linear):
+    modules: list[Any] = list(model.modules())
+    for layer in modules:
+        if type(layer) is not Linear:
             continue
         for name, last in layer.lora_B.items():
             if name not in layer.lora_variant and type(last) is nn.Linear and last.bias is None:
                 last.__class__ = _Onto
-                layer.lora_variant[name] = _Fused
+        if any(isinstance(last, _Onto) for last in layer.lora_B.values()):
+            layer.__class__ = _accumulating()
+            if type(layer.base_layer) is nn.Linear:
+                layer.base_layer.__class__ = _Base

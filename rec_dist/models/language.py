@@ -14,6 +14,7 @@ from rec_dist.errors import UserError
 from rec_dist.models.attention import check_architecture
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import FLEX, allow_compilations
+from rec_dist.models.fused_layers import fuse_layers, wants_fused
 from rec_dist.models.fused_lora import fuse_lora
 from rec_dist.models.per_prompt import register
 from rec_dist.models.scorer import POLICY_ADAPTER, REFERENCE_ADAPTER
@@ -33,12 +34,19 @@ class LoraSpec:
 
 
 def load_language_model(
-    path: Path, *, dtype: torch.dtype, activation_checkpointing: bool = False, attention: str = "auto", device: str = "cpu"
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    activation_checkpointing: bool = False,
+    attention: str = "auto",
+    fused_layers: str = "auto",
+    device: str = "cpu",
 ) -> nn.Module:
     """The causal language model in a Hugging Face folder, without dropout and ready for the masks of packed batches.
 
-    attention: as in models.attention_paths.choose_attention. device: where the engine will run the model. Under an active
-    HfDeepSpeedConfig of stage 3 the model is loaded sharded. Raises UserError for a model that cannot be used.
+    attention: as in models.attention_paths.choose_attention. fused_layers: as in models.fused_layers.wants_fused. device: where
+    the engine will run the model. Under an active HfDeepSpeedConfig of stage 3 the model is loaded sharded. Raises UserError for
+    a model that cannot be used.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -51,6 +59,7 @@ def load_language_model(
         if name.endswith(("dropout", "_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     chosen = choose_attention(attention, config, device=device)
+    fused = wants_fused(fused_layers, config, device=device)
     if chosen == FLEX:
         allow_compilations()
     register()
@@ -59,6 +68,8 @@ def load_language_model(
     except (OSError, ValueError, SafetensorError) as fault:
         raise UserError(f"model.path ({path}) is no usable causal language model: {str(fault).splitlines()[0]}") from fault
     check_architecture(model)
+    if fused:
+        fuse_layers(model)
     if activation_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # its older name
         enable({"use_reentrant": False})

@@ -13,18 +13,27 @@ def probe_tokens(vocab_size: int) -> I32:
     return ((np.arange(64, dtype=np.int64) * 7919 + 13) % max(vocab_size - 1, 1)).astype(np.int32)
 
 
-def check_same(found: Tensor, expected: Tensor, dtype: torch.dtype, *, what: str, when: str, key: str = "model.path") -> None:
+_NO_MASK = "so the model does not keep to the mask; choose a decoder such as Llama, Qwen, Gemma or GPT-2"
+
+
+def check_same(
+    found: Tensor,
+    expected: Tensor,
+    dtype: torch.dtype,
+    *,
+    what: str,
+    when: str,
+    key: str = "model.path",
+    way_out: str = _NO_MASK,
+) -> None:
     """Raises UserError if two results of one shape are not finite, or differ by more than rounding in `dtype`.
 
-    The message says that `what` changes `when`. key: how the user named the model.
+    The message says that `what` changes `when`, and ends with `way_out`. key: how the user named the model.
     """
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
     difference = float((found - expected).norm())
     if not np.isfinite(difference):
-        way_out = "set model.dtype=float32" if key == "model.path" else "load it in float32"
-        raise UserError(f"{key}: this model computes values that are not finite; {way_out}, or choose another model")
+        float32 = "load it in float32" if key == "model" else "set model.dtype=float32"
+        raise UserError(f"{key}: this model computes values that are not finite; {float32}, or choose another model")
     if not difference <= tolerance * (1 + float(expected.norm())):
-        raise UserError(
-            f"{key}: {what} by {difference:.3g} when {when}, so the model does not keep to the mask; choose a decoder such "
-            "as Llama, Qwen, Gemma or GPT-2"
-        )
+        raise UserError(f"{key}: {what} by {difference:.3g} when {when}, {way_out}")

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
+from rec_dist.models.fused_layers import check_fused
 from rec_dist.models.head import CompletionHead, Preference, replace_head
 from rec_dist.models.probe import check_same, probe_tokens
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
+from rec_dist.runtime.arrays import I32
 
 # (logps (N,), batch) -> (loss_sum () with its graph, count (), metric name -> sum ()).
 LossFunction = Callable[[Tensor, PackedBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -114,6 +116,15 @@ def rows_run(module: nn.Module, batch: Any) -> int:
     return batch.num_tokens if count is None else count(batch)
 
 
+def check_scorer(scorer: Scorer, score: Callable[[PackedBatch], Tensor], *, dtype: torch.dtype) -> None:
+    """Raises UserError if the model of `scorer` ignores the mask, or its fused layers differ from transformers' own.
+
+    score: batch -> (N,) log-probs, by `scorer` in its engine. dtype: the model's.
+    """
+    check_branching(score, vocab_size=scorer.vocab_size, dtype=dtype)
+    check_fused(scorer, lambda: score(_probe_batch(probe_tokens(scorer.vocab_size))), dtype)
+
+
 def check_branching(score: Callable[[PackedBatch], Tensor], *, vocab_size: int, dtype: torch.dtype) -> None:
     """Raises UserError if a completion's log-prob changes when it shares its prompt and another prompt precedes it.
 
@@ -121,11 +132,15 @@ def check_branching(score: Callable[[PackedBatch], Tensor], *, vocab_size: int, 
     ignores the mask.
     """
     tokens = probe_tokens(vocab_size)
-    prompt, answer = tokens[:9], tokens[30:35]
-    before = _probe_prompt(tokens[40:46], [tokens[50:53]])
-    together = score(pack_prompts([before, _probe_prompt(prompt, [tokens[20:24], answer])]))[-1]
-    alone = score(pack_prompts([_probe_prompt(prompt, [answer])]))[-1]
+    together = score(_probe_batch(tokens))[-1]
+    alone = score(pack_prompts([_probe_prompt(tokens[:9], [tokens[30:35]])]))[-1]
     check_same(together, alone, dtype, what="this model's log-probs change", when="completions share a prompt")
+
+
+def _probe_batch(tokens: I32) -> PackedBatch:
+    """Two prompts with one and two completions, N = 3; tokens (64,)."""
+    before = _probe_prompt(tokens[40:46], [tokens[50:53]])
+    return pack_prompts([before, _probe_prompt(tokens[:9], [tokens[20:24], tokens[30:35]])])
 
 
 def _probe_prompt(prompt: Any, answers: list[Any]) -> GroupedPrompt:

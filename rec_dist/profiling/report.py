@@ -86,6 +86,7 @@ def _settings(
         "train.targets_per_prompt": config.train.targets_per_prompt,
         "train.max_tokens_per_micro_batch": config.train.max_tokens_per_micro_batch,
         "model.attention": config.model.attention,
+        "model.fused_layers": config.model.fused_layers,
         "model.activation_checkpointing": config.model.activation_checkpointing,
         "workers": len(ranks),
         "device": name,

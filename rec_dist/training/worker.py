@@ -118,7 +118,7 @@ def set_up(initial: InitialWeights, context: WorkerContext) -> tuple[Task, Engin
             f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.sampler.num_examples:,} examples, "
             f"{task.sampler.num_steps} steps"
         )
-        for note in task.notes():
+        for note in (*task.model.notes(), *task.notes()):
             context.log(note)
     context.beat()
     engine.train_mode(False)

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,17 @@ def sources(dtype: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str, An
     yield "spread", preference.spread_kernel, back, {"BLOCK": preference.GROUP_BLOCK}, 1
 
 
-def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, chip: int) -> Any:
+def compiled(
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    warps: int,
+    chip: int,
+    aligned: Collection[str] = ALIGNED,
+) -> Any:
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in ALIGNED if types.get(name) and name in names}
+    attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned if types.get(name) and name in names}
     values = {(names.index(name),): value for name, value in constants.items()}
     target = GPUTarget("cuda", chip, 32)
     return triton.compile(ASTSource(kernel, signature, values, attrs), target=target, options={"num_warps": warps})

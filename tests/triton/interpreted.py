@@ -10,10 +10,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from interpreter_rounding import convert, convert_to_nearest, round_to_nearest
 from random_prompts import random_tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import language as tl
-from triton.runtime import interpreter
 
 from benchmarks.acceptance import compare, plain_logps, plain_preference, results
 from rec_dist.config.schema import RunConfig
@@ -31,28 +31,16 @@ KINDS = ("sdpo", "dmpo")
 D = 8
 
 
-_convert = interpreter._convert_float
-
-
-def _convert_to_nearest(values, source, target, rounding_mode):
-    """The interpreter truncates bfloat16, while a GPU rounds to the nearest even. That alone doubles every error."""
-    if (source, target) != (tl.float32, tl.bfloat16):
-        return _convert(values, source, target, rounding_mode)
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
-
-
 @pytest.fixture(autouse=True)
 def rounding(monkeypatch):
-    monkeypatch.setattr(interpreter, "_convert_float", _convert_to_nearest)
+    round_to_nearest(monkeypatch)
 
 
 def test_the_interpreter_still_cuts_off():
-    """If this fails, Triton rounds by itself, and _convert_to_nearest can be removed."""
+    """If this fails, Triton rounds by itself, and convert_to_nearest can be removed."""
     values = np.array([1 + 2.0**-8 + 2.0**-9], dtype=np.float32)
-    assert _convert(values, tl.float32, tl.bfloat16, None).tolist() == [0x3F80]
-    assert _convert_to_nearest(values, tl.float32, tl.bfloat16, None).tolist() == [0x3F81]
+    assert convert(values, tl.float32, tl.bfloat16, None).tolist() == [0x3F80]
+    assert convert_to_nearest(values, tl.float32, tl.bfloat16, None).tolist() == [0x3F81]
 
 
 def batch_of(vocabulary, seed=0, prompts=2):

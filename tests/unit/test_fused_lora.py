@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rec_dist.models.fused_lora import _Fused, fuse_lora
+from rec_dist.models.fused_lora import _Base, _Onto, _WithInput, fuse_lora
 
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(
@@ -76,14 +77,59 @@ def test_the_same_as_peft(name: str, dropout: float, adapter: str | None) -> Non
         torch.testing.assert_close(own[key], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max() + 1), msg=key)
 
 
-def test_every_layer_runs_this_way_and_names_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("trains", [True, False])
+def test_every_layer_runs_this_way_and_names_stay(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both products accumulate; in an evaluation there is no gradient to pass on."""
     plain, fused = both(adapted("llama"))
     assert list(plain.state_dict()) == list(fused.state_dict())
-    calls = []
-    inner = _Fused.forward
-    monkeypatch.setattr(_Fused, "forward", staticmethod(lambda *args, **more: calls.append(1) or inner(*args, **more)))
+    calls: list[str] = []
+    inner, base = _Onto.forward, _Base.forward
+    monkeypatch.setattr(_Onto, "forward", lambda self, *args: calls.append(f"onto {len(args)}") or inner(self, *args))
+    monkeypatch.setattr(_Base, "forward", lambda self, *args, **more: calls.append(f"base {more}") or base(self, *args, **more))
+    fused.enable_input_require_grads()
+    with nullcontext() if trains else torch.no_grad():
+        fused(input_ids=torch.arange(12).view(1, 12))
+    assert calls.count("onto 3") == 2 * 7, "q, k, v, o, gate, up and down of two layers"
+    assert calls.count("base {'pass_on': True}" if trains else "base {}") == 2 * 7
+    assert len(calls) == 4 * 7
+
+
+class Results(TorchDispatchMode):
+    """Keeps the results of one number of elements, so that no memory is used twice."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel, self.kept = numel, []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() == self.numel:
+            self.kept.append(result)
+        return result
+
+
+def test_the_gradient_of_the_input_is_one_tensor() -> None:
+    """PEFT's layer makes one for each of its two products, and another for their sum while anyone keeps them."""
+    made = []
+    for model in both(adapted("llama")):
+        layer = model.get_base_model().model.layers[0].mlp.down_proj
+        x = torch.randn(1, 9, 48, requires_grad=True)
+        result = layer(x)
+        with Results(9 * 48) as results:
+            torch.autograd.grad(result, [x], torch.ones_like(result))
+        made.append(len({kept.untyped_storage().data_ptr() for kept in results.kept}))
+    assert made == [3, 1]
+
+
+def test_a_weight_of_zero_stage_3_does_not_pass_its_input_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fused = both(adapted("llama"))
+    fused.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.ds_id = 0
+    calls: list[int] = []
+    inner = _WithInput.apply
+    monkeypatch.setattr(_WithInput, "apply", lambda *args: calls.append(1) or inner(*args))
+    fused.enable_input_require_grads()
     fused(input_ids=torch.arange(12).view(1, 12))
-    assert len(calls) == 2 * 7, "q, k, v, o, gate, up and down of two layers"
+    assert len(calls) == 2 * 7 - 1
 
 
 def test_an_adapter_of_another_precision_is_added_as_peft_does() -> None:

@@ -33,7 +33,7 @@ from rec_dist.methods.language_model.builders import check_positions
 from rec_dist.methods.language_model.saved_model import save_run_model
 from rec_dist.methods.task import Exchange, NoExchange, Score, Task, TaskModel
 from rec_dist.models.assemble import ModelSpec, build_model
-from rec_dist.models.scorer import Scorer, check_branching
+from rec_dist.models.scorer import Scorer, check_scorer
 from rec_dist.models.soft_prompt import SoftPromptEmbedding
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
@@ -218,7 +218,7 @@ def distill_task(spec: ModelSpec, examples: DistillExamples, *, sampler: GlobalB
         return Scorer(build_model(spec), loss, WeightedChoices.metric_names, max_tokens=spec.max_tokens)
 
     def check(module: Any, score: Score) -> None:
-        check_branching(score, vocab_size=module.vocab_size, dtype=spec.dtype)
+        check_scorer(module, score, dtype=spec.dtype)
 
     def exchange(module: nn.Module) -> Exchange:
         return ObjectiveBalance(cast(Scorer, module)) if len(examples.objectives) == 2 else NoExchange()
@@ -227,7 +227,7 @@ def distill_task(spec: ModelSpec, examples: DistillExamples, *, sampler: GlobalB
         name="delrec_distill",
         sampler=sampler,
         data=examples,
-        model=TaskModel(build, spec.dtype, width, WeightedChoices.metric_names, check=check, spec=spec),
+        model=TaskModel(build, spec.dtype, width, WeightedChoices.metric_names, check=check, spec=spec, notes=spec.notes),
         save=lambda weights, module, folder: save_run_model(weights, module, spec, examples.builder, examples.prepared, folder),
         exchange=exchange,
         notes=lambda: examples.notes(sampler),

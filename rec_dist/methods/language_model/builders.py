@@ -81,6 +81,7 @@ def model_spec(
         dtype=model_dtype(config, device),
         device=device,
         attention=config.model.attention,
+        fused_layers=config.model.fused_layers,
         max_tokens=config.train.max_tokens_per_micro_batch,
         activation_checkpointing=config.model.activation_checkpointing and trains,
         adapter=adapter,

@@ -25,7 +25,7 @@ from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_builder, model_dtype, model_spec, read_shape
 from rec_dist.methods.p2rec.config import P2RecConfig
 from rec_dist.models.assemble import build_model
-from rec_dist.models.encoder import Encoder, check_alone
+from rec_dist.models.encoder import Encoder, check_encoder
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.files import fingerprint
@@ -128,9 +128,7 @@ class Embedder:
         spec = model_spec(config, job.initial, self._prompts.builder, device, trains=False)
         encoder = Encoder(build_model(spec), max_tokens=spec.max_tokens)
         self._encoder = encoder.to(device).eval().requires_grad_(False)
-        check_alone(
-            lambda prompts: encoder(prompts.to(device)).cpu(), vocab_size=encoder.vocab_size, dtype=model_dtype(config, device)
-        )
+        check_encoder(encoder, lambda prompts: encoder(prompts.to(device)).cpu(), dtype=model_dtype(config, device))
 
     def write(self, part: int) -> None:
         """Embeds the items of a part and writes its file. Raises UserError if a vector is not finite."""

@@ -25,7 +25,7 @@ from rec_dist.evaluation.examples import EvalExample, build_eval_examples
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_builder, model_spec, read_shape
 from rec_dist.models.assemble import build_model
-from rec_dist.models.scorer import Scorer, check_branching
+from rec_dist.models.scorer import Scorer, check_scorer
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
 from rec_dist.runtime.run_directory import RunDirectory
@@ -72,7 +72,7 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
         logps: Tensor = engine.score(batch)[2].float().cpu()
         return logps
 
-    check_branching(score, vocab_size=module.vocab_size, dtype=spec.dtype)
+    check_scorer(module, score, dtype=spec.dtype)
 
     def report(done: int) -> None:
         if world.is_main:

@@ -14,7 +14,7 @@ from rec_dist.methods.language_model.objective import Objective
 from rec_dist.methods.language_model.saved_model import save_run_model
 from rec_dist.methods.task import Reference, Score, Task, TaskModel
 from rec_dist.models.assemble import ModelSpec, build_model
-from rec_dist.models.scorer import Scorer, check_branching
+from rec_dist.models.scorer import Scorer, check_scorer
 
 
 def language_task(
@@ -50,7 +50,7 @@ def language_model(objective: Objective, spec: ModelSpec, *, width: int) -> Task
         return Scorer(model, objective.loss, objective.metric_names, objective.preference, max_tokens=spec.max_tokens)
 
     def check(module: Any, score: Score) -> None:
-        check_branching(score, vocab_size=module.vocab_size, dtype=spec.dtype)
+        check_scorer(module, score, dtype=spec.dtype)
 
     return TaskModel(
         build=build,
@@ -60,4 +60,5 @@ def language_model(objective: Objective, spec: ModelSpec, *, width: int) -> Task
         mean_over="tokens" if objective.counts_tokens else "groups",
         check=check,
         spec=spec,
+        notes=spec.notes,
     )

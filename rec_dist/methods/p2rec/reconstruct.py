@@ -32,7 +32,7 @@ from rec_dist.methods.language_model.saved_model import save_run_model
 from rec_dist.methods.p2rec.categories import preference
 from rec_dist.methods.task import Score, Task, TaskModel
 from rec_dist.models.assemble import ModelSpec, build_model
-from rec_dist.models.encoder import Encoder, PreferenceHead, check_alone
+from rec_dist.models.encoder import Encoder, PreferenceHead, check_encoder
 from rec_dist.packing.pooled_prompts import PooledPrompts, dummy_batch, pack_pooled_prompts
 from rec_dist.packing.sizes import OneByOne, Sizes
 from rec_dist.runtime.arrays import I32, I64
@@ -200,7 +200,7 @@ def reconstruct_task(spec: ModelSpec, examples: UserExamples, *, sampler: Global
             uniform = torch.full((len(prompts.weights), examples.num_categories), 1 / examples.num_categories)
             return score(replace(prompts, labels=uniform))
 
-        check_alone(labelled, vocab_size=module.encoder.vocab_size, dtype=spec.dtype)
+        check_encoder(module.encoder, labelled, dtype=spec.dtype)
 
     def notes() -> list[str]:
         every = examples.first_preferences(sampler)
@@ -212,7 +212,7 @@ def reconstruct_task(spec: ModelSpec, examples: UserExamples, *, sampler: Global
         name="p2rec_reconstruct",
         sampler=sampler,
         data=examples,
-        model=TaskModel(build, spec.dtype, width, METRIC_NAMES, check=check, spec=spec),
+        model=TaskModel(build, spec.dtype, width, METRIC_NAMES, check=check, spec=spec, notes=spec.notes),
         save=lambda weights, module, folder: _save(weights, module, spec, examples, folder),
         exchange=lambda module: SameCategories(examples.categories),
         notes=notes,

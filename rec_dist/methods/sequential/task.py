@@ -183,6 +183,8 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Task:
         raise UserError(
             "model.attention=flex has no effect on task.kind=sequential, whose batches have no branch points; set it to auto"
         )
+    if config.model.fused_layers == "liger":
+        raise UserError("model.fused_layers=liger has no effect on task.kind=sequential, which has none of them; set it to auto")
     data = open_data(config.data)
     rows = data.split(split)
     num_sampled = settings.num_sampled
