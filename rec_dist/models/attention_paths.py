@@ -87,7 +87,7 @@ def run_decoder(base: Any, batch: PackedBatch, max_tokens: int) -> Tensor:
     output = base.base_model(
         input_ids=padded.input_ids[None],
         position_ids=padded.positions[None],
-        attention_mask=masks_for(padded, base.config, base.dtype),
+        attention_mask=masks_for(padded, base.config, base.get_input_embeddings().weight.dtype),
         use_cache=False,
     )
     rows: Tensor = output.last_hidden_state[0]

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
 from rec_dist.models.attention import for_layers, visible_rows
+from rec_dist.models.padded import PaddedMasks, padded_attention, padded_masks
 from rec_dist.packing.packed_batch import PackedBatch
 
 PER_PROMPT = "rec_dist_per_prompt"  # its name in transformers
@@ -43,13 +44,22 @@ class PromptMasks(BlockMask):
         return (1, 1, length, length)
 
 
+def multiplies_padded(dtype: torch.dtype, device: str) -> bool:
+    """Whether attention in `dtype` runs as plain matrix products (padded.py): faster than SDPA where a CPU has AMX."""
+    return dtype == torch.bfloat16 and device == "cpu"
+
+
 def prompt_masks(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
     """The masks of a transformers decoder under PER_PROMPT for one forward pass: one, or one for each kind of layer."""
     return for_layers(config, lambda window: _masks(batch, window, dtype))
 
 
-def _masks(batch: PackedBatch, window: int | None, dtype: torch.dtype) -> PromptMasks:
+def _masks(batch: PackedBatch, window: int | None, dtype: torch.dtype) -> PromptMasks | PaddedMasks:
     whole = torch.unique_consecutive(batch.prompt_ids, return_counts=True)[1]
+    if multiplies_padded(dtype, whole.device.type):
+        lengths: list[int] = whole.tolist()
+        shared = shared_calls(lengths, [True] * len(lengths))
+        return padded_masks(lengths, shared, lambda rows: visible_rows(batch, rows, rows, window=window), dtype)
     completion_rows = torch.zeros_like(whole).index_add_(
         0,
         torch.repeat_interleave(torch.arange(len(whole), device=whole.device), whole),
@@ -104,6 +114,8 @@ def per_prompt_attention(
     """An attention function of transformers. query (1, H, T, D), key and value (1, H / n, T, D) -> (1, T, H, D)."""
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+    if isinstance(attention_mask, PaddedMasks):
+        return padded_attention(query, key, value, attention_mask, options.get("scaling")), None
     if not isinstance(attention_mask, PromptMasks):  # no packed batch: generation, or another mask
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
     shared = query.shape[1] // key.shape[1]

@@ -18,6 +18,7 @@ from random_prompts import Tree, random_tree
 from torch import Tensor
 
 from rec_dist.errors import UserError
+from rec_dist.models import per_prompt
 from rec_dist.models.attention import visible
 from rec_dist.models.language import load_language_model
 from rec_dist.models.per_prompt import PER_PROMPT, prompt_masks
@@ -95,12 +96,19 @@ def weighted_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, di
     return (weights * logps).sum(), logps.new_zeros(()), {}
 
 
-@pytest.fixture(params=["sdpa", "auto"])
-def scorer_of(request: pytest.FixtureRequest) -> MakeScorer:
-    """Under the dense mask, and as `auto` chooses on a CPU: prompt by prompt, except for soft-capped scores."""
+@pytest.fixture(params=["sdpa", "auto", "padded"])
+def scorer_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MakeScorer:
+    """Under the dense mask, and as `auto` chooses on a CPU: prompt by prompt, except for soft-capped scores.
+
+    padded: in float32 what `auto` chooses in bfloat16, whose rounding would hide a wrong mask.
+    """
+    wanted = request.param
+    if wanted == "padded":
+        wanted = "auto"
+        monkeypatch.setattr(per_prompt, "multiplies_padded", lambda dtype, device: True)
 
     def make(folder: Path) -> Scorer:
-        model = load_language_model(folder, dtype=torch.float32, attention=request.param)
+        model = load_language_model(folder, dtype=torch.float32, attention=wanted)
         return Scorer(model, weighted_loss, ()).train()  # train: dropout must be off
 
     return make

@@ -1,0 +1,103 @@
+"""Attention as padded matrix products equals the dense mask: outputs and gradients, whatever shares a call or a buffer."""
+
+import numpy as np
+import pytest
+import torch
+from random_prompts import random_tree
+from torch import Tensor
+from torch.nn import functional as F
+
+from rec_dist.models import padded
+from rec_dist.models.attention import visible, visible_rows
+from rec_dist.models.padded import PaddedMasks, padded_attention, padded_masks
+from rec_dist.models.per_prompt import prompt_masks, shared_calls
+from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
+
+SIZES = [(30, 6), (2, 1), (25, 2), (29, 1), (70, 2), (1, 1)]  # prompt tokens, groups
+HEADS, OWNERS, WIDTH = 6, 2, 16
+
+
+def batch_of(seed: int = 0) -> PackedBatch:
+    rng = np.random.default_rng(seed)
+    trees = [random_tree(rng, vocab_size=61, prompt=prompt, groups=groups) for prompt, groups in SIZES]
+    return pack_prompts([tree.grouped_prompt() for tree in [*trees, trees[0], trees[2]]])
+
+
+def masks_of(batch: PackedBatch, window: int | None, dtype: torch.dtype) -> PaddedMasks:
+    lengths = torch.unique_consecutive(batch.prompt_ids, return_counts=True)[1].tolist()
+    shared = shared_calls(lengths, [True] * len(lengths))
+    return padded_masks(lengths, shared, lambda rows: visible_rows(batch, rows, rows, window=window), dtype)
+
+
+def tensors(length: int, dtype: torch.dtype) -> list[Tensor]:
+    """query, key, value and a gradient of the output; queries lie as a model's projections leave them."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(1, length, heads, WIDTH) for heads in (HEADS, OWNERS, OWNERS, HEADS)]
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [*(one.transpose(1, 2).requires_grad_() for one in made[:3]), made[3]]
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True).transpose(1, 2)
+
+
+def test_the_case_has_calls_of_one_and_of_several_prompts() -> None:
+    calls = masks_of(batch_of(), None, torch.float64).calls
+    assert {len(call.places) > 1 for call in calls} == {True, False}
+    assert all(call.rows % 32 == 0 for call in calls)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("at_a_time", ["all heads", "the heads of one key"])
+def test_it_equals_the_dense_mask(window: int | None, at_a_time: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if at_a_time != "all heads":
+        monkeypatch.setattr(padded, "_SCORES_BYTES", 1)
+    batch = batch_of()
+    query, key, value, grad = tensors(batch.num_tokens, torch.float64)
+    wanted = dense(query, key, value, visible(batch, window=window))
+    expected = torch.autograd.grad(wanted, (query, key, value), grad)
+    found = padded_attention(query, key, value, masks_of(batch, window, torch.float64), 0.3)
+    gradients = torch.autograd.grad(found, (query, key, value), grad)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    for name, own, other in zip(("query", "key", "value"), gradients, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_a_row_that_sees_one_more_shows() -> None:
+    """Otherwise the test above could pass with a wrong mask."""
+    batch = batch_of()
+    query, key, value, _ = tensors(batch.num_tokens, torch.float64)
+    mask = visible(batch)
+    mask[5, 6] = True
+    found = padded_attention(query, key, value, masks_of(batch, None, torch.float64), 0.3).detach()
+    assert float((found - dense(query, key, value, mask).detach()).abs().max()) > 1e-3
+
+
+def eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """As transformers' eager attention rounds: scores to the dtype, a float32 softmax, weights to the dtype."""
+    key, value = (one.repeat_interleave(HEADS // OWNERS, dim=1) for one in (key, value))
+    scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~mask, -torch.inf)
+    return (torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value).transpose(1, 2)
+
+
+def test_bfloat16_is_as_near_to_the_truth_as_plain_torch() -> None:
+    batch = batch_of()
+    exact = tensors(batch.num_tokens, torch.float64)
+    rounded = [one.detach().bfloat16().requires_grad_(one.requires_grad) for one in exact]
+    results = []
+    seen, calls = visible(batch), masks_of(batch, None, torch.bfloat16)
+    outputs = [dense(*exact[:3], seen), eager(*rounded[:3], seen), padded_attention(*rounded[:3], calls, 0.3)]
+    for out, (*inputs, grad) in zip(outputs, (exact, rounded, rounded), strict=True):
+        results.append([out.detach(), *torch.autograd.grad(out, inputs, grad)])
+    for truth, plain, own in zip(*results, strict=True):
+        error, allowed = ((one.double() - truth).norm() / truth.norm() for one in (own, plain))
+        assert float(error) <= 1.1 * float(allowed), (float(error), float(allowed))
+
+
+def test_bfloat16_on_a_cpu_takes_this_path_and_float32_does_not() -> None:
+    class Config:
+        sliding_window = None
+
+    batch = batch_of()
+    assert isinstance(prompt_masks(batch, Config(), torch.bfloat16), PaddedMasks)
+    assert not isinstance(prompt_masks(batch, Config(), torch.float32), PaddedMasks)
