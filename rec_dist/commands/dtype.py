@@ -22,8 +22,9 @@ def settle_dtype(config: RunConfig, earlier: str | None = None) -> tuple[RunConf
     """
     if not method_of(config).ranker.language_model:
         return config, []
-    dtype, lines = config.model.dtype, []
-    if dtype == "auto" and earlier in _DTYPES:
+    dtype: str = config.model.dtype
+    lines: list[str] = []
+    if dtype == "auto" and earlier is not None:
         dtype = earlier
         lines.append(f"model.dtype={dtype}, as this run began")
     elif dtype == "auto":

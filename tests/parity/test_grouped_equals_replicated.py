@@ -100,12 +100,12 @@ def weighted_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, di
 def scorer_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MakeScorer:
     """Under the dense mask, and as `auto` chooses on a CPU: prompt by prompt, except for soft-capped scores.
 
-    padded: in float32 what `auto` chooses in bfloat16, whose rounding would hide a wrong mask.
+    padded: with the backward pass in float32 that bfloat16 has, whose rounding would hide a wrong mask.
     """
     wanted = request.param
     if wanted == "padded":
         wanted = "auto"
-        monkeypatch.setattr(per_prompt, "multiplies_padded", lambda dtype, device: True)
+        monkeypatch.setattr(per_prompt, "has_padded_backward", lambda dtype, device: True)
 
     def make(folder: Path) -> Scorer:
         model = load_language_model(folder, dtype=torch.float32, attention=wanted)
