@@ -23,7 +23,9 @@ def choose_on_nodes(cluster: ClusterConfig) -> Choice:
     task = ray.remote(num_cpus=0, max_retries=0)(choose_on_cpu)
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
     try:
-        choices: list[Choice] = ray.get([task.options(scheduling_strategy=place).remote() for place in places], timeout=_ANSWER_SECONDS)
+        choices: list[Choice] = ray.get(
+            [task.options(scheduling_strategy=place).remote() for place in places], timeout=_ANSWER_SECONDS
+        )
     except (GetTimeoutError, RayError) as fault:
         raise UserError(
             f"model.dtype=auto: a node of the Ray cluster does not say what its CPU multiplies ({type(fault).__name__}); set "
