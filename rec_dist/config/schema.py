@@ -119,11 +119,7 @@ class ModelConfig(Section):
         "smollm2-135m-instruct", description="A Hugging Face folder, a Hub id (org/name), or a known name that is fetched."
     )
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a Hub id. None: main.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="Of the model and its matrix products. auto: bfloat16 on GPUs and on CPUs that multiply it in hardware, else "
-        "float32; settled once, when a run begins.",
-    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast, else float32.")
     attention: Literal["auto", "flex", "per_prompt", "sdpa"] = Field(
         "auto",
         description="flex: FlexAttention, CUDA only. per_prompt: one prompt at a time. sdpa: SDPA with a dense mask. "

@@ -211,11 +211,7 @@ def user_range(rows: Sequence[ComparisonRow]) -> str:
 
 
 def dtypes(rows: Sequence[ComparisonRow]) -> str:
-    """`language models computed in bfloat16: base, SFT`, or several such parts; empty without language models.
-
-    >>> dtypes([ComparisonRow("base", {}, dtype="bfloat16"), ComparisonRow("popularity", {})])
-    'language models computed in bfloat16: base'
-    """
+    """`language models computed in bfloat16: base, SFT`, or several such parts; empty without language models."""
     names: dict[str, list[str]] = {}
     for row in rows:
         if row.dtype is not None:
