@@ -3,7 +3,7 @@
 Every pass allocates the same large tensors again (logits, gathered weights), and each page that the system hands out anew costs
 a page fault: 0.5 s of a ZeRO-3 step of 3 s, four fifths of a pass of SASRec over 3,706 items (docs/LOG.md). The price is freed
 memory that is not used again: micro-batches of many lengths leave holes that the next ones do not fit into. `Holes` gives them
-back once they are a third of what the process holds (benchmarks/memory_growth.py). The setting cannot be undone, so only workers
+back once they are a fifth of what the process holds (benchmarks/memory_growth.py). The setting cannot be undone, so only workers
 and the command line make it.
 """
 
@@ -13,7 +13,7 @@ import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # mallopt(3)
 _LARGEST_INT = 2**31 - 1
-_MOST_HELD = 1.5  # times what is needed
+_MOST_HELD = 1.25  # times what is needed
 
 SETTINGS = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 64 << 30, "MALLOC_TOP_PAD_": 64 << 20}
 """What glibc reads from the environment when a process starts. All but the first are bytes."""
@@ -34,7 +34,7 @@ def keep_freed_memory() -> bool:
 
 
 class Holes:
-    """Gives kept memory back when the process holds 1.5 times what it was seen to need.
+    """Gives kept memory back when the process holds 1.25 times what it was seen to need.
 
     Needed is what it holds after the first work behind a return: that has touched what it uses, and nothing else is kept. Cost: a
     return, and page faults of the next work, 0.1 to 0.3 s a GB; work that needs more than any before it counts as holes once.

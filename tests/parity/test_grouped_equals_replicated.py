@@ -269,8 +269,9 @@ def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
         load_language_model(tmp_path, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("name", ["llama-tied", "mistral-sliding", "gpt2-tied", "gemma3"])
-def test_prompt_by_prompt_is_the_dense_mask(name: str, folder_of: Callable[[str], Path]) -> None:
+def test_prompt_by_prompt_is_the_dense_mask(name: str, joined: bool, folder_of: Callable[[str], Path]) -> None:
     """Compares log-probs and every gradient.
 
     Some prompts share a call and some do not; they have many completions or none, and padded rows.
@@ -279,7 +280,7 @@ def test_prompt_by_prompt_is_the_dense_mask(name: str, folder_of: Callable[[str]
     sizes = [(30, 6), (2, 1), (25, 2), (29, 1), (30, 2)]
     trees = [random_tree(rng, vocab_size=VOCAB, prompt=prompt, groups=groups) for prompt, groups in sizes]
     plain = micro_batch(trees)
-    batch = plain.padded_to(plain.num_tokens + 3)
+    batch = plain.padded_to(plain.num_tokens + 3, joined=joined)
     scorers = {}
     for way in ("sdpa", "per_prompt"):
         model: Any = load_language_model(folder_of(name), dtype=torch.float32, attention=way)

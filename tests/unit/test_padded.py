@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rec_dist.models import padded
 from rec_dist.models.attention import visible, visible_rows
+from rec_dist.models.attention_paths import one_of_few
 from rec_dist.models.padded import Call, padded_calls, with_padded_backward
 from rec_dist.models.per_prompt import prompt_masks, shared_calls
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
@@ -114,3 +115,18 @@ def test_bfloat16_on_a_cpu_takes_this_path_where_there_is_a_backward_pass() -> N
     assert prompt_masks(batch, Config(), torch.float32).backward is None
     with torch.no_grad():
         assert prompt_masks(batch, Config(), torch.bfloat16).backward is None
+
+
+def test_padding_rows_that_are_joined_are_one_prompt_that_no_other_row_sees() -> None:
+    batch = batch_of()
+    padded_batch = batch.padded_to(batch.num_tokens + 7, joined=True)
+    seen = visible(padded_batch)
+    assert torch.equal(seen[:-7, :-7], visible(batch))
+    assert not seen[:-7, -7:].any() and not seen[-7:, :-7].any()
+    assert torch.equal(seen[-7:, -7:], torch.ones(7, 7).tril().bool())
+
+
+def test_a_batch_takes_one_of_few_lengths() -> None:
+    lengths = {one_of_few(length) for length in range(513, 4097)}
+    assert len(lengths) == 48
+    assert all(length <= one_of_few(length) <= max(length + 15, length * 17 / 16) for length in range(1, 5000))
