@@ -11,8 +11,10 @@ _MANY_RANKS = 64
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """zero_stage: 0..3. bf16: else float32 everywhere. max_grad_norm: 0 for no clipping. hidden_size: the width of the model.
+    """zero_stage: 0..3. bf16: what trains is bfloat16, with a float32 copy for the optimizer; else it is float32.
+    max_grad_norm: 0 for no clipping. hidden_size: the width of the model.
 
+    frozen_bf16: frozen weights are bfloat16, also where what trains is float32.
     workers, on_gpu: what the engine runs on. At stage 3: max_live_parameters, how many elements a rank may hold gathered;
     beyond that it frees them and gathers them again. hpz_partition_size: ranks that share a second copy of the weights; 1: none.
     """
@@ -22,21 +24,32 @@ class EngineSettings:
     max_grad_norm: float
     hidden_size: int
     max_live_parameters: int = 1_000_000_000
+    frozen_bf16: bool = False
     hpz_partition_size: int = 1
     workers: int = 1
     on_gpu: bool = False
 
 
-def engine_settings(config: RunConfig, *, zero_stage: int, width: int, bf16: bool, workers: int, on_gpu: bool) -> EngineSettings:
+def engine_settings(
+    config: RunConfig,
+    *,
+    zero_stage: int,
+    width: int,
+    bf16: bool,
+    workers: int,
+    on_gpu: bool,
+    trains_float32: bool = False,
+) -> EngineSettings:
     """The settings of a run, for training, evaluation and planning.
 
-    zero_stage: what cluster.zero_stage says, or what auto takes (sizing/stage.py). width: of the model's layers. Raises
-    UserError if cluster.hpz_partition_size does not fit the workers.
+    zero_stage: what cluster.zero_stage says, or what auto takes (sizing/stage.py). width: of the model's layers. bf16: the model
+    is bfloat16. trains_float32: except what trains. Raises UserError if cluster.hpz_partition_size does not fit the workers.
     """
     check_hpz(config, workers=workers)
     return EngineSettings(
         zero_stage=zero_stage,
-        bf16=bf16,
+        bf16=bf16 and not trains_float32,
+        frozen_bf16=bf16,
         max_grad_norm=config.optimizer.max_grad_norm,
         hidden_size=width,
         max_live_parameters=config.cluster.max_live_parameters,

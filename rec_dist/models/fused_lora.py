@@ -7,6 +7,9 @@ two cores takes 3.44 s in place of 3.91 (docs/LOG.md; P = 512, K = 1 of benchmar
 layer receives A's gradient and accumulates its own into it, which also spares a tensor of the size of x. Cost: none; the
 backward pass saves the same tensors.
 
+The products run in the dtype of the layer's input. A float32 adapter on a bfloat16 model is cast for them, and its gradient
+comes back in float32; PEFT would cast the input instead, and multiply in float32.
+
 The adapter remains PEFT's: same modules, names and weights. ZeRO stage 3 gathers a weight when its module is called, so each
 product stays in the module of its weight. There autograd adds the gradients of x as before: the base layer would return a
 second tensor, for which DeepSpeed runs its hooks once more, and stage 3 already waits for its hooks.
@@ -20,14 +23,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class _In(nn.Linear):
+    """The matrix A of an adapter. It is still a module, because ZeRO-3 gathers a weight when its module is called."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """A input, in the dtype of input (..., I)."""
+        return F.linear(input, self.weight.to(input.dtype))
+
+
 class _Onto(nn.Linear):
     """The matrix B of an adapter."""
 
     def forward(self, input: Tensor, onto: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        """B input, or onto + scale B input; input (..., r), onto (..., O)."""
+        """B input, or onto + scale B input, in the dtype of input (..., r); onto (..., O)."""
+        weight = self.weight.to(input.dtype)
         if onto is None:
-            return super().forward(input)
-        whole = torch.addmm(onto.flatten(0, -2), input.flatten(0, -2), self.weight.t(), alpha=scale)
+            return F.linear(input, weight)
+        whole = torch.addmm(onto.flatten(0, -2), input.flatten(0, -2), weight.t(), alpha=scale)
         return whole.view(onto.shape)
 
 
@@ -83,8 +95,7 @@ def _accumulating() -> type[nn.Module]:
             return whole
 
         def _accumulates(self, name: str, dtype: torch.dtype) -> bool:
-            last = self.lora_B[name]
-            return isinstance(last, _Onto) and last.weight.dtype == self.base_layer.weight.dtype == dtype
+            return isinstance(self.lora_B[name], _Onto) and self.base_layer.weight.dtype == dtype
 
     return AccumulatingLinear
 
@@ -101,8 +112,10 @@ def fuse_lora(model: nn.Module) -> None:
         if type(layer) is not Linear:
             continue
         for name, last in layer.lora_B.items():
-            if name not in layer.lora_variant and type(last) is nn.Linear and last.bias is None:
-                last.__class__ = _Onto
+            first = layer.lora_A[name]
+            plain = all(type(matrix) is nn.Linear and matrix.bias is None for matrix in (first, last))
+            if name not in layer.lora_variant and plain:
+                first.__class__, last.__class__ = _In, _Onto
         if any(isinstance(last, _Onto) for last in layer.lora_B.values()):
             layer.__class__ = _accumulating()
             if type(layer.base_layer) is nn.Linear:

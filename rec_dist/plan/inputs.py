@@ -49,11 +49,14 @@ def setup_of(config: RunConfig, cluster: ClusterFile, *, needs_reference: bool) 
         raise UserError("model.attention=flex needs GPUs and plan.cluster has none; set model.attention=auto")
     folder, workers, stage = _model_folder(config), num_workers(config, cluster), config.cluster.zero_stage
     trained = config.adapter.kind == "soft_prompt"
+    on_cpu_faster = not cluster.gpu and cluster.bf16_tflops > cluster.fp32_tflops
+    bf16 = cluster.gpu or on_cpu_faster if config.model.dtype == "auto" else config.model.dtype == "bfloat16"
     settings = engine_settings(
         config,
         zero_stage=0 if stage == "auto" else stage,
         width=read_architecture(folder).width,
-        bf16=cluster.gpu if config.model.dtype == "auto" else config.model.dtype == "bfloat16",
+        bf16=bf16,
+        trains_float32=bf16 and not cluster.gpu and config.adapter.kind != "none",
         workers=workers,
         on_gpu=cluster.gpu,
     )

@@ -34,6 +34,7 @@ def settled(
         zero_stage=0 if wanted == "auto" else wanted,
         width=width,
         bf16=bf16,
+        trains_float32=spec is not None and spec.trains_float32,
         workers=world.size,
         on_gpu=world.device.startswith("cuda"),
     )

@@ -87,7 +87,7 @@ def smallest_stage(setup: Setup, settings: EngineSettings, purpose: Purpose, roo
     """The smallest stage for `purpose` at which `setup` fits into `room`."""
     if not setup.on_gpu:
         room = replace(room, margin=max(room.margin, _MARGIN_ON_CPU))
-    stages = purpose.stages(setup.workers, setup.element == 2)
+    stages = purpose.stages(setup.workers, settings.bf16)
     needs = {stage: purpose.needs(at_stage(setup, settings, stage), room) for stage in stages}
     fitting = [stage for stage, size in needs.items() if size <= room.device]
     return StageChoice(fitting[0] if fitting else min(needs, key=lambda stage: needs[stage]), needs, room.device)
@@ -136,7 +136,7 @@ def decoder_setup(
         parameters=parameters,
         zero=zero_of(settings),
         workers=settings.workers,
-        element=2 if settings.bf16 else 4,
+        element=2 if settings.bf16 or settings.frozen_bf16 else 4,
         max_tokens=max_tokens,
         attention=_attention(attention, on_gpu=settings.on_gpu),
         checkpointing=checkpointing,

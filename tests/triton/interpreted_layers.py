@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from acceptance import compare, results
+from benchmarks.acceptance import compare, results
 from interpreter_rounding import round_to_nearest
 from liger_kernel.ops import geglu, rms_norm
 from random_prompts import random_tree
