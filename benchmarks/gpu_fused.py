@@ -31,6 +31,7 @@ def the_fusion() -> Fuse:
     """fuse_layers. Raises NotMeasuredError if this commit does not have it, ModuleNotFoundError without Liger's kernels."""
     check_fused_layers()
     import liger_kernel  # noqa: F401
+
     from rec_dist.models.fused_layers import fuse_layers
 
     fuse: Fuse = fuse_layers

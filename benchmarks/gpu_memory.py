@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rec_dist.plan.memory import Setup, Zero, memory
+
 from benchmarks.gpu_attention import SMALL
 from benchmarks.gpu_peers import LLAMA_1B, LLAMA_8B, Setting
 from benchmarks.gpu_rows import Place, Row, Suite, bytes_in_use, peak_during
@@ -16,7 +18,6 @@ from benchmarks.peer_methods import llama_config
 from rec_dist.models.architecture import count_parameters, read_architecture
 from rec_dist.models.flex import FLEX
 from rec_dist.models.language import LoraSpec
-from rec_dist.plan.memory import Setup, Zero, memory
 from rec_dist.runtime.world import World
 
 _RANK = 8  # of benchmarks/peer_methods.py

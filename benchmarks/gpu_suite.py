@@ -71,7 +71,9 @@ def parser() -> Any:
     found.add_argument("--only", choices=SECTIONS, action="append", metavar="SECTION", help="this section; may be repeated")
     found.add_argument("--tiny", action="store_true", help="shapes that take seconds and check the script")
     found.add_argument("--device", choices=("cpu", "cuda:0"), help="default: the GPU if there is one")
-    found.add_argument("--budget", type=results.positive, default=BUDGET_SECONDS, help="seconds; rows that would not fit are skipped")
+    found.add_argument(
+        "--budget", type=results.positive, default=BUDGET_SECONDS, help="seconds; rows that would not fit are skipped"
+    )
     found.add_argument("--repeats", type=results.positive, default=5, help="timed steps of a row")
     found.add_argument("--commit", help="the commit to report if the tree is not a checkout")
     return found

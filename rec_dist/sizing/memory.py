@@ -6,8 +6,8 @@ b bytes a number.
 
 from dataclasses import dataclass, replace
 
-from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.flex import padded_length
+from rec_dist.models.known_decoders import Architecture, Parameters
 from rec_dist_kernels import rows_of_chunk
 
 _MIB = 1 << 20

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from benchmarks.acceptance import compare, results
 from interpreter_rounding import round_to_nearest
 from liger_kernel.ops import geglu, rms_norm
 from random_prompts import random_tree
@@ -21,6 +20,7 @@ from triton import language as tl
 from triton.runtime import interpreter
 from worker_processes import run_workers
 
+from benchmarks.acceptance import compare, results
 from rec_dist.errors import UserError
 from rec_dist.models import fused_layers as layers
 from rec_dist.models.attention_paths import run_decoder
