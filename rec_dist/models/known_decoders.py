@@ -103,9 +103,9 @@ def is_known(config: Mapping[str, Any]) -> bool:
 
 
 def count_known(config: Mapping[str, Any], shape: Architecture, adapter: LoraSpec | None) -> Parameters | None:
-    """What building the model of this known config.json, of this shape, would count; None for an adapter that only PEFT resolves."""
+    """What building the model of this known config.json, of this shape, would count; None for what only transformers or PEFT decide."""
     targets = () if adapter is None else _targets(adapter)
-    if targets is None:
+    if targets is None or shape.width % shape.heads or shape.heads % shape.kv_heads:  # such a shape transformers may reject
         return None
     tied, embedding = bool(config.get("tie_word_embeddings", False)), shape.vocabulary * shape.width
     layer = list(_layer(shape, _QKV_BIAS[config["model_type"]], targets, 0 if adapter is None else adapter.rank))
