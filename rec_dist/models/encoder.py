@@ -40,7 +40,7 @@ class Encoder(nn.Module):
 
     def num_rows(self, prompts: PooledPrompts) -> int:
         """Rows that the model runs for `prompts`, including the padding of FlexAttention."""
-        return num_rows(prompts.batch, self.base.config, self._max_tokens)
+        return num_rows(prompts.batch, self.base, self._max_tokens)
 
     def forward(self, prompts: PooledPrompts) -> Tensor:
         """-> (U, D) float32: the mean of each prompt's pooled rows, behind the decoder's last norm."""

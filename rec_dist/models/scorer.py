@@ -73,7 +73,7 @@ class Scorer(nn.Module):
 
     def num_rows(self, batch: PackedBatch) -> int:
         """Rows that the model runs for `batch`, including the padding of FlexAttention."""
-        return num_rows(batch, self.base.config, self._max_tokens)
+        return num_rows(batch, self.base, self._max_tokens)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without a graph, logps (N,) float32)."""

@@ -51,24 +51,26 @@ class PackedBatch:
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "num_logical_tokens"}
         return replace(self, **moved)
 
-    def padded_to(self, length: int) -> "PackedBatch":
-        """The same batch with padding rows up to `length`.
+    def padded_to(self, length: int, *, joined: bool = False) -> "PackedBatch":
+        """The same batch with padding rows up to `length`, which are not scored.
 
-        Each is a prompt of its own that sees only itself and is not scored.
+        Each is a prompt of its own that sees only itself; joined: together they are one prompt, one piece of work for attention
+        that goes prompt by prompt.
         """
         missing = length - self.num_tokens
         assert missing >= 0, f"a batch of {self.num_tokens} rows does not fit into {length}"
         if not missing:
             return self
         zeros = self.positions.new_zeros(missing)
-        alone = torch.arange(missing, device=zeros.device) + self.prompt_ids[-1] + 1
+        count = torch.arange(missing, device=zeros.device)
+        positions, prompts = (count, zeros) if joined else (zeros, count)
         return replace(
             self,
             input_ids=torch.cat([self.input_ids, zeros]),
-            positions=torch.cat([self.positions, zeros]),
-            prompt_ids=torch.cat([self.prompt_ids, alone]),
+            positions=torch.cat([self.positions, positions]),
+            prompt_ids=torch.cat([self.prompt_ids, prompts + self.prompt_ids[-1] + 1]),
             completion_ids=torch.cat([self.completion_ids, zeros - 1]),
-            limits=torch.cat([self.limits, zeros]),
+            limits=torch.cat([self.limits, positions]),
         )
 
     def with_random_tokens(self, vocab_size: int, generator: np.random.Generator) -> "PackedBatch":

@@ -143,8 +143,9 @@ def layer_bytes(setup: Setup) -> int:
     second copy of the output below drop out.
 
     s = k under FlexAttention. With a dense mask keys and values are repeated to s = q, and each layer holds the mask as numbers,
-    b * T a row. Prompt by prompt s is k on a CPU and q on a GPU, and a second, joined copy of the output costs b * q. This equals,
-    byte for byte, what autograd saves on a CPU (tests/unit/test_planning_memory.py).
+    b * T a row. Prompt by prompt s is k on a CPU and q on a GPU, and a second, joined copy of the output costs b * q. In bfloat16
+    on a CPU (models/padded.py) there is neither the first copy nor a normaliser. This equals, byte for byte, what autograd saves
+    on a CPU (tests/unit/test_planning_memory.py).
     """
     shape, b, rows = setup.shape, setup.element, setup.rows
     q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -154,6 +155,8 @@ def layer_bytes(setup: Setup) -> int:
     attention = (
         b * (2 * q + 2 * (k if shared else q)) + 4 * shape.heads + (b * q if setup.attention == "per_prompt" and inputs else 0)
     )
+    if setup.attention == "per_prompt" and not setup.on_gpu and b == 2:
+        attention = b * (q + 2 * k + q * inputs)
     mask = b * rows if setup.attention == "sdpa" else 0
     mlp = (3 + inputs) * b * shape.inner
     extra = b * setup.rank * setup.parameters.adapted // shape.layers if setup.rank else 2 * b * shape.width * inputs
