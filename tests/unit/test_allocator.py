@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from rec_dist.runtime.allocator import Holes
+
 PROGRAM = """
 import resource, sys
 from rec_dist.runtime.allocator import keep_freed_memory
@@ -29,6 +31,38 @@ def faults(**environment: str) -> tuple[bool, int]:
     )
     kept, count = done.stdout.split()
     return kept == "True", int(count)
+
+
+HOLES = """
+from rec_dist.runtime.allocator import Holes, keep_freed_memory
+from rec_dist.training.memory import in_use_bytes
+assert keep_freed_memory()
+holes, size = Holes(), 4 << 20
+def work(count):
+    blocks = [bytearray(size) for _ in range(count)]
+    for block in blocks:
+        block[::4096] = bytes(len(block[::4096]))
+    return blocks[::8]  # what is freed between these is holes
+print(holes.after_work(in_use_bytes("cpu")))
+kept = work(128)
+before = in_use_bytes("cpu")
+print(holes.after_work(before), before, in_use_bytes("cpu"))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+def test_holes_between_blocks_in_use_go_back_to_the_system() -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", HOLES], env=clean, capture_output=True, text=True, timeout=120, check=True)
+    first, second, before, after = done.stdout.split()
+    assert (first, second) == ("False", "True")
+    assert int(before) - int(after) > 300 << 20, "of 512 MB, 64 are in use"
+
+
+def test_what_work_needs_is_learned_behind_a_return() -> None:
+    holes = Holes()
+    sizes = (100, 124, 126, 160, 161, 199, 201, 200, 249)  # behind the returns at 126 and 201, 160 and 200 are what work needs
+    assert [holes.after_work(size << 20) for size in sizes] == [False, False, True, False, False, False, True, False, False]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
