@@ -19,7 +19,7 @@ from typing import Any
 
 from rec_dist.checkpoint.files import is_marker
 from rec_dist.checkpoint.remote_fetch import KEY, fetch, read_object
-from rec_dist.checkpoint.remote_files import FINISHED, OWNER, files_of, is_urgent, order_of, outdated
+from rec_dist.checkpoint.remote_files import CONFIG, FINISHED, OWNER, files_of, is_urgent, order_of, outdated
 from rec_dist.errors import UnreachableError, UserError
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import fingerprint, write_json
@@ -61,6 +61,10 @@ class RemoteCopy:
 
     def __str__(self) -> str:
         return str(self._place)
+
+    def config(self) -> dict[str, Any]:
+        """The configuration of the run in the copy; empty without one. Raises UserError if it is damaged."""
+        return read_object(self._place, CONFIG)
 
     def fetch(self, config: Mapping[str, Any]) -> None:
         """As remote_fetch.fetch."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rec_dist.commands.dtype import dtype_in, settle_dtype
 from rec_dist.commands.evaluate import finished_run
 from rec_dist.commands.progress import watching
 from rec_dist.config.load import load_config
@@ -76,6 +77,10 @@ def _job(target: Path, folder: Path, overrides: Sequence[str]) -> EmbedJob:
     else:
         config, saved = pinned(load_config(target, overrides)), None
     check_workers_find(config)
+    manifest = read_manifest(folder)
+    config, lines = settle_dtype(config, dtype_in({"model": manifest["inputs"]}) if manifest is not None else None)
+    for line in lines:
+        logger.info(line)
     return method_of(config).ranker.embed(config, folder, saved)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rec_dist.commands.dtype import difference, saved_dtype, settle_dtype
 from rec_dist.commands.progress import logging_lines, watching
 from rec_dist.commands.train import describe
 from rec_dist.config.load import ConfigLike, load_config, to_yaml
@@ -45,6 +46,7 @@ def evaluate(
     """
     config, run, initial, saved = _evaluation_target(target, overrides)
     own = run.model == saved  # else the results lie apart from the run that trained, or no run did
+    config = _with_dtype(config, run, saved)
     data = open_data(config.data)
     if saved is not None:
         method_of(config).ranker.check(saved, data)
@@ -71,6 +73,7 @@ def evaluate(
                 "name": run.path.name,
                 "split": config.evaluate.split,
                 "num_candidates": config.evaluate.num_candidates,
+                **_dtype_of(config),
                 "seconds": time.perf_counter() - began,
                 **cost,
                 "metrics": summarize(predictions, seed=config.evaluate.seed),
@@ -80,9 +83,15 @@ def evaluate(
     return {**row, "name": run.path.name}
 
 
+def _dtype_of(config: RunConfig) -> dict[str, str]:
+    """What a language model computed in; nothing for recommenders, which are float32, and for the popularity baseline."""
+    language_model = config.evaluate.ranker == "model" and method_of(config).ranker.language_model
+    return {"dtype": config.model.dtype} if language_model else {}
+
+
 def table_of(row: dict[str, Any]) -> str:
     """The row of an evaluation as the table that the command prints."""
-    return text_table([ComparisonRow(row["name"], row["metrics"])])
+    return text_table([ComparisonRow(row["name"], row["metrics"], dtype=row.get("dtype"))])
 
 
 def _evaluation_target(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, RunDirectory, InitialWeights, Path | None]:
@@ -99,6 +108,19 @@ def _evaluation_target(target: ConfigLike, overrides: Overrides) -> tuple[RunCon
     if config.evaluate.ranker == "popularity":
         return config, results, InitialWeights(Path()), None
     return config, results, method_of(config).ranker.weights(config, None), None
+
+
+def _with_dtype(config: RunConfig, run: RunDirectory, saved: Path | None) -> RunConfig:
+    """The configuration without model.dtype=auto. Says how the dtype was chosen, and whether the run was trained in another."""
+    if config.evaluate.ranker != "model":
+        return config
+    trained = saved.parent if saved is not None else run.path
+    config, lines = settle_dtype(config, saved_dtype(trained))
+    if saved is not None:
+        lines += difference(config, trained, "the run")
+    for line in lines:
+        logger.info(line)
+    return config
 
 
 def _check_own_results(data: PreparedData, saved: Path, run: RunDirectory) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rec_dist.commands.dtype import settle_dtype
 from rec_dist.commands.progress import watching
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
@@ -51,8 +52,11 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float) -> int
     check_workers_find(config)
     initial = find_initial_weights(config)
     build_task(config, initial, "cpu")
+    config, lines = settle_dtype(config)
     with _kept_for_profiles(run):
         with watching(run):
+            for line in lines:
+                run.log(line)
             job = TrainJob(config.model_dump(), str(run.path), initial)
             report = launch(profile_worker, job, config.cluster, run)
         hashes = {"data": Manifest.load(config.data.path).fingerprint, **initial.fingerprints()}

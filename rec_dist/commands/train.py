@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rec_dist.checkpoint.remote_copy import RemoteCopy
+from rec_dist.commands.dtype import difference, dtype_in, saved_dtype, settle_dtype
 from rec_dist.commands.progress import logging_lines, watching
 from rec_dist.commands.status import noting_failure
 from rec_dist.config.load import to_yaml
@@ -50,14 +51,19 @@ def train(config: RunConfig, *, progress: bool = True, owns_process: bool = True
     check_output(run.path, "train.run_dir", folder=True, may_exist=True)
     initial = check_train(config)
     check_trackers(config.track)
-    value = config.model_dump(mode="json")
     remote = RemoteCopy(run, config.checkpoint.remote) if config.checkpoint.remote is not None else None
+    earlier = saved_dtype(run.path) or (dtype_in(remote.config()) if remote is not None else None)
+    config, lines = settle_dtype(config, earlier)
+    if config.train.init_from is not None:
+        lines += difference(config, Path(config.train.init_from), "train.init_from")
+    value = config.model_dump(mode="json")
     with run.claimed(value, to_yaml(config)):
         if remote is not None:
             remote.fetch(value)
         inputs = bind_inputs(run, config, initial)
         with remote.kept_up() if remote is not None else nullcontext():
-            _finish(run, config, initial, inputs, watching if progress else logging_lines, owns_process=owns_process)
+            shown = watching if progress else logging_lines
+            _finish(run, config, initial, inputs, lines, shown, owns_process=owns_process)
     return run
 
 
@@ -66,11 +72,12 @@ def _finish(
     config: RunConfig,
     initial: InitialWeights,
     inputs: dict[str, str | None],
+    lines: Sequence[str],
     shown: Callable[[RunDirectory], AbstractContextManager[None]],
     *,
     owns_process: bool,
 ) -> None:
-    """Brings a claimed run to its end."""
+    """Brings a claimed run to its end. lines: what its log begins with."""
     done = run.finished()
     if done is not None:
         logger.info(f"{run.path} is finished ({done['step']} steps); nothing to do")
@@ -79,6 +86,8 @@ def _finish(
     describe(run, data=inputs["data"], model=inputs["model"], folder=initial.model)
     run.append({"event": "start", "time": time.time()})
     with shown(run), noting_failure(run):
+        for line in lines:
+            run.log(line)
         gauges = RayGauges if config.cluster.launcher == "ray" else None
         job = TrainJob(config.model_dump(), config.train.run_dir, initial, gauges)
         result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint, owns_process=owns_process)

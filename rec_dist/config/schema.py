@@ -119,10 +119,10 @@ class ModelConfig(Section):
         "smollm2-135m-instruct", description="A Hugging Face folder, a Hub id (org/name), or a known name that is fetched."
     )
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a Hub id. None: main.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast, else float32.")
     attention: Literal["auto", "flex", "per_prompt", "sdpa"] = Field(
         "auto",
-        description="flex: FlexAttention, CUDA only. per_prompt: SDPA, one prompt at a time. sdpa: SDPA with a dense mask. "
+        description="flex: FlexAttention, CUDA only. per_prompt: one prompt at a time. sdpa: SDPA with a dense mask. "
         "auto: the first of them that the model and the device support.",
     )
     activation_checkpointing: bool = Field(

@@ -7,6 +7,7 @@ averages gradients over ranks, so the caller multiplies the loss by the world si
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def sharded_loading(settings: EngineSettings) -> Iterator[None]:
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    keep_alive = HfDeepSpeedConfig(deepspeed_config(settings))
+    # While it loads, DeepSpeed casts every weight to the dtype of its configuration.
+    keep_alive = HfDeepSpeedConfig(deepspeed_config(replace(settings, bf16=settings.frozen_bf16)))
     try:
         yield
     finally:

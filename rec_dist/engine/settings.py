@@ -8,8 +8,10 @@ from rec_dist.config.schema import RunConfig
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """zero_stage: 0..3. bf16: else float32 everywhere. max_grad_norm: 0 for no clipping. hidden_size: the width of the model.
+    """zero_stage: 0..3. bf16: what trains is bfloat16, with a float32 copy for the optimizer; else it is float32.
+    max_grad_norm: 0 for no clipping. hidden_size: the width of the model.
 
+    frozen_bf16: frozen weights are bfloat16, also where what trains is float32.
     max_live_parameters: at stage 3, how many elements a rank may hold gathered; beyond that it frees them and gathers
     them again.
     """
@@ -19,13 +21,18 @@ class EngineSettings:
     max_grad_norm: float
     hidden_size: int
     max_live_parameters: int = 1_000_000_000
+    frozen_bf16: bool = False
 
 
-def engine_settings(config: RunConfig, *, width: int, bf16: bool) -> EngineSettings:
-    """The settings of a run, for training, evaluation and planning. width: of the model's layers."""
+def engine_settings(config: RunConfig, *, width: int, bf16: bool, trains_float32: bool = False) -> EngineSettings:
+    """The settings of a run, for training, evaluation and planning. width: of the model's layers.
+
+    bf16: the model is bfloat16. trains_float32: except what trains.
+    """
     return EngineSettings(
         zero_stage=config.cluster.zero_stage,
-        bf16=bf16,
+        bf16=bf16 and not trains_float32,
+        frozen_bf16=bf16,
         max_grad_norm=config.optimizer.max_grad_norm,
         hidden_size=width,
         max_live_parameters=config.cluster.max_live_parameters,

@@ -64,7 +64,13 @@ class PlannedPrompts:
 
 
 class Ranker(Protocol):
-    """How a kind of model ranks, and what other commands may do with it. One serves many methods."""
+    """How a kind of model ranks, and what other commands may do with it. One serves many methods.
+
+    language_model: whether its models are language models, which compute in model.dtype. Recommenders compute in float32.
+    """
+
+    @property
+    def language_model(self) -> bool: ...
 
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """What a finished run left in its model folder `saved`, or the base model for None.

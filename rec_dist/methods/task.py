@@ -74,6 +74,7 @@ class TaskModel:
     dtype: torch.dtype
     width: int  # of the module's layers: tells the engine which parameters are small
     metric_names: tuple[str, ...] = ()
+    trains_float32: bool = False  # what trains is float32, although the module computes in another `dtype`
     mean_over: Literal["groups", "tokens"] = "groups"  # of the whole global batch; tokens: the scored ones
     check: Callable[[nn.Module, Score], None] = no_check  # of the module in its engine; raises UserError if it does not behave
 

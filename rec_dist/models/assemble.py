@@ -44,6 +44,17 @@ class ModelSpec:
     seed: int
     soft_prompt: SoftPromptSpec | None = None
 
+    @property
+    def trains_float32(self) -> bool:
+        """Whether an adapter or soft prompts are float32 on a model of another dtype.
+
+        On CPUs they are: their gradients then sum up in float32 over the micro-batches of a step, at any ZeRO stage, and there
+        is no second copy of them. On GPUs they have the model's dtype, and DeepSpeed keeps a float32 copy; so have weights of a
+        model that trains whole, everywhere.
+        """
+        some = self.adapter is not None or (self.soft_prompt is not None and self.soft_prompt.trains)
+        return some and self.dtype != torch.float32 and not self.device.startswith("cuda")
+
 
 def build_model(spec: ModelSpec) -> nn.Module:
     """Builds the model. Call it inside the engine's sharded loading. An adapter or trained vectors alone require gradients."""
@@ -55,13 +66,20 @@ def build_model(spec: ModelSpec) -> nn.Module:
         device=spec.device,
     )
     if spec.soft_prompt is not None:
-        _add_soft_prompt(model, spec.soft_prompt, spec.path)
+        _add_soft_prompt(model, spec.soft_prompt, spec.path, float32=spec.trains_float32 and spec.soft_prompt.trains)
     if spec.adapter is not None:
-        model = add_lora(model, spec.adapter, seed=spec.seed, weights=spec.initial_adapter, keep_reference=spec.keep_reference)
+        model = add_lora(
+            model,
+            spec.adapter,
+            seed=spec.seed,
+            weights=spec.initial_adapter,
+            keep_reference=spec.keep_reference,
+            float32=spec.trains_float32,
+        )
     return model
 
 
-def _add_soft_prompt(model: nn.Module, spec: SoftPromptSpec, path: Path) -> None:
+def _add_soft_prompt(model: nn.Module, spec: SoftPromptSpec, path: Path, *, float32: bool) -> None:
     if spec.start is None:
         values = token_rows(model, path, list(spec.init_tokens))
     else:
@@ -70,7 +88,7 @@ def _add_soft_prompt(model: nn.Module, spec: SoftPromptSpec, path: Path) -> None
             raise UserError(
                 f"prompt.num_virtual ({spec.num}) differs from the {len(values)} vectors in {spec.start}; set it to {len(values)}"
             )
-    embedding = add_soft_prompt(model, values, collects=spec.trains)
+    embedding = add_soft_prompt(model, values, collects=spec.trains, float32=float32)
     if spec.trains:
         model.requires_grad_(False)
     embedding.prompt.requires_grad_(spec.trains)

@@ -4,6 +4,9 @@ Why: PEFT scales by s and adds in separate passes over tensors as large as the l
 backward pass. These passes only move memory. Without them a training step of SmolLM2-135M's shape on two cores takes 3.44 s
 in place of 3.91 (docs/LOG.md; P = 512, K = 1 of benchmarks/peers.py). Cost: none; the backward pass saves the same tensors.
 
+The products run in the dtype of the layer's input. A float32 adapter on a bfloat16 model is cast for them, and its gradient
+comes back in float32; PEFT would cast the input instead, and multiply in float32.
+
 The adapter remains PEFT's: same modules, names and weights. This file registers a LoRA variant, which PEFT calls in place of
 its sum.
 """
@@ -14,14 +17,23 @@ import torch
 from torch import Tensor, nn
 
 
+class _In(nn.Linear):
+    """The matrix A of an adapter. It is still a module, because ZeRO-3 gathers a weight when its module is called."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """A input, in the dtype of input (..., I)."""
+        return nn.functional.linear(input, self.weight.to(input.dtype))
+
+
 class _Onto(nn.Linear):
-    """The matrix B of an adapter. It is still a module, because ZeRO-3 gathers a weight when its module is called."""
+    """The matrix B of an adapter."""
 
     def forward(self, input: Tensor, onto: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        """B input, or onto + scale B input; input (..., r), onto (..., O)."""
+        """B input, or onto + scale B input, in the dtype of input (..., r); onto (..., O)."""
+        weight = self.weight.to(input.dtype)
         if onto is None:
-            return super().forward(input)
-        whole = torch.addmm(onto.flatten(0, -2), input.flatten(0, -2), self.weight.t(), alpha=scale)
+            return nn.functional.linear(input, weight)
+        whole = torch.addmm(onto.flatten(0, -2), input.flatten(0, -2), weight.t(), alpha=scale)
         return whole.view(onto.shape)
 
 
@@ -49,6 +61,10 @@ def fuse_lora(model: nn.Module) -> None:
         if not isinstance(layer, Linear):
             continue
         for name, last in layer.lora_B.items():
-            if name not in layer.lora_variant and type(last) is nn.Linear and last.bias is None:
-                last.__class__ = _Onto
+            first = layer.lora_A[name]
+            plain = all(type(matrix) is nn.Linear and matrix.bias is None for matrix in (first, last))
+            if name not in layer.lora_variant and plain:
+                first.__class__, last.__class__ = _In, _Onto
                 layer.lora_variant[name] = _Fused
+        # Where an adapter is left to PEFT, its input must have the dtype of its weights.
+        layer.cast_input_dtype_enabled = any(type(last) is not _Onto for last in layer.lora_B.values())

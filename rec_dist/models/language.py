@@ -66,11 +66,19 @@ def load_language_model(
     return result
 
 
-def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | None, keep_reference: bool) -> nn.Module:
+def add_lora(
+    model: nn.Module,
+    spec: LoraSpec,
+    *,
+    seed: int,
+    weights: Path | None,
+    keep_reference: bool,
+    float32: bool = False,
+) -> nn.Module:
     """Wraps `model` with a LoRA adapter, new or from the adapter folder `weights` of another run.
 
     keep_reference: also add a frozen copy of `weights` as the adapter "reference". `seed` gives every rank the same initial
-    values. Raises UserError if the adapter in `weights` has another shape.
+    values. float32: adapters are float32 also where the model is not. Raises UserError if the adapter in `weights` has another shape.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -83,13 +91,13 @@ def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int, weights: Path | Non
     )
     torch.manual_seed(seed)
     try:
-        wrapped: Any = get_peft_model(model, config, adapter_name=POLICY_ADAPTER, autocast_adapter_dtype=False)
+        wrapped: Any = get_peft_model(model, config, adapter_name=POLICY_ADAPTER, autocast_adapter_dtype=float32)
     except ValueError as fault:
         raise UserError(f"adapter.target_modules ({spec.target_modules}): {str(fault).splitlines()[0]}") from fault
     if weights is not None:
         load_adapter(wrapped, weights, POLICY_ADAPTER)
         if keep_reference:
-            wrapped.add_adapter(REFERENCE_ADAPTER, config, autocast_adapter_dtype=False)
+            wrapped.add_adapter(REFERENCE_ADAPTER, config, autocast_adapter_dtype=float32)
             load_adapter(wrapped, weights, REFERENCE_ADAPTER)
             for name, parameter in wrapped.named_parameters():
                 if f".{REFERENCE_ADAPTER}." in name:

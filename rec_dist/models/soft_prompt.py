@@ -52,7 +52,8 @@ class SoftPromptEmbedding(nn.Module):
         rows = F.embedding(beyond.clamp(min=0) % len(self.prompt), self.prompt)
         if self._collects and rows.requires_grad:
             rows.register_hook(partial(self._collect, beyond))  # type: ignore[no-untyped-call]
-        return torch.where((beyond >= 0)[..., None], rows * self._scale, self.tokens(ids.clamp(max=self._vocab_size - 1)))
+        embedded = self.tokens(ids.clamp(max=self._vocab_size - 1))
+        return torch.where((beyond >= 0)[..., None], (rows * self._scale).to(embedded.dtype), embedded)
 
     def _collect(self, beyond: Tensor, gradient: Tensor) -> None:
         if self._gradients is None:
@@ -71,9 +72,12 @@ class SoftPromptEmbedding(nn.Module):
         return torch.zeros(shape, dtype=torch.float64) if taken is None else taken.double().cpu().view(shape)
 
 
-def add_soft_prompt(model: Any, values: Tensor, *, collects: bool = False) -> SoftPromptEmbedding:
-    """Adds n = len(values) vectors beyond the vocabulary of a causal language model, which then takes ids up to V + 2 n - 1."""
-    dtype = model.get_input_embeddings().weight.dtype
+def add_soft_prompt(model: Any, values: Tensor, *, collects: bool = False, float32: bool = False) -> SoftPromptEmbedding:
+    """Adds n = len(values) vectors beyond the vocabulary of a causal language model, which then takes ids up to V + 2 n - 1.
+
+    float32: they are float32 also where the model is not.
+    """
+    dtype = torch.float32 if float32 else model.get_input_embeddings().weight.dtype
     embedding = SoftPromptEmbedding(model.get_input_embeddings(), values.to(dtype), collects=collects)
     model.set_input_embeddings(embedding)
     return embedding

@@ -19,14 +19,18 @@ class ClusterFile(Section):
 
     name: str = Field(description="Shown above the plan.")
     device: str = Field(description="Name of a device, such as NVIDIA H100 SXM.")
-    gpu: bool = Field(True, description="false: the workers run on CPUs, in float32.")
+    gpu: bool = Field(True, description="false: the workers run on CPUs.")
     nodes: int = Field(ge=1, le=_NODES, description="Nodes.")
     gpus_per_node: int = Field(ge=1, le=_DEVICES, description="Devices a node; on CPUs, workers a machine.")
     device_memory_gb: float = Field(ge=_LEAST, le=_MOST, description="Memory of a device, GB (1e9 bytes), as torch reports it.")
     reserved_gb: float = Field(
         ge=0, le=_MOST, description="Part of it that CUDA's context, NCCL and cuBLAS take, beside torch's tensors."
     )
-    bf16_tflops: float = Field(ge=_LEAST, le=_MOST, description="Peak of dense bfloat16, TFLOP/s.")
+    bf16_tflops: float = Field(
+        ge=_LEAST,
+        le=_MOST,
+        description="Peak of dense bfloat16, TFLOP/s. On CPUs model.dtype=auto is bfloat16 if this is above fp32_tflops.",
+    )
     fp32_tflops: float = Field(ge=_LEAST, le=_MOST, description="Peak of float32, TFLOP/s.")
     achievable_fraction: float = Field(ge=_LEAST, le=1, description="Share of the peak that forward and backward passes reach.")
     achievable_source: str = Field(min_length=1, description="Source of that share.")

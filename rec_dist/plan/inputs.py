@@ -51,7 +51,8 @@ def setup_of(config: RunConfig, cluster: ClusterFile, *, needs_reference: bool) 
     if parameters.work is None:
         raise UserError(f"{folder} describes a mixture of experts, which is not planned; choose a dense decoder such as Llama")
     reference = "none" if trained or not needs_reference else config.task.reference
-    bf16 = cluster.gpu if config.model.dtype == "auto" else config.model.dtype == "bfloat16"
+    faster = cluster.gpu or cluster.bf16_tflops > cluster.fp32_tflops
+    bf16 = faster if config.model.dtype == "auto" else config.model.dtype == "bfloat16"
     return Setup(
         shape=shape,
         parameters=parameters,

@@ -54,6 +54,7 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
             {metric: bootstrap_interval(values[name][metric], seed=_SEED).to_dict() for metric in metrics},
             tokens=facts[name].get("tokens"),
             seconds=facts[name].get("seconds"),
+            dtype=facts[name].get("dtype"),
         )
         for name in folders
     ]

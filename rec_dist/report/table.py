@@ -27,12 +27,16 @@ _MIN_NAME_WIDTH = 14
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One model: its metrics by name ("hr@1") and the cost of its evaluation, None where it was not counted."""
+    """One model: its metrics by name ("hr@1") and the cost of its evaluation, None where it was not counted.
+
+    dtype: what a language model computed in; None for other models.
+    """
 
     name: str
     metrics: Mapping[str, Interval]
     tokens: int | None = None
     seconds: float | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] 
     lines = [*_align(grid), "", f"{user_range(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
     if any(row.seconds is not None for row in rows):
         lines.append("time, tokens: those of the evaluation, without training")
+    if computed := dtypes(rows):
+        lines.append(computed)
     if differences:
         pairs = differences_table(differences)
         lines += ["", *_align([list(pairs.header), *([cell.text for cell in cells] for cells in pairs.rows)])]
@@ -202,6 +208,16 @@ def user_range(rows: Sequence[ComparisonRow]) -> str:
     """`n = 900 users`, or `n = 850 to 900 users` if the models were evaluated on different numbers."""
     counts = user_counts(rows) or [0]
     return f"n = {counts[0]:,} users" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,} users"
+
+
+def dtypes(rows: Sequence[ComparisonRow]) -> str:
+    """`language models computed in bfloat16: base, SFT`, or several such parts; empty without language models."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        if row.dtype is not None:
+            names.setdefault(row.dtype, []).append(row.name)
+    parts = "; in ".join(f"{dtype}: {', '.join(models)}" for dtype, models in names.items())
+    return f"language models computed in {parts}" if parts else ""
 
 
 def chance_level(metric: str, num_candidates: int) -> float | None:

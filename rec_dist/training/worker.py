@@ -105,9 +105,10 @@ def set_up(initial: InitialWeights, context: WorkerContext) -> tuple[Task, Engin
     config, world = context.config, context.world
     task = build_task(config, initial, world.device)
     context.beat()
-    settings = engine_settings(config, width=task.model.width, bf16=task.model.dtype == torch.bfloat16)
+    model = task.model
+    settings = engine_settings(config, width=model.width, bf16=model.dtype == torch.bfloat16, trains_float32=model.trains_float32)
     with sharded_loading(settings):
-        module = task.model.build()
+        module = model.build()
     context.beat()
     engine = Engine(module, settings, device=world.device, optimizer=_optimizer(module, config))
     if world.is_main:
@@ -120,7 +121,7 @@ def set_up(initial: InitialWeights, context: WorkerContext) -> tuple[Task, Engin
             context.log(note)
     context.beat()
     engine.train_mode(False)
-    task.model.check(module, lambda batch: engine.score(batch)[2].float().cpu())
+    model.check(module, lambda batch: engine.score(batch)[2].float().cpu())
     return task, engine
 
 

@@ -86,12 +86,22 @@ def test_every_layer_runs_this_way_and_names_stay(monkeypatch: pytest.MonkeyPatc
     assert len(calls) == 2 * 7, "q, k, v, o, gate, up and down of two layers"
 
 
-def test_an_adapter_of_another_precision_is_added_as_peft_does() -> None:
+def test_a_float32_adapter_on_a_bfloat16_model_multiplies_in_bfloat16_and_has_float32_gradients() -> None:
     model = adapted("llama", dtype=torch.bfloat16)
     for key, parameter in model.named_parameters():
         if "lora_" in key:
             parameter.data = parameter.data.float()
     plain, fused = both(model)
-    (wanted, gradients), (got, own) = (outputs_and_gradients(model, "policy") for model in (plain, fused))
-    assert torch.equal(got, wanted)
-    assert all(torch.equal(own[key], gradient) for key, gradient in gradients.items())
+    alike = copy.deepcopy(model)  # the whole adapter in bfloat16, in the same three products
+    for key, parameter in alike.named_parameters():
+        if "lora_" in key:
+            parameter.data = parameter.data.bfloat16()
+    fuse_lora(alike)
+    (wanted, _), (got, own), (rounded, gradients) = (outputs_and_gradients(each, "policy") for each in (plain, fused, alike))
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, rounded)
+    assert float((got - wanted).float().norm()) <= 0.03 * float(wanted.float().norm()), "PEFT multiplies in float32"
+    assert own.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        assert own[key].dtype == torch.float32
+        assert torch.equal(own[key], gradient.float()), key

@@ -86,6 +86,16 @@ def test_one_row_wins_nothing_and_a_missing_metric_is_a_dash() -> None:
     assert "–" in text_table([only, ComparisonRow("other", {"hr@1": interval(0.1)})])  # noqa: RUF001
 
 
+def test_the_dtype_of_language_models_is_named() -> None:
+    rows = [
+        ComparisonRow("base", {}, dtype="bfloat16"),
+        ComparisonRow("popularity", {}),
+        ComparisonRow("old", {}, dtype="float32"),
+    ]
+    assert text_table(rows).splitlines()[-1] == "language models computed in bfloat16: base; in float32: old"
+    assert "computed in" not in text_table(rows[1:2])
+
+
 def test_an_empty_comparison_is_still_a_table() -> None:
     assert text_table([]).startswith("model")
 

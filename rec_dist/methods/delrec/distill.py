@@ -208,7 +208,7 @@ def distill_task(spec: ModelSpec, examples: DistillExamples, *, sampler: GlobalB
         name="delrec_distill",
         sampler=sampler,
         data=examples,
-        model=TaskModel(build, spec.dtype, width, WeightedChoices.metric_names, check=check),
+        model=TaskModel(build, spec.dtype, width, WeightedChoices.metric_names, spec.trains_float32, check=check),
         save=lambda weights, module, folder: save_run_model(weights, module, spec, examples.builder, examples.prepared, folder),
         exchange=exchange,
         notes=lambda: examples.notes(sampler),

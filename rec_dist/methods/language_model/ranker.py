@@ -16,6 +16,8 @@ from rec_dist.models.pretrained import resolve_model
 class LanguageModelRanker:
     """Implements Ranker for a base model, alone or with an adapter or soft prompts, and for a model that was trained whole."""
 
+    language_model = True
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights."""
         if saved is None:

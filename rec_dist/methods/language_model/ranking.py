@@ -59,7 +59,7 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     prompts = EvalPrompts(builder, examples, config.train.max_tokens_per_micro_batch)
     spec = model_spec(config, job.initial, builder, world.device, trains=False)
     width = read_shape(job.initial.model).width
-    settings = engine_settings(config, width=width, bf16=spec.dtype == torch.bfloat16)
+    settings = engine_settings(config, width=width, bf16=spec.dtype == torch.bfloat16, trains_float32=spec.trains_float32)
     with sharded_loading(settings):
         module = Scorer(build_model(spec), _no_loss, (), max_tokens=config.train.max_tokens_per_micro_batch)
     engine = Engine(module, settings, device=world.device, optimizer=None)

@@ -57,6 +57,7 @@ def language_model(objective: Objective, spec: ModelSpec, *, width: int) -> Task
         dtype=spec.dtype,
         width=width,
         metric_names=objective.metric_names,
+        trains_float32=spec.trains_float32,
         mean_over="tokens" if objective.counts_tokens else "groups",
         check=check,
     )

@@ -205,7 +205,7 @@ def reconstruct_task(spec: ModelSpec, examples: UserExamples, *, sampler: Global
         name="p2rec_reconstruct",
         sampler=sampler,
         data=examples,
-        model=TaskModel(build, spec.dtype, width, METRIC_NAMES, check=check),
+        model=TaskModel(build, spec.dtype, width, METRIC_NAMES, spec.trains_float32, check=check),
         save=lambda weights, module, folder: _save(weights, module, spec, examples, folder),
         exchange=lambda module: SameCategories(examples.categories),
         notes=notes,

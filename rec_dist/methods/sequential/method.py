@@ -18,6 +18,8 @@ from rec_dist.methods.task import Task
 class ItemIdRanker:
     """Implements Ranker for the recommenders of methods/sequential, which run in the driver's process."""
 
+    language_model = False
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: nothing is pretrained."""
         if saved is None:
