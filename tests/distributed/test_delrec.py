@@ -64,6 +64,17 @@ def test_workers_stages_and_micro_batches_change_nothing(trainer: Any, workers: 
 
 
 @pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 3)])
+def test_vectors_on_a_bfloat16_model_train_in_float32(trainer: Any, workers: int, stage: int) -> None:
+    run, exact = (
+        trainer.once(*_DISTILL, f"cluster.zero_stage={stage}", *more, workers=workers) for more in (("model.dtype=bfloat16",), ())
+    )
+    (values,), (wanted,) = run.weights.values(), exact.weights.values()
+    assert values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())
+    assert float((values - wanted).norm()) < 0.1 * float(wanted.norm())
+    assert [row["loss"] for row in run.steps] == pytest.approx([row["loss"] for row in exact.steps], rel=0.03)
+
+
+@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 3)])
 def test_a_stopped_distillation_goes_on_with_its_weights(trainer: Any, workers: int, stage: int) -> None:
     changes = (*_DISTILL, f"cluster.zero_stage={stage}", _SMALL)
     run_dir = trainer.new_dir()

@@ -83,6 +83,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(trainer: Any, stage_one: tuple[str, .
     assert all(torch.equal(saved(run)[name], value) for name, value in saved(expected).items())
 
 
+@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 3)])
+def test_on_a_bfloat16_model_what_trains_is_float32(trainer: Any, stage_one: tuple[str, ...], workers: int, stage: int) -> None:
+    changes = (*stage_one, f"cluster.zero_stage={stage}")
+    run, exact = (trainer.once(*changes, *more, workers=workers) for more in (("model.dtype=bfloat16",), ()))
+    assert {value.dtype for value in saved(run).values() if value.is_floating_point()} == {torch.float32}
+    assert [row["loss"] for row in run.steps] == pytest.approx([row["loss"] for row in exact.steps], rel=0.05)
+
+
 def table(folder: Path) -> np.ndarray:
     """The vectors. Arrow and safetensors must hold the same ones."""
     from rec_dist.data.artifacts.embeddings import read_embeddings

@@ -288,7 +288,8 @@ def test_prompt_by_prompt_is_the_dense_mask(name: str, joined: bool, folder_of: 
         scorers[way] = Scorer(model, weighted_loss, ())
     masks = prompt_masks(batch, model.config, torch.float32)
     calls = [call for mask in (masks.values() if isinstance(masks, dict) else [masks]) for call in mask.calls]
-    assert sorted(map(len, calls))[-1] == 3, "30, 29 and 30 tokens are about the same length"
+    # 30, 29 and 30 tokens are about the same length. Where all layers slide, only padding rows are plainly causal.
+    assert max(map(len, calls)) == (1 if joined and name == "mistral-sliding" else 3)
     loss = {way: scorer(batch)[0] for way, scorer in scorers.items()}
     assert float((loss["sdpa"] - loss["per_prompt"]).detach().abs()) <= 1e-4 * (1 + float(loss["sdpa"].detach().abs()))
     for value in loss.values():
