@@ -1,4 +1,4 @@
-"""The peak of a training step beside what `rec-dist plan` computes for it, part by part (rec_dist/plan/memory.py).
+"""The peak of a training step beside what `rec-dist plan` computes for it, part by part (rec_dist/sizing/memory.py).
 
 On a GPU the peak is that of torch's allocator, without what the CUDA context and libraries take. On a CPU it is that of this
 process's resident pages, which says little about shapes as small as the tiny ones.
@@ -7,8 +7,6 @@ process's resident pages, which says little about shapes as small as the tiny on
 import tempfile
 from pathlib import Path
 from typing import Any
-
-from rec_dist.plan.memory import Setup, Zero, memory
 
 from benchmarks.gpu_attention import SMALL
 from benchmarks.gpu_peers import LLAMA_1B, LLAMA_8B, Setting
@@ -19,6 +17,8 @@ from rec_dist.models.architecture import count_parameters, read_architecture
 from rec_dist.models.flex import FLEX
 from rec_dist.models.language import LoraSpec
 from rec_dist.runtime.world import World
+from rec_dist.sizing.memory import Setup, memory
+from rec_dist.sizing.shares import Zero
 
 _RANK = 8  # of benchmarks/peer_methods.py
 

@@ -7,10 +7,11 @@ installed. A step has two micro-batches; they are divided as a run divides them.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import count_weights
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
+from rec_dist.packing.sizes import OneByOne, Sizes
 from rec_dist.runtime.world import World
 from rec_dist.training.flops import step_flops
 from rec_dist.training.loader import StepWork, step_work
@@ -63,14 +65,19 @@ class Groups:
 
     prompts: Sequence[GroupedPrompt]
 
-    def examples(self, indices: Any, epochs: Any) -> Sequence[GroupedPrompt]:
-        return [self.prompts[index] for index in indices]
+    def draw(self, indices: Any, epochs: Any) -> OneByOne:
+        chosen = [self.prompts[index] for index in indices]
+        return OneByOne(_sizes(chosen), chosen.__getitem__)
 
     def collate(self, examples: Sequence[GroupedPrompt], *, step: int) -> PackedBatch:
         return pack_prompts(list(examples))
 
     def users(self, indices: Any) -> list[str]:
         return [f"random user {index}" for index in indices]
+
+
+def _sizes(prompts: Sequence[GroupedPrompt]) -> Sizes:
+    return Sizes(*(np.asarray([getattr(prompt, field.name) for prompt in prompts], dtype=np.int64) for field in fields(Sizes)))
 
 
 class PlainEngine:

@@ -22,7 +22,8 @@ from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.size import count_weights
 from rec_dist.plan.step import compute_flops
 from rec_dist.plan.workload import MicroBatches, Workload
-from rec_dist.sizing.memory import Setup, Zero
+from rec_dist.sizing.memory import Setup
+from rec_dist.sizing.shares import Zero
 
 SHAPE = Shape(layers=6, vocab=8192)  # a fifth of SmolLM2-135M's layers
 PROMPT, COMPLETION, NEGATIVES = 100, 8, 3

@@ -103,7 +103,7 @@ def is_known(config: Mapping[str, Any]) -> bool:
 
 
 def count_known(config: Mapping[str, Any], shape: Architecture, adapter: LoraSpec | None) -> Parameters | None:
-    """What building the model of this known config.json, of this shape, would count; None for what only transformers or PEFT decide."""
+    """What building the model of this known config.json would count; None for what only transformers or PEFT decide."""
     targets = () if adapter is None else _targets(adapter)
     if targets is None or shape.width % shape.heads or shape.heads % shape.kv_heads:  # such a shape transformers may reject
         return None

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rec_dist.sizing.memory import Setup, gathered_sizes, live_elements
+from rec_dist.sizing.memory import Setup
+from rec_dist.sizing.shares import gathered_sizes, live_elements
 
 _GRAIN = 128  # tokens; FlexAttention pads to it anyway
 _MOST_WORKERS = 4096

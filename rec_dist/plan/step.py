@@ -10,7 +10,8 @@ from math import inf
 from rec_dist.models.size import WeightCount
 from rec_dist.plan.hardware import Hardware, ring_seconds
 from rec_dist.plan.workload import MicroBatches, Workload
-from rec_dist.sizing.memory import Setup, gathered_sizes, kept_elements
+from rec_dist.sizing.memory import Setup
+from rec_dist.sizing.shares import gathered_sizes, kept_elements
 from rec_dist.training.flops import recomputed_flops, step_flops
 
 _BLOCK = 128  # columns of each row that FlexAttention visits at least partly in vain

@@ -13,7 +13,8 @@ from rec_dist.errors import UserError
 from rec_dist.models.architecture import count_parameters, read_architecture
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.models.language import LoraSpec
-from rec_dist.sizing.memory import Setup, Zero, memory, scoring_bytes
+from rec_dist.sizing.memory import Setup, memory, scoring_bytes
+from rec_dist.sizing.shares import Zero
 
 # Beside torch's tensors: CUDA's context, NCCL and cuBLAS, or Python and its libraries. Assumed, as in configs/plan/clusters.
 _RESERVED_ON_GPU, _RESERVED_ON_CPU = 2.0e9, 0.7e9

@@ -32,7 +32,7 @@ def predicted(folder: Path, config: Any, *, stage: int, workers: int) -> tuple[i
     from rec_dist.engine.settings import engine_settings
     from rec_dist.methods.language_model.builders import lora_spec
     from rec_dist.models.architecture import count_parameters, read_architecture
-    from rec_dist.sizing.memory import held_parameters
+    from rec_dist.sizing.shares import held_parameters
     from rec_dist.sizing.stage import zero_of
 
     trained = config.prompt.num_virtual if config.adapter.kind == "soft_prompt" else 0

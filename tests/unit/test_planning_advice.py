@@ -8,7 +8,8 @@ import pytest
 from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.size import WeightCount
 from rec_dist.plan.advice import combined_change, largest_micro_batch, single_changes, smallest_live
-from rec_dist.sizing.memory import Setup, Zero, memory
+from rec_dist.sizing.memory import Setup, memory
+from rec_dist.sizing.shares import Zero
 
 SHAPE = Architecture(width=1024, inner=4096, layers=8, heads=16, kv_heads=4, head_dim=64, vocabulary=32000, max_positions=None)
 LAYERS = (1 << 24,) * 8

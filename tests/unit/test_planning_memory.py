@@ -16,21 +16,8 @@ from rec_dist.models.per_prompt import PER_PROMPT, register
 from rec_dist.models.size import WeightCount
 from rec_dist.models.soft_prompt import add_soft_prompt
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
-from rec_dist.sizing.memory import (
-    Setup,
-    Zero,
-    activation_bytes,
-    gathered_sizes,
-    gradient_bytes,
-    held_parameters,
-    kept_elements,
-    layer_bytes,
-    live_elements,
-    memory,
-    optimizer_bytes,
-    persistent_shards,
-    shard,
-)
+from rec_dist.sizing.memory import Setup, activation_bytes, gradient_bytes, layer_bytes, memory, optimizer_bytes
+from rec_dist.sizing.shares import Zero, gathered_sizes, held_parameters, kept_elements, live_elements, persistent_shards, shard
 
 SHAPE = Architecture(width=8, inner=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocabulary=50, max_positions=None)
 PARAMETERS = Parameters((10, 7, 4), (False, True, True), head=10, tied=False, adapted=14, work=WeightCount(17, 4, 10, False))

@@ -12,7 +12,8 @@ from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.plan.hardware import Hardware, ring_seconds
 from rec_dist.plan.step import gather_seconds, host_seconds, limit, num_collectives, reduce_seconds, step_time
 from rec_dist.plan.workload import MicroBatches, Workload, pack
-from rec_dist.sizing.memory import Setup, Zero
+from rec_dist.sizing.memory import Setup
+from rec_dist.sizing.shares import Zero
 
 NODE = Hardware(
     memory=80e9,

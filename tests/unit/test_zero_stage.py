@@ -17,8 +17,9 @@ from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.size import WeightCount
 from rec_dist.runtime.world import World
 from rec_dist.sizing.device import smallest_share, total_bytes
-from rec_dist.sizing.memory import Setup, Zero, layer_bytes, scoring_bytes
+from rec_dist.sizing.memory import Setup, layer_bytes, scoring_bytes
 from rec_dist.sizing.settle import settled
+from rec_dist.sizing.shares import Zero
 from rec_dist.sizing.stage import SCORING, TRAINING, Purpose, Room, at_stage, smallest_stage, zero_of
 
 SHAPE = Architecture(width=1024, inner=4096, layers=8, heads=16, kv_heads=4, head_dim=64, vocabulary=32000, max_positions=None)
@@ -103,7 +104,7 @@ def test_the_reason_says_what_was_counted() -> None:
 
 def test_a_layer_is_gathered_as_a_whole() -> None:
     """Two parameters of a layer are one gather; what follows the kept layers is below the reuse distance."""
-    from rec_dist.sizing.memory import gathered_sizes, kept_elements, live_elements
+    from rec_dist.sizing.shares import gathered_sizes, kept_elements, live_elements
 
     parameters = replace(PARAMETERS, sizes=(40, 20, 10, 5, 25, 30), trains=(False,) * 6, layers=(-1, 0, 0, 1, 1, -1))
     zero = Zero(3, persistence=9, reuse=50, prefetch=7, layers=True)
@@ -117,11 +118,13 @@ def config_of(tiny_config: Callable[..., dict[str, Any]], run_dir: Path, *change
     return RunConfig.model_validate(tiny_config(run_dir, "cluster.zero_stage=auto", *changes))
 
 
-@pytest.mark.parametrize(("dtype", "stage"), [("float32", 0), ("bfloat16", 2)])
+@pytest.mark.parametrize(
+    ("dtype", "adapter", "stage"), [("float32", "none", 0), ("bfloat16", "lora", 0), ("bfloat16", "none", 2)]
+)
 def test_one_worker_settles_alone(
-    dtype: str, stage: int, tmp_path: Path, tiny_config: Callable[..., dict[str, Any]], tiny_model_dir: Path
+    dtype: str, adapter: str, stage: int, tmp_path: Path, tiny_config: Callable[..., dict[str, Any]], tiny_model_dir: Path
 ) -> None:
-    config = config_of(tiny_config, tmp_path / "run", f"model.dtype={dtype}")
+    config = config_of(tiny_config, tmp_path / "run", f"model.dtype={dtype}", f"adapter.kind={adapter}")
     model = build_task(config, InitialWeights(tiny_model_dir), "cpu").model
     assert model.spec is not None
     bf16 = model.dtype == torch.bfloat16
