@@ -80,7 +80,7 @@ def build_method(method: str, model: Any, setting: Setting, point: Point, device
         return Published(model, [case]) if method == "a" else Replicated(model, [case], adapter=setting.lora)
     pairs = zip(case.prompts, case.completions, strict=True)
     prompts = [prompt_of(prompt, [len(prompt) - 1], [answers], key) for key, (prompt, answers) in enumerate(pairs)]
-    return Grouped(model, [prompts], point.negatives, adapter=setting.lora, device=device, max_tokens=setting.micro_batch)
+    return Grouped(model, [prompts], point.negatives, adapter=setting.lora, device=device)
 
 
 def step_flops(method: str, setting: Setting, point: Point) -> float:

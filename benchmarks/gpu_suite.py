@@ -192,7 +192,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
         "mfu",
         "d is x",
     )
-    attention = ("device", "method", "logps apart", "gradients apart", "compilations after the first micro-batch")
+    attention = ("device", "method", "logps apart", "gradients apart", "compilations after the second micro-batch")
     rows = result["rows"]
     parts = [[shown(row, attention) for row in rows if row["section"] == "attention"]]
     parts += [[shown(row, heads) for row in rows if row["section"] == "head"]]

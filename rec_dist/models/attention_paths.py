@@ -60,10 +60,10 @@ def _unsupported(config: Any, flag: str) -> str | None:
     return f"is not supported by {getattr(model, '__name__', type(config).__name__)} in transformers"
 
 
-def num_rows(batch: PackedBatch, config: Any, max_tokens: int) -> int:
-    """Rows that a model runs for `batch`. FlexAttention pads, so that one compilation serves all batches."""
+def num_rows(batch: PackedBatch, config: Any) -> int:
+    """Rows that a model runs for `batch`. FlexAttention pads to whole blocks."""
     if config._attn_implementation == FLEX:
-        return padded_length(batch.num_tokens, max_tokens)
+        return padded_length(batch.num_tokens)
     return batch.num_tokens
 
 
@@ -81,9 +81,9 @@ def base_of(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
-def run_decoder(base: Any, batch: PackedBatch, max_tokens: int) -> Tensor:
+def run_decoder(base: Any, batch: PackedBatch) -> Tensor:
     """The hidden states before the head of the causal language model `base`: (>= T, D), padding rows last."""
-    padded = batch.padded_to(num_rows(batch, base.config, max_tokens))
+    padded = batch.padded_to(num_rows(batch, base.config))
     output = base.base_model(
         input_ids=padded.input_ids[None],
         position_ids=padded.positions[None],

@@ -49,17 +49,9 @@ def prompt_masks(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
 
 
 def _masks(batch: PackedBatch, window: int | None, dtype: torch.dtype) -> PromptMasks:
-    whole = torch.unique_consecutive(batch.prompt_ids, return_counts=True)[1]
-    completion_rows = torch.zeros_like(whole).index_add_(
-        0,
-        torch.repeat_interleave(torch.arange(len(whole), device=whole.device), whole),
-        (batch.completion_ids >= 0).to(whole.dtype),
-    )
-    sizes = [
-        (rows - completions, completions) for rows, completions in zip(whole.tolist(), completion_rows.tolist(), strict=True)
-    ]
     prompts: list[Tensor | None] = []
     completions, start = [], 0
+    sizes = [(prompt, completion) for prompt, completion in batch.sizes.tolist()]
     for prompt, completion in sizes:
         end = start + prompt + completion
         windowed = window is not None and prompt > window

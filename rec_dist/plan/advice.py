@@ -6,7 +6,7 @@ from typing import Any
 
 from rec_dist.plan.memory import Setup, gathered_sizes, live_elements
 
-_GRAIN = 128  # tokens; FlexAttention pads to it anyway
+_GRAIN = 128  # tokens
 _MOST_WORKERS = 4096
 Needs = Callable[[Setup], float]  # bytes
 

@@ -14,7 +14,10 @@ import numpy as np
 
 from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
 from rec_dist.methods.task import Example, Task
+from rec_dist.packing.transfer import staged
 from rec_dist.runtime.world import World
+
+Change = Callable[[Any], Any]  # of a batch
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,28 @@ class StepWork:
         return self.num_scored if mean_over == "tokens" else self.num_groups
 
 
-def divide(task: Task, examples: Sequence[Example], *, step: int, epoch: int, max_tokens: int, world: World) -> StepWork:
+def as_it_is(batch: Any) -> Any:
+    """The batch, which lacks nothing."""
+    return batch
+
+
+def divide(
+    task: Task, examples: Sequence[Example], *, step: int, epoch: int, max_tokens: int, world: World, look_up: Change = as_it_is
+) -> StepWork:
     """Pack the examples of one global step, assign the micro-batches to ranks, and collate this rank's.
 
-    Every rank gets the same number of micro-batches.
+    Every rank gets the same number of micro-batches. look_up: adds to each what the host knows of it
+    (training/reference.py). Where the rank has a GPU, they are ready to be sent there.
     """
     lengths = np.asarray([example.num_tokens for example in examples], dtype=np.int64)
     ranks = assign_to_ranks(pack_evenly(lengths, max_tokens, world.size), lengths, world.size)
+    own = ranks[world.rank]
+    collated = (task.data.collate([examples[i] for i in micro_batch], step=step) for micro_batch in own)
     return StepWork(
         step=step,
         epoch=epoch,
-        batches=tuple(task.data.collate([examples[i] for i in micro_batch], step=step) for micro_batch in ranks[world.rank]),
-        micro_batches=tuple(tuple(micro_batch) for micro_batch in ranks[world.rank]),
+        batches=tuple(staged(look_up(batch), world.device) for batch in collated),
+        micro_batches=tuple(tuple(micro_batch) for micro_batch in own),
         num_groups=sum(example.num_groups for example in examples),
         num_scored=sum(example.num_scored for example in examples),
         num_tokens=int(lengths.sum()),
@@ -58,11 +71,11 @@ def divide(task: Task, examples: Sequence[Example], *, step: int, epoch: int, ma
     )
 
 
-def step_work(task: Task, step: int, *, max_tokens: int, world: World) -> StepWork:
+def step_work(task: Task, step: int, *, max_tokens: int, world: World, look_up: Change = as_it_is) -> StepWork:
     """Step `step` of the task, divided."""
     indices, epochs = task.sampler.examples_of_step(step)
     examples = task.data.examples(indices, epochs)
-    return divide(task, examples, step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world)
+    return divide(task, examples, step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world, look_up=look_up)
 
 
 def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> Iterator[StepWork]:

@@ -292,7 +292,7 @@ def extreme(groups, lengths, vocabulary, values):
         *(torch.zeros(max(tokens, 1), dtype=torch.int64),) * 5,
         integers(max(tokens, 1), tokens), integers(vocabulary, tokens), offsets,
         torch.tensor([0, *np.cumsum(groups)]).long(), torch.zeros(len(groups)), torch.ones(len(groups)),
-        torch.from_numpy(rng.normal(0, 5, size=completions)).float(), 0,
+        torch.from_numpy(rng.normal(0, 5, size=completions)).float(), np.asarray([[max(tokens, 1), 0]]), 0,
     )  # fmt: skip
     hidden = torch.full((max(tokens, 1), 1), float(values))
     hidden[::2] *= -1

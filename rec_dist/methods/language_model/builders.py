@@ -81,7 +81,6 @@ def model_spec(
         dtype=model_dtype(config, device),
         device=device,
         attention=config.model.attention,
-        max_tokens=config.train.max_tokens_per_micro_batch,
         activation_checkpointing=config.model.activation_checkpointing and trains,
         adapter=adapter,
         initial_adapter=initial.adapter,

@@ -61,7 +61,7 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     width = read_shape(job.initial.model).width
     settings = engine_settings(config, width=width, bf16=spec.dtype == torch.bfloat16)
     with sharded_loading(settings):
-        module = Scorer(build_model(spec), _no_loss, (), max_tokens=config.train.max_tokens_per_micro_batch)
+        module = Scorer(build_model(spec), _no_loss, ())
     engine = Engine(module, settings, device=world.device, optimizer=None)
     engine.train_mode(False)
 
