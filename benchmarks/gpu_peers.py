@@ -99,7 +99,7 @@ def build_method(method: str, shared: SharedModel, setting: Setting, point: Poin
     point = replace(point, groups=groups_of(method, point, setting.micro_batch))
     if method == "d":
         prompts = prompts_of(point, setting.shape.vocab)
-        return Grouped(model, [prompts], point.negatives, adapter=setting.lora, device=device, max_tokens=setting.micro_batch)
+        return Grouped(model, [prompts], point.negatives, adapter=setting.lora, device=device)
     case = make_case(point, setting.shape.vocab)
     case = replace(case, prompts=case.prompts.to(device), completions=case.completions.to(device))
     return Published(model, [case]) if method == "a" else Replicated(model, [case], adapter=setting.lora)

@@ -172,7 +172,7 @@ def _scorer(case: Case, place: Place, point: Point) -> Scorer:
 
         fuse_layers(base)
     fuse_lora(model)
-    return Scorer(model, method.loss, method.metric_names, method.preference, max_tokens=case.setting.micro_batch)
+    return Scorer(model, method.loss, method.metric_names, method.preference)
 
 
 def _work(module: Scorer, setting: Setting, point: Point, world: World, micro_batches: int) -> tuple[StepWork, Task]:

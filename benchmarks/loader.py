@@ -105,7 +105,6 @@ def make_task(
             dtype=torch.float32,
             device="cpu",
             attention="sdpa",
-            max_tokens=0,
             activation_checkpointing=False,
             adapter=None,
             initial_adapter=None,

@@ -282,11 +282,10 @@ class Grouped:
         *,
         adapter: bool = True,
         device: str = "cpu",
-        max_tokens: int = 0,
     ) -> None:
         method = sdpo(beta=BETA, num_negatives=negatives)
         fuse_lora(model)
-        self.scorer = Scorer(model, method.loss, method.metric_names, method.preference, max_tokens=max_tokens)
+        self.scorer = Scorer(model, method.loss, method.metric_names, method.preference)
         self.batches: list[PackedBatch] = [pack_prompts(prompts).to(device) for prompts in micro_batches]
         if adapter:
             with torch.no_grad(), self.scorer.as_reference():

@@ -74,13 +74,11 @@ def score(
         return [torch.from_numpy(sums) for sums in results]
     lengths = np.asarray([piece.num_tokens for piece in pieces], dtype=np.int64)
     micro_batches = pack_evenly(lengths, max_tokens, 1)
-    longest = max(int(lengths[numbers].sum()) for numbers in micro_batches)
-    padded = min(max_tokens, 1 << (longest - 1).bit_length())  # powers of 2, so that FlexAttention compiles for few lengths
     with evaluating(model):
         _check_against_plain(model, attention)
         with taking_packed_batches(model, attention):
             for numbers in micro_batches:
-                logps = packed_logps(model, pack_prompts([pieces[number].grouped() for number in numbers]), padded)
+                logps = packed_logps(model, pack_prompts([pieces[number].grouped() for number in numbers]))
                 sizes = [len(pieces[number].completions) for number in numbers]
                 for number, part in zip(numbers, torch.split(logps, sizes), strict=True):
                     piece = pieces[number]
@@ -228,7 +226,7 @@ def _check_against_plain(model: Any, attention: str) -> None:
     plain = torch.stack([_plain_logp(model, one.tokens, answer) for one in probe for answer in one.completions])
     with taking_packed_batches(model, attention):
         try:
-            packed = packed_logps(model, pack_prompts([one.grouped() for one in probe]), 64)
+            packed = packed_logps(model, pack_prompts([one.grouped() for one in probe]))
         except torch.OutOfMemoryError:
             raise
         except Exception as fault:  # models fail in many ways at a mask that they do not know

@@ -110,11 +110,11 @@ class Exchange(Protocol):
     """Numbers that ranks exchange once a step, within the reduction that the loop makes anyway."""
 
     def step_sums(self) -> Tensor:
-        """Return what the backward passes of this step left on this rank, to be summed over ranks: (K,) float64 on the CPU."""
+        """Return what the backward passes of this step left on this rank, to be summed over ranks: (K,) float64, anywhere."""
         ...
 
     def end_step(self, sums: Tensor) -> None:
-        """Take the sums (K,) over all ranks, just before the optimizer's step."""
+        """Take the sums (K,) over all ranks, just before the optimizer's step. On a GPU they are there, so reading them waits."""
         ...
 
 

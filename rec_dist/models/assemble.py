@@ -30,14 +30,13 @@ class ModelSpec:
     """What the model starts from and how it runs. adapter: None for full fine-tuning. initial_adapter: an adapter folder to
     start from.
 
-    attention, fused_layers, device: as in models.language.load_language_model. max_tokens: as in models.scorer.Scorer.
+    attention, fused_layers, device: as in models.language.load_language_model.
     """
 
     path: Path
     dtype: torch.dtype
     device: str
     attention: str
-    max_tokens: int
     activation_checkpointing: bool
     adapter: LoraSpec | None
     initial_adapter: Path | None

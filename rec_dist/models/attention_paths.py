@@ -60,13 +60,13 @@ def _unsupported(config: Any, flag: str) -> str | None:
     return f"is not supported by {getattr(model, '__name__', type(config).__name__)} in transformers"
 
 
-def num_rows(batch: PackedBatch, base: Any, max_tokens: int) -> int:
+def num_rows(batch: PackedBatch, base: Any) -> int:
     """Rows that the causal language model `base` runs for `batch`.
 
-    FlexAttention pads, so that one compilation serves all batches; bfloat16 on a CPU, so that few do.
+    FlexAttention pads to whole blocks; bfloat16 on a CPU, so that few lengths come.
     """
     if base.config._attn_implementation == FLEX:
-        return padded_length(batch.num_tokens, max_tokens)
+        return padded_length(batch.num_tokens)
     weight = base.get_input_embeddings().weight
     if base.config._attn_implementation == PER_PROMPT and weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
         return one_of_few(batch.num_tokens)
@@ -99,9 +99,9 @@ def base_of(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
-def run_decoder(base: Any, batch: PackedBatch, max_tokens: int) -> Tensor:
+def run_decoder(base: Any, batch: PackedBatch) -> Tensor:
     """The hidden states before the head of the causal language model `base`: (>= T, D), padding rows last."""
-    padded = batch.padded_to(num_rows(batch, base, max_tokens), joined=base.config._attn_implementation == PER_PROMPT)
+    padded = batch.padded_to(num_rows(batch, base), joined=base.config._attn_implementation == PER_PROMPT)
     output = base.base_model(
         input_ids=padded.input_ids[None],
         position_ids=padded.positions[None],

@@ -118,13 +118,10 @@ def _attention(base: Any, wanted: str) -> str:
     raise UserError(f'model runs with attn_implementation="{own}" and cannot switch; load it with attn_implementation="sdpa"')
 
 
-def packed_logps(model: nn.Module, batch: PackedBatch, max_tokens: int) -> Tensor:
-    """(N,) float32 on the CPU: summed log-probs of the batch's completions. Call inside both contexts of this module.
-
-    max_tokens: rows that FlexAttention pads to.
-    """
+def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """(N,) float32 on the CPU: summed log-probs of the batch's completions. Call inside both contexts of this module."""
     base = base_of(model)
-    hidden = run_decoder(base, batch.to(str(input_device(base))), max_tokens)  # (>= T, D)
+    hidden = run_decoder(base, batch.to(str(input_device(base))))  # (>= T, D)
     head, softcap = base.get_output_embeddings(), getattr(base.config, "final_logit_softcapping", None)
     batch = batch.to(str(hidden.device))
     hooked = getattr(head, "_hf_hook", None) is not None or head._forward_hooks or head._forward_pre_hooks
@@ -134,7 +131,8 @@ def packed_logps(model: nn.Module, batch: PackedBatch, max_tokens: int) -> Tenso
     size = max(1, _LOGIT_BYTES // (4 * base.get_input_embeddings().weight.shape[0]))
     scored = [_token_logps(head(hidden[rows]), targets, softcap) for rows, targets in _chunks(batch, size)]
     sums = torch.zeros(len(batch.completion_offsets) - 1, device=hidden.device)
-    owners = torch.repeat_interleave(torch.arange(len(sums), device=hidden.device), batch.completion_offsets.diff())
+    numbers, lengths = torch.arange(len(sums), device=hidden.device), batch.completion_offsets.diff()
+    owners = torch.repeat_interleave(numbers, lengths, output_size=len(batch.rows))
     return sums.index_add_(0, owners, torch.cat(scored).to(hidden.device)).cpu()
 
 

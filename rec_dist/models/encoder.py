@@ -21,12 +21,11 @@ PreferenceHeadLoss = Callable[[Tensor, PooledPrompts], tuple[Tensor, Tensor, dic
 
 
 class Encoder(nn.Module):
-    """model: a causal language model, with or without a PEFT adapter. max_tokens: as in models.scorer.Scorer."""
+    """model: a causal language model, with or without a PEFT adapter."""
 
-    def __init__(self, model: nn.Module, *, max_tokens: int = 0) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._max_tokens = max_tokens
         self._base = [base_of(model)]  # in a list: a second registration would give every parameter a second name
 
     @property
@@ -41,15 +40,14 @@ class Encoder(nn.Module):
 
     def num_rows(self, prompts: PooledPrompts) -> int:
         """Rows that the model runs for `prompts`, including the padding of FlexAttention."""
-        return num_rows(prompts.batch, self.base, self._max_tokens)
+        return num_rows(prompts.batch, self.base)
 
     def forward(self, prompts: PooledPrompts) -> Tensor:
         """-> (U, D) float32: the mean of each prompt's pooled rows, behind the decoder's last norm."""
-        hidden = run_decoder(self.base, prompts.batch, self._max_tokens)  # (>= T, D)
+        hidden = run_decoder(self.base, prompts.batch)  # (>= T, D)
         pooled = hidden[prompts.rows].float()  # (R, D)
         sums = pooled.new_zeros(len(prompts.weights), pooled.shape[1]).index_add(0, prompts.owners, pooled)
-        counts = torch.bincount(prompts.owners, minlength=len(prompts.weights))  # (U,)
-        return sums / counts.unsqueeze(1)
+        return sums / prompts.counts.unsqueeze(1)
 
 
 class PreferenceHead(nn.Module):

@@ -4,7 +4,9 @@ Why: the dense mask costs T * T bytes, and attention visits every pair of rows t
 blocks with a visible pair, and the kernel visits only those. Cost: one pass over T * T booleans a forward pass, 1,024 rows at
 a time.
 
-Every batch is padded to one length, because the kernel compiles again for a new length (about 15 s on a GPU).
+Batches are padded to a multiple of 256 rows. torch compiles the kernel for the first length, once more for the second, with
+lengths as variables, and never again (tests/parity/test_flex_compilations.py). Sizes of 0 and 1 are constants to it, so a
+batch has at least two blocks.
 """
 
 from collections.abc import Callable
@@ -17,15 +19,16 @@ from rec_dist.models.attention import for_layers, visible_rows
 from rec_dist.packing.packed_batch import PackedBatch
 
 BLOCK = 128  # rows and columns of a block
+PADDING = 2 * BLOCK  # at most 255 rows in vain; the fewer lengths, the more the allocator finds again what it has freed
 FLEX = "flex_attention"  # its name in transformers
 SMALLEST_HEAD = 16  # the narrowest that its GPU kernels take
 _ROWS_AT_ONCE = 8 * BLOCK
 COMPILATIONS = 32  # of one function, after which torch.compile runs it uncompiled; torch's default is 8
 
 
-def padded_length(num_tokens: int, max_tokens: int) -> int:
-    """Rows that a batch of num_tokens runs with: max_tokens rounded up to whole blocks, and more only for a longer batch."""
-    return -(-max(num_tokens, max_tokens) // BLOCK) * BLOCK
+def padded_length(num_tokens: int) -> int:
+    """Rows that a batch of num_tokens >= 1 runs with: the next multiple of PADDING."""
+    return -(-num_tokens // PADDING) * PADDING
 
 
 def block_masks(batch: PackedBatch, config: Any) -> Any:
@@ -77,8 +80,8 @@ def mask_mod(batch: PackedBatch, *, window: int | None) -> Callable[[Tensor, Ten
 
 
 def allow_compilations() -> None:
-    """Raises torch.compile's limit, beyond which attention would silently run uncompiled. Passes with and without a graph,
-    sliding and full layers, and each length of an evaluation take one compilation each."""
+    """Raises torch.compile's limit, beyond which attention would silently run uncompiled. Passes with and without a graph, sliding
+    and full layers, and the first and the second length take one compilation each."""
     import torch._dynamo.config as dynamo
 
     dynamo.recompile_limit = max(int(dynamo.recompile_limit), COMPILATIONS)

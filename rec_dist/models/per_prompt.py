@@ -66,17 +66,9 @@ def prompt_masks(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
 
 
 def _masks(batch: PackedBatch, window: int | None, dtype: torch.dtype) -> PromptMasks:
-    whole = torch.unique_consecutive(batch.prompt_ids, return_counts=True)[1]
-    completion_rows = torch.zeros_like(whole).index_add_(
-        0,
-        torch.repeat_interleave(torch.arange(len(whole), device=whole.device), whole),
-        (batch.completion_ids >= 0).to(whole.dtype),
-    )
-    sizes = [
-        (rows - completions, completions) for rows, completions in zip(whole.tolist(), completion_rows.tolist(), strict=True)
-    ]
     prompts: list[Tensor | None] = []
     completions, start = [], 0
+    sizes = [(prompt, completion) for prompt, completion in batch.sizes.tolist()]
     for prompt, completion in sizes:
         end = start + prompt + completion
         windowed = window is not None and prompt > window
@@ -86,7 +78,7 @@ def _masks(batch: PackedBatch, window: int | None, dtype: torch.dtype) -> Prompt
         completions.append(_added(batch, slice(start + prompt, end), slice(start, end), window, dtype))
         start = end
     backward = None
-    if torch.is_grad_enabled() and has_padded_backward(dtype, whole.device.type):
+    if torch.is_grad_enabled() and has_padded_backward(dtype, batch.input_ids.device.type):
         rows = [sum(pair) for pair in sizes]
         shared = shared_calls(rows, [True] * len(rows))
         backward = padded_calls(rows, shared, lambda own: visible_rows(batch, own, own, window=window), dtype)

@@ -30,7 +30,6 @@ class Scorer(nn.Module):
     """model: a causal language model, with or without a PEFT adapter. T rows, D width, N completions.
 
     preference: set if the head can compute `loss` itself; `loss` then only counts and measures.
-    max_tokens: FlexAttention pads every batch to this many rows, so that one compilation serves all.
     """
 
     def __init__(
@@ -39,15 +38,12 @@ class Scorer(nn.Module):
         loss: LossFunction,
         metric_names: tuple[str, ...],
         preference: Preference | None = None,
-        *,
-        max_tokens: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.preference = preference
         self.metric_names = metric_names
-        self._max_tokens = max_tokens
         self._base = [base_of(model)]  # in a list: a second registration would give every parameter a second name
         replace_head(self.base)
 
@@ -75,11 +71,11 @@ class Scorer(nn.Module):
 
     def num_rows(self, batch: PackedBatch) -> int:
         """Rows that the model runs for `batch`, including the padding of FlexAttention."""
-        return num_rows(batch, self.base, self._max_tokens)
+        return num_rows(batch, self.base)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without a graph, logps (N,) float32)."""
-        head, hidden = self.head, run_decoder(self.base, batch, self._max_tokens)  # (T, D)
+        head, hidden = self.head, run_decoder(self.base, batch)  # (T, D)
         if self.preference is None:
             logps = head(hidden, batch)
             loss_sum, count, metrics = self.loss(logps, batch)

@@ -66,10 +66,10 @@ class SoftPromptEmbedding(nn.Module):
         return int(getattr(self.prompt, "ds_shape", self.prompt.shape)[0])
 
     def take_gradients(self) -> Tensor:
-        """(2, n, D) float64 on the CPU: the gradient of each range since the last call, on this rank."""
+        """(2, n, D) float64: the gradient of each range since the last call, on this rank."""
         shape = (NUM_RANGES, *getattr(self.prompt, "ds_shape", self.prompt.shape))
         taken, self._gradients = self._gradients, None
-        return torch.zeros(shape, dtype=torch.float64) if taken is None else taken.double().cpu().view(shape)
+        return torch.zeros(shape, dtype=torch.float64) if taken is None else taken.double().view(shape)
 
 
 def add_soft_prompt(model: Any, values: Tensor, *, collects: bool = False, float32: bool = False) -> SoftPromptEmbedding:

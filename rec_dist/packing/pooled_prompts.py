@@ -7,7 +7,7 @@ U prompts, T rows of all of them, R rows that are pooled, C labels of a prompt.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
+from rec_dist.packing.transfer import to_device
 from rec_dist.runtime.arrays import I32
 
 
@@ -26,6 +27,7 @@ class PooledPrompts:
     batch: PackedBatch
     rows: Tensor  # (R,) int64: rows of the batch that are pooled
     owners: Tensor  # (R,) int64: the prompt of each
+    counts: Tensor  # (U,) float32: rows of each prompt
     labels: Tensor  # (U, C) float32: what to predict from each prompt; C = 0 for nothing
     weights: Tensor  # (U,) float32
 
@@ -45,8 +47,8 @@ class PooledPrompts:
         return self.num_tokens if self.num_groups else 0
 
     def to(self, device: str) -> "PooledPrompts":
-        """The same prompts on `device`."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        """The same prompts on `device`, as PackedBatch.to."""
+        return to_device(self, device)
 
 
 def pack_pooled_prompts(
@@ -63,6 +65,7 @@ def pack_pooled_prompts(
         batch=pack_prompts([_alone(tokens) for tokens in prompts]),
         rows=torch.from_numpy(rows),
         owners=torch.from_numpy(owners),
+        counts=torch.from_numpy(counts.astype(np.float32)),
         labels=torch.from_numpy(values),
         weights=torch.ones(len(prompts)),
     )

@@ -7,7 +7,7 @@ from typing import Any
 from rec_dist.sizing.memory import Setup
 from rec_dist.sizing.shares import gathered_sizes, live_elements
 
-_GRAIN = 128  # tokens; FlexAttention pads to it anyway
+_GRAIN = 128  # tokens
 _MOST_WORKERS = 4096
 Needs = Callable[[Setup], float]  # bytes
 

@@ -4,6 +4,7 @@ Letters: P tokens of a prompt, C of a completion with its end, K negatives, t ta
 """
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 from rec_dist.models.flex import padded_length
 
@@ -85,6 +86,6 @@ def pack(workload: Workload, *, max_tokens: int, workers: int, flex: bool) -> Mi
     examples = workload.num_prompts // workload.prompts_per_group
     count = -(-examples // (most * workers))
     prompts = -(-examples // (count * workers)) * workload.prompts_per_group
-    rows = float(padded_length(0, max_tokens)) if flex else prompts * workload.rows
+    rows = float(padded_length(ceil(prompts * workload.rows))) if flex else prompts * workload.rows
     fill = workload.num_prompts * workload.rows / (count * workers * max_tokens)
     return MicroBatches(count, rows, float(prompts), fill)

@@ -26,6 +26,7 @@ from rec_dist.models.flex import num_compilations
 from rec_dist.models.scorer import rows_run
 from rec_dist.models.size import count_weights
 from rec_dist.packing.packed_batch import PackedBatch
+from rec_dist.packing.transfer import staged
 from rec_dist.profiling.phases import Clock, StepTime, TimedEngine, TimedReference
 from rec_dist.profiling.report import PROFILE_NAME, RankRecord, merge
 from rec_dist.profiling.trace import traced
@@ -34,10 +35,10 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.sizing.device import total_bytes
 from rec_dist.training.context import WorkerContext
-from rec_dist.training.loader import StepWork, prefetch, step_work
+from rec_dist.training.loader import Change, StepWork, as_it_is, prefetch, step_work
 from rec_dist.training.loop import TrainStep
 from rec_dist.training.memory import advising, peak_bytes
-from rec_dist.training.reference import CachedReference, NoReference, ReferenceLogps, open_reference
+from rec_dist.training.reference import ReferenceLogps, open_reference
 from rec_dist.training.worker import TrainJob, set_up
 
 
@@ -108,8 +109,9 @@ def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     counted = range(warm, total)
     bench = _Bench(engine, task, context, Clock(world.device), _progress(context, total + 1 + 1 + 2 * settings.steps))
 
-    def plan(step: int) -> StepWork:
-        return step_work(task, step % task.sampler.num_steps, max_tokens=context.max_tokens, world=world)
+    def plan(step: int, look_up: Change = reference.look_up) -> StepWork:
+        number = step % task.sampler.num_steps
+        return step_work(task, number, max_tokens=context.max_tokens, world=world, look_up=look_up)
 
     with _prefetched(plan, range(total)) as work:
         bench.run((next(work) for _ in range(warm)), reference)
@@ -122,12 +124,11 @@ def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     if world.is_main:  # an earlier profile stays until now, and never lies beside the traces of this one
         (run.path / PROFILE_NAME).unlink(missing_ok=True)
     trace = traced(lambda: bench.run([plan(total - 1)], reference), settings, world, run.path)
-    plans = [plan(step) for step in counted]
-    random = [_random(step, engine.module, np.random.default_rng(step.step)) for step in plans]
     # A cache knows nothing of random tokens; without it these batches keep the zeros they were packed with.
-    uncached = NoReference() if isinstance(reference, CachedReference) else reference
-    bench.run(random[:1], uncached)
-    synthetic = bench.run(random, uncached)
+    plans = [plan(step, look_up=as_it_is) for step in counted]
+    random = [_random(step, engine.module, np.random.default_rng(step.step), world) for step in plans]
+    bench.run(random[:1], reference)
+    synthetic = bench.run(random, reference)
     with _prefetched(plan, counted) as work:
         again = bench.run(work, reference)
     record = RankRecord(
@@ -188,12 +189,12 @@ def _rows(plans: list[StepWork], module: Any) -> dict[str, int]:
     }
 
 
-def _random(plan: StepWork, module: Any, generator: np.random.Generator) -> StepWork:
+def _random(plan: StepWork, module: Any, generator: np.random.Generator, world: World) -> StepWork:
     """The same micro-batches with random tokens. A recommender's stay as they are, since every item id costs the same."""
 
     def drawn(batch: Any) -> Any:
         if not isinstance(batch, PackedBatch):
             return batch
-        return batch.with_random_tokens(module.vocab_size, generator)
+        return staged(batch.with_random_tokens(module.vocab_size, generator), world.device)
 
     return replace(plan, batches=tuple(drawn(batch) for batch in plan.batches))

@@ -46,7 +46,7 @@ class Setup:
     @property
     def rows(self) -> int:
         """Rows of the largest micro-batch; FlexAttention pads to whole blocks."""
-        return padded_length(0, self.max_tokens) if self.flex else self.max_tokens
+        return padded_length(self.max_tokens) if self.flex else self.max_tokens
 
 
 def gradient_bytes(setup: Setup) -> int:

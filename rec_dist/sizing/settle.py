@@ -42,13 +42,20 @@ def settled(
         return settings, None
     device = smallest_share(world.device)
     room = Room(device, reserved_on(gpu=settings.on_gpu), config.plan.margin)
-    choice = _chosen(spec, settings, purpose, room, reference, before) if world.is_main else None
+    tokens = config.train.max_tokens_per_micro_batch
+    choice = _chosen(spec, settings, purpose, room, tokens, reference, before) if world.is_main else None
     stage, why = collectives.share_from_main(choice)
     return replace(settings, zero_stage=stage), f"stage {stage}, {why}"
 
 
 def _chosen(
-    spec: ModelSpec | None, settings: EngineSettings, purpose: Purpose, room: Room, reference: str, before: int | None
+    spec: ModelSpec | None,
+    settings: EngineSettings,
+    purpose: Purpose,
+    room: Room,
+    max_tokens: int,
+    reference: str,
+    before: int | None,
 ) -> tuple[int, str]:
     """(stage, the reason)."""
     stages = purpose.stages(settings.workers, settings.bf16)
@@ -57,7 +64,7 @@ def _chosen(
     if len(stages) == 1:
         return stages[0], "the only one that makes sense on one worker"
     try:
-        setup = setup_of_spec(spec, settings, reference=reference)
+        setup = setup_of_spec(spec, settings, max_tokens=max_tokens, reference=reference)
     except UserError as fault:  # a family that the formulas do not cover may still run
         return stages[-1], f"because what the model needs is not known: {fault}"
     choice = smallest_stage(setup, settings, purpose, room)

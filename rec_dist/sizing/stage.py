@@ -148,7 +148,7 @@ def decoder_setup(
     )
 
 
-def setup_of_spec(spec: ModelSpec, settings: EngineSettings, *, reference: str) -> Setup:
+def setup_of_spec(spec: ModelSpec, settings: EngineSettings, *, max_tokens: int, reference: str) -> Setup:
     """decoder_setup of the model that a worker is about to build."""
     trained = spec.soft_prompt is not None and spec.soft_prompt.trains
     return decoder_setup(
@@ -156,7 +156,7 @@ def setup_of_spec(spec: ModelSpec, settings: EngineSettings, *, reference: str) 
         settings,
         adapter=spec.adapter,
         num_virtual=spec.soft_prompt.num if trained and spec.soft_prompt is not None else 0,
-        max_tokens=spec.max_tokens,
+        max_tokens=max_tokens,
         attention=spec.attention,
         checkpointing=spec.activation_checkpointing,
         reference=reference,

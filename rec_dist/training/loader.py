@@ -12,7 +12,10 @@ from typing import Any, Literal
 
 from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
 from rec_dist.methods.task import DrawnExamples, Task
+from rec_dist.packing.transfer import staged
 from rec_dist.runtime.world import World
+
+Change = Callable[[Any], Any]  # of a batch
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,28 @@ class StepWork:
         return self.num_scored if mean_over == "tokens" else self.num_groups
 
 
-def divide(task: Task, drawn: DrawnExamples, *, step: int, epoch: int, max_tokens: int, world: World) -> StepWork:
+def as_it_is(batch: Any) -> Any:
+    """The batch, which lacks nothing."""
+    return batch
+
+
+def divide(
+    task: Task, drawn: DrawnExamples, *, step: int, epoch: int, max_tokens: int, world: World, look_up: Change = as_it_is
+) -> StepWork:
     """Pack the examples of one global step, assign the micro-batches to ranks, and build and collate this rank's.
 
-    Every rank gets the same number of micro-batches.
+    Every rank gets the same number of micro-batches. look_up: adds to each what the host knows of it
+    (training/reference.py). Where the rank has a GPU, they are ready to be sent there.
     """
     sizes = drawn.sizes
     packed = pack_evenly(sizes.num_tokens, max_tokens, world.size)
     own = assign_to_ranks(packed, sizes.num_tokens, world.size)[world.rank]
     examples = iter(drawn.build([place for micro_batch in own for place in micro_batch]))
+    collated = (task.data.collate(list(islice(examples, len(micro_batch))), step=step) for micro_batch in own)
     return StepWork(
         step=step,
         epoch=epoch,
-        batches=tuple(task.data.collate(list(islice(examples, len(micro_batch))), step=step) for micro_batch in own),
+        batches=tuple(staged(look_up(batch), world.device) for batch in collated),
         micro_batches=tuple(tuple(micro_batch) for micro_batch in own),
         num_groups=int(sizes.num_groups.sum()),
         num_scored=int(sizes.num_scored.sum()),
@@ -58,11 +70,11 @@ def divide(task: Task, drawn: DrawnExamples, *, step: int, epoch: int, max_token
     )
 
 
-def step_work(task: Task, step: int, *, max_tokens: int, world: World) -> StepWork:
+def step_work(task: Task, step: int, *, max_tokens: int, world: World, look_up: Change = as_it_is) -> StepWork:
     """Step `step` of the task, divided."""
     indices, epochs = task.sampler.examples_of_step(step)
     drawn = task.data.draw(indices, epochs)
-    return divide(task, drawn, step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world)
+    return divide(task, drawn, step=step, epoch=int(epochs[0]), max_tokens=max_tokens, world=world, look_up=look_up)
 
 
 def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> Iterator[StepWork]:

@@ -1,7 +1,8 @@
 """The training loop: steps, sums, and what happens between steps. It knows no method and no launcher.
 
 A loss arrives as a sum. It is divided once, by the count of the whole global step, so world size, packing and
-accumulation do not change it.
+accumulation do not change it. On a GPU the host runs ahead of the device, and waits for it once a step, in
+TrainStep.update.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from rec_dist.methods.task import Exchange, Task
+from rec_dist.packing.transfer import to_device
 from rec_dist.runtime import collectives
 from rec_dist.runtime.world import World
 from rec_dist.training.bad_steps import BadSteps, is_bad, suspects
@@ -28,17 +30,6 @@ class EngineProtocol(Protocol):
     def forward(self, batch: Any) -> Any: ...
     def backward(self, loss: torch.Tensor, *, last: bool) -> None: ...
     def step(self, lr: float, *, discard: bool = False) -> float: ...
-
-
-@dataclass(frozen=True)
-class LocalSums:
-    """What the micro-batches of this rank came to. totals (2 + S,) float64: loss, count, metrics.
-
-    spoiled: the numbers of the micro-batches whose own loss is not finite.
-    """
-
-    totals: torch.Tensor
-    spoiled: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -72,36 +63,38 @@ class TrainStep:
         """What the step's mean loss is divided by."""
         return plan.count(self.task.model.mean_over)
 
-    def forward_backward(self, plan: StepWork) -> LocalSums:
-        """Add up the gradients of this rank's micro-batches."""
+    def forward_backward(self, plan: StepWork) -> torch.Tensor:
+        """Add up the gradients of this rank's B micro-batches.
+
+        Returns the loss, the count and the S metrics of each: (B, 2 + S) float64 on the device.
+        """
         scale = self.world.size / self.count(plan)  # DeepSpeed takes the mean over ranks
         torch.manual_seed(_dropout_seed(self.task.sampler.seed, plan.step, self.world.rank))
-        spoiled: list[int] = []
-        totals = torch.zeros(2 + len(self.task.model.metric_names), dtype=torch.float64)
+        sums: list[torch.Tensor] = []
         for number, batch in enumerate(plan.batches):
             self.before_batch(batch)
-            loss_sum, sums, _ = self.engine.forward(self.reference.attach(batch))
+            loss_sum, own, _ = self.engine.forward(self.reference.attach(batch))
             self.engine.backward(loss_sum * scale, last=number == len(plan.batches) - 1)
-            sums = sums.cpu()
-            totals += sums
-            if not math.isfinite(float(sums[0])):
-                spoiled.append(number)
-        return LocalSums(totals, spoiled)
+            sums.append(own)
+        return torch.stack(sums)
 
-    def update(self, plan: StepWork, local: LocalSums, *, lr: float, flags: Sequence[bool] = ()) -> StepResult:
-        """Reduce the sums over ranks, once, and make one optimizer step.
+    def update(self, plan: StepWork, sums: torch.Tensor, *, lr: float, flags: Sequence[bool] = ()) -> StepResult:
+        """Reduce what forward_backward returned over ranks, once, and make one optimizer step.
 
-        When the loss or the gradient is not finite, the weights stay as they were on every rank.
+        When the loss or the gradient is not finite, the weights stay as they are on every rank.
         """
-        own = [local.totals, torch.tensor(flags, dtype=torch.float64), self.exchange.step_sums()]
+        own = to_device((sums.sum(dim=0), torch.tensor(flags, dtype=torch.float64), self.exchange.step_sums()), sums.device)
         totals, raised, exchanged = torch.split(collectives.sum_over_ranks(torch.cat(own)), [len(part) for part in own])
         self.exchange.end_step(exchanged)
+        read = [totals, raised, sums[:, 0]]
+        totals, raised, losses = torch.split(torch.cat(read).cpu(), [len(part) for part in read])  # the host waits here
         loss = float(totals[0]) / self.count(plan)
         grad_norm = self.engine.step(lr, discard=not math.isfinite(loss))
         names, counted = self.task.model.metric_names, max(float(totals[1]), 1.0)
         means = {name: float(totals[2 + i]) / counted for i, name in enumerate(names)}
         numbers = {"loss": loss, "grad_norm": grad_norm, "lr": lr, **means}
-        bad_users = suspects(self.task, plan, local.spoiled) if is_bad(numbers) else None
+        spoiled = (~losses.isfinite()).nonzero().flatten().tolist()  # micro-batches of this rank
+        bad_users = suspects(self.task, plan, spoiled) if is_bad(numbers) else None
         return StepResult(numbers, tuple(float(flag) > 0 for flag in raised), bad_users)
 
 
@@ -134,9 +127,9 @@ class Trainer:
         for plan in work:
             waited = time.perf_counter() - last
             done = plan.step + 1
-            local = self.step.forward_backward(plan)
+            sums = self.step.forward_backward(plan)
             flags = (self.saver.writing, self.stop_wanted(done))
-            result = self.step.update(plan, local, lr=self.learning_rate(plan.step), flags=flags)
+            result = self.step.update(plan, sums, lr=self.learning_rate(plan.step), flags=flags)
             now = time.perf_counter()
             if result.bad_users is None:
                 self.bad_steps.good()

@@ -57,21 +57,21 @@ class Validation:
 
     def __init__(self, engine: Engine, task: Task, reference: ReferenceLogps, context: WorkerContext) -> None:
         self._engine, self._task, self._reference, self._context = engine, task, reference, context
-        self._work = step_work(task, 0, max_tokens=context.max_tokens, world=context.world)
+        self._work = step_work(task, 0, max_tokens=context.max_tokens, world=context.world, look_up=reference.look_up)
 
     def run(self, step: int) -> float | None:
         """Return the mean loss after `step` steps, the same on every rank; None when it is not finite. A collective."""
         began = time.perf_counter()
         engine, work, names = self._engine, self._work, self._task.model.metric_names
         before_batch = self._context.watch(engine.module)
-        totals = torch.zeros(2 + len(names), dtype=torch.float64)
+        sums: list[torch.Tensor] = []
         for batch in work.batches:
             before_batch(batch)
             compared = self._reference.attach(batch)
             engine.train_mode(False)  # an online reference has put it back into training
-            totals += engine.score(compared)[1].cpu()
+            sums.append(engine.score(compared)[1])
         engine.train_mode(True)
-        totals = collectives.sum_over_ranks(totals)
+        totals = collectives.sum_over_ranks(torch.stack(sums).sum(dim=0)).cpu()
         loss = float(totals[0]) / work.count(self._task.model.mean_over)
         means = {name: float(totals[2 + i]) / max(float(totals[1]), 1.0) for i, name in enumerate(names)}
         row = {"event": "validation", "step": step, "valid_loss": _or_text(loss)}

@@ -170,7 +170,8 @@ def _run_steps(
         context.stop_wanted,
         BadSteps(config.train.max_bad_steps, bad_steps_before),
     )
-    work = prefetch(lambda step: step_work(task, step, max_tokens=context.max_tokens, world=world), range(start_step, total))
+    built = partial(step_work, task, max_tokens=context.max_tokens, world=world, look_up=reference.look_up)
+    work = prefetch(built, range(start_step, total))
     engine.train_mode(True)
     try:
         finished = trainer.run(with_beats(work, context.beat))

@@ -300,7 +300,8 @@ def extreme(groups, lengths, vocabulary, values):
     batch = PackedBatch(
         *(torch.zeros(max(tokens, 1), dtype=torch.int64),) * 5,
         rows, integers(vocabulary, tokens), offsets, bounds, torch.zeros(len(groups)), torch.ones(len(groups)),
-        torch.from_numpy(rng.normal(0, 5, size=completions)).float(), 0, plan_groups(rows, offsets, bounds),
+        torch.from_numpy(rng.normal(0, 5, size=completions)).float(), np.asarray([[max(tokens, 1), 0]]), 0,
+        plan_groups(rows, offsets, bounds),
     )  # fmt: skip
     hidden = torch.full((max(tokens, 1), 1), float(values))
     hidden[::2] *= -1

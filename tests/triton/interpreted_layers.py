@@ -184,7 +184,7 @@ class Decoder(nn.Module):
         self.model = model
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        return run_decoder(self.model, batch, 0)
+        return run_decoder(self.model, batch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

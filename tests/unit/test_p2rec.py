@@ -19,7 +19,7 @@ from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.p2rec.categories import item_categories, preference, shuffled
 from rec_dist.methods.p2rec.reconstruct import PREFERENCE_HEAD_NAME, UserExamples, losses_of, reconstruction_loss
 from rec_dist.methods.registry import build_task
-from rec_dist.packing.pooled_prompts import pack_pooled_prompts
+from rec_dist.packing.pooled_prompts import PooledPrompts, pack_pooled_prompts
 from rec_dist.storage.checksums import parse_manifest, write_manifest
 from rec_dist.training.validation import validation_task
 
@@ -237,9 +237,13 @@ def test_a_model_that_drops_the_mask_is_refused(tiny_config, tiny_model_dir, tea
     task = make(tiny_config, tiny_model_dir, teacher_dir)
     module: Any = task.model.build().eval()
     task.model.check(module, lambda batch: module(batch)[2])
-    blind = lambda micro_batch: replace(
-        micro_batch, batch=replace(micro_batch.batch, prompt_ids=micro_batch.batch.prompt_ids * 0)
-    )
+
+    def blind(micro_batch: PooledPrompts) -> PooledPrompts:
+        """All prompts count as one."""
+        batch = micro_batch.batch
+        whole = replace(batch, prompt_ids=batch.prompt_ids * 0, sizes=batch.sizes.sum(axis=0, keepdims=True))
+        return replace(micro_batch, batch=whole)
+
     with pytest.raises(UserError, match=r"model\.path: .* does not keep to the mask"):
         task.model.check(module, lambda batch: module(blind(batch))[2])
 

@@ -31,7 +31,7 @@ def setup(**changes: Any) -> Setup:
         zero=STAGE_3,
         workers=2,
         element=2,
-        max_tokens=128,
+        max_tokens=256,
         attention="flex",
         checkpointing=False,
         rank=2,
@@ -97,19 +97,19 @@ def test_most_gathered_at_once() -> None:
 
 
 def test_a_layer_by_hand() -> None:
-    """h = 8, i = 16, q = 8, k = 4, b = 2, T = 128; 7 modules a layer have an adapter of rank 2."""
+    """h = 8, i = 16, q = 8, k = 4, b = 2, T = 256; 7 modules a layer have an adapter of rank 2."""
     norms, attention, mlp, adapter = 2 * (6 * 8 + 4), 2 * (2 * 8 + 2 * 4) + 4 * 2, 4 * 2 * 16, 2 * 2 * 7
-    assert layer_bytes(setup()) == 128 * (norms + attention + mlp + adapter) == 128 * 316
-    dense = 2 * (2 * 8 + 2 * 8) + 4 * 2 + 2 * 128
-    assert layer_bytes(setup(attention="sdpa")) == 128 * (norms + dense + mlp + adapter)
-    assert layer_bytes(setup(rank=0, soft_prompt=True)) == 128 * (2 * (4 * 8 + 4) + attention + 3 * 2 * 16)
-    assert layer_bytes(setup(rank=0)) == 128 * (norms + attention + mlp + 2 * 2 * 8)
+    assert layer_bytes(setup()) == 256 * (norms + attention + mlp + adapter) == 256 * 316
+    dense = 2 * (2 * 8 + 2 * 8) + 4 * 2 + 2 * 256
+    assert layer_bytes(setup(attention="sdpa")) == 256 * (norms + dense + mlp + adapter)
+    assert layer_bytes(setup(rank=0, soft_prompt=True)) == 256 * (2 * (4 * 8 + 4) + attention + 3 * 2 * 16)
+    assert layer_bytes(setup(rank=0)) == 256 * (norms + attention + mlp + 2 * 2 * 8)
 
 
 def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
-    last_norm = 128 * 6 * 8
-    assert activation_bytes(setup()) == 2 * 128 * 316 + last_norm
-    assert activation_bytes(setup(checkpointing=True)) == 2 * 128 * 8 * 2 + 128 * 316 + last_norm
+    last_norm = 256 * 6 * 8
+    assert activation_bytes(setup()) == 2 * 256 * 316 + last_norm
+    assert activation_bytes(setup(checkpointing=True)) == 2 * 256 * 8 * 2 + 256 * 316 + last_norm
 
 
 def saved_bytes(layers: int, batch: PackedBatch, dtype: torch.dtype, *, rank: int, attention: str, num_virtual: int = 0) -> int:
@@ -180,7 +180,7 @@ def test_a_layer_is_what_autograd_saves(dtype: torch.dtype, rank: int, num_virtu
 def test_more_tokens_need_more_and_more_workers_never_do(attention: str, checkpointing: bool, stage: int) -> None:
     zero = STAGE_3 if stage == 3 else Zero(stage, bucket=50 if stage else 0)
     base = setup(attention=attention, checkpointing=checkpointing, zero=zero)
-    needs = [total(replace(base, max_tokens=tokens)) for tokens in (128, 256, 512, 4096)]
+    needs = [total(replace(base, max_tokens=tokens)) for tokens in (256, 512, 1024, 4096)]
     assert needs == sorted(set(needs))
     by_workers = [total(replace(base, workers=workers)) for workers in (1, 2, 8, 64)]
     assert by_workers == sorted(by_workers, reverse=True)
@@ -202,10 +202,10 @@ def test_one_worker_gathers_nothing() -> None:
 
 
 def test_on_a_cpu_a_bucket_is_as_large_as_what_trains_and_chunks_as_all_logits() -> None:
-    """11 elements train in a bucket of 50; 128 rows of 50 logits, three times in plain PyTorch, and the hidden rows' gradient."""
+    """11 elements train in a bucket of 50; 256 rows of 50 logits, three times in plain PyTorch, and the hidden rows' gradient."""
     on_cpu = memory(setup(on_gpu=False, attention="per_prompt", element=4), reserved=0.0, margin=0.0)
     assert on_cpu["gradient bucket"] == 4 * 11
-    assert on_cpu["head"] == 3 * 128 * 50 * 4 + 128 * 8 * 4
+    assert on_cpu["head"] == 3 * 256 * 50 * 4 + 256 * 8 * 4
     assert memory(setup(), reserved=0.0, margin=0.0)["gradient bucket"] == 2 * 50
 
 

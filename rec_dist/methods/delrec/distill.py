@@ -77,9 +77,9 @@ class WeightedChoices(nn.Module):
         The weights stay as they are when a norm is 0 or not finite.
         """
         norms = gradients.flatten(1).norm(dim=1) / self.weights.to(gradients)
-        if bool(torch.isfinite(norms).all() and (norms > 0).all()):
-            inverse = norms**-0.5
-            self.weights = (inverse / inverse.sum()).float().to(self.weights.device)
+        inverse = norms**-0.5
+        usable = (torch.isfinite(norms) & (norms > 0)).all()  # not read here, since the host would wait for it
+        self.weights = torch.where(usable, (inverse / inverse.sum()).to(self.weights), self.weights)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def distill_task(spec: ModelSpec, examples: DistillExamples, *, sampler: GlobalB
 
     def build() -> nn.Module:
         loss = WeightedChoices(examples.objectives)
-        return Scorer(build_model(spec), loss, WeightedChoices.metric_names, max_tokens=spec.max_tokens)
+        return Scorer(build_model(spec), loss, WeightedChoices.metric_names)
 
     def check(module: Any, score: Score) -> None:
         check_scorer(module, score, dtype=spec.dtype)

@@ -82,7 +82,6 @@ def model_spec(
         device=device,
         attention=config.model.attention,
         fused_layers=config.model.fused_layers,
-        max_tokens=config.train.max_tokens_per_micro_batch,
         activation_checkpointing=config.model.activation_checkpointing and trains,
         adapter=adapter,
         initial_adapter=initial.adapter,

@@ -126,7 +126,7 @@ class Embedder:
         config = job.parsed()
         self._prompts, self._device = ItemPrompts(job), device
         spec = model_spec(config, job.initial, self._prompts.builder, device, trains=False)
-        encoder = Encoder(build_model(spec), max_tokens=spec.max_tokens)
+        encoder = Encoder(build_model(spec))
         self._encoder = encoder.to(device).eval().requires_grad_(False)
         check_encoder(encoder, lambda prompts: encoder(prompts.to(device)).cpu(), dtype=model_dtype(config, device))
 

@@ -64,7 +64,7 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     if why is not None and world.is_main:
         run.log(f"cluster.zero_stage=auto on {world.size} worker(s): {why}")
     with sharded_loading(settings):
-        module = Scorer(build_model(spec), _no_loss, (), max_tokens=config.train.max_tokens_per_micro_batch)
+        module = Scorer(build_model(spec), _no_loss, ())
     engine = Engine(module, settings, device=world.device, optimizer=None)
     engine.train_mode(False)
 

@@ -47,7 +47,7 @@ def language_model(objective: Objective, spec: ModelSpec, *, width: int) -> Task
 
     def build() -> nn.Module:
         model = build_model(spec)
-        return Scorer(model, objective.loss, objective.metric_names, objective.preference, max_tokens=spec.max_tokens)
+        return Scorer(model, objective.loss, objective.metric_names, objective.preference)
 
     def check(module: Any, score: Score) -> None:
         check_scorer(module, score, dtype=spec.dtype)

@@ -191,7 +191,7 @@ def reconstruct_task(spec: ModelSpec, examples: UserExamples, *, sampler: Global
     """
 
     def build() -> nn.Module:
-        encoder = Encoder(build_model(spec), max_tokens=spec.max_tokens)
+        encoder = Encoder(build_model(spec))
         sums = lambda outputs, prompts: reconstruction_loss(outputs, prompts, kind=loss)
         return PreferenceHead(encoder, _guess(examples.first_preferences(sampler), loss), width, sums, METRIC_NAMES)
 

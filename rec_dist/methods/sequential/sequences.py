@@ -4,13 +4,14 @@ B sequences, T rows of all of them, L rows of the longest, M scored rows, S draw
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rec_dist.packing.transfer import to_device
 from rec_dist.runtime.arrays import I32, I64
 
 F64 = npt.NDArray[np.float64]
@@ -55,9 +56,8 @@ class SequenceBatch:
         )
 
     def to(self, device: str) -> "SequenceBatch":
-        """The same batch on `device`."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "longest"}
-        return replace(self, **moved)
+        """The same batch on `device`: one copy that the host does not wait for."""
+        return to_device(self, device)
 
 
 def lay_out(sequences: Sequence[I32], scored: Sequence[I32]) -> SequenceBatch:
