@@ -101,7 +101,7 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
     owner = np.repeat(np.arange(len(prompts)), completion_counts)  # (N,) prompt of each completion
 
     inputs_before = np.concatenate([[0], np.cumsum(lengths)])  # (N+1,) completion tokens before each completion, over all prompts
-    prompt_inputs_before = np.concatenate([[0], np.cumsum(input_sums)])
+    prompt_inputs_before = np.cumsum(input_sums) - input_sums
     completion_starts = starts[owner] + prompt_lengths[owner] + inputs_before[:-1] - prompt_inputs_before[owner]  # (N,) rows
     completion_rows = np.repeat(completion_starts - inputs_before[:-1], lengths) + np.arange(inputs_before[-1])  # (B,)
     within = completion_rows - np.repeat(completion_starts, lengths)  # (B,) 0-based position in its completion
@@ -111,8 +111,7 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
     positions = np.empty(total, dtype=np.int64)
     completion_ids = np.full(total, -1, dtype=np.int64)
     prompt_ids = np.repeat(np.arange(len(prompts)), prompt_lengths + input_sums)
-    prompt_rows = np.repeat(starts[:-1] - np.concatenate([[0], np.cumsum(prompt_lengths)])[:-1], prompt_lengths)
-    prompt_rows = prompt_rows + np.arange(len(prompt_rows))
+    prompt_rows = np.repeat(starts[1:] - input_sums - np.cumsum(prompt_lengths), prompt_lengths) + np.arange(prompt_lengths.sum())
     input_ids[prompt_rows] = np.concatenate([t.tokens for t in prompts])
     input_ids[completion_rows] = np.concatenate([t.completion_inputs for t in prompts])
     positions[prompt_rows] = prompt_rows - np.repeat(starts[:-1], prompt_lengths)

@@ -79,7 +79,7 @@ def rows_of(plan: Plan) -> list[Row]:
 def make_task(plan: Plan, data: PreparedData, builder: PromptBuilder) -> Any:
     split = data.split("train")
     targets = index_targets(split, plan.per_prompt_targets)
-    spec = ModelSpec(Path(), torch.float32, "cpu", "sdpa", LONGEST, False, None, None, keep_reference=False, seed=0)
+    spec = ModelSpec(Path(), torch.float32, "cpu", "sdpa", False, None, None, keep_reference=False, seed=0)
     negatives = NegativeSampler(plan.kind, 3, plan.seed, data.train_counts)
     return language_task(
         sdpo(beta=1.0, num_negatives=3),

@@ -27,7 +27,7 @@ def test_every_rank_has_full_micro_batches(tiny_config: Callable[..., dict[str, 
     assert np.array_equal(np.concatenate([np.arange(block.start, block.stop) for block in blocks]), np.arange(len(examples)))
     keys, fills = [], []
     for block in blocks:
-        built = task.data.examples(examples[block], epochs[block])
+        built = task.data.draw(examples[block], epochs[block])
         plans = [divide(task, built, step=0, epoch=0, max_tokens=MAX_TOKENS, world=World(rank, size)) for rank in range(size)]
         keys += [key for plan in plans for batch in plan.batches if batch.num_groups for key in batch.keys.tolist()]
         fills.append(fill(plans))
