@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rec_dist.errors import UserError
+from rec_dist.models.foreign_code import check_no_kernel, way_out
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import WeightCount, count_weights
@@ -111,21 +112,27 @@ def read_architecture(folder: Path) -> Architecture:
     )
 
 
-def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0) -> Parameters:
+def count_parameters(
+    folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0, trust_remote_code: bool = False
+) -> Parameters:
     """Builds the model of folder/config.json without storage, with the adapter if there is one, and counts its parameters.
 
-    num_virtual: soft prompt vectors, which then train alone. Raises UserError as training does.
+    num_virtual: soft prompt vectors, which then train alone. trust_remote_code: model.trust_remote_code. Raises UserError as
+    training does.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quieten_loaded()
+    check_no_kernel(folder, trusted=trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(str(folder))
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as fault:  # for a damaged file transformers raises its own errors, torch's and most of Python's
         why = " ".join(str(fault).split())[:300] or type(fault).__name__
-        raise UserError(f"{folder} describes no causal language model that transformers can build: {why}; {_WAY_OUT}") from fault
+        raise UserError(
+            f"{folder} describes no causal language model that transformers can build: {why}{way_out(fault) or f'; {_WAY_OUT}'}"
+        ) from fault
     head = model.get_output_embeddings()
     if head is None:
         raise UserError(f"{folder} describes a model without a language-model head; choose a decoder such as Llama")

@@ -29,7 +29,7 @@ class ModelSpec:
     """What the model starts from and how it runs. adapter: None for full fine-tuning. initial_adapter: an adapter folder to
     start from.
 
-    attention, device: as in models.language.load_language_model. max_tokens: as in models.scorer.Scorer.
+    attention, device, trust_remote_code: as in models.language.load_language_model. max_tokens: as in models.scorer.Scorer.
     """
 
     path: Path
@@ -43,6 +43,7 @@ class ModelSpec:
     keep_reference: bool
     seed: int
     soft_prompt: SoftPromptSpec | None = None
+    trust_remote_code: bool = False
 
 
 def build_model(spec: ModelSpec) -> nn.Module:
@@ -53,6 +54,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
         activation_checkpointing=spec.activation_checkpointing,
         attention=spec.attention,
         device=spec.device,
+        trust_remote_code=spec.trust_remote_code,
     )
     if spec.soft_prompt is not None:
         _add_soft_prompt(model, spec.soft_prompt, spec.path)

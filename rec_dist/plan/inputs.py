@@ -47,7 +47,12 @@ def setup_of(config: RunConfig, cluster: ClusterFile, *, needs_reference: bool) 
     shape = read_architecture(folder)
     workers = num_workers(config, cluster)
     trained = config.adapter.kind == "soft_prompt"
-    parameters = count_parameters(folder, lora_spec(config), num_virtual=config.prompt.num_virtual if trained else 0)
+    parameters = count_parameters(
+        folder,
+        lora_spec(config),
+        num_virtual=config.prompt.num_virtual if trained else 0,
+        trust_remote_code=config.model.trust_remote_code,
+    )
     if parameters.work is None:
         raise UserError(f"{folder} describes a mixture of experts, which is not planned; choose a dense decoder such as Llama")
     reference = "none" if trained or not needs_reference else config.task.reference
@@ -77,7 +82,7 @@ def _attention(wanted: str, *, on_gpu: bool) -> str:
 
 def _model_folder(config: RunConfig) -> Path:
     if config.plan.model is None:
-        return config_folder(config.model.path, config.model.revision)
+        return config_folder(config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code)
     folder = existing_or_shipped(config.plan.model, "plan.model", "plan/models")
     if not (folder / "config.json").is_file():
         raise UserError(
