@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 from benchmarks.loader import small_tokenizer, write_synthetic
 from benchmarks.peer_methods import Shape, llama_config
 from rec_dist.commands.prepare import prepare
-from rec_dist.config.load import to_yaml
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
+from rec_dist.config.yaml_text import to_yaml
 from rec_dist.methods.registry import find_initial_weights
 from rec_dist.plan.report import make_plan
 from rec_dist.runtime.quiet import quieten

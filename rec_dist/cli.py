@@ -23,7 +23,7 @@ from rec_dist.errors import (
     UserError,
     WorkerFailedError,
 )
-from rec_dist.runtime.messages import messages_to
+from rec_dist.runtime.messages import messages_to, say, visible
 from rec_dist.runtime.quiet import quieten, uncollected
 from rec_dist.storage.disk import as_disk_error
 from rec_dist.storage.uri import shown
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, Exception) as fault:
             if not noted and not isinstance(fault, KeyboardInterrupt):
                 raise
-            print("interrupted; what was saved before is kept", file=sys.stderr)
+            _to_stderr("interrupted; what was saved before is kept")
             return EXIT_FAILED
 
 
@@ -78,22 +78,22 @@ def _main(arguments: Sequence[str] | None) -> int:
             quieten()
             return own.get(parsed.command, _run)(parsed)
     except UserError as fault:
-        print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
+        _to_stderr(f"error: {' '.join(visible(str(fault)).split())}")
         return EXIT_USER
     except StopRequested as request:
-        print(str(request), file=sys.stderr)
+        _to_stderr(str(request))
         return EXIT_STOPPED
     except (OutOfMemoryError, NotFiniteError, UnreachableError, WorkerFailedError) as fault:
-        print(f"failed: {fault}", file=sys.stderr)
+        _to_stderr(f"failed: {fault}")
         return EXIT_FAILED
     except Exception as fault:
         if isinstance(fault, OSError) and fault.errno == errno.ENAMETOOLONG:
-            print(f"error: the path {str(fault.filename)[:200]}... is too long; give a shorter one", file=sys.stderr)
+            _to_stderr(f"error: the path {str(fault.filename)[:200]}... is too long; give a shorter one")
             return EXIT_USER
         disk = as_disk_error(fault)
         if disk is None:
             raise
-        print(f"failed: {disk}", file=sys.stderr)
+        _to_stderr(f"failed: {disk}")
         return EXIT_FAILED
 
 
@@ -105,7 +105,7 @@ def _local(path: str, key: str) -> Path:
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, sys.stderr)
 
 
 def _profile(parsed: argparse.Namespace) -> int:
@@ -199,7 +199,7 @@ def _run(parsed: argparse.Namespace) -> int:
     elif command == "train":
         train(load_config(target, overrides))
     elif command == "evaluate":
-        print(table_of(evaluate(target, overrides)), flush=True)
+        say(table_of(evaluate(target, overrides)))
     else:
-        print("\n".join(status(parsed.target)))
+        say("\n".join(status(parsed.target)))
     return 0

@@ -17,6 +17,16 @@ _FORMAT_VERSION = 2
 _NAME = re.compile(r"step-([0-9]+)")
 _PATH = re.compile(r"checkpoints/step-([0-9]+)/.+")
 FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "world_size": (int,),
+    "zero_stage": (int,),
+    "base": (str, type(None)),
+    "config": (str,),
+    "sampler": (dict,),
+    "valid_loss": (float, type(None)),
+    "versions": (dict,),
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,9 @@ def read(folder: Path) -> SavedCheckpoint:
     body = parse_manifest((folder / _MANIFEST_NAME).read_bytes(), _FORMAT_VERSION)
     files = [parse_entry(value) for value in body.pop("files")]
     saved = SavedCheckpoint(**body, files=files, folder=folder)
+    for name, kinds in _KINDS.items():
+        if type(getattr(saved, name)) not in kinds:
+            raise TypeError(f"{name} is {str(getattr(saved, name))[:60]!r}")
     match = _NAME.match(folder.name)
     if match and int(match[1]) != saved.step:
         raise ValueError(f"belongs to step {saved.step}")

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from rec_dist.checkpoint.files import committed, committed_steps, folder_of, is_marker, step_of, verify
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import damaged_files
-from rec_dist.storage.location import Stored, is_below
+from rec_dist.storage.location import Stored
+from rec_dist.storage.uri import is_below
 
 CONFIG, FINISHED, OWNER = "config.json", "finished.json", "owner.json"
 _OWN = ("attempt", "stacks", "stop", OWNER)  # these belong to one attempt on one machine, or to the copy itself

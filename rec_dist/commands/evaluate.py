@@ -13,10 +13,11 @@ from typing import Any
 from rec_dist.commands.dtype import difference, saved_dtype, settle_dtype
 from rec_dist.commands.progress import logging_lines, watching
 from rec_dist.commands.train import describe
-from rec_dist.config.load import ConfigLike, load_config, to_yaml
+from rec_dist.config.load import ConfigLike, load_config, load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
+from rec_dist.config.yaml_text import to_yaml
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
@@ -162,7 +163,7 @@ def finished_run(target: Path, overrides: Overrides) -> tuple[RunConfig, RunDire
         raise UserError(
             f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
         )
-    config = pinned(load_config(run.config_path, overrides))
+    config = pinned(load_saved(run.config_path, overrides))
     if run.finished() is None:
         raise UserError(f"{target} is not finished, so it has no model yet; run `rec-dist train` on it to the end")
     if not any(run.model.glob("*.safetensors")):
@@ -182,7 +183,8 @@ def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str
     section = None if own is None else config.task.section(own[1])  # a method's ranker may read it
     of_method = [] if section is None else [section.model_dump(exclude={key for key, _ in section.paths()})]
     prompt = config.prompt.model_dump()
-    return fingerprint([*weights, data.manifest.fingerprint, settings, prompt, config.model.dtype, *of_method])
+    code = ["trust_remote_code"] if config.model.trust_remote_code else []  # another class may compute with the same weights
+    return fingerprint([*weights, data.manifest.fingerprint, settings, prompt, config.model.dtype, *of_method, *code])
 
 
 def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:

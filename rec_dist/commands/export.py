@@ -4,14 +4,13 @@ The folder holds the weights with the adapter merged, the tokenizer with soft pr
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rec_dist.config.load import load_config
+from rec_dist.config.load import load_saved
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.data.prompts.builder import PROMPT_NAME
@@ -22,7 +21,7 @@ from rec_dist.methods.registry import method_of
 from rec_dist.models.merge import token_names, write_merged_model
 from rec_dist.models.soft_prompt import load_soft_prompt
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.files import read_object, readable, write_json
+from rec_dist.storage.files import beside, read_object, readable, write_json
 from rec_dist.storage.outputs import check_output
 
 logger = logging.getLogger(__name__)
@@ -37,14 +36,16 @@ def export_merged(run_dir: Path, output: Path) -> None:
     if not run.config_path.is_file() or run.finished() is None or not run.model.is_dir():
         raise UserError(f"{run_dir} is not a finished run; give the run directory of a `rec-dist train` that has ended")
     check_output(output, "FOLDER", folder=True)
-    config = load_config(run.config_path, [])
+    config = load_saved(run.config_path)
     initial = method_of(config).ranker.merged(config, run.model)
     initial.check_model()
     vectors = load_soft_prompt(initial.soft_prompt) if initial.soft_prompt is not None else None
     of_text = (run.model / FORMAT_NAME).is_file()
     prompt = {} if of_text else read_object(run.model / PROMPT_NAME, TRAIN_AGAIN)
     with _made_whole(output) as partial:
-        ids = write_merged_model(initial.model, initial.adapter, vectors, partial)
+        ids = write_merged_model(
+            initial.model, initial.adapter, vectors, partial, trust_remote_code=config.model.trust_remote_code
+        )
         if of_text:
             shutil.copyfile(run.model / FORMAT_NAME, partial / FORMAT_NAME)
         else:
@@ -57,8 +58,7 @@ def export_merged(run_dir: Path, output: Path) -> None:
 @contextmanager
 def _made_whole(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that only this process uses; renamed at the end, removed after a fault."""
-    partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)  # a killed process with the same number may have left it
+    partial = beside(output)
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -5,6 +5,7 @@ from pathlib import Path
 from rec_dist.config.schema import RunConfig
 from rec_dist.plan.report import make_plan
 from rec_dist.plan.table import text_table
+from rec_dist.runtime.messages import say
 from rec_dist.storage.files import write_json
 from rec_dist.storage.outputs import check_output
 
@@ -16,5 +17,5 @@ def plan(config: RunConfig, *, output: Path | None) -> int:
     report = make_plan(config)
     if output is not None:
         write_json(output, report)
-    print("\n".join(text_table(report)), flush=True)
+    say("\n".join(text_table(report)))
     return 0 if report["memory"]["fits"] else 1

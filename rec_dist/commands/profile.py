@@ -25,6 +25,7 @@ from rec_dist.profiling.phases import PHASES
 from rec_dist.profiling.report import FORMAT, PROFILE_NAME
 from rec_dist.profiling.session import profile_worker
 from rec_dist.runtime import environment
+from rec_dist.runtime.messages import say
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import write_json
 from rec_dist.storage.outputs import check_output
@@ -65,13 +66,13 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float) -> int
             if old.name not in report["files"]:
                 old.unlink()
         write_json(run.path / PROFILE_NAME, report)
-    print("\n".join([*table(report), f"written to {run.path / PROFILE_NAME}"]), flush=True)
+    say("\n".join([*table(report), f"written to {run.path / PROFILE_NAME}"]))
     problems = faults(report)
     if earlier is not None:
         for line in differing_settings(earlier, report):
             logger.info(line)
         lines, slower = compare(earlier, report, tolerance)
-        print("\n".join(lines), flush=True)
+        say("\n".join(lines))
         problems += slower
     for problem in problems:
         logger.info(f"failed: {problem}")

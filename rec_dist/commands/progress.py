@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from rec_dist.runtime.duration import duration
-from rec_dist.runtime.messages import WARNING
+from rec_dist.runtime.messages import WARNING, say, visible
 from rec_dist.runtime.repeating import repeating
 from rec_dist.runtime.run_directory import RunDirectory
 
@@ -33,7 +33,7 @@ class _Watch:
         """Shows what is new."""
         lines, self._position = self._run.log_after(self._position)
         for line in lines:
-            tqdm.write(line, file=self._out) if self._bar is not None else print(line, file=self._out, flush=True)
+            tqdm.write(visible(line), file=self._out) if self._bar is not None else say(line, self._out)
         state = self._run.read_progress()
         if state is None or (state["phase"], state["done"]) == self._shown:
             return
@@ -43,14 +43,14 @@ class _Watch:
             self._show_line(state)
 
     def _show_bar(self, state: dict[str, Any]) -> None:
-        if self._bar is None or self._bar.desc != state["phase"]:
+        if self._bar is None or self._bar.desc != visible(state["phase"]):
             self.close()
             # tqdm counts the steps before a restart as done in no time, so the line of training shows the worker's own estimate.
             form = {"bar_format": "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"}
             own = form if state["phase"] == "train" else {}
-            self._bar = tqdm(total=state["total"], desc=state["phase"], file=self._out, dynamic_ncols=True, **own)
+            self._bar = tqdm(total=state["total"], desc=visible(state["phase"]), file=self._out, dynamic_ncols=True, **own)
         self._bar.n = state["done"]
-        self._bar.set_postfix_str(_note(state))
+        self._bar.set_postfix_str(visible(_note(state)))
         self._shown = (state["phase"], state["done"])
 
     def _show_line(self, state: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ class _Watch:
         self._last_line = time.monotonic()
         self._shown = (state["phase"], state["done"])
         note = _note(state)
-        print(f"{state['phase']} {state['done']}/{state['total']}{f'  {note}' if note else ''}", file=self._out, flush=True)
+        say(f"{state['phase']} {state['done']}/{state['total']}{f'  {note}' if note else ''}", self._out)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -1,6 +1,7 @@
 """`rec-dist recipes`: what rec-dist ships to start from, one line each."""
 
 from rec_dist.config.shipped import recipes
+from rec_dist.runtime.messages import say
 
 
 def list_recipes() -> None:
@@ -8,4 +9,4 @@ def list_recipes() -> None:
     found = recipes()
     width = max(len(recipe.name) for recipe in found)
     for recipe in found:
-        print(f"{recipe.name:<{width}}  {recipe.description}")
+        say(f"{recipe.name:<{width}}  {recipe.description}")

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.commands.evaluate import base_results_dir
-from rec_dist.config.compose import load_mapping
-from rec_dist.config.load import load_config
+from rec_dist.config.load import load_config, load_saved
 from rec_dist.config.paths import check_path
 from rec_dist.config.pipeline import Pipeline, Stage, load_pipeline
 from rec_dist.data.artifacts.embeddings import read_manifest
@@ -28,6 +27,7 @@ from rec_dist.evaluation.measure import metric_names
 from rec_dist.report.compare import compare
 from rec_dist.report.table import text_table
 from rec_dist.report.write import Report, StageSummary, read_run, write_report
+from rec_dist.runtime.messages import say
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import write_json, write_text
 from rec_dist.storage.outputs import check_output
@@ -86,7 +86,8 @@ def _check_metrics(config: Pipeline, path: Path) -> None:
 
 def _run(words: list[str]) -> int:
     """Runs `rec-dist WORDS` and returns its exit code. Passes SIGTERM on, so that the stage can save before it stops."""
-    process = subprocess.Popen([sys.executable, "-m", "rec_dist", *words], stdin=subprocess.DEVNULL)
+    # -P: the current folder may hold an argparse.py of its own, which `python -m` would import in place of Python's.
+    process = subprocess.Popen([sys.executable, "-P", "-m", "rec_dist", *words], stdin=subprocess.DEVNULL)
     handler = lambda number, _: process.send_signal(number)
     # On a terminal, Ctrl-C reaches the stage directly.
     previous = {
@@ -123,7 +124,7 @@ def _results_dir(stage: Stage) -> Path:
     if stage.to is not None:
         return Path(stage.to).absolute()
     if not stage.is_config:
-        elsewhere = load_config(Path(stage.target) / "config.yaml", stage.set).evaluate.output_dir if stage.set else None
+        elsewhere = load_saved(Path(stage.target) / "config.yaml", stage.set).evaluate.output_dir if stage.set else None
         return Path(elsewhere or stage.target).absolute()
     config = load_config(Path(stage.target), stage.set)
     return base_results_dir(config) if stage.do == "evaluate" else Path(config.train.run_dir).absolute()
@@ -148,7 +149,7 @@ def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Re
     write_report(folder / "report.html", report)
     table = text_table(compared.rows, compared.differences)
     write_text(folder / "table.txt", table + "\n")
-    print(table, flush=True)
+    say(table)
     logger.info(f"report: {folder / 'report.html'}; this run took {seconds / 60:.1f} minutes")
 
 
@@ -167,8 +168,7 @@ def _stage_summary(stage: Stage, records: _Records) -> StageSummary:
 
 def _data_facts(evaluated: dict[str, Path]) -> dict[str, Any]:
     """Facts from the manifest of the data set behind the first row."""
-    config = load_mapping(next(iter(evaluated.values())) / "config.yaml")
-    manifest = Manifest.load(config["data"]["path"])
+    manifest = Manifest.load(load_saved(next(iter(evaluated.values())) / "config.yaml").data.path)
     targets = {f"{name} users (targets)": f"{part.rows:,} ({part.targets:,})" for name, part in manifest.splits.items()}
     return {
         "source": manifest.source,

@@ -15,6 +15,7 @@ from rec_dist.checkpoint.files import committed_steps, folder_of
 from rec_dist.checkpoint.remote_files import OWNER
 from rec_dist.errors import DiskError, StopRequested, UserError
 from rec_dist.runtime.duration import duration
+from rec_dist.runtime.messages import visible
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.location import Location, NoSuchFileError
 from rec_dist.storage.uri import is_remote
@@ -103,7 +104,7 @@ def status(target: str) -> list[str]:
         "checkpoint": f"after step {found.checkpoint}" if found.checkpoint is not None else "none",
         "last error": found.error or "none",
     }
-    return [f"{name:<11} {text}" for name, text in lines.items()]
+    return [f"{name:<11} {' '.join(visible(text).split())}" for name, text in lines.items()]
 
 
 @contextmanager

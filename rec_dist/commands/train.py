@@ -10,9 +10,9 @@ from rec_dist.checkpoint.remote_copy import RemoteCopy
 from rec_dist.commands.dtype import difference, dtype_in, saved_dtype, settle_dtype
 from rec_dist.commands.progress import logging_lines, watching
 from rec_dist.commands.status import noting_failure
-from rec_dist.config.load import to_yaml
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
+from rec_dist.config.yaml_text import to_yaml
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.engine.settings import check_hpz
 from rec_dist.errors import StopRequested, UserError

@@ -51,6 +51,11 @@ def resolved(config: DictConfig, where: str) -> dict[str, Any]:
     return {str(key): entry for key, entry in value.items()}
 
 
+def load_plain(path: Path) -> dict[str, Any]:
+    """One file as it is: nothing is resolved, and `extends` is a key like any other. Raises UserError if it cannot be read."""
+    return dict(_load(path))
+
+
 def sections(path: Path) -> set[str]:
     """The top-level keys of a file and of what it extends, without overrides. They say what kind of file it is."""
     return {str(key) for key in _read(locate(path), ())}

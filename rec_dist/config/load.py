@@ -5,7 +5,6 @@ All faults come in one message, each with its dotted key. An unknown key comes w
 
 import difflib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -13,13 +12,13 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
-from yaml import SafeDumper, dump
 
-from rec_dist.config.compose import PIPELINE, RUNS, VARS, load_mapping, runs_of, sections
-from rec_dist.config.overrides import Overrides
+from rec_dist.config.compose import PIPELINE, RUNS, VARS, load_mapping, load_plain, resolved, runs_of, sections
+from rec_dist.config.overrides import Overrides, override
 from rec_dist.config.paths import check_uris
 from rec_dist.config.schema import RunConfig, schema_for
 from rec_dist.config.task import METHOD_ERROR
+from rec_dist.config.yaml_text import escaped, unescaped
 from rec_dist.errors import UserError
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -52,7 +51,7 @@ def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
         if not overrides:
             check_uris(config)
             return config
-        config = _escaped(config.model_dump())
+        config = escaped(config.model_dump())
     if not isinstance(config, str | os.PathLike | Mapping):
         raise UserError(f"a configuration is a YAML file, a mapping or a RunConfig, and not of type {type(config).__name__}")
     where = "the configuration" if isinstance(config, Mapping) else str(config)
@@ -70,6 +69,18 @@ def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
     return loaded
 
 
+def load_saved(path: Path, overrides: Overrides = ()) -> RunConfig:
+    """The configuration that a run directory keeps (config.yaml), with overrides on top.
+
+    The file may be somebody else's, so text with ${...} in it stays text, and it extends no other file. Overrides are yours: they
+    may hold references, as for load_config. Raises UserError as load_config does.
+    """
+    value = resolved(override(OmegaConf.create(escaped(unescaped(load_plain(path)))), overrides, {}), str(path))
+    loaded = validate(value, RunConfig, str(path))
+    check_uris(loaded)
+    return loaded
+
+
 def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:
     """`value` as `model`. Raises one UserError with all faults, each as `dotted.path: what; the way out`."""
     schema = schema_for(value) if model is RunConfig else model
@@ -77,34 +88,6 @@ def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:
         return model.model_validate(_numbers(value, schema))
     except ValidationError as fault:
         raise UserError(f"{where}: " + "; ".join(_explain(fault.errors(), schema))) from fault
-
-
-def to_yaml(config: BaseModel) -> str:
-    """The resolved configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config.model_dump(mode="json"))))
-
-
-def _escaped(value: Any) -> Any:
-    """Resolved values such that text with ${...} in it, such as an instruction, is not resolved a second time."""
-    if isinstance(value, dict):
-        return {key: _escaped(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_escaped(entry) for entry in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
-class _Dumper(SafeDumper):  # type: ignore[misc]  # PyYAML has no types here
-    """Writes text of several lines in block style."""
-
-
-_Dumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if text.endswith("\n") else None)
-)
-
-
-def to_plain_yaml(value: Any) -> str:
-    """Mappings, lists and scalars as YAML, in their order."""
-    return str(dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000))
 
 
 def _explain(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:

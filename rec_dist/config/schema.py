@@ -119,6 +119,9 @@ class ModelConfig(Section):
         "smollm2-135m-instruct", description="A Hugging Face folder, a Hub id (org/name), or a known name that is fetched."
     )
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a Hub id. None: main.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that the model's folder or repository holds, with your rights. Read it first."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast, else float32.")
     attention: Literal["auto", "flex", "per_prompt", "sdpa"] = Field(
         "auto",

@@ -18,6 +18,7 @@ from typing import Any
 from rec_dist.errors import StopRequested
 from rec_dist.launch.watchdog import Cluster, Supervisor, Timeouts
 from rec_dist.runtime.heartbeat import Beat, begin_attempt
+from rec_dist.runtime.messages import say
 from rec_dist.runtime.quiet import flush_denormals
 from rec_dist.runtime.repeating import repeating
 from rec_dist.runtime.run_directory import RunDirectory
@@ -57,7 +58,7 @@ def _ending_process(watch: Supervisor) -> Iterator[None]:
         watch.tick()
         if watch.fault is not None:
             stopped = isinstance(watch.fault, StopRequested)
-            print(str(watch.fault) if stopped else f"failed: {watch.fault}", file=sys.stderr, flush=True)
+            say(str(watch.fault) if stopped else f"failed: {watch.fault}", sys.stderr)
             os._exit(_EXIT_STOPPED if stopped else _EXIT_FAILED)
 
     with repeating(follow, _POLL_SECONDS, name="supervisor"):

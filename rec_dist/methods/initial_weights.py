@@ -43,9 +43,12 @@ class InitialWeights:
             prints["embeddings"] = sha256(self.embeddings / EMBEDDED_NAME)
         return prints
 
-    def on_this_node(self) -> "InitialWeights":
-        """The same, with a model of the Hub in this node's cache. Call it in each worker, before the model is read."""
-        return replace(self, model=on_this_node(self.model))
+    def on_this_node(self, *, code: bool) -> "InitialWeights":
+        """The same, with a model of the Hub in this node's cache. Call it in each worker, before the model is read.
+
+        code: model.trust_remote_code.
+        """
+        return replace(self, model=on_this_node(self.model, code=code))
 
     def check_model(self) -> None:
         """Raises UserError if a run wrote the model and a file has changed since. base_of() checks adapters and soft prompts.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rec_dist.errors import UserError
+from rec_dist.models.foreign_code import check_no_kernel, way_out
 from rec_dist.models.known_decoders import Architecture, Parameters, count_known, is_known
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.layers import decoder_layers
@@ -79,28 +80,36 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable JSON object: {fault}; {_WAY_OUT}") from fault
 
 
-def count_parameters(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0) -> Parameters:
+def count_parameters(
+    folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0, trust_remote_code: bool = False
+) -> Parameters:
     """The parameters of the model of folder/config.json, with the adapter if there is one.
 
-    num_virtual: soft prompt vectors, which then train alone. Raises UserError as training does.
+    num_virtual: soft prompt vectors, which then train alone. trust_remote_code: model.trust_remote_code. Raises UserError as
+    training does.
     """
     config = _read(folder / "config.json")
     known = count_known(config, read_architecture(folder), adapter) if is_known(config) and not num_virtual else None
-    return known or count_built(folder, adapter, num_virtual=num_virtual)
+    return known or count_built(folder, adapter, num_virtual=num_virtual, trust_remote_code=trust_remote_code)
 
 
-def count_built(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0) -> Parameters:
+def count_built(
+    folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0, trust_remote_code: bool = False
+) -> Parameters:
     """As count_parameters, for any model: builds it without storage."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quieten_loaded()
+    check_no_kernel(folder, trusted=trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(str(folder))
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as fault:  # for a damaged file transformers raises its own errors, torch's and most of Python's
         why = " ".join(str(fault).split())[:300] or type(fault).__name__
-        raise UserError(f"{folder} describes no causal language model that transformers can build: {why}; {_WAY_OUT}") from fault
+        raise UserError(
+            f"{folder} describes no causal language model that transformers can build: {why}{way_out(fault) or f'; {_WAY_OUT}'}"
+        ) from fault
     head = model.get_output_embeddings()
     if head is None:
         raise UserError(f"{folder} describes a model without a language-model head; choose a decoder such as Llama")

@@ -30,7 +30,7 @@ class ModelSpec:
     """What the model starts from and how it runs. adapter: None for full fine-tuning. initial_adapter: an adapter folder to
     start from.
 
-    attention, fused_layers, device: as in models.language.load_language_model.
+    attention, fused_layers, device, trust_remote_code: as in models.language.load_language_model.
     """
 
     path: Path
@@ -44,6 +44,7 @@ class ModelSpec:
     seed: int
     soft_prompt: SoftPromptSpec | None = None
     fused_layers: str = "auto"
+    trust_remote_code: bool = False
 
     def notes(self) -> list[str]:
         """Lines for the log on how the model runs."""
@@ -70,6 +71,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
         attention=spec.attention,
         fused_layers=spec.fused_layers,
         device=spec.device,
+        trust_remote_code=spec.trust_remote_code,
     )
     if spec.soft_prompt is not None:
         _add_soft_prompt(model, spec.soft_prompt, spec.path, float32=spec.trains_float32 and spec.soft_prompt.trains)

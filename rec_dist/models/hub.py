@@ -1,8 +1,8 @@
 """Models of the Hugging Face Hub: from an id such as `org/name` to a folder in this node's cache.
 
-Only safetensors, tokenizer and configuration files are fetched, no code. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE
-work as everywhere else. Cost: two short requests for a model that is in the cache, none if model.revision is a full commit
-hash.
+Only safetensors, tokenizer and configuration files are fetched, and no code unless model.trust_remote_code asks for it.
+HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as everywhere else. Cost: two short requests for a model that is in the
+cache, none if model.revision is a full commit hash.
 """
 
 import json
@@ -17,7 +17,7 @@ from rec_dist.storage.disk import as_disk_error
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _INDEX = "model.safetensors.index.json"
-_CONFIG = ["config.json"]
+_CONFIG, _CODE = ["config.json"], ["*.py"]
 _MODEL = [
     *_CONFIG,
     "generation_config.json",
@@ -54,24 +54,26 @@ def snapshot_of(folder: Path) -> Snapshot | None:
     return Snapshot(repository.removeprefix("models--").replace("--", "/"), folder.name)
 
 
-def on_this_node(folder: Path) -> Path:
+def on_this_node(folder: Path, *, code: bool = False) -> Path:
     """The same model on this node: `folder`, or if that is a Hub cache of another node, the same commit in this node's cache.
+
+    code: as in fetch_model.
 
     Every worker of a node may call it at once; huggingface_hub locks each file, so that it is fetched once.
     """
     snapshot = snapshot_of(folder)
     if snapshot is None or (folder / "config.json").is_file():
         return folder
-    return fetch_model(*snapshot)
+    return fetch_model(*snapshot, code=code)
 
 
-def fetch_model(repository: str, revision: str | None) -> Path:
-    """The folder with config.json, weights and tokenizer. revision: a branch, tag or commit; None: main.
+def fetch_model(repository: str, revision: str | None, *, code: bool = False) -> Path:
+    """The folder with config.json, weights and tokenizer. revision: a branch, tag or commit; None: main. code: also *.py files.
 
     Raises UserError if there is no such model, it may not be read, it has no safetensors, or it is not in the cache while the Hub
     cannot be reached.
     """
-    folder = _fetch(repository, revision, _MODEL)
+    folder = _fetch(repository, revision, [*_MODEL, *_CODE] if code else _MODEL)
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path ({repository}) has no config.json on the Hub; choose a model that transformers loads")
     missing = [name for name in _weight_files(folder) if not (folder / name).is_file()]
@@ -84,9 +86,9 @@ def fetch_model(repository: str, revision: str | None) -> Path:
     return folder
 
 
-def fetch_config(repository: str, revision: str | None) -> Path:
+def fetch_config(repository: str, revision: str | None, *, code: bool = False) -> Path:
     """The folder with config.json; weights may be missing. Raises UserError as fetch_model."""
-    return _fetch(repository, revision, _CONFIG)
+    return _fetch(repository, revision, [*_CONFIG, *_CODE] if code else _CONFIG)
 
 
 def _weight_files(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from rec_dist.errors import UserError
 from rec_dist.models.attention import check_architecture
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import FLEX, allow_compilations
+from rec_dist.models.foreign_code import check_no_kernel, way_out
 from rec_dist.models.fused_layers import fuse_layers, wants_fused
 from rec_dist.models.fused_lora import fuse_lora
 from rec_dist.models.per_prompt import register
@@ -41,20 +42,23 @@ def load_language_model(
     attention: str = "auto",
     fused_layers: str = "auto",
     device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """The causal language model in a Hugging Face folder, without dropout and ready for the masks of packed batches.
 
     attention: as in models.attention_paths.choose_attention. fused_layers: as in models.fused_layers.wants_fused. device: where
-    the engine will run the model. Under an active HfDeepSpeedConfig of stage 3 the model is loaded sharded. Raises UserError for
-    a model that cannot be used.
+    the engine will run the model. trust_remote_code: model.trust_remote_code. Under an active HfDeepSpeedConfig of stage 3 the
+    model is loaded sharded. Raises UserError for a model that cannot be used.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quieten_loaded()
+    check_no_kernel(path, trusted=trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(str(path))
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as fault:
-        raise UserError(f"model.path ({path}) holds no model that loads: {str(fault).splitlines()[0]}") from fault
+        why = f"{str(fault).splitlines()[0]}{way_out(fault)}"
+        raise UserError(f"model.path ({path}) holds no model that loads: {why}") from fault
     for name, value in config.to_dict().items():  # with dropout a log-prob would depend on the rest of its batch
         if name.endswith(("dropout", "_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
@@ -64,9 +68,17 @@ def load_language_model(
         allow_compilations()
     register()
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype, attn_implementation=chosen)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            config=config,
+            dtype=dtype,
+            attn_implementation=chosen,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
     except (OSError, ValueError, SafetensorError) as fault:
-        raise UserError(f"model.path ({path}) is no usable causal language model: {str(fault).splitlines()[0]}") from fault
+        why = f"{str(fault).splitlines()[0]}{way_out(fault)}"
+        raise UserError(f"model.path ({path}) is no usable causal language model: {why}") from fault
     check_architecture(model)
     if fused:
         fuse_layers(model)

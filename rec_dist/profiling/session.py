@@ -101,7 +101,7 @@ class _Bench:
 
 def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     settings, world, memory, run = context.config.profile, context.world, context.memory, context.run
-    task, engine = set_up(job.initial.on_this_node(), context)
+    task, engine = set_up(job.initial.on_this_node(code=context.config.model.trust_remote_code), context)
     memory.start()
     reference = open_reference(engine, task, context, run.reference)
     engine.train_mode(True)

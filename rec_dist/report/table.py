@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rec_dist.runtime.messages import visible
+
 Interval = Mapping[str, float]
 
 ABOVE, BELOW, LEVEL = "above 0", "below 0", "no significant difference"
@@ -124,7 +126,7 @@ def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] 
     detailed = headline_of(metric_names(rows))
     grid = [list(table.header)]
     for cells in table.rows:
-        line = [cells[0].text]
+        line = [visible(cells[0].text)]
         for heading, cell in zip(table.header[1:], cells[1:], strict=True):
             # Where another value has its star, a blank keeps the digits of the column aligned.
             mark = ("*" if cell.best else " ") if heading in metric_names(rows) else ""
@@ -137,7 +139,7 @@ def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] 
         lines.append(computed)
     if differences:
         pairs = differences_table(differences)
-        lines += ["", *_align([list(pairs.header), *([cell.text for cell in cells] for cells in pairs.rows)])]
+        lines += ["", *_align([list(pairs.header), *([visible(cell.text) for cell in cells] for cells in pairs.rows)])]
     return "\n".join(lines) + "\n"
 
 

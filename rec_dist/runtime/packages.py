@@ -55,6 +55,7 @@ def _download(package: str, version: str, destination: Path, folder: Path) -> Pa
     # Wheels only: pip builds metadata of a source distribution by running its setup code.
     command = [
         sys.executable,
+        "-P",
         "-m",
         "pip",
         "download",

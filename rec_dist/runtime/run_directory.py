@@ -16,6 +16,7 @@ from typing import Any
 
 from rec_dist.errors import UserError
 from rec_dist.runtime.identity import differences
+from rec_dist.runtime.messages import visible
 from rec_dist.runtime.rows import OF_A_STEP, are_numbers, read_rows
 from rec_dist.storage.disk import writing
 from rec_dist.storage.files import append_line, lock, misplaced, read_object, write_json, write_text
@@ -162,8 +163,8 @@ class RunDirectory:
         return step - first
 
     def log(self, line: str) -> None:
-        """Appends a line to log.txt, which the driver shows. Raises DiskError."""
-        append_line(self._log_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+        """Appends a line to log.txt, which the driver shows, with control characters made visible. Raises DiskError."""
+        append_line(self._log_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(line)}")
 
     def log_size(self) -> int:
         """Bytes of log.txt so far."""

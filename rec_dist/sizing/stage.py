@@ -123,13 +123,14 @@ def decoder_setup(
     attention: str,
     checkpointing: bool,
     reference: str = "none",
+    trust_remote_code: bool = False,
 ) -> Setup:
     """Everything that decides the memory of the model whose config.json lies in `folder`. Reads no weights.
 
     num_virtual: soft prompt vectors that alone train, or 0. attention: model.attention. Raises UserError for a model that
     the formulas do not cover.
     """
-    parameters = count_parameters(folder, adapter, num_virtual=num_virtual)
+    parameters = count_parameters(folder, adapter, num_virtual=num_virtual, trust_remote_code=trust_remote_code)
     if parameters.work is None:
         raise UserError(f"{folder} describes a mixture of experts, which is not planned; choose a dense decoder such as Llama")
     return Setup(
@@ -160,6 +161,7 @@ def setup_of_spec(spec: ModelSpec, settings: EngineSettings, *, max_tokens: int,
         attention=spec.attention,
         checkpointing=spec.activation_checkpointing,
         reference=reference,
+        trust_remote_code=spec.trust_remote_code,
     )
 
 

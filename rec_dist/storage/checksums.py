@@ -6,6 +6,7 @@ on one core, once when files are written and again at each check.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 
 from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.storage.files import fingerprint, json_text, sha256, write_json
+from rec_dist.storage.uri import is_below
 
 CHECKSUMS_NAME = "files.json"
 _CHECKSUMS_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,21 @@ def describe(path: Path, rows: int = 0) -> FileEntry:
 
 
 def parse_entry(value: Any) -> FileEntry:
-    """An entry from JSON. Raises TypeError if it has other fields, or fields of other types."""
+    """An entry from JSON, and the only way to one: its name and its hash become paths, so a manifest could point anywhere.
+
+    Raises TypeError if it has other fields, or fields of other types, and ValueError if its name is no plain file name, its hash
+    is not 64 hex digits, or a number is negative.
+    """
     entry = FileEntry(**value)
     for field, kind in ((entry.name, str), (entry.bytes, int), (entry.sha256, str), (entry.rows, int)):
         if type(field) is not kind:
             raise TypeError(f"{str(field)[:60]!r} in place of a {kind.__name__}")
+    if "/" in entry.name or not is_below(entry.name):
+        raise ValueError(f"names {entry.name[:60]!r}, which is not the plain name of a file")
+    if not _SHA256.fullmatch(entry.sha256):
+        raise ValueError(f"has {entry.sha256[:70]!r} in place of the 64 hex digits of a SHA-256")
+    if min(entry.bytes, entry.rows) < 0:
+        raise ValueError(f"gives {entry.name} {entry.bytes} bytes and {entry.rows} rows")
     return entry
 
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +22,19 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)  # the only way to read it; done at import, before other threads create files
 
 
+def beside(path: Path) -> Path:
+    """A hidden name in the same folder, .NAME.XXXXXXXX.tmp, which no other process uses.
+
+    Random, because process ids are not: in containers every command is process 1, also two that write to one shared folder.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder. On success, syncs it and renames it to `path`; on error, removes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         yield temporary
         with temporary.open("rb") as written:

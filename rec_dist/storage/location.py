@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rec_dist.errors import UnreachableError, UserError
-from rec_dist.storage.uri import is_remote, local_path, refuse_credentials, shown
+from rec_dist.storage.uri import is_below, is_remote, local_path, refuse_credentials, shown
 
 _SCHEMES = ("s3", "gs", "hdfs")
 _OBJECT_STORES = ("s3", "gcs")  # pyarrow's names; an object appears once its last byte is written, and needs no folder
@@ -26,7 +26,6 @@ _CHUNK_BYTES = 16 << 20  # bytes per request to an object store; at 4 MiB the la
 _CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 6.0  # limits of one attempt: until S3 is connected; without a byte sent or received
 _ATTEMPTS = 5  # pauses between them add up to 7 s at most
 _RETRY_SECONDS = 15  # Google's client spends this twice: on the token and on the request
-_NAME_BYTES = 255  # the longest file name on a file system
 _REASON = 200  # characters of a reason that a message shows; pyarrow explains a missing libhdfs on forty lines
 _OF_A_STORE = "check the address, the credentials and the network"
 _OF_A_FOLDER = "see that the folder can be read and written, and that its disk has room"
@@ -79,11 +78,17 @@ class Location:
         """The name of a file of this folder as messages show it."""
         return f"{self._shown}/{file}"
 
+    def _at(self, file: str) -> str:
+        """The path of a file of this folder for the file system. Raises UserError if its name leads out of the folder."""
+        if not is_below(file):
+            raise UserError(f"{self._key} ({self}) cannot hold a file named {file[:200]!r}; remove what names it")
+        return f"{self._base}/{file}"
+
     def read(self, file: str) -> bytes | None:
         """Returns the bytes of a small file, or None if there is no such file. Raises UserError if the file cannot be read."""
         with self._faults(f"{self._key}: {self.name(file)} cannot be read"):
             try:
-                with self._system.open_input_stream(f"{self._base}/{file}") as stream:
+                with self._system.open_input_stream(self._at(file)) as stream:
                     return bytes(stream.read())
             except (FileNotFoundError, NotADirectoryError):
                 return None
@@ -121,7 +126,7 @@ class Location:
         OSError if `target` cannot be written.
         """
         digest = hashlib.sha256()
-        with self._reading(file, self._system.open_input_stream, f"{self._base}/{file}") as stream:
+        with self._reading(file, self._system.open_input_stream, self._at(file)) as stream:
             target.touch()
             with target.open("r+b") as written:  # without truncation: the node's cache reserves room by the size of the file
                 while chunk := self._reading(file, stream.read, _CHUNK_BYTES):
@@ -135,7 +140,7 @@ class Location:
 
         Raises FileNotFoundError if there is no `source`, and UserError if the file cannot be written.
         """
-        target = f"{self._base}/{file}"
+        target = self._at(file)
         partial = target if self._system.type_name in _OBJECT_STORES else f"{target}.tmp"
         with source.open("rb") as stream, self._faults(f"{self._key}: {self.name(file)} cannot be written"):
             if partial != target:
@@ -153,7 +158,7 @@ class Location:
 
         Raises UserError if the file cannot be removed.
         """
-        path = f"{self._base}/{file}"
+        path = self._at(file)
         above = path.rpartition("/")[0]
         with self._faults(f"{self._key}: {self.name(file)} cannot be removed"), suppress(FileNotFoundError):
             self._system.delete_file(path)
@@ -197,12 +202,6 @@ def _system_of(uri: str) -> tuple[Any, str]:
     else:
         limits = {"retry_time_limit": options["retry_time_limit"] or timedelta(seconds=_RETRY_SECONDS)}
     return build({**options, **limits}), base
-
-
-def is_below(name: str) -> bool:
-    """Whether a file system can hold `name` below a folder. Keys of object stores may have `..`, empty parts or 1,024 bytes."""
-    parts = name.split("/")
-    return "\0" not in name and all(part not in ("", ".", "..") and len(part.encode()) <= _NAME_BYTES for part in parts)
 
 
 def reason(fault: Exception, uri: str | None = None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rec_dist.errors import UserError
 from rec_dist.storage.disk import disk_fault
+from rec_dist.storage.files import beside
 
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # disk faults that another path would avoid
 
@@ -39,7 +40,7 @@ def _fault(path: Path, what: str, *, may_exist: bool) -> str | None:
         os.lstat(path)  # raises ValueError for an impossible name, which pathlib treats as missing
     if not may_exist:
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(path.absolute().with_name(f".{path.name}.{os.getpid()}.work"))  # the longer temporary name
+            os.lstat(beside(path.absolute()).with_suffix(".work"))  # the longer temporary name
     if path.is_symlink() and not path.exists():
         return f"is a link to nothing; remove it, or choose another {what}"
     if path.exists():

@@ -1,4 +1,4 @@
-"""URIs as text: which paths are URIs, how messages show them, and a check that they hold no credentials.
+"""Paths and URIs as text: which is which, how messages show them, and what may stand in them: no credentials, no way out.
 
 A URI with credentials is rejected, since config.yaml and its copies would hold them. The code takes URIs apart by hand, because
 an access key that is pasted unquoted (with a `/`, `#`, `?` or a space in it) does not make a URI that a parser accepts.
@@ -12,11 +12,26 @@ from rec_dist.errors import UserError
 _LOCAL = "file://"
 _NO_SECRET = {"gs": "anonymous", "hdfs": r"[\w.-]+"}  # pyarrow accepts these before the `@`: a public bucket, a Hadoop user
 _PORT = re.compile(r"[^:]*:\d*|\[.*\](:\d*)?")
+_NAME_BYTES = 255  # the longest file name on a file system
 
 
 def is_remote(path: str | Path) -> bool:
     """Whether a path names a file system by its scheme. A file:// path is on this machine."""
     return "://" in str(path) and not str(path).startswith(_LOCAL)
+
+
+def is_below(name: str) -> bool:
+    """Whether a file system can hold `name` below a folder, and nowhere else.
+
+    Names come from keys of object stores and from files of others: they may have `..`, empty parts, NUL, 1,024 bytes or half
+    characters.
+    """
+    try:
+        return "\0" not in name and all(
+            part not in ("", ".", "..") and len(part.encode()) <= _NAME_BYTES for part in name.split("/")
+        )
+    except UnicodeEncodeError:
+        return False
 
 
 def local_path(path: str | Path) -> Path:

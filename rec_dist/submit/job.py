@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rec_dist.config.load import to_plain_yaml
 from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, check_path, paths_of, task_paths
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
+from rec_dist.config.yaml_text import to_word, to_yaml
 from rec_dist.errors import UserError
 from rec_dist.models.hub import is_hub_id
 from rec_dist.storage.uri import is_remote
@@ -81,7 +81,7 @@ class Job:
 
 def override(key: str, value: Any) -> str:
     """`section.key=value`, as the command line takes it."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+    return f"{key}={to_word(value) if isinstance(value, str) else json.dumps(value)}"
 
 
 def build_job(config: RunConfig, *, local_paths: bool) -> Job:
@@ -113,9 +113,8 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
         raise UserError(
             f"evaluate.ranker ({config.evaluate.ranker}) needs no run; set submit.command=evaluate_base, or evaluate.ranker=model"
         )
-    return Job(
-        _name_of(config.submit, value["train"]["run_dir"]), RunConfig.model_validate(value), to_plain_yaml(value), config.submit
-    )
+    sent = RunConfig.model_validate(value)
+    return Job(_name_of(config.submit, value["train"]["run_dir"]), sent, to_yaml(sent, exclude_unset=True), config.submit)
 
 
 def _is_name(path: str, section: str) -> bool:

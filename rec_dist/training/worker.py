@@ -68,7 +68,7 @@ def train_worker(world: World, job: TrainJob) -> dict[str, Any]:
 def _train(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     started = time.perf_counter()
     context.beat("load")
-    job = replace(job, initial=job.initial.on_this_node())
+    job = replace(job, initial=job.initial.on_this_node(code=context.config.model.trust_remote_code))
     task, engine = set_up(job.initial, context)
     context.memory.start()
     context.beat("reference")  # before anything is restored, so with the weights that the run starts from
@@ -118,6 +118,8 @@ def set_up(initial: InitialWeights, context: WorkerContext) -> tuple[Task, Engin
             f"{task.name}: {trainable:,} of {whole:,} parameters train; {task.sampler.num_examples:,} examples, "
             f"{task.sampler.num_steps} steps"
         )
+        if config.model.trust_remote_code:
+            context.log(f"WARNING: model.trust_remote_code is true: code of {config.model.path} runs in every worker")
         for note in (*task.model.notes(), *task.notes()):
             context.log(note)
     context.beat()

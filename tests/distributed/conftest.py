@@ -118,9 +118,9 @@ class Trainer:
 
     def claim(self, run_dir: Path, changes: Any) -> Any:
         """Claims the directory for this configuration, or checks that it is claimed for it. Returns the job of its workers."""
-        from rec_dist.config.load import to_yaml
         from rec_dist.config.paths import pinned
         from rec_dist.config.schema import RunConfig
+        from rec_dist.config.yaml_text import to_yaml
         from rec_dist.methods.registry import find_initial_weights
         from rec_dist.runtime.run_directory import RunDirectory
         from rec_dist.training.worker import TrainJob

@@ -399,7 +399,8 @@ def test_other_files_lie_there(case: Case) -> None:
 
 
 def test_a_run_that_is_not_finished(case: Case) -> None:
-    from rec_dist.config.load import load_config, to_yaml
+    from rec_dist.config.load import load_config
+    from rec_dist.config.yaml_text import to_yaml
     from rec_dist.runtime.run_directory import RunDirectory
 
     config = load_config(case.file)

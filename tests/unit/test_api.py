@@ -147,7 +147,7 @@ def test_a_faulty_configuration_is_an_exception(
 
 @pytest.mark.parametrize("text", ["${nowhere}", "a \\\\${b} ${c", "\\\\\\\\${x}$${y}"])
 def test_text_with_a_dollar_stays_as_it_is(tiny_config: Make, tmp_path: Path, text: str) -> None:
-    from rec_dist.config.load import to_yaml
+    from rec_dist.config.yaml_text import to_yaml
 
     config = rec_dist.load_config(tiny_config(tmp_path / "run"))
     config = config.model_copy(update={"prompt": config.prompt.model_copy(update={"instruction": text})})

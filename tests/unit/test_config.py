@@ -8,10 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from rec_dist.config.compose import load_mapping, runs_of
-from rec_dist.config.load import RENAMED, load_config, to_yaml, validate
+from rec_dist.config.load import RENAMED, load_config, validate
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.shipped import recipes
+from rec_dist.config.yaml_text import to_yaml
 from rec_dist.errors import UserError
 from rec_dist.methods.sequential.saved_model import unread_keys
 from rec_dist.methods.sequential.task import build_sequential_task

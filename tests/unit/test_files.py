@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from rec_dist.commands.export import _made_whole
+from rec_dist.errors import UserError
 from rec_dist.storage.files import atomic_path, fingerprint, readable, sampled_fingerprint, sha256, write_json, write_text
 
 
@@ -37,6 +39,34 @@ def test_the_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
         assert not path.exists()
         assert temporary.parent == path.parent  # a rename is atomic within one file system only
     assert path.read_text() == "whole"
+
+
+def test_writers_with_one_process_number_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    """In containers every command is process 1; this process, as two writers, stands for two of them."""
+    path = tmp_path / "a.txt"
+    with atomic_path(path) as one:
+        one.write_text("one")
+        with atomic_path(path) as two:
+            two.write_text("two")
+        assert path.read_text() == "two"
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_exports_with_one_process_number_do_not_share_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def export_twice() -> None:
+        with _made_whole(out) as one:
+            (one / "weights").write_text("one")
+            with _made_whole(out) as two:
+                (two / "weights").write_text("two")
+            assert (one / "weights").read_text() == "one"
+
+    with pytest.raises(UserError, match="exists"):
+        export_twice()
+    assert (out / "weights").read_text() == "two"
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from outside_method import write_entry_point, write_package
 
 import rec_dist
 from rec_dist.config import method_table
-from rec_dist.config.load import load_config, to_yaml
+from rec_dist.config.load import load_config
 from rec_dist.config.method_table import BUILT_IN, built_in_sections
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig, schema_for
 from rec_dist.config.section import Section
+from rec_dist.config.yaml_text import to_yaml
 from rec_dist.errors import UserError
 from rec_dist.methods.method import missing_members
 from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights, get_method, method_of, register_method

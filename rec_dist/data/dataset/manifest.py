@@ -103,7 +103,14 @@ def _parsed(body: dict[str, Any]) -> Manifest:
 
     splits = {name: split(part) for name, part in body.pop("splits").items()}
     sources = [parse_entry(entry) for entry in body.pop("sources")]
-    for name, kinds in (("fingerprint", str), ("settings", dict), ("counts", dict), ("cuts", dict), ("notes", list)):
+    mappings = ("settings", "counts", "cuts", "bad_rows")
+    for name, kinds in (
+        ("fingerprint", str),
+        ("source", str),
+        ("tie_share", float),
+        ("notes", list),
+        *((n, dict) for n in mappings),
+    ):
         _typed(body[name], kinds)
     return Manifest(splits=splits, sources=sources, items=of_users(body.pop("items")), kind=kind, **body)
 

@@ -14,6 +14,7 @@ hashing at 1 GB/s.
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -28,6 +29,7 @@ from rec_dist.storage.location import Location, NoSuchFileError, reason
 _SETTLED_SECONDS = 2.0  # a file that changed more recently could change again with the same time stamp
 _WAIT_SECONDS = 0.05  # pause before looking again for room that downloads of other processes hold
 _CHECKED = b"ok"
+_OWN = re.compile(r"[0-9a-f]{64}\.(arrow|tmp)")  # what this cache may remove; data.cache_dir may name a folder with other files
 
 
 class NodeCache:
@@ -104,7 +106,7 @@ class NodeCache:
 
     def _make_room(self, needed: int) -> bool:
         """Removes files, least recently used first, until `needed` bytes fit. Returns False if the others are in use now."""
-        files = [(path, path.stat()) for path in self._shards.iterdir() if path.suffix != ".lock"]
+        files = [(path, path.stat()) for path in self._shards.iterdir() if _OWN.fullmatch(path.name)]
         total = sum(stat.st_size for _, stat in files)
         for path, stat in sorted(files, key=lambda item: item[1].st_mtime_ns):
             if total + needed <= self.max_bytes:

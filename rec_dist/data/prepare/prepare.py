@@ -24,7 +24,7 @@ from rec_dist.data.sources import FileSet, find_files, open_source
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import describe
 from rec_dist.storage.disk import writing
-from rec_dist.storage.files import fingerprint, lock
+from rec_dist.storage.files import beside, fingerprint, lock
 from rec_dist.storage.location import Location
 from rec_dist.storage.outputs import check_output
 from rec_dist.storage.uri import local_path
@@ -74,8 +74,7 @@ def prepare(
         return kept
     head: dict[str, Any] = {"fingerprint": mark, "source": str(config.source), "settings": settings, "sources": sources}
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with the same process id
+    temporary = beside(target)
     temporary.mkdir(parents=True)
     work, held = temporary.with_suffix(".work"), _clear_and_hold(target, temporary.with_suffix(".lock"))
     try:

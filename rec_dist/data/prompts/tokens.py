@@ -15,16 +15,19 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
 
 
-def load_tokenizer(model_path: Path) -> Any:
-    """Loads the tokenizer in a Hugging Face folder. Raises UserError if there is none."""
+def load_tokenizer(model_path: Path, *, trust_remote_code: bool = False) -> Any:
+    """Loads the tokenizer in a Hugging Face folder. Raises UserError if there is none.
+
+    trust_remote_code: model.trust_remote_code; runs Python code of that folder if the tokenizer needs it.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(model_path))
+        return AutoTokenizer.from_pretrained(str(model_path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as fault:
-        raise UserError(
-            f"model.path ({model_path}) has no tokenizer that loads: {str(fault).splitlines()[0]}; name a model with one"
-        ) from fault
+        code = "read its code and set model.trust_remote_code=true, or " if "trust_remote_code" in str(fault) else ""
+        why = str(fault).splitlines()[0]
+        raise UserError(f"model.path ({model_path}) has no tokenizer that loads: {why}; {code}name a model with one") from fault
 
 
 def begin_tokens(tokenizer: Any) -> list[int]:

@@ -34,7 +34,7 @@ def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) 
     kept = np.flatnonzero(every.starts >= FIRST_POSITION)
     targets = TargetIndex(every.rows[kept], every.starts[kept], every.stops[kept])
     builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
-    tokenizer = load_tokenizer(initial.model)
+    tokenizer = load_tokenizer(initial.model, trust_remote_code=config.model.trust_remote_code)
     texts = (settings.after_header, settings.before_header, settings.list_header, settings.first_header)
     prompts = DistillPrompts(
         builder,

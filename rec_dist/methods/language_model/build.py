@@ -85,7 +85,8 @@ def build_text_task(
         raise UserError("train.targets_per_prompt above 1 needs interactions; a preference row is one target, so set it to 1")
     if config.prompt.num_virtual:
         raise UserError(f"prompt.num_virtual ({config.prompt.num_virtual}) has no effect on preference rows; set it to 0")
-    tokenizer, shape = load_tokenizer(initial.model), read_shape(initial.model)
+    tokenizer = load_tokenizer(initial.model, trust_remote_code=config.model.trust_remote_code)
+    shape = read_shape(initial.model)
     end = end_tokens(config.prompt, tokenizer)
     rows = tokenize_rows(open_preferences(config.data).rows(), tokenizer, end, rejected=max_rejected != 0)
     most = int(rows.num_rejected.max())

@@ -44,7 +44,8 @@ def model_dtype(config: RunConfig, device: str) -> torch.dtype:
 def build_builder(config: RunConfig, model_path: Path, data: PreparedData) -> PromptBuilder:
     """The prompt builder of this configuration for this model's tokenizer."""
     vocab_size = read_shape(model_path).vocab_size
-    return build_prompt_builder(config.prompt, load_tokenizer(model_path), data.titles, vocab_size=vocab_size)
+    tokenizer = load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
+    return build_prompt_builder(config.prompt, tokenizer, data.titles, vocab_size=vocab_size)
 
 
 def build_negative_sampler(config: RunConfig, num: int, train_counts: I64) -> NegativeSampler:
@@ -88,6 +89,7 @@ def model_spec(
         keep_reference=keep_reference,
         seed=config.train.seed,
         soft_prompt=_soft_prompt_spec(config, initial, builder, trains=trains and config.adapter.kind == "soft_prompt"),
+        trust_remote_code=config.model.trust_remote_code,
     )
 
 

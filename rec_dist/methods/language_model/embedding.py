@@ -122,8 +122,8 @@ class Embedder:
     """Holds the whole model on `device` and writes the parts that it is asked for."""
 
     def __init__(self, job: EmbedJob, device: str) -> None:
-        job = replace(job, initial=job.initial.on_this_node())
         config = job.parsed()
+        job = replace(job, initial=job.initial.on_this_node(code=config.model.trust_remote_code))
         self._prompts, self._device = ItemPrompts(job), device
         spec = model_spec(config, job.initial, self._prompts.builder, device, trains=False)
         encoder = Encoder(build_model(spec))

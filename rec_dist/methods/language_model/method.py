@@ -69,7 +69,7 @@ def find_language_model(config: RunConfig) -> InitialWeights:
     """model.path, or the run in train.init_from. Raises UserError if it is missing, damaged, or does not go with adapter.kind."""
     init_from = config.train.init_from
     return resolve_initial_weights(
-        resolve_model(config.model.path, config.model.revision),
+        resolve_model(config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code),
         Path(init_from) if init_from else None,
         adapter_kind=config.adapter.kind,
     )

@@ -20,11 +20,10 @@ class LanguageModelRanker:
 
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights."""
-        if saved is None:
-            return InitialWeights(resolve_model(config.model.path, config.model.revision))
-        if config.adapter.kind == "none":
+        if saved is not None and config.adapter.kind == "none":
             return InitialWeights(saved)
-        return trained(saved, resolve_model(config.model.path, config.model.revision))
+        base = resolve_model(config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code)
+        return InitialWeights(base) if saved is None else trained(saved, base)
 
     def check(self, saved: Path, data: PreparedData) -> None:
         """Accepts any data: titles mean the same everywhere, and score() compares the prompt."""

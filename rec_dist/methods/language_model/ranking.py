@@ -49,11 +49,12 @@ class EvaluateJob:
 def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
     """Score this rank's share and write it to a part file. Returns {"tokens": rows that the model ran over on all ranks}."""
     with process_group.joined(world):
-        return _evaluate(world, replace(job, initial=job.initial.on_this_node()))
+        return _evaluate(world, job)
 
 
 def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     config, run = RunConfig.model_validate(job.config), RunDirectory(Path(job.output_dir))
+    job = replace(job, initial=job.initial.on_this_node(code=config.model.trust_remote_code))
     data = open_data(config.data)
     examples = eval_examples_of(config, data)
     builder = build_checked_builder(config, job, data)

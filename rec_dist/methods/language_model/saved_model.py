@@ -20,6 +20,7 @@ from rec_dist.models.scorer import POLICY_ADAPTER
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME, save_soft_prompt
 from rec_dist.storage.files import sampled_fingerprint, write_json
 
+_TOKENIZER_FILES = ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")
 BASE_NAME = "base.json"  # names the model that the adapter or soft prompts beside it belong to
 
 
@@ -53,9 +54,8 @@ def save_weights(weights: dict[str, Tensor], module: nn.Module, spec: ModelSpec,
         base = {"path": str(spec.path), "fingerprint": sampled_fingerprint(spec.path, "*.safetensors")}
         write_json(folder / BASE_NAME, base)
     for source in spec.path.iterdir():  # the tokenizer's files differ between models
-        if source.is_file() and source.name.startswith(
-            ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_")
-        ):
+        own_code = spec.trust_remote_code and source.suffix == ".py"  # which config.json or the tokenizer's files may name
+        if source.is_file() and (own_code or source.name.startswith(_TOKENIZER_FILES)):
             shutil.copyfile(source, folder / source.name)
 
 

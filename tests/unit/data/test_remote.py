@@ -20,6 +20,7 @@ from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.dataset.verify import verify
 from rec_dist.data.prepare.upload import prepare_remote
 from rec_dist.errors import UnreachableError, UserError
+from rec_dist.storage.files import fingerprint, json_text
 
 TITLES = [f"title {item}" for item in range(40)]
 NUM_ROWS, NUM_SHARDS = 60, 24
@@ -289,3 +290,29 @@ def test_preference_rows_go_there_and_come_back(server: S3Server, tmp_path: Path
     assert [row.prompt for rows in data.rows() for row in rows] == [line["prompt"] for line in lines]
     with pytest.raises(UserError, match=r"data.cache_bytes \(1000\) is smaller than the preference rows at s3://"):
         open_preferences(config.model_copy(update={"cache_bytes": 1000}))
+
+
+def test_a_manifest_whose_hash_is_a_path_removes_nothing(
+    server: S3Server, put: Callable[[], str], local: PreparedData, tmp_path: Path
+) -> None:
+    """The cache names a file by its hash, and removes what a killed download has left under that name."""
+    prefix = put()
+    body = json.loads(server.read(f"{prefix}/manifest.json"))
+    del body["checksum"]
+    body["items"]["sha256"] = "../../canary"
+    server.write(f"{prefix}/manifest.json", json_text({**body, "checksum": fingerprint(body)}).encode())
+    (tmp_path / "canary.arrow").write_text("not yours")
+    with pytest.raises(UserError, match=r"manifest.json.*64 hex digits of a SHA-256.*remove"):
+        opened(server, prefix, tmp_path / "cache")
+    assert (tmp_path / "canary.arrow").read_text() == "not yours"
+
+
+def test_the_cache_makes_room_with_its_own_files_only(server: S3Server, put: Callable[[], str], tmp_path: Path) -> None:
+    """data.cache_dir may name a folder that has other files in a folder `shards`."""
+    foreign = tmp_path / "cache" / "shards" / "report.arrow"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"x" * 100_000)
+    data = opened(server, put(), tmp_path / "cache", cache_bytes=20_000)
+    for row in range(len(data.split("train"))):
+        data.split("train").items_of(row)
+    assert foreign.is_file()
