@@ -93,9 +93,7 @@ def count_parameters(
     return known or count_built(folder, adapter, num_virtual=num_virtual, trust_remote_code=trust_remote_code)
 
 
-def count_built(
-    folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0, trust_remote_code: bool = False
-) -> Parameters:
+def count_built(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0, trust_remote_code: bool = False) -> Parameters:
     """As count_parameters, for any model: builds it without storage."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
