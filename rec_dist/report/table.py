@@ -17,12 +17,7 @@ Interval = Mapping[str, float]
 ABOVE, BELOW, LEVEL = "above 0", "below 0", "no significant difference"
 HEADLINE_METRICS = ("hr@1", "ndcg@10")  # the terminal has no room for the intervals of more
 MISSING = "–"  # noqa: RUF001 - an en dash is how tables write "no value"
-TEXT_COLUMNS = (
-    "metric",
-    "verdict",
-    "command",
-    "run directory",
-)  # aligned left, as the first column is; numbers are aligned right
+TEXT_COLUMNS = ("metric", "verdict", "command", "run directory")  # left, as the first column; numbers are aligned right
 _MAX_WIDTH = 120
 _MIN_NAME_WIDTH = 14
 
