@@ -184,22 +184,28 @@ def _export_rows(parsed: argparse.Namespace) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from rec_dist.commands.evaluate import evaluate, table_of
-    from rec_dist.commands.prepare import prepare
-    from rec_dist.commands.run import run_pipeline
-    from rec_dist.commands.status import status
-    from rec_dist.commands.train import train
+    """Each command imports its own: a run's report draws with matplotlib, and `status` reads files only."""
     from rec_dist.config.load import load_config
 
     command, target, overrides = parsed.command, Path(parsed.target), getattr(parsed, "overrides", [])
     if command == "run":
+        from rec_dist.commands.run import run_pipeline
+
         return run_pipeline(target, overrides)
     if command == "prepare":
+        from rec_dist.commands.prepare import prepare
+
         prepare(load_config(target, overrides))
     elif command == "train":
+        from rec_dist.commands.train import train
+
         train(load_config(target, overrides))
     elif command == "evaluate":
+        from rec_dist.commands.evaluate import evaluate, table_of
+
         say(table_of(evaluate(target, overrides)))
     else:
+        from rec_dist.commands.status import status
+
         say("\n".join(status(parsed.target)))
     return 0

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from rec_dist.engine.lean_import import import_deepspeed
 from rec_dist.errors import UserError
 from rec_dist.runtime.world import World
 
@@ -47,6 +48,7 @@ def _settings_for(world: World) -> Iterator[None]:
     """Inside, DeepSpeed runs on the device of `world`, says little, and compiles nothing."""
     kind = "cuda" if world.device.startswith("cuda") else "cpu"
     os.environ["DS_ACCELERATOR"] = kind  # otherwise DeepSpeed takes any GPU it sees, also for a run on CPUs
+    import_deepspeed()
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import chaos, checkpoint, gpu_suite, loader, peers, prepare, results, resume
+from benchmarks import chaos, checkpoint, gpu_suite, loader, peers, prepare, results, resume, startup
 from benchmarks.peer_methods import END, TIMELINE, TINY, Shape, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
 
@@ -237,7 +237,16 @@ def refused(module: Any, words: list[str], capsys: pytest.CaptureFixture[str]) -
     return line
 
 
-@pytest.mark.parametrize("module", [chaos, checkpoint, gpu_suite, loader, peers, prepare, resume])
+def test_the_startup_benchmark_times_a_command_and_reports_a_failed_one() -> None:
+    wall, cpu = startup.once(["--help"])
+    assert 0 < cpu < 5 and wall > 0
+    with pytest.raises(SystemExit, match="ended with 2"):
+        startup.once(["plan"])
+    row = {"command": "x", "limit": 3.0, "wall": results.spread([1.0, 2.0, 9.0]), "cpu": results.spread([1.0])}
+    assert "2.00 [1.00, 9.00]" in startup.report({**results.facts("python -m x"), "rows": [row]})
+
+
+@pytest.mark.parametrize("module", [chaos, checkpoint, gpu_suite, loader, peers, prepare, resume, startup])
 def test_a_result_file_that_cannot_be_read_is_the_users_mistake(
     module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,7 @@ def write_index(folder: Path, split: str, shards: Sequence[FileEntry]) -> FileEn
 
 def flat(chunks: list[pa.Array], dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
     """Joins chunks without nulls into one read-only array; a view of the mapped file if only one chunk has rows."""
-    filled: list[npt.NDArray[_Scalar]] = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks if len(chunk)]
+    filled = [_view(chunk, dtype) for chunk in chunks if len(chunk)]
     if len(filled) == 1:
         return filled[0]
     out = np.concatenate(filled) if filled else np.zeros(0, dtype=dtype)
@@ -86,7 +86,13 @@ def flat(chunks: list[pa.Array], dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
     return out
 
 
+def _view(values: pa.Array, dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
+    """A read-only view of numbers without nulls. Array.to_numpy gives the same, and imports pandas for it."""
+    assert values.null_count == 0 and values.type == pa.from_numpy_dtype(dtype)
+    return np.frombuffer(values.buffers()[1], dtype=dtype, count=len(values), offset=values.offset * np.dtype(dtype).itemsize)
+
+
 def _lengths(column: pa.ChunkedArray) -> I64:
     """The length of each list in a column without nulls."""
-    parts = [np.diff(chunk.offsets.to_numpy(zero_copy_only=True)).astype(np.int64) for chunk in column.chunks]
+    parts = [np.diff(_view(chunk.offsets, np.int32)).astype(np.int64) for chunk in column.chunks]
     return np.concatenate([*parts, np.empty(0, dtype=np.int64)])
