@@ -101,11 +101,11 @@ def model_of(family: str, dtype: torch.dtype, *, fused: bool) -> Any:
     return model.to(dtype)
 
 
-def packed(seed: int = 0) -> PackedBatch:
-    """Two prompts whose completions continue after their branch points: positions repeat and jump back."""
+def packed(seed: int = 0, prompts: int = 2) -> PackedBatch:
+    """Prompts whose completions continue after their branch points: positions repeat and jump back."""
     rng = np.random.default_rng(seed)
     return pack_prompts([
-        random_tree(rng, vocab_size=VOCAB, prompt=5, groups=2, max_negatives=2).grouped_prompt() for _ in range(2)
+        random_tree(rng, vocab_size=VOCAB, prompt=5, groups=2, max_negatives=2).grouped_prompt() for _ in range(prompts)
     ])  # fmt: skip
 
 
@@ -165,9 +165,9 @@ def test_rotation_is_as_close_to_the_truth_as_the_plain_one(dtype: torch.dtype) 
     assert compare(run(plain), run(plain), run(layers._rope), [q, k]) == []
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_norms_of_many_short_rows_take_another_kernel(dtype: torch.dtype) -> None:
+def test_norms_of_many_short_rows_take_another_kernel() -> None:
     """Norms of q and k in a batch of 32,768 heads and more."""
+    dtype = torch.bfloat16
     model = transformers.models.qwen3.modeling_qwen3.Qwen3RMSNorm
     plain, fused = model(8).to(dtype), model(8).to(dtype)
     fused.__class__ = layers._fused(model, layers._norm_forward(FAMILIES["qwen3"]))
@@ -264,7 +264,7 @@ def test_with_lora_and_recomputed_layers(tmp_path: Path, again: bool) -> None:
 
 
 def _train(world: Any, job: tuple[str, bool]) -> dict[str, Any]:
-    """Losses of three steps under ZeRO stage 3 on this rank."""
+    """Losses of two steps under ZeRO stage 3 on this rank."""
     from rec_dist.engine import process_group
     from rec_dist.engine.engine import Engine, sharded_loading
     from rec_dist.engine.settings import EngineSettings
@@ -284,8 +284,8 @@ def _train(world: Any, job: tuple[str, bool]) -> dict[str, Any]:
         check_scorer(module, lambda batch: engine.score(batch)[2].float().cpu(), dtype=torch.float32)
         engine.train_mode(True)
         losses = []
-        for step in range(3):
-            loss = engine.forward(packed(seed=step))[0]
+        for step in range(2):
+            loss = engine.forward(packed(seed=step, prompts=1))[0]
             engine.backward(loss, last=True)
             engine.step(1e-2)
             losses.append(float(loss.detach()))
