@@ -242,16 +242,3 @@ def memory(setup: Setup, *, reserved: float, margin: float) -> dict[str, float]:
     parts["fragmentation"] = margin * sum(parts.values())
     parts["reserved"] = reserved
     return parts
-
-
-def scoring_bytes(setup: Setup, *, reserved: float, margin: float) -> float:
-    """Bytes that a device needs for passes without a graph: weights, one layer's activations, chunks of logits and the mask.
-
-    One layer counts as layer_bytes, an upper bound: what it keeps for a backward pass is freed here as it goes.
-    """
-    zero, b = replace(setup.zero, reuse=0), setup.element
-    held = held_parameters(setup.parameters, zero, setup.workers) + persistent_shards(setup.parameters, zero, setup.workers)
-    gathered = live_elements(setup.parameters, zero) if setup.workers > 1 else 0
-    weights = (held + gathered + secondary_elements(setup.parameters, zero)) * b
-    rows = setup.rows * (4 + b) * setup.shape.width + layer_bytes(setup)
-    return (1 + margin) * (weights + rows + head_bytes(setup) + mask_bytes(setup)) + reserved

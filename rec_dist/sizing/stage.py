@@ -13,7 +13,18 @@ from rec_dist.errors import UserError
 from rec_dist.models.architecture import count_parameters, read_architecture
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.models.language import LoraSpec
-from rec_dist.sizing.memory import Setup, Zero, memory, scoring_bytes
+from rec_dist.sizing.memory import (
+    Setup,
+    Zero,
+    head_bytes,
+    held_parameters,
+    layer_bytes,
+    live_elements,
+    mask_bytes,
+    memory,
+    persistent_shards,
+    secondary_elements,
+)
 
 # Beside torch's tensors: CUDA's context, NCCL and cuBLAS, or Python and its libraries. Assumed, as in configs/plan/clusters.
 _RESERVED_ON_GPU, _RESERVED_ON_CPU = 2.0e9, 0.7e9
@@ -64,6 +75,19 @@ class Purpose:
 
     stages: Callable[[int, bool], Sequence[int]]
     needs: Callable[[Setup, Room], float]
+
+
+def scoring_bytes(setup: Setup, *, reserved: float, margin: float) -> float:
+    """Bytes that a device needs for passes without a graph: weights, one layer's activations, chunks of logits and the mask.
+
+    One layer counts as layer_bytes, an upper bound: what it keeps for a backward pass is freed here as it goes.
+    """
+    zero, b = replace(setup.zero, reuse=0), setup.element
+    held = held_parameters(setup.parameters, zero, setup.workers) + persistent_shards(setup.parameters, zero, setup.workers)
+    gathered = live_elements(setup.parameters, zero) if setup.workers > 1 else 0
+    weights = (held + gathered + secondary_elements(setup.parameters, zero)) * b
+    rows = setup.rows * (4 + b) * setup.shape.width + layer_bytes(setup)
+    return (1 + margin) * (weights + rows + head_bytes(setup) + mask_bytes(setup)) + reserved
 
 
 def _training_stages(workers: int, bf16: bool) -> Sequence[int]:

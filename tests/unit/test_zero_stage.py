@@ -17,9 +17,9 @@ from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.size import WeightCount
 from rec_dist.runtime.world import World
 from rec_dist.sizing.device import smallest_share, total_bytes
-from rec_dist.sizing.memory import Setup, Zero, layer_bytes, scoring_bytes
+from rec_dist.sizing.memory import Setup, Zero, layer_bytes
 from rec_dist.sizing.settle import settled
-from rec_dist.sizing.stage import SCORING, TRAINING, Purpose, Room, at_stage, smallest_stage, zero_of
+from rec_dist.sizing.stage import SCORING, TRAINING, Purpose, Room, at_stage, scoring_bytes, smallest_stage, zero_of
 
 SHAPE = Architecture(width=1024, inner=4096, layers=8, heads=16, kv_heads=4, head_dim=64, vocabulary=32000, max_positions=None)
 HEAD = 32000 * 1024
