@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from p2rec_teacher import NUM_CATEGORIES, write_p2rec_teacher
-from pretended.pretend import ROOT, MixedDevicesError, Pretence, pretending
+from pretended.pretend import ROOT, MixedDevicesError, Pretence, outside, pretending
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
@@ -21,7 +21,8 @@ from rec_dist.methods.language_model import embedding, ranking
 from rec_dist.methods.language_model.builders import model_spec
 from rec_dist.methods.registry import build_task, find_initial_weights
 from rec_dist.methods.task import Task
-from rec_dist.models.assemble import build_model
+from rec_dist.models import assemble
+from rec_dist.models.language import load_language_model
 from rec_dist.models.scorer import Scorer
 from rec_dist.runtime.world import World
 from rec_dist.training import reference
@@ -42,7 +43,7 @@ LANGUAGE = {
     "sft": ("task.kind=sft",),
     "dpo": ("task.kind=dpo", "negatives.num=1"),
     "sdpo": ("task.kind=sdpo",),
-    "dmpo, shared prompts": ("task.kind=dmpo", "train.targets_per_prompt=4"),
+    "dmpo, shared prompts": ("task.kind=dmpo", "train.targets_per_prompt=4", "train.global_batch_size=8"),
     "all weights": ("task.kind=sdpo", "adapter.kind=none"),
     "bfloat16": ("task.kind=sdpo", "model.dtype=bfloat16"),
     "online reference": ("task.kind=sdpo", "task.reference=online"),
@@ -98,9 +99,16 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces what only a real GPU runs, and the loader's thread, in which nothing is pretended."""
     from transformers.integrations import flex_attention
 
+    def load_on_the_cpu(*arguments: Any, **options: Any) -> Any:
+        with outside():
+            return load_language_model(*arguments, **options)
+
     monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", dense_flex)
     monkeypatch.setattr(torch.nn.RNNBase, "flatten_parameters", lambda module: None)
     monkeypatch.setattr(reference, "prefetch", map)
+    monkeypatch.setattr(assemble, "load_language_model", load_on_the_cpu)
+    checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns  # torch compares devices where no mode holds
+    monkeypatch.setitem(checks, "default", checks["none"])
 
 
 @pytest.fixture(scope="session")
@@ -207,7 +215,7 @@ def test_evaluation(config_of: Callable[..., RunConfig], tmp_path: Path) -> None
     prompts = ranking.EvalPrompts(builder, examples, MAX_TOKENS)
 
     def scores_on(device: str) -> Any:
-        module = Scorer(build_model(model_spec(config, initial, builder, device, trains=False)), ranking._no_loss, ())
+        module = Scorer(assemble.build_model(model_spec(config, initial, builder, device, trains=False)), ranking._no_loss, ())
         engine = PlainEngine(module.requires_grad_(True), device)
         engine.train_mode(False)
         score = lambda batch: engine.score(batch)[2].float().cpu()

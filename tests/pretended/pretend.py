@@ -14,7 +14,7 @@ A mode holds in the thread that enters it; a test runs the loader in its own.
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ _MAKING = _FACTORIES | _COPYING
 # Python of torch that only passes a call on.
 _PASSING = (
     "torch/functional.py",
+    "torch/nn/functional.py",
     "torch/_tensor.py",
     "torch/overrides.py",
     "torch/utils/_contextlib.py",
@@ -331,6 +332,19 @@ def _is_gpu(device: Any) -> bool:
 
 
 @contextmanager
+def outside() -> Iterator[None]:
+    """Within `pretending`, what runs here knows nothing of it: the kernels' interpreter, and loading a model.
+
+    transformers loads by way of meta tensors, and buffers that are in no file would be left without values.
+    """
+    with ExitStack() as stack:
+        while torch.overrides._get_current_function_mode_stack():
+            stack.enter_context(torch.overrides._pop_mode_temporarily())
+        stack.enter_context(_disable_current_modes())
+        yield
+
+
+@contextmanager
 def pretending() -> Iterator[Pretence]:
     """Inside, this thread has a GPU. Needs TRITON_INTERPRET=1, set before triton is imported."""
     from triton.runtime import interpreter
@@ -344,7 +358,7 @@ def pretending() -> Iterator[Pretence]:
         if host:
             raise MixedDevicesError(f"kernel {kernel.fn.__name__} got tensors of the CPU of shapes {host}")
         pretence.kernels.append(kernel.fn.__name__)
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
+        with outside():
             return run(kernel, *args, grid=grid, warmup=warmup, **options)
 
     operations = _Operations(pretence)
