@@ -6,8 +6,8 @@ b bytes a number.
 
 from dataclasses import dataclass, replace
 
-from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.flex import padded_length
+from rec_dist.models.known_decoders import Architecture, Parameters
 
 _MIB = 1 << 20
 _HEAD_GPU, _HEAD_CPU = 256 * _MIB, 3 * 64 * _MIB  # rec_dist_kernels: one chunk in place on GPUs; three in plain PyTorch
