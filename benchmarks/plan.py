@@ -18,7 +18,7 @@ import torch
 from benchmarks import results
 from benchmarks.peer_methods import Shape, build, build_model
 from benchmarks.peer_targets import Point
-from rec_dist.models.architecture import Architecture, Parameters
+from rec_dist.models.known_decoders import Architecture, Parameters
 from rec_dist.models.size import count_weights
 from rec_dist.plan.step import compute_flops
 from rec_dist.plan.workload import MicroBatches, Workload

@@ -63,6 +63,8 @@ def test_every_shipped_model_is_known(path: Path) -> None:
         {"rms_norm_eps": "x"},
         {"num_local_experts": 8},
         {"tie_word_embeddings": None},
+        {"hidden_size": 25, "head_dim": 4},
+        {"num_attention_heads": 0},
     ],
 )
 def test_what_is_not_known_for_certain_is_built(change: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rec_dist.models.architecture import Architecture, Parameters
+from rec_dist.models.known_decoders import Architecture, Parameters
 from rec_dist.models.size import WeightCount
 from rec_dist.plan.advice import combined_change, largest_micro_batch, single_changes, smallest_live
 from rec_dist.sizing.memory import Setup, memory

@@ -9,8 +9,8 @@ import torch
 import transformers
 from random_prompts import random_tree
 
-from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.attention_paths import masks_for
+from rec_dist.models.known_decoders import Architecture, Parameters
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.per_prompt import PER_PROMPT, register
 from rec_dist.models.size import WeightCount

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from random_prompts import Tree
 
-from rec_dist.models.architecture import Architecture, Parameters
 from rec_dist.models.attention import visible
+from rec_dist.models.known_decoders import Architecture, Parameters
 from rec_dist.models.size import WeightCount
 from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.plan.hardware import Hardware, ring_seconds
