@@ -90,9 +90,9 @@ def test_a_model_that_trains_whole_runs_in_bfloat16_too(trainer: Any) -> None:
 
 def test_commands_keep_what_was_settled(tiny_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """A run has begun in the dtype that this machine does not choose. `auto` goes on with it, also in evaluation."""
-    from rec_dist.config.load import to_yaml
     from rec_dist.config.paths import pinned
     from rec_dist.config.schema import RunConfig
+    from rec_dist.config.yaml_text import to_yaml
     from rec_dist.models.precision import choose_on_cpu
     from rec_dist.runtime.run_directory import RunDirectory
 

@@ -123,7 +123,7 @@ def _count(folder: str, live: int, online: bool) -> list[dict[str, int]]:
     engine.score(batch)
     engine.score(batch)
     engine.train_mode(True)
-    reference = OnlineReference(engine) if online else NoReference()
+    reference = OnlineReference(engine, "cpu") if online else NoReference()
     gathered = _gathers_of(engine)
     rows = []
     for _ in range(6):
