@@ -101,14 +101,14 @@ def is_known(config: Mapping[str, Any]) -> bool:
     """Whether the layers of this config.json are known for certain."""
     if "model_type" not in config or not all(key in _KEYS and _KEYS[key](value) for key, value in config.items()):
         return False
-    width, heads = config.get("hidden_size", 0), config.get("num_attention_heads", 0)
+    width, heads = int(config.get("hidden_size", 0)), int(config.get("num_attention_heads", 0))
     return heads > 0 and width % heads == 0  # transformers rejects others even with a head_dim
 
 
 def count_known(config: Mapping[str, Any], shape: Architecture, adapter: LoraSpec | None) -> Parameters | None:
     """What building the model of this known config.json would count; None for what only transformers or PEFT decide."""
     targets = () if adapter is None else _targets(adapter)
-    if targets is None or shape.width % shape.heads or shape.heads % shape.kv_heads:  # such a shape transformers may reject
+    if targets is None or shape.heads % shape.kv_heads:  # transformers may reject such a shape
         return None
     tied, embedding = bool(config.get("tie_word_embeddings", False)), shape.vocabulary * shape.width
     layer = list(_layer(shape, _QKV_BIAS[config["model_type"]], targets, 0 if adapter is None else adapter.rank))
