@@ -31,7 +31,7 @@ def cases(*, tiny: bool) -> list[Case]:
 
 def measure(case: Case, place: Place, world: World, repeats: int, *, zero_stage: int = 0) -> Row:
     """Time, speed and memory of a step."""
-    check_available(case)
+    check_available(case, place.device)
     with group_of(case, world):
         bench = Bench(case, place, world, zero_stage=zero_stage)
         row = timed(bench.step, place.device, repeats=repeats)
@@ -40,7 +40,7 @@ def measure(case: Case, place: Place, world: World, repeats: int, *, zero_stage:
 
 def measure_several(case: Case, place: Place, size: int, repeats: int, *, zero_stage: int) -> Row:
     """The same with `size` processes, each with a device of its own; the row is that of rank 0."""
-    check_available(case)
+    check_available(case, place.device)
     with tempfile.TemporaryDirectory(prefix="gpu-engine-") as folder:
         out = Path(folder) / "row.json"
         arguments = (size, free_port(), case, place, repeats, zero_stage, out)

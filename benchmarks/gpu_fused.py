@@ -27,11 +27,9 @@ def not_fused(model: nn.Module) -> None:
     """Leaves the layers as transformers has them."""
 
 
-def the_fusion() -> Fuse:
-    """fuse_layers. Raises NotMeasuredError if this commit does not have it, ModuleNotFoundError without Liger's kernels."""
-    check_fused_layers()
-    import liger_kernel  # noqa: F401
-
+def the_fusion(device: str) -> Fuse:
+    """fuse_layers. Raises NotMeasuredError where Liger's kernels cannot run."""
+    check_fused_layers(device)
     from rec_dist.models.fused_layers import fuse_layers
 
     fuse: Fuse = fuse_layers
@@ -89,7 +87,7 @@ def run(suite: Suite) -> None:
     """A row of results for each dtype, then the speed of plain and fused layers."""
     for dtype in (torch.bfloat16, torch.float32) if suite.place.on_gpu else (torch.float32,):
         about = {"method": "results", "dtype": str(dtype).removeprefix("torch.")}
-        suite.row(about, 5.0, lambda dtype=dtype: check(suite.place, dtype, the_fusion()))  # type: ignore[misc]
+        suite.row(about, 5.0, lambda dtype=dtype: check(suite.place, dtype, the_fusion(suite.place.device)))  # type: ignore[misc]
     dtype_name = str(suite.place.dtype).removeprefix("torch.")
     suite.row({"method": "plain layers", "dtype": dtype_name}, 5.0, lambda: speed(suite, not_fused))
-    suite.row({"method": "fused layers", "dtype": dtype_name}, 5.0, lambda: speed(suite, the_fusion()))
+    suite.row({"method": "fused layers", "dtype": dtype_name}, 5.0, lambda: speed(suite, the_fusion(suite.place.device)))

@@ -62,7 +62,7 @@ def planned(setting: Setting, place: Place, engine: str, attention: str) -> dict
 
 def measure(setting: Setting, place: Place) -> Row:
     """Measured and planned bytes, with DeepSpeed if it is installed."""
-    engine = _engine_here(setting)
+    engine = _engine_here(setting, place.device)
     case, world = Case(setting, engine), World(device=place.device)
     with group_of(case, world):
         before = bytes_in_use(place.device)
@@ -81,9 +81,9 @@ def measure(setting: Setting, place: Place) -> Row:
     }
 
 
-def _engine_here(setting: Setting) -> str:
+def _engine_here(setting: Setting, device: str) -> str:
     try:
-        check_available(Case(setting))
+        check_available(Case(setting), device)
     except ModuleNotFoundError:
         return PLAIN
     return DEEPSPEED

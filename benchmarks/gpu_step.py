@@ -186,18 +186,20 @@ def _work(module: Scorer, setting: Setting, point: Point, world: World, micro_ba
     return step_work(task, 0, max_tokens=setting.micro_batch, world=world), task
 
 
-def check_available(case: Case) -> None:
+def check_available(case: Case, device: str) -> None:
     """Raises NotMeasuredError or ModuleNotFoundError if this commit or machine lacks what the case needs."""
     if case.engine == DEEPSPEED:
         import deepspeed  # noqa: F401
     if case.fused:
-        check_fused_layers()
+        check_fused_layers(device)
 
 
-def check_fused_layers() -> None:
-    """Raises NotMeasuredError if this commit has no rec_dist/models/fused_layers.py."""
-    if find_spec("rec_dist.models.fused_layers") is None:
-        raise NotMeasuredError("not available, since this commit has no rec_dist/models/fused_layers.py")
+def check_fused_layers(device: str) -> None:
+    """Raises NotMeasuredError where Liger's kernels cannot run."""
+    if not device.startswith("cuda"):
+        raise NotMeasuredError("Liger's kernels need a GPU")
+    if find_spec("liger_kernel") is None:
+        raise NotMeasuredError("liger-kernel is not installed")
 
 
 @contextmanager

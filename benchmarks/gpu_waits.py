@@ -79,7 +79,7 @@ def measure(engine: str, place: Place) -> Row:
     """The waits of a step, those that a further micro-batch adds, and their places."""
     setting = Setting("waits", SMALL if place.tiny else SHAPE, True, 128 if place.tiny else 1024)
     case, world = Case(setting, engine), World(device=place.device)
-    check_available(case)
+    check_available(case, place.device)
     with group_of(case, world):
         found = [waits_of_a_step(Bench(case, place, world, micro_batches=count), place) for count in (_FEW, _MANY)]
     return summary(*found)

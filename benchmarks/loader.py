@@ -122,9 +122,10 @@ def measure(task: Task, *, steps: int, repeats: int, world: World) -> dict[str, 
     """Times whole steps of one rank. Tokens and groups are those of the whole step, which every rank draws and packs."""
     step_work(task, 0, max_tokens=8192, world=world)
     seconds = []
+    chosen = [step % task.sampler.num_steps for step in range(1, steps + 1)]
     for _ in range(repeats):
         start = time.perf_counter()
-        work = [step_work(task, step, max_tokens=8192, world=world) for step in range(1, steps + 1)]
+        work = [step_work(task, step, max_tokens=8192, world=world) for step in chosen]
         seconds.append(time.perf_counter() - start)
     tokens, groups = sum(step.num_tokens for step in work), sum(step.num_groups for step in work)
     median = results.spread(seconds)
@@ -136,8 +137,7 @@ def measure(task: Task, *, steps: int, repeats: int, world: World) -> dict[str, 
         "logical_tokens_per_second": sum(step.num_logical_tokens for step in work) / median["median"],
         "microseconds_per_group": median["median"] / groups * 1e6,
         "seconds_per_step": median["median"] / steps,
-        "held_seconds_per_step": held(lambda: [step_work(task, step, max_tokens=8192, world=world) for step in range(steps)])
-        / steps,
+        "held_seconds_per_step": held(lambda: [step_work(task, step, max_tokens=8192, world=world) for step in chosen]) / steps,
     }
 
 

@@ -27,6 +27,7 @@ def run(command: list[str], **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_layers_agree_with_float64_truth_in_the_interpreter() -> None:
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton/interpreted_layers.py"]
     passed = re.search(r"(\d+) passed", run(command, TRITON_INTERPRET="1"))
