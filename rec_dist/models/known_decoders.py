@@ -100,7 +100,7 @@ def is_known(config: Mapping[str, Any]) -> bool:
     if "model_type" not in config or not all(key in _KEYS and _KEYS[key](value) for key, value in config.items()):
         return False
     width, heads = config.get("hidden_size", 0), config.get("num_attention_heads", 0)
-    return heads > 0 and width % heads == 0  # transformers rejects others even with a head_dim
+    return bool(heads > 0 and width % heads == 0)  # transformers rejects others even with a head_dim
 
 
 def count_known(config: Mapping[str, Any], shape: Architecture, adapter: LoraSpec | None) -> Parameters | None:
