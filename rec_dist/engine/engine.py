@@ -60,8 +60,9 @@ class Engine:
         self._has_trained = False
         config = deepspeed_config(settings)
         if optimizer is None:
-            config["zero_optimization"] = config["zero_optimization"] if settings.zero_stage == 3 else {"stage": 0}
             config["gradient_clipping"] = 0.0
+            if settings.zero_stage != 3:  # told of bfloat16, DeepSpeed would make a float32 copy of what trains, for no optimizer
+                config |= {"zero_optimization": {"stage": 0}, "bf16": {"enabled": False}}
         layers = decoder_layers(module) if settings.zero_stage == 3 else []
         for layer in layers:
             deepspeed.utils.set_z3_leaf_module(layer, True)
