@@ -41,6 +41,7 @@ def batch_of(rows: int) -> PackedBatch:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile's own imports
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo looks at it
 @pytest.mark.usefixtures("dynamo_alone")
 def test_nothing_is_compiled_after_the_second_length(tmp_path: Path) -> None:
     sizes = {"vocab_size": 61, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
