@@ -18,7 +18,7 @@ from torch import Tensor
 from rec_dist.errors import UserError
 from rec_dist.models.attention import visible
 from rec_dist.models.attention_paths import choose_attention
-from rec_dist.models.flex import BLOCK, FLEX, block_mask, mask_mod, num_compilations, padded_length
+from rec_dist.models.flex import BLOCK, FLEX, PADDING, block_mask, mask_mod, num_compilations, padded_length
 from rec_dist.models.language import load_language_model
 from rec_dist.models.per_prompt import PER_PROMPT
 from rec_dist.models.scorer import Scorer
@@ -146,21 +146,24 @@ def test_flex_scores_as_the_dense_mask_does(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile's own imports
-def test_two_compilations_serve_every_packed_batch(tmp_path: Path) -> None:
-    """The kernel itself, compiled for the CPU (a minute). The second length adds graphs; later ones, and switching between
-    training and evaluation, do not."""
+def test_one_compilation_serves_every_packed_batch_of_a_length(tmp_path: Path) -> None:
+    """The kernel itself, compiled for the CPU (30 s). Other batches, or switching to evaluation, add no graph.
+
+    One length only: with lengths as variables, torch 2.13 generates C++ that no compiler takes. test_flex_compilations.py
+    changes them.
+    """
     transformers.AutoModelForCausalLM.from_config(configs()["gemma2"]).save_pretrained(tmp_path)
     models: list[Any] = [load_language_model(tmp_path, dtype=torch.float32, attention="sdpa") for _ in range(2)]
     models[1].set_attn_implementation(FLEX)
     dense, flex = (Scorer(model, lambda a, b: (a.sum(), a.new_zeros(()), {}), ()) for model in models)
     counts = []
-    for seed, long in enumerate([(), (300,), (600,), (), (1000,)]):
+    for seed in range(4):
         flex.train(seed % 2 == 1)
-        batch = batch_of(seed, long=long)
+        batch = batch_of(seed).padded_to(2 * PADDING)
         with torch.no_grad():
             assert float((flex(batch)[2] - dense(batch)[2]).abs().max()) <= 1e-4
         counts.append(num_compilations())
-    assert 0 < counts[0] < counts[1] and counts[1:] == [counts[1]] * 4
+    assert counts[0] > 0 and counts == [counts[0]] * 4
 
 
 def test_a_wrong_mask_would_be_seen(tmp_path: Path) -> None:

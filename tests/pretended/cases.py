@@ -1,11 +1,12 @@
 """Every method on a pretended GPU: no operation mixes devices, and the host waits for the GPU once a step.
 
 pytest does not collect this file by name: test_pretended_cuda.py runs it in a process with TRITON_INTERPRET=1. A step here is
-that of a run, from the loader's micro-batches to the numbers of its row, with AdamW in DeepSpeed's place. Its loss must be that
-of the same step on the CPU.
+that of a run, from the loader's micro-batches to the numbers of its row, with AdamW in DeepSpeed's place. Its loss and gradient
+must be those of the same step on the CPU.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,17 @@ from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.methods.language_model import embedding, ranking
 from rec_dist.methods.language_model.builders import model_spec
 from rec_dist.methods.registry import build_task, find_initial_weights
-from rec_dist.methods.task import Task
 from rec_dist.models import assemble
 from rec_dist.models.language import load_language_model
 from rec_dist.models.scorer import Scorer
 from rec_dist.runtime.world import World
 from rec_dist.training import reference
-from rec_dist.training.loader import StepWork, step_work
-from rec_dist.training.loop import StepResult, TrainStep
+from rec_dist.training.loader import step_work
+from rec_dist.training.loop import TrainStep
 
 GPU = "cuda:0"
 MAX_TOKENS = 200  # two micro-batches or more a step
-UPDATE = "rec_dist/training/loop.py:update"
+UPDATE, REFERENCE = "rec_dist/training/loop.py:update", "rec_dist/training/reference.py:cached_reference"
 
 # The head still asks the GPU which rows it has to multiply, some times a micro-batch.
 HEAD = {"kernels/rec_dist_kernels/chunks.py:plan_rows", "kernels/rec_dist_kernels/chunks.py:plan_groups"}
@@ -79,9 +79,10 @@ class PlainEngine:
         loss.backward()
 
     def step(self, lr: float, *, discard: bool = False) -> float:
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.module.parameters() if weight.grad is not None])
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return 1.0
+        return float(norm)
 
 
 def dense_flex(query: Any, key: Any, value: Any, *, block_mask: Any, scale: float, **options: Any) -> Any:
@@ -136,56 +137,73 @@ def config_of(tiny_config: Config, wide_model_dir: Path, tmp_path: Path) -> Call
     return make
 
 
-def one_step(config: RunConfig, device: str, folder: Path, gpu: Pretence | None = None) -> tuple[StepResult, Task, list[Any]]:
-    """The first step of a run. Returns what it came to, and with a pretended GPU what happened there: in the passes of the
+@dataclass(frozen=True)
+class Step:
+    """The first step of a run: what it came to, and what happened in the pass over the references, in the passes of the
     micro-batches, and in the update."""
+
+    numbers: dict[str, float]
+    num_batches: int
+    compared: Pretence
+    passes: Pretence
+    update: Pretence
+
+    def show(self, title: str) -> None:
+        """Print every wait."""
+        for name in ("compared", "passes", "update"):
+            print(f"{title}, {name}:", *(f"\n  {wait}" for wait in getattr(self, name).waits))
+
+
+def first_step(config: RunConfig, device: str, folder: Path, pretence: Pretence) -> Step:
     world, max_tokens = World(device=device), config.train.max_tokens_per_micro_batch
     task = build_task(config, find_initial_weights(config), device)
     module = task.model.build()
     engine: Any = PlainEngine(module, device)
     engine.train_mode(False)
     task.model.check(module, lambda batch: engine.score(batch)[2].float().cpu())
-    compared: Any = reference.NoReference()
+    pretence.take()
+    logps: Any = reference.NoReference()
     if task.reference is not None and config.task.reference == "online":
-        compared = reference.OnlineReference(engine, device)
+        logps = reference.OnlineReference(engine, device)
     elif task.reference is not None:
-        done = reference.cached_reference(
+        store, _ = reference.cached_reference(
             engine, task, task.reference, folder / device, max_tokens=max_tokens, world=world, report=lambda done, total: None
         )
-        compared = reference.CachedReference(done[0])
+        logps = reference.CachedReference(store)
     engine.train_mode(True)
-    plan: StepWork = step_work(task, 0, max_tokens=max_tokens, world=world, look_up=compared.look_up)
-    assert len(plan.batches) > 1, "what happens once a micro-batch would look like once a step"
-    step = TrainStep(engine, task, compared, task.exchange(module), lambda batch: None, world)
-    happened: list[Any] = [] if gpu is None else [gpu.take()]
+    plan = step_work(task, 0, max_tokens=max_tokens, world=world, look_up=logps.look_up)
+    step = TrainStep(engine, task, logps, task.exchange(module), lambda batch: None, world)
+    compared = pretence.take()
     sums = step.forward_backward(plan)
-    happened += [] if gpu is None else [gpu.take()]
+    passes = pretence.take()
     result = step.update(plan, sums, lr=1e-3, flags=(False, True))
-    happened += [] if gpu is None else [gpu.take()]
     assert result.flags == (False, True) and result.bad_users is None
-    if gpu is not None:
-        assert happened[1].to_gpu == len(plan.batches), "a micro-batch goes to the GPU in one copy"
-    return result, task, happened[1:]
+    return Step(result.numbers, len(plan.batches), compared, passes, pretence.take())
 
 
-def check(config: RunConfig, folder: Path, *, rel: float = 1e-4) -> Pretence:
-    """Asserts the budget of waits and the loss. Returns what happened in the passes."""
-    expected, _, _ = one_step(config, "cpu", folder)
+def check(config: RunConfig, folder: Path, *, rel: float = 1e-4, first: dict[str, int] | None = None) -> Step:
+    """Asserts the budget of waits, and loss and gradient of the same step on the CPU. first: further waits of a run's first
+    update."""
+    expected = first_step(config, "cpu", folder, Pretence())
     with pretending() as gpu:
-        found, task, (passes, update) = one_step(config, GPU, folder, gpu)
-    for title, happened in (("passes", passes), ("update", update)):
-        print(f"{task.name}, {title}:", *(f"\n  {wait}" for wait in happened.waits))
-    assert set(passes.own_waits) <= HEAD, [str(wait) for wait in passes.waits]
-    assert update.own_waits == {UPDATE: 1}, [str(wait) for wait in update.waits]
-    assert set(passes.other_waits) <= VMAP, [str(wait) for wait in passes.waits]
+        found = first_step(config, GPU, folder, gpu)
+    found.show(config.task.kind)
+    assert found.num_batches > 1, "what happens once a micro-batch would look like once a step"
+    assert found.passes.to_gpu == found.num_batches, "a micro-batch goes to the GPU in one copy"
+    assert set(found.passes.own_waits) <= HEAD, [str(wait) for wait in found.passes.waits]
+    assert set(found.passes.other_waits) <= VMAP, [str(wait) for wait in found.passes.waits]
+    assert found.update.own_waits == {UPDATE: 1, **(first or {})}, [str(wait) for wait in found.update.waits]
+    assert set(found.compared.own_waits) <= HEAD | {REFERENCE}, [str(wait) for wait in found.compared.waits]
+    assert found.compared.own_waits.get(REFERENCE, 0) <= 1, "more than once for one block of the reference pass"
     assert found.numbers["loss"] == pytest.approx(expected.numbers["loss"], rel=rel)
-    return passes
+    assert found.numbers["grad_norm"] == pytest.approx(expected.numbers["grad_norm"], rel=10 * rel)
+    return found
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_a_step_of_a_language_model(name: str, config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
-    passes = check(config_of(*LANGUAGE[name]), tmp_path, rel=2e-2 if name == "bfloat16" else 1e-4)
-    assert passes.kernels, "the head did not run its kernels"
+    step = check(config_of(*LANGUAGE[name]), tmp_path, rel=2e-2 if name == "bfloat16" else 1e-4)
+    assert step.passes.kernels, "the head did not run its kernels"
 
 
 @pytest.mark.parametrize(("kind", "sampled"), SEQUENTIAL)
@@ -199,12 +217,8 @@ def test_a_step_of_a_recommender(kind: str, sampled: int, config_of: Callable[..
 def test_a_step_of_p2rec(config_of: Callable[..., RunConfig], tiny_data: Path, tmp_path: Path) -> None:
     write_p2rec_teacher(tmp_path / "teacher" / "model", PreparedData.open(tiny_data))
     changes = ("task.kind=p2rec_reconstruct", f"task.p2rec.num_categories={NUM_CATEGORIES}")
-    expected_once = "rec_dist/methods/p2rec/reconstruct.py:end_step"  # in the first step ranks compare their categories
     config = config_of(*changes, f"task.p2rec.teacher={tmp_path / 'teacher'}", "train.max_tokens_per_micro_batch=120")
-    with pretending() as gpu:
-        _, _, (passes, update) = one_step(config, GPU, tmp_path, gpu)
-    assert passes.own_waits == {} and set(passes.other_waits) <= VMAP, [str(wait) for wait in passes.waits]
-    assert update.own_waits == {UPDATE: 1, expected_once: 1}
+    check(config, tmp_path, first={"rec_dist/methods/p2rec/reconstruct.py:end_step": 1})  # ranks compare their categories
 
 
 def test_evaluation(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
