@@ -67,7 +67,7 @@ def num_rows(batch: PackedBatch, base: Any) -> int:
     """
     if base.config._attn_implementation == FLEX:
         return padded_length(batch.num_tokens)
-    weight = base.get_input_embeddings().weight
+    weight = embedding_weight(base)
     if base.config._attn_implementation == PER_PROMPT and weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
         return one_of_few(batch.num_tokens)
     return batch.num_tokens
@@ -99,13 +99,22 @@ def base_of(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
+def embedding_weight(base: Any) -> nn.Parameter:
+    """The weight of the input embedding, for its dtype and its device. ZeRO stage 3 keeps what is read as an attribute in a forward
+    pass gathered for the whole of it; this reads it as an iteration does.
+    """
+    named = base.get_input_embeddings().named_parameters()
+    weight: nn.Parameter = next(weight for name, weight in named if name.rpartition(".")[2] == "weight")
+    return weight
+
+
 def run_decoder(base: Any, batch: PackedBatch) -> Tensor:
     """The hidden states before the head of the causal language model `base`: (>= T, D), padding rows last."""
     padded = batch.padded_to(num_rows(batch, base), joined=base.config._attn_implementation == PER_PROMPT)
     output = base.base_model(
         input_ids=padded.input_ids[None],
         position_ids=padded.positions[None],
-        attention_mask=masks_for(padded, base.config, base.get_input_embeddings().weight.dtype),
+        attention_mask=masks_for(padded, base.config, embedding_weight(base).dtype),
         use_cache=False,
     )
     rows: Tensor = output.last_hidden_state[0]

@@ -1,7 +1,7 @@
 """What model.dtype=auto stands for on a CPU: bfloat16 where the CPU multiplies it in hardware and faster, float32 elsewhere.
 
 Why it is measured: AMX multiplies bfloat16 about 7 times as fast as float32, AVX512-BF16 up to twice as fast, and a CPU with
-neither 90 times slower. Cost: nothing on a CPU without such instructions, else ten matrix products, 0.1 s.
+neither 90 times slower. Cost: nothing on a CPU without such instructions, else twenty matrix products, 0.1 s.
 """
 
 import time
@@ -32,7 +32,7 @@ def choose_on_cpu() -> Choice:
     name = bfloat16_instructions()
     if name is None:
         return Choice("float32", "this CPU has no instructions for bfloat16")
-    speedup = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
+    speedup = _speedup()
     if speedup < _LEAST_SPEEDUP:
         return Choice("float32", f"this CPU multiplies bfloat16 ({name}) only {speedup:.1f} times as fast")
     return Choice("bfloat16", f"this CPU multiplies it {speedup:.1f} times as fast as float32 ({name})")
@@ -49,13 +49,15 @@ def bfloat16_instructions() -> str | None:
     return next((name for flag, name in _INSTRUCTIONS.items() if flag in flags), None)
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    """The best of 5 products, so that other work on the machine counts little."""
+def _speedup() -> float:
+    """How many times as fast a product is in bfloat16. The best of ten products each, in turns, so that other work counts little."""
     generator = torch.Generator().manual_seed(0)  # its own, so that the caller's draws stay what they are
-    left, right = (torch.randn(_SIZE, _SIZE, generator=generator).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        torch.mm(left, right)
-        best = min(best, time.perf_counter() - began)
-    return best
+    pair = [torch.randn(_SIZE, _SIZE, generator=generator) for _ in range(2)]
+    best = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    for _ in range(10):
+        for dtype in best:
+            left, right = (matrix.to(dtype) for matrix in pair)
+            began = time.perf_counter()
+            torch.mm(left, right)
+            best[dtype] = min(best[dtype], time.perf_counter() - began)
+    return best[torch.float32] / best[torch.bfloat16]
