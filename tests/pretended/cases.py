@@ -33,8 +33,6 @@ GPU = "cuda:0"
 MAX_TOKENS = 200  # two micro-batches or more a step
 UPDATE, REFERENCE = "rec_dist/training/loop.py:update", "rec_dist/training/reference.py:cached_reference"
 
-# The head still asks the GPU which rows it has to multiply, some times a micro-batch.
-HEAD = {"kernels/rec_dist_kernels/chunks.py:plan_rows", "kernels/rec_dist_kernels/chunks.py:plan_groups"}
 
 # Not a wait: the pretence does not see that torch.vmap makes indices of its own on the GPU.
 VMAP = {"torch/nn/attention/flex_attention.py:create_dense_one"}
@@ -190,10 +188,10 @@ def check(config: RunConfig, folder: Path, *, rel: float = 1e-4, first: dict[str
     found.show(config.task.kind)
     assert found.num_batches > 1, "what happens once a micro-batch would look like once a step"
     assert found.passes.to_gpu == found.num_batches, "a micro-batch goes to the GPU in one copy"
-    assert set(found.passes.own_waits) <= HEAD, [str(wait) for wait in found.passes.waits]
+    assert not found.passes.own_waits, [str(wait) for wait in found.passes.waits]
     assert set(found.passes.other_waits) <= VMAP, [str(wait) for wait in found.passes.waits]
     assert found.update.own_waits == {UPDATE: 1, **(first or {})}, [str(wait) for wait in found.update.waits]
-    assert set(found.compared.own_waits) <= HEAD | {REFERENCE}, [str(wait) for wait in found.compared.waits]
+    assert set(found.compared.own_waits) <= {REFERENCE}, [str(wait) for wait in found.compared.waits]
     assert found.compared.own_waits.get(REFERENCE, 0) <= 1, "more than once for one block of the reference pass"
     assert found.numbers["loss"] == pytest.approx(expected.numbers["loss"], rel=rel)
     assert found.numbers["grad_norm"] == pytest.approx(expected.numbers["grad_norm"], rel=10 * rel)
