@@ -2,7 +2,7 @@
 
 Each run must end with the parameters of an undisturbed one, bit for bit, or with the stop that docs/reliability.md states. A
 case takes about 35 s on two idle cores. `make test-faults` runs all cases and renders the table; `make test` runs those
-marked quick.
+marked quick, and with a killed Ray worker in test_ray.py.
 """
 
 import os
@@ -22,18 +22,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults]
 KINDS = ("exception", "SIGKILL", "SIGSTOP", "SIGTERM")
 PHASES = ("in a step", "before commit", "after commit", "while loading", "in the loader")
 CALLS = {"in a step": 5, "before commit": 2, "after commit": 2, "while loading": 1, "in the loader": 5}
-QUICK = {("SIGSTOP", "in a step", 1)}  # `make test` has a killed worker in test_ray.py
 
 
 CASES = [(kind, phase, rank) for phase in PHASES for kind in KINDS for rank in (0, 1)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "phase", "rank"),
-    [
-        pytest.param(*case, id=f"{case[0]} {case[1]} rank {case[2]}", marks=[pytest.mark.quick] * (case in QUICK))
-        for case in CASES
-    ],
+    ("kind", "phase", "rank"), [pytest.param(*case, id=f"{case[0]} {case[1]} rank {case[2]}") for case in CASES]
 )
 def test_a_worker_fails(trainer: Any, tmp_path: Path, record: dict[str, Any], kind: str, phase: str, rank: int) -> None:
     record.update(fault=kind, where=phase, rank=rank)

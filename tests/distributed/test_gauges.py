@@ -82,7 +82,6 @@ def row_of(run_dir: Path, step: int) -> dict[str, Any]:
     return next(row for row in rows if row["event"] == "step" and row["step"] == step)
 
 
-@pytest.mark.quick
 def test_a_run_of_two_workers_serves_the_numbers_of_its_rows(trainer: Any, tmp_path: Path, node: Node) -> None:
     run_dir = tmp_path / "gauged"
     config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *CHANGES))

@@ -156,6 +156,7 @@ def rec_dist(variables: dict[str, str], *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_from_the_hub_and_offline_again(hub: Hub, tmp_path: Path, tiny_config: Callable[..., dict[str, Any]]) -> None:
     """The run trains from the hub and evaluates from the cache. It names the commit; the adapter names its base model's id."""
     run, file = tmp_path / "run", tmp_path / "config.yaml"
