@@ -29,7 +29,7 @@ def sharded_loading(settings: EngineSettings) -> Iterator[None]:
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     # While it loads, DeepSpeed casts every weight to the dtype of its configuration.
-    keep_alive = HfDeepSpeedConfig(deepspeed_config(replace(settings, bf16=settings.bf16 or settings.frozen_bf16)))
+    keep_alive = HfDeepSpeedConfig(deepspeed_config(replace(settings, bf16=settings.loads_bf16)))
     try:
         yield
     finally:

@@ -29,6 +29,11 @@ class EngineSettings:
     workers: int = 1
     on_gpu: bool = False
 
+    @property
+    def loads_bf16(self) -> bool:
+        """Whether the model is loaded in bfloat16, be it what trains or what is frozen."""
+        return self.bf16 or self.frozen_bf16
+
 
 def engine_settings(
     config: RunConfig,

@@ -3,6 +3,7 @@
 import os
 
 from rec_dist.config.schema import ClusterConfig
+from rec_dist.launch.sizing import has_gpu_here
 from rec_dist.models.precision import ON_GPUS, Choice, bfloat16_instructions, choose_on_cpu
 
 
@@ -18,21 +19,15 @@ def choose_dtype(cluster: ClusterConfig) -> Choice:
         from rec_dist.launch.dtype_on_ray import choose_on_nodes
 
         return choose_on_nodes(cluster)
-    return ON_GPUS if _has_gpu(cluster) else choose_on_cpu()
+    return ON_GPUS if has_gpu_here(cluster) else choose_on_cpu()
 
 
 def why_slow(cluster: ClusterConfig, dtype: str) -> str | None:
     """What makes `dtype` slow on the workers of `cluster`, if they run on this machine; None if nothing does."""
-    if dtype != "bfloat16" or not _runs_here(cluster) or _has_gpu(cluster) or bfloat16_instructions() is not None:
+    if dtype != "bfloat16" or not _runs_here(cluster) or has_gpu_here(cluster) or bfloat16_instructions() is not None:
         return None
     return "this CPU has no instructions for bfloat16, in which it multiplies about 90 times slower than in float32"
 
 
 def _runs_here(cluster: ClusterConfig) -> bool:
     return cluster.launcher == "local" or not (cluster.address or "RAY_ADDRESS" in os.environ)
-
-
-def _has_gpu(cluster: ClusterConfig) -> bool:
-    import torch
-
-    return torch.cuda.is_available() if cluster.use_gpu == "auto" else cluster.use_gpu

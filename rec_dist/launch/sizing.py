@@ -25,6 +25,13 @@ class Size:
         return f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''} with {share} each"
 
 
+def has_gpu_here(cluster: ClusterConfig) -> bool:
+    """Whether `cluster` wants GPUs for workers on this machine; for use_gpu=auto, whether torch sees one."""
+    import torch
+
+    return torch.cuda.is_available() if cluster.use_gpu == "auto" else cluster.use_gpu
+
+
 def size_workers(cluster: ClusterConfig, nodes: Sequence[Node]) -> Size:
     """The group that `cluster` asks for, on nodes with these resources. A worker must fit on one node.
 

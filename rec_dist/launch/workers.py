@@ -14,6 +14,7 @@ from rec_dist.config.schema import CheckpointConfig, ClusterConfig
 from rec_dist.errors import UserError
 from rec_dist.launch import local
 from rec_dist.launch.restart import with_restarts
+from rec_dist.launch.sizing import has_gpu_here
 from rec_dist.launch.watchdog import Timeouts
 from rec_dist.runtime.allocator import keep_freed_memory
 from rec_dist.runtime.heartbeat import begin_attempt
@@ -78,8 +79,7 @@ def local_device(cluster: ClusterConfig) -> str:
         )
     if cluster.use_gpu is True and not torch.cuda.is_available():
         raise UserError("cluster.use_gpu is true but this machine has no GPU that torch sees; set cluster.use_gpu=false")
-    on_gpu = torch.cuda.is_available() if cluster.use_gpu == "auto" else cluster.use_gpu
-    return "cuda:0" if on_gpu else "cpu"
+    return "cuda:0" if has_gpu_here(cluster) else "cpu"
 
 
 @contextmanager

@@ -62,11 +62,6 @@ class TaskData(Protocol):
         ...
 
 
-def no_notes() -> list[str]:
-    """Say nothing."""
-    return []
-
-
 def no_check(module: nn.Module, score: Score) -> None:
     """Check nothing: for modules that are our own."""
 
@@ -86,7 +81,10 @@ class TaskModel:
     mean_over: Literal["groups", "tokens"] = "groups"  # of the whole global batch; tokens: the scored ones
     check: Callable[[nn.Module, Score], None] = no_check  # of the module in its engine; raises UserError if it does not behave
     spec: ModelSpec | None = None  # of the language model inside, which tells its memory; None: one that any device holds whole
-    notes: Callable[[], list[str]] = no_notes  # lines for the log on how the module runs
+
+    def notes(self) -> list[str]:
+        """Lines for the log on how the module runs."""
+        return [] if self.spec is None else self.spec.notes()
 
 
 def same_draw(epoch: int) -> int:
@@ -132,6 +130,11 @@ class NoExchange:
 def no_exchange(module: nn.Module) -> Exchange:
     """Exchange nothing."""
     return NoExchange()
+
+
+def no_notes() -> list[str]:
+    """Say nothing."""
+    return []
 
 
 @dataclass(frozen=True)

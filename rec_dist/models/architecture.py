@@ -40,8 +40,10 @@ _LIMITS = {  # larger than any published model; 1,000 layers take 10 s
 def read_architecture(folder: Path) -> Architecture:
     """The shape in folder/config.json. Raises UserError if there is none, or if a number is missing or out of range."""
     path = folder / "config.json"
-    config = _read(path)
-    config = {**config, **config.get("text_config", {})}
+    return _shape(_read(path), path)
+
+
+def _shape(config: dict[str, Any], path: Path) -> Architecture:
     missing = [key for key in _NEEDED if not config.get(key)]
     if missing:
         raise UserError(f"{path} has no {', '.join(missing)}, which a plan needs; {_WAY_OUT}")
@@ -68,6 +70,7 @@ def read_architecture(folder: Path) -> Architecture:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The keys of a config.json, and beside them those of its text_config."""
     if not path.is_file():
         raise UserError(
             f"{path.parent} has no config.json; give a Hugging Face model folder, or a folder such as "
@@ -75,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {**config, **({"text_config": {**config["text_config"]}} if "text_config" in config else {})}
+        return {**config, **config.get("text_config", {})}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as fault:
         raise UserError(f"{path} is not a readable JSON object: {fault}; {_WAY_OUT}") from fault
 
@@ -88,8 +91,9 @@ def count_parameters(
     num_virtual: soft prompt vectors, which then train alone. trust_remote_code: model.trust_remote_code. Raises UserError as
     training does.
     """
-    config = _read(folder / "config.json")
-    known = count_known(config, read_architecture(folder), adapter) if is_known(config) and not num_virtual else None
+    path = folder / "config.json"
+    config = _read(path)
+    known = count_known(config, _shape(config, path), adapter) if is_known(config) and not num_virtual else None
     return known or count_built(folder, adapter, num_virtual=num_virtual, trust_remote_code=trust_remote_code)
 
 

@@ -52,11 +52,11 @@ def bfloat16_instructions() -> str | None:
 def _speedup() -> float:
     """How many times as fast a product is in bfloat16. The best of ten products each, in turns, so that other work counts little."""
     generator = torch.Generator().manual_seed(0)  # its own, so that the caller's draws stay what they are
-    pair = [torch.randn(_SIZE, _SIZE, generator=generator) for _ in range(2)]
-    best = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    matrices = torch.randn(2, _SIZE, _SIZE, generator=generator)
+    pairs = {dtype: matrices.to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    best = dict.fromkeys(pairs, float("inf"))
     for _ in range(10):
-        for dtype in best:
-            left, right = (matrix.to(dtype) for matrix in pair)
+        for dtype, (left, right) in pairs.items():
             began = time.perf_counter()
             torch.mm(left, right)
             best[dtype] = min(best[dtype], time.perf_counter() - began)

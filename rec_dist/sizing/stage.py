@@ -138,7 +138,7 @@ def decoder_setup(
         parameters=parameters,
         zero=zero_of(settings),
         workers=settings.workers,
-        element=2 if settings.bf16 or settings.frozen_bf16 else 4,
+        element=2 if settings.loads_bf16 else 4,
         max_tokens=max_tokens,
         attention=_attention(attention, on_gpu=settings.on_gpu),
         checkpointing=checkpointing,

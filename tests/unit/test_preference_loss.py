@@ -1,29 +1,14 @@
 """preference_loss and preference_head against a naive truth in float64: one Python loop over the groups."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
-from torch.nn import functional as F
 
+from benchmarks.acceptance import plain_preference as truth
 from rec_dist_kernels import completion_logps, preference_head, preference_loss
 
 KINDS = ["sdpo", "dmpo"]
-
-
-def truth(policy, reference, offsets, kind, beta):
-    """The papers' formulas, group by group."""
-    losses = []
-    for start, end in pairwise(offsets.tolist()):
-        r = beta * (policy[start:end] - reference[start:end])
-        if end - start < 2:
-            losses.append(policy.sum() * 0)
-        elif kind == "dmpo":
-            losses.append(-F.logsigmoid(r[0] - r[1:].mean()))
-        else:
-            losses.append(-F.logsigmoid(-torch.logsumexp(r[1:] - r[0], dim=0)))
-    return torch.stack(losses)
 
 
 def ragged(seed, dtype=torch.float64, scale=3.0, sizes=(3, 2, 1, 5, 0, 9)):

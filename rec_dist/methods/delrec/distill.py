@@ -227,7 +227,7 @@ def distill_task(spec: ModelSpec, examples: DistillExamples, *, sampler: GlobalB
         name="delrec_distill",
         sampler=sampler,
         data=examples,
-        model=TaskModel(build, spec.dtype, width, WeightedChoices.metric_names, check=check, spec=spec, notes=spec.notes),
+        model=TaskModel(build, spec.dtype, width, WeightedChoices.metric_names, check=check, spec=spec),
         save=lambda weights, module, folder: save_run_model(weights, module, spec, examples.builder, examples.prepared, folder),
         exchange=exchange,
         notes=lambda: examples.notes(sampler),

@@ -60,5 +60,4 @@ def language_model(objective: Objective, spec: ModelSpec, *, width: int) -> Task
         mean_over="tokens" if objective.counts_tokens else "groups",
         check=check,
         spec=spec,
-        notes=spec.notes,
     )

@@ -212,7 +212,7 @@ def reconstruct_task(spec: ModelSpec, examples: UserExamples, *, sampler: Global
         name="p2rec_reconstruct",
         sampler=sampler,
         data=examples,
-        model=TaskModel(build, spec.dtype, width, METRIC_NAMES, check=check, spec=spec, notes=spec.notes),
+        model=TaskModel(build, spec.dtype, width, METRIC_NAMES, check=check, spec=spec),
         save=lambda weights, module, folder: _save(weights, module, spec, examples, folder),
         exchange=lambda module: SameCategories(examples.categories),
         notes=notes,
