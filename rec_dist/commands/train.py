@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from rec_dist.checkpoint.remote_copy import RemoteCopy
@@ -19,12 +20,13 @@ from rec_dist.errors import StopRequested, UserError
 from rec_dist.launch.ray_metrics import RayGauges
 from rec_dist.launch.workers import launch
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights
+from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights, fitted_method_of
 from rec_dist.models.hub import snapshot_of
 from rec_dist.runtime import environment
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import read_object, write_json
 from rec_dist.storage.outputs import check_output
+from rec_dist.training.fitting import fit_model
 from rec_dist.training.trackers import check_trackers
 from rec_dist.training.validation import validation_task
 from rec_dist.training.worker import TrainJob, train_worker
@@ -37,6 +39,9 @@ def check_train(config: RunConfig) -> InitialWeights:
     check_workers_find(config)
     check_hpz(config, workers=None if config.cluster.num_workers == "auto" else config.cluster.num_workers)
     initial = find_initial_weights(config)
+    if (fitted := fitted_method_of(config)) is not None:
+        fitted.check_fit(config, initial)
+        return initial
     build_task(config, initial, "cpu")
     validation_task(config, initial, "cpu")
     return initial
@@ -82,7 +87,8 @@ def _finish(
     """Brings a claimed run to its end. lines: what its log begins with."""
     done = run.finished()
     if done is not None:
-        logger.info(f"{run.path} is finished ({done['step']} steps); nothing to do")
+        steps = f" ({done['step']} steps)" if done["step"] else ""
+        logger.info(f"{run.path} is finished{steps}; nothing to do")
         return
     run.drop_stale_stop()
     describe(run, data=inputs["data"], model=inputs["model"], folder=initial.model)
@@ -90,15 +96,19 @@ def _finish(
     with shown(run), noting_failure(run):
         for line in lines:
             run.log(line)
-        gauges = RayGauges if config.cluster.launcher == "ray" else None
-        job = TrainJob(config.model_dump(), config.train.run_dir, initial, gauges)
-        result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint, owns_process=owns_process)
+        if (fitted := fitted_method_of(config)) is not None:
+            result = fit_model(fitted, config, initial, run, partial(launch, owns_process=owns_process))
+        else:
+            gauges = RayGauges if config.cluster.launcher == "ray" else None
+            job = TrainJob(config.model_dump(), config.train.run_dir, initial, gauges)
+            result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint, owns_process=owns_process)
     if not result["finished"]:
         run.clear_stop()
         raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
     run.finish(result)
     run.clear_stop()
-    logger.info(f"finished after {result['step']} steps; model in {run.model}")
+    after = f"after {result['step']} steps" if result["step"] else f"in {result['seconds']:.1f} s"
+    logger.info(f"finished {after}; model in {run.model}")
 
 
 def bind_inputs(run: RunDirectory, config: RunConfig, initial: InitialWeights) -> dict[str, str | None]:

@@ -41,6 +41,13 @@ BUILT_IN = {
     "p2rec_reconstruct": BuiltIn(
         "rec_dist.methods.p2rec.method:P2REC_RECONSTRUCT", ("p2rec", "rec_dist.methods.p2rec.config:P2RecConfig")
     ),
+    "neighbours": BuiltIn(
+        "rec_dist.methods.neighbours.method:NEIGHBOURS",
+        ("neighbours", "rec_dist.methods.neighbours.config:NeighboursConfig"),
+    ),
+    "ensemble": BuiltIn(
+        "rec_dist.methods.ensemble.method:ENSEMBLE", ("ensemble", "rec_dist.methods.ensemble.config:EnsembleConfig")
+    ),
 }
 
 _registered: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """The keys that hold paths, and how they become absolute."""
 
 from pathlib import Path
+from typing import Any
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.section import Section
@@ -47,6 +48,16 @@ def task_paths(config: RunConfig) -> list[tuple[str, str, str]]:
     return [(name, *found) for name, section in sections.items() if isinstance(section, Section) for found in section.paths()]
 
 
+def set_task_path(value: dict[str, Any], section: str, key: str, path: str) -> None:
+    """Sets one path of task_paths() in a configuration as a mapping. key: as there, with a dot for one of several paths."""
+    below = value.setdefault("task", {}).setdefault(section, {})
+    first, _, name = key.partition(".")
+    if name:
+        below.setdefault(first, {})[name] = path
+    else:
+        below[first] = path
+
+
 def check_uris(config: RunConfig) -> None:
     """Raises UserError for a URI with credentials in it, because the configuration is written down."""
     for key, path in {**paths_of(config), "plan.model": config.plan.model, "plan.cluster": config.plan.cluster}.items():
@@ -73,5 +84,5 @@ def pinned(config: RunConfig) -> RunConfig:
         value[section][key] = str(absolute(path))
     for section, key, path in task_paths(config):
         check_path(f"task.{section}.{key}", path)
-        value["task"][section][key] = str(absolute(path))
+        set_task_path(value, section, key, str(absolute(path)))
     return RunConfig.model_validate(value)

@@ -22,7 +22,7 @@ from rec_dist.storage.files import read_object, sampled_fingerprint, sha256
 class InitialWeights:
     """Folders: the model, the adapter and soft prompts that an earlier run trained, a teacher's output, item embeddings.
 
-    None where a run needs none.
+    None where a run needs none. members: names and model folders of the members of an ensemble.
     """
 
     model: Path
@@ -30,6 +30,7 @@ class InitialWeights:
     soft_prompt: Path | None = None
     teacher: Path | None = None
     embeddings: Path | None = None
+    members: tuple[tuple[str, Path], ...] = ()
 
     def fingerprints(self) -> dict[str, str | None]:
         """A sampled hash of the weights in each folder. model and adapter always have a key, the others only if they are set."""
@@ -41,6 +42,8 @@ class InitialWeights:
             prints["teacher"] = sha256(self.teacher / TEACHER_NAME)
         if self.embeddings is not None:
             prints["embeddings"] = sha256(self.embeddings / EMBEDDED_NAME)
+        for name, folder in self.members:
+            prints[f"member {name}"] = sampled_fingerprint(folder, "*.safetensors")
         return prints
 
     def on_this_node(self, *, code: bool) -> "InitialWeights":

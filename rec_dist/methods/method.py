@@ -7,7 +7,7 @@ and never compare task.kind. Whether its models are language models or recommend
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -102,8 +102,17 @@ class Ranker(Protocol):
         ...
 
 
+@runtime_checkable
+class PartsRanker(Protocol):
+    """A ranker whose score has parts that an ensemble weighs separately."""
+
+    def score_parts(self, evaluation: Evaluation) -> dict[str, Scores]:
+        """The scores of every example's candidates by the name of the part, which holds no dot."""
+        ...
+
+
 class Method(Protocol):
-    """One value of task.kind.
+    """One value of task.kind: a TrainedMethod or a FittedMethod.
 
     name: that value. section: the key below task and the class of the method's own keys, None without any.
     """
@@ -118,11 +127,7 @@ class Method(Protocol):
     def ranker(self) -> Ranker: ...
 
     def initial_weights(self, config: RunConfig) -> InitialWeights:
-        """What training starts from. Raises UserError if any of it is missing or damaged."""
-        ...
-
-    def build(self, config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
-        """The task on `split` (train or valid) of data.path. Raises UserError for anything that would fail later."""
+        """What the run starts from. Raises UserError if any of it is missing or damaged."""
         ...
 
     def plan(self, config: RunConfig) -> PlannedPrompts:
@@ -130,6 +135,37 @@ class Method(Protocol):
         ...
 
 
+@runtime_checkable
+class TrainedMethod(Method, Protocol):
+    """A method that the training loop trains on the workers of config.cluster."""
+
+    def build(self, config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
+        """The task on `split` (train or valid) of data.path. Raises UserError for anything that would fail later."""
+        ...
+
+
+@runtime_checkable
+class FittedMethod(Method, Protocol):
+    """A method that is computed at once in the driver's process: no loop, no checkpoints, and workers only if it scores members."""
+
+    def check_fit(self, config: RunConfig, initial: InitialWeights) -> None:
+        """Raises UserError for anything that fit() would refuse. Called before anything is written."""
+        ...
+
+    def fit(self, config: RunConfig, initial: InitialWeights, folder: Path, run: RunDirectory, launch: Launch) -> dict[str, Any]:
+        """Writes the model into the empty `folder`, which the caller publishes; returns values for the run's summary.
+
+        run: for the log and the progress bar. launch: for members that score on workers.
+        """
+        ...
+
+
+_MEMBERS = ("name", "section", "ranker", "initial_weights", "plan")
+
+
 def missing_members(method: object) -> list[str]:
     """The members of Method that an object lacks."""
-    return [name for name in ("name", "section", "ranker", "initial_weights", "build", "plan") if not hasattr(method, name)]
+    missing = [name for name in _MEMBERS if not hasattr(method, name)]
+    if not isinstance(method, TrainedMethod | FittedMethod) and not missing:
+        missing = ["build (or check_fit and fit)"]
+    return missing

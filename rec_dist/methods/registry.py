@@ -6,7 +6,7 @@ from rec_dist.config import method_table
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.method import Method, missing_members
+from rec_dist.methods.method import FittedMethod, Method, TrainedMethod, missing_members
 from rec_dist.methods.task import Task
 
 
@@ -45,7 +45,16 @@ def find_initial_weights(config: RunConfig) -> InitialWeights:
 
 def build_task(config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
     """The task on `split` (train or valid) of data.path. Raises UserError for anything that would fail later."""
-    return method_of(config).build(config, initial, device, split=split)
+    method = method_of(config)
+    if not isinstance(method, TrainedMethod):
+        raise UserError(f"task.kind={method.name} is fitted at once, without training steps; run `rec-dist train` on it")
+    return method.build(config, initial, device, split=split)
+
+
+def fitted_method_of(config: RunConfig) -> FittedMethod | None:
+    """The method of `config` if it is fitted at once, None if it trains."""
+    method = method_of(config)
+    return method if isinstance(method, FittedMethod) else None
 
 
 def check_workers_find(config: RunConfig) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, check_path, paths_of, task_paths
+from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, check_path, paths_of, set_task_path, task_paths
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.config.yaml_text import to_word, to_yaml
@@ -108,7 +108,7 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
         if path is not None and not ((section, key) in PATHS_OR_NAMES and _is_name(path, section)):
             value[section][key] = _place(path, f"{section}.{key}", storage)
     for section, key, path in task_paths(config):
-        value.setdefault("task", {}).setdefault(section, {})[key] = _place(path, f"task.{section}.{key}", storage)
+        set_task_path(value, section, key, _place(path, f"task.{section}.{key}", storage))
     if config.submit.command == "evaluate" and config.evaluate.ranker != "model":
         raise UserError(
             f"evaluate.ranker ({config.evaluate.ranker}) needs no run; set submit.command=evaluate_base, or evaluate.ranker=model"

@@ -3,6 +3,8 @@
 import shutil
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rec_dist.checkpoint.files import CheckpointMetadata
@@ -141,24 +143,35 @@ def cost_note(stall_seconds: float, since_seconds: float) -> str | None:
     )
 
 
+@contextmanager
+def new_model(final: Path) -> Iterator[Path]:
+    """An empty folder for a model, which becomes `final` with checksums when the block ends, whole or not at all.
+
+    Raises DiskError.
+    """
+    partial = final.with_name("model.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(partial):
+            partial.mkdir(parents=True)
+            yield partial
+            write_checksums(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            readable(partial)
+            partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def save_model(engine: Engine, task: Task, context: WorkerContext) -> None:
     """Write model/, whole or not at all. A collective; raises DiskError on every rank when rank 0 cannot write it."""
     weights = engine.trainable_weights()
     fault = None
     if context.world.is_main:
-        final = context.run.model
-        partial = final.with_name("model.tmp")
         try:
-            with writing(partial):
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                task.save(weights, engine.module, partial)
-                write_checksums(partial)
-                shutil.rmtree(final, ignore_errors=True)
-                readable(partial)
-                partial.rename(final)
+            with new_model(context.run.model) as folder:
+                task.save(weights, engine.module, folder)
         except DiskError as error:
-            shutil.rmtree(partial, ignore_errors=True)
             fault = f"the model could not be written: {error}"
     fault = collectives.share_from_main(fault)
     if fault is not None:

@@ -1,56 +1,28 @@
-"""Sequential recommenders as a method, and how models on item ids rank."""
+"""Sequential recommenders as a method."""
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import CandidateScorer
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.methods.item_ids import ItemIdRanker
 from rec_dist.methods.sequential.config import SequentialConfig
-from rec_dist.methods.sequential.saved_model import check_catalogue, load_recommender
+from rec_dist.methods.sequential.saved_model import SHAPE_FILE, load_recommender
 from rec_dist.methods.sequential.scorer import SequentialScorer
 from rec_dist.methods.sequential.task import build_sequential_task
 from rec_dist.methods.task import Task
 
 
-class ItemIdRanker:
-    """Implements Ranker for the recommenders of methods/sequential, which run in the driver's process."""
+class SequentialRanker(ItemIdRanker):
+    """Implements Ranker for the recommenders of methods/sequential."""
 
-    language_model = False
+    catalogue = SHAPE_FILE
 
-    def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
-        """As Ranker.weights. Raises UserError for None: nothing is pretrained."""
-        if saved is None:
-            raise UserError(
-                f"task.kind={config.task.kind} has no base model; train it and give its run directory, or set "
-                "evaluate.ranker=popularity"
-            )
-        return InitialWeights(saved)
-
-    def check(self, saved: Path, data: PreparedData) -> None:
-        """Raises UserError for another data set, where item ids mean other items."""
-        check_catalogue(saved, data)
-
-    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
-        """As Ranker.score, without workers."""
-        examples = evaluation.examples
-        ranker = SequentialScorer(load_recommender(evaluation.initial.model))
-        return [*ranker.score([e.history for e in examples], [e.candidates for e in examples])], {}
-
-    def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:
-        """Raises UserError."""
-        raise UserError(
-            f"task.kind={config.task.kind} is a recommender, which reads no titles; give the run or the CONFIG of a language "
-            "model"
-        )
-
-    def merged(self, config: RunConfig, saved: Path) -> NoReturn:
-        """Raises UserError."""
-        raise UserError(
-            f"{saved} is a recommender without a language model; export takes a run that trained an adapter or soft prompts"
-        )
+    def load(self, folder: Path) -> CandidateScorer:
+        """The recommender in `folder`. Raises UserError if it is missing or damaged."""
+        return SequentialScorer(load_recommender(folder))
 
 
 class Sequential:
@@ -58,7 +30,7 @@ class Sequential:
 
     name = "sequential"
     section = ("sequential", SequentialConfig)
-    ranker = ItemIdRanker()
+    ranker = SequentialRanker()
 
     def initial_weights(self, config: RunConfig) -> InitialWeights:
         """The vectors in task.sequential.init_embeddings, or nothing."""

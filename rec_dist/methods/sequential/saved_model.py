@@ -13,12 +13,13 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.catalogue_file import CatalogueFile
 from rec_dist.methods.sequential.config import SequentialConfig
 from rec_dist.methods.sequential.next_item import SHAPES, Recommender, Shape, build_recommender
 from rec_dist.runtime.identity import flat
-from rec_dist.storage.files import read_object, write_json
 
 WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
+SHAPE_FILE = CatalogueFile(SHAPE_NAME)
 _READ = ("task.plugin", "task.kind", "task.sequential.", "model.dtype")  # building the task refuses a dtype without effect
 _OF_EVERY_MODEL = ("model", "num_sampled", "top_h", "init_embeddings")
 
@@ -76,8 +77,7 @@ def kind_of(shape: Shape) -> str:
 def save_recommender(shape: Shape, weights: dict[str, Tensor], data: PreparedData, folder: Path) -> Recommender:
     """Writes weights, shape and catalogue into `folder`, reads the model back, compares it and returns it, on the CPU."""
     save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    described = {"model": kind_of(shape), "shape": asdict(shape), "data_fingerprint": data.manifest.fingerprint}
-    write_json(folder / SHAPE_NAME, described)
+    SHAPE_FILE.write(folder, data, model=kind_of(shape), shape=asdict(shape))
     data.copy_items(folder / ITEMS_NAME)
     model = load_recommender(folder)
     read_back = model.state_dict()
@@ -102,13 +102,3 @@ def load_recommender(folder: Path) -> Recommender:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as fault:
         raise UserError(f"{folder} holds a damaged sequential model ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
     return model.eval()
-
-
-def check_catalogue(folder: Path, data: PreparedData) -> None:
-    """Raises UserError if the model in `folder` was trained on another data set, where item ids mean other items."""
-    saved = read_object(folder / SHAPE_NAME, TRAIN_AGAIN).get("data_fingerprint")
-    if saved != data.manifest.fingerprint:
-        raise UserError(
-            f"the model in {folder} was trained on another data set than {data.location}; its item ids mean other items there; "
-            "evaluate it on its own, or train one on this"
-        )

@@ -1,0 +1,122 @@
+"""The members of an ensemble: finished runs, where they lie, and how each scores.
+
+An ensemble keeps a copy of its members (their model/ and config.yaml), so it stays what it was when they are trained again.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rec_dist.config.load import load_saved
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.errors import UserError
+from rec_dist.methods.ensemble.config import TERMS, EnsembleConfig
+from rec_dist.methods.method import Evaluation, Launch, PartsRanker, Ranker, Scores
+from rec_dist.methods.registry import method_of
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.checksums import verify_checksums
+
+MEMBERS_NAME = "members"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A finished run under the name that tables show. folder: its model folder."""
+
+    name: str
+    config: RunConfig
+    folder: Path
+
+    @property
+    def ranker(self) -> Ranker:
+        """How the run ranks."""
+        return method_of(self.config).ranker
+
+    @property
+    def on_workers(self) -> bool:
+        """Whether a language model in it scores on the workers of a cluster."""
+        inner = self.folder / MEMBERS_NAME
+        names = [path.name for path in inner.iterdir()] if inner.is_dir() else []
+        return self.ranker.language_model or any(member.on_workers for member in copied_members(self.folder, names))
+
+    def check(self, data: PreparedData) -> None:
+        """Raises UserError if the member is damaged or cannot rank on `data`."""
+        verify_checksums(self.folder)
+        self.ranker.check(self.folder, data)
+
+    def parts(self, evaluation: Evaluation, launch: Launch) -> dict[str, Scores]:
+        """The scores of the examples, by the name of the feature: the member's own, or one for each of its parts."""
+        now = evaluation.config
+        config = self.config.model_copy(update={"data": now.data, "evaluate": now.evaluate, "cluster": now.cluster})
+        ranker = self.ranker
+        own = replace(evaluation, config=config, initial=ranker.weights(config, self.folder), saved=self.folder)
+        if isinstance(ranker, PartsRanker):
+            return {f"{self.name}.{part}": scores for part, scores in ranker.score_parts(own).items()}
+        return {self.name: ranker.score(own, launch)[0]}
+
+
+def on_workers(members: Sequence[Member]) -> bool:
+    """Whether a member scores on workers, which are worth starting once for all examples."""
+    return any(member.on_workers for member in members)
+
+
+def members_of(settings: EnsembleConfig) -> list[Member]:
+    """The members whose weights are learnt. Raises UserError for a run that is missing or not finished."""
+    if not settings.members:
+        raise UserError(
+            "task.ensemble.members is empty; name at least one finished run, such as task.ensemble.members.sasrec=RUN"
+        )
+    return [_member("members", name, Path(folder)) for name, folder in settings.members.items()]
+
+
+def served_members(settings: EnsembleConfig) -> list[Member]:
+    """The members that rank: those of `served` in the place of those whose weights were learnt. Raises UserError."""
+    if unknown := [name for name in settings.served if name not in settings.members]:
+        raise UserError(f"task.ensemble.served.{unknown[0]} is no member; the members are {', '.join(settings.members)}")
+    chosen = []
+    for member in members_of(settings):
+        if (folder := settings.served.get(member.name)) is not None:
+            other = _member("served", member.name, Path(folder))
+            if (was := member.config.task.kind) != (now := other.config.task.kind):
+                raise UserError(
+                    f"task.ensemble.served.{member.name} is a run of task.kind={now}, and the member one of {was}; their scores "
+                    "would have other scales"
+                )
+            member = other
+        chosen.append(member)
+    return chosen
+
+
+def _member(place: str, name: str, folder: Path) -> Member:
+    key, run = f"task.ensemble.{place}.{name}", RunDirectory(folder)
+    if not name.replace("-", "_").isidentifier():
+        raise UserError(f"{key}: a member's name consists of letters, digits, _ and -; give it another")
+    if name in TERMS:
+        raise UserError(f"{key} has the name of a term ({', '.join(TERMS)}); give it another")
+    if not run.config_path.is_file():
+        raise UserError(f"{key} ({folder}) is no run directory (config.yaml is missing); give one that `rec-dist train` wrote")
+    if run.finished() is None:
+        raise UserError(f"{key} ({folder}) is not finished; run `rec-dist train` on it to the end")
+    return Member(name, load_saved(run.config_path), run.model)
+
+
+def copy_members(members: list[Member], folder: Path) -> None:
+    """Copies the members into the ensemble's model folder."""
+    for member in members:
+        target = folder / MEMBERS_NAME / member.name
+        target.mkdir(parents=True)
+        shutil.copyfile(member.folder.parent / "config.yaml", target / "config.yaml")
+        shutil.copytree(member.folder, target / "model")
+
+
+def copied_members(folder: Path, names: list[str]) -> list[Member]:
+    """The copies that copy_members() wrote into `folder`. Raises UserError if one is missing."""
+    members = []
+    for name in names:
+        copy = folder / MEMBERS_NAME / name
+        if not (copy / "config.yaml").is_file() or not (copy / "model").is_dir():
+            raise UserError(f"{folder} lacks its member {name} ({copy}); train the ensemble again")
+        members.append(Member(name, load_saved(copy / "config.yaml"), copy / "model"))
+    return members

@@ -1,0 +1,123 @@
+"""Ensembles as a method: weights are learnt on the validation split, in seconds, and the result ranks like any run."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.data.dataset.schema import ITEMS_NAME
+from rec_dist.errors import UserError
+from rec_dist.evaluation.examples import EvalExample
+from rec_dist.methods.ensemble.config import EnsembleConfig
+from rec_dist.methods.ensemble.features import features_of, member_of
+from rec_dist.methods.ensemble.members import Member, copy_members, members_of, on_workers, served_members
+from rec_dist.methods.ensemble.questions import (
+    QuestionTable,
+    affordable,
+    blocks_of,
+    validation_config,
+    validation_questions,
+)
+from rec_dist.methods.ensemble.ranker import EnsembleRanker
+from rec_dist.methods.ensemble.saved_model import EnsembleWeights
+from rec_dist.methods.ensemble.weights import Questions, fit_weights
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.method import Evaluation, Launch
+from rec_dist.runtime.run_directory import RunDirectory
+
+_VALUES_AT_ONCE = 1 << 22
+
+
+class Ensemble:
+    """Implements FittedMethod."""
+
+    name = "ensemble"
+    section = ("ensemble", EnsembleConfig)
+    ranker = EnsembleRanker()
+
+    def initial_weights(self, config: RunConfig) -> InitialWeights:
+        """The model folders of the members. Raises UserError for a member that is missing or not finished."""
+        settings = config.task.section(EnsembleConfig)
+        learnt, served = members_of(settings), served_members(settings)
+        names = [(member.name, member.folder) for member in learnt]
+        names += [(f"{member.name} as served", member.folder) for member in served if member not in learnt]
+        return InitialWeights(Path(), members=tuple(names))
+
+    def check_fit(self, config: RunConfig, initial: InitialWeights) -> None:
+        """As FittedMethod.check_fit."""
+        self._questions(config, open_data(config.data), self._members(config))
+
+    def fit(self, config: RunConfig, initial: InitialWeights, folder: Path, run: RunDirectory, launch: Launch) -> dict[str, Any]:
+        """As FittedMethod.fit."""
+        data, settings = open_data(config.data), config.task.section(EnsembleConfig)
+        members = self._members(config)
+        names, questions = self._features(config, data, members, run, launch)
+        learnt = learn(questions, names, [member.name for member in members], list(settings.terms), ridge=settings.ridge)
+        learnt.write(folder, data)
+        copy_members(served_members(settings), folder)
+        data.copy_items(folder / ITEMS_NAME)
+        run.log(
+            f"weights from {len(questions.targets):,} validation targets among {questions.ranked.shape[1]:,} items, "
+            "for a standard deviation of each score:"
+        )
+        for name, weight, scale in zip(names, learnt.weights, learnt.scales, strict=True):
+            run.log(f"  {name}: {weight * scale:+.3f}")
+        return {}
+
+    def plan(self, config: RunConfig) -> NoReturn:
+        """Raises UserError: `plan` is about language models."""
+        raise UserError(f"task.kind={self.name} needs no GPU of its own; plan its language model by that run's CONFIG")
+
+    def _members(self, config: RunConfig) -> list[Member]:
+        settings, data = config.task.section(EnsembleConfig), open_data(config.data)
+        members = members_of(settings)
+        for member in (*members, *served_members(settings)):
+            member.check(data)
+        return members
+
+    def _questions(self, config: RunConfig, data: PreparedData, members: Sequence[Member]) -> tuple[RunConfig, list[EvalExample]]:
+        """The configuration that describes the questions, and the questions."""
+        settings = config.task.section(EnsembleConfig)
+        each = data.num_items if settings.num_candidates == "all" else settings.num_candidates
+        number = affordable(each, settings.max_questions, 2 * len(members) + len(settings.terms))
+        asked = validation_config(config, settings, number)
+        return asked, validation_questions(asked, data, every_target=not on_workers(members))
+
+    def _features(
+        self, config: RunConfig, data: PreparedData, members: Sequence[Member], run: RunDirectory, launch: Launch
+    ) -> tuple[list[str], Questions]:
+        """The names of the features, and the questions with them."""
+        asked, examples = self._questions(config, data, members)
+        terms = config.task.section(EnsembleConfig).terms
+        evaluation = Evaluation(asked, data, [], InitialWeights(Path()), None, run)
+        table: QuestionTable | None = None
+        names: list[str] = []
+        for block in blocks_of(examples, None if on_workers(members) else _VALUES_AT_ONCE):
+            features = features_of(members, terms, replace(evaluation, examples=examples[block]), launch)
+            if table is None:
+                names = list(features)
+                table = QuestionTable(examples, names)
+            table.fill(block.start, features)
+        assert table is not None, "_questions() refuses a split without users"
+        return names, table.questions()
+
+
+def learn(questions: Questions, features: list[str], members: list[str], terms: list[str], *, ridge: float) -> EnsembleWeights:
+    """The weights of all features, and those without each member and term. Weights of members are at least 0."""
+    owners = [*members, *terms]
+    owner_of = np.asarray([owners.index(member_of(name)) for name in features])
+    at_least = np.where(owner_of < len(members), 0.0, -np.inf)
+    scales = questions.scales()
+    used = np.ones(len(features), dtype=bool)
+    weights = fit_weights(questions, scales, at_least=at_least, ridge=ridge, used=used)
+    without = np.stack(
+        [fit_weights(questions, scales, at_least=at_least, ridge=ridge, used=owner_of != owner) for owner in range(len(owners))]
+    )
+    return EnsembleWeights(members, terms, features, owners, weights, without, scales)
+
+
+ENSEMBLE = Ensemble()

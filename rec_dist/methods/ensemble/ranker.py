@@ -1,0 +1,85 @@
+"""How an ensemble ranks: the weighted sum of its features; and what each member adds, by ranks without it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.errors import UserError
+from rec_dist.evaluation.bootstrap import paired_difference
+from rec_dist.evaluation.examples import EvalExample
+from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
+from rec_dist.methods.ensemble.features import features_of
+from rec_dist.methods.ensemble.members import copied_members, on_workers
+from rec_dist.methods.ensemble.questions import blocks_of
+from rec_dist.methods.ensemble.saved_model import DESCRIPTION, EnsembleWeights
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.method import Evaluation, Launch, Scores
+
+_VALUES_AT_ONCE = 1 << 24
+_CUTOFF = 10
+
+
+class EnsembleRanker:
+    """Implements Ranker. Members that are language models score on the workers of config.cluster, others in this process."""
+
+    language_model = False
+
+    def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
+        """As Ranker.weights. Raises UserError for None: an ensemble has no base model."""
+        if saved is None:
+            raise UserError(f"task.kind={config.task.kind} has no base model; train it and give its run directory")
+        return InitialWeights(saved)
+
+    def check(self, saved: Path, data: PreparedData) -> None:
+        """Raises UserError for another data set, or if a member is damaged."""
+        DESCRIPTION.check(saved, data)
+        for member in copied_members(saved, EnsembleWeights.read(saved).members):
+            member.check(data)
+
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
+        """As Ranker.score, with what leaving each member out changes: {"shares": {name: {metric: interval}}}."""
+        folder = evaluation.initial.model
+        learnt = EnsembleWeights.read(folder)
+        members = copied_members(folder, learnt.members)
+        examples = evaluation.examples
+        scores: Scores = []
+        ranks = np.empty((len(learnt.owners) + 1, len(examples)), dtype=np.int64)
+        rows = np.concatenate([learnt.weights[None], learnt.without])  # (M + 1, F)
+        for block in blocks_of(examples, None if on_workers(members) else _VALUES_AT_ONCE):
+            features = features_of(members, learnt.terms, replace(evaluation, examples=examples[block]), launch)
+            for place, example in enumerate(examples[block]):
+                values = np.stack([features[name][place] for name in learnt.features], axis=1)  # (C, F)
+                variants = values.astype(np.float64) @ rows.T  # (C, M + 1)
+                ranks[:, block.start + place] = _ranks(variants, example)
+                scores.append(variants[:, 0].astype(np.float32))
+        return scores, {"shares": _shares(learnt.owners, ranks, seed=evaluation.config.evaluate.seed)}
+
+    def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"task.kind={config.task.kind} makes no vectors of titles; give the run of a language model")
+
+    def merged(self, config: RunConfig, saved: Path) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{saved} is an ensemble; export takes a run that trained an adapter or soft prompts")
+
+
+def _ranks(variants: np.ndarray[Any, Any], example: EvalExample) -> np.ndarray[Any, Any]:
+    """(C, V) scores of V variants -> the rank of the target in each (V,), in float32 as predictions are."""
+    place = int(np.flatnonzero(example.candidates == example.target)[0])
+    return target_ranks(variants.T.astype(np.float32).astype(np.float64), target=place)
+
+
+def _shares(owners: list[str], ranks: np.ndarray[Any, Any], *, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
+    """How much the whole ensemble is above the one without each member or term: paired, with 95 % intervals."""
+    metrics = {f"hr@{_CUTOFF}": hit_rate, f"ndcg@{_CUTOFF}": ndcg}
+    return {
+        owner: {
+            name: paired_difference(metric(ranks[0], _CUTOFF), metric(ranks[number], _CUTOFF), seed=seed).to_dict()
+            for name, metric in metrics.items()
+        }
+        for number, owner in enumerate(owners, start=1)
+    }

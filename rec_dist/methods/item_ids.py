@@ -1,0 +1,56 @@
+"""How models on item ids rank, in the driver's process: what recommenders, neighbours and ensembles have in common."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import CandidateScorer
+from rec_dist.methods.catalogue_file import CatalogueFile
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.method import Evaluation, Launch, Scores
+
+
+class ItemIdRanker(ABC):
+    """Implements Ranker with a CandidateScorer."""
+
+    language_model: ClassVar[bool] = False
+    catalogue: ClassVar[CatalogueFile]
+
+    @abstractmethod
+    def load(self, folder: Path) -> CandidateScorer:
+        """The scorer of the model in `folder`. Raises UserError if it is missing or damaged."""
+
+    def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
+        """As Ranker.weights. Raises UserError for None: nothing is pretrained."""
+        if saved is None:
+            raise UserError(
+                f"task.kind={config.task.kind} has no base model; train it and give its run directory, or set "
+                "evaluate.ranker=popularity"
+            )
+        return InitialWeights(saved)
+
+    def check(self, saved: Path, data: PreparedData) -> None:
+        """Raises UserError for another data set, where item ids mean other items."""
+        self.catalogue.check(saved, data)
+
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
+        """As Ranker.score, without workers."""
+        examples = evaluation.examples
+        scorer = self.load(evaluation.initial.model)
+        return [*scorer.score([e.history for e in examples], [e.candidates for e in examples])], {}
+
+    def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(
+            f"task.kind={config.task.kind} is a recommender, which reads no titles; give the run or the CONFIG of a language "
+            "model"
+        )
+
+    def merged(self, config: RunConfig, saved: Path) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(
+            f"{saved} is a recommender without a language model; export takes a run that trained an adapter or soft prompts"
+        )

@@ -1,0 +1,184 @@
+"""Ensembles: weights against a solver of another kind, shares by hand, and a run through train, evaluate and its errors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_recommenders import config as small_config
+
+import rec_dist
+from rec_dist.errors import UserError
+from rec_dist.methods.ensemble.method import learn
+from rec_dist.methods.ensemble.saved_model import EnsembleWeights
+from rec_dist.methods.ensemble.weights import Questions, fit_weights
+
+RIDGE = 1e-2
+
+
+def _questions(seed: int = 0, num: int = 60, items: int = 12) -> Questions:
+    """Targets drawn from a softmax of the first two features; the third says nothing, the fourth repeats the first."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(num, items, 4)).astype(np.float32)
+    features[:, :, 1] *= 30
+    features[:, :, 3] = features[:, :, 0]
+    ranked = rng.random((num, items)) < 0.9
+    scores = np.where(ranked, 1.5 * features[:, :, 0] + 0.05 * features[:, :, 1], -np.inf)
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    targets = np.asarray([rng.choice(items, p=row) for row in shares])
+    return Questions(features, targets, ranked)
+
+
+def _loss(questions: Questions, weights: torch.Tensor, scales: np.ndarray) -> torch.Tensor:
+    """The objective as its docstring writes it, in float64."""
+    scores = torch.from_numpy(questions.features).double() @ weights
+    scores = scores.masked_fill(~torch.from_numpy(questions.ranked), -torch.inf)
+    targets = torch.from_numpy(questions.targets)
+    nll = torch.nn.functional.cross_entropy(scores, targets)
+    return nll + RIDGE / 2 * ((weights * torch.from_numpy(scales)) ** 2).sum()
+
+
+def test_the_weights_are_where_the_gradient_of_the_objective_is_zero():
+    questions, free = _questions(), np.full(4, -np.inf)
+    scales = questions.scales()
+    found = fit_weights(questions, scales, at_least=free, ridge=RIDGE, used=np.ones(4, dtype=bool))
+    weights = torch.from_numpy(found).requires_grad_()
+    (gradient,) = torch.autograd.grad(_loss(questions, weights, scales), weights)
+    assert np.abs(gradient.numpy() / scales).max() < 1e-3
+    assert found[0] > 0.3 and found[1] > 0.02  # what the targets were drawn by
+    assert found[0] == pytest.approx(found[3], rel=1e-2)  # two features that are one share its weight
+
+
+def test_a_weight_at_its_bound_and_an_unused_feature_are_zero():
+    questions = _questions()
+    questions.features[:, :, 2] = -questions.features[:, :, 0]  # a member that is wrong
+    used = np.asarray([False, True, True, False])
+    found = fit_weights(questions, questions.scales(), at_least=np.zeros(4), ridge=RIDGE, used=used)
+    assert found.tolist()[0] == found.tolist()[3] == 0.0
+    assert found[2] == 0.0 and found[1] > 0
+
+
+def test_a_constant_of_a_question_changes_nothing():
+    questions = _questions()
+    shifted = Questions(questions.features + np.arange(60, dtype=np.float32)[:, None, None], questions.targets, questions.ranked)
+    arguments = {"at_least": np.full(4, -np.inf), "ridge": RIDGE, "used": np.ones(4, dtype=bool)}
+    one = fit_weights(questions, questions.scales(), **arguments)
+    other = fit_weights(shifted, shifted.scales(), **arguments)
+    np.testing.assert_allclose(one, other, rtol=2e-2, atol=2e-3)
+
+
+def test_the_weights_without_a_member_are_those_of_the_smaller_ensemble():
+    questions = _questions()
+    names = ["a.title", "a.next", "b", "seen"]
+    learnt = learn(questions, names, ["a", "b"], ["seen"], ridge=RIDGE)
+    keep = [2, 3]
+    smaller = learn(
+        Questions(questions.features[:, :, keep], questions.targets, questions.ranked),
+        ["b", "seen"],
+        ["b"],
+        ["seen"],
+        ridge=RIDGE,
+    )
+    assert learnt.owners == ["a", "b", "seen"]
+    np.testing.assert_allclose(learnt.without[0], [0, 0, *smaller.weights], rtol=1e-3, atol=1e-5)
+
+
+def _member(folder: Path, name: str, kind: str, **more: object) -> str:
+    value = small_config(folder).model_dump(exclude_unset=True)
+    task = {**value["task"], "kind": kind} if kind == "sequential" else {"kind": kind}
+    train = {**value["train"], "run_dir": str(folder / name), "max_steps": 4, **more}
+    return str(rec_dist.train({**value, "task": task, "train": train, "cluster": {"launcher": "local"}}).path)
+
+
+def _ensemble(folder: Path, members: dict[str, str], name: str = "ensemble", **keys: object) -> dict:
+    value = small_config(folder).model_dump(exclude_unset=True)
+    task = {"kind": "ensemble", "ensemble": {"members": members, "num_candidates": 5, **keys}}
+    return {**value, "task": task, "train": {"run_dir": str(folder / name)}, "cluster": {"launcher": "local"}}
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("members")
+    sasrec = _member(folder, "sasrec", "sequential")
+    return folder, {"neighbours": _member(folder, "neighbours", "neighbours"), "sasrec": sasrec}
+
+
+def test_a_run_ranks_by_the_weighted_sum_and_tells_the_share_of_each_member(members):
+    folder, runs = members
+    run = rec_dist.train(_ensemble(folder, runs))
+    metrics = rec_dist.evaluate(run, ["evaluate.num_candidates=5"])
+    row = run.metrics("evaluation")[-1]
+    learnt = EnsembleWeights.read(run.model_path)
+    assert learnt.features == ["neighbours.title", "neighbours.next", "sasrec", "popularity", "seen", "last_item"]
+    assert learnt.weights[1] > 0
+    # in this data set the next item is certain, and only the neighbours know it after four steps of SASRec
+    assert metrics["hr@1"]["value"] == 1.0
+    assert row["shares"]["neighbours"]["ndcg@10"]["value"] > 0
+    smaller = rec_dist.train(_ensemble(folder, {"sasrec": runs["sasrec"]}, name="smaller"))
+    drop = metrics["ndcg@10"]["value"] - rec_dist.evaluate(smaller, ["evaluate.num_candidates=5"])["ndcg@10"]["value"]
+    assert row["shares"]["neighbours"]["ndcg@10"]["value"] == pytest.approx(drop, abs=0.02)
+
+
+def test_an_ensemble_keeps_its_members(members, tmp_path: Path):
+    import shutil
+
+    folder, runs = members
+    mine = tmp_path / "copy"
+    shutil.copytree(folder, mine)
+    moved = {name: str(mine / Path(path).name) for name, path in runs.items()}
+    run = rec_dist.train({**_ensemble(folder, moved, name="kept"), "train": {"run_dir": str(tmp_path / "kept")}})
+    shutil.rmtree(mine)
+    assert rec_dist.evaluate(run)["hr@1"]["n"] > 0
+
+
+def test_an_ensemble_may_be_a_member(members, tmp_path: Path):
+    folder, runs = members
+    inner = rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(tmp_path / "inner")}})
+    outer = rec_dist.train({**_ensemble(folder, {"all": str(inner.path)}), "train": {"run_dir": str(tmp_path / "outer")}})
+    assert rec_dist.evaluate(outer, ["evaluate.num_candidates=5"])["hr@1"]["value"] == 1.0
+
+
+def test_another_fit_of_a_member_ranks_in_its_place(members, tmp_path: Path):
+    folder, runs = members
+    value = small_config(folder).model_dump(exclude_unset=True)
+    task = {"kind": "neighbours", "neighbours": {"splits": ["train", "valid"]}}
+    run_dir = {"run_dir": str(tmp_path / "all")}
+    everything = rec_dist.train({**value, "task": task, "train": run_dir, "cluster": {"launcher": "local"}})
+    keys = {
+        **_ensemble(folder, runs, served={"neighbours": str(everything.path)}),
+        "train": {"run_dir": str(tmp_path / "served")},
+    }
+    run = rec_dist.train(keys)
+    name = "neighbours.safetensors"
+    assert (run.model_path / "members/neighbours/model" / name).read_bytes() == (everything.model_path / name).read_bytes()
+    plain = rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(tmp_path / "plain")}})
+    weights = [EnsembleWeights.read(one.model_path).weights for one in (run, plain)]
+    np.testing.assert_array_equal(*weights)  # learnt with the member that has not seen the validation targets
+    with pytest.raises(UserError, match=r"task\.ensemble\.served\.sasrec is a run of task\.kind=neighbours"):
+        rec_dist.train(
+            {**_ensemble(folder, runs, served={"sasrec": str(everything.path)}), "train": {"run_dir": str(tmp_path / "x")}}
+        )
+
+
+def test_members_that_cannot_serve_are_told(members, tmp_path: Path):
+    folder, runs = members
+    run_dir = tmp_path / "none"
+
+    def fails(runs: dict[str, str], match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(run_dir)}})
+        assert not run_dir.exists()
+
+    fails({}, "task.ensemble.members is empty")
+    fails({"lost": str(tmp_path / "nowhere")}, r"task\.ensemble\.members\.lost .*is no run directory")
+    fails({"a b": runs["sasrec"]}, "give it another")
+    fails({**runs, "seen": runs["sasrec"]}, "task.ensemble.members.seen")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "rows.csv").write_text("user,item,timestamp\n" + "".join(f"u{u},x{i},{i}\n" for u in range(9) for i in range(6)))
+    from rec_dist.config.schema import DataConfig
+    from rec_dist.data.prepare.prepare import prepare
+
+    prepare(DataConfig(source=str(other / "rows.csv"), path=str(other / "data"), split="leave_one_out", min_user_interactions=1))
+    stranger = _member(other, "stranger", "neighbours")
+    fails({"stranger": stranger}, "another data set")
