@@ -13,7 +13,7 @@ from rec_dist.engine.lean_import import import_deepspeed
 from rec_dist.errors import UserError
 from rec_dist.runtime.world import World
 
-_VARIABLES = ("DS_ACCELERATOR", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+_VARIABLES = ("DS_ACCELERATOR", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "PYTORCH_ALLOC_CONF")
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def joined(world: World) -> Iterator[None]:
     """
     before = {name: os.environ.get(name) for name in _VARIABLES}
     try:
-        with _settings_for(world):
+        with _settings_for(world), _settings_of_cuda(world):
             _join(world)
             try:
                 yield
@@ -71,6 +71,27 @@ def _settings_for(world: World) -> Iterator[None]:
             del operations["deepspeed_shm_comm"]
         else:
             operations["deepspeed_shm_comm"] = compiled
+
+
+@contextmanager
+def _settings_of_cuda(world: World) -> Iterator[None]:
+    """Inside, PyTorch is set for training on GPUs; what you have set in the environment stays.
+
+    Micro-batches have many lengths: with segments that grow, memory does not fall into pieces that none of them fits into. A
+    product that is cut along the summed dimension adds its parts in float32.
+    """
+    if not world.device.startswith("cuda"):
+        yield
+        return
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # read at the first allocation
+    products = torch.backends.cuda.matmul
+    before = products.allow_bf16_reduced_precision_reduction
+    products.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        products.allow_bf16_reduced_precision_reduction = before
 
 
 def _join(world: World) -> None:
