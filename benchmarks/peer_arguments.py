@@ -11,7 +11,7 @@ from benchmarks.peer_methods import Shape
 from benchmarks.peer_targets import Point
 from benchmarks.results import read_result
 
-METHODS = ("a", "b", "c-default", "c-best", "d", "e")
+METHODS = ("a", "b", "c-default", "c-best", "c-liger", "d", "e")
 SAME = ("commit", "machine", "versions", "shape", "threads", "methods")  # must be equal for rows in one table
 
 

@@ -1,9 +1,9 @@
 """c: TRL's DPOTrainer on the same pairs (K = 1), by default and at its best on this machine. Needs the extra `peers`.
 
 Its loss is checked against ours. default: DPOConfig's defaults except for float32 on the CPU; they recompute activations and
-score the reference in the same step. best: no recomputation, and precomputed reference log-probs. TRL itself has switched
-padding_free off since its refactor, and use_logits_to_keep no longer exists: its head is fused and reads completion positions
-only.
+score the reference in the same step. best: no recomputation, and precomputed reference log-probs. liger: that with Liger's layers
+and without padding; the layers are Triton kernels, which need a GPU. TRL itself has switched padding_free off since its refactor,
+and use_logits_to_keep no longer exists: its head is fused and reads completion positions only.
 """
 
 import inspect
@@ -21,6 +21,12 @@ from benchmarks.peer_targets import Point
 VARIANTS: dict[str, dict[str, Any]] = {
     "c-default": {},
     "c-best": {"gradient_checkpointing": False, "precompute_ref_log_probs": True},
+    "c-liger": {
+        "gradient_checkpointing": False,
+        "precompute_ref_log_probs": True,
+        "use_liger_kernel": True,
+        "padding_free": True,
+    },
 }
 
 
@@ -33,6 +39,7 @@ class TRLMethod:
         self.folder = tempfile.TemporaryDirectory()
         os.environ.setdefault("HF_DATASETS_CACHE", self.folder.name)
         from datasets import Dataset, disable_progress_bars
+        from transformers.integrations.liger import apply_liger_kernel
         from trl import DPOConfig, DPOTrainer
 
         disable_progress_bars()
@@ -65,6 +72,8 @@ class TRLMethod:
         # no effect at that moment.
         with _without_effect(model):
             self.trainer = Pretokenised(model=model, args=config, train_dataset=data, processing_class=_tokenizer(vocab))
+        if self.trainer.args.use_liger_kernel:  # train() does this, and we only call training_step
+            apply_liger_kernel(self.trainer.model, self.trainer.args.liger_kernel_config)
         self.trainer.current_gradient_accumulation_steps = 1
         examples = [self.trainer.train_dataset[index] for index in range(point.groups)]
         self.batch = self.trainer.data_collator(examples)

@@ -69,7 +69,7 @@ class Child:
 
 def methods_at(point: Point, wanted: list[str]) -> list[str]:
     """The methods that run at a point: c trains pairs only, and the target of e is about K = 3."""
-    skip = {"c-default", "c-best"} if point.negatives != 1 else set()
+    skip = {"c-default", "c-best", "c-liger"} if point.negatives != 1 else set()
     if point.negatives != 3:
         skip |= {"e", "e-apart"}
     return [method for method in wanted if method not in skip]
@@ -143,7 +143,7 @@ def add_sample(row: dict[str, Any], answer: dict[str, Any]) -> None:
 
 def check_losses(point: Point, rows: dict[str, dict[str, Any]]) -> None:
     """Raises SystemExit if two methods that do the same work have different losses."""
-    pairs = [("a", "d"), ("b", "d"), ("c-default", "d"), ("c-best", "d"), ("e", "e-apart")]
+    pairs = [("a", "d"), ("b", "d"), ("c-default", "d"), ("c-best", "d"), ("c-liger", "d"), ("e", "e-apart")]
     for left, right in pairs:
         values = [rows.get(method, {}).get("loss") for method in (left, right)]
         if None in values:
@@ -163,7 +163,7 @@ def table_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         here = (row["prompt"], row["negatives"], row["method"])
         against = {
             f"x {name}": ratio(found, here, (row["prompt"], row["negatives"], name)) if row["method"] in ("d", "e") else None
-            for name in ("a", "b", "c-default", "c-best")
+            for name in ("a", "b", "c-default", "c-best", "c-liger")
         }
         ideal = rho(row["prompt"], row["completion"], row["negatives"])
         seconds = row.get("seconds")
