@@ -29,14 +29,21 @@ NUM_USERS, CYCLE = 24, 11
 
 
 def config(
-    folder: Path, *, kind: str = "sasrec", width: int = 16, max_length: int = 8, more: dict | None = None, **train: object
+    folder: Path,
+    *,
+    kind: str = "sasrec",
+    width: int = 16,
+    max_length: int = 8,
+    cycle: int = CYCLE,
+    more: dict | None = None,
+    **train: object,
 ) -> RunConfig:
-    """A data set in which item (i + 1) % CYCLE always follows item i; rows of 8 to 11 items, the last two held out."""
+    """A data set in which item (i + 1) % cycle always follows item i; rows of 8 to 11 items, the last two held out."""
     path = folder / "rows.csv"
     if not path.exists():
         lines = ["user,item,timestamp"]
         for user in range(NUM_USERS):  # one round at most: a user never repeats an item
-            lines += [f"u{user},i{(user + step) % CYCLE:02d},{step}" for step in range(8 + user % 4)]
+            lines += [f"u{user},i{(user + step) % cycle:02d},{step}" for step in range(8 + user % 4)]
         path.write_text("\n".join(lines) + "\n")
         data = DataConfig(source=str(path), path=str(folder / "data"), split="leave_one_out", min_user_interactions=1)
         prepare(data)

@@ -84,15 +84,15 @@ def test_the_weights_without_a_member_are_those_of_the_smaller_ensemble():
 
 
 def _member(folder: Path, name: str, kind: str, **more: object) -> str:
-    value = small_config(folder).model_dump(exclude_unset=True)
+    value = small_config(folder, cycle=23).model_dump(exclude_unset=True)
     task = {**value["task"], "kind": kind} if kind == "sequential" else {"kind": kind}
     train = {**value["train"], "run_dir": str(folder / name), "max_steps": 4, **more}
     return str(rec_dist.train({**value, "task": task, "train": train, "cluster": {"launcher": "local"}}).path)
 
 
 def _ensemble(folder: Path, members: dict[str, str], name: str = "ensemble", **keys: object) -> dict:
-    value = small_config(folder).model_dump(exclude_unset=True)
-    task = {"kind": "ensemble", "ensemble": {"members": members, "num_candidates": 5, **keys}}
+    value = small_config(folder, cycle=23).model_dump(exclude_unset=True)
+    task = {"kind": "ensemble", "ensemble": {"members": members, **keys}}
     return {**value, "task": task, "train": {"run_dir": str(folder / name)}, "cluster": {"launcher": "local"}}
 
 
@@ -106,7 +106,7 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 def test_a_run_ranks_by_the_weighted_sum_and_tells_the_share_of_each_member(members):
     folder, runs = members
     run = rec_dist.train(_ensemble(folder, runs))
-    metrics = rec_dist.evaluate(run, ["evaluate.num_candidates=5"])
+    metrics = rec_dist.evaluate(run, ["evaluate.num_candidates=all"])
     row = run.metrics("evaluation")[-1]
     learnt = EnsembleWeights.read(run.model_path)
     assert learnt.features == ["neighbours.title", "neighbours.next", "sasrec", "popularity", "seen", "last_item"]
@@ -115,7 +115,7 @@ def test_a_run_ranks_by_the_weighted_sum_and_tells_the_share_of_each_member(memb
     assert metrics["hr@1"]["value"] == 1.0
     assert row["shares"]["neighbours"]["ndcg@10"]["value"] > 0
     smaller = rec_dist.train(_ensemble(folder, {"sasrec": runs["sasrec"]}, name="smaller"))
-    drop = metrics["ndcg@10"]["value"] - rec_dist.evaluate(smaller, ["evaluate.num_candidates=5"])["ndcg@10"]["value"]
+    drop = metrics["ndcg@10"]["value"] - rec_dist.evaluate(smaller, ["evaluate.num_candidates=all"])["ndcg@10"]["value"]
     assert row["shares"]["neighbours"]["ndcg@10"]["value"] == pytest.approx(drop, abs=0.02)
 
 
@@ -128,19 +128,19 @@ def test_an_ensemble_keeps_its_members(members, tmp_path: Path):
     moved = {name: str(mine / Path(path).name) for name, path in runs.items()}
     run = rec_dist.train({**_ensemble(folder, moved, name="kept"), "train": {"run_dir": str(tmp_path / "kept")}})
     shutil.rmtree(mine)
-    assert rec_dist.evaluate(run)["hr@1"]["n"] > 0
+    assert rec_dist.evaluate(run, ["evaluate.num_candidates=all"])["hr@1"]["n"] > 0
 
 
 def test_an_ensemble_may_be_a_member(members, tmp_path: Path):
     folder, runs = members
     inner = rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(tmp_path / "inner")}})
     outer = rec_dist.train({**_ensemble(folder, {"all": str(inner.path)}), "train": {"run_dir": str(tmp_path / "outer")}})
-    assert rec_dist.evaluate(outer, ["evaluate.num_candidates=5"])["hr@1"]["value"] == 1.0
+    assert rec_dist.evaluate(outer, ["evaluate.num_candidates=all"])["hr@1"]["value"] == 1.0
 
 
 def test_another_fit_of_a_member_ranks_in_its_place(members, tmp_path: Path):
     folder, runs = members
-    value = small_config(folder).model_dump(exclude_unset=True)
+    value = small_config(folder, cycle=23).model_dump(exclude_unset=True)
     task = {"kind": "neighbours", "neighbours": {"splits": ["train", "valid"]}}
     run_dir = {"run_dir": str(tmp_path / "all")}
     everything = rec_dist.train({**value, "task": task, "train": run_dir, "cluster": {"launcher": "local"}})
@@ -175,7 +175,7 @@ def test_members_that_cannot_serve_are_told(members, tmp_path: Path):
     fails({**runs, "seen": runs["sasrec"]}, "task.ensemble.members.seen")
     other = tmp_path / "other"
     other.mkdir()
-    (other / "rows.csv").write_text("user,item,timestamp\n" + "".join(f"u{u},x{i},{i}\n" for u in range(9) for i in range(6)))
+    (other / "rows.csv").write_text("user,item,timestamp\n" + "".join(f"u{u},x{i},{i}\n" for u in range(9) for i in range(8)))
     from rec_dist.config.schema import DataConfig
     from rec_dist.data.prepare.prepare import prepare
 

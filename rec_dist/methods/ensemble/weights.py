@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 
-F32, F64 = npt.NDArray[np.float32], npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 _QUESTIONS_AT_ONCE = 64  # so that the softmax of a block stays in the cache
 
 

@@ -11,6 +11,7 @@ I items of the catalogue, N items of all training sequences, W words of all titl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ TABLES_NAME = "neighbours.safetensors"
 _VALUES_AT_ONCE = 1 << 25  # 256 MiB of float32 values with their int32 columns
 _ROWS_AT_ONCE = 100_000  # training sequences read at once
 
-Table = sparse.csr_array  # (I, I) float32
+Table: TypeAlias = Any  # scipy.sparse.csr_array, (I, I) float32; scipy has no types
 
 
 @dataclass(frozen=True)
