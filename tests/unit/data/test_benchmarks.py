@@ -166,7 +166,7 @@ def test_what_cannot_take_effect_is_refused(tmp_path: Path, changes: dict[str, A
 
 def test_a_temporal_split_needs_a_test_split(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user,item,timestamp\na,x,1\n")
-    with pytest.raises(UserError, match=r"data\.test_fraction=0 .* user_ratio"):
+    with pytest.raises(UserError, match=r"data\.test_fraction=0 .*user_ratio"):
         prepare(DataConfig(source=str(tmp_path / "log.csv"), path=str(tmp_path / "data"), test_fraction=0.0))
 
 
