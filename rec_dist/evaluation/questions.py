@@ -101,7 +101,7 @@ def _check_items(rows: list[HistoryRow], path: Path, data: PreparedData) -> None
     unknown = [
         (row.line, name, what)
         for row in rows
-        for what, names in (("history", row.history), ("target", [row.target]), ("candidates", row.candidates or []))
+        for what, names in (("history", row.history), ("target", [row.target]), ("list of candidates", row.candidates or []))
         for name in names
         if name not in known
     ]

@@ -15,7 +15,7 @@ def findings(rows: Sequence[ComparisonRow], differences: Sequence[Difference], n
     kinds = protocols(rows)
     if len(kinds) < 2:
         return _findings(rows, differences, num_candidates)
-    lines = []
+    lines: list[str] = []
     for seen in kinds:
         part = [row for row in rows if row.seen == seen]
         names = {row.name for row in part}

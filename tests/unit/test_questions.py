@@ -23,6 +23,7 @@ from rec_dist.errors import UserError
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.questions import build_question_examples, find_questions
 from rec_dist.report.compare import compare
+from rec_dist.runtime.run_directory import RunDirectory
 
 ROWS: list[dict[str, Any]] = [
     {"user_id": "ann", "history": ["i0", "i3"], "target": "i2"},
@@ -131,7 +132,7 @@ def test_a_draw_of_users_keeps_all_their_rows(data: PreparedData, tmp_path: Path
         ([{**ROWS[0], "candidates": ["i5"]}], ("q.csv:2: the target 'i2' is not among its candidates",)),
         ([{**ROWS[0], "candidates": ["i2"]}], ("q.csv:2: the target is the only candidate",)),
         ([{**ROWS[0], "candidates": ["i2", "i5", "i5"]}], ("q.csv:2: an item stands twice among the candidates",)),
-        ([{**ROWS[0], "candidates": ["i2", "zz"]}], ("q.csv:2: the candidates has the item 'zz'",)),
+        ([{**ROWS[0], "candidates": ["i2", "zz"]}], ("q.csv:2: the list of candidates has the item 'zz'",)),
         ([{**ROWS[0], "candidates": ["i2", "i5"]}, {**ROWS[1], "candidates": ""}], ("q.csv:3: the row has no candidates",)),
         ([{"user": "ann", "items": ["i0"]}], ("q.csv:1: the columns are user, items", "user_id, history, target")),
     ],
@@ -220,7 +221,7 @@ def test_what_was_asked_decides_whether_an_evaluation_is_kept(benchmark: dict[st
     folder = tmp_path / "results"
 
     def measured() -> int:
-        return len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return sum(row["event"] == "evaluation" for row in RunDirectory(folder).rows())
 
     source = find_questions(tmp_path / "source", benchmark["data"]["format"], "Kitchen").path
     ask(benchmark, folder)

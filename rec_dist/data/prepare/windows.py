@@ -99,7 +99,8 @@ def prepare_windows(found: FileSet, config: DataConfig, folder: Path) -> Prepare
     Raises UserError for a setting that does not fit, no usable row, more than data.max_bad_rows bad ones, or an empty split.
     """
     _check_settings(config)
-    bad, notes = BadRows(), []
+    bad = BadRows()
+    notes: list[str] = []
     table = read_benchmark_items(found.files[0], found.format, bad, notes)
     distinct = make_distinct(table, merge=config.merge_equal_titles)
     rules.say_titles(distinct)
@@ -153,7 +154,8 @@ def _check_settings(config: DataConfig) -> None:
 def _rows(found: FileSet, place: dict[str, int], bad: BadRows) -> list[tuple[str, list[int], int]]:
     """(user, history, target) of each usable row of all files. Adds the others to `bad`."""
     rows = []
-    for bad.file, path in enumerate(found.files[1:], start=1):
+    for number, path in enumerate(found.files[1:], start=1):
+        bad.file = number
         for row in read_history_rows(path, bad, [BENCHMARKS[found.format]]):
             names = [*row.history, row.target]
             items = [place.get(name, -1) for name in names]
