@@ -57,8 +57,8 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
     first_name, first = next(iter(predictions.items()))
     for name, other in predictions.items():
         like = next(each for each in seen if seen[each] == seen[name])  # the first with the same protocol
-        asked = facts[name].get("questions_fingerprint") == facts[first_name].get("questions_fingerprint")
-        if not (asked and _same_questions(first, other) and _same_candidates(predictions[like], other)):
+        alike = all(facts[name].get(key) == facts[first_name].get(key) for key in ("questions_fingerprint", "num_candidates"))
+        if not (alike and _same_questions(first, other) and _same_candidates(predictions[like], other)):
             raise UserError(
                 f"{name} and {first_name} were evaluated on different users, targets or candidates; evaluate both with the same "
                 "section `evaluate` on the same data"
