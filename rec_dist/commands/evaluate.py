@@ -22,13 +22,15 @@ from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import PopularityScorer
+from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.measure import predictions_of, summarize
+from rec_dist.evaluation.questions import QuestionFile
 from rec_dist.launch.workers import launch
+from rec_dist.methods.eval_examples import eval_examples_of, question_file
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.language_model.ranking import eval_examples_of
 from rec_dist.methods.method import Evaluation, Launch, Scores
 from rec_dist.methods.registry import check_workers_find, method_of
-from rec_dist.report.table import ComparisonRow, text_table
+from rec_dist.report.table import ComparisonRow, seen_of, text_table
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import fingerprint, read_object, write_json
 from rec_dist.storage.outputs import check_output
@@ -52,12 +54,12 @@ def evaluate(
     if saved is not None:
         method_of(config).ranker.check(saved, data)
         _check_own_results(data, saved, run)
-    examples = eval_examples_of(config, data)
+    asked, examples = question_file(config), eval_examples_of(config, data)
     with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
         prints = initial.fingerprints()
         if not own:
             describe(run, data=data.manifest.fingerprint, model=prints["model"], folder=initial.model)
-        key = _evaluation_key(config, data, prints)
+        key = _evaluation_key(config, data, prints, asked)
         row = _kept(run, key)
         if row is not None:
             logger.info(f"{run.path} is evaluated already; nothing to do")
@@ -66,14 +68,15 @@ def evaluate(
             launcher = partial(launch, owns_process=owns_process)
             with watching(run) if progress else logging_lines(run):
                 scores, cost = _score(Evaluation(config, data, examples, initial, saved, run), launcher)
+            if question_file(config) != asked:
+                raise UserError(f"evaluate.questions ({config.evaluate.questions}) changed meanwhile; run the same command again")
             predictions = predictions_of(examples, scores)
             run.evaluation.unlink(missing_ok=True)  # it must not describe other predictions
             predictions.write(run.path / PREDICTIONS_NAME)
             row = {
                 "event": "evaluation",
                 "name": run.path.name,
-                "split": config.evaluate.split,
-                "num_candidates": config.evaluate.num_candidates,
+                **_protocol(config, asked, examples),
                 **_dtype_of(config),
                 "seconds": time.perf_counter() - began,
                 **cost,
@@ -90,9 +93,22 @@ def _dtype_of(config: RunConfig) -> dict[str, str]:
     return {"dtype": config.model.dtype} if language_model else {}
 
 
+def _protocol(config: RunConfig, asked: QuestionFile | None, examples: list[EvalExample]) -> dict[str, Any]:
+    """What was asked, for the row. num_candidates: "given" if the questions brought candidates of various numbers."""
+    settings = config.evaluate
+    if asked is None:
+        source: dict[str, Any] = {"split": settings.split, "targets": settings.targets}
+    else:
+        source = {"questions": asked.path.name, "questions_fingerprint": asked.fingerprint}
+    if not examples[0].given:
+        return {**source, "num_candidates": settings.num_candidates, "exclude_seen": settings.exclude_seen}
+    sizes = {len(example.candidates) for example in examples}
+    return {**source, "num_candidates": sizes.pop() if len(sizes) == 1 else "given", "exclude_seen": None}
+
+
 def table_of(row: dict[str, Any]) -> str:
     """The row of an evaluation as the table that the command prints."""
-    return text_table([ComparisonRow(row["name"], row["metrics"], dtype=row.get("dtype"))])
+    return text_table([ComparisonRow(row["name"], row["metrics"], dtype=row.get("dtype"), seen=seen_of(row))])
 
 
 def _evaluation_target(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, RunDirectory, InitialWeights, Path | None]:
@@ -177,8 +193,10 @@ def base_results_dir(config: RunConfig) -> Path:
     return absolute(config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}")
 
 
-def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None]) -> str:
-    settings = config.evaluate.model_dump(exclude={"output_dir"})
+def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None], asked: QuestionFile | None) -> str:
+    settings = config.evaluate.model_dump(exclude={"output_dir", "questions"})
+    if asked is not None:
+        settings["questions"] = asked.fingerprint
     weights, own = list(prints.values()), method_of(config).section
     section = None if own is None else config.task.section(own[1])  # a method's ranker may read it
     of_method = [] if section is None else [section.model_dump(exclude={key.partition(".")[0] for key, _ in section.paths()})]

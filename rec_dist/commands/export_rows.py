@@ -70,8 +70,11 @@ def _drawn(config: RunConfig, data: PreparedData) -> Iterator[dict[str, Any]]:
         )
         history = items[max(0, position - prompt.max_history) : position]
         shown = "".join(f"{prompt.item_prefix} {data.titles[item]}" for item in history.tolist())
-        yield {
-            "prompt": f"{prompt.instruction}{shown}{prompt.item_prefix}",
-            "chosen": f" {data.titles[int(items[position])]}",
-            "rejected": [f" {data.titles[item]}" for item in rejected.tolist()],
-        }
+        chosen = data.titles[int(items[position])]
+        others = [data.titles[item] for item in rejected.tolist() if data.titles[item] != chosen]
+        if others or not negatives.num:  # else all negatives have the target's title, and there is nothing to prefer
+            yield {
+                "prompt": f"{prompt.instruction}{shown}{prompt.item_prefix}",
+                "chosen": f" {chosen}",
+                "rejected": [f" {title}" for title in others],
+            }

@@ -137,7 +137,7 @@ def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Re
     again = shlex.join(["rec-dist", "run", str(path), *overrides])
     report = Report(
         title=config.title,
-        summary=[f"{compared.num_users} users of the {compared.split} split, {compared.num_candidates} candidates each."],
+        summary=[compared.summary],
         rows=compared.rows,
         differences=compared.differences,
         stages=[_stage_summary(stage, records) for stage in config.stages],

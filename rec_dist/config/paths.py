@@ -14,6 +14,7 @@ PATHS = (
     ("data", "cache_dir"),
     ("train", "run_dir"),
     ("train", "init_from"),
+    ("evaluate", "questions"),
     ("evaluate", "output_dir"),
     ("profile", "output_dir"),
     ("checkpoint", "remote"),

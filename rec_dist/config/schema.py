@@ -37,8 +37,16 @@ class DataConfig(Section):
         None,
         description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or your own folder or file. Only `prepare` reads it.",
     )
-    format: Literal["auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences"] = Field(
-        "auto", description="Format of the source."
+    format: Literal[
+        "auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences", "minionerec", "bear"
+    ] = Field("auto", description="Format of the source.")
+    category: str | None = Field(
+        None, min_length=1, description="minionerec, bear: the category to read, where the folder holds several."
+    )
+    train_files: list[Literal["train", "valid"]] = Field(
+        ["train"],
+        min_length=1,
+        description="minionerec, bear: files of the benchmark that hold the training data. Its test file is never among them.",
     )
     path: str = Field(description="The prepared data set, which `prepare` writes: a folder, or an s3://, gs:// or hdfs:// URI.")
     cache_dir: str | None = Field(None, description="Folder on each node for fetched files. None: ~/.cache/rec-dist/data.")
@@ -55,13 +63,20 @@ class DataConfig(Section):
         0.1, ge=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for validation."
     )
     test_fraction: float = Field(
-        0.1, gt=0, lt=1, description="Share of interactions (temporal) or users (user_ratio) for the test."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of interactions (temporal) or users (user_ratio) for the test. user_ratio: 0 leaves no test split, for "
+        "evaluate.questions.",
     )
     min_rating: float | None = Field(
         None, ge=-1e38, le=1e38, description="Interactions rated below this are explicit negatives. None: all are positives."
     )
     min_user_interactions: int = Field(5, ge=1, description="k-core: users with fewer positives are dropped.")
     min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer positives are dropped.")
+    merge_equal_titles: bool = Field(
+        True, description="Items with equal titles and years become one item. false: each keeps its identity."
+    )
     max_bad_rows: int = Field(0, ge=0, description="`prepare` fails if more rows than this cannot be read.")
     num_shards: int = Field(2, ge=1, description="Arrow shards of each split.")
     prepare_on: Literal["auto", "memory", "disk", "ray"] = Field(
@@ -281,12 +296,23 @@ class CheckpointConfig(Section):
 class EvaluateConfig(Section):
     """How rankings are evaluated."""
 
-    split: Literal["valid", "test"] = Field("test", description="Split to evaluate on.")
+    split: Literal["valid", "test"] = Field("test", description="Split to evaluate on. No effect with evaluate.questions.")
+    targets: Literal["last", "all"] = Field(
+        "last", description="Targets of a user's row that are asked: the last one, or each as a question of its own."
+    )
+    questions: str | None = Field(
+        None,
+        description="File (csv, JSON lines, Parquet) of questions to ask instead of a split: user, history, target. A benchmark's "
+        "folder: its test file.",
+    )
     ranker: Literal["model", "popularity"] = Field(
         "model", description="model: the run's model or the base model. popularity: the popularity baseline."
     )
     num_candidates: int | Literal["all"] = Field(
         20, description="Candidates: one target, and the rest drawn by hash. all: the whole catalogue."
+    )
+    exclude_seen: bool = Field(
+        True, description="Leave the items of the history out of the candidates. The target itself always stays among them."
     )
     max_users: int | None = Field(None, ge=1, description="Users to evaluate, drawn by hash. None: all users.")
     seed: int = Field(

@@ -1,10 +1,11 @@
-"""Evaluation examples: which users, which target of each, and which candidates. They are the same for every model.
+"""Evaluation examples: which users, which targets of each, and which candidates. They are the same for every model.
 
-There is one target per user: the last item of the row, with everything before it as history. Candidates are drawn by a hash of
-(seed, user, position), never of the target, so all models of a comparison get the same ones.
+By default there is one target per user: the last item of the row, with everything before it as history. Candidates are drawn by a
+hash of (seed, user, position), never of the target, so all models of a comparison get the same ones.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.sampling.negatives import draw_candidates
 from rec_dist.errors import UserError
-from rec_dist.runtime.arrays import I32
+from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.rng import hash_u64
 
 _USERS = 11  # a stream of draws of its own
@@ -20,50 +21,96 @@ _USERS = 11  # a stream of draws of its own
 
 @dataclass(frozen=True)
 class EvalExample:
-    """One ranking: a user's history (item ids, oldest first), and candidates, which include the target."""
+    """One ranking: a user's history (item ids, oldest first), and candidates, which include the target.
+
+    position: the target's place in the user's row, or the number of the question. (user_id, position) is unique.
+    given: whether the candidates stood in a file of questions.
+    """
 
     user_id: int
     position: int
     target: int
     history: I32
     candidates: I32
+    given: bool = False
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """How candidates are chosen (evaluate.num_candidates, evaluate.exclude_seen).
+
+    exclude_seen: none of them is in the history, except for the target itself. Otherwise the history's items are candidates like
+    all others. Raises UserError if num_candidates is 1 or less.
+    """
+
+    num_items: int
+    num: int | Literal["all"]
+    exclude_seen: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num != "all" and self.num < 2:
+            raise UserError(f"evaluate.num_candidates ({self.num}) must be 2 or more (the target and another), or all")
+
+    @cached_property
+    def _catalogue(self) -> I32:
+        return np.arange(self.num_items, dtype=np.int32)
+
+    def of(self, user: int, position: int, target: int, history: I32) -> I32:
+        """The candidates of one target: (C,). Raises UserError if the catalogue has too few items."""
+        seen = history if self.exclude_seen else history[:0]
+        if self.num != "all":
+            return draw_candidates(
+                seed=self.seed,
+                user=user,
+                position=position,
+                target=target,
+                history=seen,
+                num=self.num,
+                num_items=self.num_items,
+            )
+        candidates = np.setdiff1d(self._catalogue, seen[seen != target]) if len(seen) else self._catalogue
+        if len(candidates) < 2:
+            raise UserError(
+                f"evaluate.num_candidates=all: user {user} has had all {self.num_items} items of the catalogue, so nothing "
+                "is left to rank the target against; prepare data with more items"
+            )
+        return candidates
 
 
 def build_eval_examples(
-    data: PreparedData, *, split: str, num_candidates: int | Literal["all"], max_users: int | None, seed: int
+    data: PreparedData,
+    *,
+    split: str,
+    num_candidates: int | Literal["all"],
+    max_users: int | None,
+    seed: int,
+    exclude_seen: bool = True,
+    targets: Literal["last", "all"] = "last",
 ) -> list[EvalExample]:
-    """Builds the examples of a split in ascending user order. Raises UserError for an empty split or too few items."""
-    if num_candidates != "all" and num_candidates < 2:
-        raise UserError(f"evaluate.num_candidates ({num_candidates}) must be 2 or more (the target and another), or all")
+    """Builds the examples of a split in ascending (user, position) order.
+
+    targets: the last target of each row, or all of them, each after everything before it. Raises UserError for an empty split or
+    too few items.
+    """
+    candidates = Candidates(data.num_items, num_candidates, exclude_seen=exclude_seen, seed=seed)
     rows = data.split(split)
     if not len(rows):
         raise UserError(
             f"evaluate.split ({split}) of {data.location} has no user; choose another split, or prepare data whose split has one"
         )
-    chosen = np.arange(len(rows))
-    if max_users is not None and max_users < len(rows):
-        chosen = np.sort(np.argsort(hash_u64(seed, _USERS, rows.user_ids), kind="stable")[:max_users])
     examples = []
-    for row in chosen.tolist():
+    for row in np.flatnonzero(np.isin(rows.user_ids, drawn_users(rows.user_ids, max_users, seed))).tolist():
         items, user = rows.items_of(row), int(rows.user_ids[row])
-        position = len(items) - 1
-        history, target = items[:position], int(items[position])
-        if num_candidates == "all":
-            candidates = np.setdiff1d(np.arange(data.num_items, dtype=np.int32), history[history != target])
-            if len(candidates) < 2:
-                raise UserError(
-                    f"evaluate.num_candidates=all: user {user} has had all {data.num_items} items of the catalogue, so nothing "
-                    "is left to rank the target against; prepare data with more items"
-                )
-        else:
-            candidates = draw_candidates(
-                seed=seed,
-                user=user,
-                position=position,
-                target=target,
-                history=history,
-                num=num_candidates,
-                num_items=data.num_items,
-            )
-        examples.append(EvalExample(user, position, target, history, candidates))
+        first = len(items) - 1 if targets == "last" else int(rows.first_target[row])
+        for position in range(first, len(items)):
+            history, target = items[:position], int(items[position])
+            examples.append(EvalExample(user, position, target, history, candidates.of(user, position, target, history)))
     return examples
+
+
+def drawn_users(users: I64, max_users: int | None, seed: int) -> I64:
+    """max_users of `users` (U,), drawn by hash, in no order; all of them for None. Fewer users are a part of more."""
+    if max_users is None or max_users >= len(users):
+        return users
+    return users[np.argsort(hash_u64(seed, _USERS, users), kind="stable")[:max_users]]

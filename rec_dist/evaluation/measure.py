@@ -1,4 +1,4 @@
-"""Turns scores into ranks, metrics per user, and intervals."""
+"""Turns scores into ranks, metrics of each question, and intervals over users."""
 
 from typing import Any
 
@@ -29,18 +29,21 @@ def predictions_of(examples: list[EvalExample], scores: list[npt.NDArray[np.floa
     )
 
 
-def metrics_per_user(predictions: Predictions) -> dict[str, npt.NDArray[np.float64]]:
-    """hr@K, ndcg@K, mrr and auc of every user, by name: (U,) each."""
+def metrics_per_question(predictions: Predictions) -> dict[str, npt.NDArray[np.float64]]:
+    """hr@K, ndcg@K, mrr and auc of every question, by name: (N,) each."""
     sizes = np.asarray([len(candidates) for candidates in predictions.candidates])
     return dict(ranking_metrics(predictions.ranks, sizes, CUTOFFS))
 
 
 def metric_names() -> tuple[str, ...]:
-    """The names of the metrics that metrics_per_user returns."""
+    """The names of the metrics that metrics_per_question returns."""
     one = np.ones(1, dtype=np.int64)
     return tuple(ranking_metrics(one, one + 1, CUTOFFS))
 
 
 def summarize(predictions: Predictions, *, seed: int) -> dict[str, dict[str, Any]]:
-    """The mean of each metric over users with its 95 % bootstrap interval: {"value", "low", "high", "n"}."""
-    return {name: bootstrap_interval(values, seed=seed).to_dict() for name, values in metrics_per_user(predictions).items()}
+    """The mean of each metric over questions with its 95 % interval over users: Interval.to_dict() of each."""
+    return {
+        name: bootstrap_interval(values, seed=seed, users=predictions.user_ids).to_dict()
+        for name, values in metrics_per_question(predictions).items()
+    }

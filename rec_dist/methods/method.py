@@ -165,7 +165,5 @@ _MEMBERS = ("name", "section", "ranker", "initial_weights", "plan")
 
 def missing_members(method: object) -> list[str]:
     """The members of Method that an object lacks."""
-    missing = [name for name in _MEMBERS if not hasattr(method, name)]
-    if not isinstance(method, TrainedMethod | FittedMethod) and not missing:
-        missing = ["build (or check_fit and fit)"]
-    return missing
+    own = ("check_fit", "fit") if hasattr(method, "fit") else ("build",)
+    return [name for name in (*_MEMBERS, *own) if not hasattr(method, name)]

@@ -46,9 +46,9 @@ def find_initial_weights(config: RunConfig) -> InitialWeights:
 def build_task(config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
     """The task on `split` (train or valid) of data.path. Raises UserError for anything that would fail later."""
     method = method_of(config)
-    if not isinstance(method, TrainedMethod):
+    if isinstance(method, FittedMethod):
         raise UserError(f"task.kind={method.name} is fitted at once, without training steps; run `rec-dist train` on it")
-    return method.build(config, initial, device, split=split)
+    return cast(TrainedMethod, method).build(config, initial, device, split=split)
 
 
 def fitted_method_of(config: RunConfig) -> FittedMethod | None:

@@ -3,21 +3,28 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from rec_dist.report.table import (
-    ABOVE,
-    BELOW,
-    LEVEL,
-    ComparisonRow,
-    Difference,
-    Interval,
-    chance_level,
-    format_interval,
-    metric_names,
-)
+from rec_dist.report.numbers import Interval, chance_level, format_interval
+from rec_dist.report.table import ABOVE, BELOW, LEVEL, ComparisonRow, Difference, metric_names, protocols
 
 
 def findings(rows: Sequence[ComparisonRow], differences: Sequence[Difference], num_candidates: int | None = None) -> list[str]:
-    """One sentence a line. num_candidates: how many items each user's one relevant item was ranked among, None if that varies."""
+    """One sentence a line. num_candidates: how many items each user's one relevant item was ranked among, None if that varies.
+
+    Rows with seen items kept and rows with them removed are different questions, so each kind has its own sentences.
+    """
+    kinds = protocols(rows)
+    if len(kinds) < 2:
+        return _findings(rows, differences, num_candidates)
+    lines: list[str] = []
+    for seen in kinds:
+        part = [row for row in rows if row.seen == seen]
+        names = {row.name for row in part}
+        own = [d for d in differences if d.better in names]  # a difference is between rows of one kind
+        lines += [f"Seen items {seen}: {line}" for line in _findings(part, own, num_candidates)]
+    return lines
+
+
+def _findings(rows: Sequence[ComparisonRow], differences: Sequence[Difference], num_candidates: int | None) -> list[str]:
     metrics = [metric for metric in metric_names(rows) if _scored(rows, metric)]
     if not metrics:
         return ["No model was evaluated."]

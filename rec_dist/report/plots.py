@@ -18,7 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rec_dist.report.table import ComparisonRow, chance_level, format_count, format_seconds
+from rec_dist.report.numbers import chance_level, format_count, format_seconds
+from rec_dist.report.table import ComparisonRow
 
 FloatArray = npt.NDArray[np.float64]
 Curves = Mapping[str, Mapping[str, FloatArray]]  # run -> column of metrics.jsonl -> (S,) values, one a step

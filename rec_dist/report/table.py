@@ -1,4 +1,4 @@
-"""The comparison of models as a table, for the terminal and for the report's page, and how its numbers are written.
+"""The comparison of models as a table, for the terminal and for the report's page.
 
 A difference is "above 0" or "below 0" only if the interval of the paired difference excludes 0; otherwise there is no significant
 difference. A larger value of one model alone proves nothing. Every metric is better when larger.
@@ -9,15 +9,21 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from rec_dist.report.numbers import MISSING, Interval, format_count, format_interval, format_seconds
 from rec_dist.runtime.messages import visible
-
-Interval = Mapping[str, float]
 
 ABOVE, BELOW, LEVEL = "above 0", "below 0", "no significant difference"
 HEADLINE_METRICS = ("hr@1", "ndcg@10")  # the terminal has no room for the intervals of more
-MISSING = "–"  # noqa: RUF001 - an en dash is how tables write "no value"
-TEXT_COLUMNS = ("metric", "verdict", "command", "run directory")  # left, as the first column; numbers are aligned right
+KEPT, REMOVED = "kept", "removed"  # the items of the history, among the candidates
+TEXT_COLUMNS = (
+    "metric",
+    "verdict",
+    "command",
+    "run directory",
+    "seen items",
+)  # left, as the first column; numbers are aligned right
 _MAX_WIDTH = 120
 _MIN_NAME_WIDTH = 14
 
@@ -26,7 +32,8 @@ _MIN_NAME_WIDTH = 14
 class ComparisonRow:
     """One model: its metrics by name ("hr@1") and the cost of its evaluation, None where it was not counted.
 
-    dtype: what a language model computed in; None for other models.
+    dtype: what a language model computed in; None for other models. seen: KEPT or REMOVED, what became of the history's items among
+    the candidates; None where a file named the candidates.
     """
 
     name: str
@@ -34,11 +41,12 @@ class ComparisonRow:
     tokens: int | None = None
     seconds: float | None = None
     dtype: str | None = None
+    seen: str | None = None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`better` minus `worse` in one metric, paired over users. The names state the expectation, not the outcome."""
+    """`better` minus `worse` in one metric, paired over questions. The names state the expectation, not the outcome."""
 
     better: str
     worse: str
@@ -64,8 +72,8 @@ class Difference:
         """The same difference with `name`, one of its two models, as the minuend."""
         if name == self.better:
             return self
-        value, low, high, n = (self.interval[key] for key in ("value", "low", "high", "n"))
-        return Difference(self.worse, self.better, self.metric, {"value": -value, "low": -high, "high": -low, "n": n})
+        value, low, high = (self.interval[key] for key in ("value", "low", "high"))
+        return Difference(self.worse, self.better, self.metric, {**self.interval, "value": -value, "low": -high, "high": -low})
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,14 @@ class Table:
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
-    """Every metric of every model with its interval. The columns n, tokens and time appear only where they say something."""
+    """Every metric of every model with its interval. The columns of the protocol, n, tokens and time appear where they say something.
+
+    The largest value is that of the rows with the same protocol.
+    """
     metrics = metric_names(rows)
     largest = {metric: best_names(rows, metric) for metric in metrics}
     costs = {
+        "seen items": len(protocols(rows)) > 1,
         "n": len(user_counts(rows)) > 1,
         "tokens": any(row.tokens is not None for row in rows),
         "time": any(row.seconds is not None for row in rows),
@@ -104,7 +116,12 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
             value, _, bounds = text.partition(" ")
             cells.append(Cell(value, bounds, row.name in largest[metric]))
         users = "/".join(f"{count:,}" for count in user_counts([row])) or MISSING
-        texts = {"n": users, "tokens": format_count(row.tokens), "time": format_seconds(row.seconds)}
+        texts = {
+            "seen items": row.seen or MISSING,
+            "n": users,
+            "tokens": format_count(row.tokens),
+            "time": format_seconds(row.seconds),
+        }
         lines.append([*cells, *(Cell(texts[name]) for name in shown)])
     return Table(["model", *metrics, *shown], lines)
 
@@ -128,6 +145,8 @@ def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] 
             line.append(f"{cell.text}{mark} {cell.bounds}" if cell.bounds and heading in detailed else f"{cell.text}{mark}")
         grid.append(line)
     lines = [*_align(grid), "", f"{user_range(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
+    if note := seen_note(rows):
+        lines.append(note)
     if any(row.seconds is not None for row in rows):
         lines.append("time, tokens: those of the evaluation, without training")
     if computed := dtypes(rows):
@@ -136,43 +155,6 @@ def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] 
         pairs = differences_table(differences)
         lines += ["", *_align([list(pairs.header), *([visible(cell.text) for cell in cells] for cells in pairs.rows)])]
     return "\n".join(lines) + "\n"
-
-
-def format_interval(interval: Interval, *, signed: bool = False) -> str:
-    """`0.412 [0.391, 0.433]`, or signed; a fourth digit where a bound would otherwise read as 0 without being 0."""
-    value, low, high = (interval[key] for key in ("value", "low", "high"))
-    if not math.isfinite(value):
-        return MISSING
-    hidden = any(0 < abs(bound) < 0.0005 for bound in (low, high))
-    spec = f"{'+' if signed else ''}.{4 if hidden else 3}f"
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return f"{value:{spec}}"
-    return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
-
-
-def format_count(count: float | None) -> str:
-    """Three significant digits: `812`, `12.3 k`, `4.56 M`, `7.89 B`."""
-    if count is None or not math.isfinite(count):
-        return MISSING
-    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= limit * 0.9995:  # 999,600 reads 1.00 M, not 1000 k
-            scaled = count / limit
-            decimals = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
-            return f"{scaled:.{decimals}f} {suffix}"
-    return f"{count:.0f}"
-
-
-def format_seconds(seconds: float | None) -> str:
-    """`4.2 s`, `12 m 05 s`, `3 h 07 m`."""
-    if seconds is None or not math.isfinite(seconds):
-        return MISSING
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} m"
 
 
 def metric_names(rows: Iterable[ComparisonRow]) -> list[str]:
@@ -186,8 +168,32 @@ def headline_of(metrics: Sequence[str]) -> list[str]:
     return list(metrics) if len(metrics) <= len(HEADLINE_METRICS) else known or list(metrics[:1])
 
 
+def seen_of(row: Mapping[str, Any]) -> str | None:
+    """KEPT or REMOVED from the row of an evaluation; None where a file named the candidates. Rows from before had them removed."""
+    excluded = row.get("exclude_seen", True)
+    return None if excluded is None else REMOVED if excluded else KEPT
+
+
+def protocols(rows: Iterable[ComparisonRow]) -> list[str | None]:
+    """What became of the history's items, in the order of the first row of each."""
+    return list(dict.fromkeys(row.seen for row in rows))
+
+
+def seen_note(rows: Sequence[ComparisonRow]) -> str:
+    """What to know about the history's items; empty in the usual case, where all rows have them removed."""
+    found = protocols(rows)
+    if len(found) > 1:
+        return "seen items: whether a user's earlier items were ranked too; compare rows of one kind only"
+    return "seen items kept: a user's earlier items were ranked too" if found == [KEPT] else ""
+
+
 def best_names(rows: Sequence[ComparisonRow], metric: str) -> set[str]:
-    """The models with the largest value; empty if fewer than two models have one."""
+    """The models with the largest value among those with the same protocol; none where fewer than two models have one."""
+    of_each = ([row for row in rows if row.seen == seen] for seen in protocols(rows))
+    return {name for part in of_each for name in _best_of(part, metric)}
+
+
+def _best_of(rows: Sequence[ComparisonRow], metric: str) -> set[str]:
     values = {row.name: row.metrics[metric]["value"] for row in rows if metric in row.metrics}
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     if len(finite) < 2:
@@ -202,9 +208,15 @@ def user_counts(rows: Iterable[ComparisonRow]) -> list[int]:
 
 
 def user_range(rows: Sequence[ComparisonRow]) -> str:
-    """`n = 900 users`, or `n = 850 to 900 users` if the models were evaluated on different numbers."""
+    """`n = 900 users`, or `n = 850 to 900 users` if the models were evaluated on different numbers; `n = 900 users, 2,100
+    questions` if users have several."""
     counts = user_counts(rows) or [0]
-    return f"n = {counts[0]:,} users" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,} users"
+    asked = sorted({int(i["questions"]) for row in rows for i in row.metrics.values() if "questions" in i})
+    return f"n = {_range(counts)} users" + (f", {_range(asked)} questions" if asked else "")
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
 
 
 def dtypes(rows: Sequence[ComparisonRow]) -> str:
@@ -215,19 +227,6 @@ def dtypes(rows: Sequence[ComparisonRow]) -> str:
             names.setdefault(row.dtype, []).append(row.name)
     parts = "; in ".join(f"{dtype}: {', '.join(models)}" for dtype, models in names.items())
     return f"language models computed in {parts}" if parts else ""
-
-
-def chance_level(metric: str, num_candidates: int) -> float | None:
-    """The expected metric of a random order of C candidates with one relevant item; None for metrics not listed here.
-
-    hr@K: K/C. ndcg@K: the sum of 1/log2(r + 1) over ranks r <= K, over C. mrr: that of 1/r over r <= C. auc: 1/2.
-    """
-    kind, _, cutoff = metric.partition("@")
-    ranks = range(1, min(int(cutoff) if cutoff.isdigit() else num_candidates, num_candidates) + 1)
-    gains = {"hr": lambda r: 1.0, "ndcg": lambda r: 1 / math.log2(r + 1), "mrr": lambda r: 1 / r}
-    if kind == "auc":
-        return 0.5
-    return sum(map(gains[kind], ranks)) / num_candidates if kind in gains and num_candidates > 0 else None
 
 
 def _align(grid: list[list[str]]) -> list[str]:

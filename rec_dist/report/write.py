@@ -19,9 +19,9 @@ from markupsafe import Markup
 from rec_dist.errors import UserError
 from rec_dist.report import plots
 from rec_dist.report.findings import findings
+from rec_dist.report.numbers import MISSING, format_count, format_seconds
 from rec_dist.report.table import (
     HEADLINE_METRICS,
-    MISSING,
     TEXT_COLUMNS,
     Cell,
     ComparisonRow,
@@ -30,8 +30,7 @@ from rec_dist.report.table import (
     comparison_table,
     differences_table,
     dtypes,
-    format_count,
-    format_seconds,
+    seen_note,
     user_range,
 )
 from rec_dist.storage.files import write_text
@@ -135,7 +134,7 @@ def write_report(path: Path, report: Report) -> None:
         comparison=comparison_table(report.rows),
         differences=differences_table(report.differences),
         stages=_stages_table(report.stages),
-        users="; ".join(filter(None, (user_range(report.rows), dtypes(report.rows)))),
+        users="; ".join(filter(None, (user_range(report.rows), seen_note(report.rows), dtypes(report.rows)))),
         data_facts=_flatten(report.data_facts),
         shared=shared,
         own=[{key: value for key, value in facts.items() if key not in shared} for facts in environments],

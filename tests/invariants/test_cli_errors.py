@@ -440,6 +440,8 @@ def test_a_finished_run_that_was_damaged_or_is_to_go_on(case: Case) -> None:
         (["evaluate.num_candidates=80"], ("evaluate.num_candidates", "80", "lower evaluate.num_candidates")),
         (["evaluate.num_candidates=1"], ("evaluate.num_candidates (1)", "2 or more")),
         (["evaluate.num_candidates=some"], ("evaluate.num_candidates", "'some'", "all")),
+        (["evaluate.questions=/no/such.csv"], ("evaluate.questions (/no/such.csv)", "does not exist", "name a file")),
+        (["evaluate.questions=s3://bucket/rows.csv"], ("evaluate.questions", "is a URI", "give a folder")),
         (
             ["train.max_tokens_per_micro_batch=30"],
             ("train.max_tokens_per_micro_batch (30)", "user", "raise it or lower prompt.max_history"),

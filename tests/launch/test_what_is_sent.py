@@ -65,13 +65,15 @@ def test_a_dry_run_says_that_only_keys_have_been_checked(capsys: pytest.CaptureF
 
 def test_an_evaluation_is_that_of_the_run() -> None:
     words = ["submit.command=evaluate", "evaluate.max_users=7", "evaluate.output_dir=results/x", "evaluate.split=valid"]
-    sent = ["/shared/runs/SDPO_8b", "data.path=/shared/data/ml-1m", "evaluate.split=valid", "evaluate.ranker=model"]
-    sent += ["evaluate.num_candidates=20", "evaluate.max_users=7", "evaluate.seed=0", "evaluate.output_dir=/shared/results/x"]
+    words += ["evaluate.questions=rows.csv"]
+    sent = ["/shared/runs/SDPO_8b", "data.path=/shared/data/ml-1m", "evaluate.split=valid", "evaluate.targets=last"]
+    sent += ["evaluate.questions=/shared/rows.csv", "evaluate.ranker=model", "evaluate.num_candidates=20"]
+    sent += ["evaluate.exclude_seen=true", "evaluate.max_users=7", "evaluate.seed=0", "evaluate.output_dir=/shared/results/x"]
     entrypoint = json.loads(rendered("ray", *words).partition("\n\n# config.yaml")[0])["entrypoint"]
     lines = [entrypoint.split(";")[1].split(), manifest(*words)[1]["spec"]["entrypoint"].split(), command_line(*words)]
     for line in lines:
-        assert line[:12] == ["python", "-m", "rec_dist", "evaluate", *sent]
-        assert {"cluster.num_workers=16", "cluster.address=null", "cluster.launcher=ray"} < set(line[12:])
+        assert line[:15] == ["python", "-m", "rec_dist", "evaluate", *sent]
+        assert {"cluster.num_workers=16", "cluster.address=null", "cluster.launcher=ray"} < set(line[15:])
 
 
 def test_the_words_of_an_evaluation_are_what_the_run_takes(tmp_path: Path) -> None:

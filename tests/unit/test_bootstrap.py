@@ -44,8 +44,8 @@ def test_a_higher_level_is_wider():
 
 
 def test_one_user_and_constant_values():
-    assert bootstrap_interval([0.25], seed=0) == Interval(0.25, 0.25, 0.25, 1)
-    assert bootstrap_interval([0.5] * 30, seed=0) == Interval(0.5, 0.5, 0.5, 30)
+    assert bootstrap_interval([0.25], seed=0) == Interval(0.25, 0.25, 0.25, 1, 1)
+    assert bootstrap_interval([0.5] * 30, seed=0) == Interval(0.5, 0.5, 0.5, 30, 30)
 
 
 def test_a_paired_difference_is_narrower_than_the_two_runs():
@@ -62,18 +62,66 @@ def test_a_paired_difference_is_narrower_than_the_two_runs():
 
 
 def test_the_reported_form():
-    assert Interval(0.5, 0.4, 0.6, 10).to_dict() == {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    known = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    assert Interval(0.5, 0.4, 0.6, 10, 10).to_dict() == known
+    assert Interval(0.5, 0.4, 0.6, 10, 25).to_dict() == {**known, "questions": 25}
+
+
+def test_users_are_drawn_with_all_their_questions_by_hand():
+    # Resamples of users {0, 1}: 0 0 -> 2/2, 0 1 and 1 0 -> 2/3, 1 1 -> 0/1, with probabilities 1/4, 1/2, 1/4.
+    values, users = [1.0, 0.0, 1.0], [7, 3, 7]
+    wide = bootstrap_interval(values, seed=0, users=users)
+    assert (wide.value, wide.low, wide.high) == (pytest.approx(2 / 3), 0.0, 1.0)
+    assert (wide.n, wide.questions) == (2, 3)
+    middle = bootstrap_interval(values, seed=0, users=users, level=0.4)  # the quantiles 0.3 and 0.7
+    assert (middle.low, middle.high) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_intervals_over_users_cover_where_those_over_questions_do_not(distinct):
+    rng = np.random.default_rng(5)
+    covered = {"users": 0, "questions": 0}
+    for seed in range(300):
+        sizes = rng.integers(1, 12, 80)
+        users = np.repeat(np.arange(80), sizes)
+        level = rng.normal(0.3, 1.0, 80)[users]  # what the questions of a user share
+        values = (level > 0.3).astype(float) if distinct else level + rng.normal(0.0, 0.3, len(users))
+        truth = 0.5 if distinct else 0.3
+        for name, owners in (("users", users), ("questions", None)):
+            interval = bootstrap_interval(values, seed=seed, users=owners, num_resamples=500)
+            covered[name] += interval.low <= truth <= interval.high
+    assert 0.89 <= covered["users"] / 300 <= 0.985
+    assert covered["questions"] / 300 < 0.75
+
+
+def test_users_with_one_question_each_change_nothing():
+    for values in (np.random.default_rng(6).integers(0, 4, 200) / 3, np.random.default_rng(7).normal(size=50)):
+        plain = bootstrap_interval(values, seed=1)
+        assert bootstrap_interval(values, seed=1, users=np.arange(len(values)) * 3) == plain
+
+
+def test_a_paired_difference_is_over_users_too():
+    rng = np.random.default_rng(8)
+    users = np.repeat(np.arange(50), 8)
+    gain = np.repeat(rng.normal(0.0, 1.0, 50), 8)
+    first, second = rng.normal(size=400) + gain, rng.normal(size=400)
+    over_users = paired_difference(first, second, seed=0, users=users)
+    over_questions = paired_difference(first, second, seed=0)
+    assert over_users.value == over_questions.value
+    assert over_users.high - over_users.low > 1.5 * (over_questions.high - over_questions.low)
+    assert (over_users.n, over_users.questions) == (50, 400)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bootstrap_interval([], seed=0), "at least 1 user"),
+        (lambda: bootstrap_interval([], seed=0), "at least 1 of them"),
         (lambda: bootstrap_interval([[1.0]], seed=0), "must have shape"),
-        (lambda: bootstrap_interval([0.0, float("nan")], seed=0), "value of user 1 is not finite"),
+        (lambda: bootstrap_interval([0.0, float("nan")], seed=0), "value of question 1 is not finite"),
         (lambda: bootstrap_interval([1.0], seed=0, num_resamples=0), "num_resamples"),
         (lambda: bootstrap_interval([1.0], seed=0, level=1.0), "level"),
         (lambda: paired_difference([1.0], [1.0, 2.0], seed=0), "same users"),
+        (lambda: bootstrap_interval([1.0, 2.0], seed=0, users=[1]), "the user of each value"),
     ],
 )
 def test_faults_are_named(call, message):

@@ -103,6 +103,29 @@ def test_the_whole_catalogue_is_scored_without_the_history(data: PreparedData) -
         assert example.target in example.candidates
 
 
+def test_seen_items_may_stay_among_the_candidates(data: PreparedData) -> None:
+    for example in examples(data, num_candidates="all", exclude_seen=False):
+        assert example.candidates.tolist() == list(range(80))
+    drawn = examples(data, exclude_seen=False)
+    assert all(len(set(e.candidates.tolist())) == 10 and e.target in e.candidates for e in drawn)
+    seen = [len(set(e.candidates.tolist()) & set(e.history.tolist())) for e in drawn]
+    expected = sum(9 * len(e.history) / 79 for e in drawn)  # 9 of the 79 items besides the target
+    assert abs(sum(seen) - expected) < 4 * expected**0.5
+
+
+def test_all_targets_of_a_row_follow_the_items_before_them(tmp_path: Path) -> None:
+    rows = [Row(2, [0, 1, 2, 0], 2), Row(5, [2, 1], 1)]
+    data = write_prepared(tmp_path / "data", {"valid": rows}, ["a", "b", "c", "d"])
+    found = examples(data, split="valid", targets="all", num_candidates="all")
+    assert [(e.user_id, e.position, e.target, e.history.tolist()) for e in found] == [
+        (2, 2, 2, [0, 1]),
+        (2, 3, 0, [0, 1, 2]),
+        (5, 1, 1, [2]),
+    ]
+    assert found[1].candidates.tolist() == [0, 3], "a target that was seen stays rankable"
+    assert [e.position for e in examples(data, split="valid", num_candidates="all")] == [3, 1]
+
+
 def test_users_drawn_are_a_fixed_choice_and_their_examples_the_same(data: PreparedData) -> None:
     everyone = {example.user_id: example.candidates.tolist() for example in examples(data)}
     some = examples(data, max_users=15)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rec_dist.evaluation.examples import EvalExample
-from rec_dist.evaluation.measure import metrics_per_user, predictions_of, summarize
+from rec_dist.evaluation.measure import metrics_per_question, predictions_of, summarize
 
 
 def example(user: int, candidates: list[int], target: int) -> EvalExample:
@@ -45,7 +45,7 @@ def test_the_order_of_candidates_does_not_matter() -> None:
 def test_metrics_of_each_user_by_hand() -> None:
     asked = [example(1, [7, 4, 5, 6], 7), example(2, [4, 8, 5], 8), example(3, list(range(20)), 0)]
     scores = [[5.0, 1, 2, 3], [3.0, 2, 1], [float(i) for i in range(20)]]  # ranks 1 of 4, 2 of 3, 20 of 20
-    found = metrics_per_user(predictions_of(asked, [np.asarray(row, dtype=np.float32) for row in scores]))
+    found = metrics_per_question(predictions_of(asked, [np.asarray(row, dtype=np.float32) for row in scores]))
     expected = {
         "hr@1": [1, 0, 0],
         "hr@5": [1, 1, 0],

@@ -105,7 +105,7 @@ def test_a_mapping_extends_shipped_groups() -> None:
 
 def test_a_file_of_runs_says_which_it_has(pipeline: Path) -> None:
     refused(lambda: load_config(pipeline), f"{pipeline}:sft", "runs: sft, sdpo", "`rec-dist run`")
-    refused(lambda: load_config("quickstart:nothing"), "quickstart.yaml:nothing", "sasrec, sft, sdpo, dmpo")
+    refused(lambda: load_config("quickstart:nothing"), "quickstart.yaml:nothing", "ensemble, sft, sdpo, dmpo")
     refused(lambda: load_config("quickstrat"), "quickstrat", "did you mean quickstart?", "rec-dist recipes")
     refused(lambda: load_config(f"{pipeline}:sft", ["vars.methd=a"]), "vars.methd=a", "names in `vars` are method")
 

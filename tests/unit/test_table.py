@@ -1,20 +1,13 @@
 """The comparison as text: its marks and claims, and that it fits a terminal."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from rec_dist.report.findings import claim
-from rec_dist.report.table import (
-    ComparisonRow,
-    Difference,
-    best_names,
-    chance_level,
-    format_count,
-    format_interval,
-    format_seconds,
-    text_table,
-)
+from rec_dist.report.findings import claim, findings
+from rec_dist.report.numbers import chance_level, format_count, format_interval, format_seconds
+from rec_dist.report.table import ComparisonRow, Difference, best_names, text_table, user_range
 
 METRICS = ("hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr")
 
@@ -138,3 +131,38 @@ def test_chance_is_that_of_a_random_order() -> None:
     assert chance_level("mrr", 2) == pytest.approx(0.75)
     assert chance_level("auc", 20) == 0.5
     assert chance_level("valid_ratio", 20) is None
+
+
+def test_rows_of_two_protocols_name_theirs_and_have_a_largest_value_each() -> None:
+    rows = [replace(row(name, value), seen=seen) for name, value, seen in ROWS_OF_TWO]
+    table = text_table(rows)
+    assert best_names(rows, "hr@1") == {"a, kept", "b, removed"}
+    header, _, *lines = table.splitlines()
+    assert "seen items" in header
+    assert [line.split("  ")[0] for line in lines[:4] if "kept  " in line or "removed  " in line] == [
+        name for name, *_ in ROWS_OF_TWO
+    ]
+    assert "compare rows of one kind only" in table
+    assert "seen items" not in text_table([row("a", 0.1), row("b", 0.2)])
+    both_kept = text_table(rows[:2])
+    assert "seen items kept" in both_kept
+    assert "seen items" not in both_kept.splitlines()[0]
+
+
+def test_findings_never_compare_two_protocols() -> None:
+    rows = [replace(row(name, value), seen=seen) for name, value, seen in ROWS_OF_TWO]
+    pair = Difference("b, removed", "a, removed", "hr@1", {"value": 0.1, "low": 0.05, "high": 0.15, "n": 900})
+    kept, *_, removed, level = findings(rows, [pair])
+    assert kept.startswith("Seen items kept: a, kept has the highest hr@1")
+    assert "removed" not in kept
+    assert removed.startswith("Seen items removed: b, removed beats a, removed by 0.100")
+    assert level.startswith("Seen items removed: b, removed has the highest hr@1: 0.900")
+
+
+def test_questions_are_counted_beside_users() -> None:
+    repeated = ComparisonRow("a", {"hr@1": {**interval(0.5), "questions": 2100}})
+    assert user_range([repeated]) == "n = 900 users, 2,100 questions"
+    assert user_range([row("a", 0.5), row("b", 0.5, n=1000)]) == "n = 900 to 1,000 users"
+
+
+ROWS_OF_TWO = [("a, kept", 0.3, "kept"), ("b, kept", 0.2, "kept"), ("a, removed", 0.8, "removed"), ("b, removed", 0.9, "removed")]

@@ -75,6 +75,7 @@ def test_what_holds_no_secret_is_taken_and_named(uri: str, name: str) -> None:
         "checkpoint.remote",
         "train.run_dir",
         "train.init_from",
+        "evaluate.questions",
         "evaluate.output_dir",
         "model.path",
         "plan.model",

@@ -27,7 +27,11 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Predictions:
-    """U targets in ascending user order; rank 1 is best. candidates[u], which include the target, are parallel to scores[u]."""
+    """N questions; rank 1 is best. candidates[n], which include the target, are parallel to scores[n].
+
+    A user may have several questions; positions keep them apart. With evaluate.questions, users are numbered in the order of
+    their first question, and a position is the number of the question. All else is in ascending (user, position) order.
+    """
 
     user_ids: I64
     positions: I32

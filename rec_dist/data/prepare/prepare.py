@@ -18,9 +18,11 @@ from rec_dist.data.dataset.schema import FORMAT_VERSION, MANIFEST_NAME, SPLITS
 from rec_dist.data.dataset.verify import folder_faults
 from rec_dist.data.prepare.blockwise.driver import Sizes, prepare_blockwise
 from rec_dist.data.prepare.in_memory import prepare_in_memory
-from rec_dist.data.prepare.known_sources import resolve_source
+from rec_dist.data.prepare.known_sources import find_source
 from rec_dist.data.prepare.preferences import check_settings, prepare_preferences
-from rec_dist.data.sources import FileSet, find_files, open_source
+from rec_dist.data.prepare.windows import prepare_windows
+from rec_dist.data.sources import FileSet, open_source
+from rec_dist.data.sources.benchmarks import BENCHMARKS
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import describe
 from rec_dist.storage.disk import writing
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 # take 1.3 GB and 8 s; Ray takes 20-30 s to start. A compressed file counts five times its size.
 LARGE_BYTES = 1 << 27
 _PACKED_RATIO = 5
+_LATER = ("category", "train_files", "merge_equal_titles")
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
@@ -57,10 +60,12 @@ def prepare(
             f"data.valid_fraction ({config.valid_fraction}) + data.test_fraction ({config.test_fraction}) leave "
             "nothing to train on; keep their sum below 1."
         )
+    if config.split == "global_temporal" and config.test_fraction == 0:
+        raise UserError("data.test_fraction=0 leaves no test split, which only data.split=user_ratio can do without; raise it.")
     target = local_path(config.path)
     if not os.path.exists(target):  # an existing folder is kept or rejected for its contents, so it need not be writable
         check_output(target, "data.path", folder=True)
-    found = tables or find_files(resolve_source(config.source), config.format)
+    found = tables or find_source(config)
     before = [_state(path) for path in found.files]
     sources = [describe(path, 0) for path in found.files]
     settings = _settings(config, found)
@@ -81,6 +86,8 @@ def prepare(
         with writing(target):  # names the place in the message about a full disk
             if found.format == "preferences":
                 body = _preferences(found, config, temporary)
+            elif found.format in BENCHMARKS:
+                body = vars(prepare_windows(found, config, temporary)) | {"tie_share": 0.0}
             else:
                 body = _sequences(found, config, temporary, work, place, ray_map, sizes or Sizes())
             for path, state in zip(found.files, before, strict=True):
@@ -187,8 +194,14 @@ def choose_place(prepare_on: str, files: list[Path], *, with_ray: bool) -> str:
 
 
 def _settings(config: DataConfig, found: FileSet) -> dict[str, object]:
-    """The settings that shape the result. Paths, the place of the work and max_bad_rows do not."""
+    """The settings that shape the result. Paths, the place of the work and max_bad_rows do not.
+
+    A key of _LATER counts only when it is set, so that data sets from before it existed stay valid.
+    """
     settings = config.model_dump(exclude={"source", "path", "max_bad_rows", "prepare_on", "cache_dir", "cache_bytes"})
+    for name in _LATER:
+        if settings[name] == DataConfig.model_fields[name].get_default(call_default_factory=True):
+            del settings[name]
     return {**settings, "format": found.format}
 
 

@@ -43,6 +43,10 @@ def say_titles(distinct: DistinctItems) -> None:
         logger.info(
             f"titles: {distinct.num_with_year} got a year to be distinct, {distinct.num_merged} items were merged{example}"
         )
+    if distinct.num_equal:
+        logger.info(
+            f"titles: {distinct.num_equal} items have a title that another item has too; a language model gives them equal scores"
+        )
 
 
 def check_core(config: DataConfig, before: int, after: int) -> None:
@@ -86,12 +90,13 @@ def split_users(config: DataConfig, timestamp: I64, offsets: I64, hashes: I64, c
     return split_rules.global_temporal(timestamp, offsets, *cuts)
 
 
-def check_split(config: DataConfig, rows: dict[str, int], counts: Counts) -> None:
+def check_split(config: DataConfig, rows: dict[str, int], positives: int, users: int) -> None:
     """Raises UserError if a requested split has no row."""
     for name, count in rows.items():
-        asked = name != "valid" or config.split == "leave_one_out" or config.valid_fraction > 0
+        fraction = {"valid": config.valid_fraction, "test": config.test_fraction}.get(name, 1.0)
+        asked = config.split == "leave_one_out" or fraction > 0
         if asked and count == 0:
             raise UserError(
                 f"data.split ({config.split}) leaves the {name} split without a target: too few of the "
-                f"{counts.positives} positives of {counts.users} users fall into it; {_WAY_OUT[config.split]}."
+                f"{positives} positives of {users} users fall into it; {_WAY_OUT[config.split]}."
             )

@@ -1,12 +1,13 @@
 """The section task.ensemble: which finished runs rank together, and how their weights are learnt."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from rec_dist.config.section import Section
 
-TERMS = ("popularity", "seen", "last_item")
+Term = Literal["popularity", "seen", "last_item"]
+TERMS: tuple[Term, ...] = get_args(Term)
 
 
 class EnsembleConfig(Section):
@@ -23,8 +24,8 @@ class EnsembleConfig(Section):
         "validation users too.",
         json_schema_extra={"path": True},
     )
-    terms: list[Literal["popularity", "seen", "last_item"]] = Field(
-        default_factory=lambda: list(TERMS),
+    terms: list[Term] = Field(
+        list(TERMS),
         description="Scores that every ensemble can have besides its members: log popularity, and whether an item is in the "
         "history or is its last item.",
     )
@@ -33,5 +34,7 @@ class EnsembleConfig(Section):
         description="Candidates of a validation target: all items, or so many drawn by hash, for members that score few items a "
         "second.",
     )
-    max_questions: int = Field(5000, ge=1, lt=1 << 31, description="Most validation targets that the weights are learnt from.")
+    max_users: int = Field(
+        5000, ge=1, lt=1 << 31, description="Most validation users whose targets the weights are learnt from, drawn by hash."
+    )
     ridge: float = Field(1e-3, gt=0, description="Weight of the squared weights beside the mean loss of a target in nats.")

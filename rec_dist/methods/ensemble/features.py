@@ -22,7 +22,7 @@ def _seen(data: PreparedData, example: EvalExample) -> F32:
 
 
 def _last_item(data: PreparedData, example: EvalExample) -> F32:
-    return (example.candidates == example.history[-1]).astype(np.float32)
+    return np.isin(example.candidates, example.history[-1:]).astype(np.float32)
 
 
 _TERMS: Mapping[str, Term] = {"popularity": _popularity, "seen": _seen, "last_item": _last_item}

@@ -11,20 +11,14 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.errors import UserError
-from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.ensemble.config import EnsembleConfig
 from rec_dist.methods.ensemble.features import features_of, member_of
 from rec_dist.methods.ensemble.members import Member, copy_members, members_of, on_workers, served_members
-from rec_dist.methods.ensemble.questions import (
-    QuestionTable,
-    affordable,
-    blocks_of,
-    validation_config,
-    validation_questions,
-)
+from rec_dist.methods.ensemble.questions import QuestionTable, blocks_of, validation_config
 from rec_dist.methods.ensemble.ranker import EnsembleRanker
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.methods.ensemble.weights import Questions, fit_weights
+from rec_dist.methods.eval_examples import eval_examples_of
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch
 from rec_dist.runtime.run_directory import RunDirectory
@@ -49,7 +43,8 @@ class Ensemble:
 
     def check_fit(self, config: RunConfig, initial: InitialWeights) -> None:
         """As FittedMethod.check_fit."""
-        self._questions(config, open_data(config.data), self._members(config))
+        self._members(config)
+        validation_config(config, open_data(config.data))
 
     def fit(self, config: RunConfig, initial: InitialWeights, folder: Path, run: RunDirectory, launch: Launch) -> dict[str, Any]:
         """As FittedMethod.fit."""
@@ -79,19 +74,12 @@ class Ensemble:
             member.check(data)
         return members
 
-    def _questions(self, config: RunConfig, data: PreparedData, members: Sequence[Member]) -> tuple[RunConfig, list[EvalExample]]:
-        """The configuration that describes the questions, and the questions."""
-        settings = config.task.section(EnsembleConfig)
-        each = data.num_items if settings.num_candidates == "all" else settings.num_candidates
-        number = affordable(each, settings.max_questions, 2 * len(members) + len(settings.terms))
-        asked = validation_config(config, settings, number)
-        return asked, validation_questions(asked, data, every_target=not on_workers(members))
-
     def _features(
         self, config: RunConfig, data: PreparedData, members: Sequence[Member], run: RunDirectory, launch: Launch
     ) -> tuple[list[str], Questions]:
         """The names of the features, and the questions with them."""
-        asked, examples = self._questions(config, data, members)
+        asked = validation_config(config, data)
+        examples = eval_examples_of(asked, data)
         terms = config.task.section(EnsembleConfig).terms
         evaluation = Evaluation(asked, data, [], InitialWeights(Path()), None, run)
         table: QuestionTable | None = None
@@ -102,7 +90,7 @@ class Ensemble:
                 names = list(features)
                 table = QuestionTable(examples, names)
             table.fill(block.start, features)
-        assert table is not None, "_questions() refuses a split without users"
+        assert table is not None, "validation_config() refuses a split without users"
         return names, table.questions()
 
 

@@ -12,84 +12,43 @@ import numpy as np
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
-from rec_dist.data.sampling.negatives import draw_candidates
 from rec_dist.errors import UserError
-from rec_dist.evaluation.examples import EvalExample, build_eval_examples
+from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.ensemble.config import EnsembleConfig
 from rec_dist.methods.ensemble.weights import Questions
 from rec_dist.methods.method import Scores
-from rec_dist.runtime.rng import hash_u64
 
 _MOST_VALUES = 1 << 29  # float32 features held at once: 2 GiB
-_FEWEST_QUESTIONS = 50
-_DRAWS = 12  # a stream of draws of its own
+_FEWEST_USERS = 50
 
 
-def validation_config(config: RunConfig, settings: EnsembleConfig, max_questions: int) -> RunConfig:
-    """The configuration whose section `evaluate` describes the questions, for members whose workers build them again."""
-    changes = {
-        "split": "valid",
-        "num_candidates": settings.num_candidates,
-        "ranker": "model",
-        "max_users": max_questions,
-    }
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
+def validation_config(config: RunConfig, data: PreparedData) -> RunConfig:
+    """The configuration whose section `evaluate` describes the questions, which members' workers build from it too.
 
-
-def validation_questions(config: RunConfig, data: PreparedData, *, every_target: bool) -> list[EvalExample]:
-    """The questions that validation_config() describes. Raises UserError if the split has no user.
-
-    every_target: all targets of a user, not the last alone, up to evaluate.max_users of them.
+    Raises UserError if the valid split has no user, or if too few questions fit into memory.
     """
-    if not len(data.split("valid")):
+    settings, rows = config.task.section(EnsembleConfig), data.split("valid")
+    if not len(rows):
         raise UserError(f"the valid split of {data.location} has no user to learn weights from; prepare data whose split has one")
-    settings = config.evaluate
-    if every_target:
-        assert settings.max_users is not None, "validation_config() sets it"
-        return _every_target(data, settings.num_candidates, settings.max_users, settings.seed)
-    return build_eval_examples(
-        data, split="valid", num_candidates=settings.num_candidates, max_users=settings.max_users, seed=settings.seed
-    )
-
-
-def affordable(num_candidates: int, wanted: int, num_features: int) -> int:
-    """How many questions fit into memory, `wanted` at most. Raises UserError if they are too few."""
-    number = min(wanted, _MOST_VALUES // (num_candidates * num_features))
-    if number < min(wanted, _FEWEST_QUESTIONS):
+    num_candidates = data.num_items if settings.num_candidates == "all" else settings.num_candidates
+    num_features = 2 * len(settings.members) + len(settings.terms)  # of neighbours a member has two
+    each = rows.num_targets / len(rows) * num_candidates * num_features  # values of a user
+    users = min(settings.max_users, len(rows), int(_MOST_VALUES / each))
+    if users < min(settings.max_users, len(rows), _FEWEST_USERS):
         raise UserError(
-            f"task.kind=ensemble has room for {number} questions of {num_candidates:,} items and {num_features} features; set "
+            f"task.kind=ensemble has room for {users} users with {num_candidates:,} candidates and {num_features} features; set "
             "task.ensemble.num_candidates=10000, or name fewer members"
         )
-    return number
-
-
-def _every_target(data: PreparedData, num_candidates: int | str, max_questions: int, seed: int) -> list[EvalExample]:
-    rows = data.split("valid")
-    counts = np.diff(rows.offsets) - rows.first_target
-    users = np.repeat(np.arange(len(rows)), counts)
-    begins = np.repeat(np.cumsum(counts) - counts, counts)
-    positions = np.arange(len(users)) - begins + rows.first_target[users]
-    order = np.argsort(hash_u64(seed, _DRAWS, rows.user_ids[users], positions), kind="stable")
-    whole = np.arange(data.num_items, dtype=np.int32)
-    examples = []
-    for place in np.sort(order[:max_questions]).tolist():
-        row, position = int(users[place]), int(positions[place])
-        items, user = rows.items_of(row), int(rows.user_ids[row])
-        history, target = items[:position], int(items[position])
-        if isinstance(num_candidates, int):
-            candidates = draw_candidates(
-                seed=seed,
-                user=user,
-                position=position,
-                target=target,
-                history=history,
-                num=num_candidates,
-                num_items=data.num_items,
-            )
-        else:
-            candidates = whole
-        examples.append(EvalExample(user, position, target, history, candidates))
-    return examples
+    changes = {
+        "split": "valid",
+        "targets": "all",
+        "questions": None,
+        "num_candidates": settings.num_candidates,
+        "exclude_seen": False,
+        "ranker": "model",
+        "max_users": users,
+    }
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
 
 
 class QuestionTable:

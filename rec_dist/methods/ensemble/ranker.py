@@ -56,7 +56,9 @@ class EnsembleRanker:
                 variants = values.astype(np.float64) @ rows.T  # (C, M + 1)
                 ranks[:, block.start + place] = _ranks(variants, example)
                 scores.append(variants[:, 0].astype(np.float32))
-        return scores, {"shares": _shares(learnt.owners, ranks, seed=evaluation.config.evaluate.seed)}
+        return scores, {
+            "shares": _shares(learnt.owners, ranks, [e.user_id for e in examples], seed=evaluation.config.evaluate.seed)
+        }
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:
         """Raises UserError."""
@@ -73,12 +75,14 @@ def _ranks(variants: np.ndarray[Any, Any], example: EvalExample) -> np.ndarray[A
     return target_ranks(variants.T.astype(np.float32).astype(np.float64), target=place)
 
 
-def _shares(owners: list[str], ranks: np.ndarray[Any, Any], *, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
+def _shares(
+    owners: list[str], ranks: np.ndarray[Any, Any], users: list[int], *, seed: int
+) -> dict[str, dict[str, dict[str, float | int]]]:
     """How much the whole ensemble is above the one without each member or term: paired, with 95 % intervals."""
     metrics = {f"hr@{_CUTOFF}": hit_rate, f"ndcg@{_CUTOFF}": ndcg}
     return {
         owner: {
-            name: paired_difference(metric(ranks[0], _CUTOFF), metric(ranks[number], _CUTOFF), seed=seed).to_dict()
+            name: paired_difference(metric(ranks[0], _CUTOFF), metric(ranks[number], _CUTOFF), users=users, seed=seed).to_dict()
             for name, metric in metrics.items()
         }
         for number, owner in enumerate(owners, start=1)

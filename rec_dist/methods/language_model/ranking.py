@@ -21,7 +21,8 @@ from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.errors import UserError
-from rec_dist.evaluation.examples import EvalExample, build_eval_examples
+from rec_dist.evaluation.examples import EvalExample
+from rec_dist.methods.eval_examples import eval_examples_of
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_builder, model_spec, read_shape
 from rec_dist.models.assemble import build_model
@@ -86,14 +87,6 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
 
 def _no_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return logps.sum() * 0, logps.new_zeros(()), {}
-
-
-def eval_examples_of(config: RunConfig, data: PreparedData) -> list[EvalExample]:
-    """The examples that the section `evaluate` describes."""
-    settings = config.evaluate
-    return build_eval_examples(
-        data, split=settings.split, num_candidates=settings.num_candidates, max_users=settings.max_users, seed=settings.seed
-    )
 
 
 def build_checked_builder(config: RunConfig, job: EvaluateJob, data: PreparedData) -> PromptBuilder:

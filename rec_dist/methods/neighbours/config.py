@@ -18,7 +18,7 @@ class NeighboursConfig(Section):
         1e-3, ge=0, description="Weight of log(1 + positives in training), which orders items that are no neighbours."
     )
     splits: list[Literal["train", "valid"]] = Field(
-        default_factory=lambda: ["train"],
+        ["train"],
         min_length=1,
         description="Whose targets count as chosen. With valid, for the last fit before serving or testing: valid is then no test.",
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prepared_rows import Row, write_prepared
 
 from rec_dist.commands.export_rows import export_rows
 from rec_dist.config.schema import DataConfig, RunConfig
@@ -246,3 +247,17 @@ def test_an_export_writes_over_no_file(tmp_path, tiny_config):
     with pytest.raises(UserError, match=r"--out .*rows.jsonl\) exists; choose a file that does not"):
         export_rows(config, rows)
     assert rows.read_text() == "years of work"
+
+
+def test_a_negative_with_the_title_of_its_target_is_left_out(tmp_path, tiny_config):
+    """data.merge_equal_titles=false: two items may share a title, and a completion cannot be chosen and rejected at once."""
+    titles = ["Cup", "Lid", "Lid", "Jar"]
+    write_prepared(tmp_path / "data", {"train": [Row(0, [0, 1]), Row(1, [0, 3])]}, titles)
+    changes = {"data.path": str(tmp_path / "data"), "data.cache_dir": str(tmp_path / "cache"), "negatives.num": 2}
+    config = RunConfig.model_validate(tiny_config(tmp_path / "run", changes))
+    assert export_rows(config, tmp_path / "rows.jsonl") == 2
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["chosen"] for row in rows] == [" Lid", " Jar"]
+    assert rows[0]["rejected"] == [" Jar"], "its other negative is item 2, the only one left"
+    assert rows[1]["rejected"] == [" Lid", " Lid"]
+    assert len(rows_of(prepared(tmp_path / "rows.jsonl", tmp_path / "again"))) == 2

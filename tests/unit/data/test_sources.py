@@ -198,6 +198,15 @@ def test_same_titles_get_a_year_only_where_needed_and_twins_merge():
     assert got.example_merged == "'Heat (1995)' is 'p' and 'r'"
 
 
+def test_items_with_equal_titles_may_keep_their_identity():
+    items = ItemTable(list("pqrst"), ["Heat", "Heat", "Twin", "Twin  ", "Lone"], [1995, 1986, 1997, 1997, 2000], [[]] * 5)
+    got = make_distinct(items, merge=False)
+    assert got.items.titles == ["Heat (1995)", "Heat (1986)", "Twin", "Twin", "Lone"]
+    assert got.items.raw == list("pqrst")
+    assert got.new_index.tolist() == [0, 1, 2, 3, 4]
+    assert (got.num_with_year, got.num_merged, got.num_equal) == (2, 0, 2)
+
+
 def test_an_empty_title_names_the_item():
     with pytest.raises(UserError, match=r"the item 'b' has an empty title"):
         make_distinct(ItemTable(["a", "b"], ["x", " \t"], [None, None], [[], []]))

@@ -148,7 +148,8 @@ class _Run:
 
     def make_titles(self, shuffled: _Shuffled) -> DistinctItems:
         """Makes the titles of the items that occur in rows distinct."""
-        distinct = make_distinct(shuffled.joined.items.take(np.flatnonzero(shuffled.used)))
+        used = shuffled.joined.items.take(np.flatnonzero(shuffled.used))
+        distinct = make_distinct(used, merge=self._config.merge_equal_titles)
         rules.say_titles(distinct)
         titles = np.full(len(shuffled.used), -1, dtype=np.int64)
         titles[shuffled.used] = distinct.new_index
@@ -232,7 +233,7 @@ class _Run:
         reader = RangeReader(self._work, first_users, last_of_few_shot(lowest, config.max_train_users))
         facts = list(self.each("count targets", Count(reader), indices))
         rows = {name: np.cumsum([0, *(f.rows[name] for f in facts)], dtype=np.int64) for name in SPLITS}
-        rules.check_split(config, {name: int(before[-1]) for name, before in rows.items()}, core.counts)
+        rules.check_split(config, {n: int(before[-1]) for n, before in rows.items()}, core.counts.positives, core.counts.users)
         train_count = np.zeros(core.counts.items, dtype=np.int64)
         for fact in facts:
             train_count[fact.train_items] += fact.train_counts
