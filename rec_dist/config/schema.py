@@ -44,7 +44,7 @@ class DataConfig(Section):
         None, min_length=1, description="minionerec, bear: the category to read, where the folder holds several."
     )
     train_files: list[Literal["train", "valid"]] = Field(
-        default_factory=lambda: ["train"],
+        ["train"],
         min_length=1,
         description="minionerec, bear: files of the benchmark that hold the training data. Its test file is never among them.",
     )
