@@ -26,8 +26,8 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
         raise UserError(f"{path}:1: the first line holds NUL bytes, as UTF-16 does; save the file as UTF-8 text.")
     if "\r" in text:
         raise UserError(f"{path}:1: lines end with a carriage return only; save the file with line feeds.")
-    if len(line) == _LONGEST:
-        raise UserError(f"{path}:1: the first line is longer than {_LONGEST - 1} bytes; it must name the columns.")
+    if len(line) == _LONGEST and not line.endswith(b"\n"):
+        raise UserError(f"{path}:1: the first line is longer than {_LONGEST} bytes; it must name the columns.")
     if quoted and text.count('"') % 2:
         raise UserError(f"{path}:1: a quote in the first line is never closed; name each column within the line.")
     cells = next(csv.reader([text], delimiter=delimiter)) if quoted else text.split(delimiter)
