@@ -92,7 +92,8 @@ def _of_users(values: Floats, users: npt.ArrayLike | None) -> tuple[Floats, Floa
     if owners.shape != values.shape:
         raise ValueError(f"users must name the user of each value, got {owners.shape} for {values.shape}")
     _, index = np.unique(owners, return_inverse=True)
-    return np.bincount(index, weights=values).astype(np.float64), np.bincount(index).astype(np.float64)
+    sums: Floats = np.bincount(index, weights=values).astype(np.float64)
+    return sums, np.bincount(index).astype(np.float64)
 
 
 def _resampled_means(sums: Floats, counts: Floats, rng: np.random.Generator, num_resamples: int) -> Floats:

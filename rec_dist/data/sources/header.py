@@ -8,6 +8,7 @@ from pathlib import Path
 from rec_dist.data.sources.blocks import first_bytes
 from rec_dist.errors import UserError
 
+_LONGEST = 1 << 16  # bytes of the first line, with its end
 _SHOWN_COLUMNS = 300  # characters of a list of columns in a message
 
 
@@ -17,8 +18,7 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
     Cuts off a type after a colon (RecBole's `user_id:token`) unless `quoted`. Raises UserError if there is no such file, the
     line is empty, a name occurs twice, or the line is not a header of such text.
     """
-    data = first_bytes(path)
-    line = io.BytesIO(data).readline()
+    line = io.BytesIO(first_bytes(path, _LONGEST)).readline()
     text = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
     if not text:
         raise UserError(f"{path}:1: the first line is empty; it must name the columns.")
@@ -26,8 +26,8 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
         raise UserError(f"{path}:1: the first line holds NUL bytes, as UTF-16 does; save the file as UTF-8 text.")
     if "\r" in text:
         raise UserError(f"{path}:1: lines end with a carriage return only; save the file with line feeds.")
-    if line == data and path.stat().st_size > len(data):
-        raise UserError(f"{path}:1: the first line is longer than {len(data)} bytes; it must name the columns.")
+    if len(line) == _LONGEST and not line.endswith(b"\n"):
+        raise UserError(f"{path}:1: the first line is longer than {_LONGEST} bytes; it must name the columns.")
     if quoted and text.count('"') % 2:
         raise UserError(f"{path}:1: a quote in the first line is never closed; name each column within the line.")
     cells = next(csv.reader([text], delimiter=delimiter)) if quoted else text.split(delimiter)

@@ -244,7 +244,7 @@ def test_a_process_that_prepares_twice_reads_the_items_file_of_each(tmp_path):
 
 def test_equal_titles_keep_their_items_both_ways(tmp_path):
     path = tmp_path / "log.csv"
-    rows = [f"u{user},i{item},{user + item},{'Twin' if item < 2 else f'title {item}'}" for user in range(6) for item in range(5)]
+    rows = [f"u{user},i{item},{user + item},{'Twin' if item < 2 else f'title {item}'}" for user in range(6) for item in range(6)]
     path.write_text("\n".join(["user,item,timestamp,title", *rows]) + "\n")
     found = {}
     for place in ("memory", "disk"):
@@ -253,7 +253,7 @@ def test_equal_titles_keep_their_items_both_ways(tmp_path):
         )
         manifest = prepare(config, sizes=SMALL)
         found[place] = [(entry.name, entry.sha256) for entry in manifest.files]
-        assert (manifest.counts["items"], manifest.counts["merged_items"]) == (5, 0)
+        assert (manifest.counts["items"], manifest.counts["merged_items"]) == (6, 0)
     assert found["memory"] == found["disk"]
     merged = prepare(DataConfig(source=str(path), path=str(tmp_path / "merged"), split="leave_one_out"))
-    assert (merged.counts["items"], merged.counts["merged_items"]) == (4, 1)
+    assert (merged.counts["items"], merged.counts["merged_items"]) == (5, 1)
