@@ -5,6 +5,7 @@ and never compare task.kind. Whether its models are language models or recommend
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from rec_dist.config.schema import ClusterConfig, RunConfig
 from rec_dist.config.section import Section
 from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.evaluation.baselines import CandidateScorer
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.embedding import EmbedJob
@@ -87,6 +89,16 @@ class Ranker(Protocol):
         """The scores of every example's candidates, and what they cost: further values for the row of metrics.jsonl.
 
         launch: for a model that needs the workers of config.cluster.
+        """
+        ...
+
+    def scoring(
+        self, config: RunConfig, data: PreparedData, initial: InitialWeights, saved: Path | None, device: str
+    ) -> AbstractContextManager[CandidateScorer]:
+        """A scorer in this process, for any number of blocks of histories: what `rec-dist rank` asks.
+
+        It gives the scores of score(), so a subclass that changes one changes both. initial, saved: as in Evaluation. Raises
+        UserError, before it reads weights, if the model cannot rank on this data.
         """
         ...
 

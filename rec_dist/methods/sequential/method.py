@@ -1,5 +1,7 @@
 """Sequential recommenders as a method, and how models on item ids rank."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,9 +37,16 @@ class ItemIdRanker:
 
     def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
         """As Ranker.score, without workers."""
-        examples = evaluation.examples
-        ranker = SequentialScorer(load_recommender(evaluation.initial.model))
-        return [*ranker.score([e.history for e in examples], [e.candidates for e in examples])], {}
+        examples, config = evaluation.examples, evaluation.config
+        with self.scoring(config, evaluation.data, evaluation.initial, evaluation.saved, "cpu") as scorer:
+            return [*scorer.score([e.history for e in examples], [e.candidates for e in examples])], {}
+
+    @contextmanager
+    def scoring(
+        self, config: RunConfig, data: PreparedData, initial: InitialWeights, saved: Path | None, device: str
+    ) -> Iterator[SequentialScorer]:
+        """As Ranker.scoring. The scorer is the model on `device`."""
+        yield SequentialScorer(load_recommender(initial.model), device=device)
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:
         """Raises UserError."""
