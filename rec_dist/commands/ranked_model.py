@@ -44,8 +44,8 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     config, saved = _configuration(target, overrides)
     if config.evaluate.ranker == "popularity":
         data = open_data(config.data)
-        identity = {"model": "popularity", "data": data.manifest.fingerprint}
-        return RankedModel(data, lambda: nullcontext(PopularityScorer(data.train_counts)), identity, slow=False)
+        of_popularity = {"model": "popularity", "data": data.manifest.fingerprint}
+        return RankedModel(data, lambda: nullcontext(PopularityScorer(data.train_counts)), of_popularity, slow=False)
     method = method_of(config)
     initial = method.ranker.weights(config, saved)
     config, lines = settle_dtype(config, None if saved is None else saved_dtype(saved.parent))

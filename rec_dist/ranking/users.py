@@ -143,7 +143,7 @@ class ListedUsers:
         pairs = histories.items() if isinstance(histories, Mapping) else enumerate(histories)
         self._users = [as_user(user, f"histories: the user {user!r}") for user, _ in pairs]
         values = histories.values() if isinstance(histories, Mapping) else histories
-        self._listed = [as_names(_plain(value), f"histories[{user}]") for user, value in zip(self._users, values, strict=True)]
+        self._listed = [as_names(value, f"histories[{user}]") for user, value in zip(self._users, values, strict=True)]
         if len(set(self._users)) < len(self._users):
             raise UserError("histories: two users have the same name as text; give each user one history")
         self._names, self.total = names, len(self._users)
@@ -157,13 +157,6 @@ class ListedUsers:
 
 def _hash(user: str) -> int:
     return int.from_bytes(hashlib.blake2b(user.encode(), digest_size=8).digest(), "little")
-
-
-def _plain(value: object) -> object:
-    """A list of Python values; arrays become lists."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _found(users: list[str], listed: Sequence[list[str]], names: ItemNames) -> UserBlock:

@@ -12,9 +12,11 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -61,8 +63,8 @@ def as_name(value: Any, place: str) -> str:
     """A text or a whole number as text. Raises UserError for anything else, and for an empty text."""
     if type(value) is str and value:
         return value
-    if type(value) is int:
-        return str(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
     what = "is missing" if value is None else "is empty" if value == "" else f"is {json.dumps(value, default=str)[:60]}"
     raise UserError(f"{place} {what}; give an id as text or as a whole number")
 
@@ -76,7 +78,9 @@ def as_user(value: Any, place: str) -> str:
 
 
 def as_names(value: Any, place: str) -> list[str]:
-    """A list of names as texts. Raises UserError if it is none."""
+    """A list of names as texts; from Python also a tuple or an array. Raises UserError if it is none."""
+    if isinstance(value, tuple | np.ndarray):
+        value = list(value)
     if not isinstance(value, list):
         what = "is missing" if value is None else f"is {json.dumps(value, default=str)[:60]}, no list"
         raise UserError(f"{place} {what}; give a list of ids or titles, which may be empty")
