@@ -1,7 +1,7 @@
 """Recommendations as tables: their columns, the parts that a ranking leaves on its way, and the files that it ends in.
 
 A part is an Arrow file of some neighbouring users, START-STOP.arrow, written whole or not at all. The parts in their order are
-the output. Joining them holds one batch at a time.
+the output. Joining them holds one row group at a time.
 """
 
 import json
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rec_dist.runtime.arrays import F64, I32, I64
+from rec_dist.runtime.messages import visible_json
 from rec_dist.storage.files import atomic_path
 
 RecordBatch: TypeAlias = pa.RecordBatch  # for modules that may not import pyarrow
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
 )
 _PART = re.compile(r"(\d{12})-(\d{12})\.arrow")
 _COUNTS = b"counts"
+_ROW_GROUP = 1 << 18  # rows
 
 
 class ItemColumns:
@@ -102,13 +104,25 @@ def _batches(parts: Sequence[Part]) -> Iterator[pa.RecordBatch]:
                 yield reader.get_batch(number).replace_schema_metadata(None)
 
 
+def _row_groups(parts: Sequence[Part]) -> Iterator[list[RecordBatch]]:
+    """The batches in groups of about _ROW_GROUP rows, which do not depend on where parts end."""
+    group: list[RecordBatch] = []
+    for batch in _batches(parts):
+        group.append(batch)
+        if sum(len(one) for one in group) >= _ROW_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
 def join_parts(parts: Sequence[Part], output: Path) -> None:
     """Writes the rows of all parts to `output`, whole or not at all. Its suffix, one of OUTPUT_SUFFIXES, is its format."""
     with atomic_path(output) as temporary:
         if output.suffix == ".parquet":
             with pq.ParquetWriter(str(temporary), SCHEMA, compression="zstd") as writer:
-                for part in parts:  # a part is a row group
-                    writer.write_table(pa.Table.from_batches(_batches([part]), schema=SCHEMA))
+                for group in _row_groups(parts):
+                    writer.write_table(pa.Table.from_batches(group, schema=SCHEMA))
         elif output.suffix == ".arrow":
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
                 for batch in _batches(parts):
@@ -123,7 +137,7 @@ def write_lines(batch: RecordBatch, file: TextIO) -> None:
     """Writes a JSON object for each row of a batch. A score that is not finite is null, since JSON has no word for it."""
     for row in batch.to_pylist():
         row["score"] = row["score"] if np.isfinite(row["score"]) else None
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        file.write(visible_json(json.dumps(row, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def table_of(batches: Sequence[RecordBatch]) -> pa.Table:
