@@ -51,7 +51,7 @@ class Unfinished:
         """Joins the parts to the output and removes the folder."""
         self._write()
         join_parts(self._parts(), self._output)
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)  # another process may have seen the output, and begun to
 
     def _parts(self) -> list[Part]:
         return parts_in(self.folder)
@@ -100,7 +100,7 @@ def is_done(output: Path, key: Mapping[str, Any]) -> bool:
     if not (output.is_file() and (folder / _KEY_NAME).is_file() and not _different(folder, key)):
         check_output(output, "--out")
         return False
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return True
 
 
