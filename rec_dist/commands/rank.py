@@ -25,11 +25,12 @@ from rec_dist.evaluation.baselines import PopularityScorer
 from rec_dist.ranking.candidates import CandidateLists
 from rec_dist.ranking.catalogue import ItemNames, item_pool, read_names
 from rec_dist.ranking.rank import Counts, Wanted, rank_users
-from rec_dist.ranking.unfinished import Unfinished, is_done, unfinished
+from rec_dist.ranking.unfinished import Unfinished, is_done, parts_folder, unfinished
 from rec_dist.ranking.users import FileUsers, ListedUsers, PreparedUsers, Users
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.disk import writing
 from rec_dist.storage.files import fingerprint, sha256
+from rec_dist.storage.outputs import check_output
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,8 @@ def _check_options(options: RankOptions, output: Path | None) -> None:
         raise UserError("--split chooses among the run's own users and --histories gives others; leave one out")
     if output is not None and output.suffix not in OUTPUT_SUFFIXES:
         raise UserError(f"--out ({output}) must end in {', '.join(OUTPUT_SUFFIXES)}, which says how it is written")
+    if output is not None and not parts_folder(output).exists():
+        check_output(output, "--out")
 
 
 def _read(model: RankedModel, options: RankOptions, stack: ExitStack) -> _Request:

@@ -4,7 +4,7 @@ A method is one value of task.kind. It lives in a folder beside this file, or in
 and never compare task.kind. Whether its models are language models or recommenders on item ids is known to its `Ranker` alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 
 Scores = list[npt.NDArray[np.floating[Any]]]  # one (C_u,) an example, in the order of its candidates; higher is better
+ScoreStream = Iterable[npt.NDArray[np.floating[Any]]]  # the same, perhaps made as it is read
 
 
 class Launch(Protocol):
@@ -85,8 +86,8 @@ class Ranker(Protocol):
         """Raises UserError if the model in `saved` cannot rank on this data."""
         ...
 
-    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
-        """The scores of every example's candidates, and what they cost: further values for the row of metrics.jsonl.
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
+        """The scores of every example's candidates, read once, and what they cost: further values for the row of metrics.jsonl.
 
         launch: for a model that needs the workers of config.cluster.
         """

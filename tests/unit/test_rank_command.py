@@ -15,8 +15,10 @@ from finished_runs import CYCLE, NUM_USERS, finished_run, items_of, raw_item, ti
 import rec_dist
 from rec_dist.cli import main
 from rec_dist.config.load import load_saved
+from rec_dist.data.artifacts.predictions import Predictions
 from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.errors import UserError
+from rec_dist.evaluation import measure
 from rec_dist.evaluation.baselines import Floats
 from rec_dist.methods.sequential.saved_model import load_recommender
 from rec_dist.methods.sequential.scorer import SequentialScorer
@@ -282,3 +284,20 @@ def test_from_python(run: Path, tmp_path: Path) -> None:
         rec_dist.rank(run, [["03"]], candidates=[["03"], ["04"]])
     with pytest.raises(UserError, match="top-k"):
         rec_dist.rank(run, top_k=0)
+
+
+def test_evaluation_in_blocks_writes_what_one_block_writes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's run and popularity: metrics, candidates and scores, whatever the size of a block."""
+    found = []
+    for most in (5, 1 << 22):
+        monkeypatch.setattr(measure, "_MOST_EXAMPLES", most)
+        for ranker, target in (("model", run), ("popularity", run / "config.yaml")):
+            folder = tmp_path / f"{ranker}-{most}"
+            words = ["evaluate.num_candidates=all", f"evaluate.output_dir={folder}"]
+            metrics = rec_dist.evaluate(target, words + ([f"evaluate.ranker={ranker}"] if target != run else []))
+            read = Predictions.read(folder / "predictions.arrow")
+            values = [[row.tolist() for row in column] for column in (read.candidates, read.scores)]
+            found.append((ranker, metrics, read.ranks.tolist(), values))
+    assert found[:2] == found[2:]
+    model, popularity = (one[1]["mrr"]["value"] for one in found[:2])
+    assert model > popularity, "the next item is known to the model"

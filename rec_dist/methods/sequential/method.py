@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import Floats
+from rec_dist.evaluation.measure import score_in_blocks
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.methods.method import Evaluation, Launch, ScoreStream
 from rec_dist.methods.sequential.config import SequentialConfig
 from rec_dist.methods.sequential.saved_model import check_catalogue, load_recommender
 from rec_dist.methods.sequential.scorer import SequentialScorer
@@ -35,11 +37,14 @@ class ItemIdRanker:
         """Raises UserError for another data set, where item ids mean other items."""
         check_catalogue(saved, data)
 
-    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
-        """As Ranker.score, without workers."""
-        examples, config = evaluation.examples, evaluation.config
-        with self.scoring(config, evaluation.data, evaluation.initial, evaluation.saved, "cpu") as scorer:
-            return [*scorer.score([e.history for e in examples], [e.candidates for e in examples])], {}
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
+        """As Ranker.score, without workers, block by block."""
+        return self._blocks(evaluation), {}
+
+    def _blocks(self, evaluation: Evaluation) -> Iterator[Floats]:
+        config, data, initial, saved = evaluation.config, evaluation.data, evaluation.initial, evaluation.saved
+        with self.scoring(config, data, initial, saved, "cpu") as scorer:
+            yield from score_in_blocks(scorer, evaluation.examples)
 
     @contextmanager
     def scoring(
