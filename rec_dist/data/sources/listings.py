@@ -16,7 +16,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -78,9 +77,11 @@ def as_user(value: Any, place: str) -> str:
 
 
 def as_names(value: Any, place: str) -> list[str]:
-    """A list of names as texts; from Python also a tuple or an array. Raises UserError if it is none."""
-    if isinstance(value, tuple | np.ndarray):
+    """A list of names as texts; from Python also a tuple, an array or a column. Raises UserError if it is none."""
+    if isinstance(value, tuple):
         value = list(value)
+    elif not isinstance(value, list) and hasattr(value, "tolist"):
+        value = value.tolist()
     if not isinstance(value, list):
         what = "is missing" if value is None else f"is {json.dumps(value, default=str)[:60]}, no list"
         raise UserError(f"{place} {what}; give a list of ids or titles, which may be empty")
