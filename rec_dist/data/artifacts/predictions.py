@@ -66,7 +66,10 @@ class Predictions:
             raise UserError(f"{path} does not exist; run `rec-dist evaluate` on that run first")
         table = read_arrow(path)
         return Predictions(
-            *(table[name].to_numpy() for name in ("user_id", "position", "target", "rank")),
+            user_ids=table["user_id"].to_numpy(),
+            positions=table["position"].to_numpy(),
+            targets=table["target"].to_numpy(),
+            ranks=table["rank"].to_numpy(),
             candidates=_Lists(table["candidates"].chunks, np.int32),
             scores=_Lists(table["scores"].chunks, np.float32),
         )
