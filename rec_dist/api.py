@@ -6,7 +6,7 @@ several threads wait for one another. Messages go through `logging` (loggers nam
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any, TypedDict, overload
 
 from rec_dist.commands import evaluate as evaluate_command
 from rec_dist.commands import prepare as prepare_command
+from rec_dist.commands import rank as rank_command
 from rec_dist.commands import train as train_command
 from rec_dist.config.load import ConfigLike, load_config, load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.recommendations import RecordBatch, table_of
 from rec_dist.data.dataset.manifest import PREFERENCES
 from rec_dist.data.dataset.preferences import PreferenceData, open_preferences
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
@@ -174,6 +176,62 @@ def evaluate(run: Run | ConfigLike, overrides: Overrides = (), *, progress: bool
         row = evaluate_command.evaluate(target, overrides, progress=progress, owns_process=False)
         metrics: Mapping[str, Metric] = row["metrics"]
         return dict(metrics)
+
+
+def rank(
+    run: Run | ConfigLike,
+    histories: str | Path | Mapping[Any, Any] | Sequence[Any] | None = None,
+    overrides: Overrides = (),
+    *,
+    top_k: int = 10,
+    split: str | None = None,
+    exclude_seen: bool = True,
+    allow: str | Path | Sequence[str] | None = None,
+    deny: str | Path | Sequence[str] | None = None,
+    candidates: str | Path | Mapping[Any, Any] | Sequence[Any] | None = None,
+    max_catalogue: int = rank_command.MAX_CATALOGUE,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> Any:
+    """The best items for each user, in blocks of users.
+
+    Args:
+        run: A Run or its directory, or a configuration for its base model, or with evaluate.ranker=popularity for that order.
+        histories: A file (.jsonl, .csv, .parquet; docs/ranking.md), a mapping of user ids to histories, or a list of histories,
+            whose users are then "0", "1", ... A history is a list of item ids or titles, oldest first. None: the run's users,
+            each with all items.
+        overrides: As in evaluate.
+        top_k: Items of a list, which is shorter where fewer are left.
+        split: "test" or "valid": the users of that split, each with what precedes its target in evaluation.
+        exclude_seen: Leaves out the items of the history.
+        allow, deny: A list of item ids or titles, or a text file with one a line: only these, and none of these.
+        candidates: What to rank for each user: a file as for histories, a mapping, or one list for each of a list of histories.
+        max_catalogue: The most items that a language model scores for each user without candidates.
+        out: A file (.parquet, .arrow or .jsonl) to write, which must not exist. A call that was stopped continues.
+        progress: As in train.
+
+    Returns:
+        Without `out` a pyarrow.Table with the columns user_id, rank (from 1), item_id, title, score, and fallback (whether the
+        user has no known item, so that the list is in the order of popularity). With `out` its path.
+
+    Raises:
+        UserError: An input cannot be read (the message names file, line and column), or the model cannot rank on its data.
+
+    >>> rank(run, [["Heat", "Alien"]], top_k=3).to_pandas()  # doctest: +SKIP
+    """
+    limits: dict[str, Any] = {"split": split, "top_k": top_k, "exclude_seen": exclude_seen, "max_catalogue": max_catalogue}
+    files = {"histories": histories, "allow": allow, "deny": deny, "candidates": candidates}
+    options = rank_command.RankOptions(**{name: _path(value) for name, value in files.items()}, **limits)
+    target: ConfigLike = run.path if isinstance(run, Run) else run
+    output, batches = None if out is None else expanded(out).absolute(), list[RecordBatch]()
+    with _call():
+        rank_command.rank(target, overrides, options=options, output=output, write=batches.append, progress=progress)
+        return table_of(batches) if output is None else output
+
+
+def _path(value: Any) -> Any:
+    """Text is a path; anything else stays as it is."""
+    return expanded(value).absolute() if isinstance(value, str | Path) else value
 
 
 @contextmanager

@@ -73,6 +73,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             "export-rows": _export_rows,
             "recipes": _recipes,
             "init": _init,
+            "rank": _rank,
         }
         with uncollected() if parsed.command == "plan" else nullcontext(), messages_to(_to_stderr):
             quieten()
@@ -180,6 +181,25 @@ def _export_rows(parsed: argparse.Namespace) -> int:
     from rec_dist.config.load import load_config
 
     export_rows(load_config(Path(parsed.target), parsed.overrides), _local(parsed.out, "--out").absolute())
+    return 0
+
+
+def _rank(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.rank import RankOptions, rank
+    from rec_dist.data.artifacts.recommendations import write_lines
+
+    files = {name: getattr(parsed, name) for name in ("histories", "allow", "deny", "candidates")}
+    options = RankOptions(
+        split=parsed.split,
+        top_k=parsed.top_k,
+        exclude_seen=parsed.exclude_seen,
+        max_catalogue=parsed.max_catalogue,
+        **{name: None if file is None else _local(file, f"--{name}") for name, file in files.items()},
+    )
+    output = None if parsed.out is None else _local(parsed.out, "--out").absolute()
+    rank(
+        Path(parsed.target), parsed.overrides, options=options, output=output, write=lambda batch: write_lines(batch, sys.stdout)
+    )
     return 0
 
 

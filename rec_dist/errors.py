@@ -27,7 +27,7 @@ class UnreachableError(RuntimeError):
 
 
 class NotFiniteError(RuntimeError):
-    """Too many losses or gradients in a row were not finite (train.max_bad_steps). Exit code 1."""
+    """Too many losses or gradients in a row were not finite (train.max_bad_steps), or a score is no number. Exit code 1."""
 
 
 class OutOfMemoryError(RuntimeError):

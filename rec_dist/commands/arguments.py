@@ -9,6 +9,7 @@ _COMMANDS = {  # what it works on, what it does
     "prepare": ("CONFIG", "raw files -> prepared data set"),
     "train": ("CONFIG", "one task -> run directory (resumes if it exists)"),
     "evaluate": ("RUN_DIR or CONFIG", "a run directory, or the base model of a CONFIG, on a split -> metrics"),
+    "rank": ("RUN_DIR or CONFIG", "the best items for each user, with a run, a base model or popularity -> a table"),
     "run": ("CONFIG", "a pipeline of stages from one file -> table and report"),
     "profile": ("CONFIG", "throughput of the real config, in a folder of its own"),
     "plan": ("CONFIG", "memory, time and cost on a described cluster, without running"),
@@ -57,6 +58,8 @@ def _parser(version: str) -> argparse.ArgumentParser:
             )
         if name == "export-rows":
             command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write; must not exist")
+        if name == "rank":
+            _add_rank(command)
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
             command.add_argument("--tolerance", type=float, default=0.05, help="share that counts as slower (0.05)")
@@ -75,6 +78,21 @@ def _add_submit(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--follow", metavar="ID", help="ray: show a job's output until it ends; its exit code is ours")
     command.add_argument("--stop", metavar="ID", help="ray: let a job save a checkpoint and stop")
+
+
+def _add_rank(command: argparse.ArgumentParser) -> None:
+    command.epilog = "Items in files are ids of the source or titles. docs/ranking.md describes the files."
+    add = command.add_argument
+    add("--out", metavar="FILE", help=".parquet, .arrow or .jsonl; must not exist. Without it: JSON lines on standard output")
+    add("--histories", metavar="FILE", help=".jsonl, .csv or .parquet with user_id and history, in place of the run's users")
+    add("--split", choices=("test", "valid"), help="the users of a split, with what precedes their target in evaluation")
+    add("--top-k", type=int, default=10, metavar="K", help="items of a list (10)")
+    add("--exclude-seen", action=argparse.BooleanOptionalAction, default=True, help="leave out items of the history (default)")
+    add("--allow", metavar="FILE", help="recommend only these items, one a line")
+    add("--deny", metavar="FILE", help="never recommend these items, one a line")
+    add("--candidates", metavar="FILE", help="rank these: .jsonl, .csv or .parquet with user_id and candidates")
+    meaning = "the most items that a language model scores for each user without --candidates (5000)"
+    add("--max-catalogue", type=int, default=5000, metavar="N", help=meaning)
 
 
 def parse(arguments: Sequence[str] | None, version: str) -> argparse.Namespace:

@@ -18,17 +18,17 @@ from rec_dist.config.overrides import Overrides
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.yaml_text import to_yaml
-from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME
+from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME, Predictions, writing_predictions
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import PopularityScorer
 from rec_dist.evaluation.examples import EvalExample
-from rec_dist.evaluation.measure import predictions_of, summarize
+from rec_dist.evaluation.measure import predictions_in_blocks, score_in_blocks, summarize
 from rec_dist.evaluation.questions import QuestionFile
 from rec_dist.launch.workers import launch
 from rec_dist.methods.eval_examples import eval_examples_of, question_file
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.methods.method import Evaluation, Launch, ScoreStream
 from rec_dist.methods.registry import check_workers_find, method_of
 from rec_dist.report.table import ComparisonRow, seen_of, text_table
 from rec_dist.runtime.run_directory import RunDirectory
@@ -68,11 +68,14 @@ def evaluate(
             launcher = partial(launch, owns_process=owns_process)
             with watching(run) if progress else logging_lines(run):
                 scores, cost = _score(Evaluation(config, data, examples, initial, saved, run), launcher)
-            if question_file(config) != asked:
-                raise UserError(f"evaluate.questions ({config.evaluate.questions}) changed meanwhile; run the same command again")
-            predictions = predictions_of(examples, scores)
-            run.evaluation.unlink(missing_ok=True)  # it must not describe other predictions
-            predictions.write(run.path / PREDICTIONS_NAME)
+                with writing_predictions(run.path / PREDICTIONS_NAME) as add:
+                    for block in predictions_in_blocks(examples, scores):
+                        add(block)
+                    if question_file(config) != asked:
+                        raise UserError(
+                            f"evaluate.questions ({config.evaluate.questions}) changed meanwhile; run the same command again"
+                        )
+                    run.evaluation.unlink(missing_ok=True)  # it must not describe other predictions
             row = {
                 "event": "evaluation",
                 "name": run.path.name,
@@ -80,7 +83,7 @@ def evaluate(
                 **_dtype_of(config),
                 "seconds": time.perf_counter() - began,
                 **cost,
-                "metrics": summarize(predictions, seed=config.evaluate.seed),
+                "metrics": summarize(Predictions.read(run.path / PREDICTIONS_NAME), seed=config.evaluate.seed),
             }
             run.append(row)
             write_json(run.evaluation, {"key": key, "row": row})
@@ -152,12 +155,11 @@ def _check_own_results(data: PreparedData, saved: Path, run: RunDirectory) -> No
         )
 
 
-def _score(evaluation: Evaluation, launcher: Launch) -> tuple[Scores, dict[str, Any]]:
+def _score(evaluation: Evaluation, launcher: Launch) -> tuple[ScoreStream, dict[str, Any]]:
     """The scores of each example's candidates, and what they cost."""
     config, examples = evaluation.config, evaluation.examples
     if evaluation.saved is None and config.evaluate.ranker == "popularity":
-        baseline = PopularityScorer(evaluation.data.train_counts)
-        return [*baseline.score([e.history for e in examples], [e.candidates for e in examples])], {}
+        return score_in_blocks(PopularityScorer(evaluation.data.train_counts), examples), {}
     check_workers_find(config)
     evaluation.initial.check_model()
     return method_of(config).ranker.score(evaluation, launcher)

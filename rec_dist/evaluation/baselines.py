@@ -4,7 +4,7 @@ C candidates of a history, I items of the catalogue.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,15 @@ class CandidateScorer(Protocol):
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
         """histories[b] (n_b,) and candidates[b] (C_b,) are item ids -> (C_b,) scores each."""
+        ...
+
+
+@runtime_checkable
+class PartsScorer(CandidateScorer, Protocol):
+    """A scorer whose score has parts with scales of their own, which an ensemble weighs separately."""
+
+    def score_parts(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+        """As score(), for each part by its name, which holds no dot."""
         ...
 
 

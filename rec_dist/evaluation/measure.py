@@ -1,19 +1,53 @@
 """Turns scores into ranks, metrics of each question, and intervals over users."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rec_dist.data.artifacts.predictions import Predictions
+from rec_dist.evaluation.baselines import CandidateScorer, Floats
 from rec_dist.evaluation.bootstrap import bootstrap_interval
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import ranking_metrics, target_ranks
 
 CUTOFFS = (1, 5, 10)
+_MOST_EXAMPLES, _MOST_SCORES = 4096, 1 << 22  # of a block: 32 MiB of float64
 
 
-def predictions_of(examples: list[EvalExample], scores: list[npt.NDArray[np.float32]]) -> Predictions:
+def blocks_of(examples: Iterable[EvalExample]) -> Iterator[list[EvalExample]]:
+    """The examples in blocks whose scores are few enough to be in memory together."""
+    block: list[EvalExample] = []
+    size = 0
+    for example in examples:
+        if block and (size + len(example.candidates) > _MOST_SCORES or len(block) == _MOST_EXAMPLES):
+            yield block
+            block, size = [], 0
+        block.append(example)
+        size += len(example.candidates)
+    if block:
+        yield block
+
+
+def score_in_blocks(scorer: CandidateScorer, examples: Iterable[EvalExample]) -> Iterator[Floats]:
+    """The scores of each example's candidates, (C,) each, made when they are asked for."""
+    for block in blocks_of(examples):
+        yield from scorer.score([example.history for example in block], [example.candidates for example in block])
+
+
+def predictions_in_blocks(
+    examples: Iterable[EvalExample], scores: Iterable[npt.NDArray[np.floating[Any]]]
+) -> Iterator[Predictions]:
+    """predictions_of, block by block: it asks for the scores of a block when the one before has been taken."""
+    given = iter(scores)
+    for block in blocks_of(examples):
+        yield predictions_of(block, list(islice(given, len(block))))
+    assert next(given, None) is None, "more scores than examples"
+
+
+def predictions_of(examples: Sequence[EvalExample], scores: Sequence[npt.NDArray[np.floating[Any]]]) -> Predictions:
     """Ranks each target among its candidates; ties count against it. scores[u] (C_u,) are in the order of the candidates."""
     ranks = []
     for example, values in zip(examples, scores, strict=True):
@@ -25,7 +59,7 @@ def predictions_of(examples: list[EvalExample], scores: list[npt.NDArray[np.floa
         targets=np.asarray([e.target for e in examples], dtype=np.int32),
         ranks=np.asarray(ranks, dtype=np.int32),
         candidates=[e.candidates for e in examples],
-        scores=scores,
+        scores=[values.astype(np.float32) for values in scores],
     )
 
 

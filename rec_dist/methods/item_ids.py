@@ -1,16 +1,19 @@
 """How models on item ids rank, in the driver's process: what recommenders, neighbours and ensembles have in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
-from rec_dist.evaluation.baselines import CandidateScorer
+from rec_dist.evaluation.baselines import CandidateScorer, Floats
+from rec_dist.evaluation.measure import score_in_blocks
 from rec_dist.methods.catalogue_file import CatalogueFile
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.methods.method import Evaluation, Launch, ScoreStream
 
 
 class ItemIdRanker(ABC):
@@ -20,8 +23,8 @@ class ItemIdRanker(ABC):
     catalogue: ClassVar[CatalogueFile]
 
     @abstractmethod
-    def load(self, folder: Path) -> CandidateScorer:
-        """The scorer of the model in `folder`. Raises UserError if it is missing or damaged."""
+    def load(self, folder: Path, device: str) -> CandidateScorer:
+        """The scorer of the model in `folder`, on `device`. Raises UserError if it is missing or damaged."""
 
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: nothing is pretrained."""
@@ -36,11 +39,21 @@ class ItemIdRanker(ABC):
         """Raises UserError for another data set, where item ids mean other items."""
         self.catalogue.check(saved, data)
 
-    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
-        """As Ranker.score, without workers."""
-        examples = evaluation.examples
-        scorer = self.load(evaluation.initial.model)
-        return [*scorer.score([e.history for e in examples], [e.candidates for e in examples])], {}
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
+        """As Ranker.score, without workers, block by block."""
+        return self._blocks(evaluation), {}
+
+    def _blocks(self, evaluation: Evaluation) -> Iterator[Floats]:
+        config, data, initial, saved = evaluation.config, evaluation.data, evaluation.initial, evaluation.saved
+        with self.scoring(config, data, initial, saved, "cpu") as scorer:
+            yield from score_in_blocks(scorer, evaluation.examples)
+
+    @contextmanager
+    def scoring(
+        self, config: RunConfig, data: PreparedData, initial: InitialWeights, saved: Path | None, device: str
+    ) -> Iterator[CandidateScorer]:
+        """As Ranker.scoring. The scorer is the model on `device`."""
+        yield self.load(initial.model, device)
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:
         """Raises UserError."""

@@ -4,7 +4,8 @@ A method is one value of task.kind. It lives in a folder beside this file, or in
 and never compare task.kind. Whether its models are language models or recommenders on item ids is known to its `Ranker` alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from rec_dist.config.schema import ClusterConfig, RunConfig
 from rec_dist.config.section import Section
 from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.evaluation.baselines import CandidateScorer
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.embedding import EmbedJob
@@ -23,6 +25,7 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 
 Scores = list[npt.NDArray[np.floating[Any]]]  # one (C_u,) an example, in the order of its candidates; higher is better
+ScoreStream = Iterable[npt.NDArray[np.floating[Any]]]  # the same, perhaps made as it is read
 
 
 class Launch(Protocol):
@@ -83,10 +86,20 @@ class Ranker(Protocol):
         """Raises UserError if the model in `saved` cannot rank on this data."""
         ...
 
-    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
-        """The scores of every example's candidates, and what they cost: further values for the row of metrics.jsonl.
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
+        """The scores of every example's candidates, read once, and what they cost: further values for the row of metrics.jsonl.
 
         launch: for a model that needs the workers of config.cluster.
+        """
+        ...
+
+    def scoring(
+        self, config: RunConfig, data: PreparedData, initial: InitialWeights, saved: Path | None, device: str
+    ) -> AbstractContextManager[CandidateScorer]:
+        """A scorer in this process, for any number of blocks of histories: what `rec-dist rank` asks.
+
+        It gives the scores of score(), so a subclass that changes one changes both. initial, saved: as in Evaluation. Raises
+        UserError, before it reads weights, if the model cannot rank on this data.
         """
         ...
 
@@ -99,15 +112,6 @@ class Ranker(Protocol):
 
     def merged(self, config: RunConfig, saved: Path) -> InitialWeights:
         """The base model with the adapter or soft prompts to merge into it. Raises UserError if there is nothing to merge."""
-        ...
-
-
-@runtime_checkable
-class PartsRanker(Protocol):
-    """A ranker whose score has parts that an ensemble weighs separately."""
-
-    def score_parts(self, evaluation: Evaluation) -> dict[str, Scores]:
-        """The scores of every example's candidates by the name of the part, which holds no dot."""
         ...
 
 

@@ -24,6 +24,11 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def visible_json(text: str) -> str:
+    """JSON for a terminal or a file: the characters of visible() in their JSON form, such as \\u202e, so it reads back the same."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def say(text: str, file: TextIO | None = None) -> None:
     """Prints text, made visible, and a line feed to `file` (standard output), at once."""
     print(visible(text), file=file, flush=True)

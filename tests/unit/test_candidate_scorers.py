@@ -78,3 +78,12 @@ def test_one_list_of_candidates_a_history(model, kind):
 def test_an_empty_history_is_refused(model):
     with pytest.raises(ValueError, match="is empty"):
         SequentialScorer(model).score([i32(1), i32()], [i32(1), i32(2)])
+
+
+def test_a_shared_array_of_candidates_gives_the_scores_of_separate_ones(model: SASRec) -> None:
+    """`rank` gives every user the same array: the whole catalogue, or a part of it."""
+    scorer, histories = SequentialScorer(model), [i32(1, 2), i32(3), i32(4, 5, 6)]
+    for items in (np.arange(20, dtype=np.int32), i32(7, 3, 19)):
+        together = scorer.score(histories, [items] * 3)
+        apart = scorer.score(histories, [items.copy() for _ in histories])
+        assert all(np.array_equal(one, other) for one, other in zip(together, apart, strict=True))

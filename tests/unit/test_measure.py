@@ -1,12 +1,16 @@
 """From scores to metrics: ranks computed by hand, ties that count against the target, and any order of candidates."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from rec_dist.evaluation import measure
+from rec_dist.evaluation.baselines import Floats
 from rec_dist.evaluation.examples import EvalExample
-from rec_dist.evaluation.measure import metrics_per_question, predictions_of, summarize
+from rec_dist.evaluation.measure import metrics_per_question, predictions_in_blocks, predictions_of, score_in_blocks, summarize
+from rec_dist.runtime.arrays import I32
 
 
 def example(user: int, candidates: list[int], target: int) -> EvalExample:
@@ -74,3 +78,31 @@ def test_a_summary_is_the_mean_over_users_inside_its_interval() -> None:
 def test_scores_must_come_for_every_example() -> None:
     with pytest.raises(ValueError, match="zip"):
         predictions_of([example(1, [7, 4], 7)], [])
+
+
+class Counted:
+    """Scores -item, and notes how many candidates each call had."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
+        self.calls.append(sum(len(items) for items in candidates))
+        return [-items.astype(np.float64) for items in candidates]
+
+
+def test_blocks_of_scores_are_made_one_after_another_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 7 scores a block, but an example is never cut. A block is scored when the one before it has been taken."""
+    monkeypatch.setattr(measure, "_MOST_SCORES", 7)
+    sizes = [3, 4, 1, 9, 2, 2, 2, 2]
+    asked = [example(user, list(range(size)), size - 1) for user, size in enumerate(sizes)]
+    scorer, found = Counted(), []
+    for number, block in enumerate(predictions_in_blocks(asked, score_in_blocks(scorer, asked)), start=1):
+        found.append(block)
+        assert len(scorer.calls) == number
+    assert scorer.calls == [7, 1, 9, 6, 2]
+    whole = predictions_of(asked, Counted().score([e.history for e in asked], [e.candidates for e in asked]))
+    assert np.concatenate([block.ranks for block in found]).tolist() == whole.ranks.tolist() == sizes
+    assert [row.tolist() for block in found for row in block.scores] == [row.tolist() for row in whole.scores]
+    with pytest.raises(AssertionError, match="more scores"):
+        list(predictions_in_blocks(asked[:1], [np.zeros(3), np.zeros(4)]))

@@ -5,6 +5,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from rec_dist.cli import main
 from rec_dist.commands.evaluate import table_of
 from rec_dist.commands.progress import watching
+from rec_dist.data.artifacts.recommendations import ItemColumns, write_lines
 from rec_dist.report.table import ComparisonRow, Difference, text_table
 from rec_dist.runtime.messages import messages_to, say, visible
 from rec_dist.runtime.run_directory import RunDirectory
@@ -105,3 +107,14 @@ def test_metrics_hold_escapes_as_json(tmp_path: Path) -> None:
     run = failed_run(tmp_path / "run")
     assert not OBEYED & set(run.metrics_path.read_text(encoding="utf-8"))
     assert HOSTILE in json.loads(run.metrics_path.read_text(encoding="utf-8"))["reason"]
+
+
+def test_rows_as_json_lines_hold_nothing_hostile_and_read_back_the_same() -> None:
+    out = io.StringIO()
+    columns = ItemColumns(["i0"], [HOSTILE])
+    one, zero = np.ones(1, dtype=np.int32), np.zeros(1, dtype=np.int64)
+    batch = columns.batch([HOSTILE], zero, one, zero.astype(np.int32), np.asarray([-np.inf]), np.asarray([False]))
+    write_lines(batch, out)
+    assert not OBEYED & set(out.getvalue().rstrip("\n")) and out.getvalue().count("\n") == 1
+    row = json.loads(out.getvalue())
+    assert (row["user_id"], row["title"], row["item_id"], row["score"]) == (HOSTILE, HOSTILE, "i0", None)

@@ -1,7 +1,14 @@
-"""predictions.arrow: one row per evaluated target, with every candidate and its score. Comparing runs reads only this file."""
+"""predictions.arrow: one row per evaluated target, with every candidate and its score. Comparing runs reads only this file.
 
+It is written block by block, and read through a memory map: 44 bytes a row are in memory, candidates and scores only when asked.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,24 +44,24 @@ class Predictions:
     positions: I32
     targets: I32
     ranks: I32
-    candidates: list[I32]
-    scores: list[npt.NDArray[np.float32]]
+    candidates: Sequence[I32]
+    scores: Sequence[npt.NDArray[np.float32]]
 
     def write(self, path: Path) -> None:
         """Writes all rows to `path`, whole or not at all."""
-        table = pa.table(
+        with writing_predictions(path) as add:
+            add(self)
+
+    def _batch(self) -> pa.RecordBatch:
+        return pa.record_batch(
             [
-                self.user_ids,
-                self.positions.astype(np.int32),
-                self.targets.astype(np.int32),
-                self.ranks.astype(np.int32),
+                pa.array(self.user_ids),
+                *(pa.array(column.astype(np.int32)) for column in (self.positions, self.targets, self.ranks)),
                 pa.array(self.candidates, type=pa.list_(pa.int32())),
                 pa.array([score.astype(np.float32) for score in self.scores], type=pa.list_(pa.float32())),
             ],
             schema=_SCHEMA,
         )
-        with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer:
-            writer.write_table(table)
 
     @staticmethod
     def read(path: Path) -> "Predictions":
@@ -62,12 +69,43 @@ class Predictions:
         if not path.is_file():
             raise UserError(f"{path} does not exist; run `rec-dist evaluate` on that run first")
         table = read_arrow(path)
-        column = {name: table[name].combine_chunks() for name in _SCHEMA.names}
         return Predictions(
-            user_ids=column["user_id"].to_numpy(),
-            positions=column["position"].to_numpy(),
-            targets=column["target"].to_numpy(),
-            ranks=column["rank"].to_numpy(),
-            candidates=[row.values.to_numpy() for row in column["candidates"]],
-            scores=[row.values.to_numpy() for row in column["scores"]],
+            user_ids=table["user_id"].to_numpy(),
+            positions=table["position"].to_numpy(),
+            targets=table["target"].to_numpy(),
+            ranks=table["rank"].to_numpy(),
+            candidates=_Lists(table["candidates"].chunks, np.int32),
+            scores=_Lists(table["scores"].chunks, np.float32),
         )
+
+
+@contextmanager
+def writing_predictions(path: Path) -> Iterator[Callable[[Predictions], None]]:
+    """Gives a function that takes the rows block by block, in order. `path` is whole or absent."""
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer:
+        yield lambda block: writer.write_batch(block._batch())
+
+
+class _Lists(Sequence[Any]):
+    """A column of lists in several chunks, as views of the mapped file that are made when they are asked for."""
+
+    def __init__(self, chunks: Sequence[pa.ListArray], dtype: type[np.generic]) -> None:
+        self._parts = [(chunk.offsets.to_numpy(), _values(chunk.values, dtype)) for chunk in chunks if len(chunk)]
+        self._ends = np.cumsum([len(offsets) - 1 for offsets, _ in self._parts]).tolist()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, row: Any) -> Any:
+        """The list of one row, without a copy."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        part = bisect_right(self._ends, row)
+        offsets, values = self._parts[part]
+        row -= self._ends[part - 1] if part else 0
+        return values[offsets[row] : offsets[row + 1]]
+
+
+def _values(array: pa.Array, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    return np.frombuffer(array.buffers()[1], dtype=dtype, count=len(array), offset=array.offset * np.dtype(dtype).itemsize)

@@ -3,39 +3,40 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from rec_dist.data.dataset.prepared_data import PreparedData
-from rec_dist.evaluation.examples import EvalExample
-from rec_dist.methods.ensemble.members import Member
-from rec_dist.methods.ensemble.weights import F32
-from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.evaluation.baselines import CandidateScorer, Floats, PartsScorer
+from rec_dist.runtime.arrays import I32, I64
 
-Term = Callable[[PreparedData, EvalExample], F32]  # -> (C,) in the order of the candidates
+Term = Callable[[I64, I32, I32], npt.NDArray[np.float32]]  # training counts (I,), history, candidates (C,) -> (C,)
 
 
-def _popularity(data: PreparedData, example: EvalExample) -> F32:
-    return np.log1p(data.train_counts[example.candidates]).astype(np.float32)
+def _popularity(counts: I64, history: I32, candidates: I32) -> npt.NDArray[np.float32]:
+    return np.log1p(counts[candidates]).astype(np.float32)
 
 
-def _seen(data: PreparedData, example: EvalExample) -> F32:
-    return np.isin(example.candidates, example.history[:-1]).astype(np.float32)
+def _seen(counts: I64, history: I32, candidates: I32) -> npt.NDArray[np.float32]:
+    return np.isin(candidates, history[:-1]).astype(np.float32)
 
 
-def _last_item(data: PreparedData, example: EvalExample) -> F32:
-    return np.isin(example.candidates, example.history[-1:]).astype(np.float32)
+def _last_item(counts: I64, history: I32, candidates: I32) -> npt.NDArray[np.float32]:
+    return np.isin(candidates, history[-1:]).astype(np.float32)
 
 
 _TERMS: Mapping[str, Term] = {"popularity": _popularity, "seen": _seen, "last_item": _last_item}
 
 
-def features_of(members: Sequence[Member], terms: Sequence[str], evaluation: Evaluation, launch: Launch) -> dict[str, Scores]:
-    """Each feature by its name: (C_u,) for every example, in the order of its candidates."""
-    features: dict[str, Scores] = {}
-    for member in members:
-        features |= member.parts(evaluation, launch)
-    for term in terms:
-        features[term] = [_TERMS[term](evaluation.data, example) for example in evaluation.examples]
-    return features
+def parts_of(name: str, scorer: CandidateScorer, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+    """The features of the member `name`: its score, or its parts, by their names."""
+    if isinstance(scorer, PartsScorer):
+        return {f"{name}.{part}": scores for part, scores in scorer.score_parts(histories, candidates).items()}
+    return {name: scorer.score(histories, candidates)}
+
+
+def terms_of(terms: Sequence[str], counts: I64, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+    """The features of the terms, by their names."""
+    pairs = list(zip(histories, candidates, strict=True))
+    return {term: [_TERMS[term](counts, *pair).astype(np.float64) for pair in pairs] for term in terms}
 
 
 def member_of(feature: str) -> str:

@@ -4,16 +4,21 @@ An ensemble keeps a copy of its members (their model/ and config.yaml), so it st
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from rec_dist.config.load import load_saved
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import CandidateScorer, Floats
 from rec_dist.methods.ensemble.config import TERMS, EnsembleConfig
-from rec_dist.methods.method import Evaluation, Launch, PartsRanker, Ranker, Scores
+from rec_dist.methods.ensemble.features import parts_of, terms_of
+from rec_dist.methods.method import Evaluation, Launch, Ranker
 from rec_dist.methods.registry import method_of
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.checksums import verify_checksums
@@ -46,15 +51,25 @@ class Member:
         verify_checksums(self.folder)
         self.ranker.check(self.folder, data)
 
-    def parts(self, evaluation: Evaluation, launch: Launch) -> dict[str, Scores]:
-        """The scores of the examples, by the name of the feature: the member's own, or one for each of its parts."""
-        now = evaluation.config
-        config = self.config.model_copy(update={"data": now.data, "evaluate": now.evaluate, "cluster": now.cluster})
-        ranker = self.ranker
-        own = replace(evaluation, config=config, initial=ranker.weights(config, self.folder), saved=self.folder)
-        if isinstance(ranker, PartsRanker):
-            return {f"{self.name}.{part}": scores for part, scores in ranker.score_parts(own).items()}
-        return {self.name: ranker.score(own, launch)[0]}
+    @contextmanager
+    def scoring(self, config: RunConfig, data: PreparedData, device: str) -> Iterator[CandidateScorer]:
+        """A scorer of the member in this process. config: of the command, for its data, cluster and evaluation."""
+        own, ranker = self._with(config), self.ranker
+        with ranker.scoring(own, data, ranker.weights(own, self.folder), self.folder, device) as scorer:
+            yield scorer
+
+    def features(self, evaluation: Evaluation, launch: Launch) -> dict[str, list[Floats]]:
+        """What the member scores, by the name of the feature: on workers if it is a language model, else in this process."""
+        examples, config = evaluation.examples, evaluation.config
+        if self.on_workers:
+            own, ranker = self._with(config), self.ranker
+            asked = replace(evaluation, config=own, initial=ranker.weights(own, self.folder), saved=self.folder)
+            return {self.name: [scores.astype(np.float64) for scores in ranker.score(asked, launch)[0]]}
+        with self.scoring(config, evaluation.data, "cpu") as scorer:
+            return parts_of(self.name, scorer, [e.history for e in examples], [e.candidates for e in examples])
+
+    def _with(self, now: RunConfig) -> RunConfig:
+        return self.config.model_copy(update={"data": now.data, "evaluate": now.evaluate, "cluster": now.cluster})
 
 
 def on_workers(members: Sequence[Member]) -> bool:
@@ -120,3 +135,14 @@ def copied_members(folder: Path, names: list[str]) -> list[Member]:
             raise UserError(f"{folder} lacks its member {name} ({copy}); train the ensemble again")
         members.append(Member(name, load_saved(copy / "config.yaml"), copy / "model"))
     return members
+
+
+def features_of(
+    members: Sequence[Member], terms: Sequence[str], evaluation: Evaluation, launch: Launch
+) -> dict[str, list[Floats]]:
+    """Each feature by its name: (C_u,) for every example, in the order of its candidates."""
+    features: dict[str, list[Floats]] = {}
+    for member in members:
+        features |= member.features(evaluation, launch)
+    histories, candidates = [e.history for e in evaluation.examples], [e.candidates for e in evaluation.examples]
+    return features | terms_of(terms, evaluation.data.train_counts, histories, candidates)

@@ -12,8 +12,8 @@ from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.errors import UserError
 from rec_dist.methods.ensemble.config import EnsembleConfig
-from rec_dist.methods.ensemble.features import features_of, member_of
-from rec_dist.methods.ensemble.members import Member, copy_members, members_of, on_workers, served_members
+from rec_dist.methods.ensemble.features import member_of
+from rec_dist.methods.ensemble.members import Member, copy_members, features_of, members_of, on_workers, served_members
 from rec_dist.methods.ensemble.questions import QuestionTable, blocks_of, validation_config
 from rec_dist.methods.ensemble.ranker import EnsembleRanker
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights

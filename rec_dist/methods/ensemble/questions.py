@@ -13,10 +13,10 @@ import numpy as np
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import Floats
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.ensemble.config import EnsembleConfig
 from rec_dist.methods.ensemble.weights import Questions
-from rec_dist.methods.method import Scores
 
 _MOST_VALUES = 1 << 29  # float32 features held at once: 2 GiB
 _FEWEST_USERS = 50
@@ -61,7 +61,7 @@ class QuestionTable:
         self._features = np.zeros((*self._ranked.shape, len(names)), dtype=np.float32)
         self._targets = np.asarray([int(np.flatnonzero(e.candidates == e.target)[0]) for e in examples])
 
-    def fill(self, begin: int, features: dict[str, Scores]) -> None:
+    def fill(self, begin: int, features: dict[str, list[Floats]]) -> None:
         """Takes the features of the questions from `begin` on."""
         for column, name in enumerate(self._names):
             for place, scores in enumerate(features[name], start=begin):

@@ -1,5 +1,7 @@
 """How an ensemble ranks: the weighted sum of its features; and what each member adds, by ranks without it."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,15 +11,17 @@ import numpy as np
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths
 from rec_dist.evaluation.bootstrap import paired_difference
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
-from rec_dist.methods.ensemble.features import features_of
-from rec_dist.methods.ensemble.members import copied_members, on_workers
+from rec_dist.methods.ensemble.features import parts_of, terms_of
+from rec_dist.methods.ensemble.members import copied_members, features_of, on_workers
 from rec_dist.methods.ensemble.questions import blocks_of
 from rec_dist.methods.ensemble.saved_model import DESCRIPTION, EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.methods.method import Evaluation, Launch, ScoreStream
+from rec_dist.runtime.arrays import I32
 
 _VALUES_AT_ONCE = 1 << 24
 _CUTOFF = 10
@@ -40,13 +44,13 @@ class EnsembleRanker:
         for member in copied_members(saved, EnsembleWeights.read(saved).members):
             member.check(data)
 
-    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
         """As Ranker.score, with what leaving each member out changes: {"shares": {name: {metric: interval}}}."""
         folder = evaluation.initial.model
         learnt = EnsembleWeights.read(folder)
         members = copied_members(folder, learnt.members)
         examples = evaluation.examples
-        scores: Scores = []
+        scores: list[Floats] = []
         ranks = np.empty((len(learnt.owners) + 1, len(examples)), dtype=np.int64)
         rows = np.concatenate([learnt.weights[None], learnt.without])  # (M + 1, F)
         for block in blocks_of(examples, None if on_workers(members) else _VALUES_AT_ONCE):
@@ -55,10 +59,23 @@ class EnsembleRanker:
                 values = np.stack([features[name][place] for name in learnt.features], axis=1)  # (C, F)
                 variants = values.astype(np.float64) @ rows.T  # (C, M + 1)
                 ranks[:, block.start + place] = _ranks(variants, example)
-                scores.append(variants[:, 0].astype(np.float32))
+                scores.append(variants[:, 0])
         return scores, {
             "shares": _shares(learnt.owners, ranks, [e.user_id for e in examples], seed=evaluation.config.evaluate.seed)
         }
+
+    @contextmanager
+    def scoring(
+        self, config: RunConfig, data: PreparedData, initial: InitialWeights, saved: Path | None, device: str
+    ) -> Iterator[CandidateScorer]:
+        """As Ranker.scoring, with all members in this process."""
+        learnt = EnsembleWeights.read(initial.model)
+        with ExitStack() as stack:
+            scorers = {
+                member.name: stack.enter_context(member.scoring(config, data, device))
+                for member in copied_members(initial.model, learnt.members)
+            }
+            yield EnsembleScorer(learnt, scorers, data)
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:
         """Raises UserError."""
@@ -67,6 +84,25 @@ class EnsembleRanker:
     def merged(self, config: RunConfig, saved: Path) -> NoReturn:
         """Raises UserError."""
         raise UserError(f"{saved} is an ensemble; export takes a run that trained an adapter or soft prompts")
+
+
+class EnsembleScorer:
+    """Scores by the weighted sum. scorers: of the members, by name."""
+
+    def __init__(self, learnt: EnsembleWeights, scorers: Mapping[str, CandidateScorer], data: PreparedData) -> None:
+        self._learnt, self._scorers, self._counts = learnt, scorers, data.train_counts
+
+    def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
+        """Scores as CandidateScorer.score does."""
+        check_lengths(histories, candidates)
+        features = terms_of(self._learnt.terms, self._counts, histories, candidates)
+        for name, scorer in self._scorers.items():
+            features |= parts_of(name, scorer, histories, candidates)
+        weighted = list(zip(self._learnt.features, self._learnt.weights.tolist(), strict=True))
+        return [
+            sum((weight * features[name][place] for name, weight in weighted), np.zeros(len(items)))
+            for place, items in enumerate(candidates)
+        ]
 
 
 def _ranks(variants: np.ndarray[Any, Any], example: EvalExample) -> np.ndarray[Any, Any]:

@@ -1,14 +1,18 @@
 """How language models rank: by the log-likelihood of each candidate's title after the history."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import CandidateScorer
 from rec_dist.methods.initial_weights import InitialWeights, trained
 from rec_dist.methods.language_model.embedding import EmbedJob
 from rec_dist.methods.language_model.ranking import EvaluateJob, build_checked_builder, clear_parts, evaluate_worker, gather_parts
+from rec_dist.methods.language_model.scorer import LanguageModelScorer
 from rec_dist.methods.method import Evaluation, Launch, Scores
 from rec_dist.models.pretrained import resolve_model
 
@@ -37,6 +41,13 @@ class LanguageModelRanker:
         cost = launch(evaluate_worker, job, config.cluster, run)
         merged = gather_parts(run.path)  # (U, C)
         return [row[: len(example.candidates)] for row, example in zip(merged, evaluation.examples, strict=True)], cost
+
+    @contextmanager
+    def scoring(
+        self, config: RunConfig, data: PreparedData, initial: InitialWeights, saved: Path | None, device: str
+    ) -> Iterator[CandidateScorer]:
+        """As Ranker.scoring. The scorer holds the whole model on `device`."""
+        yield LanguageModelScorer(config, data, initial, saved, device)
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> EmbedJob:
         """As Ranker.embed."""

@@ -66,7 +66,7 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     if why is not None and world.is_main:
         run.log(f"cluster.zero_stage=auto on {world.size} worker(s): {why}")
     with sharded_loading(settings):
-        module = Scorer(build_model(spec), _no_loss, ())
+        module = Scorer(build_model(spec), no_loss, ())
     engine = Engine(module, settings, device=world.device, optimizer=None)
     engine.train_mode(False)
 
@@ -85,7 +85,8 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     return {"tokens": int(prompts.lengths.sum())}
 
 
-def _no_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def no_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The LossFunction of a model that only scores."""
     return logps.sum() * 0, logps.new_zeros(()), {}
 
 

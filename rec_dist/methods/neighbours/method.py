@@ -11,7 +11,7 @@ from rec_dist.evaluation.baselines import CandidateScorer
 from rec_dist.methods.catalogue_file import CatalogueFile
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.item_ids import ItemIdRanker
-from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.methods.method import Launch
 from rec_dist.methods.neighbours.config import NeighboursConfig
 from rec_dist.methods.neighbours.scorer import NeighboursScorer
 from rec_dist.methods.neighbours.tables import NeighbourTables, fit_tables
@@ -20,26 +20,15 @@ from rec_dist.runtime.run_directory import RunDirectory
 SETTINGS = CatalogueFile("neighbours.json")
 
 
-def load_scorer(folder: Path) -> NeighboursScorer:
-    """The scorer of the model in `folder`. Raises UserError if it is missing or damaged."""
-    return NeighboursScorer(NeighbourTables.read(folder), NeighboursConfig.model_validate(SETTINGS.read(folder)["settings"]))
-
-
 class NeighboursRanker(ItemIdRanker):
     """Implements Ranker."""
 
     catalogue = SETTINGS
 
-    def load(self, folder: Path) -> CandidateScorer:
-        """As load_scorer."""
-        return load_scorer(folder)
-
-    def score_parts(self, evaluation: Evaluation) -> dict[str, Scores]:
-        """As PartsRanker.score_parts: by title, and by what was chosen next."""
-        examples = evaluation.examples
-        blocks = load_scorer(evaluation.initial.model).parts([example.history for example in examples])
-        rows = [dict(zip(block, values, strict=True)) for block in blocks for values in zip(*block.values(), strict=True)]
-        return {part: [row[part][e.candidates] for row, e in zip(rows, examples, strict=True)] for part in ("title", "next")}
+    def load(self, folder: Path, device: str) -> CandidateScorer:
+        """The tables in `folder`. Raises UserError if they are missing or damaged."""
+        settings = NeighboursConfig.model_validate(SETTINGS.read(folder)["settings"])
+        return NeighboursScorer(NeighbourTables.read(folder), settings)
 
 
 class Neighbours:

@@ -29,23 +29,35 @@ class NeighboursScorer:
         following.data = np.log1p(following.data)
         self._following = following
 
-    def parts(self, histories: Sequence[I32]) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-        """Blocks of histories in order: the title part and the next-item part of every item, each (b, I), without weights."""
-        at_once = max(1, _VALUES_AT_ONCE // self._tables.num_items)
-        for begin in range(0, len(histories), at_once):
-            votes = self._votes(histories[begin : begin + at_once])
-            yield {"title": (votes @ self._tables.title).toarray(), "next": (votes @ self._following).toarray()}
-
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
         """Scores as CandidateScorer.score does."""
         check_lengths(histories, candidates)
         settings, scores = self._settings, []
         popularity = settings.popularity_weight * self._tables.popularity
         wanted = iter(candidates)
-        for block in self.parts(histories):
-            whole = settings.title_weight * block["title"] + settings.next_weight * block["next"] + popularity
+        for title, following in self._blocks(histories):
+            whole = settings.title_weight * title + settings.next_weight * following + popularity
             scores += [row[next(wanted)].astype(np.float64) for row in whole]
         return scores
+
+    def score_parts(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+        """As PartsScorer.score_parts: "title" and "next", without their weights."""
+        check_lengths(histories, candidates)
+        parts: dict[str, list[Floats]] = {"title": [], "next": []}
+        wanted = iter(candidates)
+        for title, following in self._blocks(histories):
+            for title_row, next_row in zip(title, following, strict=True):
+                items = next(wanted)
+                parts["title"].append(title_row[items].astype(np.float64))
+                parts["next"].append(next_row[items].astype(np.float64))
+        return parts
+
+    def _blocks(self, histories: Sequence[I32]) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Blocks of histories in order: the title part and the next-item part of every item, (b, I) each, without weights."""
+        at_once = max(1, _VALUES_AT_ONCE // self._tables.num_items)
+        for begin in range(0, len(histories), at_once):
+            votes = self._votes(histories[begin : begin + at_once])
+            yield (votes @ self._tables.title).toarray(), (votes @ self._following).toarray()
 
     def _votes(self, histories: Sequence[I32]) -> sparse.csr_array:
         """(B, I): the weight of each item of the histories; an item that occurs twice has the sum."""

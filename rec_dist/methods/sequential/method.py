@@ -20,9 +20,9 @@ class SequentialRanker(ItemIdRanker):
 
     catalogue = SHAPE_FILE
 
-    def load(self, folder: Path) -> CandidateScorer:
-        """The recommender in `folder`. Raises UserError if it is missing or damaged."""
-        return SequentialScorer(load_recommender(folder))
+    def load(self, folder: Path, device: str) -> CandidateScorer:
+        """The recommender in `folder`, on `device`. Raises UserError if it is missing or damaged."""
+        return SequentialScorer(load_recommender(folder), device=device)
 
 
 class Sequential:

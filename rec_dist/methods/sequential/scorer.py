@@ -5,6 +5,7 @@ B histories, C candidates of a history, I items of the catalogue.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from rec_dist.evaluation.baselines import Floats, check_lengths
@@ -30,11 +31,20 @@ class SequentialScorer:
         Raises ValueError for an empty history.
         """
         check_lengths(histories, candidates)
-        shape = self._model.shape
+        shape, shared = self._model.shape, _shared(candidates)
+        whole = shared is not None and np.array_equal(shared, np.arange(shape.num_items))
         at_once = max(1, min(256, _LOGITS_AT_ONCE // shape.num_items))
         scores: list[Floats] = []
         for start in range(0, len(histories), at_once):
             batch = history_batch(histories[start : start + at_once], shape.max_length).to(self._device)
             logps = last_scores(self._model, batch).double().log_softmax(dim=-1).cpu().numpy()  # (B, I)
-            scores += [row[items] for row, items in zip(logps, candidates[start : start + at_once], strict=True)]
+            if shared is not None:
+                scores += [*(logps if whole else logps[:, shared])]
+            else:
+                scores += [row[items] for row, items in zip(logps, candidates[start : start + at_once], strict=True)]
         return scores
+
+
+def _shared(candidates: Sequence[I32]) -> I32 | None:
+    """The candidates, if all histories have the same array; a copy of the scores for each would take as long as the model."""
+    return candidates[0] if len(candidates) and all(items is candidates[0] for items in candidates) else None

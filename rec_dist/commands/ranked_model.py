@@ -1,0 +1,88 @@
+"""What `rec-dist rank` ranks with: the model of a finished run, a base model, or popularity, and its data set."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rec_dist.commands.dtype import difference, saved_dtype, settle_dtype
+from rec_dist.commands.evaluate import finished_run
+from rec_dist.config.load import ConfigLike, load_config, load_saved
+from rec_dist.config.overrides import Overrides
+from rec_dist.config.paths import absolute, pinned
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.evaluation.baselines import CandidateScorer, PopularityScorer
+from rec_dist.launch.workers import local_device
+from rec_dist.methods.registry import method_of
+from rec_dist.runtime.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RankedModel:
+    """scorer(): loads the model and gives its scorer. identity: tells it and its data from others.
+
+    slow: whether a score takes milliseconds, as a language model's does.
+    """
+
+    data: PreparedData
+    scorer: Callable[[], AbstractContextManager[CandidateScorer]]
+    identity: dict[str, Any]
+    slow: bool
+
+
+def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
+    """The model that a run directory or a configuration names.
+
+    Raises UserError if there is none, if it is damaged, or if it cannot rank on its data.
+    """
+    config, saved = _configuration(target, overrides)
+    if config.evaluate.ranker == "popularity":
+        data = open_data(config.data)
+        of_popularity = {"model": "popularity", "data": data.manifest.fingerprint}
+        return RankedModel(data, lambda: nullcontext(PopularityScorer(data.train_counts)), of_popularity, slow=False)
+    method = method_of(config)
+    initial = method.ranker.weights(config, saved)
+    config, lines = settle_dtype(config, None if saved is None else saved_dtype(saved.parent))
+    for line in lines + ([] if saved is None else difference(config, saved.parent, "the run")):
+        logger.info(line)
+    data = open_data(config.data)
+    if saved is not None:
+        method.ranker.check(saved, data)
+    initial.check_model()
+    identity: dict[str, Any] = {"model": initial.fingerprints(), "data": data.manifest.fingerprint, "task": _own_keys(config)}
+    slow = method.ranker.language_model
+    if slow:
+        identity |= {"prompt": config.prompt.model_dump(), "dtype": config.model.dtype}
+    # Packing changes the last bits of scores, and so does the number of threads; the former alone is in our hands.
+    identity["max_tokens_per_micro_batch"] = config.train.max_tokens_per_micro_batch if slow else None
+    device = local_device(config.cluster.model_copy(update={"num_workers": "auto"}))  # this process alone, whatever trained
+    return RankedModel(data, partial(method.ranker.scoring, config, data, initial, saved, device), identity, slow)
+
+
+def _configuration(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, Path | None]:
+    """The configuration, and the model folder of a finished run or None.
+
+    A folder with the evaluation of a baseline or a base model counts as its configuration.
+    """
+    if not (isinstance(target, str | Path) and Path(target).is_dir()):
+        return pinned(load_config(target, overrides)), None
+    results = RunDirectory(absolute(str(target)))
+    if results.evaluation.is_file() and results.config_path.is_file() and results.finished() is None:
+        return pinned(load_saved(results.config_path, overrides)), None
+    config, run = finished_run(Path(target), overrides)
+    return config, None if config.evaluate.ranker == "popularity" else run.model
+
+
+def _own_keys(config: RunConfig) -> dict[str, Any]:
+    """The method's own section, which its ranker may read, without paths."""
+    section = method_of(config).section
+    if section is None:
+        return {}
+    values = config.task.section(section[1])
+    return values.model_dump(exclude={key for key, _ in values.paths()})

@@ -1,0 +1,71 @@
+"""A language model as a scorer of candidates in this process, a block of histories at a time. Evaluation uses workers instead.
+
+The same prompts, packing and scores as evaluation (methods/language_model/ranking.py), without DeepSpeed: the whole model is on
+one device.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.prompts.builder import check_saved
+from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import Floats, check_lengths
+from rec_dist.evaluation.examples import EvalExample
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.methods.language_model.builders import build_builder, model_spec
+from rec_dist.methods.language_model.ranking import EvalPrompts, no_loss, score_prompts
+from rec_dist.models.assemble import build_model
+from rec_dist.models.scorer import Scorer, check_scorer
+from rec_dist.packing.packed_batch import PackedBatch
+from rec_dist.runtime.arrays import I32
+from rec_dist.runtime.world import World
+
+
+class LanguageModelScorer:
+    """Scores an item by the log-likelihood of its title and end tokens after the history, in nats.
+
+    Raises UserError if the model of a run was trained with another prompt, or its attention ignores the mask.
+    """
+
+    def __init__(self, config: RunConfig, data: PreparedData, initial: InitialWeights, saved: Path | None, device: str) -> None:
+        initial = initial.on_this_node(code=config.model.trust_remote_code)
+        self._builder = build_builder(config, initial.model, data)
+        if saved is not None:
+            check_saved(self._builder, saved)
+        spec = model_spec(config, initial, self._builder, device, trains=False)
+        self._module = Scorer(build_model(spec), no_loss, ()).to(device).eval().requires_grad_(False)
+        self._device, self._max_tokens = device, config.train.max_tokens_per_micro_batch
+        check_scorer(self._module, self._logps, dtype=spec.dtype)
+
+    def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
+        """As CandidateScorer.score. Reads the last prompt.max_history items of a history.
+
+        Raises UserError for a prompt that no micro-batch holds, and for lists of another length than a prompt lists.
+        """
+        check_lengths(histories, candidates)
+        if not len(histories):
+            return []
+        shown = self._builder.listed
+        if wrong := [len(items) for items in candidates if shown and len(items) != shown]:
+            raise UserError(
+                f"prompt.num_candidates is {shown} and a user has {wrong[0]} candidates, which the prompt would list; give each "
+                f"user {shown} that are items of the catalogue"
+            )
+        examples = [
+            EvalExample(number, len(history), -1, history, items)
+            for number, (history, items) in enumerate(zip(histories, candidates, strict=True))
+        ]
+        prompts = EvalPrompts(self._builder, examples, self._max_tokens)
+        scores = score_prompts(self._logps, prompts, World(device=self._device), self._max_tokens, lambda done: None)  # (B, C)
+        return [row[: len(items)].astype(np.float64) for row, items in zip(scores, candidates, strict=True)]
+
+    @torch.no_grad()
+    def _logps(self, batch: PackedBatch) -> Tensor:
+        logps: Tensor = self._module(batch.to(self._device))[2].float().cpu()
+        return logps
