@@ -1,5 +1,6 @@
 """How language models rank: by the log-likelihood of each candidate's title after the history."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ from rec_dist.models.pretrained import resolve_model
 
 
 class LanguageModelRanker:
-    """Implements Ranker for a base model, alone or with an adapter or soft prompts, and for a model that was trained whole."""
+    """Implements Ranker for a base model, alone or with an adapter or soft prompts, and for a model that was trained whole.
+
+    temperature: configuration -> as in Objective.
+    """
 
     language_model = True
+
+    def __init__(self, temperature: Callable[[RunConfig], float] | None = None) -> None:
+        self._temperature = temperature
 
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights."""
@@ -31,7 +38,8 @@ class LanguageModelRanker:
     def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
         """As Ranker.score, on the workers of config.cluster."""
         config, run = evaluation.config, evaluation.run
-        job = EvaluateJob(config.model_dump(), str(run.path), evaluation.initial, evaluation.saved)
+        temperature = None if self._temperature is None else self._temperature(config)
+        job = EvaluateJob(config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, temperature)
         build_checked_builder(config, job, evaluation.data)  # raises UserError before a worker is started
         clear_parts(run.path)
         cost = launch(evaluate_worker, job, config.cluster, run)
