@@ -82,7 +82,7 @@ class TitleTrie:
         order = np.argsort(owner, kind="stable")
         ends = offsets_of(np.bincount(owner, minlength=len(offsets) - 1))
         arrays = (rows[tokens[first]], local, choices, places, owner, order, ends, words, pairs)
-        return AllowedPlan(*(torch.from_numpy(array) for array in arrays), chunks=_places(parts), temperature=temperature)
+        return AllowedPlan._make((*(torch.from_numpy(array) for array in arrays), _places(parts), temperature))
 
     def _cuts(self, nodes: I64, sizes: I64) -> list[int]:
         """Where chunks of choices begin, and R. nodes, sizes (R,): the choices with most words first.
@@ -132,7 +132,7 @@ def _places(parts: list[_Part]) -> tuple[AllowedChunk, ...]:
     sizes = [[len(getattr(part, name)) for name in ("nodes", "choices", "words", "pairs")] for part in parts]
     ends = np.cumsum(np.asarray([[0] * 4, *sizes]), axis=0).tolist()
     slices = [[slice(a, b) for a, b in zip(*pair, strict=True)] for pair in pairwise(ends)]
-    return tuple(AllowedChunk(*own, num_nodes=part.num_nodes) for own, part in zip(slices, parts, strict=True))
+    return tuple(AllowedChunk._make((*own, part.num_nodes)) for own, part in zip(slices, parts, strict=True))
 
 
 def catalogue_packing(builder: PromptBuilder, temperature: float) -> Callable[[list[GroupedPrompt]], PackedBatch]:

@@ -62,7 +62,8 @@ class RecencyMargins:
         assert (delays >= 0).all(), "items before the target are never rejected"
         if not self.settings.ratings:
             return np.ones(wanted.shape), delays
-        given = np.concatenate([split.ratings_of(row) for row in used.tolist()])  # type: ignore[arg-type]  # see _check
+        rated = [ratings for row in used.tolist() if (ratings := split.ratings_of(row)) is not None]  # all of them: see _check
+        given = np.concatenate(rated)  # (H,)
         return np.where(taken, given[place].astype(np.float64), self.settings.unseen_rating), delays
 
 
