@@ -4,6 +4,7 @@ The rule is that of ml-cross-entropy: |truth - fused| <= |truth - the plain refe
 element, for the output and for every gradient. Tests apply it in Triton's interpreter, benchmarks/gpu_kernels.py on a GPU.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -66,15 +67,68 @@ def plain_logps(
     return torch.stack(sums) if sums else token_logps[:0]
 
 
-def plain_preference(policy: Tensor, reference: Tensor, offsets: Tensor, kind: str, beta: float) -> Tensor:
+def plain_preference(
+    policy: Tensor,
+    reference: Tensor,
+    offsets: Tensor,
+    kind: str,
+    beta: float,
+    *,
+    lengths: Tensor | None = None,
+    margins: Tensor | None = None,
+) -> Tensor:
     """(G,) losses by the papers' formulas, group by group."""
     losses = []
     for start, end in pairwise(offsets.tolist()):
-        r = beta * (policy[start:end] - reference[start:end])
+        own = slice(start, end)
         if end - start < 2:
             losses.append(policy.sum() * 0)
-        elif kind == "dmpo":
-            losses.append(-F.logsigmoid(r[0] - r[1:].mean()))
+            continue
+        if kind == "mppo":
+            assert lengths is not None
+            r = beta * torch.exp(policy[own] / lengths[own])
         else:
-            losses.append(-F.logsigmoid(-torch.logsumexp(r[1:] - r[0], dim=0)))
+            r = beta * (policy[own] - reference[own])
+        ahead = r[0] - r[1:] - (0.0 if margins is None else margins[own][1:])  # (K,) of the positive before each negative
+        if kind == "mppo":
+            losses.append(-F.logsigmoid(ahead.sum()))
+        elif kind == "dmpo":
+            losses.append(-F.logsigmoid(ahead.mean()))
+        elif kind == "dynamicpo":
+            factors = plain_boundary(policy[own].tolist())
+            losses.append(-F.logsigmoid(sum((factor * ahead[i] for i, factor in factors.items()), ahead.sum() * 0)))
+        else:
+            losses.append(-F.logsigmoid(-torch.logsumexp(-ahead, dim=0)))
     return torch.stack(losses) if losses else policy[:0]
+
+
+def plain_boundary(logps: Sequence[float]) -> dict[int, float]:
+    """DynamicPO's boundary negatives of one group, the positive's log-prob first: place among the negatives -> its share."""
+    own, values = logps[0], list(logps[1:])
+    chosen = [i for i, value in enumerate(values) if value >= own]
+    if not chosen:
+        centres = _centres(values)
+        chosen = [i for i, value in enumerate(values) if _nearest(value, centres) == 2]
+    easy = [value for i, value in enumerate(values) if i not in chosen] or [values[i] for i in chosen]
+    shares = {}
+    for i in chosen:
+        above, below = own - values[i], values[i] - sum(easy) / len(easy)
+        size = abs(above) + abs(below)
+        turn = math.tanh((above - below - 2.0) / size) if size else -1.0
+        shares[i] = (1 + 0.5 * turn) / len(chosen)
+    return shares
+
+
+def _centres(values: Sequence[float]) -> list[float]:
+    """Three centres by Lloyd's algorithm, from the lowest, the one farthest from both ends, and the highest."""
+    low, high = min(values), max(values)
+    centres = [low, max((min(v - low, high - v), v) for v in values)[1], high]
+    for _ in range(8):
+        near = [[v for v in values if _nearest(v, centres) == k] for k in range(3)]
+        centres = [sum(group) / len(group) if group else centre for group, centre in zip(near, centres, strict=True)]
+    return centres
+
+
+def _nearest(value: float, centres: Sequence[float]) -> int:
+    """Of centres in ascending order; the higher of two that are equally near."""
+    return max(range(3), key=lambda k: (-abs(value - centres[k]), k))

@@ -22,7 +22,7 @@ from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist_kernels import PreferenceKind, completion_logps, preference_head, preference_loss
 
 BETA = 0.2
-KINDS: tuple[PreferenceKind, ...] = ("sdpo", "dmpo")
+KINDS: tuple[PreferenceKind, ...] = ("sdpo", "dmpo", "mppo")  # dynamicpo: rounding may move its boundary
 _POINTS = (Point(9, 8, 3, 24), Point(9, 8, 1, 24), Point(9, 8, 15, 8), Point(9, 8, 0, 4))
 _TINY_POINTS = (Point(5, 3, 3, 2), Point(5, 3, 1, 1), Point(5, 3, 0, 1))
 
@@ -71,7 +71,8 @@ def head_ops(inputs: Inputs, kind: PreferenceKind, fused: Any) -> tuple[Op, Op, 
 
     def truth(hidden: Tensor, weight: Tensor) -> list[Tensor]:
         logps = plain_logps(hidden, weight, None, *inputs.scored, None)
-        return [plain_preference(logps, reference.double(), groups, kind, BETA).sum(), logps.detach()]
+        lengths = inputs.batch.completion_offsets.diff()
+        return [plain_preference(logps, reference.double(), groups, kind, BETA, lengths=lengths).sum(), logps.detach()]
 
     def run(impl: Any) -> Op:
         arrays = (*inputs.scored, reference, groups)
@@ -83,12 +84,13 @@ def head_ops(inputs: Inputs, kind: PreferenceKind, fused: Any) -> tuple[Op, Op, 
 def loss_ops(inputs: Inputs, kind: PreferenceKind, fused: Any) -> tuple[Op, Op, Op]:
     """preference_loss as truth, plain and fused: policy log-probs (N,) -> losses (G,), rewards (N,)."""
     reference, groups = inputs.batch.reference_logps, inputs.batch.group_offsets
+    lengths = inputs.batch.completion_offsets.diff()
 
     def truth(policy: Tensor) -> list[Tensor]:
-        rewards = BETA * (policy - reference.double()).detach()
-        return [plain_preference(policy, reference.double(), groups, kind, BETA), rewards]
+        rewards = BETA * (torch.exp(policy / lengths) if kind == "mppo" else policy - reference.double()).detach()
+        return [plain_preference(policy, reference.double(), groups, kind, BETA, lengths=lengths), rewards]
 
-    run = lambda impl: lambda policy: preference_loss(policy, reference, groups, kind=kind, beta=BETA, impl=impl)
+    run = lambda impl: lambda p: preference_loss(p, reference, groups, kind=kind, beta=BETA, lengths=lengths, impl=impl)
     return truth, run("reference"), run(fused)
 
 

@@ -28,12 +28,13 @@ def preference_head(
     beta: float,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    margins: Tensor | None = None,
     group_weights: Tensor | None = None,
     plan: HeadPlan | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The sum over the groups of w_g L_g, with L = preference_loss(completion_logps(...), ...); see the two for
-    arguments, formulas and errors.
+    arguments, formulas and errors. The lengths of completions are those of completion_offsets.
 
     group_weights (G,), None for 1 each, are constants, without gradient. A group of weight 0 contributes exactly 0 to
     the loss and to the gradient of the log-probabilities, even where these are NaN.
@@ -47,7 +48,7 @@ def preference_head(
     num_completions, num_groups = completion_offsets.shape[0] - 1, group_offsets.shape[0] - 1
     if reference_logps.shape != (num_completions,):
         raise ValueError(f"reference_logps must have shape (N,) = ({num_completions},), got {tuple(reference_logps.shape)}")
-    check_preference(reference_logps, reference_logps, group_offsets, kind, beta)
+    check_preference(reference_logps, reference_logps, group_offsets, kind, beta, margins)
     if group_weights is not None and group_weights.shape != (num_groups,):
         raise ValueError(f"group_weights must have shape (G,) = ({num_groups},), got {tuple(group_weights.shape)}")
     check_plan(plan, rows, num_groups)
@@ -65,6 +66,7 @@ def preference_head(
         beta=beta,
         bias=bias,
         softcap=softcap,
+        margins=margins,
         group_weights=group_weights,
         plan=plan,
     )
@@ -83,6 +85,7 @@ def _triton(
     beta: float,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    margins: Tensor | None = None,
     group_weights: Tensor | None = None,
     plan: HeadPlan | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -91,7 +94,7 @@ def _triton(
 
     arrays = (hidden, weight, rows, targets, completion_offsets, reference_logps, group_offsets)
     return preference_head_triton(
-        *arrays, kind=kind, beta=beta, bias=bias, softcap=softcap, group_weights=group_weights, plan=plan
+        *arrays, kind=kind, beta=beta, bias=bias, softcap=softcap, margins=margins, group_weights=group_weights, plan=plan
     )
 
 
@@ -108,6 +111,7 @@ def preference_head_reference(
     beta: float,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    margins: Tensor | None = None,
     group_weights: Tensor | None = None,
     plan: HeadPlan | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -118,5 +122,7 @@ def preference_head_reference(
         # Masked at the entrance: a zero weight at the exit would still multiply a NaN, and its gradient.
         ignored = (group_weights == 0).repeat_interleave(group_offsets.diff(), output_size=logps.shape[0])  # (N,)
         policy, reference_logps = logps.masked_fill(ignored, 0.0), reference_logps.masked_fill(ignored, 0.0)
-    loss, _ = preference_loss_reference(policy, reference_logps, group_offsets, kind=kind, beta=beta)
+    lengths = completion_offsets.diff()  # (N,)
+    arrays = (policy, reference_logps, group_offsets)
+    loss, _ = preference_loss_reference(*arrays, kind=kind, beta=beta, lengths=lengths, margins=margins)
     return (loss if group_weights is None else loss * group_weights.detach().to(loss.dtype)).sum(), logps.detach()

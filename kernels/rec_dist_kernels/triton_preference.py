@@ -15,8 +15,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rec_dist_kernels.triton_boundary import boundary
+
 GROUP_BLOCK = 64  # completions at a time; any K works
-_UNALIGNED = ("policy_ptr", "reference_ptr", "offsets_ptr", "loss_ptr", "weights_ptr")  # views into longer arrays
+POOLS = {"sdpo": 0, "dpo": 0, "dmpo": 1, "mppo": 2, "dynamicpo": 3}  # POOL of preference_kernel
+_UNALIGNED = (  # views into longer arrays
+    *("policy_ptr", "reference_ptr", "lengths_ptr", "margins_ptr", "shares_ptr", "offsets_ptr", "loss_ptr", "weights_ptr"),
+)
 
 
 @triton.jit
@@ -34,64 +39,97 @@ def _softplus(x):
 
 
 @triton.jit
-def _rewards(policy_ptr, reference_ptr, index, inside, beta):
-    """beta * (policy - reference) in float32."""
+def _rewards(policy_ptr, reference_ptr, lengths_ptr, index, inside, beta, LIKELIHOOD: tl.constexpr):
+    """r and dr/d(policy) in float32: beta * (policy - reference), or beta * exp(policy / length) if LIKELIHOOD."""
     policy = tl.load(policy_ptr + index, mask=inside, other=0.0).to(tl.float32)
-    return beta * (policy - tl.load(reference_ptr + index, mask=inside, other=0.0).to(tl.float32))
+    if LIKELIHOOD:
+        length = tl.maximum(tl.load(lengths_ptr + index, mask=inside, other=1).to(tl.float32), 1.0)
+        rewards = beta * tl.exp(policy / length)
+        slopes = rewards / length
+    else:
+        rewards = beta * (policy - tl.load(reference_ptr + index, mask=inside, other=0.0).to(tl.float32))
+        slopes = rewards * 0.0 + beta
+    return rewards, slopes
+
+
+@triton.jit
+def _excess(rewards, positive, margins_ptr, index, inside, HAS_MARGINS: tl.constexpr):
+    """e = r - r_p + margin."""
+    excess = rewards - positive
+    if HAS_MARGINS:
+        excess += tl.load(margins_ptr + index, mask=inside, other=0.0).to(tl.float32)
+    return excess
 
 
 @triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
 def preference_kernel(
-    policy_ptr, reference_ptr, offsets_ptr, loss_ptr, rewards_ptr, slopes_ptr, beta,
-    MEAN: tl.constexpr, BLOCK: tl.constexpr,
+    policy_ptr, reference_ptr, lengths_ptr, margins_ptr, shares_ptr, offsets_ptr, loss_ptr, rewards_ptr, slopes_ptr, beta,
+    POOL: tl.constexpr, LIKELIHOOD: tl.constexpr, HAS_MARGINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """r = beta (policy - reference), e_i = r_i - r_p, x = mean_i e_i (MEAN: DMPO) or logsumexp_i e_i (S-DPO, DPO), L = softplus(x).
+    """x = logsumexp_i e_i (POOL 0: S-DPO, DPO), mean_i e_i (1: DMPO), sum_i e_i (2: MPPO) or sum_i share_i e_i (3: DynamicPO).
 
-    slopes = dL/d(policy) = beta sigmoid(x) w_i for the negatives, with w_i = 1/K or softmax_i(e), and minus their
-    sum for the positive. A group without negatives has L = 0 and slopes 0.
+    L = softplus(x). slopes = dL/d(policy) = sigmoid(x) w_i dr_i/d(policy_i) for the negatives, with w_i = softmax_i(e), 1/K, 1 or
+    share_i, and -sigmoid(x) sum_i w_i dr_p/d(policy_p) for the positive. A group without negatives has L = 0 and slopes 0.
     """
     group = tl.program_id(0)
     start = tl.load(offsets_ptr + group).to(tl.int64)
     end = tl.load(offsets_ptr + group + 1).to(tl.int64)
     some = end - start > 1
-    positive = _rewards(policy_ptr, reference_ptr, start, end > start, beta)
+    positive, _ = _rewards(policy_ptr, reference_ptr, lengths_ptr, start, end > start, beta, LIKELIHOOD)
 
     highest = float("-inf")
     total = 0.0
+    weight = 0.0  # of the positive: the sum of all w_i
     for first in range(start, end, BLOCK):
         index = first + tl.arange(0, BLOCK)
         inside = index < end
-        rewards = _rewards(policy_ptr, reference_ptr, index, inside, beta)
+        rewards, _ = _rewards(policy_ptr, reference_ptr, lengths_ptr, index, inside, beta, LIKELIHOOD)
         tl.store(rewards_ptr + index, rewards, mask=inside)
         negative = inside & (index > start)
-        excess = rewards - positive
-        if MEAN:
-            total += tl.sum(tl.where(negative, excess, 0.0), axis=0)
-        else:
+        excess = _excess(rewards, positive, margins_ptr, index, inside, HAS_MARGINS)
+        if POOL == 0:
             excess = tl.where(negative, excess, float("-inf"))
             raised = tl.maximum(highest, tl.max(excess, axis=0))
             shift = tl.where(raised == float("-inf"), 0.0, raised)
             total = total * tl.exp(highest - shift) + tl.sum(tl.exp(excess - shift), axis=0)
             highest = raised
+        elif POOL == 3:
+            shares = tl.load(shares_ptr + index, mask=negative, other=0.0)
+            total += tl.sum(shares * tl.where(negative, excess, 0.0), axis=0)
+            weight += tl.sum(shares, axis=0)
+        else:
+            total += tl.sum(tl.where(negative, excess, 0.0), axis=0)
 
     count = tl.where(some, end - start - 1, 1).to(tl.float32)
-    if MEAN:
-        pooled = total / count
-    else:
+    if POOL == 0:
         pooled = tl.where(some, highest + tl.log(tl.where(some, total, 1.0)), 0.0)
+        weight = 1.0
+    elif POOL == 1:
+        pooled = total / count
+        weight = 1.0
+    else:
+        pooled = total
+    if POOL == 2:
+        weight = count
     loss, sigmoid = _softplus(pooled)
     tl.store(loss_ptr + group, tl.where(some, loss, 0.0))
 
-    slope = tl.where(some, beta * sigmoid, 0.0)
+    slope = tl.where(some, sigmoid, 0.0)
     for first in range(start, end, BLOCK):
         index = first + tl.arange(0, BLOCK)
         inside = index < end
-        if MEAN:
+        rewards, steepness = _rewards(policy_ptr, reference_ptr, lengths_ptr, index, inside, beta, LIKELIHOOD)
+        negative = inside & (index > start)
+        if POOL == 0:
+            excess = _excess(rewards, positive, margins_ptr, index, inside, HAS_MARGINS)
+            share = tl.exp(tl.where(negative, excess - highest, float("-inf"))) / tl.where(some, total, 1.0)
+        elif POOL == 1:
             share = 1.0 / count + tl.zeros([BLOCK], dtype=tl.float32)
+        elif POOL == 2:
+            share = 1.0 + tl.zeros([BLOCK], dtype=tl.float32)
         else:
-            excess = _rewards(policy_ptr, reference_ptr, index, inside, beta) - positive
-            share = tl.exp(tl.where(inside & (index > start), excess - highest, float("-inf"))) / tl.where(some, total, 1.0)
-        tl.store(slopes_ptr + index, tl.where(index > start, slope * share, -slope), mask=inside)
+            share = tl.load(shares_ptr + index, mask=negative, other=0.0)
+        tl.store(slopes_ptr + index, slope * steepness * tl.where(index > start, share, -weight), mask=inside)
 
 
 @triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
@@ -109,12 +147,30 @@ def spread_kernel(slopes_ptr, weights_ptr, offsets_ptr, grads_ptr, BLOCK: tl.con
 
 
 def preference(
-    policy: Tensor, reference: Tensor, offsets: Tensor, loss: Tensor, rewards: Tensor, slopes: Tensor, *, kind: str, beta: float
+    policy: Tensor,
+    reference: Tensor,
+    lengths: Tensor | None,
+    margins: Tensor | None,
+    offsets: Tensor,
+    loss: Tensor,
+    rewards: Tensor,
+    slopes: Tensor,
+    *,
+    kind: str,
+    beta: float,
 ) -> None:
-    """Fills loss (g,), rewards (N,) and slopes (N,), all float32, for the groups of offsets (g+1,), which index policy (N,)."""
+    """Fills loss (g,), rewards (N,) and slopes (N,), all float32, for the groups of offsets (g+1,), which index policy (N,).
+
+    lengths (N,), read for mppo alone; margins (N,) or None.
+    """
+    shares = None
+    if kind == "dynamicpo":
+        shares = torch.empty_like(slopes)
+        boundary(policy, offsets, shares)
     preference_kernel[(loss.shape[0],)](
-        policy, reference, offsets, loss, rewards, slopes, beta, MEAN=kind == "dmpo", BLOCK=GROUP_BLOCK, num_warps=1
-    )
+        policy, reference, lengths, margins, shares, offsets, loss, rewards, slopes, beta,
+        POOL=POOLS[kind], LIKELIHOOD=kind == "mppo", HAS_MARGINS=margins is not None, BLOCK=GROUP_BLOCK, num_warps=1,
+    )  # fmt: skip
 
 
 def spread(slopes: Tensor, weights: Tensor, offsets: Tensor, grads: Tensor) -> None:
@@ -123,14 +179,27 @@ def spread(slopes: Tensor, weights: Tensor, offsets: Tensor, grads: Tensor) -> N
 
 
 class FusedPreferenceLoss(torch.autograd.Function):
-    """(policy (N,), reference (N,), offsets (G+1,), kind, beta) -> loss (G,), rewards (N,); formulas in preference_kernel."""
+    """(policy, reference (N,), offsets (G+1,), lengths, margins (N,) or None, kind, beta) -> loss (G,), rewards (N,).
+
+    Formulas in preference_kernel.
+    """
 
     @staticmethod
-    def forward(ctx: Any, policy: Tensor, reference: Tensor, offsets: Tensor, kind: str, beta: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        policy: Tensor,
+        reference: Tensor,
+        offsets: Tensor,
+        lengths: Tensor | None,
+        margins: Tensor | None,
+        kind: str,
+        beta: float,
+    ) -> tuple[Tensor, Tensor]:
         policy, reference, offsets = policy.contiguous(), reference.contiguous(), offsets.contiguous()
+        lengths, margins = (None if array is None else array.contiguous() for array in (lengths, margins))
         loss = policy.new_empty(offsets.shape[0] - 1, dtype=torch.float32)
         rewards, slopes = policy.new_empty(2, policy.shape[0], dtype=torch.float32)
-        preference(policy, reference, offsets, loss, rewards, slopes, kind=kind, beta=beta)
+        preference(policy, reference, lengths, margins, offsets, loss, rewards, slopes, kind=kind, beta=beta)
         ctx.save_for_backward(slopes, offsets)
         ctx.dtype = policy.dtype
         ctx.mark_non_differentiable(rewards)
@@ -142,4 +211,4 @@ class FusedPreferenceLoss(torch.autograd.Function):
         slopes, offsets = ctx.saved_tensors
         grads = torch.empty_like(slopes, dtype=ctx.dtype)
         spread(slopes, grad_loss.contiguous(), offsets, grads)
-        return grads, None, None, None, None
+        return grads, *(None,) * 6

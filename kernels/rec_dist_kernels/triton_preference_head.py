@@ -43,6 +43,7 @@ def preference_head_triton(
     beta: float,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    margins: Tensor | None = None,
     group_weights: Tensor | None = None,
     plan: HeadPlan | None = None,
     chunk_rows: int | None = None,
@@ -58,6 +59,7 @@ def preference_head_triton(
         weight,
         None if bias is None else bias.contiguous(),
         None if group_weights is None else group_weights.detach().contiguous(),
+        None if margins is None else margins.detach().contiguous(),
         setting,
         plan,
         *(array.contiguous() for array in arrays),
@@ -68,8 +70,17 @@ def preference_head_triton(
 class _Groups:
     """Arrays over groups and completions that chunks fill in turn."""
 
-    def __init__(self, reference: Tensor, offsets: Tensor, weights: Tensor | None, setting: _Setting) -> None:
+    def __init__(
+        self,
+        reference: Tensor,
+        completions: Tensor,
+        offsets: Tensor,
+        margins: Tensor | None,
+        weights: Tensor | None,
+        setting: _Setting,
+    ) -> None:
         self._reference, self._offsets, self._weights, self._setting = reference, offsets, weights, setting
+        self._lengths, self._margins = completions.diff() if setting.kind == "mppo" else None, margins  # (N,)
         self.loss = reference.new_empty(offsets.shape[0] - 1, dtype=torch.float32)  # (G,)
         self.logps = reference.new_empty(reference.shape[0], dtype=torch.float32)  # (N,)
         self._rewards, self._slopes = torch.empty_like(self.logps), torch.empty_like(self.logps)  # (N,)
@@ -79,7 +90,8 @@ class _Groups:
         offsets = self._offsets[chunk.groups.start : chunk.groups.stop + 1]
         kind, beta = self._setting.kind, self._setting.beta
         loss = self.loss[chunk.groups]
-        preference.preference(self.logps, self._reference, offsets, loss, self._rewards, self._slopes, kind=kind, beta=beta)
+        given, results = (self.logps, self._reference, self._lengths, self._margins), (loss, self._rewards, self._slopes)
+        preference.preference(*given, offsets, *results, kind=kind, beta=beta)
         if self._weights is not None:
             weights = self._weights[chunk.groups]
             loss.copy_(torch.where(weights == 0, 0.0, loss * weights))
@@ -97,6 +109,7 @@ class _PreferenceHead(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         group_weights: Tensor | None,
+        margins: Tensor | None,
         setting: _Setting,
         plan: HeadPlan,
         targets: Tensor,
@@ -105,7 +118,7 @@ class _PreferenceHead(torch.autograd.Function):
         group_offsets: Tensor,
     ) -> tuple[Tensor, Tensor]:
         needed = ctx.needs_input_grad[:3] if setting.with_gradients else (False, False, False)
-        groups = _Groups(reference, group_offsets, group_weights, setting)
+        groups = _Groups(reference, completion_offsets, group_offsets, margins, group_weights, setting)
         owners = segment_ids(completion_offsets, targets.shape[0])  # (M,)
         gradients = HeadGradients(hidden, weight, bias, needed)
         buffer = LogitsBuffer(weight, plan.largest)
@@ -130,4 +143,4 @@ class _PreferenceHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if made is None else kernels.scale(made, grad_loss) for made in ctx.saved_tensors), *(None,) * 7
+        return *(None if made is None else kernels.scale(made, grad_loss) for made in ctx.saved_tensors), *(None,) * 8

@@ -31,6 +31,10 @@ BUILT_IN = {
     "dpo": BuiltIn("rec_dist.methods.preference.method:DPO"),
     "dmpo": BuiltIn("rec_dist.methods.preference.method:DMPO"),
     "sdpo": BuiltIn("rec_dist.methods.preference.method:SDPO"),
+    "mppo": BuiltIn("rec_dist.methods.preference.method:MPPO"),
+    "dynamicpo": BuiltIn("rec_dist.methods.preference.method:DYNAMICPO"),
+    "recpo": BuiltIn("rec_dist.methods.recpo.method:RECPO", ("recpo", "rec_dist.methods.recpo.config:RecpoConfig")),
+    "msl": BuiltIn("rec_dist.methods.msl.method:MSL", ("msl", "rec_dist.methods.msl.config:MslConfig")),
     "sequential": BuiltIn(
         "rec_dist.methods.sequential.method:SEQUENTIAL", ("sequential", "rec_dist.methods.sequential.config:SequentialConfig")
     ),

@@ -26,7 +26,11 @@ class TaskConfig(Section):
         description=f"Which method trains: {', '.join(method_table.BUILT_IN)}, or the name of one from outside. "
         "delrec_distill needs adapter.kind=soft_prompt, p2rec_reconstruct lora, others lora or none.",
     )
-    beta: float = Field(1.0, gt=0, description="Strength of the pull to the reference (dpo, dmpo, sdpo).")
+    beta: float = Field(
+        1.0,
+        gt=0,
+        description="Strength of the pull to the reference (dpo, dmpo, sdpo, dynamicpo, recpo); scale of the likelihoods (mppo).",
+    )
     reference: Literal["cached", "online"] = Field("cached", description="cached: log-probs computed once and stored.")
 
     def section(self, kind: type[_Section]) -> _Section:

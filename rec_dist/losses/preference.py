@@ -1,4 +1,4 @@
-"""Preference losses of a micro-batch (S-DPO, DMPO, DPO), and its reward metrics: a layer on the kernels.
+"""Preference losses of a micro-batch, and its reward metrics: a layer on the kernels.
 
 N completions, G groups, K negatives of a group.
 """
@@ -17,13 +17,15 @@ def preference_sums(
     *,
     kind: PreferenceKind,
     beta: float,
+    lengths: Tensor | None = None,
+    margins: Tensor | None = None,
     group_weights: Tensor | None = None,
     impl: Impl = "auto",
 ) -> LossSums:
     """The weighted sum of preference_loss over the groups, its count and its reward metrics.
 
     Args:
-        policy_logps, reference_logps: (N,) in nats; group_offsets (G+1,): see
+        policy_logps, reference_logps: (N,) in nats; group_offsets (G+1,); lengths, margins (N,): see
             rec_dist_kernels.preference_loss for the formulas and their sources.
         group_weights: (G,), None for 1 each. A group of weight 0 contributes exactly 0 to every sum and
             gradient even if its log-probabilities are NaN: an empty micro-batch is a dummy group of weight 0.
@@ -48,6 +50,8 @@ def preference_sums(
         group_offsets,
         kind=kind,
         beta=beta,
+        lengths=lengths,
+        margins=margins,
         impl=impl,
     )
     metrics, count = reward_metrics(rewards, group_offsets, group_weights=weights)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rec_dist.packing.packed_batch import PackedBatch
-from rec_dist_kernels import PreferenceKind, completion_logps, preference_head
+from rec_dist_kernels import PreferenceKind, allowed_logps, completion_logps, preference_head
 
 
 class Preference(NamedTuple):
@@ -34,12 +34,16 @@ class CompletionHead(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """hidden (T, D) and batch -> (N,) float32 summed log-probs; with a preference (loss_sum (), log-probs without a graph).
 
+        The log-probs are those within batch.allowed, if the batch has it and there is no preference.
+
         hidden (..., D) alone -> (..., V) logits.
         """
         if batch is None:
             return F.linear(hidden, self.weight, self.bias)
         if preference is not None:
             return self._preference(hidden, batch, preference)
+        if batch.allowed is not None:
+            return allowed_logps(hidden, self.weight, batch.allowed, bias=self.bias, softcap=self.softcap)
         return completion_logps(
             hidden,
             self.weight,
@@ -64,6 +68,7 @@ class CompletionHead(nn.Module):
             beta=preference.beta,
             bias=self.bias,
             softcap=self.softcap,
+            margins=batch.margins,
             group_weights=batch.weights,
             plan=batch.plan,
         )

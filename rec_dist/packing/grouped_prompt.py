@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rec_dist.runtime.arrays import I32, I64
+from rec_dist.runtime.arrays import F32, I32, I64
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class GroupedPrompt:
     input_lengths: I32  # (N,) C - 1; 0 if the prompt itself continues with the completion, so that its rows serve
     lengths: I32  # (N,) C >= 1: scored tokens of each completion
     targets: I32  # (M,) the whole completions
+    margins: F32 | None = None  # (N,) by how much a completion's reward has to be below the chosen one's; None for 0
 
     @property
     def num_tokens(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.transfer import to_device
 from rec_dist.runtime.arrays import I64
-from rec_dist_kernels import HeadPlan, plan_groups
+from rec_dist_kernels import AllowedPlan, HeadPlan, plan_groups
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class PackedBatch:
     sizes: I64  # (prompts, 2), on the host: the rows of each prompt and those of its completions
     num_logical_tokens: int
     plan: HeadPlan  # of rows, for the head: made with the batch, because on a device the host would wait to learn its chunks
+    margins: Tensor | None = None  # (N,) float32: as in GroupedPrompt, None if no prompt has any
+    allowed: AllowedPlan | None = None  # which words each scored token competes with; None: the vocabulary
 
     @property
     def num_tokens(self) -> int:
@@ -147,7 +149,15 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
         sizes=np.stack([prompt_lengths, input_sums], axis=1),
         num_logical_tokens=int((branch_points + 1).sum()) + len(rows),
         plan=plan_groups(*scoring),
+        margins=_margins(prompts),
     )
+
+
+def _margins(prompts: list[GroupedPrompt]) -> Tensor | None:
+    if all(prompt.margins is None for prompt in prompts):
+        return None
+    parts = [np.zeros(len(p.lengths), dtype=np.float32) if p.margins is None else p.margins for p in prompts]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def dummy_batch(num_negatives: int) -> PackedBatch:

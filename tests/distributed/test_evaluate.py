@@ -14,8 +14,8 @@ from worker_processes import run_command, run_workers
 _SFT = ("task.kind=sft",)
 
 
-def scores(run: Any, folder: Path, *changes: str, workers: int = 1) -> np.ndarray:
-    """The scores (U, C) that the workers of `rec-dist evaluate RUN` write."""
+def scores(run: Any, folder: Path, *changes: str, workers: int = 1, temperature: float | None = None) -> np.ndarray:
+    """The scores (U, C) that the workers of `rec-dist evaluate RUN` write; with a temperature, those within the catalogue."""
     from rec_dist.config.load import load_config
     from rec_dist.methods.initial_weights import InitialWeights
     from rec_dist.methods.language_model.ranking import EvaluateJob, evaluate_worker, gather_parts
@@ -24,14 +24,17 @@ def scores(run: Any, folder: Path, *changes: str, workers: int = 1) -> np.ndarra
     folder.mkdir(parents=True, exist_ok=True)
     config = load_config(run.path / "config.yaml", ["evaluate.max_users=6", *changes])
     saved = run.path / "model"
-    job = EvaluateJob(config.model_dump(), str(folder), InitialWeights(find_initial_weights(config).model, saved), saved)
+    job = EvaluateJob(
+        config.model_dump(), str(folder), InitialWeights(find_initial_weights(config).model, saved), saved, temperature
+    )
     run_workers(evaluate_worker, [job] * workers, folder / "workers")
     return gather_parts(folder)
 
 
-def test_any_workers_and_any_packing(trainer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_any_workers_and_any_packing(trainer: Any, tmp_path: Path, temperature: float | None) -> None:
     run = trainer.once(*_SFT)
-    expected = scores(run, tmp_path / "one")
+    expected = scores(run, tmp_path / "one", temperature=temperature)
     assert expected.shape == (6, 10)
     assert np.isfinite(expected).all()
     for name, workers, changes in (
@@ -40,7 +43,8 @@ def test_any_workers_and_any_packing(trainer: Any, tmp_path: Path) -> None:
         ("one-small", 1, ("train.max_tokens_per_micro_batch=100",)),
         ("two-sharded", 2, ("train.max_tokens_per_micro_batch=300", "cluster.zero_stage=3")),
     ):
-        np.testing.assert_allclose(scores(run, tmp_path / name, *changes, workers=workers), expected, rtol=1e-5, atol=1e-5)
+        found = scores(run, tmp_path / name, *changes, workers=workers, temperature=temperature)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_whole_catalogue_is_brute_force(

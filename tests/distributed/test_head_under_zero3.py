@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-_FULL = ("task.kind=sdpo", "adapter.kind=none", "task.reference=cached", "optimizer.lr=1e-3", "train.max_steps=3")
+_FULL = ("adapter.kind=none", "task.reference=cached", "optimizer.lr=1e-3")
 
 
 def untied(folder: Path, tied: Path) -> Path:
@@ -25,12 +25,12 @@ def untied(folder: Path, tied: Path) -> Path:
 
 
 @pytest.mark.parametrize("ties", ["tied", "untied"])
-@pytest.mark.parametrize("trains", ["all", "adapter"])
+@pytest.mark.parametrize(("kind", "trains"), [("sdpo", "all"), ("sdpo", "adapter"), ("msl", "all")])
 def test_two_sharded_workers_train_as_one_does(
-    trainer: Any, tiny_model_dir: Path, tmp_path: Path, ties: str, trains: str
+    trainer: Any, tiny_model_dir: Path, tmp_path: Path, ties: str, kind: str, trains: str
 ) -> None:
     model = tiny_model_dir if ties == "tied" else untied(tmp_path / "model", tiny_model_dir)
-    changes = (*(_FULL if trains == "all" else ("task.kind=sdpo", "train.max_steps=3")), f"model.path={model}")
+    changes = (*(_FULL if trains == "all" else ()), f"task.kind={kind}", "train.max_steps=3", f"model.path={model}")
     one = trainer.train(trainer.new_dir(), *changes)
     two = trainer.train(trainer.new_dir(), *changes, "cluster.zero_stage=3", "train.max_tokens_per_micro_batch=200", workers=2)
     for row, wanted in zip(two.steps, one.steps, strict=True):

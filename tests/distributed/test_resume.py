@@ -33,6 +33,10 @@ _CASES = {
     "dropout": (1, (*_SIX, "adapter.dropout=0.3", "train.max_tokens_per_micro_batch=200")),
     "dropout, two workers": (2, (*_SIX, "adapter.dropout=0.3", "train.max_tokens_per_micro_batch=200")),
     "online reference": (1, (*_SIX, "task.reference=online")),
+    "the catalogue's softmax, two workers, ZeRO-3": (
+        2,
+        (*_SIX, "task.kind=msl", "cluster.zero_stage=3", "train.max_tokens_per_micro_batch=200"),
+    ),
     "full fine-tuning": (1, (*_FULL, "cluster.zero_stage=0")),
     "full fine-tuning, two workers, ZeRO-3": (2, (*_FULL, "cluster.zero_stage=3")),
 }

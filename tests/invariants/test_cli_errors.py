@@ -75,6 +75,10 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["train.init_from=nowhere"], ("train.init_from", "nowhere", "let that run finish first")),
         (["task.kind=dpo"], ("task.kind=dpo", "negatives.num is 3", "set negatives.num=1")),
         (["task.kind=sdpo", "negatives.num=0"], ("task.kind=sdpo", "negatives.num is 0", "set negatives.num")),
+        (["task.kind=recpo", "negatives.num=0"], ("task.kind=recpo", "negatives.num is 0", "set negatives.num")),
+        (["task.kind=recpo", "negatives.kind=low_rated"], ("negatives.kind=low_rated", "task.kind=recpo", "uniform")),
+        (["task.kind=mppo", "task.recpo.decay=-1"], ("task.recpo.decay", "greater than or equal to 0")),
+        (["task.kind=msl", "task.msl.temperature=0"], ("task.msl.temperature", "greater than 0")),
         (["task.kind=sdpo", "negatives.num=75"], ("negatives.num (75)", "80 items", "lower negatives.num")),
         (
             ["train.max_tokens_per_micro_batch=40"],

@@ -5,6 +5,7 @@ Loss, log-probs, sums and gradients must agree.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,23 @@ from random_prompts import random_tree
 from torch import Tensor
 
 from rec_dist.methods.language_model.objective import Objective
-from rec_dist.methods.preference import dmpo, sdpo
+from rec_dist.methods.preference import dmpo, dynamicpo, mppo, recpo, sdpo
 from rec_dist.models.language import load_language_model
 from rec_dist.models.scorer import Scorer
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
 
-METHODS = {"sdpo": sdpo(beta=0.3, num_negatives=3), "dmpo": dmpo(beta=0.3, num_negatives=3)}
+
+def no_margins(split: Any, keys: Any, completions: Any) -> Any:
+    raise AssertionError("the batch brings its own")
+
+
+METHODS = {
+    "sdpo": sdpo(beta=0.3, num_negatives=3),
+    "dmpo": dmpo(beta=0.3, num_negatives=3),
+    "mppo": mppo(beta=3.0, num_negatives=3),
+    "dynamicpo": dynamicpo(beta=0.3, num_negatives=3),
+    "recpo": recpo(no_margins, beta=0.3, num_negatives=3),
+}
 
 
 def batch() -> PackedBatch:
@@ -40,6 +52,8 @@ def scored(folder: Path, method: Objective, micro_batch: PackedBatch, *, inside:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_inside_or_after_the_head_is_the_same(tiny_model_dir: Path, name: str, weighted: bool) -> None:
     micro_batch = batch()
+    if name == "recpo":
+        micro_batch = replace(micro_batch, margins=torch.linspace(0, 3, len(micro_batch.reference_logps)))
     if weighted:
         micro_batch = replace(micro_batch, weights=torch.linspace(0, 1.5, len(micro_batch.weights)))
     after, after_gradients = scored(tiny_model_dir, METHODS[name], micro_batch, inside=False)
@@ -63,4 +77,4 @@ def test_a_dummy_batch_adds_nothing_and_has_a_graph(tiny_model_dir: Path) -> Non
 
 def test_the_language_task_hands_the_loss_to_the_head() -> None:
     for name, method in METHODS.items():
-        assert method.preference == (name, 0.3)
+        assert method.preference == ("sdpo" if name == "recpo" else name, 3.0 if name == "mppo" else 0.3)

@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from rec_dist_kernels import triton_boundary as boundary
 from rec_dist_kernels import triton_logits as logits
 from rec_dist_kernels import triton_preference as preference
 
@@ -46,9 +47,15 @@ def sources(dtype: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str, An
     yield "completion_sums", logits.completion_sums_kernel, sums, {"BLOCK": logits.COMPLETION_BLOCK}, 1
     groups = {"policy_ptr": f"*{dtype}", "reference_ptr": f"*{dtype}", "offsets_ptr": "*i64", "loss_ptr": "*fp32"}
     groups |= {"rewards_ptr": "*fp32", "slopes_ptr": "*fp32", "beta": "fp32"}
-    for mean in (True, False):
-        constants = {"MEAN": mean, "BLOCK": preference.GROUP_BLOCK}
-        yield f"preference {'dmpo' if mean else 'sdpo'}", preference.preference_kernel, groups, constants, 1
+    arrays = {"lengths_ptr": "*i64", "margins_ptr": "*fp32", "shares_ptr": "*fp32"}
+    for kind, pool in preference.POOLS.items():
+        used = {"margins_ptr": kind == "sdpo", "lengths_ptr": kind == "mppo", "shares_ptr": kind == "dynamicpo"}
+        constants: dict[str, Any] = {name: None for name, there in used.items() if not there}
+        constants |= {"POOL": pool, "LIKELIHOOD": kind == "mppo", "HAS_MARGINS": kind == "sdpo", "BLOCK": preference.GROUP_BLOCK}
+        yield f"preference {kind}", preference.preference_kernel, groups | arrays, constants, 1
+    shares = {"policy_ptr": f"*{dtype}", "offsets_ptr": "*i64", "shares_ptr": "*fp32"}
+    numbers = {"MARGIN": boundary.MARGIN, "SWING": boundary.SWING, "ROUNDS": boundary.ROUNDS, "BLOCK": boundary.GROUP_BLOCK}
+    yield "boundary", boundary.boundary_kernel, shares, numbers, 1
     back = {"slopes_ptr": "*fp32", "weights_ptr": "*fp32", "offsets_ptr": "*i64", "grads_ptr": f"*{dtype}"}
     yield "spread", preference.spread_kernel, back, {"BLOCK": preference.GROUP_BLOCK}, 1
 

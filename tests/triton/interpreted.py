@@ -15,19 +15,29 @@ from random_prompts import random_tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import language as tl
 
-from benchmarks.acceptance import compare, plain_logps, plain_preference, results
+from benchmarks.acceptance import compare, plain_boundary, plain_logps, plain_preference, results
 from rec_dist.config.schema import RunConfig
 from rec_dist.methods.registry import build_task, find_initial_weights
 from rec_dist.models import head
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.runtime.world import World
 from rec_dist.training.loader import step_work
-from rec_dist_kernels import completion_logps, plan_groups, preference_head, preference_loss, triton_logits, triton_preference
+from rec_dist_kernels import (
+    completion_logps,
+    plan_groups,
+    preference_head,
+    preference_loss,
+    triton_boundary,
+    triton_logits,
+    triton_preference,
+)
+from rec_dist_kernels.boundary import boundary_shares
 from rec_dist_kernels.triton_completion_logps import completion_logps_triton
 from rec_dist_kernels.triton_preference_head import preference_head_triton
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KINDS = ("sdpo", "dmpo")
+MORE_KINDS = ("mppo", "dynamicpo")
 D = 8
 
 
@@ -73,17 +83,18 @@ def logps_ops(batch, softcap=None, chunk_rows=None):
     )
 
 
-def head_ops(batch, kind="sdpo", softcap=None, beta=0.2, weights=None):
+def head_ops(batch, kind="sdpo", softcap=None, beta=0.2, weights=None, margins=None):
     scored = (batch.rows, batch.targets, batch.completion_offsets)
     reference, groups = batch.reference_logps, batch.group_offsets
 
     def truth(h, w, b=None):
         logps = plain_logps(h, w, b, *scored, softcap)
-        losses = plain_preference(logps, reference.double(), groups, kind, beta)
+        extra = {"lengths": batch.completion_offsets.diff().clamp(min=1), "margins": margins}
+        losses = plain_preference(logps, reference.double(), groups, kind, beta, **extra)
         return [(losses if weights is None else losses * weights).sum(), logps.detach()]
 
     def run(impl):
-        settings = {"kind": kind, "beta": beta, "softcap": softcap, "group_weights": weights, "impl": impl}
+        settings = {"kind": kind, "beta": beta, "softcap": softcap, "group_weights": weights, "margins": margins, "impl": impl}
         return lambda h, w, b=None: preference_head(h, w, *scored, reference, groups, bias=b, **settings)
 
     return truth, run("reference"), run("triton")
@@ -361,6 +372,71 @@ def test_preference_loss(dtype, kind, scale):
     assert compare(truth, run("reference"), run("triton"), [policy.requires_grad_()]) == []
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
+@pytest.mark.parametrize("margins", [False, True])
+def test_preference_loss_of_log_probs(dtype, kind, margins, monkeypatch):
+    """Log-probs of titles instead of any numbers, since MPPO exponentiates them; groups that span blocks."""
+    monkeypatch.setattr(triton_preference, "GROUP_BLOCK", 4)
+    monkeypatch.setattr(triton_boundary, "GROUP_BLOCK", 4)
+    offsets = torch.tensor([0, 3, 2, 1, 5, 0, 17, 9, 2]).cumsum(0)
+    rng = np.random.default_rng(7)
+    lengths = rng.integers(1, 7, size=int(offsets[-1]))
+    policy, reference = (torch.from_numpy(-2.0 * lengths - rng.exponential(6.0, size=len(lengths))).to(dtype) for _ in range(2))
+    extra = {"lengths": torch.from_numpy(lengths)}
+    extra |= {"margins": torch.from_numpy(rng.uniform(0, 3, size=len(lengths))).float()} if margins else {}
+
+    def truth(p):
+        rewards = 0.7 * (torch.exp(p / extra["lengths"]) if kind == "mppo" else p - reference.double())
+        return [plain_preference(p, reference.double(), offsets, kind, 0.7, **extra), rewards.detach()]
+
+    run = lambda impl: lambda p: preference_loss(p, reference, offsets, kind=kind, beta=0.7, impl=impl, **extra)
+    assert compare(truth, run("reference"), run("triton"), [policy.requires_grad_()]) == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_boundary_negatives_are_those_of_plain_lists(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 100, size=6)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    policy = torch.from_numpy(-rng.exponential(9.0, size=int(sizes.sum()))).float()
+    policy[offsets[:-1][torch.from_numpy(sizes > 0)]] += 3.0 * float(rng.integers(0, 2))  # without a violation, clusters decide
+    shares = torch.full_like(policy, torch.nan)
+    triton_boundary.boundary(policy, offsets, shares)
+    torch.testing.assert_close(shares, boundary_shares(policy, offsets), rtol=1e-5, atol=1e-7)
+    for start, stop in pairwise(offsets.tolist()):
+        if stop - start > 1:
+            found = {place: share for place, share in enumerate(shares[start + 1 : stop].tolist()) if share}
+            assert found == pytest.approx(plain_boundary(policy[start:stop].tolist()), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", MORE_KINDS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_more_kinds_of_preference_head(kind, weighted):
+    """In float32: a boundary that rounding moves would make another loss, not a less exact one."""
+    batch = batch_of(130, seed=1)
+    rng = np.random.default_rng(2)
+    margins = torch.from_numpy(rng.uniform(0, 3, size=len(batch.reference_logps))).float()
+    weights = torch.linspace(0.5, 2, len(batch.weights)) if weighted else None
+    leaves = leaves_of(batch, 130, torch.float32, seed=1)
+    beta = 5.0 if kind == "mppo" else 0.2
+    assert compare(*head_ops(batch, kind, None, beta, weights, margins), leaves) == []
+    truth, plain, _ = head_ops(batch, kind, None, beta, None, margins)
+    scored = (batch.rows, batch.targets, batch.completion_offsets, batch.reference_logps, batch.group_offsets)
+    for chunk_rows in (1, 12, 10_000):
+        run = lambda h, w, b, rows=chunk_rows: preference_head_triton(
+            h, w, *scored, kind=kind, beta=beta, bias=b, margins=margins, chunk_rows=rows
+        )
+        assert compare(truth, plain, run, leaves) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_margins_in_the_head(dtype):
+    batch = batch_of(130, seed=1)
+    margins = torch.linspace(3, 0, len(batch.reference_logps))
+    assert compare(*head_ops(batch, "sdpo", margins=margins), leaves_of(batch, 130, dtype, seed=1)) == []
+
+
 def test_small_losses_keep_their_relative_precision():
     policy = torch.tensor([0.0, -50.0, -50.0, 0.0, -9.0, 0.0, -3.0, 0.0, -1.0])
     loss, _ = preference_loss(policy, torch.zeros(9), torch.tensor([0, 3, 5, 7, 9]), beta=1.0, impl="triton")
@@ -390,7 +466,7 @@ def test_a_kernel_with_a_wrong_coefficient_is_rejected(monkeypatch):
 
     class Swapped:
         def __getitem__(self, grid):
-            return lambda *arguments, MEAN, **rest: kernel[grid](*arguments, MEAN=not MEAN, **rest)  # noqa: N803
+            return lambda *arguments, POOL, **rest: kernel[grid](*arguments, POOL=1 - POOL, **rest)  # noqa: N803
 
     leaves = leaves_of(batch, 130, torch.float32, seed=1)
     assert compare(*head_ops(batch, "sdpo"), leaves) == []

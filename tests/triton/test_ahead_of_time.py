@@ -1,6 +1,6 @@
 """Every kernel compiles for its chips without spilling registers, within shared memory, and with wide loads.
 
-Costs 15 s for 60 kernels and needs no GPU. The test reads what the assembler reports, which says nothing about a GPU's speed.
+Costs 20 s for 84 kernels and needs no GPU. The test reads what the assembler reports, which says nothing about a GPU's speed.
 """
 
 import json
@@ -34,7 +34,7 @@ def test_all_kernels_are_compiled_for_all_chips(compiled: list[dict[str, Any]]) 
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "kernels" / "rec_dist_kernels").glob("triton_*.py")]
     kernels = {name for source in sources for name in re.findall(r"^def (\w+)_kernel\(", source, re.MULTILINE)}
     assert kernels == {entry["kernel"].split()[0] for entry in compiled}
-    assert len(compiled) == 3 * 2 * 10
+    assert len(compiled) == 3 * 2 * 14
 
 
 @pytest.mark.parametrize("chip", sorted(SHARED_BYTES))

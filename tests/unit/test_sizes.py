@@ -34,6 +34,7 @@ CASES = {
     "sdpo": ("task.kind=sdpo",),
     "dmpo with explicit negatives": ("task.kind=dmpo", "negatives.kind=low_rated", _TIMELINES),
     "dpo": ("task.kind=dpo", "negatives.num=1"),
+    "recpo": ("task.kind=recpo", _TIMELINES),
     "popularity": ("task.kind=sdpo", "negatives.kind=popularity", "negatives.num=15"),
     "a crowded catalogue": ("task.kind=sdpo", "negatives.num=40"),
     "timelines": ("task.kind=sdpo", _TIMELINES, "negatives.num=5"),

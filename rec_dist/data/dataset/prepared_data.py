@@ -17,7 +17,7 @@ from rec_dist.data.dataset.reading import Shards, Source
 from rec_dist.data.dataset.schema import INDEX_SCHEMA, ITEM_SCHEMA, PREPARE_AGAIN
 from rec_dist.data.dataset.verify import folder_faults
 from rec_dist.errors import UserError
-from rec_dist.runtime.arrays import I32, I64
+from rec_dist.runtime.arrays import F32, I32, I64
 from rec_dist.runtime.packages import cache_dir
 from rec_dist.storage.location import Location
 from rec_dist.storage.uri import local_path
@@ -61,6 +61,10 @@ class SequenceSplit:
         """All items of row `row` in time order: history and targets."""
         return self.shards.items_of(row)
 
+    def ratings_of(self, row: int) -> F32 | None:
+        """The ratings of the items of row `row`, None if the source has no ratings."""
+        return self.shards.ratings_of(row)
+
     def explicit_negatives_of(self, row: int) -> I32:
         """The explicit negatives of row `row`: items that its user rated below data.min_rating within the training part."""
         return self.shards.explicit_negatives_of(row)
@@ -97,7 +101,7 @@ class PreparedData:
         if manifest.items is None:
             raise UserError(
                 f"data.path ({location}) holds preference rows, which have no items to rank; "
-                "train on them with task.kind=sft, dpo, dmpo or sdpo."
+                "train on them with task.kind=sft, dpo, dmpo, sdpo, mppo or dynamicpo."
             )
         if problems := folder_faults(location, manifest):
             raise UserError(f"data.path ({location}) is damaged, {len(problems)} fault(s): {problems[0]}; {PREPARE_AGAIN}.")

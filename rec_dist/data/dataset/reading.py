@@ -22,7 +22,7 @@ from rec_dist.data.dataset.node_cache import NodeCache
 from rec_dist.data.dataset.ragged import offsets_of, runs
 from rec_dist.data.dataset.schema import PREPARE_AGAIN, SEQUENCE_SCHEMA
 from rec_dist.errors import UserError
-from rec_dist.runtime.arrays import I32, I64
+from rec_dist.runtime.arrays import F32, I32, I64
 from rec_dist.storage.checksums import FileEntry
 from rec_dist.storage.location import Location
 
@@ -56,9 +56,10 @@ def table_fault(table: pa.Table, entry: FileEntry, schema: pa.Schema) -> str | N
 
 @dataclass
 class _Open:
-    """One open shard: flat views of the items and explicit negatives of all its rows, and when it was last marked as used."""
+    """One open shard: flat views of the columns of all its rows, and when it was last marked as used. ratings: None without any."""
 
     items: I32
+    ratings: F32 | None
     explicit_negatives: I32
     raw_users: pa.ChunkedArray
     path: Path
@@ -99,6 +100,12 @@ class Shards:
         shard, offsets = self._shard_of(row), self._index.offsets
         base = offsets[self._first[shard]]
         return self._one(shard).items[offsets[row] - base : offsets[row + 1] - base]
+
+    def ratings_of(self, row: int) -> F32 | None:
+        """A view of the ratings of one row's items, None without ratings."""
+        shard, offsets = self._shard_of(row), self._index.offsets
+        base, ratings = offsets[self._first[shard]], self._one(shard).ratings
+        return None if ratings is None else ratings[offsets[row] - base : offsets[row + 1] - base]
 
     def explicit_negatives_of(self, row: int) -> I32:
         """A view of the explicit negatives of one row."""
@@ -149,4 +156,6 @@ class Shards:
         items, explicit_negatives = (
             flat([part.flatten() for part in table[name].chunks], np.int32) for name in ("items", "explicit_negatives")
         )
-        return _Open(items, explicit_negatives, table["raw_user"], path, time.monotonic())
+        rated = table["ratings"].null_count == 0
+        ratings = flat([part.flatten() for part in table["ratings"].chunks], np.float32) if rated else None
+        return _Open(items, ratings, explicit_negatives, table["raw_user"], path, time.monotonic())

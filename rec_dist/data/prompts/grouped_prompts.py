@@ -7,8 +7,8 @@ A rank needs the sizes of all examples of a step, since they decide the packing,
 U examples, G groups, N completions, H history items, S segments, I items of the catalogue, L candidates that a prompt lists.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +18,7 @@ from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.data.prompts.groups import Groups
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.sizes import Sizes
-from rec_dist.runtime.arrays import I32, I64
+from rec_dist.runtime.arrays import F32, I32, I64
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,11 @@ class GroupedPromptFactory:
 
 @dataclass(frozen=True)
 class DrawnPrompts:
-    """Implements methods.task.DrawnExamples."""
+    """Implements methods.task.DrawnExamples. margins: of groups, (G, 1 + K), for losses that need them."""
 
     factory: GroupedPromptFactory
     groups: Groups
+    margins: Callable[[Groups], F32] | None = None
 
     @property
     def sizes(self) -> Sizes:
@@ -154,7 +155,14 @@ class DrawnPrompts:
 
     def build(self, chosen: Sequence[int]) -> list[GroupedPrompt]:
         """Build the prompts at these places."""
-        return self.factory.build(self.groups.of(np.asarray(chosen, dtype=np.int64)))
+        groups = self.groups.of(np.asarray(chosen, dtype=np.int64))
+        prompts = self.factory.build(groups)
+        if self.margins is None:
+            return prompts
+        margins, bounds = self.margins(groups), groups.group_offsets.tolist()
+        return [
+            replace(prompt, margins=margins[a:b].reshape(-1)) for prompt, (a, b) in zip(prompts, pairwise(bounds), strict=True)
+        ]
 
 
 def _along(tokens: I32, layout: _Layout, answers: I32, starts: I64, lengths: I64) -> I64:

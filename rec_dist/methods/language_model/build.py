@@ -53,7 +53,8 @@ def build_language_task(
     builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
     spec = model_spec(config, initial, builder, device, trains=True, keep_reference=keep_reference)
     negatives = build_negative_sampler(config, objective.num_negatives, data.train_counts)
-    examples = InteractionExamples(data, rows, targets, builder, negatives, config.negatives.refresh_each_epoch)
+    refresh = config.negatives.refresh_each_epoch
+    examples = InteractionExamples(data, rows, targets, builder, negatives, refresh, objective.margins, objective.temperature)
     sampler = build_batch_sampler(config, max(len(targets), 1))
     examples.check(sampler, max_tokens=config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
     key = reference_key(config, initial, builder, data, dtype=str(spec.dtype))
@@ -93,7 +94,7 @@ def build_text_task(
     if max_rejected is not None and most > max_rejected:
         raise UserError(
             f"task.kind={config.task.kind} takes rows with {max_rejected} rejected completion, and data.path has rows with "
-            f"{most} rejected completions; set task.kind=dmpo or sdpo"
+            f"{most} rejected completions; set task.kind=dmpo, sdpo, mppo or dynamicpo"
         )
     objective = objective_for(most)
     spec = model_spec(config, initial, None, device, trains=True, keep_reference=_keeps_reference(config, objective))

@@ -3,8 +3,8 @@
 `check` finds every fault that can be known before the first step, so that nothing fails at step 900.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,15 +13,17 @@ import numpy as np
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.data.prompts.grouped_prompts import DrawnPrompts, GroupedPromptFactory
-from rec_dist.data.prompts.groups import draw_groups, draw_listed_groups
+from rec_dist.data.prompts.groups import Groups, draw_groups, draw_listed_groups
+from rec_dist.data.prompts.title_trie import catalogue_packing
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.negatives import NegativeSampler, draw_candidates
 from rec_dist.data.sampling.targets import TargetIndex
 from rec_dist.errors import UserError
 from rec_dist.methods.language_model.builders import check_positions
+from rec_dist.methods.language_model.objective import Margins
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
-from rec_dist.runtime.arrays import I32, I64
+from rec_dist.runtime.arrays import F32, I32, I64
 from rec_dist.runtime.rng import hash_u64
 
 _LISTED = 21  # its own stream of draws
@@ -29,7 +31,10 @@ _LISTED = 21  # its own stream of draws
 
 @dataclass(frozen=True)
 class InteractionExamples:
-    """Implements methods.task.TaskData. refresh_negatives: every epoch draws other negatives."""
+    """Implements methods.task.TaskData.
+
+    refresh_negatives: every epoch draws other negatives. margins, temperature: as in Objective.
+    """
 
     prepared: PreparedData
     split: SequenceSplit
@@ -37,6 +42,8 @@ class InteractionExamples:
     builder: PromptBuilder
     negatives: NegativeSampler
     refresh_negatives: bool
+    margins: Margins | None = None
+    temperature: float | None = None
 
     def draw_epoch(self, epoch: int) -> int:
         """Return the epoch that the negatives of `epoch` are drawn for: 0 unless they are refreshed."""
@@ -53,9 +60,9 @@ class InteractionExamples:
             return self._listed_prompt(row, start, items, key=base + start, epoch=epoch)
         groups = [self._completions(row, position, items, epoch) for position in range(start, stop)]
         keys = range(base + start, base + stop)
-        return self.builder.grouped_prompt(
-            items[begin : stop - 1], groups, keys, branch_at=[p - begin for p in range(start, stop)]
-        )
+        branch_at = [position - begin for position in range(start, stop)]
+        prompt = self.builder.grouped_prompt(items[begin : stop - 1], groups, keys, branch_at=branch_at)
+        return self._with_margins(prompt, np.stack(groups))
 
     def draw(self, indices: I64, epochs: I64) -> DrawnPrompts:
         """Draw the negatives or candidates of each, all at once; what is built equals example()."""
@@ -63,7 +70,7 @@ class InteractionExamples:
         most = self.builder.max_history
         if not self.builder.listed:
             groups = draw_groups(self.split, self.targets, self.negatives, indices, draws, max_history=most)
-            return DrawnPrompts(self._factory, groups)
+            return DrawnPrompts(self._factory, groups, self._margins_of)
         groups = draw_listed_groups(
             self.split,
             self.targets,
@@ -75,7 +82,7 @@ class InteractionExamples:
             num_items=self.prepared.num_items,
             max_history=most,
         )
-        return DrawnPrompts(self._factory, groups)
+        return DrawnPrompts(self._factory, groups, self._margins_of)
 
     @cached_property
     def _factory(self) -> GroupedPromptFactory:
@@ -105,11 +112,27 @@ class InteractionExamples:
         # The list is in random order, so its first K other items are a random choice of them.
         group = np.concatenate([items[position : position + 1], listed[listed != target][: self.negatives.num]])
         history = items[max(0, position - self.builder.max_history) : position]
-        return self.builder.grouped_prompt(history, [group], [key], listed=listed)
+        return self._with_margins(self.builder.grouped_prompt(history, [group], [key], listed=listed), group[None])
+
+    def _with_margins(self, prompt: GroupedPrompt, completions: I32) -> GroupedPrompt:
+        """completions: (G, 1 + K) item ids."""
+        if self.margins is None:
+            return prompt
+        return replace(prompt, margins=self.margins(self.split, prompt.keys, completions).reshape(-1))
+
+    @property
+    def _margins_of(self) -> Callable[[Groups], F32] | None:
+        margins, split = self.margins, self.split
+        return None if margins is None else lambda groups: margins(split, groups.keys, groups.completions)
 
     def collate(self, examples: Sequence[Any], *, step: int) -> PackedBatch:
         """Pack one micro-batch, the same at any step; without examples, the dummy batch."""
-        return pack_prompts(list(examples)) if examples else dummy_batch(self.negatives.num)
+        return self.pack(list(examples)) if examples else dummy_batch(self.negatives.num)
+
+    @cached_property
+    def pack(self) -> Callable[[list[GroupedPrompt]], PackedBatch]:
+        """Prompts -> the batch that the head takes."""
+        return pack_prompts if self.temperature is None else catalogue_packing(self.builder, self.temperature)
 
     def users(self, indices: I64) -> list[str]:
         """Return the source's names of the users in these examples, each once, in the order of the data."""

@@ -46,7 +46,8 @@ class LanguageModelMethod(ABC):
             )
         if not self.takes_preference_rows:
             raise UserError(
-                f"data.path holds preference rows, and task.kind={self.name} ranks items; set it to sft, dpo, dmpo or sdpo"
+                f"data.path holds preference rows, and task.kind={self.name} ranks items; "
+                "set it to sft, dpo, dmpo, sdpo, mppo or dynamicpo"
             )
         return build_text_task(
             config, initial, device, objective_for=lambda num: self.objective(config, num), max_rejected=self.max_rejected

@@ -1,6 +1,6 @@
 """How language models rank: by the log-likelihood of each candidate's title after the history."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,15 @@ from rec_dist.models.pretrained import resolve_model
 
 
 class LanguageModelRanker:
-    """Implements Ranker for a base model, alone or with an adapter or soft prompts, and for a model that was trained whole."""
+    """Implements Ranker for a base model, alone or with an adapter or soft prompts, and for a model that was trained whole.
+
+    temperature: configuration -> as in Objective.
+    """
 
     language_model = True
+
+    def __init__(self, temperature: Callable[[RunConfig], float] | None = None) -> None:
+        self._temperature = temperature
 
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights."""
@@ -35,7 +41,7 @@ class LanguageModelRanker:
     def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
         """As Ranker.score, on the workers of config.cluster."""
         config, run = evaluation.config, evaluation.run
-        job = EvaluateJob(config.model_dump(), str(run.path), evaluation.initial, evaluation.saved)
+        job = EvaluateJob(config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, self._of(config))
         build_checked_builder(config, job, evaluation.data)  # raises UserError before a worker is started
         clear_parts(run.path)
         cost = launch(evaluate_worker, job, config.cluster, run)
@@ -47,7 +53,7 @@ class LanguageModelRanker:
         self, config: RunConfig, data: PreparedData, initial: InitialWeights, saved: Path | None, device: str
     ) -> Iterator[CandidateScorer]:
         """As Ranker.scoring. The scorer holds the whole model on `device`."""
-        yield LanguageModelScorer(config, data, initial, saved, device)
+        yield LanguageModelScorer(config, data, initial, saved, device, temperature=self._of(config))
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> EmbedJob:
         """As Ranker.embed."""
@@ -58,3 +64,6 @@ class LanguageModelRanker:
         if config.adapter.kind == "none":
             raise UserError(f"{saved} is a whole model already; export takes a run that trained an adapter or soft prompts")
         return self.weights(config, saved)
+
+    def _of(self, config: RunConfig) -> float | None:
+        return None if self._temperature is None else self._temperature(config)

@@ -17,6 +17,7 @@ from torch import Tensor
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.data.prompts.builder import PromptBuilder, check_saved
+from rec_dist.data.prompts.title_trie import catalogue_packing
 from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
@@ -39,12 +40,16 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """What the driver sends to each worker. saved: the model folder of a run, whose prompt must match; None for a base model."""
+    """What the driver sends to each worker.
+
+    saved: the model folder of a run, whose prompt must match; None for a base model. temperature: as in Objective.
+    """
 
     config: dict[str, Any]
     output_dir: str
     initial: InitialWeights
     saved: Path | None
+    temperature: float | None = None
 
 
 def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
@@ -80,7 +85,8 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
         if world.is_main:
             run.progress("evaluate", done, len(prompts.places))
 
-    scores = score_prompts(score, prompts, world, config.train.max_tokens_per_micro_batch, report)
+    pack = pack_prompts if job.temperature is None else catalogue_packing(builder, job.temperature)
+    scores = score_prompts(score, prompts, world, config.train.max_tokens_per_micro_batch, report, pack=pack)
     np.save(part_path(run.path, world.rank), scores)
     return {"tokens": int(prompts.lengths.sum())}
 
@@ -149,7 +155,13 @@ class EvalPrompts:
 
 
 def score_prompts(
-    score: Callable[[PackedBatch], Tensor], prompts: EvalPrompts, world: World, max_tokens: int, report: Callable[[int], None]
+    score: Callable[[PackedBatch], Tensor],
+    prompts: EvalPrompts,
+    world: World,
+    max_tokens: int,
+    report: Callable[[int], None],
+    *,
+    pack: Callable[[list[GroupedPrompt]], PackedBatch] = pack_prompts,
 ) -> F32:
     """(U, C) scores, NaN where another rank scores. Every rank gets the same number of micro-batches."""
     width = max(len(example.candidates) for example in prompts.examples)
@@ -158,7 +170,7 @@ def score_prompts(
     done = 0
     for number in range(len(micro_batches[0])):
         micro_batch = micro_batches[world.rank][number]
-        batch = pack_prompts([prompts[i] for i in micro_batch]) if micro_batch else dummy_batch(1)
+        batch = pack([prompts[i] for i in micro_batch]) if micro_batch else dummy_batch(1)
         logps = score(batch).numpy()
         offsets = batch.group_offsets.tolist()
         for place, prompt in enumerate(micro_batch):

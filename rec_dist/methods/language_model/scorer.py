@@ -14,6 +14,7 @@ from torch import Tensor
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.prompts.builder import check_saved
+from rec_dist.data.prompts.title_trie import catalogue_packing
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import Floats, check_lengths
 from rec_dist.evaluation.examples import EvalExample
@@ -22,7 +23,7 @@ from rec_dist.methods.language_model.builders import build_builder, model_spec
 from rec_dist.methods.language_model.ranking import EvalPrompts, no_loss, score_prompts
 from rec_dist.models.assemble import build_model
 from rec_dist.models.scorer import Scorer, check_scorer
-from rec_dist.packing.packed_batch import PackedBatch
+from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.runtime.arrays import I32
 from rec_dist.runtime.world import World
 
@@ -30,16 +31,26 @@ from rec_dist.runtime.world import World
 class LanguageModelScorer:
     """Scores an item by the log-likelihood of its title and end tokens after the history, in nats.
 
-    Raises UserError if the model of a run was trained with another prompt, or its attention ignores the mask.
+    temperature: as in Objective. Raises UserError if the model of a run was trained with another prompt, or its attention ignores the mask.
     """
 
-    def __init__(self, config: RunConfig, data: PreparedData, initial: InitialWeights, saved: Path | None, device: str) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: PreparedData,
+        initial: InitialWeights,
+        saved: Path | None,
+        device: str,
+        *,
+        temperature: float | None = None,
+    ) -> None:
         initial = initial.on_this_node(code=config.model.trust_remote_code)
         self._builder = build_builder(config, initial.model, data)
         if saved is not None:
             check_saved(self._builder, saved)
         spec = model_spec(config, initial, self._builder, device, trains=False)
         self._module = Scorer(build_model(spec), no_loss, ()).to(device).eval().requires_grad_(False)
+        self._pack = pack_prompts if temperature is None else catalogue_packing(self._builder, temperature)
         self._device, self._max_tokens = device, config.train.max_tokens_per_micro_batch
         check_scorer(self._module, self._logps, dtype=spec.dtype)
 
@@ -62,7 +73,8 @@ class LanguageModelScorer:
             for number, (history, items) in enumerate(zip(histories, candidates, strict=True))
         ]
         prompts = EvalPrompts(self._builder, examples, self._max_tokens)
-        scores = score_prompts(self._logps, prompts, World(device=self._device), self._max_tokens, lambda done: None)  # (B, C)
+        world = World(device=self._device)
+        scores = score_prompts(self._logps, prompts, world, self._max_tokens, lambda done: None, pack=self._pack)  # (B, C)
         return [row[: len(items)].astype(np.float64) for row, items in zip(scores, candidates, strict=True)]
 
     @torch.no_grad()

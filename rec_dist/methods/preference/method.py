@@ -1,11 +1,11 @@
-"""SFT, DPO, DMPO and S-DPO as methods. Their objectives live apart, since they need no configuration."""
+"""SFT, DPO, DMPO, S-DPO, MPPO and DynamicPO as methods. Their objectives live apart, since they need no configuration."""
 
 from collections.abc import Callable
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.methods.language_model.method import LanguageModelMethod
 from rec_dist.methods.language_model.objective import Objective
-from rec_dist.methods.preference.objectives import dmpo, dpo, sdpo, sft
+from rec_dist.methods.preference.objectives import dmpo, dpo, dynamicpo, mppo, sdpo, sft
 
 
 class PreferenceMethod(LanguageModelMethod):
@@ -23,4 +23,6 @@ class PreferenceMethod(LanguageModelMethod):
 SFT = PreferenceMethod("sft", lambda beta, num: sft(), max_rejected=0)
 DPO = PreferenceMethod("dpo", lambda beta, num: dpo(beta=beta, num_negatives=num), max_rejected=1)
 DMPO = PreferenceMethod("dmpo", lambda beta, num: dmpo(beta=beta, num_negatives=num))
+MPPO = PreferenceMethod("mppo", lambda beta, num: mppo(beta=beta, num_negatives=num))
+DYNAMICPO = PreferenceMethod("dynamicpo", lambda beta, num: dynamicpo(beta=beta, num_negatives=num))
 SDPO = PreferenceMethod("sdpo", lambda beta, num: sdpo(beta=beta, num_negatives=num))

@@ -206,12 +206,13 @@ def test_rows_with_different_numbers_of_rejected_share_micro_batches(tiny_tokeni
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (("task.kind=dpo",), r"data.path has rows with 2 rejected completions; set task.kind=dmpo or sdpo"),
+        (("task.kind=dpo",), r"data.path has rows with 2 rejected completions; set task.kind=dmpo, sdpo, mppo or dynamicpo"),
         (
             ("task.kind=sdpo", "train.max_tokens_per_micro_batch=8"),
             r"train.max_tokens_per_micro_batch \(8\) is smaller than the longest preference row",
         ),
         (("task.kind=sdpo", "train.targets_per_prompt=2"), r"train.targets_per_prompt above 1 needs interactions"),
+        (("task.kind=msl",), r"task.kind=msl ranks items; set it to sft, dpo, dmpo, sdpo, mppo or dynamicpo"),
         (("task.kind=sequential",), r"holds preference rows, which have no items"),
     ],
 )
