@@ -96,8 +96,8 @@ def _finish(
     if not result["finished"]:
         run.clear_stop()
         raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
-    run.finish(result)
     run.clear_stop()
+    run.finish(result)
     logger.info(f"finished after {result['step']} steps; model in {run.model}")
 
 

@@ -21,6 +21,7 @@ from rec_dist.models.hub import is_hub_id
 from rec_dist.storage.uri import is_remote
 
 CONFIG_NAME = "config.yaml"
+_PYTHON = ("python", "-P", "-m", "rec_dist")  # -P: a module in the folder where the job starts is not imported
 _MARGIN_SECONDS = 30
 _NAME_LENGTH = 31  # KubeRay takes 47, because it appends to the name; the time takes 16 of them
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -68,8 +69,8 @@ class Job:
         """The command line. config_path: where the configuration is on the cluster."""
         command = self.submit.command
         if command == "evaluate":
-            return ["python", "-m", "rec_dist", command, *self.evaluation]
-        return ["python", "-m", "rec_dist", command.removesuffix("_base"), config_path]
+            return [*_PYTHON, command, *self.evaluation]
+        return [*_PYTHON, command.removesuffix("_base"), config_path]
 
     @property
     def evaluation(self) -> list[str]:

@@ -17,7 +17,7 @@ from rec_dist.runtime.identity import identity
 from rec_dist.runtime.world import World
 from rec_dist.storage.checksums import write_checksums
 from rec_dist.storage.disk import writing
-from rec_dist.storage.files import readable
+from rec_dist.storage.files import make_folder, put_in_place, readable
 from rec_dist.training.context import WorkerContext
 from rec_dist.training.validation import Validation
 
@@ -36,7 +36,16 @@ def open_checkpoints(task: Task, initial: InitialWeights, context: WorkerContext
         versions=versions(),
     )
     retention = RetentionPolicy(settings.keep, settings.keep_best != "none", settings.asynchronous, settings.on_error == "stop")
-    return CheckpointManager(run.checkpoints, world, metadata, retention, zero_stage=zero_stage, log=run.log, record=run.append)
+    return CheckpointManager(
+        run.checkpoints,
+        world,
+        metadata,
+        retention,
+        zero_stage=zero_stage,
+        log=run.log,
+        record=run.append,
+        before_commit=run.sync_numbers,
+    )
 
 
 def check_host_memory(engine: Engine, world: World) -> None:
@@ -151,12 +160,11 @@ def save_model(engine: Engine, task: Task, context: WorkerContext) -> None:
         try:
             with writing(partial):
                 shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
+                make_folder(partial)
                 task.save(weights, engine.module, partial)
                 write_checksums(partial)
-                shutil.rmtree(final, ignore_errors=True)
                 readable(partial)
-                partial.rename(final)
+                put_in_place(partial, final)
         except DiskError as error:
             shutil.rmtree(partial, ignore_errors=True)
             fault = f"the model could not be written: {error}"

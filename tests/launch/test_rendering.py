@@ -101,7 +101,7 @@ def test_the_ray_request_is_what_the_client_takes() -> None:
     request = json.loads(rendered("ray").partition("\n\n# config.yaml")[0])
     assert set(request) - {"address", "working_dir"} <= set(inspect.signature(JobSubmissionClient.submit_job).parameters)
     RuntimeEnv(**request["runtime_env"])
-    assert shlex.split(request["entrypoint"].split(";")[1]) == ["python", "-m", "rec_dist", "train", "config.yaml"]
+    assert shlex.split(request["entrypoint"].split(";")[1]) == ["python", "-P", "-m", "rec_dist", "train", "config.yaml"]
 
 
 REFUSED = [

@@ -14,7 +14,7 @@ import pyarrow as pa
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.checksums import damage, describe, read_manifest, write_manifest
-from rec_dist.storage.files import atomic_path
+from rec_dist.storage.files import atomic_path, make_folder
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT_VERSION = 1
@@ -67,9 +67,9 @@ def is_current(folder: Path, key: str) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Empties the folder for a new store."""
+    """Empties the folder for a new store. What it held was of another key, and no run that this directory belongs to reads it."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_folder(folder)
 
 
 def load(folder: Path) -> ReferenceStore:

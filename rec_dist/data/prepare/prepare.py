@@ -24,7 +24,7 @@ from rec_dist.data.sources import FileSet, find_files, open_source
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import describe
 from rec_dist.storage.disk import writing
-from rec_dist.storage.files import beside, fingerprint, lock
+from rec_dist.storage.files import beside, fingerprint, lock, make_folder, put_in_place
 from rec_dist.storage.location import Location
 from rec_dist.storage.outputs import check_output
 from rec_dist.storage.uri import local_path
@@ -75,7 +75,8 @@ def prepare(
     head: dict[str, Any] = {"fingerprint": mark, "source": str(config.source), "settings": settings, "sources": sources}
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = beside(target)
-    temporary.mkdir(parents=True)
+    make_folder(target.parent)
+    temporary.mkdir()
     work, held = temporary.with_suffix(".work"), _clear_and_hold(target, temporary.with_suffix(".lock"))
     try:
         with writing(target):  # names the place in the message about a full disk
@@ -217,7 +218,7 @@ def _existing(target: Path, mark: str, num_shards: int) -> Manifest | None:
 
 def _publish(temporary: Path, target: Path, manifest: Manifest, num_shards: int) -> Manifest:
     try:
-        temporary.rename(target)
+        put_in_place(temporary, target, replace=False)
     except OSError:
         kept = _existing(target, manifest.fingerprint, num_shards)  # another process may have prepared it meanwhile
         if kept is None:
