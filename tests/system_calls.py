@@ -22,6 +22,7 @@ _TRACED = (
     *("mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "fsync", "fdatasync", "sync", "syncfs", "sync_file_range"),
 )
 _LINE = re.compile(r"(?P<time>[0-9.]+) (?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>\d+)(?:<.*)?", re.ASCII)
+_IN_TEMPORARY = re.compile(r"(?:.*/)?[^/]+\.tmp/.*")
 _HANDLE = re.compile(r"(?:-?\d+|AT_FDCWD)<(?P<path>[^>]*)>(?P<deleted>\(deleted\))?")
 
 
@@ -203,7 +204,7 @@ class Disk:
         if isinstance(node, File) and re.search("O_WRONLY|O_RDWR", call.arguments):
             if "O_TRUNC" in call.arguments:
                 node.data.clear()
-            node.cursor = 0
+            node.cursor = len(node.data) if "O_APPEND" in call.arguments else 0
 
     _open = _openat
 
@@ -313,7 +314,7 @@ def faults(calls: Sequence[Call], root: Path, rules: Rules) -> list[str]:
 
     for call in calls:
         changed = name_of(call.places[-1]) if call.places else ""
-        exempt = not changed or is_exempt(changed)
+        exempt = not changed or is_exempt(changed) or _IN_TEMPORARY.fullmatch(changed)  # a folder is judged when it is placed
         if not exempt and call.name.startswith("rename"):
             node = disk.find(call.places[0])
             if node is None or not node.is_synced:

@@ -74,4 +74,6 @@ def pinned(config: RunConfig) -> RunConfig:
     for section, key, path in task_paths(config):
         check_path(f"task.{section}.{key}", path)
         value["task"][section][key] = str(absolute(path))
-    return RunConfig.model_validate(value)
+    result = RunConfig.model_validate(value)
+    result.from_environment.update(config.from_environment)
+    return result

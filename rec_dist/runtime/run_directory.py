@@ -19,6 +19,7 @@ from rec_dist.runtime.messages import visible
 from rec_dist.runtime.rows import OF_A_STEP, are_numbers, lines_after, read_rows
 from rec_dist.storage.disk import writing
 from rec_dist.storage.files import (
+    Access,
     append_line,
     is_left_over,
     lock,
@@ -63,7 +64,7 @@ class RunDirectory:
         if odd := misplaced(self.path, files=_FILES, folders=_FOLDERS):
             raise UserError(f"{odd}; remove it, or choose another {self._key}")
         if saved.is_file():
-            old = read_object(saved, f"choose another {self._key}, or remove that folder")
+            old = self.config()
             if changed := differences(old, value):
                 longer = self._finished_path.is_file() and set(changed) <= {"train.max_steps", "train.epochs"}
                 on = f"; to train on from its model, set train.init_from={self.path} with another train.run_dir" if longer else ""
@@ -79,6 +80,10 @@ class RunDirectory:
         if moved or not self.config_path.is_file():
             write_text(self.config_path, text)
 
+    def config(self) -> dict[str, Any]:
+        """The configuration that the directory was claimed for. Raises UserError if it is missing or damaged."""
+        return read_object(self.path / "config.json", f"choose another {self._key}, or remove that folder")
+
     @contextmanager
     def claimed(self, config: Mapping[str, Any], text: str) -> Iterator[None]:
         """Locks and claims the directory. A UserError inside, before the first checkpoint, removes a directory that this call
@@ -93,8 +98,9 @@ class RunDirectory:
             raise self._unusable(fault) from fault
         if new:
             self._refuse_others()
-        with self.locked():
-            remove_left_over(self.path)
+        with self.locked(config.get("train", {}).get("access", "owner")):
+            for folder in (self.path, self.checkpoints):
+                remove_left_over(folder)
             self.claim(config, text)
             try:
                 yield
@@ -114,10 +120,10 @@ class RunDirectory:
             raise UserError(f"{self._key} ({self.path}) is not empty and holds no run; choose another folder")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the directory for this process. Raises UserError when another process holds it."""
+    def locked(self, access: Access = "owner") -> Iterator[None]:
+        """Holds the directory for this process. Raises UserError when another process holds it. access: if this makes it."""
         try:
-            make_folder(self.path)
+            make_folder(self.path, access)
             held = lock(self.path / ".lock")
         except BlockingIOError as fault:
             raise UserError(f"{self._key} ({self.path}) is in use by another process; wait for it or choose another") from fault
@@ -130,10 +136,8 @@ class RunDirectory:
 
     def take_back(self) -> None:
         """Removes everything that a refused run made here. Keeps a link and the folder that it points to."""
-        if not self.path.is_symlink():
-            shutil.rmtree(self.path)
-            return
-        for entry in self.path.iterdir():  # the link and its folder belong to the user
+        linked = self.path.is_symlink()  # the link and its folder belong to the user
+        for entry in [*self.path.iterdir()] if linked else [self.path]:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _unusable(self, fault: Exception) -> UserError:
@@ -195,7 +199,7 @@ class RunDirectory:
 
     def request_stop(self) -> None:
         """Asks the run to save and stop after its current step."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, "owner")
         self._stop_path.write_text("", encoding="utf-8")
 
     def clear_stop(self) -> None:

@@ -16,12 +16,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rec_dist.errors import UserError
 from rec_dist.storage.disk import writing
 
 _CHUNK_BYTES = 1 << 20
+Access = Literal["owner", "group", "everyone"]  # who may enter a folder of runs or data
+_MODES = {"owner": 0o700, "group": 0o750, "everyone": 0o755}
 _BESIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # the only way to read it; done at import, before other threads create files
@@ -47,10 +49,16 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, if they are missing, so that their names are on the disk. Raises OSError."""
+def make_folder(path: Path, access: Access | None = None) -> None:
+    """Makes a folder and those above it, if they are missing, so that their names are on the disk. Raises OSError.
+
+    access: who may enter `path`, if this call makes it, whatever the umask is. None: who the umask lets in.
+    """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(0o777 if access is None else _MODES[access], exist_ok=True)
+    if access is not None and path in missing:
+        path.chmod(_MODES[access])
     for folder in missing:
         sync(folder.parent)
 

@@ -146,6 +146,7 @@ class Location:
         with source.open("rb") as stream, self._faults(f"{self._key}: {self.name(file)} cannot be written"):
             above = target.rpartition("/")[0]
             if not self.is_remote:
+                make_folder(self.folder, "owner")
                 make_folder(Path(above))
             elif partial != target:
                 self._system.create_dir(above, recursive=True)

@@ -191,6 +191,6 @@ def _open_tracker(job: TrainJob, context: WorkerContext) -> Trackers:
     config, run = context.config, context.run
     if not context.world.is_main:
         return Trackers([], run.log)
-    settings = dict(flat(config.model_dump(mode="json")))
+    settings = dict(flat(run.config()))  # as it is written down, so that no tracker gets a secret of the environment
     gauges = None if job.gauges is None else job.gauges(run.path.name)
     return build_tracker(config.track, run.path, settings, run.log, gauges=gauges)

@@ -75,8 +75,7 @@ def prepare(
     head: dict[str, Any] = {"fingerprint": mark, "source": str(config.source), "settings": settings, "sources": sources}
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = beside(target)
-    make_folder(target.parent)
-    temporary.mkdir()
+    make_folder(temporary, config.access)
     work, held = temporary.with_suffix(".work"), _clear_and_hold(target, temporary.with_suffix(".lock"))
     try:
         with writing(target):  # names the place in the message about a full disk
@@ -161,7 +160,7 @@ def _sequences(
         prepared = prepare_in_memory(opened, config, folder)
     else:
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+        make_folder(work, "owner")
         run_map: Map = ray_map() if place == "ray" and ray_map is not None else map
         prepared = prepare_blockwise(opened, config, folder, work, run_map, sizes)
     return {
@@ -189,7 +188,7 @@ def choose_place(prepare_on: str, files: list[Path], *, with_ray: bool) -> str:
 
 def _settings(config: DataConfig, found: FileSet) -> dict[str, object]:
     """The settings that shape the result. Paths, the place of the work and max_bad_rows do not."""
-    settings = config.model_dump(exclude={"source", "path", "max_bad_rows", "prepare_on", "cache_dir", "cache_bytes"})
+    settings = config.model_dump(exclude={"source", "path", "max_bad_rows", "prepare_on", "cache_dir", "cache_bytes", "access"})
     return {**settings, "format": found.format}
 
 

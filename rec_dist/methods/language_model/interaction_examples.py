@@ -111,8 +111,8 @@ class InteractionExamples:
         """Pack one micro-batch, the same at any step; without examples, the dummy batch."""
         return pack_prompts(list(examples)) if examples else dummy_batch(self.negatives.num)
 
-    def users(self, indices: I64) -> list[str]:
-        """Return the source's names of the users in these examples, each once, in the order of the data."""
+    def users(self, indices: I64) -> list[int]:
+        """Return the numbers of the users in these examples, each once, in the order of the data."""
         return self.split.users_of(self.targets.rows[indices])
 
     def notes(self, sampler: GlobalBatchSampler) -> list[str]:
