@@ -22,7 +22,7 @@ _TRACED = (
     *("mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "fsync", "fdatasync", "sync", "syncfs", "sync_file_range"),
 )
 _LINE = re.compile(r"(?P<time>[0-9.]+) (?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>\d+)(?:<.*)?", re.ASCII)
-_IN_TEMPORARY = re.compile(r"(?:.*/)?[^/]+\.tmp/.*")
+_TEMPORARY = re.compile(r"(?:.*/)?[^/]+\.tmp(?:/.*)?")
 _HANDLE = re.compile(r"(?:-?\d+|AT_FDCWD)<(?P<path>[^>]*)>(?P<deleted>\(deleted\))?")
 
 
@@ -314,7 +314,7 @@ def faults(calls: Sequence[Call], root: Path, rules: Rules) -> list[str]:
 
     for call in calls:
         changed = name_of(call.places[-1]) if call.places else ""
-        exempt = not changed or is_exempt(changed) or _IN_TEMPORARY.fullmatch(changed)  # a folder is judged when it is placed
+        exempt = not changed or is_exempt(changed) or _TEMPORARY.fullmatch(changed)  # judged when it is put in its place
         if not exempt and call.name.startswith("rename"):
             node = disk.find(call.places[0])
             if node is None or not node.is_synced:

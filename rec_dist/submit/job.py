@@ -105,16 +105,12 @@ class Job:
         sections = {"evaluate": self.config.evaluate, "cluster": self.config.cluster}
         values = [(name, key, value) for name, section in sections.items() for key, value in section.model_dump().items()]
         given = [("data", "path", self.config.data.path), *values]
-        known = self.config.from_environment  # a command line is not the place for what may be a secret
-        return [
-            self.run_dir,
-            *(
-                f"{name}.{key}={known[name, key]}"
-                if (name, key) in known and (name, key) not in PATHS
-                else override(f"{name}.{key}", value)
-                for name, key, value in given
-            ),
-        ]
+        return [self.run_dir, *(self._word(name, key, value) for name, key, value in given)]
+
+    def _word(self, section: str, key: str, value: Any) -> str:
+        """An override. Text from the environment is its reference, since others on the machine can read a command line."""
+        text = None if (section, key) in PATHS else self.config.from_environment.get((section, key))
+        return override(f"{section}.{key}", value) if text is None else f"{section}.{key}={json.dumps(text, ensure_ascii=False)}"
 
 
 def override(key: str, value: Any) -> str:

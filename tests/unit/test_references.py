@@ -97,7 +97,7 @@ def test_a_saved_configuration_reads_nothing_and_says_what_it_lacks(tmp_path: Pa
 def test_a_command_line_of_a_job_has_references() -> None:
     value = {**BASE, "cluster": {"address": "${oc.env:REC_DIST_TEST_A}"}, "submit": {"command": "evaluate", "storage": "/shared"}}
     words = build_job(load_config(value), local_paths=False).words("")
-    assert "cluster.address=${oc.env:REC_DIST_TEST_A}" in words
+    assert 'cluster.address="${oc.env:REC_DIST_TEST_A}"' in words
     assert load_config(BASE, [word for word in words if word.startswith("cluster.")]).cluster.address == "swordfish"
 
 
