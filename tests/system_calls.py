@@ -165,34 +165,28 @@ class Disk:
     def _is_below(self, path: str) -> bool:
         return PurePosixPath(path).is_relative_to(self._root)
 
-    def state(self, *, all_names: bool) -> State:
+    def state(self, *, all_names: bool, all_bytes: bool = False) -> State:
         """What a power cut leaves: of each file the bytes that were synced, and the names that were synced, or all of them.
 
-        A file system may write names before it is asked to, and before the bytes of their files.
+        A file system may write names before it is asked to, and before the bytes of their files. With both, it is what stands there
+        now.
         """
         found: State = {}
 
         def walk(folder: Folder, above: str) -> None:
             for name, node in (folder.names if all_names else folder.synced).items():
-                found[f"{above}{name}"] = node.synced if isinstance(node, File) else None
                 if isinstance(node, Folder):
+                    found[f"{above}{name}"] = None
                     walk(node, f"{above}{name}/")
+                else:
+                    found[f"{above}{name}"] = bytes(node.data) if all_bytes else node.synced
 
         walk(self.top, "")
         return found
 
     def now(self) -> State:
         """Everything, synced or not."""
-        found: State = {}
-
-        def walk(folder: Folder, above: str) -> None:
-            for name, node in folder.names.items():
-                found[f"{above}{name}"] = bytes(node.data) if isinstance(node, File) else None
-                if isinstance(node, Folder):
-                    walk(node, f"{above}{name}/")
-
-        walk(self.top, "")
-        return found
+        return self.state(all_names=True, all_bytes=True)
 
     def _openat(self, call: Call) -> None:
         path = call.places[0]

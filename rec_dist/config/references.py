@@ -20,7 +20,7 @@ from rec_dist.config.yaml_text import dumped, escaped
 Key = tuple[str, ...]
 References = dict[Key, Any]  # key -> its text, or list of texts, as a YAML file holds it: escaped, but for ${oc.env:NAME}
 _NOT_WRITTEN = ("submit", "plan")  # how a run is sent, with its variables, and what it is planned for: neither is of the run
-_REFERENCE = re.compile(r"(\\*)(\$\{\s*oc\.env\s*:[^${}]*\})")
+_REFERENCE = re.compile(r"(\\*)(\$\{\s*oc\.(env|decode)\s*:[^${}]*\})")
 
 
 class Marks:
@@ -40,7 +40,8 @@ class Marks:
         return value
 
     def _mark(self, found: re.Match[str]) -> str:
-        if len(found[1]) % 2:  # escaped: text
+        of_environment = found[3] == "env" or self._stem in found[2]
+        if len(found[1]) % 2 or not of_environment:  # escaped, so it is text; or decodes text of the file
             return found[0]
         name = f"{self._stem}{len(self._texts)}x"
         self._texts[name] = found[2]

@@ -38,6 +38,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("${oc.env:REC_DIST_TEST_A} \\${price}", "swordfish ${price}", "${oc.env:REC_DIST_TEST_A} \\${price}"),
         ("${oc.select:vars.a}", "swordfish", "${oc.env:REC_DIST_TEST_A}"),
+        ("${oc.decode:${oc.env:REC_DIST_TEST_A}}", "swordfish", "${oc.decode:${oc.env:REC_DIST_TEST_A}}"),
+        ("${oc.decode:plain}", "plain", None),
         ("\\${oc.env:REC_DIST_TEST_A}", "${oc.env:REC_DIST_TEST_A}", None),
         ("${vars.c}", "plain", None),
         ("${vars.${oc.env:REC_DIST_TEST_B,c}}", "plain", None),  # the environment selects a text that stands in the file
@@ -65,6 +67,13 @@ def test_lists_are_written_as_references() -> None:
     config = load_config({**BASE, "submit": {"slurm": {"setup": ["export A=${oc.env:REC_DIST_TEST_A}", "x"]}}})
     assert config.submit.slurm.setup == ["export A=swordfish", "x"]
     assert "swordfish" not in as_yaml(config)
+
+
+def test_a_list_that_is_decoded_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REC_DIST_TEST_LIST", "[swordfish, x]")
+    config = load_config({**BASE, "submit": {"slurm": {"setup": "${oc.decode:${oc.env:REC_DIST_TEST_LIST}}"}}})
+    assert config.submit.slurm.setup == ["swordfish", "x"]
+    assert "setup: ${oc.decode:${oc.env:REC_DIST_TEST_LIST}}" in as_yaml(config)
 
 
 def test_submit_and_plan_are_not_of_the_run() -> None:
