@@ -169,7 +169,7 @@ def _stage_summary(stage: Stage, records: _Records) -> StageSummary:
 
 def _data_facts(evaluated: dict[str, Path]) -> dict[str, Any]:
     """Facts from the manifest of the data set behind the first row."""
-    manifest = Manifest.load(load_saved(next(iter(evaluated.values())) / "config.yaml").data.path)
+    manifest = Manifest.load(RunDirectory(next(iter(evaluated.values()))).config()["data"]["path"])
     targets = {f"{name} users (targets)": f"{part.rows:,} ({part.targets:,})" for name, part in manifest.splits.items()}
     return {
         "source": manifest.source,

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., 
     stages = [
         {"name": "prepare", "do": "prepare", "target": "run.yaml"},
         {"name": "train", "do": "train", "target": "run.yaml", "set": at_stage},
-        {"name": "of the run", "do": "evaluate", "target": str(made / "run")},
+        {"name": "of the run", "do": "evaluate", "target": str(made / "run"), "set": ["cluster.address=null"]},
         {"name": "of the base model", "do": "evaluate", "target": "run.yaml", "set": at_stage},
     ]
     pipeline = {"title": "t", "run_dir": str(made / "report"), "stages": stages, "pairs": [["of the run", "of the base model"]]}
