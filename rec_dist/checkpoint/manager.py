@@ -21,7 +21,7 @@ from rec_dist.runtime import collectives
 from rec_dist.runtime.world import World
 from rec_dist.storage.checksums import FileEntry
 from rec_dist.storage.disk import writing
-from rec_dist.storage.files import make_folder
+from rec_dist.storage.files import fresh_folder
 
 _NOTED_SECONDS = 1.0  # warn if a save waits longer than this for the previous checkpoint
 
@@ -105,7 +105,7 @@ class CheckpointManager:
                 "checkpoint.every_steps or use a faster disk"
             )
         partial = self._at(step).with_name(self._at(step).name + ".tmp")
-        fault = collectives.share_from_main(self._attempt(lambda: _fresh(partial)) if self._world.is_main else None)
+        fault = collectives.share_from_main(self._attempt(lambda: fresh_folder(partial)) if self._world.is_main else None)
         if fault is not None:
             self._failed(step, partial, fault)
             return
@@ -243,8 +243,3 @@ class CheckpointManager:
             shutil.rmtree(bad, ignore_errors=True)
             folder.rename(bad)
         return bool(problems)
-
-
-def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    make_folder(folder)

@@ -63,6 +63,14 @@ def make_folder(path: Path, access: Access | None = None) -> None:
         sync(folder.parent)
 
 
+def fresh_folder(path: Path) -> None:
+    """Makes an empty folder, in place of one that an earlier attempt left, and syncs its name. Raises OSError."""
+    shutil.rmtree(path, ignore_errors=True)
+    make_folder(path.parent)
+    path.mkdir()
+    sync(path.parent)
+
+
 def put_in_place(made: Path, path: Path, *, replace: bool = True) -> None:
     """Syncs the file or folder `made` with all that is in it, and renames it to `path` on the same file system.
 

@@ -17,7 +17,7 @@ from rec_dist.runtime.identity import identity
 from rec_dist.runtime.world import World
 from rec_dist.storage.checksums import write_checksums
 from rec_dist.storage.disk import writing
-from rec_dist.storage.files import make_folder, put_in_place, readable
+from rec_dist.storage.files import fresh_folder, put_in_place, readable
 from rec_dist.training.context import WorkerContext
 from rec_dist.training.validation import Validation
 
@@ -159,8 +159,7 @@ def save_model(engine: Engine, task: Task, context: WorkerContext) -> None:
         partial = final.with_name("model.tmp")
         try:
             with writing(partial):
-                shutil.rmtree(partial, ignore_errors=True)
-                make_folder(partial)
+                fresh_folder(partial)
                 task.save(weights, engine.module, partial)
                 write_checksums(partial)
                 readable(partial)
