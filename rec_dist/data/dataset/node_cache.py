@@ -137,7 +137,7 @@ class NodeCache:
         try:
             make_folder(self.folder, "owner")
             for folder in (self._shards, self._marks):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             yield
         except OSError as fault:
             raise UserError(
