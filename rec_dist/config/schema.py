@@ -15,6 +15,7 @@ from rec_dist.config.section import Section
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.config.task import TaskConfig, outside_section_of, task_model, with_outside_section
 from rec_dist.config.track import TrackConfig
+from rec_dist.storage.files import Access
 
 Auto = Literal["auto"]
 _INT32 = 1 << 31  # larger than any count here, smaller than what overflows in numpy
@@ -69,10 +70,7 @@ class DataConfig(Section):
         description="memory: takes 0.3 GB for a million rows. disk, ray: bounded memory. auto: ray for sources "
         "from 128 MiB, else memory.",
     )
-    access: Literal["owner", "group", "everyone"] = Field(
-        "owner",
-        description="Who may enter the folder of the prepared data set: mode 0700, 0750 or 0755, whatever the umask is.",
-    )
+    access: Access = Field("owner", description="Who may enter the prepared folder: 0700, 0750 or 0755, whatever the umask is.")
     max_train_users: int | None = Field(
         None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all users."
     )
@@ -187,11 +185,7 @@ class TrainConfig(Section):
         description="Steps in a row that may have a loss or gradient that is not finite: they are skipped. One "
         "more fails the run.",
     )
-    access: Literal["owner", "group", "everyone"] = Field(
-        "owner",
-        description="Who may enter a run directory that the run makes, or a folder of results: mode 0700, 0750 or 0755, "
-        "whatever the umask is.",
-    )
+    access: Access = Field("owner", description="Who may enter a new run directory: 0700, 0750 or 0755, whatever the umask is.")
     log_every_steps: int = Field(1, ge=1, description="Steps between rows of metrics.jsonl.")
 
 
