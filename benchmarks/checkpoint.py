@@ -92,6 +92,7 @@ def measure(shape: Shape, folder: Path, *, lora: bool, tokens: int, repeats: int
             zero_stage=0,
             log=print,
             record=lambda row, rows=rows: rows.append(row["write_seconds"]),  # type: ignore[misc]
+            before_commit=lambda: None,
         )
     times = []
     for _ in range(repeats + 2):

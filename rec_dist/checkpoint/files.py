@@ -4,13 +4,13 @@ A folder is a checkpoint only if it was renamed into place, has the marker, and 
 has a checksum of itself, since a flipped bit in its step or validation loss would go unnoticed.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rec_dist.storage.checksums import FileEntry, damage, parse_entry, parse_manifest, write_manifest
+from rec_dist.storage.files import put_in_place
 
 _MANIFEST_NAME, _COMMIT_NAME = "manifest.json", "COMMITTED"
 _FORMAT_VERSION = 2
@@ -141,19 +141,7 @@ def verify(folder: Path) -> list[str]:
 
 
 def commit(partial: Path, final: Path, manifest: Manifest) -> None:
-    """Makes `partial`, whose files are on disk already, the checkpoint `final`. Raises OSError."""
+    """Makes `partial`, which holds the files of all ranks, the checkpoint `final`, in place of a damaged one. Raises OSError."""
     write_manifest(partial / _MANIFEST_NAME, _FORMAT_VERSION, asdict(manifest))
     (partial / _COMMIT_NAME).touch()
-    _sync(partial / _COMMIT_NAME)
-    _sync(partial)
-    partial.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    """Makes sure that a file, or the list of files in a folder, is on disk. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    put_in_place(partial, final)

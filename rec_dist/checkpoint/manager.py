@@ -21,6 +21,7 @@ from rec_dist.runtime import collectives
 from rec_dist.runtime.world import World
 from rec_dist.storage.checksums import FileEntry
 from rec_dist.storage.disk import writing
+from rec_dist.storage.files import fresh_folder
 
 _NOTED_SECONDS = 1.0  # warn if a save waits longer than this for the previous checkpoint
 
@@ -58,7 +59,7 @@ class _Pending:
 class CheckpointManager:
     """The checkpoints of one run. All ranks must call every method together, except `committed`.
 
-    log: takes lines. record: takes rows of metrics.jsonl. Both are called on rank 0.
+    log: takes lines. record: takes rows of metrics.jsonl. before_commit: syncs both files. All three are called on rank 0.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class CheckpointManager:
         zero_stage: int,
         log: Callable[[str], None],
         record: Callable[[dict[str, Any]], None],
+        before_commit: Callable[[], None],
     ) -> None:
         self._folder, self._world, self._metadata, self._retention = folder, world, metadata, retention
-        self._zero_stage, self._log, self._record = zero_stage, log, record
+        self._zero_stage, self._log, self._record, self._before_commit = zero_stage, log, record, before_commit
         self._pending: _Pending | None = None
 
     def committed(self) -> list[int]:
@@ -103,7 +105,7 @@ class CheckpointManager:
                 "checkpoint.every_steps or use a faster disk"
             )
         partial = self._at(step).with_name(self._at(step).name + ".tmp")
-        fault = collectives.share_from_main(self._attempt(lambda: _fresh(partial)) if self._world.is_main else None)
+        fault = collectives.share_from_main(self._attempt(lambda: fresh_folder(partial)) if self._world.is_main else None)
         if fault is not None:
             self._failed(step, partial, fault)
             return
@@ -158,8 +160,6 @@ class CheckpointManager:
 
     def _commit(self, pending: _Pending, files: list[FileEntry]) -> None:
         final = self._at(pending.step)
-        if final.exists():  # a damaged one of the same step, which restore() skipped
-            shutil.rmtree(final)
         metadata = self._metadata
         manifest = Manifest(
             step=pending.step,
@@ -172,6 +172,7 @@ class CheckpointManager:
             versions=metadata.versions,
             files=files,
         )
+        self._before_commit()
         checkpoint.commit(pending.partial, final, manifest)
         kept = [known for known in self.committed() if known <= pending.step]
         for old in set(kept[: -self._retention.keep]) - {self._best_step()}:
@@ -242,8 +243,3 @@ class CheckpointManager:
             shutil.rmtree(bad, ignore_errors=True)
             folder.rename(bad)
         return bool(problems)
-
-
-def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from rec_dist.checkpoint.files import committed, committed_steps, folder_of, is_marker, step_of, verify
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import damaged_files
+from rec_dist.storage.files import make_folder, put_in_place
 from rec_dist.storage.location import Stored
 from rec_dist.storage.uri import is_below
 
@@ -109,18 +110,19 @@ def drop_damaged(folder: Path, newest: int) -> list[str]:
 
 
 def install(folder: Path, run_dir: Path) -> None:
-    """Moves a download into place, each file, folder and checkpoint atomically, and those that vouch for others last."""
+    """Moves a download into place, each file, folder and checkpoint whole, and those that vouch for others last."""
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     last = [path for path in [folder / FINISHED] if path.is_file()]
     first = [path for path in sorted(folder.iterdir()) if path.name not in ("checkpoints", FINISHED, *_CLAIMED)]
     for part in [*first, *checkpoints, *last]:
         target = run_dir / part.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         arrived = target.with_name(f"{target.name}.tmp")
         remove(arrived)
         shutil.move(part, arrived)  # a link may lead to another file system
-        remove(target)
-        arrived.replace(target)
+        if target.is_dir() and not arrived.is_dir():
+            remove(target)  # nothing of a run: a folder where a file belongs
+        put_in_place(arrived, target)
 
 
 def remove(path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rec_dist.config.references import rebuilt
 from rec_dist.config.schema import RunConfig
 from rec_dist.launch.dtype import choose_dtype, why_slow
 from rec_dist.methods.registry import method_of
@@ -35,7 +36,7 @@ def settle_dtype(config: RunConfig, earlier: str | None = None) -> tuple[RunConf
         lines.append(f"model.dtype={dtype} is slow here: {slow}")
     value = config.model_dump()
     value["model"]["dtype"] = dtype
-    return RunConfig.model_validate(value), lines
+    return rebuilt(config, value), lines
 
 
 def saved_dtype(folder: Path) -> str | None:

@@ -25,7 +25,7 @@ from rec_dist.methods.language_model.embedding import Embedder, EmbedJob, ItemPr
 from rec_dist.methods.registry import check_workers_find, method_of
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.disk import writing
-from rec_dist.storage.files import lock
+from rec_dist.storage.files import lock, make_folder
 from rec_dist.storage.outputs import check_output
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Locks the folder for this process. Removes it again if this call made it and left it empty."""
     new = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         held = lock(folder / ".lock")
     except BlockingIOError as fault:
         raise UserError(f"{folder} is in use by another process; wait for it or name another folder") from fault

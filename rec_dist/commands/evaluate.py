@@ -16,8 +16,8 @@ from rec_dist.commands.train import describe
 from rec_dist.config.load import ConfigLike, load_config, load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.paths import absolute, pinned
+from rec_dist.config.references import recorded
 from rec_dist.config.schema import RunConfig
-from rec_dist.config.yaml_text import to_yaml
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME, Predictions, writing_predictions
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
@@ -55,7 +55,7 @@ def evaluate(
         method_of(config).ranker.check(saved, data)
         _check_own_results(data, saved, run)
     asked, examples = question_file(config), eval_examples_of(config, data)
-    with run.locked() if own else run.claimed(config.model_dump(mode="json"), to_yaml(config)):
+    with run.locked() if own else run.claimed(*recorded(config)):
         prints = initial.fingerprints()
         if not own:
             describe(run, data=data.manifest.fingerprint, model=prints["model"], folder=initial.model)

@@ -21,7 +21,7 @@ from rec_dist.methods.registry import method_of
 from rec_dist.models.merge import token_names, write_merged_model
 from rec_dist.models.soft_prompt import load_soft_prompt
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.files import beside, read_object, readable, write_json
+from rec_dist.storage.files import beside, make_folder, put_in_place, read_object, readable, write_json
 from rec_dist.storage.outputs import check_output
 
 logger = logging.getLogger(__name__)
@@ -59,11 +59,12 @@ def export_merged(run_dir: Path, output: Path) -> None:
 def _made_whole(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that only this process uses; renamed at the end, removed after a fault."""
     partial = beside(output)
-    partial.mkdir(parents=True)
+    make_folder(output.parent)
+    partial.mkdir()
     try:
         yield partial
         check_output(output, "FOLDER", folder=True)  # another process may have made it since this began
-        partial.rename(output)
+        put_in_place(partial, output, replace=False)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -12,6 +12,7 @@ from rec_dist.data.prepare.upload import prepare_remote
 from rec_dist.data.sources import write_tables
 from rec_dist.errors import UserError
 from rec_dist.launch.prepare_on_ray import ray_map
+from rec_dist.storage.files import make_folder
 from rec_dist.storage.uri import is_remote
 
 
@@ -32,7 +33,7 @@ def prepare(config: RunConfig, *, interactions: Any = None, items: Any = None) -
     if data.prepare_on == "ray":
         raise UserError("data.prepare_on=ray reads files, and interactions is a table; set data.prepare_on=auto, memory or disk")
     staging = cache_folder(data.cache_dir)
-    staging.mkdir(parents=True, exist_ok=True)
+    make_folder(staging, "owner")
     with tempfile.TemporaryDirectory(prefix="tables-", dir=staging) as folder:
         tables = write_tables(interactions, items, data.columns, Path(folder))
         return place(data.model_copy(update={"source": "tables", "columns": {}}), tables=tables)

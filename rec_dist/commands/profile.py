@@ -16,6 +16,7 @@ from typing import Any
 from rec_dist.commands.dtype import settle_dtype
 from rec_dist.commands.progress import watching
 from rec_dist.config.paths import absolute, pinned
+from rec_dist.config.references import rebuilt
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.errors import UserError
@@ -83,7 +84,7 @@ def _shortened(config: RunConfig) -> RunConfig:
     """The configuration with only the measured steps, so that a cached reference is computed for those alone."""
     settings, value = config.profile, config.model_dump()
     value["train"]["max_steps"] = settings.warmup_steps + settings.steps
-    return RunConfig.model_validate(value)
+    return rebuilt(config, value)
 
 
 def _output_dir(config: RunConfig) -> Path:

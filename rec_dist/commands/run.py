@@ -27,9 +27,10 @@ from rec_dist.evaluation.measure import metric_names
 from rec_dist.report.compare import compare
 from rec_dist.report.table import text_table
 from rec_dist.report.write import Report, StageSummary, read_run, write_report
+from rec_dist.runtime.environment import without_secrets
 from rec_dist.runtime.messages import say
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.files import write_json, write_text
+from rec_dist.storage.files import make_folder, write_json, write_text
 from rec_dist.storage.outputs import check_output
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,11 @@ def run_pipeline(path: Path, overrides: Sequence[str]) -> int:
     check_path("pipeline.run_dir", config.run_dir)
     folder = Path(config.run_dir).absolute()
     check_output(folder, "pipeline.run_dir", folder=True, may_exist=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     records = _Records(folder / "stages.json")
     began = time.perf_counter()
     for number, stage in enumerate(config.stages, 1):
-        command = f"rec-dist {shlex.join(stage.words)}"
+        command = f"rec-dist {shlex.join(without_secrets(stage.words))}"
         logger.info(f"\n[{number}/{len(config.stages)}] {stage.name}: {command}")
         started = time.perf_counter()
         code = _run(stage.words)
@@ -134,7 +135,7 @@ def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Re
     evaluated = {stage.name: _results_dir(stage) for stage in config.stages if stage.do == "evaluate"}
     compared = compare(evaluated, config.pairs, config.metrics)
     folder = Path(config.run_dir).absolute()
-    again = shlex.join(["rec-dist", "run", str(path), *overrides])
+    again = shlex.join(["rec-dist", "run", str(path), *without_secrets(overrides)])
     report = Report(
         title=config.title,
         summary=[compared.summary],
@@ -168,7 +169,7 @@ def _stage_summary(stage: Stage, records: _Records) -> StageSummary:
 
 def _data_facts(evaluated: dict[str, Path]) -> dict[str, Any]:
     """Facts from the manifest of the data set behind the first row."""
-    manifest = Manifest.load(load_saved(next(iter(evaluated.values())) / "config.yaml").data.path)
+    manifest = Manifest.load(RunDirectory(next(iter(evaluated.values()))).config()["data"]["path"])
     targets = {f"{name} users (targets)": f"{part.rows:,} ({part.targets:,})" for name, part in manifest.splits.items()}
     return {
         "source": manifest.source,

@@ -16,6 +16,7 @@ from rec_dist.checkpoint.remote_files import OWNER
 from rec_dist.errors import DiskError, StopRequested, UserError
 from rec_dist.runtime.duration import duration
 from rec_dist.runtime.messages import visible
+from rec_dist.runtime.rows import num_restarts
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.location import Location, NoSuchFileError
 from rec_dist.storage.uri import is_remote
@@ -79,7 +80,7 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
         seen=max((now or time.time()) - last_seen, 0.0),
         eta=progress.get("seconds_left") if state == "running" else None,
         goodput=min(statistics.mean(timed) * kept_steps / lived, 1.0) if timed and lived > 0 else None,
-        restarts=run.restarts(),
+        restarts=num_restarts(rows),
         checkpoint=_newest_checkpoint(run),
         error=_last_error(rows),
     )

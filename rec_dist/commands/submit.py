@@ -17,6 +17,7 @@ from rec_dist.commands.evaluate import finished_run
 from rec_dist.commands.train import check_train
 from rec_dist.config.load import load_config
 from rec_dist.config.overrides import is_override
+from rec_dist.config.references import recorded
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import RayJobConfig
 from rec_dist.errors import UserError
@@ -119,5 +120,5 @@ def _is_finished(job: Job, place: Location) -> bool:
     except UserError:
         return False
     if there:
-        refuse_other(place, job.config.model_dump(mode="json"))
+        refuse_other(place, recorded(job.config)[0])
     return there

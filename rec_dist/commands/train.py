@@ -12,8 +12,8 @@ from rec_dist.commands.dtype import difference, dtype_in, saved_dtype, settle_dt
 from rec_dist.commands.progress import logging_lines, watching
 from rec_dist.commands.status import noting_failure
 from rec_dist.config.paths import pinned
+from rec_dist.config.references import recorded
 from rec_dist.config.schema import RunConfig
-from rec_dist.config.yaml_text import to_yaml
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.engine.settings import check_hpz
 from rec_dist.errors import StopRequested, UserError
@@ -63,8 +63,8 @@ def train(config: RunConfig, *, progress: bool = True, owns_process: bool = True
     config, lines = settle_dtype(config, earlier)
     if config.train.init_from is not None:
         lines += difference(config, Path(config.train.init_from), "train.init_from")
-    value = config.model_dump(mode="json")
-    with run.claimed(value, to_yaml(config)):
+    value, text = recorded(config)
+    with run.claimed(value, text):
         if remote is not None:
             remote.fetch(value)
         inputs = bind_inputs(run, config, initial)
@@ -105,8 +105,8 @@ def _finish(
     if not result["finished"]:
         run.clear_stop()
         raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
-    run.finish(result)
     run.clear_stop()
+    run.finish(result)
     after = f"after {result['step']} steps" if result["step"] else f"in {result['seconds']:.1f} s"
     logger.info(f"finished {after}; model in {run.model}")
 

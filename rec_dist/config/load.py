@@ -13,9 +13,10 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
-from rec_dist.config.compose import PIPELINE, RUNS, VARS, load_mapping, load_plain, resolved, runs_of, sections
+from rec_dist.config.compose import PIPELINE, RUNS, VARS, load_plain, load_unresolved, resolved, runs_of, sections
 from rec_dist.config.overrides import Overrides, override
 from rec_dist.config.paths import check_uris
+from rec_dist.config.references import References, get, raw_references, references, remember, with_references
 from rec_dist.config.schema import RunConfig, schema_for
 from rec_dist.config.task import METHOD_ERROR
 from rec_dist.config.yaml_text import escaped, unescaped
@@ -32,6 +33,7 @@ RENAMED = {
     "checkpoint.mirror": "checkpoint.remote",
     "checkpoint.validation_units": "checkpoint.validation_examples",
 }
+_OF_TRAINING = ("track", "checkpoint", "profile")  # no command reads these from a saved configuration
 RENAMED_VALUES = {("model.attention", "trunkwise"): "per_prompt"}
 
 
@@ -51,7 +53,7 @@ def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
         if not overrides:
             check_uris(config)
             return config
-        config = escaped(config.model_dump())
+        config = with_references(config, escaped(config.model_dump()))
     if not isinstance(config, str | os.PathLike | Mapping):
         raise UserError(f"a configuration is a YAML file, a mapping or a RunConfig, and not of type {type(config).__name__}")
     where = "the configuration" if isinstance(config, Mapping) else str(config)
@@ -61,10 +63,12 @@ def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
         raise UserError(
             f"{where} is a pipeline of stages, which `rec-dist run` takes; this command takes one run: give {way_out}"
         )
-    value = load_mapping(config, overrides)
+    unresolved = load_unresolved(config, overrides)
+    value = resolved(unresolved, where)
     if isinstance(value.get(VARS), dict):  # they are resolved now
         del value[VARS]
-    loaded = validate(value, RunConfig, where)
+    found = {key: text for key, text in references(unresolved).items() if key[0] != VARS}
+    loaded = remember(validate(value, RunConfig, where, found), found)
     check_uris(loaded)
     return loaded
 
@@ -73,25 +77,37 @@ def load_saved(path: Path, overrides: Overrides = ()) -> RunConfig:
     """The configuration that a run directory keeps (config.yaml), with overrides on top.
 
     The file may be somebody else's, so text with ${...} in it stays text, and it extends no other file. Overrides are yours: they
-    may hold references, as for load_config. Raises UserError as load_config does.
+    may hold references, as for load_config. Raises UserError as load_config does, and for text that came from the environment when
+    the run began, which is not kept and not read from yours, unless an override gives it.
     """
-    value = resolved(override(OmegaConf.create(escaped(unescaped(load_plain(path)))), overrides, {}), str(path))
+    plain = load_plain(path)
+    value = resolved(override(OmegaConf.create(escaped(unescaped(plain))), overrides, {}), str(path))
+    for key in raw_references(plain):
+        if key[0] not in _OF_TRAINING and get(value, key) == unescaped(get(plain, key)):
+            name = ".".join(key)
+            raise UserError(
+                f"{path}: {name} ({get(plain, key)}) came from the environment, which a saved configuration does not read; give "
+                f"{name}=... on the command line"
+            )
     loaded = validate(value, RunConfig, str(path))
     check_uris(loaded)
     return loaded
 
 
-def validate(value: dict[str, Any], model: type[_Model], where: str) -> _Model:
-    """`value` as `model`. Raises one UserError with all faults, each as `dotted.path: what; the way out`."""
+def validate(value: dict[str, Any], model: type[_Model], where: str, hidden: References | None = None) -> _Model:
+    """`value` as `model`. hidden: the texts that messages show in place of values.
+
+    Raises one UserError with all faults, each as `dotted.path: what; the way out`.
+    """
     schema = schema_for(value) if model is RunConfig else model
     try:
         return model.model_validate(_numbers(value, schema))
     except ValidationError as fault:
-        raise UserError(f"{where}: " + "; ".join(_explain(fault.errors(), schema))) from fault
+        raise UserError(f"{where}: " + "; ".join(_explain(fault.errors(), schema, hidden or {}))) from (None if hidden else fault)
 
 
-def _explain(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:
-    """One phrase for each faulty key. The branches of a union share one."""
+def _explain(errors: Sequence[Any], model: type[BaseModel], hidden: References) -> list[str]:
+    """One phrase for each faulty key. The branches of a union share one. hidden: what is shown of some keys' values."""
     known = _keys(model)
     phrases: dict[str, str] = {}
     for error in errors:
@@ -109,7 +125,8 @@ def _explain(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:
         elif dotted in phrases:
             phrases[dotted] = phrases[dotted].replace(", got ", f", or {what.removeprefix('input should be ')}, got ", 1)
         else:
-            phrases[dotted] = f"{what}, got {error['input']!r}"
+            given = hidden.get(tuple(dotted.split(".")), error["input"])
+            phrases[dotted] = f"{what}, got {given!r}"
             if new := RENAMED_VALUES.get((dotted, str(error["input"]))):
                 phrases[dotted] += f"; it is now called {new}"
             if error["type"] == "string_type" and isinstance(error["input"], int | float):  # 4:00:00 is a number in YAML: 14400

@@ -86,4 +86,6 @@ def pinned(config: RunConfig) -> RunConfig:
     for section, key, path in task_paths(config):
         check_path(f"task.{section}.{key}", path)
         set_task_path(value, section, key, str(absolute(path)))
-    return RunConfig.model_validate(value)
+    result = RunConfig.model_validate(value)
+    result.from_environment.update(config.from_environment)
+    return result

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from rec_dist.config.compose import MATRIX, PIPELINE, RUNS, VARS, load_unresolved, locate, sections
 from rec_dist.config.load import validate
+from rec_dist.config.references import Marks
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.section import Section
 from rec_dist.errors import UserError
@@ -98,6 +99,7 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     config = load_unresolved(path, overrides)
     where = str(path)
     value = _expanded(config, where)
+    _keep_references(config, value, where)
     valid = validate(value, PipelineConfig, where)
     section = valid.pipeline
     stages = tuple(_stage(stage, path, set(valid.runs), overrides) for stage in section.stages)
@@ -122,6 +124,19 @@ def _expanded(config: DictConfig, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {str(fault).splitlines()[0]}") from fault
     assert isinstance(value, dict)
     return {**value, RUNS: plain.get(RUNS) or {}}
+
+
+def _keep_references(config: DictConfig, value: dict[str, Any], where: str) -> None:
+    """Puts ${oc.env:NAME} back into the overrides of stages: they become a command line, which others on the machine can read."""
+    marks = Marks()
+    marked = OmegaConf.create(marks.put(OmegaConf.to_container(config)))
+    if not marks:
+        return
+    both = [entry.get(PIPELINE) for entry in (value, _expanded(marked, where))]
+    stages = [part.get("stages") if isinstance(part, dict) else None for part in both]
+    for stage, own in zip(*(part if isinstance(part, list) else [] for part in stages), strict=True):
+        if isinstance(stage, dict) and isinstance(own.get("set"), list):
+            stage["set"] = marks.take(own["set"])
 
 
 def _repeated(entry: Any, matrix: Any, scope: dict[str, Any]) -> list[Any]:

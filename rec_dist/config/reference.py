@@ -29,7 +29,8 @@ NAME` writes one to edit), or either followed by `:NAME` for one of its runs, su
   `recipes/quickstart:sft`.
 * Overrides on the command line go on top of the file, in their order. OmegaConf resolves
   `${section.key}` and `${oc.env:NAME}`; values that only serve such references stand in a section
-  `vars`.
+  `vars`. Text from `${oc.env:NAME}`, other than paths, is written down as its reference
+  ([security.md](security.md#secrets-and-people)).
 * An unknown key is refused with the key that you probably meant, a renamed one with its new name.
   One message names all faults.
 * Nothing is coerced, with one exception: where a number is wanted, text such as `1e-4` (which YAML
@@ -40,9 +41,9 @@ NAME` writes one to edit), or either followed by `:NAME` for one of its runs, su
 * A run directory belongs to the configuration that started it. Between two attempts you may change
   only: the sections `cluster`, `checkpoint`, `track`, `evaluate`, `profile`, `plan` and `submit`;
   `train.run_dir` itself (when you move the directory), `train.max_tokens_per_micro_batch`,
-  `train.log_every_steps` and `train.max_bad_steps`; `model.attention`,
-  `model.fused_layers` and `model.activation_checkpointing`; `data.path`, `data.num_shards`,
-  `data.cache_dir` and `data.cache_bytes`. The data at `data.path` must stay the same.
+  `train.log_every_steps`, `train.max_bad_steps` and `train.access`; `model.attention`,
+  `model.fused_layers` and `model.activation_checkpointing`; `data.path`, `data.access`,
+  `data.num_shards`, `data.cache_dir` and `data.cache_bytes`. The data at `data.path` must stay the same.
 """
 _PIPELINES = """\
 ## Pipeline files

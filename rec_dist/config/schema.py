@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, create_model
+from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, create_model
 
 from rec_dist.config.plan import PlanConfig
 from rec_dist.config.profile import ProfileConfig
@@ -15,6 +15,7 @@ from rec_dist.config.section import Section
 from rec_dist.config.submit import SubmitConfig
 from rec_dist.config.task import TaskConfig, outside_section_of, task_model, with_outside_section
 from rec_dist.config.track import TrackConfig
+from rec_dist.storage.files import Access
 
 Auto = Literal["auto"]
 _INT32 = 1 << 31  # larger than any count here, smaller than what overflows in numpy
@@ -84,6 +85,7 @@ class DataConfig(Section):
         description="memory: takes 0.3 GB for a million rows. disk, ray: bounded memory. auto: ray for sources "
         "from 128 MiB, else memory.",
     )
+    access: Access = Field("owner", description="Who may enter the prepared folder: 0700, 0750 or 0755, whatever the umask is.")
     max_train_users: int | None = Field(
         None, ge=1, description="Few-shot: train on this many users, drawn by hash. None: all users."
     )
@@ -198,6 +200,7 @@ class TrainConfig(Section):
         description="Steps in a row that may have a loss or gradient that is not finite: they are skipped. One "
         "more fails the run.",
     )
+    access: Access = Field("owner", description="Who may enter a new run directory: 0700, 0750 or 0755, whatever the umask is.")
     log_every_steps: int = Field(1, ge=1, description="Steps between rows of metrics.jsonl.")
 
 
@@ -341,6 +344,13 @@ class RunConfig(Section):
     profile: ProfileConfig = Field(default_factory=lambda: ProfileConfig())
     plan: PlanConfig = Field(default_factory=lambda: PlanConfig())
     submit: SubmitConfig = Field(default_factory=lambda: SubmitConfig())
+
+    _from_environment: dict[tuple[str, ...], Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def from_environment(self) -> dict[tuple[str, ...], Any]:
+        """The keys whose text came from environment variables: key -> the text with its references (config/references.py)."""
+        return self._from_environment
 
 
 def schema_for(value: Mapping[str, Any]) -> type[RunConfig]:

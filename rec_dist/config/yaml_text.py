@@ -24,7 +24,11 @@ def to_yaml(config: BaseModel, *, exclude_unset: bool = False) -> str:
 
     exclude_unset: without the keys that nobody has set.
     """
-    value = escaped(config.model_dump(mode="json", exclude_unset=exclude_unset))
+    return dumped(escaped(config.model_dump(mode="json", exclude_unset=exclude_unset)))
+
+
+def dumped(value: dict[str, Any]) -> str:
+    """Values that are escaped already as YAML."""
     return str(dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf))
 
 

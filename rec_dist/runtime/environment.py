@@ -2,12 +2,15 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+_SECRET = re.compile(r"(runs\.[^.=]+\.)?submit[.=]")
 _PACKAGES = ("rec-dist", "torch", "deepspeed", "transformers", "peft", "ray", "pyarrow", "triton", "omegaconf", "numpy")
 
 
@@ -16,10 +19,15 @@ def describe(**facts: Any) -> dict[str, Any]:
     return {
         "versions": versions(),
         "commit": _commit(),
-        "command": sys.argv,
+        "command": without_secrets(sys.argv),
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "cpu": _cpu_name(), "gpus": _gpu_names()},
         **facts,
     }
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """A command line as it is written down: overrides of `submit`, which may hold variables of a job, without their values."""
+    return [f"{word.partition('=')[0]}=..." if _SECRET.match(word) else word for word in words]
 
 
 def versions() -> dict[str, str | None]:

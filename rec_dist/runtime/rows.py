@@ -1,7 +1,8 @@
-"""Read the rows of metrics.jsonl. A damaged row is skipped; the others are kept."""
+"""Read files that grow by lines, and count the rows of metrics.jsonl. A damaged row is skipped; the others are kept."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,37 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and _is_whole(row):
             rows.append(row)
     return rows
+
+
+def lines_after(path: Path, position: int) -> tuple[list[str], int]:
+    """(whole lines of a file from byte `position` on, the next position)."""
+    if not path.is_file():
+        return [], position
+    with path.open("rb") as handle:
+        handle.seek(position)
+        data = handle.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole.decode("utf-8", "replace").splitlines(), position + len(whole)
+
+
+def num_restarts(rows: Iterable[Mapping[str, Any]]) -> int:
+    """How often training started again: after a failure, on other workers, or by the same command.
+
+    An automatic restart leaves two rows, its reason and `resume`. A restart by hand leaves only `resume`.
+    """
+    events = [str(row["event"]) for row in rows if row.get("event") in ("restart", "resize", "resume")]
+    by_itself = len(events) - events.count("resume")
+    by_hand = sum(event == before == "resume" for before, event in pairwise(["resume", *events]))
+    return by_itself + by_hand
+
+
+def num_bad_steps(rows: Iterable[Mapping[str, Any]], *, until: int) -> int:
+    """How many steps in a row, up to and with step `until`, were left out."""
+    bad = {row["step"] for row in rows if row.get("event") == "bad_step"}
+    first = until
+    while first in bad:
+        first -= 1
+    return until - first
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:

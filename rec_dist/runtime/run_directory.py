@@ -10,16 +10,27 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rec_dist.errors import UserError
 from rec_dist.runtime.identity import differences
 from rec_dist.runtime.messages import visible
-from rec_dist.runtime.rows import OF_A_STEP, are_numbers, read_rows
+from rec_dist.runtime.rows import OF_A_STEP, are_numbers, lines_after, read_rows
 from rec_dist.storage.disk import writing
-from rec_dist.storage.files import append_line, lock, misplaced, read_object, write_json, write_text
+from rec_dist.storage.files import (
+    Access,
+    append_line,
+    is_left_over,
+    lock,
+    make_folder,
+    misplaced,
+    read_object,
+    remove_left_over,
+    sync,
+    write_json,
+    write_text,
+)
 
 _FILES = ("config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "log.txt", "progress.json", "stop", "finished.json")
 _FOLDERS = ("checkpoints", "reference", "reference-valid", "model", "attempt", "stacks")
@@ -53,7 +64,7 @@ class RunDirectory:
         if odd := misplaced(self.path, files=_FILES, folders=_FOLDERS):
             raise UserError(f"{odd}; remove it, or choose another {self._key}")
         if saved.is_file():
-            old = read_object(saved, f"choose another {self._key}, or remove that folder")
+            old = self.config()
             if changed := differences(old, value):
                 longer = self._finished_path.is_file() and set(changed) <= {"train.max_steps", "train.epochs"}
                 on = f"; to train on from its model, set train.init_from={self.path} with another train.run_dir" if longer else ""
@@ -69,6 +80,10 @@ class RunDirectory:
         if moved or not self.config_path.is_file():
             write_text(self.config_path, text)
 
+    def config(self) -> dict[str, Any]:
+        """The configuration that the directory was claimed for. Raises UserError if it is missing or damaged."""
+        return read_object(self.path / "config.json", f"choose another {self._key}, or remove that folder")
+
     @contextmanager
     def claimed(self, config: Mapping[str, Any], text: str) -> Iterator[None]:
         """Locks and claims the directory. A UserError inside, before the first checkpoint, removes a directory that this call
@@ -83,7 +98,9 @@ class RunDirectory:
             raise self._unusable(fault) from fault
         if new:
             self._refuse_others()
-        with self.locked():
+        with self.locked(config.get("train", {}).get("access", "owner")):
+            for folder in (self.path, self.checkpoints):
+                remove_left_over(folder)
             self.claim(config, text)
             try:
                 yield
@@ -94,17 +111,19 @@ class RunDirectory:
 
     def _refuse_others(self) -> None:
         try:
-            others = self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir())
+            others = self.path.is_dir() and any(
+                entry.name != ".lock" and not is_left_over(entry) for entry in self.path.iterdir()
+            )
         except (OSError, ValueError) as fault:
             raise self._unusable(fault) from fault
         if others:
             raise UserError(f"{self._key} ({self.path}) is not empty and holds no run; choose another folder")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the directory for this process. Raises UserError when another process holds it."""
+    def locked(self, access: Access = "owner") -> Iterator[None]:
+        """Holds the directory for this process. Raises UserError when another process holds it. access: if this makes it."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path, access)
             held = lock(self.path / ".lock")
         except BlockingIOError as fault:
             raise UserError(f"{self._key} ({self.path}) is in use by another process; wait for it or choose another") from fault
@@ -117,10 +136,8 @@ class RunDirectory:
 
     def take_back(self) -> None:
         """Removes everything that a refused run made here. Keeps a link and the folder that it points to."""
-        if not self.path.is_symlink():
-            shutil.rmtree(self.path)
-            return
-        for entry in self.path.iterdir():  # the link and its folder belong to the user
+        linked = self.path.is_symlink()  # the link and its folder belong to the user
+        for entry in [*self.path.iterdir()] if linked else [self.path]:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _unusable(self, fault: Exception) -> UserError:
@@ -130,6 +147,12 @@ class RunDirectory:
     def append(self, row: Mapping[str, Any]) -> None:
         """Appends one object to metrics.jsonl, whole or not at all. A kill may cut off the last line. Raises DiskError."""
         append_line(self.metrics_path, json.dumps(row, allow_nan=False))
+
+    def sync_numbers(self) -> None:
+        """Puts the rows and lines so far on the disk: before a checkpoint, which a restart continues from, and before the end."""
+        for path in (self.metrics_path, self._log_path):
+            if path.is_file():
+                sync(path)
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows of metrics.jsonl, without damaged ones."""
@@ -144,24 +167,6 @@ class RunDirectory:
             write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
         return max(late, default=step) - step
 
-    def restarts(self) -> int:
-        """How often training started again: after a failure, on other workers, or by the same command.
-
-        An automatic restart leaves two rows, its reason and `resume`. A restart by hand leaves only `resume`.
-        """
-        events = [str(row["event"]) for row in self.rows() if row.get("event") in ("restart", "resize", "resume")]
-        by_itself = len(events) - events.count("resume")
-        by_hand = sum(event == before == "resume" for before, event in pairwise(["resume", *events]))
-        return by_itself + by_hand
-
-    def bad_steps_until(self, step: int) -> int:
-        """How many steps in a row, up to and with `step`, were left out."""
-        bad = {row["step"] for row in self.rows() if row.get("event") == "bad_step"}
-        first = step
-        while first in bad:
-            first -= 1
-        return step - first
-
     def log(self, line: str) -> None:
         """Appends a line to log.txt, which the driver shows, with control characters made visible. Raises DiskError."""
         append_line(self._log_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(line)}")
@@ -172,13 +177,7 @@ class RunDirectory:
 
     def log_after(self, position: int) -> tuple[list[str], int]:
         """(whole lines of log.txt from byte `position` on, the next position)."""
-        if not self._log_path.is_file():
-            return [], position
-        with self._log_path.open("rb") as handle:
-            handle.seek(position)
-            data = handle.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        return whole.decode("utf-8", "replace").splitlines(), position + len(whole)
+        return lines_after(self._log_path, position)
 
     def progress(self, phase: str, done: int, total: int, note: str = "", seconds_left: float | None = None) -> None:
         """Writes where the run stands: `done` of `total` in `phase`, and the seconds that are left of this phase."""
@@ -200,7 +199,7 @@ class RunDirectory:
 
     def request_stop(self) -> None:
         """Asks the run to save and stop after its current step."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, "owner")
         self._stop_path.write_text("", encoding="utf-8")
 
     def clear_stop(self) -> None:
@@ -232,7 +231,8 @@ class RunDirectory:
         return value
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Marks the run as finished."""
+        """Marks the run as finished. The last file that a run writes: whatever else it names is on the disk."""
+        self.sync_numbers()
         write_json(self._finished_path, summary)
 
     def finished(self) -> dict[str, Any] | None:

@@ -1,23 +1,30 @@
-"""Atomic file writes, reads of our own JSON files, locks, and hashes of files and values.
+"""Atomic writes of files and folders, reads of our own JSON files, locks, and hashes of files and values.
 
-A file is written under a temporary name, synced and renamed, because a run can die at any moment and half a manifest is worse
-than none. Cost: one fsync per file.
+Everything that must outlive a power cut is written in one way: under a temporary name, synced, renamed, and then the folder is
+synced, which holds the new name. A name therefore has its old contents or its new ones, whole, and what is done stays done when a
+later step begins. Cost: two fsyncs per file; for a folder one per file and folder in it, and one for the folder above.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rec_dist.errors import UserError
 from rec_dist.storage.disk import writing
 
 _CHUNK_BYTES = 1 << 20
+Access = Literal["owner", "group", "everyone"]  # who may enter a folder of runs or data
+_MODES = {"owner": 0o700, "group": 0o750, "everyone": 0o755}
+_BESIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # the only way to read it; done at import, before other threads create files
 
@@ -30,17 +37,89 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or the names in a folder, are on the disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # CIFS and FUSE may know no sync of folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path, access: Access | None = None) -> None:
+    """Makes a folder and those above it, if they are missing, so that their names are on the disk. Raises OSError.
+
+    access: who may enter `path`, if this call makes it, whatever the umask is. None: who the umask lets in.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(0o777 if access is None else _MODES[access], exist_ok=True)
+    if access is not None and path in missing:
+        path.chmod(_MODES[access])
+    for folder in missing:
+        sync(folder.parent)
+
+
+def fresh_folder(path: Path) -> None:
+    """Makes an empty folder, in place of one that an earlier attempt left, and syncs its name. Raises OSError."""
+    shutil.rmtree(path, ignore_errors=True)
+    make_folder(path.parent)
+    path.mkdir()
+    sync(path.parent)
+
+
+def put_in_place(made: Path, path: Path, *, replace: bool = True) -> None:
+    """Syncs the file or folder `made` with all that is in it, and renames it to `path` on the same file system.
+
+    A file replaces a file in one step. What is in the way of a folder first gets a hidden name beside `path`, and is removed once
+    the new one stands. Raises OSError; with replace=False also if a folder that is not empty stands at `path`.
+    """
+    for top, _, names in os.walk(made):
+        for file in (Path(top) / name for name in names):
+            if not file.is_symlink():
+                sync(file)
+        sync(Path(top))
+    if not made.is_dir():
+        sync(made)
+    old = None
+    if replace and made.is_dir() and os.path.lexists(path):
+        old = beside(path)
+        path.rename(old)
+    try:
+        made.replace(path)
+    except OSError:
+        if old is not None:
+            old.rename(path)
+        raise
+    sync(path.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True) if old.is_dir() and not old.is_symlink() else old.unlink()
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether `path` has one of the names of `beside`: a file or folder whose writer was killed, unless one writes now."""
+    return _BESIDE.fullmatch(path.name) is not None
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes what killed writers left in `folder`. Only for who holds the folder: no other process may write there."""
+    for path in folder.glob(".*.tmp"):
+        if is_left_over(path):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder. On success, syncs it and renames it to `path`; on error, removes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yields a temporary path in the same folder. On success, it becomes `path` and is on the disk; on error, removes it."""
+    make_folder(path.parent)
     temporary = beside(path)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_UMASK)
-        temporary.replace(path)
+        put_in_place(temporary, path)
     except OSError as fault:
         fault.filename = fault.filename or str(path)  # a failed write does not name its file
         raise
@@ -65,7 +144,7 @@ def misplaced(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) to `path`, whole or not at all."""
+    """Writes `text` (UTF-8) to `path`, whole or not at all; it is on the disk when this returns."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -81,7 +160,10 @@ def json_text(value: Any) -> str:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends `line` to a file, whole or not at all: if the disk fills up, removes the half line again. Raises DiskError."""
+    """Appends `line` to a file, whole or not at all: if the disk fills up, removes the half line again. Raises DiskError.
+
+    Not synced: a power cut may take the last lines.
+    """
     data = f"{line}\n".encode()
     with writing(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rec_dist.errors import UnreachableError, UserError
+from rec_dist.storage.files import make_folder, put_in_place
 from rec_dist.storage.uri import is_below, is_remote, local_path, refuse_credentials, shown
 
 _SCHEMES = ("s3", "gs", "hdfs")
@@ -136,21 +137,27 @@ class Location:
         return digest.hexdigest()
 
     def write(self, source: Path, file: str) -> None:
-        """Copies the file `source` to this folder under the name `file`, whole or not at all.
+        """Copies the file `source` to this folder under the name `file`, whole or not at all. A folder of this machine has synced it.
 
         Raises FileNotFoundError if there is no `source`, and UserError if the file cannot be written.
         """
         target = self._at(file)
         partial = target if self._system.type_name in _OBJECT_STORES else f"{target}.tmp"
         with source.open("rb") as stream, self._faults(f"{self._key}: {self.name(file)} cannot be written"):
-            if partial != target:
-                self._system.create_dir(target.rpartition("/")[0], recursive=True)
+            above = target.rpartition("/")[0]
+            if not self.is_remote:
+                make_folder(self.folder, "owner")
+                make_folder(Path(above))
+            elif partial != target:
+                self._system.create_dir(above, recursive=True)
             with self._system.open_output_stream(partial) as sink:
                 while chunk := stream.read(_CHUNK_BYTES):
                     sink.write(chunk)
             if self._system.type_name == "hdfs":  # it does not rename over an existing file
                 self.remove(file)
-            if partial != target:
+            if not self.is_remote:
+                put_in_place(Path(partial), Path(target))
+            elif partial != target:
                 self._system.move(partial, target)
 
     def remove(self, file: str) -> None:

@@ -8,21 +8,25 @@ import json
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rec_dist.config.paths import PATHS, PATHS_OR_NAMES, check_path, paths_of, set_task_path, task_paths
+from rec_dist.config.references import as_yaml, rebuilt
 from rec_dist.config.schema import RunConfig
 from rec_dist.config.submit import SubmitConfig
-from rec_dist.config.yaml_text import to_word, to_yaml
+from rec_dist.config.yaml_text import to_word
 from rec_dist.errors import UserError
 from rec_dist.models.hub import is_hub_id
 from rec_dist.storage.uri import is_remote
 
 CONFIG_NAME = "config.yaml"
+_PYTHON = ("python", "-P", "-m", "rec_dist")  # -P: a module in the folder where the job starts is not imported
 _MARGIN_SECONDS = 30
 _NAME_LENGTH = 31  # KubeRay takes 47, because it appends to the name; the time takes 16 of them
+_REFERENCE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -56,6 +60,30 @@ class Job:
         return self.submit.command == "train"
 
     @property
+    def passed_on(self) -> dict[str, str]:
+        """Variables of submit.env that are not written down: variable -> the variable here that holds its value.
+
+        Raises UserError for one that is more than ${oc.env:NAME}.
+        """
+        found = {}
+        for key, text in self.config.from_environment.items():
+            if key[:2] == ("submit", "env"):
+                match = _REFERENCE.fullmatch(text)
+                if match is None:
+                    raise UserError(f"submit.env.{key[2]} ({text}) holds more than a variable; give ${{oc.env:NAME}} alone")
+                found[key[2]] = match[1]
+        return found
+
+    def written_env(self, way_out: Callable[[str], str]) -> dict[str, str]:
+        """submit.env for a request that others can read. Raises UserError with `way_out` for a variable that is not written down."""
+        if passed := self.passed_on:
+            variable = min(passed)
+            raise UserError(
+                f"submit.env.{variable} comes from the environment and would stand in the request; {way_out(variable)}"
+            )
+        return self.submit.env
+
+    @property
     def paths(self) -> dict[str, str | None]:
         """Every path of the configuration by its key, as the cluster sees it."""
         return paths_of(self.config)
@@ -68,15 +96,21 @@ class Job:
         """The command line. config_path: where the configuration is on the cluster."""
         command = self.submit.command
         if command == "evaluate":
-            return ["python", "-m", "rec_dist", command, *self.evaluation]
-        return ["python", "-m", "rec_dist", command.removesuffix("_base"), config_path]
+            return [*_PYTHON, command, *self.evaluation]
+        return [*_PYTHON, command.removesuffix("_base"), config_path]
 
     @property
     def evaluation(self) -> list[str]:
         """The words after `evaluate`: the run, which has its own configuration, and our keys for how and where to measure."""
         sections = {"evaluate": self.config.evaluate, "cluster": self.config.cluster}
-        values = [(f"{name}.{key}", value) for name, section in sections.items() for key, value in section.model_dump().items()]
-        return [self.run_dir, *(override(key, value) for key, value in [("data.path", self.config.data.path), *values])]
+        values = [(name, key, value) for name, section in sections.items() for key, value in section.model_dump().items()]
+        given = [("data", "path", self.config.data.path), *values]
+        return [self.run_dir, *(self._word(name, key, value) for name, key, value in given)]
+
+    def _word(self, section: str, key: str, value: Any) -> str:
+        """An override. Text from the environment is its reference, since others on the machine can read a command line."""
+        text = None if (section, key) in PATHS else self.config.from_environment.get((section, key))
+        return override(f"{section}.{key}", value) if text is None else f"{section}.{key}={json.dumps(text, ensure_ascii=False)}"
 
 
 def override(key: str, value: Any) -> str:
@@ -113,8 +147,8 @@ def build_job(config: RunConfig, *, local_paths: bool) -> Job:
         raise UserError(
             f"evaluate.ranker ({config.evaluate.ranker}) needs no run; set submit.command=evaluate_base, or evaluate.ranker=model"
         )
-    sent = RunConfig.model_validate(value)
-    return Job(_name_of(config.submit, value["train"]["run_dir"]), sent, to_yaml(sent, exclude_unset=True), config.submit)
+    sent = rebuilt(config, value)
+    return Job(_name_of(config.submit, value["train"]["run_dir"]), sent, as_yaml(sent, exclude_unset=True), config.submit)
 
 
 def _is_name(path: str, section: str) -> bool:

@@ -49,7 +49,7 @@ def manifest(job: Job, name: str) -> str:
         "name": name,
         "kuberay": settings,
         "storage": job.submit.storage,
-        "env": job.submit.env,
+        "env": job.written_env(lambda name: f"put {name} into a Secret, and name that in submit.kuberay.env_from_secret"),
         "needs_gpus": job.needs_gpus,
         "grace_seconds": job.grace_seconds,
         "entrypoint": shlex.join(job.words(f"{_CONFIG_FOLDER}/{CONFIG_NAME}")),

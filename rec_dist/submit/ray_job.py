@@ -34,6 +34,7 @@ def request_of(job: Job) -> dict[str, Any]:
     """The request to the job server, without the files. Only the time in submission_id differs between two calls."""
     submit = job.submit
     words = shlex.join(job.words(CONFIG_NAME))
+    env = job.written_env(lambda name: f"set {name} on the nodes of the cluster, since its dashboard shows every request")
     return {
         "submission_id": submit.ray.submission_id or job.stamped_name(),
         # The shell gets SIGTERM too; it stays alive to report how the run ended.
@@ -41,7 +42,7 @@ def request_of(job: Job) -> dict[str, Any]:
         "runtime_env": {
             "excludes": submit.ray.excludes,
             # By default Ray kills a stopped job after 3 s, before it can finish a step and a checkpoint.
-            "env_vars": {**submit.env, "RAY_JOB_STOP_WAIT_TIME_S": str(job.grace_seconds)},
+            "env_vars": {**env, "RAY_JOB_STOP_WAIT_TIME_S": str(job.grace_seconds)},
         },
         "metadata": {"run_dir": job.run_dir},
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rec_dist.config.submit import SlurmConfig
 from rec_dist.errors import UserError
-from rec_dist.storage.files import write_text
+from rec_dist.storage.files import make_folder, write_text
 from rec_dist.submit.allocation import Allocation, check_allocation
 from rec_dist.submit.job import Job
 from rec_dist.submit.templates import render
@@ -55,7 +55,8 @@ def script_of(job: Job) -> str:
         "slurm": settings,
         "gpus": settings.gpus_per_node if job.needs_gpus else 0,
         "grace_seconds": job.grace_seconds,
-        "env": job.submit.env,
+        "env": {variable: value for variable, value in job.submit.env.items() if variable not in job.passed_on},
+        "passed_on": job.passed_on,
         "mounts": ",".join(_mounts(job, settings)),
         "command": " ".join(words),
         "config": job.config_text.rstrip("\n"),
@@ -74,6 +75,7 @@ def send(job: Job) -> int:
     """Submits the script and returns 0; the job then runs on its own."""
     folder = log_dir_of(job)
     path = folder / f"{job.name}.sbatch"
+    make_folder(folder, "owner")  # the script holds submit.env
     write_text(path, script_of(job))
     # The job uses the Python that runs here, even if its virtual environment has not been activated.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

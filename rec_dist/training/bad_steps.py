@@ -21,10 +21,11 @@ def is_bad(numbers: dict[str, float]) -> bool:
     return not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]))
 
 
-def suspects(task: Task, plan: StepWork, spoiled: Sequence[int]) -> list[str]:
-    """Users in the micro-batches, of all ranks, whose own loss is not finite; all of the step if only its gradient is not.
+def suspects(task: Task, plan: StepWork, spoiled: Sequence[int]) -> list[int]:
+    """The numbers of the users in the micro-batches, of all ranks, whose own loss is not finite.
 
-    A collective. spoiled: the numbers of this rank's micro-batches with such a loss.
+    All users of the step if only its gradient is not finite. A collective. spoiled: the numbers of this rank's micro-batches with
+    such a loss.
     """
     found = {
         example for part in collectives.gather([u for number in spoiled for u in plan.micro_batches[number]]) for example in part
@@ -46,7 +47,7 @@ class BadSteps:
         """Note a step that was applied."""
         self._in_a_row = 0
 
-    def row(self, plan: StepWork, numbers: dict[str, float], users: list[str]) -> dict[str, Any]:
+    def row(self, plan: StepWork, numbers: dict[str, float], users: list[int]) -> dict[str, Any]:
         """Note a step that was left out; returns its row for metrics.jsonl. JSON knows no NaN, so such numbers are text."""
         self._in_a_row += 1
         shown = {key: numbers[key] if math.isfinite(numbers[key]) else str(numbers[key]) for key in ("loss", "grad_norm", "lr")}
@@ -65,7 +66,8 @@ class BadSteps:
 def describe(row: dict[str, Any]) -> str:
     """Describe a bad step's row in one line."""
     users, more = row["users"][:_NAMED], row["num_users"] - min(_NAMED, len(row["users"]))
-    names = f"{', '.join(users)}{f' and {more} more' if more else ''}"
+    names = f"{', '.join(map(str, users))}{f' and {more} more' if more else ''}"
     return (
-        f"step {row['step']} was left out: loss {row['loss']}, gradient norm {row['grad_norm']}; its groups are of users {names}"
+        f"step {row['step']} was left out: loss {row['loss']}, gradient norm {row['grad_norm']}; its groups are of the users "
+        f"(or rows) number {names}"
     )

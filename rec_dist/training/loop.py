@@ -42,7 +42,7 @@ class StepResult:
 
     numbers: dict[str, float]
     flags: tuple[bool, ...]
-    bad_users: list[str] | None
+    bad_users: list[int] | None
 
 
 @dataclass(frozen=True)

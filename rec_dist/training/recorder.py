@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from rec_dist.engine.engine import Engine
 from rec_dist.methods.task import Task
 from rec_dist.runtime.duration import Remaining
+from rec_dist.runtime.rows import num_restarts
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.training.bad_steps import describe
 from rec_dist.training.context import WorkerContext
@@ -81,7 +82,7 @@ def open_recorder(engine: Engine, task: Task, tracker: Tracker, context: WorkerC
         task.sampler.num_steps,
         context.config.train.log_every_steps,
         utilisation_of(engine.module, task.model.dtype, context.world),
-        {"restarts": context.run.restarts(), "workers": context.world.size},  # the same for all steps of an attempt
+        {"restarts": num_restarts(context.run.rows()), "workers": context.world.size},  # the same for all steps of an attempt
     )
 
 

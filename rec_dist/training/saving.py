@@ -19,7 +19,7 @@ from rec_dist.runtime.identity import identity
 from rec_dist.runtime.world import World
 from rec_dist.storage.checksums import write_checksums
 from rec_dist.storage.disk import writing
-from rec_dist.storage.files import readable
+from rec_dist.storage.files import fresh_folder, put_in_place, readable
 from rec_dist.training.context import WorkerContext
 from rec_dist.training.validation import Validation
 
@@ -38,7 +38,16 @@ def open_checkpoints(task: Task, initial: InitialWeights, context: WorkerContext
         versions=versions(),
     )
     retention = RetentionPolicy(settings.keep, settings.keep_best != "none", settings.asynchronous, settings.on_error == "stop")
-    return CheckpointManager(run.checkpoints, world, metadata, retention, zero_stage=zero_stage, log=run.log, record=run.append)
+    return CheckpointManager(
+        run.checkpoints,
+        world,
+        metadata,
+        retention,
+        zero_stage=zero_stage,
+        log=run.log,
+        record=run.append,
+        before_commit=run.sync_numbers,
+    )
 
 
 def check_host_memory(engine: Engine, world: World) -> None:
@@ -150,15 +159,13 @@ def new_model(final: Path) -> Iterator[Path]:
     Raises DiskError.
     """
     partial = final.with_name("model.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         with writing(partial):
-            partial.mkdir(parents=True)
+            fresh_folder(partial)
             yield partial
             write_checksums(partial)
-            shutil.rmtree(final, ignore_errors=True)
             readable(partial)
-            partial.rename(final)
+            put_in_place(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

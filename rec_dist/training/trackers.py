@@ -62,7 +62,8 @@ class WandbTracker:
             mode=mode,
             dir=str(folder),
             config=dict(config),
-            settings=wandb.Settings(console="off", silent=True),
+            # Without W&B's own record of the command line, which has the values of overrides; environment.json has it without.
+            settings=wandb.Settings(console="off", silent=True, x_disable_meta=True),
         )
         # A restart logs some steps a second time, and W&B takes each of its own steps only once.
         self._run.define_metric("step")

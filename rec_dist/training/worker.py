@@ -23,6 +23,7 @@ from rec_dist.methods.task import Task
 from rec_dist.runtime import collectives
 from rec_dist.runtime.heartbeat import Heartbeat
 from rec_dist.runtime.identity import flat
+from rec_dist.runtime.rows import num_bad_steps
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.training.bad_steps import BadSteps
@@ -163,7 +164,7 @@ def _run_steps(
     config, world, total = context.config, context.world, task.sampler.num_steps
     tracker = _open_tracker(job, context)
     rate = config.optimizer
-    bad_steps_before = collectives.share_from_main(context.run.bad_steps_until(start_step) if world.is_main else 0)
+    bad_steps_before = collectives.share_from_main(num_bad_steps(context.run.rows(), until=start_step) if world.is_main else 0)
     trainer = Trainer(
         TrainStep(engine, task, reference, task.exchange(engine.module), context.watch(engine.module), world),
         partial(learning_rate, peak=rate.lr, warmup_steps=rate.warmup_steps, total_steps=total, schedule=rate.schedule),
@@ -190,6 +191,6 @@ def _open_tracker(job: TrainJob, context: WorkerContext) -> Trackers:
     config, run = context.config, context.run
     if not context.world.is_main:
         return Trackers([], run.log)
-    settings = dict(flat(config.model_dump(mode="json")))
+    settings = dict(flat(run.config()))  # as it is written down, so that no tracker gets a secret of the environment
     gauges = None if job.gauges is None else job.gauges(run.path.name)
     return build_tracker(config.track, run.path, settings, run.log, gauges=gauges)

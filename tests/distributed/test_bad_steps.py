@@ -1,6 +1,7 @@
 """A step whose loss or gradient is not finite on one rank alone is skipped on all ranks and named; too many end the run."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def state_after(run: Any, step: int) -> dict[str, torch.Tensor]:
     return load_file(run.path / "checkpoints" / f"step-{step:08d}" / "state.safetensors")
 
 
-def users_of(trainer: Any, workers: int, *, step: int, micro_batch: int | None) -> list[str]:
+def users_of(trainer: Any, workers: int, *, step: int, micro_batch: int | None) -> list[int]:
     """The users of one micro-batch of rank 0, or of the whole step."""
     from rec_dist.config.schema import RunConfig
     from rec_dist.methods.registry import build_task, find_initial_weights
@@ -90,7 +91,8 @@ def test_a_bad_step_changes_nothing_on_any_rank_and_the_run_goes_on(trainer: Any
         assert (bad["step"], bad["in_a_row"], bad["users"], bad["num_users"]) == (3, 1, users, len(users))
         assert (bad["loss"] == "inf") == (kind != "gradient")
         assert bad["grad_norm"] in ("nan", "inf")
-        assert users[0] in run.log
+        assert f"number {users[0]}" in run.log
+        assert not re.search(r"\bu\d{3}\b", run.log + json.dumps(run.rows)), "no user by the name that the source has for them"
         ends.append(run)
     for run in ends[1:]:  # whatever was wrong, the same step is skipped
         assert run.steps == ends[0].steps
@@ -107,7 +109,7 @@ def test_too_many_in_a_row_fail_on_every_rank_and_name_the_users(
         train(trainer, run_dir, f"train.max_bad_steps={limit}", kind="loss", bad=bad, workers=2)
     assert caught.value.kind == "NotFiniteError"
     assert f"train.max_bad_steps is {limit}" in str(caught.value)
-    assert users_of(trainer, 2, step=last, micro_batch=0)[0] in str(caught.value)
+    assert re.search(rf"\b{users_of(trainer, 2, step=last, micro_batch=0)[0]}\b", str(caught.value))
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows if row["event"] == "bad_step"] == [step for step in bad if step <= last]
 

@@ -72,15 +72,15 @@ def test_an_evaluation_is_that_of_the_run() -> None:
     entrypoint = json.loads(rendered("ray", *words).partition("\n\n# config.yaml")[0])["entrypoint"]
     lines = [entrypoint.split(";")[1].split(), manifest(*words)[1]["spec"]["entrypoint"].split(), command_line(*words)]
     for line in lines:
-        assert line[:15] == ["python", "-m", "rec_dist", "evaluate", *sent]
-        assert {"cluster.num_workers=16", "cluster.address=null", "cluster.launcher=ray"} < set(line[15:])
+        assert line[:16] == ["python", "-P", "-m", "rec_dist", "evaluate", *sent]
+        assert {"cluster.num_workers=16", "cluster.address=null", "cluster.launcher=ray"} < set(line[16:])
 
 
 def test_the_words_of_an_evaluation_are_what_the_run_takes(tmp_path: Path) -> None:
     from rec_dist.config.load import load_config
 
     words = command_line("submit.command=evaluate", "evaluate.num_candidates=all", "cluster.use_gpu=true")
-    config = load_config(CONFIG, words[5:])
+    config = load_config(CONFIG, words[6:])
     assert (config.evaluate.num_candidates, config.cluster.use_gpu, config.evaluate.max_users) == ("all", True, None)
     whole = load_config(CONFIG, ["evaluate.num_candidates=all", "cluster.use_gpu=true"])
     assert (config.evaluate, config.cluster) == (whole.evaluate, whole.cluster)
@@ -88,7 +88,7 @@ def test_the_words_of_an_evaluation_are_what_the_run_takes(tmp_path: Path) -> No
 
 def test_the_evaluation_of_the_base_model_has_a_value_of_its_own() -> None:
     assert command_line("submit.command=evaluate_base") == [
-        *("python", "-m", "rec_dist", "evaluate"),
+        *("python", "-P", "-m", "rec_dist", "evaluate"),
         "/shared/runs/SDPO_8b-slurm/7/attempt-0/config.yaml",
     ]
 

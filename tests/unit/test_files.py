@@ -1,6 +1,8 @@
 """Files are written whole or not at all, and fingerprints show changes."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,19 @@ from safetensors.numpy import save_file
 
 from rec_dist.commands.export import _made_whole
 from rec_dist.errors import UserError
-from rec_dist.storage.files import atomic_path, fingerprint, readable, sampled_fingerprint, sha256, write_json, write_text
+from rec_dist.storage.files import (
+    atomic_path,
+    beside,
+    fingerprint,
+    make_folder,
+    put_in_place,
+    readable,
+    remove_left_over,
+    sampled_fingerprint,
+    sha256,
+    write_json,
+    write_text,
+)
 
 
 def test_an_exception_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -112,3 +126,64 @@ def test_a_sampled_fingerprint_distinguishes_folders(tmp_path: Path) -> None:
     path.write_bytes(bytes(100_000))
     path.rename(tmp_path / "other.safetensors")
     assert sampled_fingerprint(tmp_path, "*.safetensors") != first
+
+
+def test_a_folder_takes_the_place_of_an_older_one_or_of_nothing(tmp_path: Path) -> None:
+    for number in (1, 2):
+        made = tmp_path / "made"
+        (made / "below").mkdir(parents=True)
+        (made / "below" / "file").write_text(str(number))
+        put_in_place(made, tmp_path / "there")
+        assert (tmp_path / "there" / "below" / "file").read_text() == str(number)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_folder_that_cannot_be_placed_leaves_the_older_one(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    (made / "there").mkdir(parents=True)
+    (made / "there" / "file").write_text("old")
+    with pytest.raises(OSError, match="Invalid argument"):  # a folder cannot be moved into itself
+        put_in_place(made, made / "there")
+    assert (made / "there" / "file").read_text() == "old"
+    assert [path.name for path in made.iterdir()] == ["there"]
+
+
+def test_a_folder_is_not_replaced_unless_it_may_be(tmp_path: Path) -> None:
+    for name in ("made", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with pytest.raises(OSError, match="not empty"):
+        put_in_place(tmp_path / "made", tmp_path / "there", replace=False)
+    assert (tmp_path / "there" / "file").read_text() == "there"
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "there", "x")
+    assert (tmp_path / "there" / "file").read_text() == "there"
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = [beside(tmp_path / "model"), beside(tmp_path / "config.json")]
+    left[0].mkdir()
+    (left[0] / "file").write_text("x")
+    left[1].write_text("x")
+    kept = [".hidden.tmp", ".a.0123456.tmp", "a.01234567.tmp", ".a.01234567.lock", "model"]
+    for name in kept:
+        (tmp_path / name).write_text("x")
+    remove_left_over(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_folder_lets_in_whom_it_should_whatever_the_umask_is(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        for access, mode in (("owner", 0o700), ("group", 0o750), ("everyone", 0o755)):
+            made = tmp_path / access / "run"
+            make_folder(made, access)  # type: ignore[arg-type]
+            assert stat.S_IMODE(made.stat().st_mode) == mode
+            assert stat.S_IMODE(made.parent.stat().st_mode) == 0o777 & ~umask
+        (tmp_path / "own").mkdir(mode=0o750)
+        own = stat.S_IMODE((tmp_path / "own").stat().st_mode)
+        make_folder(tmp_path / "own", "owner")
+        assert stat.S_IMODE((tmp_path / "own").stat().st_mode) == own, "a folder that was there keeps its mode"
+    finally:
+        os.umask(before)

@@ -4,6 +4,7 @@ Each rule is tried on lines that break it. ALLOWED names the lines that may, wit
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,11 +19,8 @@ from rec_dist.runtime.packages import fetch_member
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "rec_dist").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
-# file: what it may do, and why nothing of a file runs there.
+# file: what it may do, and why nothing of a file runs there. No pickle, and no load that may unpickle, in any file.
 ALLOWED = {
-    "rec_dist/launch/prepare_on_ray.py": (
-        "pickle",  # jobs and results between this process and workers that it started on Ray, which itself pickles all it sends
-    ),
     "rec_dist/runtime/messages.py": ("print",),  # say() itself
     "rec_dist/config/reference.py": ("print",),  # python -m rec_dist.config.reference writes docs/configuration.md
     "rec_dist/commands/submit.py": ("print",),  # --dry-run prints exactly what would be sent
@@ -98,7 +96,8 @@ def _faults_of_node(node: ast.AST) -> Iterator[str]:
         yield from _faults_of_call(node)
     elif isinstance(node, ast.List | ast.Tuple):
         for first, second in zip(node.elts, [*node.elts, None][1:], strict=True):
-            if _dotted(first) == "sys.executable" and not (isinstance(second, ast.Constant) and second.value == "-P"):
+            named = isinstance(first, ast.Constant) and first.value in ("python", "python3")
+            if (named or _dotted(first) == "sys.executable") and not (isinstance(second, ast.Constant) and second.value == "-P"):
                 yield "-P"
 
 
@@ -138,6 +137,7 @@ def test_the_package_runs_nothing_out_of_files() -> None:
         ("AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)", "use_safetensors"),
         ("run([sys.executable, '-m', 'rec_dist'])", "-P"),
         ("run([sys.executable])", "-P"),
+        ("words = ('python', '-m', 'rec_dist')", "-P"),
         ("print(title)", "print"),
         ("__import__(name)", "__import__"),
     ],
@@ -157,12 +157,25 @@ def test_the_scan_finds(line: str, fault: str) -> None:
         "[]",
         "re.compile(pattern)",
         "subprocess.run([sys.executable, '-P', '-m', 'pip'])",
+        "words = ('python', '-P', '-m', 'rec_dist')",
         "AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)",
         "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True)",
     ],
 )
 def test_the_scan_accepts(line: str) -> None:
     assert faults_in(line) == []
+
+
+def test_no_file_of_a_job_starts_python_without_the_option() -> None:
+    """The scripts and templates, and what they render to (the golden files), on lines that are no comments."""
+    started = re.compile(r"(?<![\w./-])python3?(?= +[-\w])(?! +-P )")
+    files = [path for path in (ROOT / "launchers").iterdir() if path.suffix in (".sh", ".j2")]
+    files += (ROOT / "tests" / "launch" / "golden").iterdir()
+    lines = [(path.name, line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    assert any("python -P -m rec_dist" in line for _, line in lines)
+    assert [(name, line) for name, line in lines if started.search(line) and not line.lstrip().startswith("#")] == []
+    for line in ("python -m rec_dist train", "exec python3 - <<", "x; python job.py"):
+        assert started.search(line)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_a_step_that_is_left_out_moves_the_rest(run: RunDirectory, record: Recor
     def train() -> None:
         record(row(1, 1.0))
         record(row(2, 2.0))
-        bad = {"loss": "nan", "grad_norm": "nan", "users": ["u1"], "num_users": 1}
+        bad = {"loss": "nan", "grad_norm": "nan", "users": [17], "num_users": 1}
         record({"event": "bad_step", "step": 3, **bad})
 
     assert shown(run, io.StringIO(), train).splitlines()[-1] == "train 3/100  left out, 3 min 14 s left"

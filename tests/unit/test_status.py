@@ -10,6 +10,7 @@ import pytest
 from rec_dist.cli import main
 from rec_dist.commands.status import noting_failure, status, status_of
 from rec_dist.errors import NotFiniteError, StopRequested, UserError, WorkerFailedError
+from rec_dist.runtime.rows import num_restarts
 from rec_dist.runtime.run_directory import RunDirectory
 
 STARTED = 1_700_000_000.0
@@ -125,7 +126,7 @@ def test_each_new_beginning_counts_once(tmp_path: Path, events: list[str], resta
     for step, event in enumerate(events, start=1):
         run.append({"event": event, "step": step, "reason": "x"})
         run.append({"event": "step", "step": step, "step_seconds": 1.0})
-    assert run.restarts() == status_of(run.path).restarts == restarts
+    assert num_restarts(run.rows()) == status_of(run.path).restarts == restarts
 
 
 def test_steps_that_were_left_out_are_no_goodput(run: RunDirectory) -> None:

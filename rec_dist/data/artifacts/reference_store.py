@@ -3,7 +3,6 @@
 A changed model, prompt or negative changes the key in the manifest. The store is then computed again and never reused.
 """
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.checksums import damage, describe, read_manifest, write_manifest
-from rec_dist.storage.files import atomic_path
+from rec_dist.storage.files import atomic_path, fresh_folder
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT_VERSION = 1
@@ -67,9 +66,8 @@ def is_current(folder: Path, key: str) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Empties the folder for a new store."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Empties the folder for a new store. What it held was of another key, and no run that this directory belongs to reads it."""
+    fresh_folder(folder)
 
 
 def load(folder: Path) -> ReferenceStore:

@@ -23,7 +23,7 @@ from pathlib import Path
 from rec_dist.data.dataset.schema import PREPARE_AGAIN
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import FileEntry
-from rec_dist.storage.files import fingerprint, sha256
+from rec_dist.storage.files import fingerprint, make_folder, put_in_place, sha256
 from rec_dist.storage.location import Location, NoSuchFileError, reason
 
 _SETTLED_SECONDS = 2.0  # a file that changed more recently could change again with the same time stamp
@@ -77,7 +77,7 @@ class NodeCache:
                 raise UserError(f"{fault}; {PREPARE_AGAIN}") from None
             _compare(location.name(entry.name), entry, temporary.stat().st_size, found)
             with self._room():
-                temporary.replace(path)
+                put_in_place(temporary, path)  # a power cut must not leave a file of the right size under the name of its hash
         finally:
             with self._room():
                 temporary.unlink(missing_ok=True)
@@ -135,8 +135,9 @@ class NodeCache:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
+            make_folder(self.folder, "owner")
             for folder in (self._shards, self._marks):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             yield
         except OSError as fault:
             raise UserError(

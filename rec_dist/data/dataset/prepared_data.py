@@ -69,9 +69,12 @@ class SequenceSplit:
         """The explicit negatives of row `row`: items that its user rated below data.min_rating within the training part."""
         return self.shards.explicit_negatives_of(row)
 
-    def users_of(self, rows: I64) -> list[str]:
-        """The names of the users of `rows` in the source, each once, in the order of the data."""
-        return [self.shards.raw_user(row) for row in np.unique(rows).tolist()]
+    def users_of(self, rows: I64) -> list[int]:
+        """The numbers (user_id) of the users of `rows`, each once, in the order of the data.
+
+        Numbers, because these go into logs and metrics: who may read the data set finds the source's name there, beside user_id.
+        """
+        return [int(user) for user in self.user_ids[np.unique(rows)]]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rec_dist.data.sources.benchmarks import BENCHMARKS
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import describe
 from rec_dist.storage.disk import writing
-from rec_dist.storage.files import beside, fingerprint, lock
+from rec_dist.storage.files import beside, fingerprint, lock, make_folder, put_in_place
 from rec_dist.storage.location import Location
 from rec_dist.storage.outputs import check_output
 from rec_dist.storage.uri import local_path
@@ -80,7 +80,7 @@ def prepare(
     head: dict[str, Any] = {"fingerprint": mark, "source": str(config.source), "settings": settings, "sources": sources}
     place = choose_place(config.prepare_on, found.files, with_ray=ray_map is not None)
     temporary = beside(target)
-    temporary.mkdir(parents=True)
+    make_folder(temporary, config.access)
     work, held = temporary.with_suffix(".work"), _clear_and_hold(target, temporary.with_suffix(".lock"))
     try:
         with writing(target):  # names the place in the message about a full disk
@@ -167,7 +167,7 @@ def _sequences(
         prepared = prepare_in_memory(opened, config, folder)
     else:
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+        make_folder(work, "owner")
         run_map: Map = ray_map() if place == "ray" and ray_map is not None else map
         prepared = prepare_blockwise(opened, config, folder, work, run_map, sizes)
     return {
@@ -198,7 +198,7 @@ def _settings(config: DataConfig, found: FileSet) -> dict[str, object]:
 
     A key of _LATER counts only when it is set, so that data sets from before it existed stay valid.
     """
-    settings = config.model_dump(exclude={"source", "path", "max_bad_rows", "prepare_on", "cache_dir", "cache_bytes"})
+    settings = config.model_dump(exclude={"source", "path", "max_bad_rows", "prepare_on", "cache_dir", "cache_bytes", "access"})
     for name in _LATER:
         if settings[name] == DataConfig.model_fields[name].get_default(call_default_factory=True):
             del settings[name]
@@ -230,7 +230,7 @@ def _existing(target: Path, mark: str, num_shards: int) -> Manifest | None:
 
 def _publish(temporary: Path, target: Path, manifest: Manifest, num_shards: int) -> Manifest:
     try:
-        temporary.rename(target)
+        put_in_place(temporary, target, replace=False)
     except OSError:
         kept = _existing(target, manifest.fingerprint, num_shards)  # another process may have prepared it meanwhile
         if kept is None:

@@ -4,7 +4,6 @@ A shard is a series of record batches of BATCH_ROWS users. A writer holds one ba
 is read without a copy.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from rec_dist.data.sources.interactions import F32, ItemTable
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.checksums import FileEntry, describe
+from rec_dist.storage.files import sync
 
 BATCH_ROWS = 1 << 15
 _MAX_LIST_VALUES = 2**31 - 1  # list<int32> has 32-bit offsets
@@ -110,7 +110,7 @@ def write_shard(path: Path, batches: Iterable[Rows]) -> FileEntry:
         for rows in batches:
             writer.write_batch(_batch(rows))
             num_rows += len(rows.users)
-    _sync(path)
+    sync(path)  # here, since a job may run on another machine than the rename of the folder
     return describe(path, num_rows)
 
 
@@ -121,7 +121,6 @@ def write_items(folder: Path, items: ItemTable, train_count: I64) -> FileEntry:
     path = folder / ITEMS_NAME
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, ITEM_SCHEMA) as writer:
         writer.write_table(pa.Table.from_arrays(arrays, schema=ITEM_SCHEMA))
-    _sync(path)
     return describe(path, len(items))
 
 
@@ -150,8 +149,3 @@ def _batch(rows: Rows) -> pa.RecordBatch:
 def _lists(lengths: I64, values: I64 | F32, kind: pa.DataType) -> pa.Array:
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as written:
-        os.fsync(written.fileno())

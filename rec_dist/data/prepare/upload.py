@@ -16,6 +16,7 @@ from rec_dist.data.dataset.verify import folder_faults
 from rec_dist.data.prepare.prepare import Map, prepare
 from rec_dist.data.sources import FileSet
 from rec_dist.errors import UserError
+from rec_dist.storage.files import make_folder
 from rec_dist.storage.location import Location
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def prepare_remote(config: DataConfig, *, tables: FileSet | None = None, ray_map
     Raises UserError as prepare does, and if data.path holds something else or cannot be written.
     """
     location, staging = Location(config.path), cache_folder(config.cache_dir)
-    staging.mkdir(parents=True, exist_ok=True)
+    make_folder(staging, "owner")
     with tempfile.TemporaryDirectory(prefix="prepare-", dir=staging) as folder:
         local = Path(folder) / "prepared"
         manifest = prepare(config.model_copy(update={"path": str(local)}), tables=tables, ray_map=ray_map)

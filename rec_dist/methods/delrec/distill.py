@@ -163,8 +163,8 @@ class DistillExamples:
             return dummy_batch(self.num_negatives)
         return pack_prompts([prompt for example in examples for prompt in example.prompts])
 
-    def users(self, indices: I64) -> list[str]:
-        """Return the source's names of the users in these examples, each once, in the order of the data."""
+    def users(self, indices: I64) -> list[int]:
+        """Return the numbers of the users in these examples, each once, in the order of the data."""
         return self.split.users_of(self.targets.rows[indices])
 
     def notes(self, sampler: GlobalBatchSampler) -> list[str]:

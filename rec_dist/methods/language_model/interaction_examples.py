@@ -134,8 +134,8 @@ class InteractionExamples:
         """Prompts -> the batch that the head takes."""
         return pack_prompts if self.temperature is None else catalogue_packing(self.builder, self.temperature)
 
-    def users(self, indices: I64) -> list[str]:
-        """Return the source's names of the users in these examples, each once, in the order of the data."""
+    def users(self, indices: I64) -> list[int]:
+        """Return the numbers of the users in these examples, each once, in the order of the data."""
         return self.split.users_of(self.targets.rows[indices])
 
     def notes(self, sampler: GlobalBatchSampler) -> list[str]:

@@ -49,9 +49,9 @@ class PreferenceRowExamples:
         """Pack one micro-batch, the same at any step; without examples, the dummy batch."""
         return pack_prompts(list(examples)) if examples else dummy_batch(int(self.compares))
 
-    def users(self, indices: I64) -> list[str]:
+    def users(self, indices: I64) -> list[int]:
         """Return the numbers of the rows, since rows have no users."""
-        return [f"row {index}" for index in sorted(set(indices.tolist()))]
+        return sorted(set(indices.tolist()))
 
     def check(self, *, max_tokens: int, max_positions: int | None) -> None:
         """Raises UserError for a micro-batch smaller than the longest row, or a row longer than the model's positions."""

@@ -31,7 +31,9 @@ from rec_dist.runtime.world import World
 class LanguageModelScorer:
     """Scores an item by the log-likelihood of its title and end tokens after the history, in nats.
 
-    temperature: as in Objective. Raises UserError if the model of a run was trained with another prompt, or its attention ignores the mask.
+    temperature: as in Objective.
+
+    Raises UserError if the model of a run was trained with another prompt, or its attention ignores the mask.
     """
 
     def __init__(

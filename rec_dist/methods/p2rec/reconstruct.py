@@ -130,8 +130,8 @@ class UserExamples:
         tokens, pooled = [example.tokens for example in examples], [example.num_pooled for example in examples]
         return pack_pooled_prompts(tokens, pooled, labels)
 
-    def users(self, indices: I64) -> list[str]:
-        """Return the source's names of these users, each once, in the order of the data."""
+    def users(self, indices: I64) -> list[int]:
+        """Return the numbers of these users, each once, in the order of the data."""
         return self.split.users_of(indices)
 
     def check(self, sampler: GlobalBatchSampler, *, max_tokens: int, max_positions: int | None) -> None:

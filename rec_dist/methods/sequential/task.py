@@ -89,8 +89,8 @@ class SequenceExamples:
         )
         return batch if self.negatives is None else batch.with_negatives(*self.negatives.draw(step))
 
-    def users(self, indices: I64) -> list[str]:
-        """Return the source's names of the users in these examples, each once, in the order of the data."""
+    def users(self, indices: I64) -> list[int]:
+        """Return the numbers of the users in these examples, each once, in the order of the data."""
         return self.split.users_of(self.targets.rows[indices])
 
     def check(self, *, max_tokens: int, top_h: int) -> None:
