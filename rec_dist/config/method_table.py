@@ -41,6 +41,9 @@ BUILT_IN = {
     "p2rec_reconstruct": BuiltIn(
         "rec_dist.methods.p2rec.method:P2REC_RECONSTRUCT", ("p2rec", "rec_dist.methods.p2rec.config:P2RecConfig")
     ),
+    "retrieval": BuiltIn(
+        "rec_dist.methods.retrieval.method:RETRIEVAL", ("retrieval", "rec_dist.methods.retrieval.config:RetrievalConfig")
+    ),
 }
 
 _registered: dict[str, Any] = {}
