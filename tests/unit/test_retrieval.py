@@ -336,8 +336,13 @@ def test_a_whole_run_learns_ranks_and_embeds(tiny_config, tmp_path) -> None:
     """Train, evaluate and embed by the command. The data mostly go from item i to i + 7, which popularity cannot know."""
     from rec_dist.cli import main
 
-    settings = ("train.targets_per_prompt=4", "optimizer.lr=0.02", "train.epochs=9", "train.max_steps=40")
-    more = ("train.global_batch_size=32", "evaluate.num_candidates=all", "evaluate.max_users=60")
+    settings = ("train.targets_per_prompt=4", "optimizer.lr=0.02", "train.epochs=40", "train.max_steps=120")
+    more = (
+        "task.retrieval.temperature=0.3",
+        "train.global_batch_size=32",
+        "evaluate.num_candidates=all",
+        "evaluate.max_users=60",
+    )
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(tiny_config(tmp_path / "run", *KIND, *settings, *more)), encoding="utf-8")
     assert main(["train", str(path)]) == 0

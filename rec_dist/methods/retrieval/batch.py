@@ -145,10 +145,14 @@ def pack_retrieval(
         pairs, pair_columns = columns_of(pair_items, items)
         pair_rows, pair_relation = pair_rows[pairs], pair_relation[pairs]
     at_once = max(1, logits_at_once // (num_items if negatives is None else len(items)))
-    arrays = (targets, target_relation, pair_rows, pair_columns, pair_relation, items)
     return RetrievalBatch(
-        prompts,
-        *(torch.from_numpy(array.astype(np.int64)) for array in arrays),
+        prompts=prompts,
+        targets=torch.from_numpy(targets),
+        target_relation=torch.from_numpy(target_relation),
+        pair_rows=torch.from_numpy(pair_rows),
+        pair_columns=torch.from_numpy(pair_columns),
+        pair_relation=torch.from_numpy(pair_relation),
+        negatives=torch.from_numpy(items.astype(np.int64)),
         log_expected=torch.from_numpy(log_expected.astype(np.float32)),
         chunks=_chunks(len(targets), pair_rows, at_once),
     )
