@@ -52,6 +52,9 @@ BUILT_IN = {
     "ensemble": BuiltIn(
         "rec_dist.methods.ensemble.method:ENSEMBLE", ("ensemble", "rec_dist.methods.ensemble.config:EnsembleConfig")
     ),
+    "retrieval": BuiltIn(
+        "rec_dist.methods.retrieval.method:RETRIEVAL", ("retrieval", "rec_dist.methods.retrieval.config:RetrievalConfig")
+    ),
 }
 
 _registered: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.packing.sizes import Sizes
 from rec_dist.runtime.arrays import I64
+from rec_dist.runtime.world import World
 
 Score = Callable[[Any], Tensor]  # batch -> what module.forward returns last: log-probs (N,), or states (U, D)
 SaveModel = Callable[[dict[str, Tensor], nn.Module, Path], None]  # (name -> whole trainable weight, module, folder)
@@ -132,6 +133,31 @@ def no_exchange(module: nn.Module) -> Exchange:
     return NoExchange()
 
 
+@dataclass(frozen=True)
+class Passes:
+    """What a task may run besides its steps: passes of the module as it is.
+
+    score: runs one batch in evaluation mode, without a graph, and returns what module.forward returns last, float32 on the CPU.
+    A collective: every rank calls it as often. run_folder: the run directory, in which results may be kept. max_tokens: of a
+    micro-batch. report: (done, total).
+    """
+
+    module: nn.Module
+    score: Score
+    run_folder: Path
+    world: World
+    max_tokens: int
+    report: Callable[[int, int], None]
+
+
+def no_first_pass(passes: Passes) -> None:
+    """Compute nothing."""
+
+
+def nothing_after(passes: Passes, step: int) -> None:
+    """Compute nothing."""
+
+
 def no_notes() -> list[str]:
     """Say nothing."""
     return []
@@ -144,6 +170,9 @@ class Task:
     name: for the log. sampler: which examples each global step trains on; its seed is also that of dropout.
     save: writes what evaluation and serving need; called on rank 0.
     reference: None for a loss that needs none. exchange: makes the `Exchange` for the module that trains.
+    first_pass: computes what the module needs before its first loss, with the weights that the run starts from; called before
+    anything is restored. after_step: called after each step (1, 2, ...), before its checkpoint. What it changes in the module must
+    be in a checkpoint (engine/whole_state.py), and the same on every rank.
     notes: lines for the log on what the user should know about the data; called on rank 0.
     """
 
@@ -154,4 +183,6 @@ class Task:
     save: SaveModel
     reference: Reference | None = None
     exchange: Callable[[nn.Module], Exchange] = no_exchange
+    first_pass: Callable[[Passes], None] = no_first_pass
+    after_step: Callable[[Passes, int], None] = nothing_after
     notes: Callable[[], list[str]] = no_notes

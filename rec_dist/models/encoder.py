@@ -1,8 +1,8 @@
-"""A language model as an encoder: it pools each prompt into one state, on which a linear layer may make predictions.
+"""A language model as an encoder: it pools rows of prompts into states, on which a linear layer may make predictions.
 
 The language-model head does not run, so the cost is that of the decoder. The loss is an argument, as in the scorer.
 
-U prompts, T rows, R pooled rows, D width, C outputs.
+U states (often one a prompt), T rows, R pooled rows, D width, C outputs.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         return num_rows(prompts.batch, self.base)
 
     def forward(self, prompts: PooledPrompts) -> Tensor:
-        """-> (U, D) float32: the mean of each prompt's pooled rows, behind the decoder's last norm."""
+        """-> (U, D) float32: the mean of each state's pooled rows, behind the decoder's last norm."""
         hidden = run_decoder(self.base, prompts.batch)  # (>= T, D)
         pooled = hidden[prompts.rows].float()  # (R, D)
         sums = pooled.new_zeros(len(prompts.weights), pooled.shape[1]).index_add(0, prompts.owners, pooled)

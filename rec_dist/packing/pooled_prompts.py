@@ -1,9 +1,9 @@
-"""Prompts without completions, packed into one batch, of which each is pooled into one state: an item's embedding or a user's
-state.
+"""Prompts without completions, packed into one batch, whose rows are pooled into states: an item's embedding, or what a user's
+history means, after its end or after each of its items.
 
 It is an ordinary packed batch with prompts only, so attention, packing and padding are the same as in every other pass.
 
-U prompts, T rows of all of them, R rows that are pooled, C labels of a prompt.
+U states, T rows of all prompts, R rows that are pooled, C labels of a state.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.packing.transfer import to_device
-from rec_dist.runtime.arrays import I32
+from rec_dist.runtime.arrays import I32, I64
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class PooledPrompts:
 
     batch: PackedBatch
     rows: Tensor  # (R,) int64: rows of the batch that are pooled
-    owners: Tensor  # (R,) int64: the prompt of each
-    counts: Tensor  # (U,) float32: rows of each prompt
-    labels: Tensor  # (U, C) float32: what to predict from each prompt; C = 0 for nothing
+    owners: Tensor  # (R,) int64: the state that each is pooled into
+    counts: Tensor  # (U,) float32: rows of each state
+    labels: Tensor  # (U, C) float32: what to predict from each state; C = 0 for nothing
     weights: Tensor  # (U,) float32
 
     @property
@@ -38,7 +38,7 @@ class PooledPrompts:
 
     @property
     def num_groups(self) -> int:
-        """Prompts that count: 0 in a dummy batch."""
+        """States that count: 0 in a dummy batch."""
         return int((self.weights > 0).sum())
 
     @property
@@ -54,20 +54,35 @@ class PooledPrompts:
 def pack_pooled_prompts(
     prompts: Sequence[I32], num_pooled: Sequence[int], labels: npt.NDArray[np.float32] | None = None
 ) -> PooledPrompts:
-    """prompts[u]: (P_u >= 1,) token ids, of which the last num_pooled[u] >= 1 rows are pooled. labels: (U, C), or None."""
-    assert all(0 < count <= len(tokens) for tokens, count in zip(prompts, num_pooled, strict=True)), "a prompt has no row to pool"
-    lengths, counts = np.asarray([len(tokens) for tokens in prompts]), np.asarray(num_pooled, dtype=np.int64)
-    owners = np.repeat(np.arange(len(prompts)), counts)
-    within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows = np.repeat(np.cumsum(lengths) - counts, counts) + within
-    values = np.zeros((len(prompts), 0), dtype=np.float32) if labels is None else labels
+    """One state a prompt. prompts[u]: (P_u >= 1,) token ids, of which the last num_pooled[u] >= 1 rows are pooled.
+
+    labels: (U, C), or None.
+    """
+    lengths, counts = np.asarray([len(tokens) for tokens in prompts], dtype=np.int64), np.asarray(num_pooled, dtype=np.int64)
+    return pack_pooled_spans(prompts, np.arange(len(prompts)), np.stack([lengths - counts, lengths], axis=1), labels)
+
+
+def pack_pooled_spans(
+    prompts: Sequence[I32], of_prompt: I64, spans: I64, labels: npt.NDArray[np.float32] | None = None
+) -> PooledPrompts:
+    """Any number of states a prompt: state u is pooled from rows spans[u, 0] to spans[u, 1] - 1 of prompt of_prompt[u].
+
+    of_prompt (U,), spans (U, 2). labels: (U, C), or None.
+    """
+    lengths = np.asarray([len(tokens) for tokens in prompts], dtype=np.int64)
+    counts = spans[:, 1] - spans[:, 0]
+    assert bool(((spans[:, 0] >= 0) & (counts > 0) & (spans[:, 1] <= lengths[of_prompt])).all()), "a state has no row to pool"
+    owners = np.repeat(np.arange(len(spans)), counts)
+    first = (np.cumsum(lengths) - lengths)[of_prompt] + spans[:, 0]  # (U,)
+    rows = np.arange(len(owners)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+    values = np.zeros((len(spans), 0), dtype=np.float32) if labels is None else labels
     return PooledPrompts(
         batch=pack_prompts([_alone(tokens) for tokens in prompts]),
         rows=torch.from_numpy(rows),
         owners=torch.from_numpy(owners),
         counts=torch.from_numpy(counts.astype(np.float32)),
         labels=torch.from_numpy(values),
-        weights=torch.ones(len(prompts)),
+        weights=torch.ones(len(spans)),
     )
 
 

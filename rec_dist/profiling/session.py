@@ -39,7 +39,7 @@ from rec_dist.training.loader import Change, StepWork, as_it_is, prefetch, step_
 from rec_dist.training.loop import TrainStep
 from rec_dist.training.memory import advising, peak_bytes
 from rec_dist.training.reference import ReferenceLogps, open_reference
-from rec_dist.training.worker import TrainJob, set_up
+from rec_dist.training.worker import TrainJob, passes_of, set_up
 
 
 def profile_worker(world: World, job: TrainJob) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     settings, world, memory, run = context.config.profile, context.world, context.memory, context.run
     task, engine = set_up(job.initial.on_this_node(code=context.config.model.trust_remote_code), context)
     memory.start()
+    task.first_pass(passes_of(engine, context))
     reference = open_reference(engine, task, context, run.reference)
     engine.train_mode(True)
     warm, total = settings.warmup_steps, settings.warmup_steps + settings.steps

@@ -78,7 +78,7 @@ class PreparedUsers:
 def _fill(split: SequenceSplit, rows: I64, places: list[int], held_out: int, users: list[str], histories: list[I32]) -> None:
     counts = split.offsets[rows + 1] - split.offsets[rows] - held_out
     flat, offsets = split.take(rows, counts), offsets_of(counts).tolist()
-    for number, (place, name) in enumerate(zip(places, split.users_of(rows), strict=True)):
+    for number, (place, name) in enumerate(zip(places, split.names_of(rows), strict=True)):
         users[place], histories[place] = name, flat[offsets[number] : offsets[number + 1]]
 
 

@@ -107,7 +107,7 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
 class Trainer:
     """Runs steps, writes each down, saves when a checkpoint is due, and stops when asked to.
 
-    learning_rate: of a 0-based step. stop_wanted: whether to stop after so many steps.
+    learning_rate: of a 0-based step. stop_wanted: whether to stop after so many steps. after_step: what the task does then.
     """
 
     step: TrainStep
@@ -116,6 +116,7 @@ class Trainer:
     saver: Saver
     stop_wanted: Callable[[int], bool]
     bad_steps: BadSteps
+    after_step: Callable[[int], None]
 
     def run(self, work: Iterable[StepWork]) -> bool:
         """Run the steps of `work`. Returns True at the end of training, False after a stop.
@@ -130,6 +131,7 @@ class Trainer:
             sums = self.step.forward_backward(plan)
             flags = (self.saver.writing, self.stop_wanted(done))
             result = self.step.update(plan, sums, lr=self.learning_rate(plan.step), flags=flags)
+            self.after_step(done)
             now = time.perf_counter()
             if result.bad_users is None:
                 self.bad_steps.good()

@@ -19,7 +19,7 @@ from rec_dist.engine.engine import Engine, sharded_loading
 from rec_dist.errors import NotFiniteError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.registry import build_task
-from rec_dist.methods.task import Task
+from rec_dist.methods.task import Passes, Task
 from rec_dist.runtime import collectives
 from rec_dist.runtime.heartbeat import Heartbeat
 from rec_dist.runtime.identity import flat
@@ -73,6 +73,7 @@ def _train(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     task, engine = set_up(job.initial, context)
     context.memory.start()
     context.beat("reference")  # before anything is restored, so with the weights that the run starts from
+    task.first_pass(passes_of(engine, context))
     reference = open_reference(engine, task, context, context.run.reference)
     validation = open_validation(engine, job.initial, context)
     if context.config.checkpoint.asynchronous:
@@ -129,6 +130,26 @@ def set_up(initial: InitialWeights, context: WorkerContext) -> tuple[Task, Engin
     return task, engine
 
 
+def passes_of(engine: Engine, context: WorkerContext, *, training: bool = False) -> Passes:
+    """Scoring passes for a task. training: between its steps, where they are a sign of life and no progress of their own."""
+
+    def score(batch: Any) -> torch.Tensor:
+        if training:
+            engine.train_mode(False)
+        result: torch.Tensor = engine.score(batch)[2].float().cpu()
+        if training:
+            engine.train_mode(True)
+        return result
+
+    def report(done: int, total: int) -> None:
+        if training:
+            context.beat()
+        else:
+            context.progress("first pass", done, total)
+
+    return Passes(engine.module, score, context.run.path, context.world, context.max_tokens, report)
+
+
 def _optimizer(module: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     settings = config.optimizer
     return torch.optim.AdamW(
@@ -172,6 +193,7 @@ def _run_steps(
         saver,
         context.stop_wanted,
         BadSteps(config.train.max_bad_steps, bad_steps_before),
+        partial(task.after_step, passes_of(engine, context, training=True)),
     )
     built = partial(step_work, task, max_tokens=context.max_tokens, world=world, look_up=reference.look_up)
     work = prefetch(built, range(start_step, total))

@@ -21,6 +21,7 @@ from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.methods.language_model import embedding, ranking
 from rec_dist.methods.language_model.builders import model_spec
 from rec_dist.methods.registry import build_task, find_initial_weights
+from rec_dist.methods.task import Passes
 from rec_dist.models import assemble
 from rec_dist.models.language import load_language_model
 from rec_dist.models.scorer import Scorer
@@ -162,7 +163,9 @@ def first_step(config: RunConfig, device: str, folder: Path, pretence: Pretence)
     module = task.model.build()
     engine: Any = PlainEngine(module, device)
     engine.train_mode(False)
-    task.model.check(module, lambda batch: engine.score(batch)[2].float().cpu())
+    score = lambda batch: engine.score(batch)[2].float().cpu()
+    task.model.check(module, score)
+    task.first_pass(Passes(module, score, folder / f"run-{world.device}", world, max_tokens, lambda done, total: None))
     pretence.take()
     logps: Any = reference.NoReference()
     if task.reference is not None and config.task.reference == "online":
@@ -221,6 +224,12 @@ def test_a_step_of_p2rec(config_of: Callable[..., RunConfig], tiny_data: Path, t
     changes = ("task.kind=p2rec_reconstruct", f"task.p2rec.num_categories={NUM_CATEGORIES}")
     config = config_of(*changes, f"task.p2rec.teacher={tmp_path / 'teacher'}", "train.max_tokens_per_micro_batch=120")
     check(config, tmp_path, first={"rec_dist/methods/p2rec/reconstruct.py:end_step": 1})  # ranks compare their categories
+
+
+@pytest.mark.parametrize("sampled", [0, 16])
+def test_a_step_of_retrieval(sampled: int, config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
+    shape = ("task.retrieval.width=16", f"task.retrieval.num_sampled={sampled}", "train.max_tokens_per_micro_batch=60")
+    check(config_of("task.kind=retrieval", *shape), tmp_path)
 
 
 def test_evaluation(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:

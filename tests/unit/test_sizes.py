@@ -57,6 +57,8 @@ CASES = {
     "delrec_distill, temporal": (*_DELREC, "task.delrec.objectives=temporal", "negatives.refresh_each_epoch=true"),
     "delrec_distill, listed": (*_DELREC, "prompt.candidates=listed", "prompt.num_candidates=6"),
     "p2rec_reconstruct": ("task.kind=p2rec_reconstruct", f"task.p2rec.num_categories={NUM_CATEGORIES}"),
+    "retrieval": ("task.kind=retrieval", "task.retrieval.width=8", _TIMELINES),
+    "retrieval, one target a prompt": ("task.kind=retrieval", "task.retrieval.width=8", "task.retrieval.pooling=last"),
     "sequential": ("task.kind=sequential", "task.sequential.max_length=5"),
 }
 

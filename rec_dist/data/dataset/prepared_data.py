@@ -76,6 +76,10 @@ class SequenceSplit:
         """
         return [int(user) for user in self.user_ids[np.unique(rows)]]
 
+    def names_of(self, rows: I64) -> list[str]:
+        """The source's name of the user of each of `rows`."""
+        return [self.shards.raw_user(row) for row in rows.tolist()]
+
 
 @dataclass(frozen=True)
 class PreparedData:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
@@ -26,7 +26,7 @@ from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.eval_examples import eval_examples_of
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_builder, model_spec, read_shape
-from rec_dist.models.assemble import build_model
+from rec_dist.models.assemble import ModelSpec, build_model
 from rec_dist.models.scorer import Scorer, check_scorer
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
@@ -42,7 +42,8 @@ F32 = npt.NDArray[np.float32]
 class EvaluateJob:
     """What the driver sends to each worker.
 
-    saved: the model folder of a run, whose prompt must match; None for a base model. temperature: as in Objective.
+    saved: the model folder of a run, whose prompt must match; None for a base model. temperature: as in Objective. pooling: `mean`
+    or `last`, how a worker pools the last title of a history (methods/retrieval); None where titles are scored.
     """
 
     config: dict[str, Any]
@@ -50,6 +51,7 @@ class EvaluateJob:
     initial: InitialWeights
     saved: Path | None
     temperature: float | None = None
+    pooling: str | None = None
 
 
 def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
@@ -66,14 +68,8 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     builder = build_checked_builder(config, job, data)
     prompts = EvalPrompts(builder, examples, config.train.max_tokens_per_micro_batch)
     spec = model_spec(config, job.initial, builder, world.device, trains=False)
-    width = read_shape(job.initial.model).width
-    settings, why = settled(config, spec, world, SCORING, width=width, bf16=spec.dtype == torch.bfloat16)
-    if why is not None and world.is_main:
-        run.log(f"cluster.zero_stage=auto on {world.size} worker(s): {why}")
-    with sharded_loading(settings):
-        module = Scorer(build_model(spec), no_loss, ())
-    engine = Engine(module, settings, device=world.device, optimizer=None)
-    engine.train_mode(False)
+    engine = scoring_engine(config, spec, lambda: Scorer(build_model(spec), no_loss, ()), world, run)
+    module: Any = engine.module
 
     def score(batch: PackedBatch) -> Tensor:
         logps: Tensor = engine.score(batch)[2].float().cpu()
@@ -89,6 +85,19 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     scores = score_prompts(score, prompts, world, config.train.max_tokens_per_micro_batch, report, pack=pack)
     np.save(part_path(run.path, world.rank), scores)
     return {"tokens": int(prompts.lengths.sum())}
+
+
+def scoring_engine(config: RunConfig, spec: ModelSpec, build: Callable[[], nn.Module], world: World, run: RunDirectory) -> Engine:
+    """An engine around the module of `build`, with the model of `spec` inside, that only scores. A collective."""
+    width = read_shape(spec.path).width
+    settings, why = settled(config, spec, world, SCORING, width=width, bf16=spec.dtype == torch.bfloat16)
+    if why is not None and world.is_main:
+        run.log(f"cluster.zero_stage=auto on {world.size} worker(s): {why}")
+    with sharded_loading(settings):
+        module = build()
+    engine = Engine(module, settings, device=world.device, optimizer=None)
+    engine.train_mode(False)
+    return engine
 
 
 def no_loss(logps: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -1,0 +1,78 @@
+"""What retrieval adds to a saved language model: the vectors of the items, and how a state is compared with them.
+
+retrieval.safetensors holds the item table, the projection and the terms, and retrieval.json the rest. A server needs one prompt a
+user and one product with the catalogue. Cost: 4 W bytes an item.
+
+I items, D width of the model, W width of the vectors, U users.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.retrieval.head import HistoryProjection, ItemTable, RetrievalHead
+from rec_dist.storage.files import read_object, write_json
+
+WEIGHTS_NAME, DESCRIPTION_NAME = "retrieval.safetensors", "retrieval.json"
+_TABLE = ("vectors", "mean", "whitening", "log_counts")
+_LEARNT = {"project.linear.weight": "projection", "project.linear.bias": "bias", "terms.weight": "terms"}
+
+
+@dataclass(frozen=True)
+class RetrievalModel:
+    """A trained head. terms (3,): w_seen, w_last and w_pop, in the units of a cosine."""
+
+    table: ItemTable
+    projection: HistoryProjection
+    terms: Tensor
+    temperature: float
+    pooling: str
+
+    @torch.no_grad()
+    def users(self, states: Tensor) -> Tensor:
+        """The states of the last titles (U, D) -> vectors (U, W), each of length 1."""
+        vectors: Tensor = self.projection(states, self.table)
+        return vectors
+
+    @torch.no_grad()
+    def logits(self, users: Tensor) -> Tensor:
+        """users (U, W) -> (U, I), without the terms for the items of a history (head.py)."""
+        return (users @ self.table.vectors.T + self.terms[2] * self.table.log_counts) / self.temperature
+
+
+def save_retrieval(head: RetrievalHead, learnt: dict[str, Tensor], pooling: str, data: PreparedData, folder: Path) -> None:
+    """Writes both files. learnt: the whole weights of projection and terms that train, named as in `head`."""
+    assert head.table is not None
+    table = {name: getattr(head.table, name).cpu().contiguous() for name in _TABLE}
+    own = {short: learnt[name].float() for name, short in _LEARNT.items() if name in learnt}
+    own.setdefault("terms", torch.zeros(3))
+    assert set(own) == set(_LEARNT.values()) and set(learnt) <= set(_LEARNT), sorted(learnt)
+    save_file({**table, **own}, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    described = {"temperature": head.temperature, "pooling": pooling, "data_fingerprint": data.manifest.fingerprint}
+    write_json(folder / DESCRIPTION_NAME, described)
+    read_back = load_file(folder / WEIGHTS_NAME)
+    assert all(torch.equal(read_back[name], value) for name, value in {**table, **own}.items()), folder
+
+
+def load_retrieval(folder: Path) -> RetrievalModel:
+    """The head that save_retrieval() wrote into `folder`, on the CPU. Raises UserError if there is none, or it is damaged."""
+    described = read_object(folder / DESCRIPTION_NAME, TRAIN_AGAIN)
+    try:
+        weights = load_file(folder / WEIGHTS_NAME)
+        projection = HistoryProjection(weights["vectors"].shape[1])
+        projection.load_state_dict({"linear.weight": weights["projection"], "linear.bias": weights["bias"]})
+        return RetrievalModel(
+            ItemTable(*(weights[name] for name in _TABLE)),
+            projection.eval().requires_grad_(False),
+            weights["terms"],
+            float(described["temperature"]),
+            str(described["pooling"]),
+        )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as fault:
+        raise UserError(f"{folder} holds a damaged retrieval model ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
