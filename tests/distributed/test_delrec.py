@@ -57,13 +57,18 @@ def test_distillation_trains_and_weighs_its_objectives(trainer: Any, tiny_model_
 
 @pytest.mark.parametrize(
     ("workers", "changes"),
-    [(1, (_SMALL,)), (2, (_SMALL,)), (2, ("cluster.zero_stage=2", _SMALL)), (2, ("cluster.zero_stage=3", _SMALL))],
+    [
+        (1, (_SMALL,)),
+        pytest.param(2, (_SMALL,), marks=pytest.mark.slow),
+        pytest.param(2, ("cluster.zero_stage=2", _SMALL), marks=pytest.mark.slow),
+        (2, ("cluster.zero_stage=3", _SMALL)),
+    ],
 )
 def test_workers_stages_and_micro_batches_change_nothing(trainer: Any, workers: int, changes: tuple[str, ...]) -> None:
     assert_near(trainer.once(*_DISTILL, *changes, workers=workers), trainer.once(*_DISTILL))
 
 
-@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize(("workers", "stage"), [(1, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_vectors_on_a_bfloat16_model_train_in_float32(trainer: Any, workers: int, stage: int) -> None:
     run, exact = (
         trainer.once(*_DISTILL, f"cluster.zero_stage={stage}", *more, workers=workers) for more in (("model.dtype=bfloat16",), ())
@@ -74,7 +79,7 @@ def test_vectors_on_a_bfloat16_model_train_in_float32(trainer: Any, workers: int
     assert [row["loss"] for row in run.steps] == pytest.approx([row["loss"] for row in exact.steps], rel=0.03)
 
 
-@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize(("workers", "stage"), [(1, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_a_stopped_distillation_goes_on_with_its_weights(trainer: Any, workers: int, stage: int) -> None:
     changes = (*_DISTILL, f"cluster.zero_stage={stage}", _SMALL)
     run_dir = trainer.new_dir()

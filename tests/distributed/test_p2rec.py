@@ -63,7 +63,12 @@ def test_it_learns_what_users_prefer(trainer: Any, stage_one: tuple[str, ...]) -
 
 @pytest.mark.parametrize(
     ("workers", "changes"),
-    [(1, (_SMALL,)), (2, (_SMALL,)), (2, ("cluster.zero_stage=2", _SMALL)), (2, ("cluster.zero_stage=3", _SMALL))],
+    [
+        (1, (_SMALL,)),
+        pytest.param(2, (_SMALL,), marks=pytest.mark.slow),
+        pytest.param(2, ("cluster.zero_stage=2", _SMALL), marks=pytest.mark.slow),
+        (2, ("cluster.zero_stage=3", _SMALL)),
+    ],
 )
 def test_workers_stages_and_micro_batches_change_nothing(
     trainer: Any, stage_one: tuple[str, ...], workers: int, changes: tuple[str, ...]
@@ -71,7 +76,7 @@ def test_workers_stages_and_micro_batches_change_nothing(
     assert_near(trainer.once(*stage_one, *changes, workers=workers), trainer.once(*stage_one))
 
 
-@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize(("workers", "stage"), [(1, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_bit_for_bit(trainer: Any, stage_one: tuple[str, ...], workers: int, stage: int) -> None:
     changes = (*stage_one, f"cluster.zero_stage={stage}", _SMALL)
     run_dir = trainer.new_dir()
@@ -83,7 +88,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(trainer: Any, stage_one: tuple[str, .
     assert all(torch.equal(saved(run)[name], value) for name, value in saved(expected).items())
 
 
-@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize(("workers", "stage"), [(1, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_on_a_bfloat16_model_what_trains_is_float32(trainer: Any, stage_one: tuple[str, ...], workers: int, stage: int) -> None:
     changes = (*stage_one, f"cluster.zero_stage={stage}")
     run, exact = (trainer.once(*changes, *more, workers=workers) for more in (("model.dtype=bfloat16",), ()))

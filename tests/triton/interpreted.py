@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter on the CPU: against float64 truth, on hard inputs, in any chunking.
 
-pytest does not collect this file by name: test_interpreter.py runs it in a process with TRITON_INTERPRET=1. Cost: two minutes
-on a busy core.
+pytest does not collect this file by name: test_interpreter.py runs it in a process with TRITON_INTERPRET=1. Cost: a minute on a
+core, and another for what is marked slow.
 """
 
 from functools import partial
@@ -504,6 +504,7 @@ def test_thirty_steps_take_the_same_course():
     assert fused[-3:].sum() < 0.5 * fused[:3].sum()
 
 
+@pytest.mark.slow
 def test_thirty_steps_of_the_real_task_do_so_too(tiny_config, tmp_path, monkeypatch):
     """S-DPO on the tiny data and Llama, all weights, tied head, 20 to 40 s: fused and reference losses agree step by step."""
     changes = ("task.kind=sdpo", "adapter.kind=none", "train.global_batch_size=4", "train.max_steps=30", "train.epochs=9")

@@ -49,8 +49,6 @@ def read(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.quick
-@pytest.mark.slow
 def test_every_section_measures_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r.json"
     done = in_a_process("-m", "benchmarks.gpu_suite", "--tiny", *QUICK, "--out", str(out), TRITON_INTERPRET="1")
