@@ -61,6 +61,23 @@ def _excess(rewards, positive, margins_ptr, index, inside, HAS_MARGINS: tl.const
     return excess
 
 
+@triton.jit
+def _share(
+    excess, highest, total, count, some, shares_ptr, index, negative,
+    POOL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """w_i of the negatives: softmax_i(excess), 1 / K, 1 or share_i, by POOL as in preference_kernel."""
+    if POOL == 0:
+        share = tl.exp(tl.where(negative, excess - highest, float("-inf"))) / tl.where(some, total, 1.0)
+    elif POOL == 1:
+        share = 1.0 / count + tl.zeros([BLOCK], dtype=tl.float32)
+    elif POOL == 2:
+        share = 1.0 + tl.zeros([BLOCK], dtype=tl.float32)
+    else:
+        share = tl.load(shares_ptr + index, mask=negative, other=0.0)
+    return share
+
+
 @triton.jit(do_not_specialize_on_alignment=_UNALIGNED)
 def preference_kernel(
     policy_ptr, reference_ptr, lengths_ptr, margins_ptr, shares_ptr, offsets_ptr, loss_ptr, rewards_ptr, slopes_ptr, beta,
@@ -119,16 +136,8 @@ def preference_kernel(
         index = first + tl.arange(0, BLOCK)
         inside = index < end
         rewards, steepness = _rewards(policy_ptr, reference_ptr, lengths_ptr, index, inside, beta, LIKELIHOOD)
-        negative = inside & (index > start)
-        if POOL == 0:
-            excess = _excess(rewards, positive, margins_ptr, index, inside, HAS_MARGINS)
-            share = tl.exp(tl.where(negative, excess - highest, float("-inf"))) / tl.where(some, total, 1.0)
-        elif POOL == 1:
-            share = 1.0 / count + tl.zeros([BLOCK], dtype=tl.float32)
-        elif POOL == 2:
-            share = 1.0 + tl.zeros([BLOCK], dtype=tl.float32)
-        else:
-            share = tl.load(shares_ptr + index, mask=negative, other=0.0)
+        excess = _excess(rewards, positive, margins_ptr, index, inside, HAS_MARGINS)
+        share = _share(excess, highest, total, count, some, shares_ptr, index, inside & (index > start), POOL, BLOCK)
         tl.store(slopes_ptr + index, slope * steepness * tl.where(index > start, share, -weight), mask=inside)
 
 

@@ -30,7 +30,8 @@ from rec_dist.methods.eval_examples import eval_examples_of, question_file
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, ScoreStream
 from rec_dist.methods.registry import check_workers_find, method_of
-from rec_dist.report.table import ComparisonRow, seen_of, text_table
+from rec_dist.report.table import ComparisonRow, seen_of
+from rec_dist.report.text_table import text_table
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import fingerprint, read_object, write_json
 from rec_dist.storage.outputs import check_output

@@ -33,6 +33,14 @@ class StageConfig(Section):
     set: list[str] = Field(default_factory=list, description="Overrides, section.key=value.")
 
 
+class PublishedConfig(Section):
+    """A row of somebody else's table, for the same questions."""
+
+    name: str = Field(description="Its name in the table.")
+    source: str = Field(description="Where it is published, and what it was trained on.")
+    metrics: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(description="Values by metric.")
+
+
 class PipelineSection(Section):
     """The section `pipeline`."""
 
@@ -40,6 +48,7 @@ class PipelineSection(Section):
     run_dir: str = Field(description="Folder for the report and the record of the stages.")
     stages: list[StageConfig] = Field(description="In the order in which they run.")
     pairs: list[Pair] = Field(default_factory=list, description="[better, worse]: paired differences to report.")
+    published: list[PublishedConfig] = Field(default_factory=list, description="Rows that others report, shown below ours.")
     metrics: list[str] = Field(default_factory=lambda: ["hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr"], description="Columns.")
 
 
@@ -84,6 +93,7 @@ class Pipeline:
     stages: tuple[Stage, ...]
     pairs: tuple[list[str], ...]
     metrics: tuple[str, ...]
+    published: tuple[PublishedConfig, ...] = ()
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -104,7 +114,9 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     section = valid.pipeline
     stages = tuple(_stage(stage, path, set(valid.runs), overrides) for stage in section.stages)
     _check(section, stages, path, unused=set(valid.matrix) - set(_AXIS.findall(_text(config.get(PIPELINE)))))
-    return Pipeline(section.title, section.run_dir, stages, tuple(section.pairs), tuple(section.metrics))
+    return Pipeline(
+        section.title, section.run_dir, stages, tuple(section.pairs), tuple(section.metrics), tuple(section.published)
+    )
 
 
 def _expanded(config: DictConfig, where: str) -> dict[str, Any]:

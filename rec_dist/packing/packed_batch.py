@@ -109,8 +109,7 @@ def pack_prompts(prompts: list[GroupedPrompt]) -> PackedBatch:
     within = completion_rows - np.repeat(completion_starts, lengths)  # (B,) 0-based position in its completion
     branch_point_of_row = np.repeat(branch_points, lengths)
 
-    input_ids = np.empty(total, dtype=np.int64)
-    positions = np.empty(total, dtype=np.int64)
+    input_ids, positions = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
     completion_ids = np.full(total, -1, dtype=np.int64)
     prompt_ids = np.repeat(np.arange(len(prompts)), prompt_lengths + input_sums)
     prompt_rows = np.repeat(starts[1:] - input_sums - np.cumsum(prompt_lengths), prompt_lengths) + np.arange(prompt_lengths.sum())

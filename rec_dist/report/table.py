@@ -1,4 +1,4 @@
-"""The comparison of models as a table, for the terminal and for the report's page.
+"""The comparison of models as a table, for the terminal (report/text_table.py) and for the report's page.
 
 A difference is "above 0" or "below 0" only if the interval of the paired difference excludes 0; otherwise there is no significant
 difference. A larger value of one model alone proves nothing. Every metric is better when larger.
@@ -6,13 +6,11 @@ Pure functions: intervals come in as {"value", "low", "high", "n"}; cells and te
 """
 
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rec_dist.report.numbers import MISSING, Interval, format_count, format_interval, format_seconds
-from rec_dist.runtime.messages import visible
 
 ABOVE, BELOW, LEVEL = "above 0", "below 0", "no significant difference"
 HEADLINE_METRICS = ("hr@1", "ndcg@10")  # the terminal has no room for the intervals of more
@@ -24,8 +22,6 @@ TEXT_COLUMNS = (
     "run directory",
     "seen items",
 )  # left, as the first column; numbers are aligned right
-_MAX_WIDTH = 120
-_MIN_NAME_WIDTH = 14
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,15 @@ class ComparisonRow:
     seconds: float | None = None
     dtype: str | None = None
     seen: str | None = None
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """What others report for the same questions: values by metric, without intervals. source: where, and trained on what."""
+
+    name: str
+    source: str
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -126,35 +131,28 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     return Table(["model", *metrics, *shown], lines)
 
 
+def with_published(table: Table, published: Sequence[PublishedRow]) -> Table:
+    """`table` with a row for each published one behind its own."""
+    lines = [*table.rows]
+    for row in published:
+        values = [f"{row.metrics[heading]:.3f}" if heading in row.metrics else MISSING for heading in table.header[1:]]
+        lines.append([Cell(row.name), *map(Cell, values)])
+    return Table(table.header, lines, table.footer)
+
+
+def published_note(published: Sequence[PublishedRow]) -> str:
+    """`published, not measured here: SASRec, S-DPO (SOURCE)`; empty without any."""
+    names: dict[str, list[str]] = {}
+    for row in published:
+        names.setdefault(row.source, []).append(row.name)
+    parts = "; ".join(f"{', '.join(rows)} ({source})" for source, rows in names.items())
+    return f"published, not measured here: {parts}" if parts else ""
+
+
 def differences_table(differences: Sequence[Difference]) -> Table:
     """One row a pair of models and metric: the difference with its interval, and the verdict."""
     texts = [(f"{d.better} - {d.worse}", d.metric, d.amount, d.verdict) for d in differences]
     return Table(["paired difference", "metric", "difference [95 %]", "verdict"], [list(map(Cell, row)) for row in texts])
-
-
-def text_table(rows: Sequence[ComparisonRow], differences: Sequence[Difference] = ()) -> str:
-    """The table for a terminal, at most 120 columns wide for six metrics: only those of headline_of show their intervals."""
-    table = comparison_table(rows)
-    detailed = headline_of(metric_names(rows))
-    grid = [list(table.header)]
-    for cells in table.rows:
-        line = [visible(cells[0].text)]
-        for heading, cell in zip(table.header[1:], cells[1:], strict=True):
-            # Where another value has its star, a blank keeps the digits of the column aligned.
-            mark = ("*" if cell.best else " ") if heading in metric_names(rows) else ""
-            line.append(f"{cell.text}{mark} {cell.bounds}" if cell.bounds and heading in detailed else f"{cell.text}{mark}")
-        grid.append(line)
-    lines = [*_align(grid), "", f"{user_range(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
-    if note := seen_note(rows):
-        lines.append(note)
-    if any(row.seconds is not None for row in rows):
-        lines.append("time, tokens: those of the evaluation, without training")
-    if computed := dtypes(rows):
-        lines.append(computed)
-    if differences:
-        pairs = differences_table(differences)
-        lines += ["", *_align([list(pairs.header), *([visible(cell.text) for cell in cells] for cells in pairs.rows)])]
-    return "\n".join(lines) + "\n"
 
 
 def metric_names(rows: Iterable[ComparisonRow]) -> list[str]:
@@ -227,20 +225,3 @@ def dtypes(rows: Sequence[ComparisonRow]) -> str:
             names.setdefault(row.dtype, []).append(row.name)
     parts = "; in ".join(f"{dtype}: {', '.join(models)}" for dtype, models in names.items())
     return f"language models computed in {parts}" if parts else ""
-
-
-def _align(grid: list[list[str]]) -> list[str]:
-    """Pads cells to columns. A long first cell wraps, so that nothing is cut."""
-    widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
-    others = sum(width + 2 for width in widths[1:])
-    widths[0] = min(widths[0], max(_MIN_NAME_WIDTH, _MAX_WIDTH - others))
-    lines = []
-    for number, row in enumerate(grid):
-        name, *wrapped = textwrap.wrap(row[0], widths[0]) or [""]
-        cells = [name.ljust(widths[0])]
-        for cell, heading, width in zip(row[1:], grid[0][1:], widths[1:], strict=True):
-            cells.append(cell.ljust(width) if heading in TEXT_COLUMNS else cell.rjust(width))
-        lines += ["  ".join(cells).rstrip(), *wrapped]
-        if number == 0:
-            lines.append("  ".join("-" * width for width in widths))
-    return lines

@@ -26,12 +26,15 @@ from rec_dist.report.table import (
     Cell,
     ComparisonRow,
     Difference,
+    PublishedRow,
     Table,
     comparison_table,
     differences_table,
     dtypes,
+    published_note,
     seen_note,
     user_range,
+    with_published,
 )
 from rec_dist.storage.files import write_text
 
@@ -77,6 +80,7 @@ class Report:
     title: str
     summary: Sequence[str] = ()
     rows: Sequence[ComparisonRow] = ()
+    published: Sequence[PublishedRow] = ()
     differences: Sequence[Difference] = ()
     stages: Sequence[StageSummary] = ()
     runs: Sequence[RunSummary] = ()
@@ -128,13 +132,14 @@ def write_report(path: Path, report: Report) -> None:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = _plain
+    notes = (user_range(report.rows), seen_note(report.rows), published_note(report.published), dtypes(report.rows))
     page = environment.get_template("page.html.j2").render(
         report=report,
         findings=findings(report.rows, report.differences, report.num_candidates),
-        comparison=comparison_table(report.rows),
+        comparison=with_published(comparison_table(report.rows), report.published),
         differences=differences_table(report.differences),
         stages=_stages_table(report.stages),
-        users="; ".join(filter(None, (user_range(report.rows), seen_note(report.rows), dtypes(report.rows)))),
+        users="; ".join(filter(None, notes)),
         data_facts=_flatten(report.data_facts),
         shared=shared,
         own=[{key: value for key, value in facts.items() if key not in shared} for facts in environments],

@@ -27,7 +27,7 @@ def test_ranked_scores_are_evaluated_scores(tiny_config: Make, tmp_path: Path, t
         assert code == 0, child.err
     data, predictions = rec_dist.prepare(config), Predictions.read(run / "predictions.arrow")
     rows = data.split("test")
-    names = dict(zip(rows.user_ids.tolist(), rows.users_of(np.arange(len(rows))), strict=True))
+    names = dict(zip(rows.user_ids.tolist(), rows.names_of(np.arange(len(rows))), strict=True))
     candidates = {
         names[user]: [data.raw_items[item] for item in items.tolist()]
         for user, items in zip(predictions.user_ids.tolist(), predictions.candidates, strict=True)

@@ -7,7 +7,8 @@ import pytest
 
 from rec_dist.report.findings import claim, findings
 from rec_dist.report.numbers import chance_level, format_count, format_interval, format_seconds
-from rec_dist.report.table import ComparisonRow, Difference, best_names, text_table, user_range
+from rec_dist.report.table import ComparisonRow, Difference, PublishedRow, best_names, user_range
+from rec_dist.report.text_table import text_table
 
 METRICS = ("hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr")
 
@@ -166,3 +167,14 @@ def test_questions_are_counted_beside_users() -> None:
 
 
 ROWS_OF_TWO = [("a, kept", 0.3, "kept"), ("b, kept", 0.2, "kept"), ("a, removed", 0.8, "removed"), ("b, removed", 0.9, "removed")]
+
+
+def test_published_rows_stand_below_and_are_named_as_such():
+    own = ComparisonRow("ours", {"hr@10": {"value": 0.1, "low": 0.09, "high": 0.11, "n": 50}})
+    published = [PublishedRow("theirs", "a paper's table", {"hr@10": 0.25, "mrr": 0.5})]
+    text = text_table([own], published=published)
+    lines = text.splitlines()
+    assert lines[2].startswith("ours") and "0.100" in lines[2]
+    assert lines[3].split() == ["theirs", "0.250"]  # no star: nothing was measured
+    assert "published, not measured here: theirs (a paper's table)" in text
+    assert "n = 50 users" in text

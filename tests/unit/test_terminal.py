@@ -14,7 +14,8 @@ from rec_dist.cli import main
 from rec_dist.commands.evaluate import table_of
 from rec_dist.commands.progress import watching
 from rec_dist.data.artifacts.recommendations import ItemColumns, write_lines
-from rec_dist.report.table import ComparisonRow, Difference, text_table
+from rec_dist.report.table import ComparisonRow, Difference
+from rec_dist.report.text_table import text_table
 from rec_dist.runtime.messages import messages_to, say, visible
 from rec_dist.runtime.run_directory import RunDirectory
 

@@ -32,7 +32,7 @@ def rows(data: PreparedData, split: str) -> list[tuple[str, list[int], int]]:
     """(raw user, items, first target) of each row."""
     part = data.split(split)
     return [
-        (part.users_of(np.array([row]))[0], part.items_of(row).tolist(), int(part.first_target[row])) for row in range(len(part))
+        (part.names_of(np.array([row]))[0], part.items_of(row).tolist(), int(part.first_target[row])) for row in range(len(part))
     ]
 
 
