@@ -21,7 +21,7 @@ from rec_dist.config.load import load_config
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CONFIG = HERE / "cluster.yaml"
-START = 'mkdir -p -m 700 "$folder"\n'  # from here on a batch script is the same for every job
+START = 'mkdir -p "$folder"\n'  # from here on a batch script is the same for every job
 BODY = START + (ROOT / "launchers" / "slurm.sbatch.j2").read_text(encoding="utf-8").partition(START)[2]
 APPTAINER = ("submit.slurm.container=apptainer", "submit.slurm.image=/shared/rec-dist.sif")
 ENROOT = ("submit.slurm.container=enroot", "submit.slurm.image=rec-dist.sqsh", "submit.slurm.mounts=[/models:/models]")
