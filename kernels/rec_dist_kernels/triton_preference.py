@@ -92,7 +92,7 @@ def preference_kernel(
     start = tl.load(offsets_ptr + group).to(tl.int64)
     end = tl.load(offsets_ptr + group + 1).to(tl.int64)
     some = end - start > 1
-    positive, _ = _rewards(policy_ptr, reference_ptr, lengths_ptr, start, end > start, beta, LIKELIHOOD)
+    positive, _unused = _rewards(policy_ptr, reference_ptr, lengths_ptr, start, end > start, beta, LIKELIHOOD)
 
     highest = float("-inf")
     total = 0.0
@@ -100,7 +100,7 @@ def preference_kernel(
     for first in range(start, end, BLOCK):
         index = first + tl.arange(0, BLOCK)
         inside = index < end
-        rewards, _ = _rewards(policy_ptr, reference_ptr, lengths_ptr, index, inside, beta, LIKELIHOOD)
+        rewards, _steep = _rewards(policy_ptr, reference_ptr, lengths_ptr, index, inside, beta, LIKELIHOOD)
         tl.store(rewards_ptr + index, rewards, mask=inside)
         negative = inside & (index > start)
         excess = _excess(rewards, positive, margins_ptr, index, inside, HAS_MARGINS)

@@ -74,7 +74,6 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Make) -> Re
     return recorded(folder, config, "-m", "rec_dist", "train", "{config}")
 
 
-@pytest.mark.quick
 def test_the_recording_says_what_the_folder_holds(writers: Recording, small_run: Recording) -> None:
     for recording in (writers, small_run):
         disk = Disk(recording.root)
@@ -85,7 +84,6 @@ def test_the_recording_says_what_the_folder_holds(writers: Recording, small_run:
         assert [name for name in now if now[name] != there[name]] == []
 
 
-@pytest.mark.quick
 def test_every_writer_syncs_renames_and_syncs_the_folder(writers: Recording) -> None:
     assert "\n".join(faults(writers.calls, writers.root, RULES)) == ""
     written = {call.places[-1].removeprefix(f"{writers.root}/") for call in writers.calls if call.name.startswith("rename")}
@@ -98,7 +96,6 @@ def test_every_writer_syncs_renames_and_syncs_the_folder(writers: Recording) -> 
     assert any(name.startswith("cache/shards/") for name in written)
 
 
-@pytest.mark.quick
 def test_finished_json_is_the_last_file_of_a_run(small_run: Recording) -> None:
     placed = [
         call.places[-1].removeprefix(f"{small_run.root}/run/") for call in small_run.calls if call.name.startswith("rename")
@@ -120,7 +117,6 @@ def synced(root: Path, text: str, path: str) -> list[Call]:
     ]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("drop", "fault"),
     [
@@ -136,7 +132,6 @@ def test_a_writer_that_leaves_a_step_out_is_found(drop: int | None, fault: str |
     assert (fault in found) if fault else (found == [])
 
 
-@pytest.mark.quick
 def test_what_is_taken_away_too_early_or_written_over_is_found() -> None:
     root = Path("/root")
     once, again = synced(root, "x", "a"), synced(root, "y", "a")
@@ -185,7 +180,6 @@ def resume(state: State, small: Recording, folder: Path) -> None:
     assert {row["step"] for row in read_rows(run / "metrics.jsonl") if row.get("event") == "step"} == {1, 2}
 
 
-@pytest.mark.quick
 def test_a_run_resumes_after_a_power_cut(small_run: Recording, tmp_path: Path) -> None:
     """At five places over the run; the slow test takes all."""
     left = list(cuts(small_run))

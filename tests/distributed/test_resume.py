@@ -63,7 +63,7 @@ def flip_byte(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("case", _CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if "softmax" in case else ()) for case in _CASES])
 def test_stop_and_go_on(trainer: Any, case: str) -> None:
     workers, changes = _CASES[case]
     expected = trainer.once(*changes, workers=workers)

@@ -21,12 +21,12 @@ _VARIANTS = {
 _ALL, _SOME = tuple(_VARIANTS), ("two workers", "everything")
 _METHODS = {
     "sft": (("task.kind=sft",), _ALL),
-    "msl": (("task.kind=msl", "task.msl.temperature=2", "train.targets_per_prompt=2"), _SOME),
+    "msl": (("task.kind=msl", "task.msl.temperature=2"), _SOME),
     "sdpo": (("task.kind=sdpo",), _ALL),
     "dmpo": (("task.kind=dmpo", "train.targets_per_prompt=2"), _SOME),
     "dpo": (("task.kind=dpo", "negatives.num=1"), _SOME),
     "mppo": (("task.kind=mppo",), _SOME),
-    "dynamicpo": (("task.kind=dynamicpo", "negatives.num=7", "train.targets_per_prompt=2"), _SOME),
+    "dynamicpo": (("task.kind=dynamicpo", "negatives.num=5"), _SOME),
     "recpo": (("task.kind=recpo", "train.targets_per_prompt=2"), _SOME),
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.quick]
+pytestmark = pytest.mark.slow
 
 SECRETS = {
     "unused": "swordfish-of-the-environment",  # WANDB_API_KEY and the like: no configuration names it
@@ -127,6 +127,7 @@ def test_the_same_command_finds_the_run_again(folder: Path) -> None:
     assert (done.returncode, "nothing to do" in done.stderr) == (0, True), done.stderr
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("to", ["ray", "slurm", "kuberay"])
 def test_no_secret_of_the_environment_stands_in_what_is_sent(folder: Path, to: str) -> None:
     words = ["submit", folder / "own" / "run.yaml", "--to", to, "--dry-run", "cluster.launcher=ray"]
@@ -149,11 +150,12 @@ def test_no_secret_of_the_environment_stands_in_what_is_sent(folder: Path, to: s
         assert places_of(SECRETS[name], folder / "made", {"out": done.stdout.encode(), "err": done.stderr.encode()}) == [], name
 
 
+@pytest.mark.quick
 def test_the_batch_script_passes_a_variable_on(folder: Path) -> None:
     script = rec_dist(
         "submit", folder / "own" / "run.yaml", "--to", "slurm", "--dry-run", "cluster.launcher=ray", folder=folder
     ).stdout
-    head = script.partition('mkdir -p -m 700 "$folder"')[0]
+    head = script.partition('mkdir -p "$folder"')[0]
     for environment, output in ((IN_MEMORY, SECRETS["job"]), ({}, "")):
         environment = {**environment, "SLURM_JOB_ID": "7", "PATH": "/usr/bin:/bin"}
         done = subprocess.run(

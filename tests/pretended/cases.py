@@ -18,6 +18,7 @@ from pretended.pretend import ROOT, MixedDevicesError, Pretence, outside, preten
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.methods.eval_examples import eval_examples_of
 from rec_dist.methods.language_model import embedding, ranking
 from rec_dist.methods.language_model.builders import model_spec
 from rec_dist.methods.registry import build_task, find_initial_weights
@@ -235,12 +236,12 @@ def test_a_step_of_retrieval(sampled: int, config_of: Callable[..., RunConfig], 
 def test_evaluation(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = config_of("evaluate.max_users=4", "evaluate.num_candidates=5")
     initial, data = find_initial_weights(config), open_data(config.data)
-    examples = ranking.eval_examples_of(config, data)
+    examples = eval_examples_of(config, data)
     builder = ranking.build_checked_builder(config, ranking.EvaluateJob(config.model_dump(), str(tmp_path), initial, None), data)
     prompts = ranking.EvalPrompts(builder, examples, MAX_TOKENS)
 
     def scores_on(device: str) -> Any:
-        module = Scorer(assemble.build_model(model_spec(config, initial, builder, device, trains=False)), ranking._no_loss, ())
+        module = Scorer(assemble.build_model(model_spec(config, initial, builder, device, trains=False)), ranking.no_loss, ())
         engine = PlainEngine(module.requires_grad_(True), device)
         engine.train_mode(False)
         score = lambda batch: engine.score(batch)[2].float().cpu()

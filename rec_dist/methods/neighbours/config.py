@@ -15,7 +15,7 @@ class NeighboursConfig(Section):
     title_weight: float = Field(1.0, ge=0, description="Weight of the similarity of titles (cosine of TF-IDF vectors).")
     next_weight: float = Field(0.5, ge=0, description="Weight of log(1 + how often the item was chosen next).")
     popularity_weight: float = Field(
-        1e-3, ge=0, description="Weight of log(1 + positives in training), which orders items that are no neighbours."
+        0.1, ge=0, description="Weight of log(1 + positives in training), which also orders items that are no neighbours."
     )
     splits: list[Literal["train", "valid"]] = Field(
         ["train"],
