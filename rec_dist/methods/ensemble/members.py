@@ -16,6 +16,8 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer, Floats
+from rec_dist.evaluation.examples import EvalExample
+from rec_dist.evaluation.measure import blocks_of
 from rec_dist.methods.ensemble.config import TERMS, EnsembleConfig
 from rec_dist.methods.ensemble.features import parts_of, terms_of
 from rec_dist.methods.method import Evaluation, Launch, Ranker
@@ -137,12 +139,13 @@ def copied_members(folder: Path, names: list[str]) -> list[Member]:
     return members
 
 
-def features_of(
+def feature_blocks(
     members: Sequence[Member], terms: Sequence[str], evaluation: Evaluation, launch: Launch
-) -> dict[str, list[Floats]]:
-    """Each feature by its name: (C_u,) for every example, in the order of its candidates."""
-    features: dict[str, list[Floats]] = {}
-    for member in members:
-        features |= member.features(evaluation, launch)
-    histories, candidates = [e.history for e in evaluation.examples], [e.candidates for e in evaluation.examples]
-    return features | terms_of(terms, evaluation.data.train_counts, histories, candidates)
+) -> Iterator[tuple[list[EvalExample], dict[str, list[Floats]]]]:
+    """Blocks of the examples with their features by name, (C_u,) for every example. Workers, if any, are started once."""
+    for block in [evaluation.examples] if on_workers(members) else blocks_of(evaluation.examples):
+        features: dict[str, list[Floats]] = {}
+        for member in members:
+            features |= member.features(replace(evaluation, examples=block), launch)
+        histories, candidates = [e.history for e in block], [e.candidates for e in block]
+        yield block, features | terms_of(terms, evaluation.data.train_counts, histories, candidates)

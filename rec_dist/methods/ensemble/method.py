@@ -1,7 +1,6 @@
 """Ensembles as a method: weights are learnt on the validation split, in seconds, and the result ranks like any run."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,8 +12,8 @@ from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.errors import UserError
 from rec_dist.methods.ensemble.config import EnsembleConfig
 from rec_dist.methods.ensemble.features import member_of
-from rec_dist.methods.ensemble.members import Member, copy_members, features_of, members_of, on_workers, served_members
-from rec_dist.methods.ensemble.questions import QuestionTable, blocks_of, validation_config
+from rec_dist.methods.ensemble.members import Member, copy_members, feature_blocks, members_of, served_members
+from rec_dist.methods.ensemble.questions import QuestionTable, validation_config
 from rec_dist.methods.ensemble.ranker import EnsembleRanker
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.methods.ensemble.weights import Questions, fit_weights
@@ -22,8 +21,6 @@ from rec_dist.methods.eval_examples import eval_examples_of
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch
 from rec_dist.runtime.run_directory import RunDirectory
-
-_VALUES_AT_ONCE = 1 << 22
 
 
 class Ensemble:
@@ -81,17 +78,11 @@ class Ensemble:
         asked = validation_config(config, data)
         examples = eval_examples_of(asked, data)
         terms = config.task.section(EnsembleConfig).terms
-        evaluation = Evaluation(asked, data, [], InitialWeights(Path()), None, run)
-        table: QuestionTable | None = None
-        names: list[str] = []
-        for block in blocks_of(examples, None if on_workers(members) else _VALUES_AT_ONCE):
-            features = features_of(members, terms, replace(evaluation, examples=examples[block]), launch)
-            if table is None:
-                names = list(features)
-                table = QuestionTable(examples, names)
-            table.fill(block.start, features)
-        assert table is not None, "validation_config() refuses a split without users"
-        return names, table.questions()
+        evaluation = Evaluation(asked, data, examples, InitialWeights(Path()), None, run)
+        table = QuestionTable(examples)
+        for _, features in feature_blocks(members, terms, evaluation, launch):
+            table.add(features)
+        return table.names, table.questions()
 
 
 def learn(questions: Questions, features: list[str], members: list[str], terms: list[str], *, ridge: float) -> EnsembleWeights:

@@ -6,7 +6,7 @@ whose weight would then turn negative.
 Q questions, C candidates, I items of the catalogue, F features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,33 +52,26 @@ def validation_config(config: RunConfig, data: PreparedData) -> RunConfig:
 
 
 class QuestionTable:
-    """Collects the features of Q questions over at most C candidates, part by part."""
+    """Collects the features of Q questions over at most C candidates, block by block in their order."""
 
-    def __init__(self, examples: Sequence[EvalExample], names: Sequence[str]) -> None:
-        self._names = names
+    def __init__(self, examples: Sequence[EvalExample]) -> None:
         sizes = np.asarray([len(example.candidates) for example in examples])
+        self.names: list[str] = []
         self._ranked = np.arange(sizes.max()) < sizes[:, None]  # (Q, C)
-        self._features = np.zeros((*self._ranked.shape, len(names)), dtype=np.float32)
         self._targets = np.asarray([int(np.flatnonzero(e.candidates == e.target)[0]) for e in examples])
+        self._features = np.zeros((*self._ranked.shape, 0), dtype=np.float32)
+        self._filled = 0
 
-    def fill(self, begin: int, features: dict[str, list[Floats]]) -> None:
-        """Takes the features of the questions from `begin` on."""
-        for column, name in enumerate(self._names):
-            for place, scores in enumerate(features[name], start=begin):
+    def add(self, features: dict[str, list[Floats]]) -> None:
+        """Takes the features of the next questions."""
+        if not self.names:
+            self.names = list(features)
+            self._features = np.zeros((*self._ranked.shape, len(features)), dtype=np.float32)
+        for column, name in enumerate(self.names):
+            for place, scores in enumerate(features[name], start=self._filled):
                 self._features[place, : len(scores), column] = scores
+        self._filled += len(features[self.names[0]])
 
     def questions(self) -> Questions:
         """All of them."""
         return Questions(self._features, self._targets, self._ranked)
-
-
-def blocks_of(examples: Sequence[EvalExample], most_values: int | None) -> Iterator[slice]:
-    """Consecutive examples with at most `most_values` candidates together, or single ones; None: all at once."""
-    begin, held = 0, 0
-    for place, example in enumerate(examples):
-        if most_values is not None and held + len(example.candidates) > most_values and place > begin:
-            yield slice(begin, place)
-            begin, held = place, 0
-        held += len(example.candidates)
-    if begin < len(examples):
-        yield slice(begin, len(examples))

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
@@ -16,14 +16,12 @@ from rec_dist.evaluation.bootstrap import paired_difference
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
 from rec_dist.methods.ensemble.features import parts_of, terms_of
-from rec_dist.methods.ensemble.members import copied_members, features_of, on_workers
-from rec_dist.methods.ensemble.questions import blocks_of
+from rec_dist.methods.ensemble.members import copied_members, feature_blocks
 from rec_dist.methods.ensemble.saved_model import DESCRIPTION, EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, ScoreStream
 from rec_dist.runtime.arrays import I32
 
-_VALUES_AT_ONCE = 1 << 24
 _CUTOFF = 10
 
 
@@ -49,20 +47,18 @@ class EnsembleRanker:
         folder = evaluation.initial.model
         learnt = EnsembleWeights.read(folder)
         members = copied_members(folder, learnt.members)
-        examples = evaluation.examples
         scores: list[Floats] = []
-        ranks = np.empty((len(learnt.owners) + 1, len(examples)), dtype=np.int64)
+        ranks: list[npt.NDArray[np.int64]] = []  # (M + 1,) of each question
         rows = np.concatenate([learnt.weights[None], learnt.without])  # (M + 1, F)
-        for block in blocks_of(examples, None if on_workers(members) else _VALUES_AT_ONCE):
-            features = features_of(members, learnt.terms, replace(evaluation, examples=examples[block]), launch)
-            for place, example in enumerate(examples[block]):
+        for block, features in feature_blocks(members, learnt.terms, evaluation, launch):
+            for place, example in enumerate(block):
                 values = np.stack([features[name][place] for name in learnt.features], axis=1)  # (C, F)
-                variants = values.astype(np.float64) @ rows.T  # (C, M + 1)
-                ranks[:, block.start + place] = _ranks(variants, example)
+                variants = values @ rows.T  # (C, M + 1)
+                ranks.append(_ranks(variants, example))
                 scores.append(variants[:, 0])
-        return scores, {
-            "shares": _shares(learnt.owners, ranks, [e.user_id for e in examples], seed=evaluation.config.evaluate.seed)
-        }
+        users = [example.user_id for example in evaluation.examples]
+        seed = evaluation.config.evaluate.seed
+        return scores, {"shares": _shares(learnt.owners, np.stack(ranks, axis=1), users, seed=seed)}
 
     @contextmanager
     def scoring(
@@ -106,9 +102,9 @@ class EnsembleScorer:
 
 
 def _ranks(variants: np.ndarray[Any, Any], example: EvalExample) -> np.ndarray[Any, Any]:
-    """(C, V) scores of V variants -> the rank of the target in each (V,), in float32 as predictions are."""
+    """(C, V) scores of V variants -> the rank of the target in each (V,)."""
     place = int(np.flatnonzero(example.candidates == example.target)[0])
-    return target_ranks(variants.T.astype(np.float32).astype(np.float64), target=place)
+    return target_ranks(variants.T, target=place)
 
 
 def _shares(

@@ -12,7 +12,7 @@ from torch import Tensor
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.prompts.builder import check_saved
-from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.initial_weights import InitialWeights
@@ -24,13 +24,12 @@ from rec_dist.methods.method import Evaluation, Launch, Scores
 from rec_dist.methods.retrieval.batch import LOGITS_AT_ONCE
 from rec_dist.methods.retrieval.examples import TitlePrompts
 from rec_dist.methods.retrieval.ranking import HistoryPrompts, encode_histories, encode_worker
-from rec_dist.methods.retrieval.saved_model import DESCRIPTION_NAME, RetrievalModel, load_retrieval
+from rec_dist.methods.retrieval.saved_model import DESCRIPTION, RetrievalModel, load_retrieval
 from rec_dist.models.assemble import build_model
 from rec_dist.models.encoder import Encoder, check_encoder
 from rec_dist.packing.pooled_prompts import PooledPrompts
 from rec_dist.runtime.arrays import F32, I32
 from rec_dist.runtime.world import World
-from rec_dist.storage.files import read_object
 
 
 class RetrievalRanker:
@@ -50,11 +49,7 @@ class RetrievalRanker:
 
     def check(self, saved: Path, data: PreparedData) -> None:
         """Raises UserError for another data set, where item ids mean other items."""
-        if read_object(saved / DESCRIPTION_NAME, TRAIN_AGAIN).get("data_fingerprint") != data.manifest.fingerprint:
-            raise UserError(
-                f"the model in {saved} was trained on another data set than {data.location}; its item vectors belong to other "
-                "items there; evaluate it on its own, or train one on this"
-            )
+        DESCRIPTION.check(saved, data)
 
     def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
         """As Ranker.score, on the workers of config.cluster: log-probabilities under the softmax over the whole catalogue."""

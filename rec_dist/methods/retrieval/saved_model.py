@@ -16,10 +16,10 @@ from torch import Tensor
 
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.catalogue_file import CatalogueFile
 from rec_dist.methods.retrieval.head import HistoryProjection, ItemTable, RetrievalHead
-from rec_dist.storage.files import read_object, write_json
 
-WEIGHTS_NAME, DESCRIPTION_NAME = "retrieval.safetensors", "retrieval.json"
+WEIGHTS_NAME, DESCRIPTION = "retrieval.safetensors", CatalogueFile("retrieval.json")
 _TABLE = ("vectors", "mean", "whitening", "log_counts")
 _LEARNT = {"project.linear.weight": "projection", "project.linear.bias": "bias", "terms.weight": "terms"}
 
@@ -54,15 +54,14 @@ def save_retrieval(head: RetrievalHead, learnt: dict[str, Tensor], pooling: str,
     own.setdefault("terms", torch.zeros(3))
     assert set(own) == set(_LEARNT.values()) and set(learnt) <= set(_LEARNT), sorted(learnt)
     save_file({**table, **own}, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    described = {"temperature": head.temperature, "pooling": pooling, "data_fingerprint": data.manifest.fingerprint}
-    write_json(folder / DESCRIPTION_NAME, described)
+    DESCRIPTION.write(folder, data, temperature=head.temperature, pooling=pooling)
     read_back = load_file(folder / WEIGHTS_NAME)
     assert all(torch.equal(read_back[name], value) for name, value in {**table, **own}.items()), folder
 
 
 def load_retrieval(folder: Path) -> RetrievalModel:
     """The head that save_retrieval() wrote into `folder`, on the CPU. Raises UserError if there is none, or it is damaged."""
-    described = read_object(folder / DESCRIPTION_NAME, TRAIN_AGAIN)
+    described = DESCRIPTION.read(folder)
     try:
         weights = load_file(folder / WEIGHTS_NAME)
         projection = HistoryProjection(weights["vectors"].shape[1])
