@@ -167,7 +167,7 @@ def six_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("live", "kept"), [(1_000_000_000, _LAYERS), (20_000, 2)])
+@pytest.mark.parametrize(("live", "kept"), [(1_000_000_000, _LAYERS), pytest.param(20_000, 2, marks=pytest.mark.slow)])
 def test_an_online_reference_gathers_one_forward_pass_more(six_layers: Path, tmp_path: Path, live: int, kept: int) -> None:
     """A layer has 4 * 32 * 32 + 3 * 32 * 64 sharded elements, and embeddings and head 64 * 32 each; the adapter is small.
 

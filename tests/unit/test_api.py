@@ -56,6 +56,7 @@ def test_names_that_are_packages_too_stay_functions(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_of_a_user_type_checks(tmp_path: Path) -> None:
     """py.typed is true: strict mypy reads the API's types from the installed package."""
     (tmp_path / "script.py").write_text(
