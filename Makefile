@@ -15,7 +15,7 @@ install: .venv/.installed ## .venv with the pinned packages
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-quickstart: install ## the main job on real data: about 20 minutes on 2 cores; ends with a table and a report
+quickstart: install ## the main job on real data: 11 minutes on 2 cores with AMX, about 20 without; ends with a table and a report
 	$(BIN)/rec-dist run quickstart
 
 quickstart-dmpo: install ## the same with DMPO in place of S-DPO
