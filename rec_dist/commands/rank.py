@@ -136,7 +136,7 @@ def _read(model: RankedModel, options: RankOptions, stack: ExitStack) -> _Reques
         "top_k": options.top_k,
         "exclude_seen": options.exclude_seen,
         "items": fingerprint(pool.tolist()),
-        "candidates": _identity(options.candidates),
+        "candidates": _identity(options),
         "block": size,
     }
     return _Request(users, wanted, size, identity)
@@ -171,10 +171,12 @@ def _candidate_rows(options: RankOptions) -> Iterator[Listing]:
         yield Listing(row, as_user(user, f"candidates: the user {user!r}"), as_names(listed, f"candidates[{user!r}]"))
 
 
-def _identity(candidates: Any) -> str | None:
-    if candidates is None:
+def _identity(options: RankOptions) -> str | None:
+    if options.candidates is None:
         return None
-    return sha256(candidates) if isinstance(candidates, Path) else fingerprint(repr(candidates))
+    if isinstance(options.candidates, Path):
+        return sha256(options.candidates)
+    return fingerprint([[listing.user, listing.names] for listing in _candidate_rows(options)])
 
 
 def _blocks(model: RankedModel, request: _Request, start: int) -> Iterator[tuple[RecordBatch, Counts]]:

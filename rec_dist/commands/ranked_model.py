@@ -56,8 +56,8 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
         method.ranker.check(saved, data)
     initial.check_model()
     identity: dict[str, Any] = {"model": initial.fingerprints(), "data": data.manifest.fingerprint, "task": _own_keys(config)}
-    slow = method.ranker.language_model
-    if slow:
+    slow = method.ranker.scores_titles(saved)
+    if method.ranker.language_model or slow:
         identity |= {"prompt": config.prompt.model_dump(), "dtype": config.model.dtype}
     # Packing changes the last bits of scores, and so does the number of threads; the former alone is in our hands.
     identity["max_tokens_per_micro_batch"] = config.train.max_tokens_per_micro_batch if slow else None

@@ -29,18 +29,27 @@ def verify(target: str) -> None:
         problems, what, way_out = verify_data(location), "data set", "remove it and run `rec-dist prepare CONFIG`"
     elif (location.folder / "checkpoints").is_dir():
         problems, what = _of_run(location.folder / "checkpoints")
-        of_model = [f"model/{problem}" for problem in damaged_files(location.folder / "model")]
+        of_model = _of_model(location.folder / "model")
         problems, way_out = problems + of_model, TRAIN_AGAIN if of_model else way_out
         what += " and model/" if (location.folder / "model" / CHECKSUMS_NAME).is_file() else ""
+    elif (location.folder / "model" / CHECKSUMS_NAME).is_file():  # a run that was fitted at once, without checkpoints
+        problems, what, way_out = _of_model(location.folder / "model"), "model/", TRAIN_AGAIN
     else:
         raise UserError(
-            f"{location} is neither a prepared data set nor a run directory with checkpoints; give data.path or train.run_dir"
+            f"{location} is neither a prepared data set nor a run directory with checkpoints or a model; give data.path or "
+            "train.run_dir"
         )
     if problems:
         raise UserError(
             f"{location}: {len(problems)} {'fault' if len(problems) == 1 else 'faults'}: {'; '.join(problems)}; {way_out}"
         )
     logger.info(f"{location}: {what} whole")
+
+
+def _of_model(model: Path) -> list[str]:
+    """Faults of a model folder, and of the members that an ensemble keeps in it."""
+    folders = [model, *sorted(model.glob("**/members/*/model"))]
+    return [f"{folder.relative_to(model.parent)}/{problem}" for folder in folders for problem in damaged_files(folder)]
 
 
 def _of_run(catalogue: Path) -> tuple[list[str], str]:

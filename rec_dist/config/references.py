@@ -115,7 +115,7 @@ def rebuilt(config: RunConfig, value: Mapping[str, Any]) -> RunConfig:
 
 def with_references(config: RunConfig, value: dict[str, Any]) -> dict[str, Any]:
     """`value`, the values of `config` (escaped or not), changed in place: each text from the environment is its reference again."""
-    paths = {*PATHS, *PATHS_OR_NAMES, *(("task", section, key) for section, key, _ in task_paths(config))}
+    paths = {*PATHS, *PATHS_OR_NAMES, *(("task", section, *key.split(".", 1)) for section, key, _ in task_paths(config))}
     for key, text in config.from_environment.items():
         there = get(value, key)
         if key not in paths and isinstance(there, str | list | tuple) and (above := get(value, key[:-1])) is not None:

@@ -14,7 +14,7 @@ from rec_dist.methods.sequential.saved_model import SHAPE_NAME
 from rec_dist.models.hub import on_this_node
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
-from rec_dist.storage.checksums import verify_checksums
+from rec_dist.storage.checksums import CHECKSUMS_NAME, verify_checksums
 from rec_dist.storage.files import read_object, sampled_fingerprint, sha256
 
 
@@ -43,7 +43,8 @@ class InitialWeights:
         if self.embeddings is not None:
             prints["embeddings"] = sha256(self.embeddings / EMBEDDED_NAME)
         for name, folder in self.members:
-            prints[f"member {name}"] = sampled_fingerprint(folder, "*.safetensors")
+            sums = folder / CHECKSUMS_NAME  # of all files: some members keep weights in their settings
+            prints[f"member {name}"] = sha256(sums) if sums.is_file() else sampled_fingerprint(folder, "*.safetensors")
         return prints
 
     def on_this_node(self, *, code: bool) -> "InitialWeights":

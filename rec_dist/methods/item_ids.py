@@ -26,6 +26,10 @@ class ItemIdRanker(ABC):
     def load(self, folder: Path, device: str) -> CandidateScorer:
         """The scorer of the model in `folder`, on `device`. Raises UserError if it is missing or damaged."""
 
+    def scores_titles(self, saved: Path | None) -> bool:
+        """As Ranker.scores_titles."""
+        return False
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: nothing is pretrained."""
         if saved is None:

@@ -75,6 +75,10 @@ class Ranker(Protocol):
     @property
     def language_model(self) -> bool: ...
 
+    def scores_titles(self, saved: Path | None) -> bool:
+        """Whether a score takes milliseconds, as where a language model reads each candidate's title. saved: as in weights()."""
+        ...
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """What a finished run left in its model folder `saved`, or the base model for None.
 

@@ -15,10 +15,10 @@ from typing import Any
 from rec_dist.data.artifacts.recommendations import Part, RecordBatch, counts_of, join_parts, parts_in, write_part
 from rec_dist.errors import UserError
 from rec_dist.ranking.rank import Counts
-from rec_dist.storage.files import json_text, lock, read_object, write_json
+from rec_dist.storage.files import json_text, lock, make_folder, read_object, sha256, write_json
 from rec_dist.storage.outputs import check_output
 
-_KEY_NAME = "key.json"
+_KEY_NAME, _JOINED_NAME = "key.json", "joined.json"  # joined.json: size and hash of the output, before it gets its name
 _ROWS, _SECONDS = 1 << 18, 20.0  # a part is written after so many rows or seconds: 20 s are lost at most, and a file takes 20 ms
 
 
@@ -32,11 +32,15 @@ class Unfinished:
 
     def __init__(self, output: Path) -> None:
         self.folder, self._output = parts_folder(output), output
-        parts = parts_in(self.folder)
-        self.start = parts[-1].stop if parts else 0
-        self.counts = Counts()
-        for part in parts:
-            self.counts = self.counts.plus(Counts(**counts_of(part)))
+        self.start, self.counts = 0, Counts()
+        damaged = False
+        for part in parts_in(self.folder):
+            counts = None if damaged else counts_of(part)
+            damaged = counts is None  # from the first damaged part on, users are ranked again
+            if counts is None:
+                part.path.unlink()
+            else:
+                self.start, self.counts = part.stop, self.counts.plus(Counts(**counts))
         self._waiting: list[RecordBatch] = []
         self._of_waiting, self._since = Counts(), time.monotonic()
 
@@ -50,7 +54,7 @@ class Unfinished:
     def finish(self) -> None:
         """Joins the parts to the output and removes the folder."""
         self._write()
-        join_parts(self._parts(), self._output)
+        join_parts(self._parts(), self._output, joined=lambda path: write_json(self.folder / _JOINED_NAME, _described(path)))
         shutil.rmtree(self.folder, ignore_errors=True)  # another process may have seen the output, and begun to
 
     def _parts(self) -> list[Part]:
@@ -73,8 +77,10 @@ def unfinished(output: Path, key: Mapping[str, Any]) -> Iterator[Unfinished]:
     """
     folder = parts_folder(output)
     new = not folder.exists()
+    if not new and not folder.is_dir():
+        raise UserError(f"{folder} is no folder, and the parts of --out would lie there; remove it, or choose another --out")
     _check(folder, key)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "owner")  # the parts hold the source's names of users
     try:
         held = lock(folder / ".lock")
     except BlockingIOError as fault:
@@ -97,11 +103,17 @@ def is_done(output: Path, key: Mapping[str, Any]) -> bool:
     Raises UserError for any other file at `output`, and for one that cannot be written.
     """
     folder = parts_folder(output)
-    if not (output.is_file() and (folder / _KEY_NAME).is_file() and not _different(folder, key)):
+    if not (output.is_file() and (folder / _JOINED_NAME).is_file() and not _different(folder, key)) or (
+        read_object(folder / _JOINED_NAME, "remove that folder") != _described(output)
+    ):
         check_output(output, "--out")
         return False
     shutil.rmtree(folder, ignore_errors=True)
     return True
+
+
+def _described(output: Path) -> dict[str, Any]:
+    return {"bytes": output.stat().st_size, "sha256": sha256(output)}
 
 
 def _check(folder: Path, key: Mapping[str, Any]) -> None:

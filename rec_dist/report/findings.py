@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rec_dist.report.numbers import Interval, chance_level, format_interval
-from rec_dist.report.table import ABOVE, BELOW, LEVEL, ComparisonRow, Difference, metric_names, protocols
+from rec_dist.report.table import ABOVE, BELOW, LEVEL, ComparisonRow, Difference, headline_of, metric_names, protocols
 
 
 def findings(rows: Sequence[ComparisonRow], differences: Sequence[Difference], num_candidates: int | None = None) -> list[str]:
@@ -28,7 +28,7 @@ def _findings(rows: Sequence[ComparisonRow], differences: Sequence[Difference], 
     metrics = [metric for metric in metric_names(rows) if _scored(rows, metric)]
     if not metrics:
         return ["No model was evaluated."]
-    metric = "hr@1" if "hr@1" in metrics else metrics[0]
+    metric = headline_of(metrics)[0]  # differences are measured in it
     scored = _scored(rows, metric)
     leader = max(scored, key=lambda name: scored[name]["value"])
     level = f"{format_interval(scored[leader])} over {int(scored[leader]['n']):,} users"

@@ -8,10 +8,12 @@ import torch
 from small_recommenders import config as small_config
 
 import rec_dist
+from rec_dist.commands.verify import verify
 from rec_dist.errors import UserError
 from rec_dist.methods.ensemble.method import learn
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.methods.ensemble.weights import Questions, fit_weights
+from rec_dist.methods.registry import method_of
 
 RIDGE = 1e-2
 
@@ -182,3 +184,38 @@ def test_members_that_cannot_serve_are_told(members, tmp_path: Path):
     prepare(DataConfig(source=str(other / "rows.csv"), path=str(other / "data"), split="leave_one_out", min_user_interactions=1))
     stranger = _member(other, "stranger", "neighbours")
     fails({"stranger": stranger}, "another data set")
+
+
+def test_another_served_member_is_another_model(members, tmp_path: Path):
+    """The learnt weights are the same, so the ensemble's own file is too; its fingerprint is not."""
+    folder, runs = members
+    prints = []
+    for name, decay in (("a", 0.5), ("b", 0.9)):
+        value = small_config(folder, cycle=23).model_dump(exclude_unset=True)
+        task = {"kind": "neighbours", "neighbours": {"splits": ["train", "valid"], "decay": decay}}
+        run_dir = {"run_dir": str(tmp_path / f"served-{name}")}
+        served = rec_dist.train({**value, "task": task, "train": run_dir, "cluster": {"launcher": "local"}})
+        keys = {**_ensemble(folder, runs, served={"neighbours": str(served.path)}), "train": {"run_dir": str(tmp_path / name)}}
+        run = rec_dist.train(keys)
+        prints.append(method_of(run.config).ranker.weights(run.config, run.model_path).fingerprints())
+    assert prints[0]["model"] == prints[1]["model"]
+    assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize("number", [-5, 0, 1, 24])
+def test_too_few_or_too_many_candidates_name_the_key(members, tmp_path: Path, number: int):
+    folder, runs = members
+    with pytest.raises(UserError, match=r"task\.ensemble\.num_candidates"):
+        rec_dist.train({**_ensemble(folder, runs, num_candidates=number), "train": {"run_dir": str(tmp_path / "x")}})
+
+
+def test_verify_reads_the_members_too(members, tmp_path: Path):
+    folder, runs = members
+    run = rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(tmp_path / "whole")}})
+    verify(str(run.path))
+    path = run.model_path / "members/sasrec/model/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"model/members/sasrec/model/model\.safetensors has changed"):
+        verify(str(run.path))

@@ -1,5 +1,6 @@
 """A ranking that is killed in the middle continues to the same bytes, and never from the parts of another ranking."""
 
+import hashlib
 import json
 import os
 import signal
@@ -123,6 +124,10 @@ def test_a_kill_between_the_last_two_steps_is_noticed(run: Path, tmp_path: Path,
     ended(killed)
     output.write_text("whole\n", encoding="utf-8")
     code, err = ended(start([run, "--out", output]))
+    assert code == 2 and "exists" in err and parts_in(parts_folder(output)), "a file of somebody else's"
+    joined = {"bytes": 6, "sha256": hashlib.sha256(b"whole\n").hexdigest()}
+    (parts_folder(output) / "joined.json").write_text(json.dumps(joined), encoding="utf-8")
+    code, err = ended(start([run, "--out", output]))
     assert code == 0 and "ranked already" in err, err
     assert output.read_text(encoding="utf-8") == "whole\n" and not parts_folder(output).exists()
     assert main(["rank", str(run), "--out", str(output)]) == 2
@@ -142,3 +147,18 @@ def test_an_empty_ranking_is_a_file_with_columns(run: Path, tmp_path: Path) -> N
     (tmp_path / "c.jsonl").write_text(json.dumps({"user_id": "003", "candidates": ["03"]}) + "\n", encoding="utf-8")
     table = pq.read_table(rec_dist.rank(run, candidates=tmp_path / "c.jsonl", out=tmp_path / "recs.parquet"))
     assert table.num_rows == 0 and table.column_names[0] == "user_id"
+
+
+def test_users_of_a_damaged_part_are_ranked_again(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "recs.jsonl"
+    whole = tmp_path / "whole.jsonl"
+    assert main(["rank", str(run), "--out", str(whole)]) == 0
+    killed = start([run, "--out", output], slow_from=16)
+    wait_for_parts(output, 16)
+    killed.kill()
+    ended(killed)
+    second = parts_in(parts_folder(output))[1].path
+    second.write_bytes(second.read_bytes()[:100])
+    code, err = ended(start([run, "--out", output]))
+    assert code == 0 and "4 of 24 users are ranked already" in err, err
+    assert output.read_bytes() == whole.read_bytes()

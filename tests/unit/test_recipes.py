@@ -9,7 +9,7 @@ from rec_dist.cli import main
 from rec_dist.config.compose import load_mapping, load_unresolved, runs_of
 from rec_dist.config.load import load_config
 from rec_dist.config.pipeline import load_pipeline
-from rec_dist.config.shipped import configs_dir, recipes
+from rec_dist.config.shipped import configs_dir, recipes, shipped_file
 from rec_dist.errors import UserError
 
 BASE = "data: {source: ml-100k, path: prepared}\ntrain: {run_dir: runs/a}\n"
@@ -241,3 +241,11 @@ def test_the_home_of_nobody_is_the_users_mistake(words: list[str], capsys: pytes
 def test_init_says_where_it_cannot_write(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "quickstart", "/proc/quickstart.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: FILE (/proc/quickstart.yaml) cannot be written")
+
+
+@pytest.mark.parametrize("recipe", ["quickstart", "delrec"])
+def test_rows_of_one_table_rank_the_same_number_of_candidates(recipe: str) -> None:
+    pipeline = load_pipeline(shipped_file(recipe))
+    configs = {stage.target: stage for stage in pipeline.stages if stage.is_config}
+    found = {target: load_config(target, stage.set).evaluate.num_candidates for target, stage in configs.items()}
+    assert set(found.values()) == {20}, found

@@ -6,7 +6,7 @@ the output. Joining them holds one row group at a time.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO, TypeAlias
 
@@ -89,10 +89,13 @@ def parts_in(folder: Path) -> list[Part]:
     return parts
 
 
-def counts_of(part: Part) -> dict[str, int]:
-    """The counts that write_part took."""
-    with pa.OSFile(str(part.path)) as file:
-        counts: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[_COUNTS])
+def counts_of(part: Part) -> dict[str, int] | None:
+    """The counts that write_part took; None if the part is damaged."""
+    try:
+        with pa.OSFile(str(part.path)) as file:
+            counts: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[_COUNTS])
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
     return counts
 
 
@@ -116,8 +119,11 @@ def _row_groups(parts: Sequence[Part]) -> Iterator[list[RecordBatch]]:
         yield group
 
 
-def join_parts(parts: Sequence[Part], output: Path) -> None:
-    """Writes the rows of all parts to `output`, whole or not at all. Its suffix, one of OUTPUT_SUFFIXES, is its format."""
+def join_parts(parts: Sequence[Part], output: Path, *, joined: Callable[[Path], None]) -> None:
+    """Writes the rows of all parts to `output`, whole or not at all. Its suffix, one of OUTPUT_SUFFIXES, is its format.
+
+    joined: called with the finished file just before it gets its name.
+    """
     with atomic_path(output) as temporary:
         if output.suffix == ".parquet":
             with pq.ParquetWriter(str(temporary), SCHEMA, compression="zstd") as writer:
@@ -131,6 +137,7 @@ def join_parts(parts: Sequence[Part], output: Path) -> None:
             with temporary.open("w", encoding="utf-8") as file:
                 for batch in _batches(parts):
                     write_lines(batch, file)
+        joined(temporary)
 
 
 def write_lines(batch: RecordBatch, file: TextIO) -> None:

@@ -1,6 +1,6 @@
 """The section task.ensemble: which finished runs rank together, and how their weights are learnt."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -29,7 +29,7 @@ class EnsembleConfig(Section):
         description="Scores that every ensemble can have besides its members: log popularity, and whether an item is in the "
         "history or is its last item.",
     )
-    num_candidates: int | Literal["all"] = Field(
+    num_candidates: Annotated[int, Field(ge=2)] | Literal["all"] = Field(
         "all",
         description="Candidates of a validation target: all items, or so many drawn by hash, for members that score few items a "
         "second.",

@@ -125,7 +125,10 @@ def copy_members(members: list[Member], folder: Path) -> None:
         target = folder / MEMBERS_NAME / member.name
         target.mkdir(parents=True)
         shutil.copyfile(member.folder.parent / "config.yaml", target / "config.yaml")
-        shutil.copytree(member.folder, target / "model")
+        for source in sorted(path for path in member.folder.rglob("*") if path.is_file()):  # copytree hides that the disk is full
+            copy = target / "model" / source.relative_to(member.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
 
 
 def copied_members(folder: Path, names: list[str]) -> list[Member]:

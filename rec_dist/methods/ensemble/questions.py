@@ -30,6 +30,11 @@ def validation_config(config: RunConfig, data: PreparedData) -> RunConfig:
     settings, rows = config.task.section(EnsembleConfig), data.split("valid")
     if not len(rows):
         raise UserError(f"the valid split of {data.location} has no user to learn weights from; prepare data whose split has one")
+    if settings.num_candidates != "all" and settings.num_candidates > data.num_items:
+        raise UserError(
+            f"task.ensemble.num_candidates ({settings.num_candidates}) is more than the {data.num_items} items of {data.location}; "
+            "lower it, or set all"
+        )
     num_candidates = data.num_items if settings.num_candidates == "all" else settings.num_candidates
     num_features = 2 * len(settings.members) + len(settings.terms)  # of neighbours a member has two
     each = rows.num_targets / len(rows) * num_candidates * num_features  # values of a user

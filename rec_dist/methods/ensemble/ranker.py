@@ -30,11 +30,17 @@ class EnsembleRanker:
 
     language_model = False
 
+    def scores_titles(self, saved: Path | None) -> bool:
+        """As Ranker.scores_titles: whether a member does."""
+        members = [] if saved is None else copied_members(saved, EnsembleWeights.read(saved).members)
+        return any(member.ranker.scores_titles(member.folder) for member in members)
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: an ensemble has no base model."""
         if saved is None:
             raise UserError(f"task.kind={config.task.kind} has no base model; train it and give its run directory")
-        return InitialWeights(saved)
+        members = copied_members(saved, EnsembleWeights.read(saved).members)
+        return InitialWeights(saved, members=tuple((member.name, member.folder) for member in members))
 
     def check(self, saved: Path, data: PreparedData) -> None:
         """Raises UserError for another data set, or if a member is damaged."""
@@ -58,7 +64,11 @@ class EnsembleRanker:
                 scores.append(variants[:, 0])
         users = [example.user_id for example in evaluation.examples]
         seed = evaluation.config.evaluate.seed
-        return scores, {"shares": _shares(learnt.owners, np.stack(ranks, axis=1), users, seed=seed)}
+        shares = _shares(learnt.owners, np.stack(ranks, axis=1), users, seed=seed)
+        for name, metrics in shares.items():
+            drops = (f"{metric} {i['value']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}]" for metric, i in metrics.items())
+            evaluation.run.log(f"with {name}, against without it: {', '.join(drops)}")
+        return scores, {"shares": shares}
 
     @contextmanager
     def scoring(

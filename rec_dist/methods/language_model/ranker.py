@@ -28,6 +28,10 @@ class LanguageModelRanker:
     def __init__(self, temperature: Callable[[RunConfig], float] | None = None) -> None:
         self._temperature = temperature
 
+    def scores_titles(self, saved: Path | None) -> bool:
+        """As Ranker.scores_titles."""
+        return True
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights."""
         if saved is not None and config.adapter.kind == "none":

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pydantic import ValidationError
+
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.data.dataset.schema import ITEMS_NAME
-from rec_dist.errors import UserError
+from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.evaluation.baselines import CandidateScorer
 from rec_dist.methods.catalogue_file import CatalogueFile
 from rec_dist.methods.initial_weights import InitialWeights
@@ -27,7 +29,10 @@ class NeighboursRanker(ItemIdRanker):
 
     def load(self, folder: Path, device: str) -> CandidateScorer:
         """The tables in `folder`. Raises UserError if they are missing or damaged."""
-        settings = NeighboursConfig.model_validate(SETTINGS.read(folder)["settings"])
+        try:
+            settings = NeighboursConfig.model_validate(SETTINGS.read(folder)["settings"])
+        except (ValidationError, KeyError) as fault:
+            raise UserError(f"{folder / SETTINGS.name} has other fields than this release writes; {TRAIN_AGAIN}") from fault
         return NeighboursScorer(NeighbourTables.read(folder), settings)
 
 

@@ -57,6 +57,7 @@ class RecencyMargins:
         order = np.argsort(codes, kind="stable")
         wanted = completions + (owner * width)[:, None]
         place = order[np.minimum(np.searchsorted(codes[order], wanted), len(codes) - 1)]
+        place[:, 0] = starts[owner] + positions  # the chosen item itself: a user may have had it before
         taken = codes[place] == wanted  # (G, 1 + K)
         delays = np.where(taken, place - (starts[owner] + positions)[:, None], self.settings.unseen_delay)
         assert (delays >= 0).all(), "items before the target are never rejected"

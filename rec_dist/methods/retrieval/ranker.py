@@ -38,6 +38,10 @@ class RetrievalRanker:
     language = LanguageModelRanker()
     language_model = True
 
+    def scores_titles(self, saved: Path | None) -> bool:
+        """As Ranker.scores_titles."""
+        return False
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: an untrained head knows no items."""
         if saved is None:
