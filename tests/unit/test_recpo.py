@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prepared_rows import Row, write_prepared
 
 from rec_dist.config.schema import DataConfig, RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
@@ -34,7 +35,7 @@ def by_hand(split: Any, key: int, completions: list[int], settings: RecpoConfig)
     position, items, ratings = place - int(split.offsets[row]), split.items_of(row).tolist(), split.ratings_of(row).tolist()
     values = []
     for item in completions:
-        delay = items.index(item) - position if item in items else settings.unseen_delay
+        delay = min(items.index(item) - position if item in items else settings.unseen_delay, settings.unseen_delay)
         rating = ratings[items.index(item)] if item in items else settings.unseen_rating
         values.append((rating if settings.ratings else 1.0) / (1 + delay) ** settings.decay)
     assert items[position] == completions[0]
@@ -86,6 +87,14 @@ def test_margins_come_with_the_prompts(changes: tuple[str, ...], make_task: Call
     batch = pack_prompts(built[:3])
     assert batch.margins is not None
     np.testing.assert_array_equal(batch.margins.numpy(), np.concatenate([prompt.margins for prompt in built[:3]]))
+
+
+def test_a_chosen_item_that_its_user_had_before_counts_where_it_is_chosen(tmp_path: Path) -> None:
+    rows = {"train": [Row(0, [4, 1, 2, 4, 3])]}
+    split = write_prepared(tmp_path / "data", rows, ["a", "b", "c", "d", "e", "f"]).split("train")
+    margins = RecencyMargins(RecpoConfig(ratings=False))
+    found = margins(split, np.asarray([3]), np.asarray([[4, 3, 0]], dtype=np.int32))  # the second 4, against the next item
+    assert found[0].tolist() == pytest.approx([0.0, 2.0 * 2**0.5, 2.0 * 11**0.5])
 
 
 def test_other_methods_carry_no_margins(make_task: Callable[..., Any]) -> None:

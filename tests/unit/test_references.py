@@ -57,6 +57,14 @@ def test_text_of_the_environment_is_its_reference(text: str, resolved: str, writ
     assert load_config(tmp_path / "again.yaml").track.project == resolved, "where the environment has it"
 
 
+def test_a_path_below_a_name_is_kept_too() -> None:
+    members = {"a": "${oc.env:REC_DIST_TEST_ROOT}/a", "b": "/b"}
+    config = pinned(load_config({**BASE, "task": {"kind": "ensemble", "ensemble": {"members": members}}}))
+    value, saved = recorded(config)
+    assert value["task"]["ensemble"]["members"] == {"a": "/scratch/a", "b": "/b"}
+    assert "oc.env" not in saved
+
+
 def test_paths_and_numbers_are_kept() -> None:
     paths = {"data": {"path": "${oc.env:REC_DIST_TEST_ROOT}/d"}, "optimizer": {"lr": "${oc.env:REC_DIST_TEST_LR}"}}
     value, _ = recorded(pinned(load_config({**BASE, **paths})))

@@ -61,6 +61,7 @@ class RecencyMargins:
         taken = codes[place] == wanted  # (G, 1 + K)
         delays = np.where(taken, place - (starts[owner] + positions)[:, None], self.settings.unseen_delay)
         assert (delays >= 0).all(), "items before the target are never rejected"
+        delays = np.minimum(delays, self.settings.unseen_delay)  # else an item taken late would count less than one never taken
         if not self.settings.ratings:
             return np.ones(wanted.shape), delays
         rated = [ratings for row in used.tolist() if (ratings := split.ratings_of(row)) is not None]  # all of them: see _check
