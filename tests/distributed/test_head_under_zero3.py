@@ -25,7 +25,9 @@ def untied(folder: Path, tied: Path) -> Path:
 
 
 @pytest.mark.parametrize("ties", ["tied", "untied"])
-@pytest.mark.parametrize(("kind", "trains"), [("sdpo", "all"), ("sdpo", "adapter"), ("msl", "all")])
+@pytest.mark.parametrize(
+    ("kind", "trains"), [("sdpo", "all"), pytest.param("sdpo", "adapter", marks=pytest.mark.slow), ("msl", "all")]
+)
 def test_two_sharded_workers_train_as_one_does(
     trainer: Any, tiny_model_dir: Path, tmp_path: Path, ties: str, kind: str, trains: str
 ) -> None:

@@ -114,7 +114,7 @@ def test_a_profile_and_its_comparison(tmp_path: Path, tiny_config: Make) -> None
     assert visible == ["attempt", "log.txt", "metrics.jsonl", "profile.json", "progress.json", "reference"]
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_workers(stage: int, tmp_path: Path, tiny_config: Make) -> None:
     from rec_dist.config.schema import RunConfig
     from rec_dist.methods.registry import find_initial_weights

@@ -138,7 +138,7 @@ def assert_near(run: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "way"),
     [
-        pytest.param(changes, way, id=f"{name}, {way}")
+        pytest.param(changes, way, id=f"{name}, {way}", marks=pytest.mark.slow if way == "stages alone" else ())
         for name, changes, ways in (("adapter", _ADAPTER, _WAYS), ("full fine-tuning", _FULL, ("fewer and more",)))
         for way in ways
     ],

@@ -30,6 +30,8 @@ _METHODS = {
     "recpo": (("task.kind=recpo", "train.targets_per_prompt=2"), _SOME),
 }
 
+_LESS_OFTEN = ("dmpo", "dpo", "mppo", "dynamicpo", "recpo")  # S-DPO's loss with another pooling: "everything" is enough
+
 
 def assert_same_run(run: Any, expected: Any) -> None:
     assert len(run.steps) == len(expected.steps) == 4
@@ -59,7 +61,12 @@ def works_of(trainer: Any, changes: tuple[str, ...], *, max_tokens: int, step: i
 
 
 @pytest.mark.parametrize(
-    ("method", "variant"), [(method, variant) for method, (_, variants) in _METHODS.items() for variant in variants]
+    ("method", "variant"),
+    [
+        pytest.param(method, variant, marks=pytest.mark.slow if method in _LESS_OFTEN and variant == "two workers" else ())
+        for method, (_, variants) in _METHODS.items()
+        for variant in variants
+    ],
 )
 def test_same_steps_and_weights(trainer: Any, method: str, variant: str) -> None:
     changes, _ = _METHODS[method]

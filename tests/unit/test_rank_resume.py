@@ -61,7 +61,7 @@ def wait_for_parts(output: Path, users: int) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("name", ["recs.parquet", "recs.jsonl"])
+@pytest.mark.parametrize("name", ["recs.parquet", pytest.param("recs.jsonl", marks=pytest.mark.slow)])
 def test_a_killed_command_continues_to_the_same_bytes(run: Path, tmp_path: Path, name: str) -> None:
     words = (run, "--top-k", 3, "--out")
     whole = tmp_path / "whole" / name
