@@ -32,7 +32,7 @@ dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1
 	$(BIN)/rec-dist run dmpo-cross
 	$(BIN)/rec-dist run dmpo-cross vars.from=books vars.to=movies
 
-test: install ## a test of every guarantee, in two processes: 12 minutes on 2 idle cores
+test: install ## a test of every guarantee, in two processes: 12 minutes on 2 idle cores, 18 beside other work
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '(not slow or quick) and not launch'
 
 test-slow: install ## what takes longer: more workers, stages, kills and whole pipelines
