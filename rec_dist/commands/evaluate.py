@@ -202,7 +202,7 @@ def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str
         settings["questions"] = asked.fingerprint
     weights, own = list(prints.values()), method_of(config).section
     section = None if own is None else config.task.section(own[1])  # a method's ranker may read it
-    of_method = [] if section is None else [section.model_dump(exclude={key.partition(".")[0] for key, _ in section.paths()})]
+    of_method = [] if section is None else [section.without_paths()]
     prompt = config.prompt.model_dump()
     code = ["trust_remote_code"] if config.model.trust_remote_code else []  # another class may compute with the same weights
     return fingerprint([*weights, data.manifest.fingerprint, settings, prompt, config.model.dtype, *of_method, *code])

@@ -82,7 +82,4 @@ def _configuration(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig,
 def _own_keys(config: RunConfig) -> dict[str, Any]:
     """The method's own section, which its ranker may read, without paths."""
     section = method_of(config).section
-    if section is None:
-        return {}
-    values = config.task.section(section[1])
-    return values.model_dump(exclude={key for key, _ in values.paths()})
+    return {} if section is None else config.task.section(section[1]).without_paths()

@@ -1,6 +1,7 @@
 """What every section of a configuration has in common."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,3 +28,7 @@ class Section(BaseModel):
                 names = marks.get("names")
                 if not isinstance(names, list) or value not in names:
                     yield key, value
+
+    def without_paths(self) -> dict[str, Any]:
+        """The values of all fields but those that hold paths: what a result depends on wherever its inputs lie."""
+        return self.model_dump(exclude={key.partition(".")[0] for key, _ in self.paths()})
