@@ -57,7 +57,7 @@ def embed(target: Path, folder: Path, overrides: Sequence[str]) -> dict[str, Any
         if kept:
             logger.info(f"{kept} of {len(prompts.parts)} parts are there already")
         began, run = time.perf_counter(), RunDirectory(folder)
-        with watching(run), writing(folder):
+        with watching(run, hang_seconds=config.cluster.hang_seconds), writing(folder):
             for number, _ in enumerate(_write(job, missing, config.cluster), start=1):
                 run.progress("embed", kept + number, len(prompts.parts))
         facts = {"inputs": prompts.inputs, "model": str(job.initial.model), "source": str(job.saved or target)}

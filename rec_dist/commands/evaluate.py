@@ -67,7 +67,7 @@ def evaluate(
         else:
             began = time.perf_counter()
             launcher = partial(launch, owns_process=owns_process)
-            with watching(run) if progress else logging_lines(run):
+            with watching(run, hang_seconds=config.cluster.hang_seconds) if progress else logging_lines(run):
                 scores, cost = _score(Evaluation(config, data, examples, initial, saved, run), launcher)
                 with writing_predictions(run.path / PREDICTIONS_NAME) as add:
                     for block in predictions_in_blocks(examples, scores):

@@ -1,6 +1,7 @@
 """`rec-dist export --format merged`: a finished run as a folder that any language model server loads.
 
-The folder holds the weights with the adapter merged, the tokenizer with soft prompts as tokens, the prompt and the catalogue.
+The folder holds the weights with the adapter merged, the tokenizer with soft prompts as tokens, the prompt and the catalogue, and
+files.json with the SHA-256 of each.
 """
 
 import logging
@@ -21,6 +22,7 @@ from rec_dist.methods.registry import method_of
 from rec_dist.models.merge import token_names, write_merged_model
 from rec_dist.models.soft_prompt import load_soft_prompt
 from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.checksums import write_checksums
 from rec_dist.storage.files import beside, make_folder, put_in_place, read_object, readable, write_json
 from rec_dist.storage.outputs import check_output
 
@@ -52,6 +54,7 @@ def export_merged(run_dir: Path, output: Path) -> None:
             _write_prompt(config, prompt, read_shape(initial.model).vocab_size, ids, partial)
             shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
         readable(partial)
+        write_checksums(partial)
     logger.info(f"{output}: {'a plain model' if not ids else f'a plain model with {len(ids)} soft prompt tokens'}")
 
 

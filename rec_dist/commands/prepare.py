@@ -27,7 +27,7 @@ def prepare(config: RunConfig, *, interactions: Any = None, items: Any = None) -
     if interactions is None:
         if items is not None:
             raise UserError("items describes the items of interactions, which is missing; pass both, or set data.source")
-        return place(data, ray_map=lambda: ray_map(config.cluster.address))
+        return place(data, ray_map=lambda: ray_map(config.cluster))
     if data.format not in ("auto", "parquet"):
         raise UserError(f"data.format ({data.format}) says how to read files, and interactions is a table; remove data.format")
     if data.prepare_on == "ray":

@@ -56,7 +56,7 @@ def profile(config: RunConfig, *, against: Path | None, tolerance: float) -> int
     build_task(config, initial, "cpu")
     config, lines = settle_dtype(config)
     with _kept_for_profiles(run):
-        with watching(run):
+        with watching(run, hang_seconds=config.cluster.hang_seconds):
             for line in lines:
                 run.log(line)
             job = TrainJob(config.model_dump(), str(run.path), initial)

@@ -1,11 +1,13 @@
 """What a person sees of a run: its messages, and a bar on a terminal or plain lines in a log. It only reads the run directory."""
 
 import logging
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -14,10 +16,17 @@ from rec_dist.runtime.duration import duration
 from rec_dist.runtime.messages import WARNING, say, visible
 from rec_dist.runtime.repeating import repeating
 from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.runtime.stacks import write_own_stacks
 
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.3
 _PLAIN_SECONDS = 15.0  # a log gets a line this often
+_LOOKS, _STACKS_SECONDS = (
+    10,
+    5.0,
+)  # looks for progress in cluster.hang_seconds; for writing the stacks, also on a disk that is gone
+_EXIT_FAILED = 1
+_STACKS_NAME = ".stacks.txt"  # hidden, so that no command takes the folder for another's
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # begins each line of log.txt
 
 
@@ -28,6 +37,8 @@ class _Watch:
         self._bar: Any = None
         self._shown: tuple[str, int] | None = None
         self._last_line = 0.0
+        self._seen: object = None
+        self.changed = time.monotonic()  # when progress or a line was last seen
 
     def tick(self) -> None:
         """Shows what is new."""
@@ -35,6 +46,8 @@ class _Watch:
         for line in lines:
             tqdm.write(visible(line), file=self._out) if self._bar is not None else say(line, self._out)
         state = self._run.read_progress()
+        if (self._position, state) != self._seen:
+            self._seen, self.changed = (self._position, state), time.monotonic()
         if state is None or (state["phase"], state["done"]) == self._shown:
             return
         if self._out.isatty():
@@ -76,15 +89,43 @@ def _note(state: dict[str, Any]) -> str:
 
 
 @contextmanager
-def watching(run: RunDirectory, out: TextIO | None = None) -> Iterator[None]:
-    """Inside, a thread shows the run on `out` (standard error)."""
+def watching(run: RunDirectory, out: TextIO | None = None, *, hang_seconds: float = 0.0) -> Iterator[None]:
+    """Inside, a thread shows the run on `out` (standard error).
+
+    hang_seconds: ends this process, with its stacks in .stacks.txt, when the run shows no progress for so long; 0: never.
+    """
     run.clear_progress()
     watch = _Watch(run, out or sys.stderr)
+    guard = repeating(lambda: _end_if_hung(watch, run, hang_seconds), hang_seconds / _LOOKS, name="hang")
     try:
-        with _repeating(watch.tick):
+        # In a thread apart from the one that shows: reading may hang, too.
+        with _repeating(watch.tick), guard if hang_seconds else nullcontext():
             yield
     finally:
         watch.close()
+
+
+def _end_if_hung(watch: _Watch, run: RunDirectory, hang_seconds: float) -> None:
+    quiet = time.monotonic() - watch.changed
+    if quiet <= hang_seconds:
+        return
+    path = run.path / _STACKS_NAME
+    say(
+        f"failed: hang: no progress for {quiet:.0f} s (cluster.hang_seconds {hang_seconds:g}); stacks in {path}. What was written "
+        "before is kept: run the same command again",
+        sys.stderr,
+    )
+
+    def write() -> None:
+        with suppress(OSError):
+            write_own_stacks(path)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    writer.join(_STACKS_SECONDS)
+    os._exit(
+        _EXIT_FAILED
+    )  # nothing gentler ends a thread that hangs in a library; Ray takes down the workers of a driver that ends
 
 
 @contextmanager

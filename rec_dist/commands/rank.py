@@ -193,7 +193,7 @@ def _to_parts(model: RankedModel, request: _Request, parts: Unfinished, progress
     if done:
         logger.info(f"{done:,} of {total:,} users are ranked already")
     if done < total:
-        with _watched(run, total, done, progress) as report:
+        with _watched(run, total, done, progress, model.hang_seconds) as report:
             for batch, counts in _blocks(model, request, done):
                 parts.add(batch, counts)
                 report(counts.users)
@@ -205,7 +205,7 @@ def _stream(model: RankedModel, request: _Request, write: Callable[[RecordBatch]
     counts = Counts()
     with (
         tempfile.TemporaryDirectory(prefix="rec-dist-rank-") as folder,
-        _watched(RunDirectory(Path(folder)), request.users.total, 0, progress) as report,
+        _watched(RunDirectory(Path(folder)), request.users.total, 0, progress, model.hang_seconds) as report,
     ):
         for batch, of_block in _blocks(model, request, 0):
             write(batch)
@@ -215,7 +215,7 @@ def _stream(model: RankedModel, request: _Request, write: Callable[[RecordBatch]
 
 
 @contextmanager
-def _watched(run: RunDirectory, total: int, start: int, progress: bool) -> Iterator[Callable[[int], None]]:
+def _watched(run: RunDirectory, total: int, start: int, progress: bool, hang_seconds: float) -> Iterator[Callable[[int], None]]:
     """Shows a bar or lines. The function that it gives takes the number of users of each block."""
     began, done = time.monotonic(), start
 
@@ -225,7 +225,7 @@ def _watched(run: RunDirectory, total: int, start: int, progress: bool) -> Itera
         rate = (done - start) / max(time.monotonic() - began, 1e-9)
         run.progress("rank", done, total, f"{rate:,.3g} users/s", (total - done) / rate)
 
-    with watching(run) if progress else logging_lines(run):
+    with watching(run, hang_seconds=hang_seconds) if progress else logging_lines(run):
         yield report
 
 

@@ -27,13 +27,14 @@ logger = logging.getLogger(__name__)
 class RankedModel:
     """scorer(): loads the model and gives its scorer. identity: tells it and its data from others.
 
-    slow: whether a score takes milliseconds, as a language model's does.
+    slow: whether a score takes milliseconds, as a language model's does. hang_seconds: cluster.hang_seconds.
     """
 
     data: PreparedData
     scorer: Callable[[], AbstractContextManager[CandidateScorer]]
     identity: dict[str, Any]
     slow: bool
+    hang_seconds: float
 
 
 def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
@@ -42,10 +43,11 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     Raises UserError if there is none, if it is damaged, or if it cannot rank on its data.
     """
     config, saved = _configuration(target, overrides)
+    hang = config.cluster.hang_seconds
     if config.evaluate.ranker == "popularity":
         data = open_data(config.data)
         of_popularity = {"model": "popularity", "data": data.manifest.fingerprint}
-        return RankedModel(data, lambda: nullcontext(PopularityScorer(data.train_counts)), of_popularity, slow=False)
+        return RankedModel(data, lambda: nullcontext(PopularityScorer(data.train_counts)), of_popularity, False, hang)
     method = method_of(config)
     initial = method.ranker.weights(config, saved)
     config, lines = settle_dtype(config, None if saved is None else saved_dtype(saved.parent))
@@ -62,7 +64,7 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     # Packing changes the last bits of scores, and so does the number of threads; the former alone is in our hands.
     identity["max_tokens_per_micro_batch"] = config.train.max_tokens_per_micro_batch if slow else None
     device = local_device(config.cluster.model_copy(update={"num_workers": "auto"}))  # this process alone, whatever trained
-    return RankedModel(data, partial(method.ranker.scoring, config, data, initial, saved, device), identity, slow)
+    return RankedModel(data, partial(method.ranker.scoring, config, data, initial, saved, device), identity, slow, hang)
 
 
 def _configuration(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, Path | None]:

@@ -31,12 +31,13 @@ from rec_dist.report.write import Report, StageSummary, read_run, write_report
 from rec_dist.runtime.environment import without_secrets
 from rec_dist.runtime.messages import say
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.files import make_folder, write_json, write_text
+from rec_dist.storage.files import write_json, write_text
 from rec_dist.storage.outputs import check_output
 
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
+_STAGES_NAME = "stages.json"
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,23 @@ def run_pipeline(path: Path, overrides: Sequence[str]) -> int:
     check_path("pipeline.run_dir", config.run_dir)
     folder = Path(config.run_dir).absolute()
     check_output(folder, "pipeline.run_dir", folder=True, may_exist=True)
-    make_folder(folder)
-    records = _Records(folder / "stages.json")
+    _refuse_others(folder)
+    with RunDirectory(folder, key="pipeline.run_dir").locked():
+        return _run_stages(config, path, overrides, folder)
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raises UserError for a folder with files of something else: a run, or the user's own."""
+    if folder.is_dir() and not (folder / _STAGES_NAME).is_file():
+        files = sorted(entry.name for entry in folder.iterdir() if not entry.is_dir() and not entry.name.startswith("."))
+        if files:
+            raise UserError(
+                f"pipeline.run_dir ({folder}) holds {files[0]} and no report of a pipeline; choose another folder, or remove it"
+            )
+
+
+def _run_stages(config: Pipeline, path: Path, overrides: Sequence[str], folder: Path) -> int:
+    records = _Records(folder / _STAGES_NAME)
     began = time.perf_counter()
     for number, stage in enumerate(config.stages, 1):
         command = f"rec-dist {shlex.join(without_secrets(stage.words))}"

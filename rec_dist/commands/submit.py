@@ -18,7 +18,7 @@ from rec_dist.commands.train import check_train
 from rec_dist.config.load import load_config
 from rec_dist.config.overrides import is_override
 from rec_dist.config.references import recorded
-from rec_dist.config.schema import RunConfig
+from rec_dist.config.schema import ClusterConfig, RunConfig
 from rec_dist.config.submit import RayJobConfig
 from rec_dist.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
@@ -55,16 +55,20 @@ def submit(path: Path, overrides: Sequence[str], *, to: Target, dry_run: bool) -
 
 def follow(submission_id: str, path: Path | None, overrides: Sequence[str]) -> int:
     """Shows a Ray job until it ends; returns its driver's exit code."""
-    return ray_job.follow(submission_id, _cluster(path, overrides))
+    return ray_job.follow(submission_id, *_cluster(path, overrides))
 
 
 def stop(submission_id: str, path: Path | None, overrides: Sequence[str]) -> int:
     """Asks a Ray job to save and stop, and waits for it."""
-    return ray_job.stop(submission_id, _cluster(path, overrides))
+    return ray_job.stop(submission_id, *_cluster(path, overrides))
 
 
-def _cluster(path: Path | None, overrides: Sequence[str]) -> RayJobConfig | None:
-    return _load(path, overrides).submit.ray if path is not None else None
+def _cluster(path: Path | None, overrides: Sequence[str]) -> tuple[RayJobConfig | None, float]:
+    """(where the cluster is, cluster.hang_seconds)."""
+    if path is None:
+        return None, ClusterConfig().hang_seconds
+    config = _load(path, overrides)
+    return config.submit.ray, config.cluster.hang_seconds
 
 
 def _load(path: Path, overrides: Sequence[str]) -> RunConfig:

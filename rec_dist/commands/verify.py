@@ -1,4 +1,4 @@
-"""`rec-dist verify`: checks every hash of a prepared data set, of a run's checkpoints and model, or of one checkpoint."""
+"""`rec-dist verify`: checks every hash of a prepared data set, of a run's checkpoints and model, of one checkpoint or model."""
 
 import logging
 from pathlib import Path
@@ -6,18 +6,21 @@ from pathlib import Path
 from rec_dist.checkpoint.files import committed, folder_of, is_checkpoint
 from rec_dist.checkpoint.files import verify as verify_checkpoint
 from rec_dist.data.dataset.manifest import Manifest
+from rec_dist.data.dataset.node_cache import NodeCache
+from rec_dist.data.dataset.prepared_data import CACHE_BYTES, cache_folder
 from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.dataset.verify import verify as verify_data
 from rec_dist.errors import TRAIN_AGAIN, UserError
-from rec_dist.storage.checksums import CHECKSUMS_NAME, damaged_files
+from rec_dist.storage.checksums import CHECKSUMS_NAME, WRITE_AGAIN, damaged_files
 from rec_dist.storage.location import Location
 
 logger = logging.getLogger(__name__)
 
 
 def verify(target: str) -> None:
-    """Checks every hash of a prepared data set (a folder or a URI), of a run's checkpoints and model, or of one checkpoint.
+    """Checks every hash of a prepared data set (a folder or a URI), of a run's checkpoints and model, or of one of these.
 
+    Of a data set in a store it also checks what this node's cache holds of it (REC_DIST_CACHE), and removes what is damaged there.
     Raises UserError that names what is damaged.
     """
     location = Location(target)
@@ -25,7 +28,10 @@ def verify(target: str) -> None:
     if not location.is_remote and is_checkpoint(location.folder):
         problems, what = verify_checkpoint(location.folder), "checkpoint"
     elif location.is_remote or (location.folder / MANIFEST_NAME).is_file():
-        Manifest.load(location)
+        manifest = Manifest.load(location)
+        if location.is_remote:
+            for fault in NodeCache(cache_folder(None), CACHE_BYTES).damaged(manifest.files):
+                logger.warning(f"{fault}; removed from this node's cache, and fetched again when it is needed")
         problems, what, way_out = verify_data(location), "data set", "remove it and run `rec-dist prepare CONFIG`"
     elif (location.folder / "checkpoints").is_dir():
         problems, what = _of_run(location.folder / "checkpoints")
@@ -34,10 +40,12 @@ def verify(target: str) -> None:
         what += " and model/" if (location.folder / "model" / CHECKSUMS_NAME).is_file() else ""
     elif (location.folder / "model" / CHECKSUMS_NAME).is_file():  # a run that was fitted at once, without checkpoints
         problems, what, way_out = _of_model(location.folder / "model"), "model/", TRAIN_AGAIN
+    elif (location.folder / CHECKSUMS_NAME).is_file():
+        problems, what, way_out = damaged_files(location.folder), "model", WRITE_AGAIN
     else:
         raise UserError(
-            f"{location} is neither a prepared data set nor a run directory with checkpoints or a model; give data.path or "
-            "train.run_dir"
+            f"{location} is neither a prepared data set nor a run directory with checkpoints or a model, nor an exported model "
+            f"({CHECKSUMS_NAME} is missing); give data.path, train.run_dir or the folder of an export"
         )
     if problems:
         raise UserError(

@@ -6,7 +6,6 @@ and leaves that thread behind when it hangs. The thread then keeps its memory an
 process (restart the kernel) before you train again.
 """
 
-import faulthandler
 import os
 import sys
 import threading
@@ -22,6 +21,7 @@ from rec_dist.runtime.messages import say
 from rec_dist.runtime.quiet import flush_denormals
 from rec_dist.runtime.repeating import repeating
 from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.runtime.stacks import write_own_stacks
 
 _EXIT_FAILED, _EXIT_STOPPED = 1, 75
 _POLL_SECONDS = 0.2
@@ -35,9 +35,7 @@ def supervisor(run: RunDirectory, timeouts: Timeouts, every_steps: int) -> Super
 
     def write_stacks(_: Sequence[Beat], stacks: Path | None) -> list[str]:
         if stacks is not None:
-            stacks.mkdir(parents=True, exist_ok=True)
-            with (stacks / "rank-0.txt").open("w", encoding="utf-8") as handle:
-                faulthandler.dump_traceback(handle, all_threads=True)
+            write_own_stacks(stacks / "rank-0.txt")
         return []
 
     here = Cluster(end=write_stacks, leaving=lambda nodes: [], without=lambda leaving: False, more=lambda: 0)

@@ -7,11 +7,14 @@ whole or absent), and runs as many tasks at a time as the cluster has CPUs. Cost
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from rec_dist.config.schema import ClusterConfig
 from rec_dist.data.prepare.prepare import Map
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, WorkerFailedError
 from rec_dist.launch.ray_cluster import connect
+from rec_dist.runtime.limits import each_within
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,12 @@ class _Whole:
     value: Any
 
 
-def ray_map(address: str | None) -> Map:
-    """Joins or starts Ray and returns its map: (function, jobs) -> results in the order of the jobs."""
-    connect(address)
+def ray_map(cluster: ClusterConfig) -> Map:
+    """Joins or starts Ray and returns its map: (function, jobs) -> results in the order of the jobs.
+
+    The map raises WorkerFailedError when no job ends for cluster.hang_seconds.
+    """
+    connect(cluster.address)
     import ray.data
 
     for handler in logging.getLogger("ray.data").handlers:
@@ -34,10 +40,10 @@ def ray_map(address: str | None) -> Map:
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     context.enable_fallback_to_arrow_object_ext_type = True  # for _Whole; unset, Ray Data does the same with a warning
-    return _run
+    return partial(_run, cluster.hang_seconds)
 
 
-def _run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+def _run(hang_seconds: float, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
     import ray.data
 
     def on_worker(row: dict[str, Any]) -> dict[str, Any]:
@@ -49,8 +55,11 @@ def _run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         return {"result": _Whole(result)}
 
     rows = ray.data.from_items([{"job": _Whole(job)} for job in jobs], override_num_blocks=len(jobs))
-    for row in rows.map(on_worker, num_cpus=1).iter_rows():
-        result = row["result"].value
-        if isinstance(result, UserError):
-            raise result
-        yield result
+    try:
+        for row in each_within(hang_seconds, iter(rows.map(on_worker, num_cpus=1).iter_rows())):
+            result = row["result"].value
+            if isinstance(result, UserError):
+                raise result
+            yield result
+    except TimeoutError as fault:
+        raise WorkerFailedError(f"hang: a job of prepare on Ray: {fault}; run the same command again") from fault

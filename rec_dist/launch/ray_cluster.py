@@ -70,13 +70,19 @@ def disconnected() -> Iterator[None]:
     try:
         yield
     finally:
-        if not before and _is_connected():
-            import ray
+        if not before:
+            leave()
 
-            # In a thread, because this may wait for a head that is dead.
-            thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
-            thread.start()
-            thread.join(_LEAVE_SECONDS)
+
+def leave() -> None:
+    """Leaves the cluster, if this process is in one, and ends the one that it started."""
+    if _is_connected():
+        import ray
+
+        # In a thread, because this may wait for a head that is dead.
+        thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+        thread.start()
+        thread.join(_LEAVE_SECONDS)
 
 
 def _is_connected() -> bool:

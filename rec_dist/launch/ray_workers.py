@@ -9,7 +9,7 @@ from typing import Any
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.errors import StopRequested, UserError, WorkerFailedError
 from rec_dist.launch import ray_cluster
-from rec_dist.launch.restart import FINAL, NotPlacedError, Paused
+from rec_dist.launch.restart import FINAL, NeverStartedError, NotPlacedError, Paused
 from rec_dist.launch.sizing import Elastic, Size
 from rec_dist.launch.watchdog import Cluster, Supervisor, Timeouts
 from rec_dist.runtime.heartbeat import begin_attempt
@@ -60,7 +60,8 @@ class Attempts:
             if watch is not None:
                 watch.tick()
                 if watch.fault is not None:
-                    thread.join(60.0)  # until Ray notices that the workers are dead, and frees their resources
+                    if not isinstance(watch.fault, NeverStartedError):
+                        thread.join(60.0)  # until Ray notices that the workers are dead, and frees their resources
                     raise watch.fault
         if faults:
             raise cause(faults[0])

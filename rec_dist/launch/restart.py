@@ -28,6 +28,10 @@ class HeadLostError(WorkerFailedError):
     """The cluster is gone, so another attempt has nowhere to run."""
 
 
+class NeverStartedError(WorkerFailedError):
+    """No worker began. What holds them up would hold up another attempt."""
+
+
 class NotPlacedError(RuntimeError):
     """The cluster looked large enough but did not take the workers. No step is at fault."""
 
@@ -43,7 +47,7 @@ def with_restarts(attempt: Callable[[], dict[str, Any]], run: RunDirectory, *, l
         run.clear_progress()
         try:
             return attempt()
-        except (*FINAL, StopRequested, HeadLostError):
+        except (*FINAL, StopRequested, HeadLostError, NeverStartedError):
             raise
         except Paused as pause:
             run.append({"event": "resize", "step": pause.step})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rec_dist.errors import StopRequested, WorkerFailedError
+from rec_dist.launch.restart import NeverStartedError
 from rec_dist.runtime.heartbeat import Beat, read_beats, request_pause
 from rec_dist.runtime.run_directory import RunDirectory
 
@@ -38,9 +39,9 @@ class ProgressWatchdog:
         self._since = clock()
 
     def look(self) -> tuple[float, list[Beat]]:
-        """(seconds since the last change, where each rank is); 0 seconds before the first beat."""
+        """(seconds since the last change, or since this object was made if there was none yet; where each rank is)."""
         beats = read_beats(self._folder)
-        if beats != self._last or not beats:
+        if beats != self._last:
             self._last, self._since = beats, self._clock()
         return self._clock() - self._since, beats
 
@@ -98,6 +99,12 @@ class Supervisor:
             self._mind_nodes(read_beats(self._run.attempt))
 
     def _hung(self, quiet: float, beats: list[Beat]) -> None:
+        if not beats:  # no process is known that could be killed, so another attempt would meet the ones that hang
+            self.fault = NeverStartedError(
+                f"hang: no worker gave a sign of life for {quiet:.0f} s (cluster.hang_seconds {self._timeouts.hang_seconds:g}): "
+                "the workers did not start, or their imports hang, as on a file system that does not answer"
+            )
+            return
         lines = self._cluster.end(beats, self._run.stacks)
         for line in lines:
             self._run.log(f"WARNING: {line}")

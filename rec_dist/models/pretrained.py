@@ -17,6 +17,7 @@ from rec_dist.errors import UserError
 from rec_dist.models.foreign_code import tell
 from rec_dist.models.hub import fetch_config, fetch_model, is_hub_id
 from rec_dist.runtime.packages import cache_dir, fetch_member
+from rec_dist.storage.checksums import write_checksums
 from rec_dist.storage.files import beside, make_folder, put_in_place, readable
 from rec_dist.storage.uri import expanded, shown
 
@@ -122,6 +123,7 @@ def _converted(name: str, known: _Published) -> Path:
         _convert_apart(name, gguf, temporary)
         try:
             readable(temporary)
+            write_checksums(temporary)
             put_in_place(temporary, target, replace=False)
         except OSError:
             if not (target / "config.json").is_file():  # else another process has finished first

@@ -4,6 +4,7 @@ A running process writes its own Python stacks when it gets a signal. A stopped 
 continued just long enough to write them. The kernel's view of each (its state, what it waits for) is written in any case.
 """
 
+import faulthandler
 import os
 import signal
 import time
@@ -42,6 +43,13 @@ def end_group(beats: Sequence[Beat], folder: Path, stacks: Path | None) -> list[
             text = _read(stack_path(folder, beat.rank)) or "no Python stack: the process did not answer the signal\n"
             (stacks / f"rank-{beat.rank}.txt").write_text(f"{lines[-1]}\n\n{text}\n{headers[beat.rank]}\n", encoding="utf-8")
     return lines
+
+
+def write_own_stacks(path: Path) -> None:
+    """Writes the stacks of all threads of this process. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as handle:
+        faulthandler.dump_traceback(handle, all_threads=True)
 
 
 def _ask(beats: Sequence[Beat], folder: Path) -> None:

@@ -17,6 +17,7 @@ from rec_dist.storage.files import fingerprint, json_text, sha256, write_json
 from rec_dist.storage.uri import is_below
 
 CHECKSUMS_NAME = "files.json"
+WRITE_AGAIN = "remove that folder and run the command that wrote it again; if you changed it yourself, remove files.json in it"
 _CHECKSUMS_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -134,10 +135,17 @@ def damaged_files(folder: Path) -> list[str]:
     path = folder / CHECKSUMS_NAME
     if not path.is_file():
         return []
-    return damage(folder, read_manifest(path, _CHECKSUMS_VERSION, TRAIN_AGAIN)[1])
+    return damage(folder, read_manifest(path, _CHECKSUMS_VERSION, _way_out(folder))[1])
 
 
 def verify_checksums(folder: Path) -> None:
-    """Raises UserError if a file of a run's model/ has changed since it was written. Checks nothing if there is no files.json."""
+    """Raises UserError if a file of a model that we wrote (a run's model/, an export, a converted model) has changed since then.
+
+    Checks nothing if there is no files.json.
+    """
     if problems := damaged_files(folder):
-        raise UserError(f"{folder}: {problems[0]}; {TRAIN_AGAIN}")
+        raise UserError(f"{folder}: {problems[0]}; {_way_out(folder)}")
+
+
+def _way_out(folder: Path) -> str:
+    return TRAIN_AGAIN if folder.name == "model" else WRITE_AGAIN

@@ -18,6 +18,7 @@ from rec_dist.submit.templates import render
 logger = logging.getLogger(__name__)
 
 _CONFIG_FOLDER = "/etc/rec-dist"  # as in the template
+_OLDEST_RAY = (2, 52)  # the first with tokens
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")  # KubeRay appends to it, and a Service's name has at most 63 characters
 
 
@@ -30,6 +31,12 @@ def check(job: Job) -> None:
         raise UserError(
             f"{name} cannot be the name of a RayJob (submit.kuberay.job_name, else submit.name with the time); choose one of at "
             "most 47 characters of a-z, 0-9 and -, starting with a letter"
+        )
+    given = settings.ray_version
+    if given is not None and tuple(map(int, re.findall(r"\d+", given)[:2])) < _OLDEST_RAY:
+        raise UserError(
+            f"submit.kuberay.ray_version ({given}) is older than 2.52, the first Ray with tokens; without one, any pod could run "
+            "code in the cluster. Use an image with a newer Ray"
         )
     nodes, gpus = "submit.kuberay.workers", "submit.kuberay.gpus_per_worker"
     note = check_allocation(job, Allocation(settings.workers, settings.gpus_per_worker, nodes, gpus, driver_gpus=False))
@@ -63,7 +70,13 @@ def send(job: Job) -> int:
     """Passes the manifest to kubectl and returns 0; the job then runs on its own."""
     name, kubectl = name_of(job), ["kubectl", "-n", job.submit.kuberay.namespace]
     try:
-        done = subprocess.run([*kubectl, "create", "-f", "-"], input=manifest(job, name), text=True, check=False)
+        limit = job.config.cluster.hang_seconds or None
+        done = subprocess.run([*kubectl, "create", "-f", "-"], input=manifest(job, name), text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired as fault:
+        raise UserError(
+            f"kubectl did not answer within {fault.timeout:g} s (cluster.hang_seconds), and may have created {name}: look with "
+            f"`{shlex.join(kubectl)} get rayjob {name}` before you submit again"
+        ) from None
     except FileNotFoundError:
         raise UserError(
             "kubectl is not installed here; save the manifest with --dry-run and create it where kubectl is"

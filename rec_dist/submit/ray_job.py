@@ -13,13 +13,16 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rec_dist.config.submit import RayJobConfig
 from rec_dist.errors import UserError
+from rec_dist.runtime.limits import within
 from rec_dist.submit.job import CONFIG_NAME, Job
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ EXIT_FAILED, EXIT_STOPPED, EXIT_DETACHED = 1, 75, 130  # 130: as shells report C
 _PACKAGES = ("rec_dist", "rec_dist_kernels")
 _LAST_LINE = re.compile(r"^rec-dist: exit code (\d+)$", re.MULTILINE)
 _POLL_SECONDS = 1.0
+_QUIET_SECONDS = 60.0  # without output of the job, its state is asked for: the connection may be dead
 
 
 def request_of(job: Job) -> dict[str, Any]:
@@ -82,27 +86,30 @@ def stage(job: Job, folder: Path) -> None:
 def send(job: Job) -> int:
     """Submits the job, shows its output until it ends, and returns its driver's exit code."""
     request = request_of(job)
-    client = _client(address_of(job.submit.ray))
+    client = _client(address_of(job.submit.ray), job.config.cluster.hang_seconds)
     with tempfile.TemporaryDirectory(prefix="rec-dist-job-") as folder:
         stage(job, Path(folder))
         environment = {**request.pop("runtime_env"), "working_dir": folder}
         with _asking("the job server refused the job"):
-            submission_id = client.submit_job(runtime_env=environment, **request)
+            submission_id = client.ask(client.server.submit_job, runtime_env=environment, **request)
     logger.info(f"submitted {submission_id}")
     return _follow(client, submission_id)
 
 
-def follow(submission_id: str, ray: RayJobConfig | None) -> int:
-    """Shows a job's output from its start until it ends; returns its driver's exit code."""
-    return _follow(_client(address_of(ray)), submission_id)
+def follow(submission_id: str, ray: RayJobConfig | None, hang_seconds: float) -> int:
+    """Shows a job's output from its start until it ends; returns its driver's exit code. hang_seconds: for each answer."""
+    return _follow(_client(address_of(ray), hang_seconds), submission_id)
 
 
-def stop(submission_id: str, ray: RayJobConfig | None) -> int:
-    """Asks a job to save and stop, and waits for it. Returns 75 if it saved or had finished, 1 if it was killed before."""
-    client = _client(address_of(ray))
+def stop(submission_id: str, ray: RayJobConfig | None, hang_seconds: float) -> int:
+    """Asks a job to save and stop, and waits for it. Returns 75 if it saved or had finished, 1 if it was killed before.
+
+    hang_seconds: for each answer of the job server.
+    """
+    client = _client(address_of(ray), hang_seconds)
     _details(client, submission_id)
     with _asking(f"{submission_id} cannot be stopped"):
-        client.stop_job(submission_id)
+        client.ask(client.server.stop_job, submission_id)
     logger.info(f"asked {submission_id} to stop; waiting for its checkpoint")
     return _follow(client, submission_id)
 
@@ -122,7 +129,19 @@ def address_of(ray: RayJobConfig | None) -> str | None:
     return given or known
 
 
-def _client(address: str | None) -> Any:
+@dataclass(frozen=True)
+class _Client:
+    """Ray's job client, which itself waits for an answer for ever. hang_seconds: how long ask() waits; 0: for ever."""
+
+    server: Any
+    hang_seconds: float
+
+    def ask(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """What a method of `server` returns. Raises TimeoutError."""
+        return within(self.hang_seconds, partial(call, *arguments, **keywords))
+
+
+def _client(address: str | None, hang_seconds: float) -> _Client:
     from ray.job_submission import JobSubmissionClient
 
     for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
@@ -133,7 +152,7 @@ def _client(address: str | None) -> Any:
         )
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise Ray prefers RAY_ADDRESS, which is not a dashboard
     with _asking(f"no job server answers at {address}"):
-        return JobSubmissionClient(address)
+        return _Client(within(hang_seconds, partial(JobSubmissionClient, address)), hang_seconds)
 
 
 @contextmanager
@@ -147,28 +166,28 @@ def _asking(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {_last_line(fault)}") from fault
 
 
-def _details(client: Any, submission_id: str) -> Any:
+def _details(client: _Client, submission_id: str) -> Any:
     with _asking(
         f"the job server does not answer (the job continues; return to it with rec-dist submit --follow {submission_id})"
     ):
         try:
-            return client.get_job_info(submission_id)
+            return client.ask(client.server.get_job_info, submission_id)
         except RuntimeError as fault:
             raise UserError(f"there is no job {submission_id} on this cluster; `ray job list` shows its jobs") from fault
 
 
-def _follow(client: Any, submission_id: str) -> int:
+def _follow(client: _Client, submission_id: str) -> int:
     shown = 0
     try:
         while not (details := _details(client, submission_id)).status.is_terminal():
-            shown = asyncio.run(_show(client, submission_id, shown))
+            shown = asyncio.run(_show(client.server, submission_id, shown))
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         back, end = f"rec-dist submit --follow {submission_id}", f"rec-dist submit --stop {submission_id}"
         logger.info(f"\ndetached; the job continues. Return to it: {back}   Stop it with a checkpoint: {end}")
         return EXIT_DETACHED
     with _asking(f"the output of {submission_id} cannot be fetched"):
-        text = client.get_job_logs(submission_id)
+        text = client.ask(client.server.get_job_logs, submission_id)
     print(text[shown:], end="", flush=True)
     code = exit_code(str(details.status), details.driver_exit_code, text)
     message = f": {details.message}" if details.driver_exit_code is None and details.message else ""
@@ -179,12 +198,13 @@ def _follow(client: Any, submission_id: str) -> int:
 async def _show(client: Any, submission_id: str, shown: int) -> int:
     """Prints new output after the first `shown` characters as it arrives. Returns how many have been printed."""
     position = 0
+    texts = aiter(client.tail_job_logs(submission_id))
     try:
-        async for text in client.tail_job_logs(submission_id):
+        while (text := await asyncio.wait_for(anext(texts, None), _QUIET_SECONDS)) is not None:
             new = text[max(shown - position, 0) :]
             position += len(text)
             print(new, end="", flush=True)
-    except (RuntimeError, OSError):  # the connection broke, or there is no output yet: the caller tries again
+    except (RuntimeError, OSError):  # the connection broke or is quiet, or there is no output yet: the caller tries again
         pass
     return max(position, shown)
 

@@ -86,7 +86,14 @@ def send(job: Job) -> int:
             text=True,
             check=False,
             env={**os.environ, "PATH": search},
+            stdin=subprocess.DEVNULL,
+            timeout=job.config.cluster.hang_seconds or None,
         )
+    except subprocess.TimeoutExpired as fault:
+        raise UserError(
+            f"sbatch did not answer within {fault.timeout:g} s (cluster.hang_seconds), and may have queued the job: look with "
+            f"`squeue --me` before you submit again; the script is {path}"
+        ) from None
     except FileNotFoundError:
         raise UserError("sbatch is not installed here; run this on a login node of the cluster") from None
     if done.returncode:

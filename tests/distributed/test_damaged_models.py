@@ -10,6 +10,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from worker_processes import Child, run_command
 
+from rec_dist.commands.verify import verify
+from rec_dist.errors import UserError
+from rec_dist.methods.initial_weights import InitialWeights
+
 _WAY_OUT = "remove finished.json of that run and train it again"
 _STAGES = {
     "adapter": ("task.kind=sft",),
@@ -192,3 +196,7 @@ def test_an_export_is_a_folder_or_nothing(trainer: Any, tmp_path: Path) -> None:
     assert code == 0, child.err
     assert (own / "thesis.txt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out", "served", "served.tmp"]
+    verify(str(tmp_path / "served"))
+    flip(tmp_path / "served" / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors has changed since it was written"):
+        InitialWeights(tmp_path / "served").check_model()  # as every command that reads model.path does

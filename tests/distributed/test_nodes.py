@@ -169,3 +169,26 @@ def test_with_enough_left_a_node_may_leave(trainer: Any, tmp_path: Path, nodes: 
     assert events(run) == ["resize", "resume"]
     assert_near(run, expected)
     record.update(outcome="saves, goes on with 1 worker: same parameters within 1e-5")
+
+
+def test_a_hang_on_another_node_leaves_its_stacks(trainer: Any, tmp_path: Path, nodes: Nodes, record: dict[str, Any]) -> None:
+    """Each rank has a node of its own. Rank 1 is stopped; both write their stacks, the one that is not the driver's through Ray."""
+    record.update(fault="SIGSTOP", where="a worker on another node than the driver's")
+    run_dir, marker = tmp_path / "run", tmp_path / "struck"
+    fault = {"kind": "SIGSTOP", "phase": "in a step", "rank": 1, "call": 5, "marker": str(marker)}
+    nodes.environment |= plugged(fault)
+    nodes.start()
+    nodes.start()
+    changes = (*CHANGES, "cluster.cpus_per_worker=1.0", "cluster.hang_seconds=60")
+    config = write_config(tmp_path / "config.yaml", trainer.config(run_dir, *changes))
+    code, err = finish(command("train", config, **environment(nodes)))
+    assert marker.exists() and code == 0, err
+    places = [json.loads((run_dir / "attempt" / f"rank-{rank}.json").read_text(encoding="utf-8"))["node"] for rank in (0, 1)]
+    assert sorted(places) == sorted(nodes.joined), "one rank a node"
+    stacks = [(run_dir / "stacks" / f"rank-{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)]
+    assert all("most recent call first" in stack and "in train_worker" in stack for stack in stacks)
+    assert "stopped by a signal" in stacks[1] and "stopped by a signal" not in stacks[0]
+    run = type(undisturbed(trainer))(run_dir)
+    assert events(run) == ["restart", "resume"], err
+    assert_same(run, undisturbed(trainer))
+    record.update(restarts=1, outcome="stacks of both; same parameters, bit for bit")

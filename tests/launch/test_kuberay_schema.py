@@ -14,6 +14,8 @@ import pytest
 import yaml
 from test_rendering import CREDENTIALS, rendered
 
+from rec_dist.errors import UserError
+
 Check = Callable[[Any, str], None]
 _NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _QUANTITY = r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?"
@@ -103,7 +105,14 @@ WORKER_GROUP = fields(
         "template": TEMPLATE,
     }
 )
-CLUSTER = fields({"rayVersion": text(r"\d+\.\d+\.\d+"), "headGroupSpec": HEAD_GROUP, "workerGroupSpecs": array(WORKER_GROUP)})
+CLUSTER = fields(
+    {
+        "rayVersion": text(r"\d+\.\d+\.\d+"),
+        "authOptions": fields({"mode": text("token")}),  # from KubeRay 1.5.1 and Ray 2.52 on
+        "headGroupSpec": HEAD_GROUP,
+        "workerGroupSpecs": array(WORKER_GROUP),
+    }
+)
 RAY_JOB = fields(
     {
         "apiVersion": text("ray.io/v1"),
@@ -164,6 +173,14 @@ def test_what_is_mounted_is_declared_and_names_agree(overrides: tuple[str, ...])
     mounted = {mount["name"]: mount["mountPath"] for mount in pods[0]["containers"][0]["volumeMounts"]}
     assert ray_job["spec"]["entrypoint"].split()[-1] == f"{mounted['config']}/{next(iter(config_map['data']))}"
     assert yaml.safe_load(config_map["data"]["config.yaml"])["train"]["run_dir"].startswith(mounted["storage"])
+
+
+def test_the_operator_is_asked_for_a_token() -> None:
+    """Without one, every pod that reaches the head could run code there."""
+    cluster = manifest()[1]["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    with pytest.raises(UserError, match=r"submit\.kuberay\.ray_version \(2\.51\.1\) is older than 2\.52"):
+        rendered("kuberay", "submit.kuberay.ray_version=2.51.1")
 
 
 def misspell(ray_job: Any) -> None:

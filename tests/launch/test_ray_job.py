@@ -131,6 +131,19 @@ def test_0_a_run_to_its_end_and_nothing_is_sent_for_it_again(user: User) -> None
     assert "submitted" not in err
 
 
+@pytest.mark.parametrize("token", [None, "0" * 64], ids=["no token", "another"])
+def test_0_a_stranger_is_refused_in_one_line(user: User, token: str | None) -> None:
+    words = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""} if token is None else {"RAY_AUTH_TOKEN": token}
+    known, user._environment = user._environment, {**user._environment, **words}
+    asked = [("--follow", "rec-dist-run"), ("--stop", "rec-dist-run")]
+    for command in (("submit", str(user.file), "--to", "ray"), *(("submit", *words) for words in asked)):
+        code, out, err = user.run(*command)
+        assert code == 2, (out, err)
+        assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1, err
+        assert known["RAY_AUTH_TOKEN"] not in out + err
+    assert user.rows == []
+
+
 def test_0_an_evaluation_is_that_of_the_run_and_waits_for_its_end(user: User) -> None:
     words = ("submit.command=evaluate", "evaluate.num_candidates=5", "evaluate.max_users=4")
     code, _, err = user.submit(*words)

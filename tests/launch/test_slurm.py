@@ -16,6 +16,7 @@ import yaml
 from namespaces import Network, available
 from slurm_cluster import PROGRAMS, Slurm, wait_for
 from slurm_runs import Run
+from strangers import is_let_in
 
 pytestmark = [
     pytest.mark.launch,
@@ -139,6 +140,8 @@ def test_two_jobs_over_the_same_nodes_at_once(make_run: Callable[[str], Run], wh
     tokens = [{raylet.environ()["RAY_AUTH_TOKEN"] for raylet in of_job} for of_job in raylets]
     assert list(map(len, tokens)) == [1, 1]
     assert tokens[0] != tokens[1], "each job has a token of its own"
+    head, _ = (runs[0].folder / "run-slurm" / numbers[0] / "attempt-0" / "head").read_text(encoding="utf-8").split()
+    assert [is_let_in(head, token) for token in (None, *tokens[1], *tokens[0])] == [False, False, True], "nobody else gets in"
     for run, number in zip(runs, numbers, strict=True):
         job = slurm.wait_for_end(number)
         assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0"), run.output()

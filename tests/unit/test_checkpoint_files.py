@@ -128,6 +128,6 @@ def test_verify_takes_one_checkpoint_and_says_what_it_takes(run_dir):
         verify(str(folder))
     for wrong in (run_dir / "nothing", folder / "manifest.json", run_dir.parent):
         with pytest.raises(
-            UserError, match=r"neither a prepared data set nor a run directory .*; give data.path or train.run_dir"
+            UserError, match=r"neither a prepared data set nor a run directory .*; give data.path, train.run_dir or the folder"
         ):
             verify(str(wrong))

@@ -5,17 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from rec_dist.commands.verify import verify
 from rec_dist.errors import UserError
+from rec_dist.methods.initial_weights import InitialWeights
+from rec_dist.models import pretrained
 from rec_dist.storage.checksums import CHECKSUMS_NAME, damaged_files, verify_checksums, write_checksums, write_manifest
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "weights").write_bytes(bytes(range(200)))
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "below").mkdir()
-    write_checksums(tmp_path)
-    return tmp_path
+    """A run's model/."""
+    made = tmp_path / "model"
+    (made / "below").mkdir(parents=True)
+    (made / "weights").write_bytes(bytes(range(200)))
+    (made / "config.json").write_text("{}")
+    write_checksums(made)
+    return made
 
 
 def test_what_was_sealed_is_whole_and_later_files_are_nobodys_fault(folder: Path) -> None:
@@ -68,3 +73,32 @@ def test_a_folder_of_elsewhere_is_taken(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"x")
     assert damaged_files(tmp_path) == []
     assert damaged_files(tmp_path / "nowhere") == []
+
+
+def test_an_export_is_verified_and_has_a_way_out_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """No run is to be trained again: the folder is written again, or its owner has changed it."""
+    served = folder.rename(tmp_path / "served")
+    verify(str(served))
+    (served / "weights").write_bytes(bytes(200))
+    says = r"weights has changed .*; remove that folder and run the command that wrote it again; .* remove files\.json"
+    with pytest.raises(UserError, match=says):
+        verify(str(served))
+    with pytest.raises(UserError, match=says):
+        InitialWeights(served).check_model()
+
+
+def test_a_converted_model_is_checked_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REC_DIST_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrained, "fetch_member", lambda *_: None)
+
+    def convert(name: str, gguf: Path, target: Path) -> None:
+        (target / "model.safetensors").write_bytes(b"weights")
+        (target / "config.json").write_text("{}")
+
+    monkeypatch.setattr(pretrained, "_convert_apart", convert)
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: True)
+    model = pretrained.resolve_model("smollm2-135m-instruct")
+    InitialWeights(model).check_model()
+    (model / "model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(UserError, match=r"model\.safetensors has changed .* run the command that wrote it again"):
+        InitialWeights(model).check_model()

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,12 +17,14 @@ from s3_server import CREDENTIALS, S3Server
 
 from rec_dist.cli import main
 from rec_dist.config.schema import DataConfig
+from rec_dist.data.dataset import node_cache
 from rec_dist.data.dataset.preferences import open_preferences
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.dataset.verify import verify
 from rec_dist.data.prepare.upload import prepare_remote
 from rec_dist.errors import UnreachableError, UserError
 from rec_dist.storage.files import fingerprint, json_text
+from rec_dist.storage.location import Location
 
 TITLES = [f"title {item}" for item in range(40)]
 NUM_ROWS, NUM_SHARDS = 60, 24
@@ -240,6 +244,109 @@ def test_verify_says_whole_of_what_is_whole(server: S3Server, put: Callable[[], 
     assert error.startswith("error: s3://")
     assert f"{prefix}/items.arrow has changed" in error
     assert len(error.splitlines()) == 1
+
+
+def flip(path: Path) -> None:
+    """Changes one bit and keeps the size."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["written over", "decayed on the disk"])
+def test_damage_of_the_same_size_in_the_cache_is_found_and_fetched_again(
+    server: S3Server,
+    put: Callable[[], str],
+    local: PreparedData,
+    tmp_path: Path,
+    silent: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Decay changes no time stamp, so it is found when the machine has started again."""
+    prefix, cache, entry = put(), tmp_path / "cache", local.manifest.splits["train"].shards[0]
+    expected = contents(local.split("train"))
+    assert contents(opened(server, prefix, cache).split("train")) == expected
+    path = cache / "shards" / f"{entry.sha256}.arrow"
+    flip(path)
+    if silent:
+        path.with_suffix(".lock").write_bytes(node_cache._mark(path, entry))
+        monkeypatch.setattr(node_cache, "_boot", lambda: "the next one")
+    before = server.num_fetches(f"{prefix}/{entry.name}")
+    assert contents(opened(server, prefix, cache).split("train")) == expected
+    assert server.num_fetches(f"{prefix}/{entry.name}") == before + 1
+    assert f"{path} was damaged after it was fetched; it is fetched again" in caplog.text
+    assert contents(opened(server, prefix, cache).split("train")) == expected
+    assert server.num_fetches(f"{prefix}/{entry.name}") == before + 1, "once"
+
+
+def test_a_file_of_this_machine_is_checked_once_a_boot(
+    local: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, cache = tmp_path / "data", tmp_path / "cache"
+    shutil.copytree(local.location.folder, copy)
+    long_ago = time.time() - 3600
+    monkeypatch.setattr(node_cache, "_SETTLED_SECONDS", -1.0)  # a copy's ctime is now, whatever its mtime
+    hashed: list[str] = []
+    plain = node_cache.sha256
+    monkeypatch.setattr(node_cache, "sha256", lambda path: hashed.append(path.name) or plain(path))
+    for path in copy.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    read = lambda: contents(PreparedData.open(str(copy), cache=str(cache)).split("train"))
+    read()
+    first = len(hashed)
+    assert first > NUM_SHARDS
+    read()
+    assert len(hashed) == first
+    monkeypatch.setattr(node_cache, "_boot", lambda: "the next one")
+    read()
+    assert len(hashed) == 2 * first
+    flip(copy / local.manifest.splits["train"].shards[1].name)
+    with pytest.raises(UserError, match=rf"{local.manifest.splits['train'].shards[1].name} has changed"):
+        read()
+
+
+def test_verify_reads_the_cache_too(
+    server: S3Server,
+    put: Callable[[], str],
+    local: PreparedData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prefix = put()
+    monkeypatch.setenv("REC_DIST_CACHE", str(tmp_path / "cache"))
+    split = PreparedData.open(server.uri(prefix)).split("train")
+    split.items_of(0)
+    (path,) = (tmp_path / "cache").rglob(f"{local.manifest.splits['train'].shards[0].sha256}.arrow")
+    flip(path)
+    assert main(["verify", server.uri(prefix)]) == 0
+    said = capsys.readouterr().err
+    assert f"WARNING: {path} has changed since it was written" in said and "removed from this node's cache" in said
+    assert "data set whole" in said and not path.exists()
+
+
+def test_a_lock_that_is_never_released_is_named(
+    server: S3Server, put: Callable[[], str], local: PreparedData, tmp_path: Path
+) -> None:
+    """Another process that hangs while it fetches."""
+    entry, location = local.manifest.splits["train"].shards[0], Location(server.uri(put()))
+    cache = node_cache.NodeCache(tmp_path / "cache", 1 << 30, locked_seconds=0.3)
+    with cache.opened(location, entry):
+        pass
+    lock = tmp_path / "cache" / "shards" / f"{entry.sha256}.lock"
+    program = (
+        "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program, str(lock)], **pipes) as holder:  # type: ignore[call-overload]
+        assert holder.stdout.readline() == b"held\n"
+        says = rf"another process has held {lock} for 0\.3 s; .* name another data\.cache_dir"
+        with pytest.raises(UserError, match=says), cache.opened(location, entry):
+            pass
+        holder.communicate()
+    with cache.opened(location, entry) as path:
+        assert path.is_file()
 
 
 def test_a_server_that_goes_gives_one_error_that_says_so(put: Callable[[], str], local: PreparedData, tmp_path: Path) -> None:
