@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rec_dist import __version__
 from rec_dist.commands.arguments import parse
-from rec_dist.commands.interrupts import interrupts
+from rec_dist.commands.interrupts import INTERRUPTED, interrupts
 from rec_dist.errors import (
     NotFiniteError,
     OutOfMemoryError,
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, Exception) as fault:
             if not noted and not isinstance(fault, KeyboardInterrupt):
                 raise
-            _to_stderr("interrupted; what was saved before is kept")
+            _to_stderr(INTERRUPTED)
             return EXIT_FAILED
 
 

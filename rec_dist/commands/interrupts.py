@@ -1,14 +1,22 @@
-"""Ctrl-C, noted: a library that is interrupted during its import may raise something else than KeyboardInterrupt."""
+"""Ctrl-C, noted: a library that is interrupted during its import may raise something else than KeyboardInterrupt.
 
+A second one ends the process at once: whatever is being cleaned up, in our code or in a library's, is left as a kill would leave
+it, which the next command can take.
+"""
+
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+INTERRUPTED = "interrupted; what was saved before is kept"
+_EXIT_FAILED = 1
+
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Inside, SIGINT raises KeyboardInterrupt, and its number is put on the list that is given."""
+    """Inside, SIGINT raises KeyboardInterrupt, and its number is put on the list that is given. A second one ends the process."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
         yield noted
@@ -16,6 +24,9 @@ def interrupts() -> Iterator[list[int]]:
 
     def handle(number: int, _: object) -> None:
         noted.append(number)
+        if len(noted) > 1:
+            os.write(2, f"{INTERRUPTED}\n".encode())  # print() may be in the middle of another line
+            os._exit(_EXIT_FAILED)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, handle)

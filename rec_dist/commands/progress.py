@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from rec_dist.launch.ray_cluster import leave
 from rec_dist.runtime.duration import duration
 from rec_dist.runtime.messages import WARNING, say, visible
 from rec_dist.runtime.repeating import repeating
@@ -123,9 +124,8 @@ def _end_if_hung(watch: _Watch, run: RunDirectory, hang_seconds: float) -> None:
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
     writer.join(_STACKS_SECONDS)
-    os._exit(
-        _EXIT_FAILED
-    )  # nothing gentler ends a thread that hangs in a library; Ray takes down the workers of a driver that ends
+    leave()
+    os._exit(_EXIT_FAILED)  # nothing gentler ends a thread that hangs in a library
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_evaluate_and_rank(trainer: Any, tmp_path: Path, command: str, times: in
     words = (command, run.path, *own)
     code, err, took = interrupt(begin(f"in {command}", tmp_path / "there", *words), times)
     assert code == 1 and took < 30, err
-    assert [line for line in err.splitlines() if "interrupted" in line] == ["interrupted; what was saved before is kept"]
+    assert {line for line in err.splitlines() if "interrupted" in line} == {"interrupted; what was saved before is kept"}
     assert "Traceback" not in err
     assert not output.exists() and not (tmp_path / "results" / "evaluation.json").exists()
     code, err = finish(begin_plain(*words))
