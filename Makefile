@@ -1,19 +1,25 @@
 # Everything starts here: `make quickstart` and `make test` work on a fresh machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
+NOTE = PYTHONPATH=$(CURDIR) $(BIN)/python tests/suite_table.py
 
-.PHONY: help install quickstart quickstart-dmpo delrec p2rec dmpo docs test test-slow test-faults test-fast test-launch lint clean
+.PHONY: help install install-dev hashes quickstart quickstart-dmpo delrec p2rec dmpo docs test test-slow test-faults test-fast test-launch lint clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-install: .venv/.installed ## .venv with the pinned packages
+install: .venv/.installed ## .venv with the pinned packages that a user needs
 
-.venv/.installed: pyproject.toml constraints.txt
+install-dev: .venv/.installed-dev ## the same with what the tests, the linters and the site need
+
+.venv/.installed .venv/.installed-dev: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "rec-dist needs Python 3.11 or newer; set PYTHON=python3.11"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(if $(filter %-dev,$@),dev,gguf)]'
 	touch $@
+
+hashes: install ## requirements.txt: what a user needs with the SHA-256 of each file, for this machine's platform; the container installs it
+	$(BIN)/python launchers/hashed_requirements.py > requirements.txt.new && mv requirements.txt.new requirements.txt
 
 quickstart: install ## the main job on real data: 11 minutes on 2 cores with AMX, about 20 without; ends with a table and a report
 	$(BIN)/rec-dist run quickstart
@@ -32,30 +38,36 @@ dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1
 	$(BIN)/rec-dist run dmpo-cross
 	$(BIN)/rec-dist run dmpo-cross vars.from=books vars.to=movies
 
-test: install ## a test of every guarantee, in two processes: 12 minutes on 2 idle cores, 18 beside other work
+test: install-dev ## a test of every guarantee, in two processes: 12 minutes on 2 idle cores, 18 beside other work
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '(not slow or quick) and not launch'
 
-test-slow: install ## what takes longer: more workers, stages, kills and whole pipelines
-	$(BIN)/python -m pytest -m 'slow and not quick and not faults and not launch'
+test-slow: install-dev ## what takes longer: more workers, stages, kills and whole pipelines; notes in docs/reliability.md that it passed
+	mkdir -p runs
+	$(BIN)/python -m pytest -m 'slow and not quick and not faults and not launch' --junitxml=runs/test-slow.xml
+	$(NOTE) test-slow runs/test-slow.xml docs/reliability.md
 
-test-faults: install ## the whole fault matrix: about 50 minutes on 2 idle cores; writes its table into docs/reliability.md
+test-faults: install-dev ## the whole fault matrix: about 50 minutes on 2 idle cores; writes its table into docs/reliability.md
 	mkdir -p runs && rm -f runs/faults.jsonl
-	REC_DIST_FAULTS=$(CURDIR)/runs/faults.jsonl $(BIN)/python -m pytest -m faults; status=$$?; \
+	REC_DIST_FAULTS=$(CURDIR)/runs/faults.jsonl $(BIN)/python -m pytest -m faults --junitxml=runs/test-faults.xml; status=$$?; \
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/fault_table.py runs/faults.jsonl docs/reliability.md && exit $$status
+	$(NOTE) test-faults runs/test-faults.xml docs/reliability.md
 
-test-fast: install ## without workers: about 3 minutes
+test-fast: install-dev ## without workers: about 3 minutes
 	$(BIN)/python -m pytest -m 'not slow and not launch' --ignore=tests/distributed
 
-test-launch: install ## on a real Ray cluster, on four Ray nodes in network namespaces and on a real SLURM, all on this machine; installs what Debian has of it (SLURM, iproute2), so it needs root
+test-launch: install-dev ## on a real Ray cluster, on four Ray nodes in network namespaces and on a real SLURM, all on this machine; installs what Debian has of it (SLURM, iproute2), so it needs root
 	command -v slurmctld > /dev/null && command -v ip > /dev/null || \
 		{ apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge iproute2; }
-	$(BIN)/python -m pytest tests/launch
+	mkdir -p runs
+	$(BIN)/python -m pytest tests/launch --junitxml=runs/test-launch.xml
+	$(NOTE) test-launch runs/test-launch.xml docs/reliability.md
 
-lint: install ## style, types, layers
+lint: install-dev ## style, types, layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-docs: install ## docs/configuration.md from the schema, then all pages as a site in site/; fails on a dead link
+docs: install-dev ## docs/configuration.md from the schema, docs/promises.md from the tables of promises, then all pages as a site in site/; fails on a dead link
 	$(BIN)/python -m rec_dist.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
+	$(BIN)/python tests/promises.py > docs/promises.md.new && mv docs/promises.md.new docs/promises.md
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $(BIN)/python -m mkdocs build --strict
 
 clean: ## removes .venv, runs, prepared data and the site; the cache stays

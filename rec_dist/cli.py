@@ -5,6 +5,7 @@
 
 import argparse
 import errno
+import logging
 import os
 import select
 import sys
@@ -23,12 +24,16 @@ from rec_dist.errors import (
     UserError,
     WorkerFailedError,
 )
+from rec_dist.runtime.environment import untested
 from rec_dist.runtime.messages import messages_to, say, visible
 from rec_dist.runtime.quiet import quieten, uncollected
 from rec_dist.storage.disk import as_disk_error
 from rec_dist.storage.uri import shown
 
+logger = logging.getLogger(__name__)
+
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
+_USE_LIBRARIES = ("prepare", "train", "evaluate", "rank", "profile", "embed", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,6 +82,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         }
         with uncollected() if parsed.command == "plan" else nullcontext(), messages_to(_to_stderr):
             quieten()
+            if parsed.command in _USE_LIBRARIES and (line := untested()) is not None:
+                logger.warning(line)
             return own.get(parsed.command, _run)(parsed)
     except UserError as fault:
         _to_stderr(f"error: {' '.join(visible(str(fault)).split())}")

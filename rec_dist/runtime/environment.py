@@ -12,6 +12,27 @@ from typing import Any
 
 _SECRET = re.compile(r"(runs\.[^.=]+\.)?submit[.=]")
 _PACKAGES = ("rec-dist", "torch", "deepspeed", "transformers", "peft", "ray", "pyarrow", "triton", "omegaconf", "numpy")
+# Libraries of which the package uses names that they may change in any minor release, at the versions of constraints.txt.
+_PRIVATE_NAMES_OF = {"ray": "2.60.0", "deepspeed": "0.19.8", "transformers": "5.23.0", "peft": "0.21.2", "torch": "2.13.0"}
+
+
+def untested() -> str | None:
+    """A line if a library whose private names are used has another minor version here than rec-dist was tested with, or None.
+
+    Cost: some milliseconds. Whoever starts a run should read it before the run, and not after hours in its traceback.
+    """
+    found = {name: _version(name) for name in _PRIVATE_NAMES_OF}
+    other = [
+        name for name, tested in _PRIVATE_NAMES_OF.items() if (here := found[name]) is None or _minor(here) != _minor(tested)
+    ]
+    if not other:
+        return None
+    pairs = "; ".join(f"{name}: tested with {_PRIVATE_NAMES_OF[name]}, found {found[name] or 'none'}" for name in other)
+    return f"{pairs}. Private names of these libraries are used, which may have changed; constraints.txt has the tested versions"
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
 
 
 def describe(**facts: Any) -> dict[str, Any]:

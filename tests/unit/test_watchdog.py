@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rec_dist.errors import StopRequested, WorkerFailedError
+from rec_dist.launch.restart import NeverStartedError, with_restarts
 from rec_dist.launch.watchdog import Cluster, Supervisor, Timeouts
 from rec_dist.runtime.heartbeat import Beat, Heartbeat, SupersededError, begin_attempt, pause_wanted, read_beats
 from rec_dist.runtime.run_directory import RunDirectory
@@ -48,7 +49,7 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def test_a_hang_is_no_progress_on_any_rank(scene: Scene) -> None:
-    scene.after(1000)  # no worker has begun: nothing hangs yet
+    scene.after(25)  # no worker has begun yet
     assert scene.watch.fault is None
     scene.beat(0, 4)
     scene.beat(1, 4)
@@ -64,6 +65,25 @@ def test_a_hang_is_no_progress_on_any_rank(scene: Scene) -> None:
     assert "no worker made progress for 40 s" in str(scene.watch.fault) and "rank-1.txt" in str(scene.watch.fault)
     scene.after(100)
     assert len(scene.ended) == 1
+
+
+def test_workers_that_never_begin_end_the_run(scene: Scene) -> None:
+    """There is no process to kill, so another attempt would meet those that hang."""
+    scene.after(25)
+    assert scene.watch.fault is None
+    scene.after(10)
+    assert isinstance(scene.watch.fault, NeverStartedError) and not scene.ended
+    assert "no worker gave a sign of life for 35 s (cluster.hang_seconds 30)" in str(scene.watch.fault)
+    attempts: list[int] = []
+
+    def attempt() -> dict[str, Any]:
+        attempts.append(1)
+        assert scene.watch.fault is not None
+        raise scene.watch.fault
+
+    with pytest.raises(NeverStartedError):
+        with_restarts(attempt, scene.run, limit=3)
+    assert len(attempts) == 1
 
 
 def test_zero_waits_for_ever(tmp_path: Path) -> None:
