@@ -16,7 +16,7 @@ from rec_dist.commands import evaluate as evaluate_command
 from rec_dist.commands import prepare as prepare_command
 from rec_dist.commands import rank as rank_command
 from rec_dist.commands import train as train_command
-from rec_dist.config.load import ConfigLike, load_config, load_saved
+from rec_dist.config.load import ALL_SECTIONS, ConfigLike, load_config, load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.recommendations import RecordBatch, table_of
@@ -63,7 +63,7 @@ class Run:
         run = RunDirectory(folder)
         if not run.config_path.is_file():
             raise UserError(f"{path} is no run directory (config.yaml is missing); give the train.run_dir of a run")
-        return Run(folder, load_saved(run.config_path))
+        return Run(folder, load_saved(run.config_path, unread=ALL_SECTIONS))
 
     @property
     def finished(self) -> bool:

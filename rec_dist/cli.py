@@ -157,7 +157,7 @@ def _submit(parsed: argparse.Namespace) -> int:
 def _export(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.export import export_merged
 
-    export_merged(Path(parsed.target), _local(parsed.output, "FOLDER"))
+    export_merged(Path(parsed.target), _local(parsed.output, "FOLDER"), parsed.overrides)
     return 0
 
 

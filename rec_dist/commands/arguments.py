@@ -20,7 +20,7 @@ _COMMANDS = {  # what it works on, what it does
     "export-rows": ("CONFIG", "training data as JSON lines: prompt, chosen, rejected"),
     "recipes": ("", "the configurations that rec-dist ships, one line each"),
     "init": ("NAME", "a shipped recipe -> a file to edit"),
-    "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set, or of a run's checkpoints and model"),
+    "verify": ("DATA_DIR, URI, RUN_DIR or FOLDER", "hashes of a data set, of a run's checkpoints and model, or of an export"),
 }
 
 
@@ -52,7 +52,7 @@ def _parser(version: str) -> argparse.ArgumentParser:
             command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
         if name == "init":
             command.add_argument("output", metavar="FILE", nargs="?", help="the file to write (NAME.yaml); must not exist")
-        if name not in ("export", "verify", "status", "init"):
+        if name not in ("verify", "status", "init"):
             command.add_argument(
                 "overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the configuration"
             )

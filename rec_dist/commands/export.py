@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.config.load import load_saved
+from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.data.prompts.builder import PROMPT_NAME
@@ -29,8 +30,8 @@ from rec_dist.storage.outputs import check_output
 logger = logging.getLogger(__name__)
 
 
-def export_merged(run_dir: Path, output: Path) -> None:
-    """Writes the folder `output`, whole or not at all.
+def export_merged(run_dir: Path, output: Path, overrides: Overrides = ()) -> None:
+    """Writes the folder `output`, whole or not at all. overrides: of the run's saved configuration.
 
     Raises UserError if the run has not finished, if it has nothing to merge, or if `output` exists.
     """
@@ -38,7 +39,7 @@ def export_merged(run_dir: Path, output: Path) -> None:
     if not run.config_path.is_file() or run.finished() is None or not run.model.is_dir():
         raise UserError(f"{run_dir} is not a finished run; give the run directory of a `rec-dist train` that has ended")
     check_output(output, "FOLDER", folder=True)
-    config = load_saved(run.config_path)
+    config = load_saved(run.config_path, overrides, unread=("data", "evaluate", "cluster", "train"))
     initial = method_of(config).ranker.merged(config, run.model)
     initial.check_model()
     vectors = load_soft_prompt(initial.soft_prompt) if initial.soft_prompt is not None else None

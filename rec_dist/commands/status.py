@@ -98,7 +98,7 @@ def status(target: str) -> list[str]:
     lines = {
         "run": name,
         "state": f"{found.state}; last sign of life {duration(found.seen)} ago",
-        "step" if found.phase == "train" else found.phase: f"{found.done} of {found.total or '?'}{share}",
+        "step" if found.phase == "train" else found.phase: _place(found, share),
         "ETA": duration(found.eta) if found.eta is not None else "-",
         "goodput": f"{100 * found.goodput:.0f} % of the time since the first start" if found.goodput is not None else "-",
         "restarts": str(found.restarts),
@@ -106,6 +106,12 @@ def status(target: str) -> list[str]:
         "last error": found.error or "none",
     }
     return [f"{name:<11} {' '.join(visible(text).split())}" for name, text in lines.items()]
+
+
+def _place(found: Status, share: str) -> str:
+    if found.state == "finished" and not found.total:
+        return "none: the model was fitted at once"
+    return f"{found.done} of {found.total or '?'}{share}"
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights, fitted_method_of
 from rec_dist.models.hub import snapshot_of
 from rec_dist.runtime import environment
+from rec_dist.runtime.identity import differences
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.files import read_object, write_json
 from rec_dist.storage.outputs import check_output
@@ -56,7 +57,13 @@ def train(config: RunConfig, *, progress: bool = True, owns_process: bool = True
     config = pinned(config)
     run = RunDirectory(Path(config.train.run_dir))
     check_output(run.path, "train.run_dir", folder=True, may_exist=True)
-    initial = check_train(config)
+    try:
+        initial = check_train(config)
+    except UserError:
+        if not _is_fitted(run, config):
+            raise
+        logger.info(f"{run.path} is finished; nothing to do")
+        return run
     check_trackers(config.track)
     remote = RemoteCopy(run, config.checkpoint.remote) if config.checkpoint.remote is not None else None
     earlier = saved_dtype(run.path) or (dtype_in(remote.config()) if remote is not None else None)
@@ -72,6 +79,14 @@ def train(config: RunConfig, *, progress: bool = True, owns_process: bool = True
             shown = watching if progress else logging_lines
             _finish(run, config, initial, inputs, lines, shown, owns_process=owns_process)
     return run
+
+
+def _is_fitted(run: RunDirectory, config: RunConfig) -> bool:
+    """Whether this very run has ended with a model that needs nothing else: an ensemble keeps a copy of its members."""
+    if fitted_method_of(config) is None or not (run.path / "config.json").is_file() or run.finished() is None:
+        return False
+    value, _ = recorded(settle_dtype(config, saved_dtype(run.path))[0])
+    return not differences(run.config(), value)
 
 
 def _finish(

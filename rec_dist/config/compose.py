@@ -36,9 +36,14 @@ def load_mapping(source: str | Path | Mapping[str, Any], overrides: Overrides = 
 
 def load_unresolved(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> DictConfig:
     """As load_mapping, before interpolations are resolved."""
-    merged = _of_mapping(source) if isinstance(source, Mapping) else _read(locate(Path(source)), ())
-    named = {section: [str(name) for name in _mapping(merged, section)] for section in (VARS, RUNS)}
-    return override(OmegaConf.create(merged), overrides, named)
+    try:
+        merged = _of_mapping(source) if isinstance(source, Mapping) else _read(locate(Path(source)), ())
+        named = {section: [str(name) for name in _mapping(merged, section)] for section in (VARS, RUNS)}
+        return override(OmegaConf.create(merged), overrides, named)
+    except RecursionError:
+        raise UserError(
+            "the configuration holds itself: one of its mappings or lists is an entry of its own; write that entry out"
+        ) from None
 
 
 def resolved(config: DictConfig, where: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ RENAMED = {
     "checkpoint.validation_units": "checkpoint.validation_examples",
 }
 _OF_TRAINING = ("track", "checkpoint", "profile")  # no command reads these from a saved configuration
+ALL_SECTIONS = tuple(RunConfig.model_fields)
 RENAMED_VALUES = {("model.attention", "trunkwise"): "per_prompt"}
 
 
@@ -73,21 +74,22 @@ def load_config(config: ConfigLike, overrides: Overrides = ()) -> RunConfig:
     return loaded
 
 
-def load_saved(path: Path, overrides: Overrides = ()) -> RunConfig:
+def load_saved(path: Path, overrides: Overrides = (), *, unread: Sequence[str] = (), way_out: str | None = None) -> RunConfig:
     """The configuration that a run directory keeps (config.yaml), with overrides on top.
 
     The file may be somebody else's, so text with ${...} in it stays text, and it extends no other file. Overrides are yours: they
     may hold references, as for load_config. Raises UserError as load_config does, and for text that came from the environment when
-    the run began, which is not kept and not read from yours, unless an override gives it.
+    the run began, which is not kept and not read from yours, unless an override gives it. unread: sections that the caller does not
+    read, in which such text stays a reference. way_out: of that error, for a caller that takes no overrides.
     """
     plain = load_plain(path)
     value = resolved(override(OmegaConf.create(escaped(unescaped(plain))), overrides, {}), str(path))
     for key in raw_references(plain):
-        if key[0] not in _OF_TRAINING and get(value, key) == unescaped(get(plain, key)):
+        if key[0] not in (*_OF_TRAINING, *unread) and get(value, key) == unescaped(get(plain, key)):
             name = ".".join(key)
             raise UserError(
-                f"{path}: {name} ({get(plain, key)}) came from the environment, which a saved configuration does not read; give "
-                f"{name}=... on the command line"
+                f"{path}: {name} ({get(plain, key)}) came from the environment, which a saved configuration does not read; "
+                + (way_out or f"give {name}=... on the command line")
             )
     loaded = validate(value, RunConfig, str(path))
     check_uris(loaded)

@@ -15,7 +15,7 @@ from pathlib import Path
 from rec_dist.errors import DiskError
 
 _WAYS_OUT = {
-    errno.ENOSPC: "free space there, or lower checkpoint.keep",
+    errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there or raise the quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "mount that disk writable, or choose another folder",
@@ -24,6 +24,7 @@ _WAYS_OUT = {
     errno.EIO: "look at that disk (dmesg), or choose another",
     errno.ESTALE: "mount that disk again, or choose another",
 }
+_CHECKPOINTS = "checkpoints"
 _RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors reports the system's errors
 
 
@@ -44,7 +45,17 @@ def describe(number: int, path: Path | str | None) -> str:
         folder = next((f for f in Path(path).absolute().parents if f.is_dir()), Path("/"))
         usage = shutil.disk_usage(folder)
         free = f" ({usage.free / 1e9:.2f} of {usage.total / 1e9:.2f} GB free)"
-    return f"{place}: {os.strerror(number)}{free}; {_WAYS_OUT[number]}, then run the same command again"
+    way_out = _WAYS_OUT[number]
+    if number == errno.ENOSPC and path is not None and _in_a_run_with_checkpoints(Path(path).absolute()):
+        way_out += ", or lower checkpoint.keep"
+    return f"{place}: {os.strerror(number)}{free}; {way_out}, then run the same command again"
+
+
+def _in_a_run_with_checkpoints(path: Path) -> bool:
+    """Whether checkpoints may be what fills the disk: not for a fitted run, a ranking or an export."""
+    return path.name == _CHECKPOINTS or any(
+        above.name == _CHECKPOINTS or (above / _CHECKPOINTS).is_dir() for above in path.parents[:3]
+    )
 
 
 def as_disk_error(fault: BaseException, path: Path | str | None = None) -> DiskError | None:

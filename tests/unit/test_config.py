@@ -241,3 +241,15 @@ def test_the_run_says_it_in_one_line(tiny_config: Callable[..., dict[str, Any]],
     assert len(notes) == 1 and notes[0].startswith("WARNING: task.kind=sequential trains no language model")
     assert {"adapter.rank", "model.path", "prompt.instruction"} <= set(notes[0].partition("no effect: ")[2].split(", "))
     assert not {"negatives.num", "task.beta", "adapter.kind"} & set(notes[0].partition("no effect: ")[2].split(", "))
+
+
+def test_a_configuration_that_holds_itself_is_refused_in_one_line(tmp_path: Path) -> None:
+    """A mapping of Python, and one of YAML's anchors."""
+    value: dict[str, Any] = {"data": {"path": "/d"}, "train": {"run_dir": "r"}}
+    value["data"]["columns"] = value
+    with pytest.raises(UserError, match=r"holds itself.*write that entry out") as caught:
+        load_config(value)
+    assert len(str(caught.value).splitlines()) == 1
+    (tmp_path / "run.yaml").write_text("data: &own\n  path: /d\n  columns: *own\ntrain: {run_dir: r}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        load_config(tmp_path / "run.yaml")

@@ -76,6 +76,10 @@ def test_a_full_disk_says_how_full(tmp_path: Path) -> None:
     assert line.startswith(f"{tmp_path}/a/b: No space left on device (")
     assert "GB free); free space there" in line
     assert "\n" not in line
+    assert "checkpoint.keep" not in line, "a ranking, an export and a fitted run have no checkpoints"
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for path in ("checkpoints", "checkpoints/step-3.tmp/state", "metrics.jsonl", "model/weights"):
+        assert "or lower checkpoint.keep, then run" in describe(errno.ENOSPC, tmp_path / "run" / path), path
 
 
 def test_a_slow_disk_is_named_when_it_costs_a_tenth() -> None:

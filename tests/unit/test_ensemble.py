@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from small_recommenders import config as small_config
 
 import rec_dist
@@ -131,6 +132,38 @@ def test_an_ensemble_keeps_its_members(members, tmp_path: Path):
     run = rec_dist.train({**_ensemble(folder, moved, name="kept"), "train": {"run_dir": str(tmp_path / "kept")}})
     shutil.rmtree(mine)
     assert rec_dist.evaluate(run, ["evaluate.num_candidates=all"])["hr@1"]["n"] > 0
+    before = (run.path / "metrics.jsonl").read_bytes()
+    same = {**_ensemble(folder, moved, name="kept"), "train": {"run_dir": str(tmp_path / "kept")}}
+    assert rec_dist.train(same).path == run.path, "it is finished, and needs its members no more"
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+    others = (
+        {"train": {"run_dir": str(tmp_path / "new")}},
+        {"task": {"kind": "ensemble", "ensemble": {"members": moved, "ridge": 7.0}}},
+    )
+    for other in others:
+        with pytest.raises(rec_dist.UserError, match=r"task\.ensemble\.members\.\w+ .* is no run directory"):
+            rec_dist.train({**same, **other})
+
+
+def test_text_from_the_environment_in_a_member_is_not_needed_where_the_command_has_its_own(members, tmp_path: Path):
+    import shutil
+
+    folder, runs = members
+    mine = tmp_path / "sasrec"
+    shutil.copytree(runs["sasrec"], mine)
+    config = mine / "config.yaml"
+    plain = yaml.safe_load(config.read_text(encoding="utf-8"))
+
+    def saved_with(section: str, key: str) -> None:
+        config.write_text(yaml.safe_dump({**plain, section: {**plain[section], key: "${oc.env:NAME}"}}), encoding="utf-8")
+
+    saved_with("cluster", "address")
+    value = {**_ensemble(folder, {"sasrec": str(mine)}), "train": {"run_dir": str(tmp_path / "one")}}
+    assert rec_dist.evaluate(rec_dist.train(value), ["evaluate.num_candidates=all"])["hr@1"]["n"] > 0
+    assert rec_dist.Run.open(mine).config.cluster.address == "${oc.env:NAME}"
+    saved_with("model", "revision")
+    with pytest.raises(rec_dist.UserError, match=r"model\.revision .* came from the environment.*; train that run again"):
+        rec_dist.train({**value, "train": {"run_dir": str(tmp_path / "two")}})
 
 
 def test_an_ensemble_may_be_a_member(members, tmp_path: Path):

@@ -97,6 +97,14 @@ def test_a_finished_run(run: RunDirectory) -> None:
     assert any("10 of 10 (100 %)" in line for line in status(f"file://{run.path}"))
 
 
+def test_a_fitted_run_has_no_steps(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.claim({}, "{}\n")
+    run.finish({"step": 0, "finished": True, "seconds": 0.2})
+    lines = dict(line.split(maxsplit=1) for line in status(str(run.path)))
+    assert lines["step"] == "none: the model was fitted at once"
+
+
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.claim({}, "{}\n")

@@ -116,7 +116,13 @@ def _member(place: str, name: str, folder: Path) -> Member:
         raise UserError(f"{key} ({folder}) is no run directory (config.yaml is missing); give one that `rec-dist train` wrote")
     if run.finished() is None:
         raise UserError(f"{key} ({folder}) is not finished; run `rec-dist train` on it to the end")
-    return Member(name, load_saved(run.config_path), run.model)
+    return Member(name, _saved(run.config_path), run.model)
+
+
+def _saved(path: Path) -> RunConfig:
+    """A member's configuration. The command's own sections take the place of those that it does not read here."""
+    way_out = "train that run again with the text itself in its configuration"
+    return load_saved(path, unread=("data", "evaluate", "cluster", "train"), way_out=way_out)
 
 
 def copy_members(members: list[Member], folder: Path) -> None:
@@ -138,7 +144,7 @@ def copied_members(folder: Path, names: list[str]) -> list[Member]:
         copy = folder / MEMBERS_NAME / name
         if not (copy / "config.yaml").is_file() or not (copy / "model").is_dir():
             raise UserError(f"{folder} lacks its member {name} ({copy}); train the ensemble again")
-        members.append(Member(name, load_saved(copy / "config.yaml"), copy / "model"))
+        members.append(Member(name, _saved(copy / "config.yaml"), copy / "model"))
     return members
 
 
