@@ -20,9 +20,10 @@ _HEADS = ("held by", "test")
 _TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 _HEAD = """# Promises
 
-Every promise of the documents with the test that holds it, and the command that runs the test. `make docs` writes this page from
-the tables of {sources}; the tests fail when a row has no test or names one that is not there. When the longer suites last passed
-stands in [reliability.md](reliability.md#when-the-tests-last-passed).
+Every promise of the documents with the test that holds it, and the command that runs the test.
+`make docs` writes this page from the tables of {sources}.
+The tests fail when a row has no test or names one that is not there.
+[reliability.md](reliability.md#when-the-tests-last-passed) says when the longer suites last passed.
 """
 
 

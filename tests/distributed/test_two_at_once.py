@@ -27,7 +27,7 @@ def both(folder: Path, *words: object) -> list[Child]:
     for code, child in zip(codes, children, strict=True):
         errors = [line for line in child.err.splitlines() if line.startswith("error: ")]
         assert len(errors) == (code == 2), child.err
-        assert not errors or "in use by another process" in errors[0] or "exists" in errors[0], errors
+        assert not errors or "by another process" in errors[0] or "exists" in errors[0], errors
     return children
 
 
