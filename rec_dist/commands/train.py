@@ -76,7 +76,9 @@ def train(config: RunConfig, *, progress: bool = True, owns_process: bool = True
             remote.fetch(value)
         inputs = bind_inputs(run, config, initial)
         with remote.kept_up() if remote is not None else nullcontext():
-            shown = watching if progress else logging_lines
+            # Steps have a watchdog of their own; a fitted method has none.
+            limit = config.cluster.hang_seconds if fitted_method_of(config) is not None else 0.0
+            shown = partial(watching, hang_seconds=limit) if progress else logging_lines
             _finish(run, config, initial, inputs, lines, shown, owns_process=owns_process)
     return run
 

@@ -124,7 +124,7 @@ class RunDirectory:
         """Holds the directory for this process. Raises UserError when another process holds it. access: if this makes it."""
         try:
             make_folder(self.path, access)
-            held = lock(self.path / ".lock")
+            held = lock(self.path / ".lock", seconds=0.5)  # `status` holds it for a moment, to see whether somebody does
         except BlockingIOError as fault:
             raise UserError(f"{self._key} ({self.path}) is in use by another process; wait for it or choose another") from fault
         except (OSError, ValueError) as fault:

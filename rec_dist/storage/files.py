@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,15 +192,21 @@ def read_object(path: Path, way_out: str) -> dict[str, Any]:
     return value
 
 
-def lock(path: Path) -> int:
-    """Locks `path` until the returned handle is closed. Raises BlockingIOError if another process holds the lock."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+def lock(path: Path, *, seconds: float = 0.0) -> int:
+    """Locks `path` until the returned handle is closed. Raises BlockingIOError if another process holds the lock for `seconds`."""
+    handle, until = os.open(path, os.O_RDWR | os.O_CREAT), time.monotonic() + seconds
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return handle
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.02)
     except BaseException:
         os.close(handle)
         raise
-    return handle
 
 
 def sha256(path: Path) -> str:

@@ -1,9 +1,11 @@
 """The run directory refuses what would mix two runs, and survives a kill at any byte of its metrics."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,18 @@ def test_a_second_run_on_a_directory_is_refused(tmp_path: Path) -> None:
         assert "in use by another process" in done.stderr
         with pytest.raises(UserError, match="in use"), RunDirectory(run.path).locked():
             pass
+    with run.locked():
+        pass
+
+
+def test_status_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
+    """It takes the lock, shared, for a moment, to see whether a process holds it."""
+    run = RunDirectory(tmp_path / "run")
+    with run.locked():
+        pass
+    handle = os.open(run.path / ".lock", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    threading.Timer(0.1, os.close, [handle]).start()
     with run.locked():
         pass
 
