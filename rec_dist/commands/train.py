@@ -34,6 +34,8 @@ from rec_dist.training.worker import TrainJob, train_worker
 
 logger = logging.getLogger(__name__)
 
+Shown = Callable[[RunDirectory], AbstractContextManager[None]]
+
 
 def check_train(config: RunConfig) -> InitialWeights:
     """Raises UserError for anything that a worker of this training run would refuse; returns what the run starts from."""
@@ -78,7 +80,7 @@ def train(config: RunConfig, *, progress: bool = True, owns_process: bool = True
         with remote.kept_up() if remote is not None else nullcontext():
             # Steps have a watchdog of their own; a fitted method has none.
             limit = config.cluster.hang_seconds if fitted_method_of(config) is not None else 0.0
-            shown = partial(watching, hang_seconds=limit) if progress else logging_lines
+            shown: Shown = partial(watching, hang_seconds=limit) if progress else logging_lines
             _finish(run, config, initial, inputs, lines, shown, owns_process=owns_process)
     return run
 
@@ -97,7 +99,7 @@ def _finish(
     initial: InitialWeights,
     inputs: dict[str, str | None],
     lines: Sequence[str],
-    shown: Callable[[RunDirectory], AbstractContextManager[None]],
+    shown: Shown,
     *,
     owns_process: bool,
 ) -> None:

@@ -53,7 +53,7 @@ def test_a_save_that_waits_for_the_one_before_says_so(tmp_path: Path) -> None:
     checkpoints, engine = manager(tmp_path / "checkpoints", said, rows), Engine(late=True)
     checkpoints.save(engine, 3, epoch=0)
     assert checkpoints.writing and not checkpoints.committed(), "it is written in the background"
-    threading.Timer(1.2, engine.deliver).start()
+    threading.Timer(1.6, engine.deliver).start()
     checkpoints.save(engine, 6, epoch=0)
     assert checkpoints.committed() == [3], "the older one is whole before the next begins"
     assert len(said) == 1, said
