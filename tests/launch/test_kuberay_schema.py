@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from test_rendering import CREDENTIALS, rendered
+from test_rendering import CONFIG, CREDENTIALS, rendered
 
-from rec_dist.errors import UserError
+from rec_dist.cli import main
 
 Check = Callable[[Any, str], None]
 _NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
@@ -175,12 +175,12 @@ def test_what_is_mounted_is_declared_and_names_agree(overrides: tuple[str, ...])
     assert yaml.safe_load(config_map["data"]["config.yaml"])["train"]["run_dir"].startswith(mounted["storage"])
 
 
-def test_the_operator_is_asked_for_a_token() -> None:
+def test_the_operator_is_asked_for_a_token(capsys: pytest.CaptureFixture[str]) -> None:
     """Without one, every pod that reaches the head could run code there."""
     cluster = manifest()[1]["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
-    with pytest.raises(UserError, match=r"submit\.kuberay\.ray_version \(2\.51\.1\) is older than 2\.52"):
-        rendered("kuberay", "submit.kuberay.ray_version=2.51.1")
+    assert main(["submit", str(CONFIG), "--to", "kuberay", "--dry-run", "submit.kuberay.ray_version=2.51.1"]) == 2
+    assert "submit.kuberay.ray_version (2.51.1) is older than 2.52" in capsys.readouterr().err
 
 
 def misspell(ray_job: Any) -> None:
