@@ -250,9 +250,8 @@ class ClusterConfig(Section):
     hang_seconds: float = Field(
         1800.0,
         ge=0,
-        description="Fail and dump the stacks if a command makes no progress for this long: more than starting the workers, "
-        "loading the model, a step, a checkpoint, a part or a job takes. Also how long sbatch, kubectl and the job server may "
-        "take to answer. 0: for ever.",
+        description="Fail and dump stacks if a command makes no progress for this long. Choose more than starting, a model load, a "
+        "step or a checkpoint takes. Also limits sbatch, kubectl and the job server. 0: never.",
     )
     node_wait_seconds: float = Field(
         60.0,
