@@ -4,6 +4,7 @@ A second one ends the process at once: whatever is being cleaned up, in our code
 it, which the next command can take.
 """
 
+import atexit
 import os
 import signal
 import threading
@@ -33,4 +34,14 @@ def interrupts() -> Iterator[list[int]]:
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not noted:  # else a second one may still come while the process ends
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _ignore_at_the_end() -> None:
+    """From here on Python takes itself apart, and a handler would no longer run: a second Ctrl-C changes no exit code."""
+    if getattr(signal.getsignal(signal.SIGINT), "__module__", None) == __name__:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+atexit.register(_ignore_at_the_end)  # at import, before Ray registers how it ends, so that this runs after it
