@@ -68,7 +68,11 @@ def _made_whole(output: Path) -> Iterator[Path]:
     try:
         yield partial
         check_output(output, "FOLDER", folder=True)  # another process may have made it since this began
-        put_in_place(partial, output, replace=False)
+        try:
+            put_in_place(partial, output, replace=False)
+        except OSError:
+            check_output(output, "FOLDER", folder=True)  # or in this very moment
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -69,12 +69,12 @@ def manifest(job: Job, name: str) -> str:
 def send(job: Job) -> int:
     """Passes the manifest to kubectl and returns 0; the job then runs on its own."""
     name, kubectl = name_of(job), ["kubectl", "-n", job.submit.kuberay.namespace]
+    limit = job.config.cluster.hang_seconds or None
     try:
-        limit = job.config.cluster.hang_seconds or None
         done = subprocess.run([*kubectl, "create", "-f", "-"], input=manifest(job, name), text=True, check=False, timeout=limit)
-    except subprocess.TimeoutExpired as fault:
+    except subprocess.TimeoutExpired:
         raise UserError(
-            f"kubectl did not answer within {fault.timeout:g} s (cluster.hang_seconds), and may have created {name}: look with "
+            f"kubectl did not answer within {limit:g} s (cluster.hang_seconds), and may have created {name}: look with "
             f"`{shlex.join(kubectl)} get rayjob {name}` before you submit again"
         ) from None
     except FileNotFoundError:

@@ -89,9 +89,9 @@ def send(job: Job) -> int:
             stdin=subprocess.DEVNULL,
             timeout=job.config.cluster.hang_seconds or None,
         )
-    except subprocess.TimeoutExpired as fault:
+    except subprocess.TimeoutExpired:
         raise UserError(
-            f"sbatch did not answer within {fault.timeout:g} s (cluster.hang_seconds), and may have queued the job: look with "
+            f"sbatch did not answer within {job.config.cluster.hang_seconds:g} s (cluster.hang_seconds), and may have queued the job: look with "
             f"`squeue --me` before you submit again; the script is {path}"
         ) from None
     except FileNotFoundError:
