@@ -73,7 +73,7 @@ def log_dir_of(job: Job) -> Path:
 
 def send(job: Job) -> int:
     """Submits the script and returns 0; the job then runs on its own."""
-    folder = log_dir_of(job)
+    folder, limit = log_dir_of(job), job.config.cluster.hang_seconds
     path = folder / f"{job.name}.sbatch"
     make_folder(folder, "owner")  # the script holds submit.env
     write_text(path, script_of(job))
@@ -87,11 +87,11 @@ def send(job: Job) -> int:
             check=False,
             env={**os.environ, "PATH": search},
             stdin=subprocess.DEVNULL,
-            timeout=job.config.cluster.hang_seconds or None,
+            timeout=limit or None,
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"sbatch did not answer within {job.config.cluster.hang_seconds:g} s (cluster.hang_seconds), and may have queued the job: look with "
+            f"sbatch did not answer within {limit:g} s (cluster.hang_seconds), and may have queued the job: look with "
             f"`squeue --me` before you submit again; the script is {path}"
         ) from None
     except FileNotFoundError:
