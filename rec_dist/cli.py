@@ -5,6 +5,7 @@
 
 import argparse
 import errno
+import io
 import os
 import select
 import sys
@@ -33,6 +34,8 @@ EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # JSON lines and tables are UTF-8 in every locale
     with interrupts() as noted:
         try:
             try:

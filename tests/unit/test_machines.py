@@ -1,0 +1,83 @@
+"""What a machine lacks: short paths, a writable temporary folder, a cluster that answers, a locale."""
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rec_dist.errors import UserError
+from rec_dist.launch.ray_cluster import check_answers, temp_folder
+from rec_dist.launch.ray_metrics import label
+
+
+def test_a_short_writable_folder_is_rays_own_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Path(f"/tmp/rd-{tmp_path.name[:8]}-{threading.get_native_id()}")
+    monkeypatch.setenv("RAY_TMPDIR", str(short))
+    assert temp_folder() is None
+    assert (short / "ray").is_dir()
+    (short / "ray").rmdir()
+    short.rmdir()
+
+
+@pytest.mark.parametrize("name", ["x" * 60, "läufe", "file"])
+def test_another_folder_is_taken_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / name))
+    with caplog.at_level(logging.WARNING):
+        assert temp_folder() in ("/tmp/ray", "/var/tmp/ray", "/dev/shm/ray")
+    assert str(tmp_path / name) in caplog.text
+
+
+def test_no_folder_at_all_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 60)))
+    monkeypatch.setattr("rec_dist.launch.ray_cluster._MOST_BYTES", 3)
+    with pytest.raises(UserError, match="set RAY_TMPDIR to a writable folder"):
+        temp_folder()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "no.such.host.invalid:6379", "[::1]:{port}"])
+def test_an_address_that_does_not_answer(address: str) -> None:
+    with socket.socket() as taken:  # bound and not listening: nothing else gets this port meanwhile
+        taken.bind(("127.0.0.1", 0))
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"cluster\.address .* nothing answers there"):
+            check_answers(address.format(port=taken.getsockname()[1]))
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "host-without-port"])
+def test_other_addresses_are_left_to_ray(address: str) -> None:
+    check_answers(address)
+
+
+def test_names_for_ray_are_ascii() -> None:
+    assert label("läufe-1") == "l\\xe4ufe-1"
+    assert label("run") == "run"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_is_utf_8_in_every_locale(encoding: str, tmp_path: Path) -> None:
+    config = tmp_path / "größe.yaml"
+    config.write_text("x: [", encoding="utf-8")
+    code = "\n".join(
+        [
+            "import sys",
+            "from rec_dist.cli import main",
+            "from rec_dist.runtime.messages import say",
+            f"code = main(['train', {str(config)!r}])",
+            "say('größe 東京')",
+            "sys.exit(code)",
+        ]
+    )
+    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment)
+    assert done.returncode == 2, done.stderr.decode()
+    assert done.stdout.decode("utf-8") == "größe 東京\n"
+    assert done.stderr.decode().count("\n") == 1 and done.stderr.startswith(b"error: ")
