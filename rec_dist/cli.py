@@ -94,6 +94,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         if isinstance(fault, OSError) and fault.errno == errno.ENAMETOOLONG:
             _to_stderr(f"error: the path {str(fault.filename)[:200]}... is too long; give a shorter one")
             return EXIT_USER
+        if isinstance(fault, FileNotFoundError) and "No usable temporary directory" in str(fault):
+            _to_stderr("error: no folder takes temporary files; set TMPDIR to one that does")
+            return EXIT_USER
         disk = as_disk_error(fault)
         if disk is None:
             raise
