@@ -33,7 +33,7 @@ from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.sizing.settle import settled
+from rec_dist.sizing.settle import line_on_stage, settled
 from rec_dist.sizing.stage import SCORING
 
 F32 = npt.NDArray[np.float32]
@@ -94,7 +94,7 @@ def scoring_engine(config: RunConfig, spec: ModelSpec, build: Callable[[], nn.Mo
     width = read_shape(spec.path, trust_remote_code=spec.trust_remote_code).width
     settings, why = settled(config, spec, world, SCORING, width=width, bf16=spec.dtype == torch.bfloat16)
     if why is not None and world.is_main:
-        run.log(f"cluster.zero_stage=auto on {world.size} worker(s): {why}")
+        run.log(line_on_stage(why, world))
     with sharded_loading(settings):
         module = build()
     engine = Engine(module, settings, device=world.device, optimizer=None)
