@@ -72,6 +72,8 @@ def _skeleton(folder: Path, config: Any, weights: dict[str, Tensor]) -> Any:
     if getattr(config, "auto_map", None):
         return None
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if isinstance(kind, list | tuple):
+        kind = next((one for one in kind if one.__name__ in (config.architectures or ())), kind[0])
     if kind is None:
         raise UserError(
             f"model.path ({folder}) is no usable causal language model: transformers has none of type "

@@ -1,6 +1,7 @@
 """What a machine lacks: short paths, a writable temporary folder, a cluster that answers, a locale."""
 
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from rec_dist.errors import UserError
 from rec_dist.launch.ray_cluster import check_answers, temp_folder
 from rec_dist.launch.ray_metrics import label
+from rec_dist.runtime.packages import CACHE_VARIABLE, cache_dir
 
 
 def test_a_short_writable_folder_is_rays_own_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,3 +83,27 @@ def test_output_is_utf_8_in_every_locale(encoding: str, tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr.decode()
     assert done.stdout.decode("utf-8") == "größe 東京\n"
     assert done.stderr.decode().count("\n") == 1 and done.stderr.startswith(b"error: ")
+
+
+@pytest.mark.parametrize("home", ["/no/such/home", None])
+def test_without_a_home_folder_there_is_still_one_line(home: str | None, tmp_path: Path) -> None:
+    """`run` draws figures, and matplotlib would tell of the folder that it cannot make."""
+    config = tmp_path / "pipeline.yaml"
+    config.write_text("pipeline: {title: T, run_dir: report, stages: []}", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": home or ""}
+    if home is None:
+        del environment["HOME"]
+    words = [sys.executable, "-P", "-m", "rec_dist", "run", str(config)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: pipeline.stages"), done.stderr
+
+
+def test_a_cache_without_a_home_folder_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UserError, match=f"set {CACHE_VARIABLE}"):
+        cache_dir()
