@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pydantic import BaseModel
@@ -24,7 +24,7 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
 from rec_dist.methods.registry import get_method
 
-_NUMBER = int(os.environ.get("REC_DIST_CONFIGURATIONS", "6"))
+_NUMBER = int(os.environ.get("REC_DIST_CONFIGURATIONS", "4"))
 SECTIONS = ("prompt", "negatives", "model", "adapter", "task", "train", "optimizer", "cluster", "checkpoint")
 LEFT_OUT = {
     # paths, names of packages and addresses, of which most values are rightly missing
@@ -141,9 +141,10 @@ def _try(config: dict[str, Any], folder: Path) -> None:
         run = rec_dist.train(config)
     except UserError as fault:
         _one_line(fault)
-        note(str(fault))
+        event("refused")
         assert not run_dir.exists(), "a refused run left its directory behind"
         return
+    event("trained")
     assert run.finished and any(run.model_path.iterdir())
     assert len(run.metrics("step")) == (0 if config["task"]["kind"] in ("neighbours", "ensemble") else 3)
     metrics = rec_dist.evaluate(run)

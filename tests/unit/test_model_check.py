@@ -67,7 +67,7 @@ BROKEN: dict[str, tuple[Change, tuple[str, ...]]] = {
     "a part is missing": (_a_part_is_missing, ("lacks model-00002-of-00002.safetensors", "again")),
     "a weight is missing": (_a_weight_is_missing, ("lack 1 weight", "model.layers.1.mlp.up_proj.weight", "again")),
     "another shape": (_edit_config(vocab_size=321), ("model.embed_tokens.weight", "(320, 32)", "(321, 32)", "same model")),
-    "no vocabulary": (_edit_config(num_attention_heads=5), ("model.path", "config.json")),
+    "heads that do not divide": (_edit_config(num_attention_heads=5), ("model.path", "holds no model that loads", "heads")),
     "config.json is cut": (_write("config.json", '{"model_type": "lla'), ("model.path", "holds no model that loads")),
     "config.json is a list": (_write("config.json", "[1]"), ("model.path",)),
     "the tokenizer is cut": (_write("tokenizer.json", '{"version": "1.0", "tru'), ("no tokenizer that loads", "name a model")),

@@ -37,7 +37,6 @@ def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) 
     targets = TargetIndex(every.rows[kept], every.starts[kept], every.stops[kept])
     builder = build_builder(config, initial.model, data)
     shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
-    check_evaluation(config, builder, data)
     tokenizer = load_tokenizer(initial.model, trust_remote_code=config.model.trust_remote_code)
     texts = (settings.after_header, settings.before_header, settings.list_header, settings.first_header)
     prompts = DistillPrompts(
@@ -68,6 +67,7 @@ def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) 
     sampler = build_batch_sampler(config, max(len(targets), 1))
     max_tokens = config.train.max_tokens_per_micro_batch
     examples.check(sampler, top_h=settings.top_h, max_tokens=max_tokens, max_positions=shape.max_positions)
+    check_evaluation(config, builder, data)
     return distill_task(spec, examples, sampler=sampler, width=shape.width)
 
 

@@ -53,13 +53,13 @@ def build_language_task(
     targets = index_targets(rows, config.train.targets_per_prompt)
     builder = build_builder(config, initial.model, data)
     shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
-    check_evaluation(config, builder, data)
     spec = model_spec(config, initial, builder, device, trains=True, keep_reference=keep_reference)
     negatives = build_negative_sampler(config, objective.num_negatives, data.train_counts)
     refresh = config.negatives.refresh_each_epoch
     examples = InteractionExamples(data, rows, targets, builder, negatives, refresh, objective.margins, objective.temperature)
     sampler = build_batch_sampler(config, max(len(targets), 1))
     examples.check(sampler, max_tokens=config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    check_evaluation(config, builder, data)
     key = reference_key(config, initial, builder, data, dtype=str(spec.dtype))
     return language_task(objective, spec, examples, sampler=sampler, reference_key=key, width=shape.width)
 

@@ -27,10 +27,10 @@ def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: s
     split = data.split("train")
     builder = build_builder(config, initial.model, data)
     shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
-    check_evaluation(config, builder, data)
     examples = UserExamples(data, split, builder, categories, settings.num_categories, settings.pooling)
     sampler = build_batch_sampler(config, max(len(split), 1))
     examples.check(sampler, max_tokens=config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    check_evaluation(config, builder, data)
     spec = model_spec(config, initial, builder, device, trains=True)
     return reconstruct_task(spec, examples, sampler=sampler, width=shape.width, loss=settings.loss)
 

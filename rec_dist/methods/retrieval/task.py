@@ -38,7 +38,6 @@ def build_retrieval_task(config: RunConfig, initial: InitialWeights, device: str
     rows = data.split(split)
     builder = build_builder(config, initial.model, data)
     shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
-    check_evaluation(config, builder, data, answered=False)
     _check_width(settings.width, shape.width, data.num_items)
     sampled = 0 < settings.num_sampled < data.num_items
     examples = RetrievalExamples(
@@ -50,6 +49,7 @@ def build_retrieval_task(config: RunConfig, initial: InitialWeights, device: str
     )
     sampler = build_batch_sampler(config, max(len(examples.targets), 1))
     examples.check(sampler, max_tokens=train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    check_evaluation(config, builder, data, answered=False)
     spec = model_spec(config, initial, None, device, trains=True)
     items = item_vectors(settings, data, initial, builder, dtype=str(spec.dtype))
     items.check(max_tokens=train.max_tokens_per_micro_batch)
