@@ -16,11 +16,13 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from p2rec_teacher import write_p2rec_teacher
 from pydantic import BaseModel
 
 import rec_dist
 from rec_dist.config.method_table import BUILT_IN
 from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
 from rec_dist.methods.registry import get_method
 
@@ -29,10 +31,11 @@ SECTIONS = ("prompt", "negatives", "model", "adapter", "task", "train", "optimiz
 LEFT_OUT = {
     # paths, names of packages and addresses, of which most values are rightly missing
     *("model.path", "model.revision", "task.plugin", "train.run_dir", "train.init_from", "cluster.address", "checkpoint.remote"),
-    *("cluster.launcher", "train.max_steps", "train.epochs"),  # this process and three steps
+    *("cluster.launcher", "train.max_steps", "train.epochs", "train.log_every_steps"),  # this process, and three steps told
     *("cluster.hang_seconds", "checkpoint.grace_seconds"),  # a second would be shorter than a load
     *("optimizer.lr", "optimizer.eps", "optimizer.betas"),  # below, so that losses stay finite
-    *("task.delrec.teacher", "task.ensemble.members", "task.ensemble.served", "task.sequential.init_embeddings"),  # below
+    *("task.delrec.teacher", "task.p2rec.teacher", "task.ensemble.members", "task.ensemble.served"),  # below
+    "task.sequential.init_embeddings",
 }
 NUMBERS = (0, 1, 2, 3, 4, 5, 8, 10, 16, 20, 64, 80, 100, 512, 1000)
 SHARES = (0.0, 1e-6, 0.1, 0.5, 0.9, 1.0, 1.5, 3.0, 1000.0)
@@ -127,12 +130,21 @@ def changes(draw: st.DrawFn) -> dict[str, Any]:
             "task.delrec.teacher": "random",
             "task.delrec.top_h": 3,
         } | chosen
-    return {"task.kind": kind, "train.max_tokens_per_micro_batch": draw(st.sampled_from([8, 64, 128, 512])), **chosen}
+    return {"task.kind": kind, "train.max_tokens_per_micro_batch": draw(st.sampled_from([8, 128, 256, 512, 1024])), **chosen}
 
 
 def _one_line(fault: UserError) -> None:
     text = str(fault)
     assert text and "\n" not in text and "Traceback" not in text, text
+
+
+@pytest.fixture(scope="module")
+def earlier(tiny_config: Callable[..., dict[str, Any]], tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run of a teacher for P2Rec, and one of neighbours, a member for ensembles."""
+    folder = tmp_path_factory.mktemp("earlier")
+    write_p2rec_teacher(folder / "teacher" / "model", PreparedData.open(tiny_data))
+    rec_dist.train(tiny_config(folder / "neighbours", "task.kind=neighbours"))
+    return folder
 
 
 def _try(config: dict[str, Any], folder: Path) -> None:
@@ -149,6 +161,9 @@ def _try(config: dict[str, Any], folder: Path) -> None:
     assert len(run.metrics("step")) == (0 if config["task"]["kind"] in ("neighbours", "ensemble") else 3)
     metrics = rec_dist.evaluate(run)
     assert 0 <= metrics["hr@10"]["value"] <= 1
+    candidates = [f"i{item:03d}" for item in range(config["evaluate"]["num_candidates"])]
+    ranked = rec_dist.rank(run, [["i079", "i001"]], candidates=[candidates], top_k=len(candidates), exclude_seen=False)
+    assert sorted(ranked["item_id"].to_pylist()) == candidates
     if config["task"]["kind"] not in WITHOUT_LANGUAGE_MODEL and config["adapter"]["kind"] != "none":
         from rec_dist.commands.export import export_merged
 
@@ -156,7 +171,18 @@ def _try(config: dict[str, Any], folder: Path) -> None:
     assert rec_dist.train(config).path == run.path  # it is finished, and nothing of its configuration is refused later
 
 
-def test_any_configuration_trains_or_is_one_line(tiny_config: Callable[..., dict[str, Any]]) -> None:
+def _config(make: Callable[..., dict[str, Any]], earlier: Path, folder: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    tree = OmegaConf.create(make(folder / "run", "train.max_steps=3", "train.epochs=100", "evaluate.max_users=5"))
+    members = {"neighbours": str(earlier / "neighbours")}
+    for key, value in {"task.p2rec.teacher": str(earlier / "teacher"), "task.ensemble.members": members, **chosen}.items():
+        OmegaConf.update(tree, key, value, force_add=True)
+    config: Any = OmegaConf.to_container(tree)
+    if config["prompt"].get("candidates") == "listed":
+        config["evaluate"]["num_candidates"] = config["prompt"].get("num_candidates", 20)
+    return dict(config)
+
+
+def test_any_configuration_trains_or_is_one_line(tiny_config: Callable[..., dict[str, Any]], earlier: Path) -> None:
     @settings(
         max_examples=_NUMBER,
         deadline=None,
@@ -168,13 +194,7 @@ def test_any_configuration_trains_or_is_one_line(tiny_config: Callable[..., dict
     @given(changes())
     def check(chosen: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as place:
-            tree = OmegaConf.create(tiny_config(Path(place) / "run", "train.max_steps=3", "evaluate.max_users=5"))
-            for key, value in chosen.items():
-                OmegaConf.update(tree, key, value, force_add=True)
-            config: Any = OmegaConf.to_container(tree)
-            if config["prompt"].get("candidates") == "listed":
-                config["evaluate"]["num_candidates"] = config["prompt"].get("num_candidates", 20)
-            _try(config, Path(place))
+            _try(_config(tiny_config, earlier, Path(place), chosen), Path(place))
 
     check()
 

@@ -177,8 +177,8 @@ def test_prompts_beyond_the_last_position(refused: Callable[..., None], command:
 
 def test_a_micro_batch_too_small_for_the_evaluation(refused: Callable[..., None]) -> None:
     """Training has shorter histories than the test split: these would be refused when the model is finished."""
-    overrides = ("negatives.num=0", "prompt.max_history=20", "train.max_tokens_per_micro_batch=88", "train.max_steps=1")
-    refused(None, COMMANDS["train"], ("train.max_tokens_per_micro_batch (88)", "evaluate.split=test", "raise it"), *overrides)
+    overrides = ("negatives.num=0", "prompt.max_history=20", "train.max_tokens_per_micro_batch=108", "train.max_steps=1")
+    refused(None, COMMANDS["train"], ("train.max_tokens_per_micro_batch (108)", "evaluate.split=test", "raise it"), *overrides)
 
 
 def test_candidates_that_an_evaluation_could_not_list(refused: Callable[..., None]) -> None:
