@@ -7,9 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from rec_dist.errors import UserError
 from rec_dist.launch.ray_cluster import check_answers, temp_folder
@@ -103,3 +106,43 @@ def test_a_cache_without_a_home_folder_names_the_variable(monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(UserError, match=f"set {CACHE_VARIABLE}"):
         cache_dir()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_accepts_and_says_nothing() -> None:
+    """In a process of its own: Ray keeps what it began."""
+    code = "\n".join(
+        [
+            "import os, socket",
+            "from rec_dist.errors import UserError",
+            "from rec_dist.launch.ray_cluster import connect",
+            "silent = socket.create_server(('127.0.0.1', 0))",
+            "try:",
+            "    connect(f'127.0.0.1:{silent.getsockname()[1]}')",
+            "except UserError as fault:",
+            "    print(fault)",
+            "os._exit(0)",
+        ]
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert "no Ray cluster answers" in done.stdout and done.stdout.count("\n") == 1, done.stdout + done.stderr
+    assert time.monotonic() - began < 45  # 30 s, and the imports
+
+
+@pytest.mark.slow
+def test_a_run_outside_ascii_with_a_long_temporary_folder(tmp_path: Path, tiny_config: Callable[..., dict[str, Any]]) -> None:
+    run, long = tmp_path / "läufe-東京", tmp_path / ("x" * 60)
+    long.mkdir()
+    config = tmp_path / "größe.yaml"
+    changes = ("cluster.launcher=ray", "cluster.num_workers=1", "train.max_steps=1")
+    config.write_text(yaml.safe_dump(tiny_config(run, *changes), allow_unicode=True), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(long)}
+    environment.pop("RAY_ADDRESS", None)
+    words = [sys.executable, "-P", "-m", "rec_dist", "train", str(config)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"WARNING: Ray's temporary folder {long}/ray has a path of" in done.stderr
+    assert (run / "finished.json").is_file()
+    assert not list(run.glob("stacks/*"))
