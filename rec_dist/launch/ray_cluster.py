@@ -23,6 +23,8 @@ from rec_dist.runtime.stacks import end_group
 logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
+_SETTINGS = b"\x04"  # the type of a frame of HTTP/2, its fourth byte
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + bytes(5)
 _MOST_BYTES = 107 - 64  # /session_2026-11-30_19-15-26_123456_1234567/sockets/plasma_store
 _LEAVE_SECONDS = 30.0  # to leave a cluster
 _HEAD_SECONDS = 10.0  # the head may be restarting; Ray itself ends the driver after 60 s, without a useful message
@@ -65,18 +67,25 @@ def connect(address: str | None) -> None:
 
 
 def check_answers(address: str) -> None:
-    """Raises UserError if nothing accepts a connection at the HOST:PORT of `address`. Ray itself would wait for minutes."""
+    """Raises UserError if no Ray head is at the HOST:PORT of `address`, within 30 s. Ray itself would wait for minutes.
+
+    A head speaks gRPC, so it answers the first frame of HTTP/2 with one of settings.
+    """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdigit():  # `auto`, `local`, or what Ray rejects at once
         return
-    # Ray asks a head that accepts connections and says nothing this often, about 6 s each; by default 20 times.
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "3")
+    encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as head:
+            if not encrypted:
+                head.sendall(_GREETING)
+                answer = head.recv(9)
+                if answer[3:4] != _SETTINGS:
+                    raise ConnectionError("what answers is no Ray head")
     except (OSError, OverflowError, UnicodeError) as fault:
         raise UserError(
-            f"cluster.address ({address}): nothing answers there ({one_line(fault)}); give HOST:PORT of a running Ray head, or unset "
-            "it and RAY_ADDRESS to use this machine"
+            f"cluster.address ({address}): no Ray cluster answers there ({one_line(fault)}); give HOST:PORT of a running Ray head, "
+            "or unset it and RAY_ADDRESS to use this machine"
         ) from fault
 
 

@@ -52,7 +52,7 @@ def test_an_address_that_does_not_answer(address: str) -> None:
     with socket.socket() as taken:  # bound and not listening: nothing else gets this port meanwhile
         taken.bind(("127.0.0.1", 0))
         began = time.monotonic()
-        with pytest.raises(UserError, match=r"cluster\.address .* nothing answers there"):
+        with pytest.raises(UserError, match=r"cluster\.address .* no Ray cluster answers there"):
             check_answers(address.format(port=taken.getsockname()[1]))
     assert time.monotonic() - began < 30
 
@@ -108,27 +108,23 @@ def test_a_cache_without_a_home_folder_names_the_variable(monkeypatch: pytest.Mo
         cache_dir()
 
 
-@pytest.mark.slow
-def test_a_cluster_that_accepts_and_says_nothing() -> None:
-    """In a process of its own: Ray keeps what it began."""
-    code = "\n".join(
-        [
-            "import os, socket",
-            "from rec_dist.errors import UserError",
-            "from rec_dist.launch.ray_cluster import connect",
-            "silent = socket.create_server(('127.0.0.1', 0))",
-            "try:",
-            "    connect(f'127.0.0.1:{silent.getsockname()[1]}')",
-            "except UserError as fault:",
-            "    print(fault)",
-            "os._exit(0)",
-        ]
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    assert "no Ray cluster answers" in done.stdout and done.stdout.count("\n") == 1, done.stdout + done.stderr
-    assert time.monotonic() - began < 45  # 30 s, and the imports
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_server_that_is_no_ray_head(monkeypatch: pytest.MonkeyPatch, says: bytes) -> None:
+    """One that accepts and says nothing, and one of the web."""
+    monkeypatch.setattr("rec_dist.launch.ray_cluster._CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(says)
+                connection.recv(1 << 16)
+                time.sleep(1.0)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(UserError, match="no Ray cluster answers there"):
+            check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
 
 
 @pytest.mark.slow
@@ -146,3 +142,21 @@ def test_a_run_outside_ascii_with_a_long_temporary_folder(tmp_path: Path, tiny_c
     assert f"WARNING: Ray's temporary folder {long}/ray has a path of" in done.stderr
     assert (run / "finished.json").is_file()
     assert not list(run.glob("stacks/*"))
+
+
+@pytest.mark.slow
+def test_a_ray_head_answers() -> None:
+    """In a process of its own, which ends with the cluster."""
+    code = "; ".join(
+        [
+            "import sys, ray",
+            "from rec_dist.launch.ray_cluster import check_answers, connect",
+            "connect(None)",
+            "check_answers(ray.get_runtime_context().gcs_address)",
+            "sys.stdout.write('answers')",
+        ]
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "answers", done.stderr
