@@ -5,6 +5,7 @@
 
 import argparse
 import errno
+import io
 import logging
 import os
 import select
@@ -38,6 +39,8 @@ _USE_LIBRARIES = ("prepare", "train", "evaluate", "rank", "profile", "embed", "e
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # JSON lines and tables are UTF-8 in every locale
     with interrupts() as noted:
         try:
             try:
@@ -97,6 +100,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     except Exception as fault:
         if isinstance(fault, OSError) and fault.errno == errno.ENAMETOOLONG:
             _to_stderr(f"error: the path {str(fault.filename)[:200]}... is too long; give a shorter one")
+            return EXIT_USER
+        if isinstance(fault, FileNotFoundError) and "No usable temporary directory" in str(fault):
+            _to_stderr("error: no folder takes temporary files; set TMPDIR to one that does")
             return EXIT_USER
         disk = as_disk_error(fault)
         if disk is None:

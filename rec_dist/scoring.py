@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from rec_dist.data.sampling.global_batches import pack_evenly
 from rec_dist.errors import UserError
 from rec_dist.models.attention_paths import base_of
-from rec_dist.models.borrowed import check_borrowed, evaluating, input_device, packed_logps, position_limit, taking_packed_batches
+from rec_dist.models.borrowed import check_borrowed, evaluating, input_device, packed_logps, taking_packed_batches
 from rec_dist.models.probe import check_same, probe_tokens
+from rec_dist.models.shape import position_limit
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.runtime.arrays import I32
@@ -67,7 +68,7 @@ def score(
     base = base_of(model)
     _check_settings(max_tokens, attention)
     shared = _read(tokenizer, prompts, completions, num_ids=int(base.get_input_embeddings().weight.shape[0]))
-    _check_lengths(shared, max_tokens, position_limit(base.config))
+    _check_lengths(shared, max_tokens, position_limit(base.config.to_dict()))
     pieces = [piece for prompt in shared for piece in _cut(prompt, max_tokens)]
     results = [np.zeros(len(prompt.completions), dtype=np.float32) for prompt in shared]
     if not pieces:

@@ -17,10 +17,10 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.data.prompts.builder import PROMPT_NAME
 from rec_dist.errors import TRAIN_AGAIN, UserError
-from rec_dist.methods.language_model.builders import read_shape
 from rec_dist.methods.language_model.preference_rows import FORMAT_NAME
 from rec_dist.methods.registry import method_of
 from rec_dist.models.merge import token_names, write_merged_model
+from rec_dist.models.shape import read_shape
 from rec_dist.models.soft_prompt import load_soft_prompt
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.checksums import write_checksums
@@ -52,7 +52,13 @@ def export_merged(run_dir: Path, output: Path, overrides: Overrides = ()) -> Non
         if of_text:
             shutil.copyfile(run.model / FORMAT_NAME, partial / FORMAT_NAME)
         else:
-            _write_prompt(config, prompt, read_shape(initial.model).vocab_size, ids, partial)
+            _write_prompt(
+                config,
+                prompt,
+                read_shape(initial.model, trust_remote_code=config.model.trust_remote_code).vocab_size,
+                ids,
+                partial,
+            )
             shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
         readable(partial)
         write_checksums(partial)

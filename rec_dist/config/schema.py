@@ -181,11 +181,10 @@ class TrainConfig(Section):
         ge=1,
         lt=_INT32,
         description="Groups (kind=sequential: sequences) in one optimizer step, over all workers: an upper limit, "
-        "because a user with fewer "
-        "targets than targets_per_prompt gives a smaller example.",
+        "because a user with fewer targets than targets_per_prompt gives a smaller example. A multiple of targets_per_prompt.",
     )
     targets_per_prompt: int = Field(
-        1, ge=1, lt=_INT32, description="Targets of one user that share one prompt. prompt.style=list only."
+        1, ge=1, lt=_INT32, description="Targets of a user on one prompt; divides global_batch_size. prompt.style=list only."
     )
     max_tokens_per_micro_batch: int = Field(
         1024, ge=8, lt=_INT32, description="Tokens of one forward pass on one worker, at most."

@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,15 @@ from rec_dist.errors import StopRequested, UserError
 from rec_dist.launch.restart import HeadLostError
 from rec_dist.launch.sizing import Node
 from rec_dist.runtime.heartbeat import Beat
+from rec_dist.runtime.messages import one_line
 from rec_dist.runtime.stacks import end_group
 
+logger = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 10.0
+_SETTINGS = b"\x04"  # the type of a frame of HTTP/2, its fourth byte
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + bytes(5)
+_MOST_BYTES = 107 - 64  # /session_2026-11-30_19-15-26_123456_1234567/sockets/plasma_store
 _LEAVE_SECONDS = 30.0  # to leave a cluster
 _HEAD_SECONDS = 10.0  # the head may be restarting; Ray itself ends the driver after 60 s, without a useful message
 
@@ -34,6 +42,8 @@ def connect(address: str | None) -> None:
     named = address or os.environ.get("RAY_ADDRESS")
     if named is None:
         _make_token()
+    else:
+        check_answers(named)
     # It logs at each start that it is on for a cluster of this machine, which is Ray's default.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Workers report through the run directory. Ray would repeat their output.
@@ -44,13 +54,70 @@ def connect(address: str | None) -> None:
             log_to_driver=False,
             logging_level="ERROR",
             configure_logging=False,
+            _temp_dir=temp_folder() if named is None else None,
         )
-    except (ConnectionError, ValueError) as fault:
+    except (ConnectionError, ValueError, RuntimeError) as fault:
+        if named is None:
+            raise
         raise UserError(
-            f"cluster.address ({named}): no Ray cluster answers ({fault}); start one, or unset it to use this machine"
+            f"cluster.address ({named}): no Ray cluster answers ({one_line(fault)}); start one, or unset it to use this machine"
         ) from fault
     except SystemExit as fault:  # from Ray's own handler of SIGTERM, which would end this process with 15 and no message
         raise StopRequested("stopped while Ray was starting; run the same command to go on") from fault
+
+
+def check_answers(address: str) -> None:
+    """Raises UserError if no Ray head is at the HOST:PORT of `address`, within 30 s. Ray itself would wait for minutes.
+
+    A head speaks gRPC, so it answers the first frame of HTTP/2 with one of settings.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # `auto`, `local`, or what Ray rejects at once
+        return
+    encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as head:
+            if not encrypted:
+                head.sendall(_GREETING)
+                answer = head.recv(9)
+                if answer[3:4] != _SETTINGS:
+                    raise ConnectionError("what answers is no Ray head")
+    except (OSError, OverflowError, UnicodeError) as fault:
+        raise UserError(
+            f"cluster.address ({address}): no Ray cluster answers there ({one_line(fault)}); give HOST:PORT of a running Ray head, "
+            "or unset it and RAY_ADDRESS to use this machine"
+        ) from fault
+
+
+def temp_folder() -> str | None:
+    """The folder for the sockets and logs of a Ray cluster on this machine; None: Ray's own choice.
+
+    A path of a socket has up to 107 bytes, and Ray adds up to 64 to its folder. Raises UserError if no folder serves.
+    """
+    own = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+    fault = _unusable(own)
+    if fault is None:
+        return None
+    for other in ("/tmp/ray", "/var/tmp/ray", "/dev/shm/ray"):
+        if _unusable(Path(other)) is None:
+            logger.warning(f"Ray's temporary folder {own} {fault}; this cluster's sockets and logs are in {other}")
+            return other
+    raise UserError(f"Ray's temporary folder {own} {fault}; set RAY_TMPDIR to a writable folder of up to {_MOST_BYTES - 4} bytes")
+
+
+def _unusable(folder: Path) -> str | None:
+    """Why the sockets and logs of a cluster cannot be in `folder`, or None."""
+    if (size := len(os.fsencode(folder))) > _MOST_BYTES:
+        return f"has a path of {size} bytes, too long for the sockets in it"
+    if not str(folder).isascii():
+        return "has a path outside ASCII"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+    except OSError as fault:
+        return f"cannot be written ({fault.strerror})"
+    return None
 
 
 def _make_token() -> None:

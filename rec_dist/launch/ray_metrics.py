@@ -37,13 +37,18 @@ MEASURES = (
 EXPORTED = tuple(f"ray_{_PREFIX}{measure.name}" for measure in MEASURES)
 
 
+def label(name: str) -> str:
+    """A run's name as Ray takes it for a label or a name of its own: ASCII, so that ü is written \\xfc."""
+    return name.encode("ascii", "backslashreplace").decode()
+
+
 class RayGauges:
     """A tracker for the worker that writes metrics.jsonl; run: the value of the label `run`."""
 
     def __init__(self, run: str) -> None:
         from ray.util.metrics import Gauge
 
-        self._tags = {"run": run}
+        self._tags = {"run": label(run)}
         self._gauges: list[Any] = [
             Gauge(f"{_PREFIX}{measure.name}", description=measure.meaning, tag_keys=("run",)) for measure in MEASURES
         ]

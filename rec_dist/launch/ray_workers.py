@@ -9,6 +9,7 @@ from typing import Any
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.errors import StopRequested, UserError, WorkerFailedError
 from rec_dist.launch import ray_cluster
+from rec_dist.launch.ray_metrics import label
 from rec_dist.launch.restart import FINAL, NeverStartedError, NotPlacedError, Paused
 from rec_dist.launch.sizing import Elastic, Size
 from rec_dist.launch.watchdog import Cluster, Supervisor, Timeouts
@@ -149,7 +150,7 @@ class Attempts:
             # ourselves: Ray would keep the size, would not stop after two failures at one step, and after a preemption or a
             # failed placement would try for ever.
             run_config=RunConfig(
-                name=f"{run.path.name}-{time.time_ns()}",
+                name=f"{label(run.path.name)}-{time.time_ns()}",
                 storage_path=str(run.path / "ray"),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             ),

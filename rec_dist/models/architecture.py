@@ -18,9 +18,11 @@ from rec_dist.models.known_decoders import Architecture, Parameters, count_known
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.layers import decoder_layers
 from rec_dist.models.scorer import Scorer
+from rec_dist.models.shape import check_not_quantised, position_limit
 from rec_dist.models.size import count_weights
 from rec_dist.models.soft_prompt import add_soft_prompt
 from rec_dist.packing.packed_batch import PackedBatch
+from rec_dist.runtime.messages import one_line
 from rec_dist.runtime.quiet import quieten_loaded
 
 _NEEDED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -65,7 +67,7 @@ def _shape(config: dict[str, Any], path: Path) -> Architecture:
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or width // heads,
         vocabulary=config["vocab_size"],
-        max_positions=config.get("max_position_embeddings"),
+        max_positions=position_limit(config),
     )
 
 
@@ -78,9 +80,11 @@ def _read(path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {**config, **config.get("text_config", {})}
+        config = {**config, **config.get("text_config", {})}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as fault:
         raise UserError(f"{path} is not a readable JSON object: {fault}; {_WAY_OUT}") from fault
+    check_not_quantised(config, path.parent)
+    return config
 
 
 def count_parameters(
@@ -108,9 +112,9 @@ def count_built(folder: Path, adapter: LoraSpec | None, *, num_virtual: int = 0,
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as fault:  # for a damaged file transformers raises its own errors, torch's and most of Python's
-        why = " ".join(str(fault).split())[:300] or type(fault).__name__
         raise UserError(
-            f"{folder} describes no causal language model that transformers can build: {why}{way_out(fault) or f'; {_WAY_OUT}'}"
+            f"{folder} describes no causal language model that transformers can build: {one_line(fault)}"
+            f"{way_out(fault) or f'; {_WAY_OUT}'}"
         ) from fault
     head = model.get_output_embeddings()
     if head is None:

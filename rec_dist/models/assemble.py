@@ -52,14 +52,19 @@ class ModelSpec:
 
     @property
     def trains_float32(self) -> bool:
-        """Whether an adapter or soft prompts are float32 on a model of another dtype.
-
-        On CPUs they are: their gradients then sum up in float32 over the micro-batches of a step, at any ZeRO stage, and there
-        is no second copy of them. On GPUs they have the model's dtype, and DeepSpeed keeps a float32 copy; so have weights of a
-        model that trains whole, everywhere.
-        """
+        """As trains_float32()."""
         some = self.adapter is not None or (self.soft_prompt is not None and self.soft_prompt.trains)
-        return some and self.dtype != torch.float32 and not self.device.startswith("cuda")
+        return trains_float32(some, bf16=self.dtype != torch.float32, on_gpu=self.device.startswith("cuda"))
+
+
+def trains_float32(adapted: bool, *, bf16: bool, on_gpu: bool) -> bool:
+    """Whether an adapter or soft prompts are float32 on a bfloat16 model. adapted: they train, and not the whole model.
+
+    On CPUs they are: their gradients then sum up in float32 over the micro-batches of a step, at any ZeRO stage, and there is no
+    second copy of them. On GPUs they have the model's dtype, and DeepSpeed keeps a float32 copy; so have weights of a model that
+    trains whole, everywhere.
+    """
+    return adapted and bf16 and not on_gpu
 
 
 def build_model(spec: ModelSpec) -> nn.Module:

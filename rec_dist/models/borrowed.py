@@ -54,18 +54,6 @@ def _why_not_peft(model: Any) -> str | None:
     return None
 
 
-def position_limit(config: Any) -> int | None:
-    """Positions that the model has; None if nothing limits them.
-
-    For LongRoPE, the positions before its frequencies change: a longer sequence would change those of its neighbours in a batch.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
-    limit = getattr(config, "max_position_embeddings", None)
-    return None if limit is None else int(limit)
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, every module is in evaluation mode and no graph is recorded. Afterwards each module has its own mode again."""

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rec_dist.errors import UserError
+from rec_dist.runtime.messages import one_line
 from rec_dist.storage.disk import as_disk_error
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_INDEX = "model.safetensors.index.json"
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _CONFIG, _CODE = ["config.json"], ["*.py"]
 _MODEL = [
     *_CONFIG,
@@ -76,7 +77,7 @@ def fetch_model(repository: str, revision: str | None, *, code: bool = False) ->
     folder = _fetch(repository, revision, [*_MODEL, *_CODE] if code else _MODEL)
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path ({repository}) has no config.json on the Hub; choose a model that transformers loads")
-    missing = [name for name in _weight_files(folder) if not (folder / name).is_file()]
+    missing = [name for name in weight_files(folder) if not (folder / name).is_file()]
     if missing and any(folder.glob("model*.safetensors")):
         raise UserError(f"model.path ({repository}): {folder} lacks {missing[0]}; run once with the Hub in reach")
     if missing:
@@ -91,14 +92,18 @@ def fetch_config(repository: str, revision: str | None, *, code: bool = False) -
     return _fetch(repository, revision, [*_CONFIG, *_CODE] if code else _CONFIG)
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
+    """The names of the files that hold the weights of a model folder, as transformers finds them. They may be missing.
+
+    Raises UserError for an index that cannot be read.
+    """
     index = folder / _INDEX
-    if not index.is_file():
-        return ["model.safetensors"]
+    if (folder / _WHOLE).is_file() or not index.is_file():
+        return [_WHOLE]
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise UserError(f"{index} cannot be read ({fault}); remove {folder} and fetch the model again") from fault
+        return sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        raise UserError(f"{index} cannot be read ({one_line(fault)}); fetch or save the model again") from fault
 
 
 def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:

@@ -1,12 +1,14 @@
 """Loads a causal language model and adds a LoRA adapter. Takes plain values, returns a module, and knows no method."""
 
 import json
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -14,12 +16,13 @@ from rec_dist.errors import UserError
 from rec_dist.models.attention import check_architecture
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import FLEX, allow_compilations
-from rec_dist.models.foreign_code import check_no_kernel, way_out
+from rec_dist.models.foreign_code import way_out
 from rec_dist.models.fused_layers import fuse_layers, wants_fused
 from rec_dist.models.fused_lora import fuse_lora
 from rec_dist.models.per_prompt import register
 from rec_dist.models.scorer import POLICY_ADAPTER, REFERENCE_ADAPTER
-from rec_dist.runtime.quiet import quieten_loaded
+from rec_dist.models.shape import read_config
+from rec_dist.runtime.messages import one_line
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -50,15 +53,9 @@ def load_language_model(
     the engine will run the model. trust_remote_code: model.trust_remote_code. Under an active HfDeepSpeedConfig of stage 3 the
     model is loaded sharded. Raises UserError for a model that cannot be used.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    quieten_loaded()
-    check_no_kernel(path, trusted=trust_remote_code)
-    try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as fault:
-        why = f"{str(fault).splitlines()[0]}{way_out(fault)}"
-        raise UserError(f"model.path ({path}) holds no model that loads: {why}") from fault
+    config = read_config(path, trust_remote_code=trust_remote_code)
     for name, value in config.to_dict().items():  # with dropout a log-prob would depend on the rest of its batch
         if name.endswith(("dropout", "_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
@@ -76,9 +73,8 @@ def load_language_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
-    except (OSError, ValueError, SafetensorError) as fault:
-        why = f"{str(fault).splitlines()[0]}{way_out(fault)}"
-        raise UserError(f"model.path ({path}) is no usable causal language model: {why}") from fault
+    except (OSError, ValueError, ImportError, SafetensorError) as fault:
+        raise UserError(f"model.path ({path}) is no usable causal language model: {one_line(fault)}{way_out(fault)}") from fault
     check_architecture(model)
     if fused:
         fuse_layers(model)
@@ -101,7 +97,8 @@ def add_lora(
     """Wraps `model` with a LoRA adapter, new or from the adapter folder `weights` of another run.
 
     keep_reference: also add a frozen copy of `weights` as the adapter "reference". `seed` gives every rank the same initial
-    values. float32: adapters are float32 also where the model is not. Raises UserError if the adapter in `weights` has another shape.
+    values. float32: adapters are float32 also where the model is not. Raises UserError for modules that cannot be adapted, and if
+    the adapter in `weights` has another shape.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -113,10 +110,16 @@ def add_lora(
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
+    outer = {id(model.get_output_embeddings()): "head", id(model.get_input_embeddings()): "input embedding"}  # type: ignore[operator]
     try:
-        wrapped: Any = get_peft_model(model, config, adapter_name=POLICY_ADAPTER, autocast_adapter_dtype=float32)
-    except ValueError as fault:
-        raise UserError(f"adapter.target_modules ({spec.target_modules}): {str(fault).splitlines()[0]}") from fault
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # about targets that are refused below
+            wrapped: Any = get_peft_model(model, config, adapter_name=POLICY_ADAPTER, autocast_adapter_dtype=float32)
+    except (ValueError, TypeError, re.error) as fault:
+        raise UserError(
+            f"adapter.target_modules ({spec.target_modules}): {one_line(fault)}; set it to all-linear, or name linear layers of the "
+            "model's decoder"
+        ) from fault
+    _check_adapted(wrapped, spec, outer)
     if weights is not None:
         load_adapter(wrapped, weights, POLICY_ADAPTER)
         if keep_reference:
@@ -130,23 +133,56 @@ def add_lora(
     return result
 
 
+def _check_adapted(wrapped: Any, spec: LoraSpec, outer: dict[int, str]) -> None:
+    """Raises UserError unless LoRA is on linear layers of the decoder alone. outer: id of another module -> what it is.
+
+    The head multiplies with its weight by itself (models/head.py), and where it is tied to the embedding an adapter of one would
+    be missing in the other.
+    """
+    from peft.tuners.lora import Linear, LoraLayer
+
+    adapted = {name: layer for name, layer in wrapped.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in adapted.items():
+        what = outer.get(id(layer.get_base_layer()))
+        if what is None and not isinstance(layer, Linear):
+            what = type(layer.get_base_layer()).__name__
+        if what is not None:
+            raise UserError(
+                f"adapter.target_modules ({spec.target_modules}) takes in {name.removeprefix('base_model.model.')}, the model's "
+                f"{what}, and LoRA trains linear layers of the decoder; leave it out, or set adapter.kind=none to train all weights"
+            )
+    if not adapted:
+        raise UserError(f"adapter.target_modules ({spec.target_modules}) names no module of this model; set it to all-linear")
+
+
 def load_adapter(wrapped: nn.Module, folder: Path, name: str) -> None:
     """Copies the adapter weights in `folder` into the adapter `name`.
 
     Raises UserError, and copies nothing, if they do not fit.
     """
+    check_adapter_fits(wrapped, folder, name)
     saved = load_file(folder / ADAPTER_WEIGHTS)
+    with torch.no_grad():
+        for key, value in _weights_of(wrapped, name).items():
+            value.copy_(saved[key])
+
+
+def check_adapter_fits(wrapped: nn.Module, folder: Path, name: str = POLICY_ADAPTER) -> None:
+    """Raises UserError if the adapter weights in `folder` are not those of the adapter `name`. Reads their header alone."""
     scale = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"]
     if scale != wrapped.peft_config[name].lora_alpha:  # type: ignore[union-attr,index]
         raise UserError(
             f"train.init_from: the adapter in {folder} was trained with adapter.alpha={scale}; give this run the same"
         )
-    own = {key.replace(f".{name}.", "."): value for key, value in wrapped.named_parameters() if f".{name}." in key}
-    if set(saved) != set(own) or any(saved[key].shape != own[key].shape for key in own):
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
+        saved = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    if saved != {key: tuple(value.shape) for key, value in _weights_of(wrapped, name).items()}:
         raise UserError(
             f"train.init_from: the adapter in {folder} does not fit this one (other adapter.rank, adapter.target_modules or "
             "model.path); give both runs the same adapter section"
         )
-    with torch.no_grad():
-        for key, value in own.items():
-            value.copy_(saved[key])
+
+
+def _weights_of(wrapped: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The weights of the adapter `name`, by the names under which they are saved."""
+    return {key.replace(f".{name}.", "."): value for key, value in wrapped.named_parameters() if f".{name}." in key}

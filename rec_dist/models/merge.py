@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rec_dist.errors import UserError
 from rec_dist.models.foreign_code import check_no_kernel, way_out
 from rec_dist.models.language import ADAPTER_WEIGHTS
+from rec_dist.runtime.messages import one_line
 
 
 def token_names(num: int) -> list[str]:
@@ -43,8 +44,8 @@ def write_merged_model(
             str(base), dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True
         )
         tokenizer: Any = AutoTokenizer.from_pretrained(str(base), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as fault:
-        raise UserError(f"{base} holds no model that loads: {str(fault).splitlines()[0]}{way_out(fault)}") from fault
+    except (OSError, ValueError, ImportError) as fault:
+        raise UserError(f"{base} holds no model that loads: {one_line(fault)}{way_out(fault)}") from fault
     if adapter is not None:
         assert (adapter / ADAPTER_WEIGHTS).is_file(), adapter  # without it PEFT would unpickle adapter_model.bin
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

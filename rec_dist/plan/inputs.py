@@ -18,6 +18,7 @@ from rec_dist.errors import UserError
 from rec_dist.methods.language_model.builders import build_batch_sampler, lora_spec
 from rec_dist.methods.method import PlannedPrompts
 from rec_dist.models.architecture import read_architecture
+from rec_dist.models.assemble import trains_float32
 from rec_dist.models.pretrained import config_folder
 from rec_dist.plan.cluster_file import ClusterFile
 from rec_dist.plan.hardware import Hardware
@@ -56,7 +57,7 @@ def setup_of(config: RunConfig, cluster: ClusterFile, *, needs_reference: bool) 
         zero_stage=0 if stage == "auto" else stage,
         width=read_architecture(folder).width,
         bf16=bf16,
-        trains_float32=bf16 and not cluster.gpu and config.adapter.kind != "none",
+        trains_float32=trains_float32(config.adapter.kind != "none", bf16=bf16, on_gpu=cluster.gpu),
         workers=workers,
         on_gpu=cluster.gpu,
     )

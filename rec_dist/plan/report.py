@@ -12,6 +12,7 @@ from typing import Any
 from rec_dist.config.schema import RunConfig
 from rec_dist.engine.settings import EngineSettings
 from rec_dist.errors import UserError
+from rec_dist.methods.language_model.limits import check_positions
 from rec_dist.methods.registry import method_of
 from rec_dist.plan.advice import Change, combined_change, largest_micro_batch, single_changes
 from rec_dist.plan.cluster_file import load_cluster
@@ -29,6 +30,7 @@ from rec_dist.sizing.memory import Setup, memory
 from rec_dist.sizing.stage import TRAINING, Room, StageChoice, at_stage, smallest_stage
 
 FORMAT = 1
+_SHORTER = "lower prompt.max_history or train.targets_per_prompt, or set plan.prompt_tokens to the mean of your data"
 
 
 def make_plan(config: RunConfig) -> dict[str, Any]:
@@ -46,6 +48,8 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
             "train.targets_per_prompt, or set plan.prompt_tokens and plan.completion_tokens to the means of your data"
         )
     setup, settings = setup_of(config, cluster, needs_reference=prompts.needs_reference)
+    last = ceil(workload.prompt_rows + workload.completion) - 1
+    check_positions(last, setup.shape.max_positions, what="a prompt of mean length", way_out=_SHORTER)
     hardware = hardware_of(config, cluster, workers=setup.workers, bf16=setup.element == 2)
     choice = smallest_stage(setup, settings, TRAINING, Room(hardware.memory, hardware.reserved, config.plan.margin))
     if config.cluster.zero_stage == "auto":

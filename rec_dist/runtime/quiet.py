@@ -6,6 +6,7 @@ A worker and the command line own their process: `quieten` sets everything, for 
 """
 
 import gc
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ _OF_A_PROCESS = {
 def quieten() -> None:
     """Quietens this process for good. Keeps every variable that you have set. Call it before the libraries are imported."""
     _set(_OF_A_PROCESS)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of a home folder that is missing, and works without
     quieten_call()
     flush_denormals()
 

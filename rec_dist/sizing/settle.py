@@ -48,6 +48,11 @@ def settled(
     return replace(settings, zero_stage=stage), f"stage {stage}, {why}"
 
 
+def line_on_stage(why: str, world: World) -> str:
+    """The line of the log on a stage that was settled. why: the reason, of settled()."""
+    return f"cluster.zero_stage=auto on {world.size} worker(s): {why}"
+
+
 def _chosen(
     spec: ModelSpec | None,
     settings: EngineSettings,

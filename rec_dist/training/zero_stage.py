@@ -5,7 +5,7 @@ import torch
 from rec_dist.checkpoint import files as checkpoint
 from rec_dist.engine.settings import EngineSettings
 from rec_dist.methods.task import Task
-from rec_dist.sizing.settle import settled
+from rec_dist.sizing.settle import line_on_stage, settled
 from rec_dist.sizing.stage import TRAINING
 from rec_dist.training.context import WorkerContext
 
@@ -27,7 +27,7 @@ def settled_for_training(task: Task, context: WorkerContext) -> EngineSettings:
         before=_stage_before(context),
     )
     if why is not None:
-        context.log(f"cluster.zero_stage=auto on {world.size} worker(s): {why}")
+        context.log(line_on_stage(why, world))
         context.record({"event": "zero_stage", "stage": settings.zero_stage, "workers": world.size, "why": why})
     elif settings.zero_stage == 3 and world.size == 1:
         context.log("cluster.zero_stage=3 has nothing to share out on one worker and waits around every layer; auto is faster")

@@ -238,7 +238,7 @@ def test_evaluation(config_of: Callable[..., RunConfig], tmp_path: Path) -> None
     initial, data = find_initial_weights(config), open_data(config.data)
     examples = eval_examples_of(config, data)
     builder = ranking.build_checked_builder(config, ranking.EvaluateJob(config.model_dump(), str(tmp_path), initial, None), data)
-    prompts = ranking.EvalPrompts(builder, examples, MAX_TOKENS)
+    prompts = ranking.EvalPrompts(builder, examples, MAX_TOKENS, None)
 
     def scores_on(device: str) -> Any:
         module = Scorer(assemble.build_model(model_spec(config, initial, builder, device, trains=False)), ranking.no_loss, ())

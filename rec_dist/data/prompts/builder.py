@@ -16,10 +16,11 @@ import numpy as np
 
 from rec_dist.config.schema import PromptConfig
 from rec_dist.data.dataset.ragged import sums
-from rec_dist.data.prompts.tokens import TokenTable, begin_tokens, build_token_table, piece_tokens
+from rec_dist.data.prompts.tokens import TokenTable, begin_tokens, build_token_table, check_vocabulary, piece_tokens
 from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.runtime.arrays import I32, I64
+from rec_dist.runtime.messages import one_line
 from rec_dist.storage.files import fingerprint, read_object, write_json
 
 PROMPT_NAME = "prompt.json"
@@ -148,7 +149,8 @@ def build_prompt_builder(
 ) -> PromptBuilder:
     """Tokenises the pieces of `config` and all titles. Raises UserError for pieces that do not fit this tokenizer.
 
-    vocab_size: V, the rows of the model's embeddings. Soft prompts need it: their ids are V to V + num_virtual - 1.
+    vocab_size: V, the rows of the model's embeddings, which every token must be below. Soft prompts need it: their ids are V to
+    V + num_virtual - 1.
     """
     if config.style == "chat":
         begin_text, tail_text = _chat_parts(config, tokenizer)
@@ -158,6 +160,7 @@ def build_prompt_builder(
         begin = begin_tokens(tokenizer) + [int(t) for t in tokenizer(config.instruction, add_special_tokens=False).input_ids]
         tail_text = config.item_prefix
         tail = piece_tokens(tokenizer, tail_text, after="a")
+    of_text = [*begin]
     if config.num_virtual:
         assert vocab_size is not None
         # A BOS token stays first. Soft prompts come next, before all that depends on a user, so that servers can cache them.
@@ -179,6 +182,9 @@ def build_prompt_builder(
             f"prompt.item_prefix ({config.item_prefix!r}) tokenises to nothing; set it to a visible text such as '\\n-'"
         )
     table = build_token_table(tokenizer, titles, after=config.item_prefix)
+    if vocab_size is not None:
+        for ids in (of_text, *list(vars(pieces).values())[1:], table.tokens):
+            check_vocabulary(tokenizer, ids, vocab_size)
     return PromptBuilder(pieces, table, max_history=config.max_history, listed=config.num_candidates if listed else 0)
 
 
@@ -198,7 +204,10 @@ def _chat_parts(config: PromptConfig, tokenizer: Any) -> tuple[str, str]:
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("prompt.style is chat but this tokenizer has no chat template; use prompt.style=list")
     content = f"{config.instruction}{_HISTORY_MARK}\n{config.question}"
-    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    except Exception as fault:  # a template is a program of the model's author
+        raise UserError(f"prompt.style is chat and the chat template fails: {one_line(fault)}; use prompt.style=list") from fault
     if text.count(_HISTORY_MARK) != 1:
         raise UserError(
             "prompt.style is chat but the chat template does not contain the user's text exactly once; use prompt.style=list"

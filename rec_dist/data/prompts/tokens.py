@@ -13,6 +13,7 @@ import numpy as np
 
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
+from rec_dist.runtime.messages import one_line
 
 
 def load_tokenizer(model_path: Path, *, trust_remote_code: bool = False) -> Any:
@@ -24,10 +25,25 @@ def load_tokenizer(model_path: Path, *, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(model_path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as fault:
+    except Exception as fault:  # a damaged file, or a package that is missing: the libraries raise most of Python's errors
         code = "read its code and set model.trust_remote_code=true, or " if "trust_remote_code" in str(fault) else ""
-        why = str(fault).splitlines()[0]
-        raise UserError(f"model.path ({model_path}) has no tokenizer that loads: {why}; {code}name a model with one") from fault
+        raise UserError(
+            f"model.path ({model_path}) has no tokenizer that loads: {one_line(fault)}; {code}name a model with one"
+        ) from fault
+
+
+def check_vocabulary(tokenizer: Any, ids: Sequence[int] | I32, vocab_size: int) -> None:
+    """Raises UserError if a token id of `ids` has no row among the vocab_size rows of the model's embedding.
+
+    A tokenizer may know more tokens than the model has rows, as that of Gemma 3 does, if no text becomes one of them.
+    """
+    largest = int(np.max(np.asarray(ids, dtype=np.int64), initial=-1))
+    if largest >= vocab_size:
+        raise UserError(
+            f"model.path: its tokenizer makes token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) of a text, and the "
+            f"model's embedding has rows 0 to {vocab_size - 1}; the two belong to different models, or tokens were added without "
+            "resize_token_embeddings: name a folder in which they fit"
+        )
 
 
 def begin_tokens(tokenizer: Any) -> list[int]:

@@ -18,8 +18,10 @@ from rec_dist.methods.delrec.config import DelrecConfig
 from rec_dist.methods.delrec.distill import OBJECTIVES, DistillExamples, distill_task
 from rec_dist.methods.delrec.prompts import FIRST_POSITION, DistillPrompts, Headers, stream_seed
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec, read_shape
+from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec
+from rec_dist.methods.language_model.limits import check_evaluation
 from rec_dist.methods.task import Task
+from rec_dist.models.shape import read_shape
 from rec_dist.runtime.arrays import I32, I64
 
 _RANDOM_LISTS = 2  # the stream of random draws after those of the two objectives
@@ -33,7 +35,8 @@ def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) 
     every = index_targets(split, 1)
     kept = np.flatnonzero(every.starts >= FIRST_POSITION)
     targets = TargetIndex(every.rows[kept], every.starts[kept], every.stops[kept])
-    builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
+    builder = build_builder(config, initial.model, data)
+    shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
     tokenizer = load_tokenizer(initial.model, trust_remote_code=config.model.trust_remote_code)
     texts = (settings.after_header, settings.before_header, settings.list_header, settings.first_header)
     prompts = DistillPrompts(
@@ -64,6 +67,7 @@ def build_distill_task(config: RunConfig, initial: InitialWeights, device: str) 
     sampler = build_batch_sampler(config, max(len(targets), 1))
     max_tokens = config.train.max_tokens_per_micro_batch
     examples.check(sampler, top_h=settings.top_h, max_tokens=max_tokens, max_positions=shape.max_positions)
+    check_evaluation(config, builder, data)
     return distill_task(spec, examples, sampler=sampler, width=shape.width)
 
 

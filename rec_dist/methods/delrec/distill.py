@@ -29,7 +29,7 @@ from rec_dist.losses import LossSums
 from rec_dist.methods.delrec.choice import choice_loss
 from rec_dist.methods.delrec.config import DelrecConfig
 from rec_dist.methods.delrec.prompts import FIRST_POSITION, PATTERN, TEMPORAL, DistillPrompts, Place, Places
-from rec_dist.methods.language_model.builders import check_positions
+from rec_dist.methods.language_model.limits import check_positions
 from rec_dist.methods.language_model.saved_model import save_run_model
 from rec_dist.methods.task import Exchange, NoExchange, Score, Task, TaskModel
 from rec_dist.models.assemble import ModelSpec, build_model

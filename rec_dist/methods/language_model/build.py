@@ -8,7 +8,7 @@ from rec_dist.data.dataset.preferences import open_preferences
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.data.prompts.builder import PromptBuilder, end_tokens
 from rec_dist.data.prompts.text_prompts import tokenize_rows
-from rec_dist.data.prompts.tokens import load_tokenizer
+from rec_dist.data.prompts.tokens import check_vocabulary, load_tokenizer
 from rec_dist.data.sampling.targets import index_targets
 from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
@@ -17,14 +17,15 @@ from rec_dist.methods.language_model.builders import (
     build_builder,
     build_negative_sampler,
     model_spec,
-    read_shape,
 )
 from rec_dist.methods.language_model.interaction_examples import InteractionExamples
+from rec_dist.methods.language_model.limits import check_evaluation
 from rec_dist.methods.language_model.objective import Objective
 from rec_dist.methods.language_model.preference_rows import PreferenceRowExamples, preference_rows_task
 from rec_dist.methods.language_model.task import language_task
 from rec_dist.methods.task import Task
 from rec_dist.models.language import ADAPTER_WEIGHTS
+from rec_dist.models.shape import read_shape
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
 from rec_dist.storage.files import fingerprint, sampled_fingerprint, sha256
 
@@ -50,13 +51,15 @@ def build_language_task(
     data = open_data(config.data)
     rows = data.split(split)
     targets = index_targets(rows, config.train.targets_per_prompt)
-    builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
+    builder = build_builder(config, initial.model, data)
+    shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
     spec = model_spec(config, initial, builder, device, trains=True, keep_reference=keep_reference)
     negatives = build_negative_sampler(config, objective.num_negatives, data.train_counts)
     refresh = config.negatives.refresh_each_epoch
     examples = InteractionExamples(data, rows, targets, builder, negatives, refresh, objective.margins, objective.temperature)
     sampler = build_batch_sampler(config, max(len(targets), 1))
     examples.check(sampler, max_tokens=config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    check_evaluation(config, builder, data)
     key = reference_key(config, initial, builder, data, dtype=str(spec.dtype))
     return language_task(objective, spec, examples, sampler=sampler, reference_key=key, width=shape.width)
 
@@ -87,9 +90,11 @@ def build_text_task(
     if config.prompt.num_virtual:
         raise UserError(f"prompt.num_virtual ({config.prompt.num_virtual}) has no effect on preference rows; set it to 0")
     tokenizer = load_tokenizer(initial.model, trust_remote_code=config.model.trust_remote_code)
-    shape = read_shape(initial.model)
+    shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
     end = end_tokens(config.prompt, tokenizer)
     rows = tokenize_rows(open_preferences(config.data).rows(), tokenizer, end, rejected=max_rejected != 0)
+    for ids in (rows.prompts, rows.completions):
+        check_vocabulary(tokenizer, ids, shape.vocab_size)
     most = int(rows.num_rejected.max())
     if max_rejected is not None and most > max_rejected:
         raise UserError(

@@ -1,7 +1,5 @@
 """The parts of a language-model task, each built from its section of the configuration."""
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,8 @@ from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.models.assemble import ModelSpec, SoftPromptSpec
 from rec_dist.models.language import LoraSpec
+from rec_dist.models.model_check import check_model_folder
+from rec_dist.models.shape import read_shape
 from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.rng import hash_u64
 
@@ -42,9 +42,10 @@ def model_dtype(config: RunConfig, device: str) -> torch.dtype:
 
 
 def build_builder(config: RunConfig, model_path: Path, data: PreparedData) -> PromptBuilder:
-    """The prompt builder of this configuration for this model's tokenizer."""
-    vocab_size = read_shape(model_path).vocab_size
-    tokenizer = load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
+    """The prompt builder of this configuration for this model's tokenizer. Raises UserError if the two do not fit."""
+    code = config.model.trust_remote_code
+    vocab_size = read_shape(model_path, trust_remote_code=code).vocab_size
+    tokenizer = load_tokenizer(model_path, trust_remote_code=code)
     return build_prompt_builder(config.prompt, tokenizer, data.titles, vocab_size=vocab_size)
 
 
@@ -60,6 +61,17 @@ def lora_spec(config: RunConfig) -> LoraSpec | None:
     if adapter.kind != "lora":
         return None
     return LoraSpec(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules)
+
+
+def usable(config: RunConfig, initial: InitialWeights, *, trains: bool = False) -> InitialWeights:
+    """`initial`, once it is known that the model loads and takes the adapter. Every command asks this before a worker starts.
+
+    trains: as in model_spec(). Raises UserError as models.model_check.check_model_folder.
+    """
+    adapter = lora_spec(config) if trains or initial.adapter is not None else None
+    code = config.model.trust_remote_code
+    check_model_folder(initial.model, adapter, saved_adapter=initial.adapter, trust_remote_code=code)
+    return initial
 
 
 def model_spec(
@@ -113,31 +125,3 @@ def _soft_prompt_spec(
     known = np.unique(builder.titles.tokens)  # vectors start as embeddings of tokens that titles are made of
     drawn = known[(hash_u64(config.train.seed, _INIT_TOKENS, np.arange(num)) % np.uint64(len(known))).astype(np.int64)]
     return SoftPromptSpec(num, initial.soft_prompt, tuple(drawn.tolist()), trains)
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What set-up needs to know of a model before it is loaded. max_positions: None without a limit."""
-
-    width: int
-    max_positions: int | None
-    vocab_size: int
-
-
-def read_shape(model_path: Path) -> ModelShape:
-    """The shape in a model folder's config.json, under the names that different families use."""
-    config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
-    config = {**config, **config.get("text_config", {})}
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
-    width = config.get("hidden_size", config.get("n_embd", 1024))
-    return ModelShape(
-        width=int(width), max_positions=int(positions) if positions is not None else None, vocab_size=int(config["vocab_size"])
-    )
-
-
-def check_positions(positions: int, most: int | None) -> None:
-    """Raises UserError if a completion may stand beyond the model's last position. most: None without a limit."""
-    if most is not None and positions > most:
-        raise UserError(
-            f"a prompt may take {positions} positions and the model has {most}; lower prompt.max_history or prompt.num_virtual"
-        )

@@ -22,10 +22,12 @@ from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.data.prompts.builder import PromptBuilder, check_saved
 from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.language_model.builders import build_builder, model_dtype, model_spec, read_shape
+from rec_dist.methods.language_model.builders import build_builder, model_dtype, model_spec
+from rec_dist.methods.language_model.limits import check_positions
 from rec_dist.methods.p2rec.config import P2RecConfig
 from rec_dist.models.assemble import build_model
 from rec_dist.models.encoder import Encoder, check_encoder
+from rec_dist.models.shape import read_shape
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.files import fingerprint
@@ -67,7 +69,8 @@ class ItemPrompts:
             raise UserError("prompt.candidates=listed has no effect on embeddings, where nothing is chosen; set it to none")
         self.pooling, self.num_items, self.titles = config.task.section(P2RecConfig).pooling, data.num_items, data.titles
         lengths = prompt_lengths(self.builder)
-        _check(lengths, config.train.max_tokens_per_micro_batch, read_shape(job.initial.model).max_positions, data.titles)
+        shape = read_shape(job.initial.model, trust_remote_code=config.model.trust_remote_code)
+        _check(lengths, config.train.max_tokens_per_micro_batch, shape.max_positions, data.titles)
         self.micro_batches = cut(lengths, config.train.max_tokens_per_micro_batch)  # (micro-batches + 1,) where each begins
         self.inputs: dict[str, Any] = {
             "data": data.manifest.fingerprint,
@@ -111,11 +114,7 @@ def _check(lengths: I64, max_tokens: int, max_positions: int | None, titles: lis
             f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the prompt of {title!r} ({longest} tokens); "
             "raise it"
         )
-    if max_positions is not None and longest > max_positions:
-        raise UserError(
-            f"the prompt of {title!r} takes {longest} positions and the model has {max_positions}; shorten "
-            "its title or prompt.instruction"
-        )
+    check_positions(longest, max_positions, what=f"the prompt of {title!r}", way_out="shorten its title or prompt.instruction")
 
 
 class Embedder:

@@ -19,7 +19,7 @@ from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.negatives import NegativeSampler, draw_candidates
 from rec_dist.data.sampling.targets import TargetIndex
 from rec_dist.errors import UserError
-from rec_dist.methods.language_model.builders import check_positions
+from rec_dist.methods.language_model.limits import check_positions
 from rec_dist.methods.language_model.objective import Margins
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts

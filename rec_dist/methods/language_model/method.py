@@ -9,6 +9,7 @@ from rec_dist.data.dataset.manifest import PREFERENCES, Manifest
 from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights, resolve_initial_weights
 from rec_dist.methods.language_model.build import build_language_task, build_text_task
+from rec_dist.methods.language_model.builders import usable
 from rec_dist.methods.language_model.objective import Objective
 from rec_dist.methods.language_model.ranker import LanguageModelRanker
 from rec_dist.methods.method import PlannedPrompts, Ranker
@@ -67,10 +68,11 @@ class LanguageModelMethod(ABC):
 
 
 def find_language_model(config: RunConfig) -> InitialWeights:
-    """model.path, or the run in train.init_from. Raises UserError if it is missing, damaged, or does not go with adapter.kind."""
+    """model.path, or the run in train.init_from. Raises UserError if it is missing, damaged, or does not go with the adapter."""
     init_from = config.train.init_from
-    return resolve_initial_weights(
+    initial = resolve_initial_weights(
         resolve_model(config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code),
         Path(init_from) if init_from else None,
         adapter_kind=config.adapter.kind,
     )
+    return usable(config, initial, trains=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rec_dist.data.prompts.text_prompts import TextRows
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.errors import UserError
+from rec_dist.methods.language_model.limits import check_positions
 from rec_dist.methods.language_model.objective import Objective
 from rec_dist.methods.language_model.saved_model import save_weights
 from rec_dist.methods.language_model.task import language_model
@@ -65,10 +66,7 @@ class PreferenceRowExamples:
             )
         positions = [len(prompt.tokens) + int(prompt.lengths.max()) - 1 for prompt in prompts]
         row = max(range(len(positions)), key=positions.__getitem__)
-        if max_positions is not None and positions[row] > max_positions:
-            raise UserError(
-                f"data.path: row {row} takes {positions[row]} positions and the model has {max_positions}; leave it out"
-            )
+        check_positions(positions[row], max_positions, what=f"data.path: row {row}", way_out="leave it out")
 
 
 def preference_rows_task(

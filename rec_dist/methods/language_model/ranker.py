@@ -10,11 +10,14 @@ from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer
 from rec_dist.methods.initial_weights import InitialWeights, trained
+from rec_dist.methods.language_model.builders import usable
 from rec_dist.methods.language_model.embedding import EmbedJob
+from rec_dist.methods.language_model.limits import check_examples
 from rec_dist.methods.language_model.ranking import EvaluateJob, build_checked_builder, clear_parts, evaluate_worker, gather_parts
 from rec_dist.methods.language_model.scorer import LanguageModelScorer
 from rec_dist.methods.method import Evaluation, Launch, Scores
 from rec_dist.models.pretrained import resolve_model
+from rec_dist.models.shape import read_shape
 
 
 class LanguageModelRanker:
@@ -35,9 +38,9 @@ class LanguageModelRanker:
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights."""
         if saved is not None and config.adapter.kind == "none":
-            return InitialWeights(saved)
+            return usable(config, InitialWeights(saved))
         base = resolve_model(config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code)
-        return InitialWeights(base) if saved is None else trained(saved, base)
+        return usable(config, InitialWeights(base) if saved is None else trained(saved, base))
 
     def check(self, saved: Path, data: PreparedData) -> None:
         """Accepts any data: titles mean the same everywhere, and score() compares the prompt."""
@@ -46,7 +49,10 @@ class LanguageModelRanker:
         """As Ranker.score, on the workers of config.cluster."""
         config, run = evaluation.config, evaluation.run
         job = EvaluateJob(config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, self._of(config))
-        build_checked_builder(config, job, evaluation.data)  # raises UserError before a worker is started
+        builder = build_checked_builder(config, job, evaluation.data)  # raises UserError before a worker is started
+        shape = read_shape(evaluation.initial.model, trust_remote_code=config.model.trust_remote_code)
+        most = config.train.max_tokens_per_micro_batch
+        check_examples(builder, evaluation.examples, max_tokens=most, max_positions=shape.max_positions)
         clear_parts(run.path)
         cost = launch(evaluate_worker, job, config.cluster, run)
         merged = gather_parts(run.path)  # (U, C)

@@ -21,18 +21,19 @@ from rec_dist.data.prompts.title_trie import catalogue_packing
 from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
 from rec_dist.engine import process_group
 from rec_dist.engine.engine import Engine, sharded_loading
-from rec_dist.errors import UserError
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.eval_examples import eval_examples_of
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.language_model.builders import build_builder, model_spec, read_shape
+from rec_dist.methods.language_model.builders import build_builder, model_spec
+from rec_dist.methods.language_model.limits import check_examples, check_listed
 from rec_dist.models.assemble import ModelSpec, build_model
 from rec_dist.models.scorer import Scorer, check_scorer
+from rec_dist.models.shape import read_shape
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
-from rec_dist.sizing.settle import settled
+from rec_dist.sizing.settle import line_on_stage, settled
 from rec_dist.sizing.stage import SCORING
 
 F32 = npt.NDArray[np.float32]
@@ -66,7 +67,8 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     data = open_data(config.data)
     examples = eval_examples_of(config, data)
     builder = build_checked_builder(config, job, data)
-    prompts = EvalPrompts(builder, examples, config.train.max_tokens_per_micro_batch)
+    shape = read_shape(job.initial.model, trust_remote_code=config.model.trust_remote_code)
+    prompts = EvalPrompts(builder, examples, config.train.max_tokens_per_micro_batch, shape.max_positions)
     spec = model_spec(config, job.initial, builder, world.device, trains=False)
     engine = scoring_engine(config, spec, lambda: Scorer(build_model(spec), no_loss, ()), world, run)
     module: Any = engine.module
@@ -89,10 +91,10 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
 
 def scoring_engine(config: RunConfig, spec: ModelSpec, build: Callable[[], nn.Module], world: World, run: RunDirectory) -> Engine:
     """An engine around the module of `build`, with the model of `spec` inside, that only scores. A collective."""
-    width = read_shape(spec.path).width
+    width = read_shape(spec.path, trust_remote_code=spec.trust_remote_code).width
     settings, why = settled(config, spec, world, SCORING, width=width, bf16=spec.dtype == torch.bfloat16)
     if why is not None and world.is_main:
-        run.log(f"cluster.zero_stage=auto on {world.size} worker(s): {why}")
+        run.log(line_on_stage(why, world))
     with sharded_loading(settings):
         module = build()
     engine = Engine(module, settings, device=world.device, optimizer=None)
@@ -111,11 +113,7 @@ def build_checked_builder(config: RunConfig, job: EvaluateJob, data: PreparedDat
     Raises UserError if the saved model was trained with another one, or if the prompt lists more or fewer candidates than are
     ranked.
     """
-    if config.prompt.candidates == "listed" and config.evaluate.num_candidates != config.prompt.num_candidates:
-        raise UserError(
-            f"evaluate.num_candidates ({config.evaluate.num_candidates}) must equal prompt.num_candidates "
-            f"({config.prompt.num_candidates}) when the prompt lists the candidates"
-        )
+    check_listed(config)
     builder = build_builder(config, job.initial.model, data)
     if job.saved is not None:
         check_saved(builder, job.saved)
@@ -123,9 +121,13 @@ def build_checked_builder(config: RunConfig, job: EvaluateJob, data: PreparedDat
 
 
 class EvalPrompts:
-    """The examples as prompts: places[i] = (example, first candidate) of prompt i, lengths (prompts,) in rows."""
+    """The examples as prompts: places[i] = (example, first candidate) of prompt i, lengths (prompts,) in rows.
 
-    def __init__(self, builder: PromptBuilder, examples: list[EvalExample], max_tokens: int) -> None:
+    Raises UserError if one is longer than a micro-batch or than the model. max_positions: None without a limit.
+    """
+
+    def __init__(self, builder: PromptBuilder, examples: list[EvalExample], max_tokens: int, max_positions: int | None) -> None:
+        check_examples(builder, examples, max_tokens=max_tokens, max_positions=max_positions)
         self.examples = examples
         self._builder = builder
         self._prompts: list[GroupedPrompt] = []
@@ -149,11 +151,6 @@ class EvalPrompts:
         prompt = len(self._prompt(example, 0, 1, key=0).tokens)
         end = len(self._builder.pieces.end) - 1
         costs = self._builder.titles.lengths[example.candidates] + end
-        if prompt + int(costs.max()) > max_tokens:
-            raise UserError(
-                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than a prompt with one candidate "
-                f"({prompt + int(costs.max())} tokens, user {example.user_id}); raise it or lower prompt.max_history"
-            )
         cuts, begin, used = [], 0, prompt
         for place, cost in enumerate(costs.tolist()):
             if used + cost > max_tokens:

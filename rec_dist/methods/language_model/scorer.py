@@ -23,6 +23,7 @@ from rec_dist.methods.language_model.builders import build_builder, model_spec
 from rec_dist.methods.language_model.ranking import EvalPrompts, no_loss, score_prompts
 from rec_dist.models.assemble import build_model
 from rec_dist.models.scorer import Scorer, check_scorer
+from rec_dist.models.shape import read_shape
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.runtime.arrays import I32
 from rec_dist.runtime.world import World
@@ -54,12 +55,13 @@ class LanguageModelScorer:
         self._module = Scorer(build_model(spec), no_loss, ()).to(device).eval().requires_grad_(False)
         self._pack = pack_prompts if temperature is None else catalogue_packing(self._builder, temperature)
         self._device, self._max_tokens = device, config.train.max_tokens_per_micro_batch
+        self._max_positions = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code).max_positions
         check_scorer(self._module, self._logps, dtype=spec.dtype)
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
         """As CandidateScorer.score. Reads the last prompt.max_history items of a history.
 
-        Raises UserError for a prompt that no micro-batch holds, and for lists of another length than a prompt lists.
+        Raises UserError for a prompt longer than a micro-batch or than the model, and for lists of another length than a prompt lists.
         """
         check_lengths(histories, candidates)
         if not len(histories):
@@ -74,7 +76,7 @@ class LanguageModelScorer:
             EvalExample(number, len(history), -1, history, items)
             for number, (history, items) in enumerate(zip(histories, candidates, strict=True))
         ]
-        prompts = EvalPrompts(self._builder, examples, self._max_tokens)
+        prompts = EvalPrompts(self._builder, examples, self._max_tokens, self._max_positions)
         world = World(device=self._device)
         scores = score_prompts(self._logps, prompts, world, self._max_tokens, lambda done: None, pack=self._pack)  # (B, C)
         return [row[: len(items)].astype(np.float64) for row, items in zip(scores, candidates, strict=True)]

@@ -5,11 +5,13 @@ from rec_dist.data.artifacts.teacher import read_teacher
 from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec, read_shape
+from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec
+from rec_dist.methods.language_model.limits import check_evaluation
 from rec_dist.methods.p2rec.categories import item_categories, shuffled
 from rec_dist.methods.p2rec.config import P2RecConfig
 from rec_dist.methods.p2rec.reconstruct import UserExamples, reconstruct_task
 from rec_dist.methods.task import Task
+from rec_dist.models.shape import read_shape
 
 
 def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: str) -> Task:
@@ -23,10 +25,12 @@ def build_reconstruct_task(config: RunConfig, initial: InitialWeights, device: s
     if settings.shuffle_categories:
         categories = shuffled(categories, counts, seed=seed)
     split = data.split("train")
-    builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
+    builder = build_builder(config, initial.model, data)
+    shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
     examples = UserExamples(data, split, builder, categories, settings.num_categories, settings.pooling)
     sampler = build_batch_sampler(config, max(len(split), 1))
     examples.check(sampler, max_tokens=config.train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    check_evaluation(config, builder, data)
     spec = model_spec(config, initial, builder, device, trains=True)
     return reconstruct_task(spec, examples, sampler=sampler, width=shape.width, loss=settings.loss)
 

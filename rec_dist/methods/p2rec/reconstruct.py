@@ -28,6 +28,7 @@ from rec_dist.data.prompts.builder import PromptBuilder
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.errors import UserError
 from rec_dist.losses import LossSums
+from rec_dist.methods.language_model.limits import check_positions
 from rec_dist.methods.language_model.saved_model import save_run_model
 from rec_dist.methods.p2rec.categories import preference
 from rec_dist.methods.task import Score, Task, TaskModel
@@ -144,11 +145,7 @@ class UserExamples:
                 f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than the longest prompt ({longest} tokens); "
                 "raise it or lower prompt.max_history"
             )
-        if max_positions is not None and longest > max_positions:
-            raise UserError(
-                f"a prompt may take {longest} positions and the model has {max_positions}; lower prompt.max_history or shorten "
-                "prompt.instruction"
-            )
+        check_positions(longest, max_positions, way_out="lower prompt.max_history or shorten prompt.instruction")
 
     def _longest(self, sampler: GlobalBatchSampler, max_tokens: int) -> int:
         """Tokens of the longest prompt: a bound from the longest title, or the exact number if the bound exceeds max_tokens."""

@@ -16,7 +16,7 @@ from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.item_sampler import ItemSampler
 from rec_dist.data.sampling.targets import TargetIndex
 from rec_dist.errors import UserError
-from rec_dist.methods.language_model.builders import check_positions
+from rec_dist.methods.language_model.limits import check_positions
 from rec_dist.methods.retrieval.batch import RetrievalBatch, RetrievalExample, dummy_batch, pack_retrieval
 from rec_dist.packing.sizes import OneByOne, Sizes
 from rec_dist.runtime.arrays import I32, I64

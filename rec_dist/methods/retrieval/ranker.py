@@ -16,7 +16,7 @@ from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.language_model.builders import build_builder, model_spec, read_shape
+from rec_dist.methods.language_model.builders import build_builder, model_spec
 from rec_dist.methods.language_model.embedding import EmbedJob
 from rec_dist.methods.language_model.ranker import LanguageModelRanker
 from rec_dist.methods.language_model.ranking import EvaluateJob, build_checked_builder, clear_parts, gather_parts
@@ -27,6 +27,7 @@ from rec_dist.methods.retrieval.ranking import HistoryPrompts, encode_histories,
 from rec_dist.methods.retrieval.saved_model import DESCRIPTION, RetrievalModel, load_retrieval
 from rec_dist.models.assemble import build_model
 from rec_dist.models.encoder import Encoder, check_encoder
+from rec_dist.models.shape import read_shape
 from rec_dist.packing.pooled_prompts import PooledPrompts
 from rec_dist.runtime.arrays import F32, I32
 from rec_dist.runtime.world import World
@@ -61,10 +62,12 @@ class RetrievalRanker:
         assert evaluation.saved is not None
         model = load_retrieval(evaluation.saved)
         job = EvaluateJob(config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, pooling=model.pooling)
-        build_checked_builder(config, job, evaluation.data)  # raises UserError before a worker is started
+        examples, prompts = evaluation.examples, TitlePrompts(build_checked_builder(config, job, evaluation.data), model.pooling)
+        shape = read_shape(evaluation.initial.model, trust_remote_code=config.model.trust_remote_code)
+        # Both raise UserError before a worker is started.
+        HistoryPrompts(prompts, examples).lengths(config.train.max_tokens_per_micro_batch, shape.max_positions)
         clear_parts(run.path)
         cost = launch(encode_worker, job, config.cluster, run)
-        examples = evaluation.examples
         return log_probs(model, gather_parts(run.path), [e.history for e in examples], [e.candidates for e in examples]), cost
 
     @contextmanager
@@ -96,7 +99,7 @@ class RetrievalScorer:
         spec = model_spec(config, initial, None, device, trains=False)
         self._encoder = Encoder(build_model(spec)).to(device).eval().requires_grad_(False)
         self._device, self._max_tokens = device, config.train.max_tokens_per_micro_batch
-        self._width = read_shape(initial.model).width
+        self._shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
         check_encoder(self._encoder, self._states, dtype=spec.dtype)
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
@@ -109,8 +112,8 @@ class RetrievalScorer:
             for number, (history, items) in enumerate(zip(histories, candidates, strict=True))
         ]
         prompts = HistoryPrompts(self._prompts, examples)
-        lengths, world = prompts.lengths(self._max_tokens), World(device=self._device)
-        states = encode_histories(self._states, prompts, lengths, world, self._max_tokens, self._width, lambda done: None)
+        lengths, world = prompts.lengths(self._max_tokens, self._shape.max_positions), World(device=self._device)
+        states = encode_histories(self._states, prompts, lengths, world, self._max_tokens, self._shape.width, lambda done: None)
         return [scores.astype(np.float64) for scores in log_probs(self._model, states, [*histories], [*candidates])]
 
     @torch.no_grad()

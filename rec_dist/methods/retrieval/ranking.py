@@ -20,7 +20,8 @@ from rec_dist.engine import process_group
 from rec_dist.errors import UserError
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.eval_examples import eval_examples_of
-from rec_dist.methods.language_model.builders import model_spec, read_shape
+from rec_dist.methods.language_model.builders import model_spec
+from rec_dist.methods.language_model.limits import check_positions
 from rec_dist.methods.language_model.ranking import (
     EvaluateJob,
     build_checked_builder,
@@ -30,6 +31,7 @@ from rec_dist.methods.language_model.ranking import (
 from rec_dist.methods.retrieval.examples import TitlePrompts
 from rec_dist.models.assemble import build_model
 from rec_dist.models.encoder import Encoder, check_encoder
+from rec_dist.models.shape import read_shape
 from rec_dist.packing.pooled_prompts import PooledPrompts, pack_pooled_prompts
 from rec_dist.runtime.arrays import F32, I64
 from rec_dist.runtime.run_directory import RunDirectory
@@ -43,8 +45,8 @@ class HistoryPrompts:
     prompts: TitlePrompts
     examples: list[EvalExample]
 
-    def lengths(self, max_tokens: int) -> I64:
-        """(U,) tokens of each prompt. Raises UserError if one is longer than a micro-batch."""
+    def lengths(self, max_tokens: int, max_positions: int | None) -> I64:
+        """(U,) tokens of each prompt. Raises UserError if one is longer than a micro-batch or than the model."""
         items = [self._shown(example) for example in self.examples]
         lengths = self.prompts.lengths(np.concatenate(items), np.cumsum([0, *(len(history) for history in items)]))
         if (longest := int(lengths.max())) > max_tokens:
@@ -52,6 +54,7 @@ class HistoryPrompts:
                 f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than a prompt ({longest} tokens, user "
                 f"{self.examples[int(lengths.argmax())].user_id}); raise it or lower prompt.max_history"
             )
+        check_positions(longest, max_positions)
         return lengths
 
     def batch(self, chosen: list[int]) -> PooledPrompts:
@@ -93,9 +96,9 @@ def _encode(world: World, job: EvaluateJob) -> dict[str, Any]:
 
     max_tokens = config.train.max_tokens_per_micro_batch
     prompts = HistoryPrompts(TitlePrompts(builder, job.pooling), examples)
-    lengths = prompts.lengths(max_tokens)
-    width = read_shape(job.initial.model).width
-    np.save(part_path(run.path, world.rank), encode_histories(score, prompts, lengths, world, max_tokens, width, report))
+    shape = read_shape(job.initial.model, trust_remote_code=config.model.trust_remote_code)
+    lengths = prompts.lengths(max_tokens, shape.max_positions)
+    np.save(part_path(run.path, world.rank), encode_histories(score, prompts, lengths, world, max_tokens, shape.width, report))
     return {"tokens": int(lengths.sum())}
 
 

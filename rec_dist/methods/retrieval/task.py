@@ -14,7 +14,8 @@ from rec_dist.data.sampling.item_sampler import ItemSampler
 from rec_dist.data.sampling.targets import index_targets
 from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec, read_shape
+from rec_dist.methods.language_model.builders import build_batch_sampler, build_builder, model_spec
+from rec_dist.methods.language_model.limits import check_evaluation
 from rec_dist.methods.language_model.saved_model import save_run_model
 from rec_dist.methods.retrieval.config import RetrievalConfig
 from rec_dist.methods.retrieval.examples import RetrievalExamples, TitlePrompts
@@ -24,6 +25,7 @@ from rec_dist.methods.retrieval.saved_model import save_retrieval
 from rec_dist.methods.task import Passes, Score, Task, TaskModel
 from rec_dist.models.assemble import ModelSpec, build_model
 from rec_dist.models.encoder import Encoder, check_encoder
+from rec_dist.models.shape import read_shape
 from rec_dist.storage.files import fingerprint, sha256
 
 
@@ -34,7 +36,8 @@ def build_retrieval_task(config: RunConfig, initial: InitialWeights, device: str
     settings, train = config.task.section(RetrievalConfig), config.train
     data = open_data(config.data)
     rows = data.split(split)
-    builder, shape = build_builder(config, initial.model, data), read_shape(initial.model)
+    builder = build_builder(config, initial.model, data)
+    shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
     _check_width(settings.width, shape.width, data.num_items)
     sampled = 0 < settings.num_sampled < data.num_items
     examples = RetrievalExamples(
@@ -46,6 +49,7 @@ def build_retrieval_task(config: RunConfig, initial: InitialWeights, device: str
     )
     sampler = build_batch_sampler(config, max(len(examples.targets), 1))
     examples.check(sampler, max_tokens=train.max_tokens_per_micro_batch, max_positions=shape.max_positions)
+    check_evaluation(config, builder, data, answered=False)
     spec = model_spec(config, initial, None, device, trains=True)
     items = item_vectors(settings, data, initial, builder, dtype=str(spec.dtype))
     items.check(max_tokens=train.max_tokens_per_micro_batch)
