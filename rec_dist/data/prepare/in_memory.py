@@ -20,6 +20,7 @@ from rec_dist.data.prepare.shards import Sequences, prefix_index, write_items, w
 from rec_dist.data.prepare.splits import Split
 from rec_dist.data.prepare.titles import make_distinct
 from rec_dist.data.sources import Source
+from rec_dist.data.sources.assemble import in_use
 from rec_dist.data.sources.interactions import Interactions, ItemTable
 from rec_dist.data.sources.source import read_all
 from rec_dist.runtime.arrays import I64
@@ -57,16 +58,18 @@ def prepare_in_memory(source: Source, config: DataConfig, folder: Path) -> Prepa
 
 def _clean(interactions: Interactions, config: DataConfig) -> _Clean:
     """Makes titles distinct, orders rows in time, drops repeats, marks positives and applies the k-core."""
-    num_raw = len(interactions)
+    titled = np.array([bool(title.strip()) for title in interactions.items.titles], dtype=bool)[interactions.item]
+    num_raw = int(titled.sum())
     has_times = interactions.timestamp is not None
     rules.check_rows(config, num_raw, ratings=interactions.rating is not None, timestamps=has_times)
-    used, old_item = renumber(interactions.item)
+    user, kept_users = in_use(interactions.user[titled])
+    used, old_item = renumber(interactions.item[titled])
     distinct = make_distinct(interactions.items.take(old_item), merge=config.merge_equal_titles)
     rules.say_titles(distinct)
-    rating, least = interactions.rating, config.min_rating
+    rating, least = None if interactions.rating is None else interactions.rating[titled], config.min_rating
     positive = np.ones(num_raw, dtype=bool) if rating is None or least is None else rating >= np.float32(least)
-    timestamp = np.arange(num_raw, dtype=np.int64) if interactions.timestamp is None else interactions.timestamp
-    every = in_time_order(Rows(interactions.user, distinct.new_index[used], timestamp, rating, positive))
+    timestamp = np.flatnonzero(titled) if interactions.timestamp is None else interactions.timestamp[titled]
+    every = in_time_order(Rows(user, distinct.new_index[used], timestamp, rating, positive))
     once = first_of_each_pair(every)
     core = k_core(once, config.min_user_interactions, config.min_item_interactions)
     rules.check_core(config, int(once.positive.sum()), int(core.positive.sum()))
@@ -88,7 +91,7 @@ def _clean(interactions: Interactions, config: DataConfig) -> _Clean:
         followers=followers,
     )
     rules.say_counts(counts)
-    raw_users = [interactions.raw_users[index] for index in old_user.tolist()]
+    raw_users = [interactions.raw_users[index] for index in kept_users[old_user].tolist()]
     return _Clean(rows, raw_users, distinct.items.take(old_title), counts)
 
 

@@ -150,6 +150,11 @@ def build_prompt_builder(
 
     vocab_size: V, the rows of the model's embeddings. Soft prompts need it: their ids are V to V + num_virtual - 1.
     """
+    if config.special_tokens != "split":
+        raise UserError(
+            f"prompt.special_tokens={config.special_tokens} is for preference rows; titles of a catalogue are always plain text, so "
+            "remove it"
+        )
     if config.style == "chat":
         begin_text, tail_text = _chat_parts(config, tokenizer)
         begin = [int(t) for t in tokenizer(begin_text, add_special_tokens=False).input_ids]
@@ -178,7 +183,7 @@ def build_prompt_builder(
         raise UserError(
             f"prompt.item_prefix ({config.item_prefix!r}) tokenises to nothing; set it to a visible text such as '\\n-'"
         )
-    table = build_token_table(tokenizer, titles, after=config.item_prefix)
+    table = build_token_table(tokenizer, titles, after=config.item_prefix, max_tokens=config.max_title_tokens)
     return PromptBuilder(pieces, table, max_history=config.max_history, listed=config.num_candidates if listed else 0)
 
 

@@ -79,9 +79,10 @@ def test_amazon_rows_that_cannot_be_used(tmp_path):
         read(tmp_path, bad=5)
     message = str(caught.value)
     assert "6 rows cannot be read" in message
-    assert f"{path}:5: not a JSON object of a review ('not json'), 3 of this kind" in message
+    assert f"{path}:5: not a JSON object of a review ('not json'), 2 of this kind" in message
     assert f"{path}:7: empty user_id" in message
-    assert f"{path}:8: item is not in meta_Toys.jsonl ('B03')" in message
+    assert f"{path}:8: item has no title in meta_Toys.jsonl ('B03')" in message
+    assert f"{path}:9: rating is text, not a number" in message
     assert f"{path}:10: rating is not a number" in message
     assert len(read(tmp_path, bad=6)) == 3
 
