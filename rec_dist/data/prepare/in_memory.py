@@ -58,18 +58,18 @@ def prepare_in_memory(source: Source, config: DataConfig, folder: Path) -> Prepa
 
 def _clean(interactions: Interactions, config: DataConfig) -> _Clean:
     """Makes titles distinct, orders rows in time, drops repeats, marks positives and applies the k-core."""
-    titled = np.array([bool(title.strip()) for title in interactions.items.titles], dtype=bool)[interactions.item]
-    num_raw = int(titled.sum())
+    numbered = np.arange(len(interactions), dtype=np.int64) if interactions.timestamp is None else interactions.timestamp
     has_times = interactions.timestamp is not None
+    interactions = _titled(replace(interactions, timestamp=numbered))
+    num_raw = len(interactions)
     rules.check_rows(config, num_raw, ratings=interactions.rating is not None, timestamps=has_times)
-    user, kept_users = in_use(interactions.user[titled])
-    used, old_item = renumber(interactions.item[titled])
+    used, old_item = renumber(interactions.item)
     distinct = make_distinct(interactions.items.take(old_item), merge=config.merge_equal_titles)
     rules.say_titles(distinct)
-    rating, least = None if interactions.rating is None else interactions.rating[titled], config.min_rating
+    rating, least, timestamp = interactions.rating, config.min_rating, interactions.timestamp
+    assert timestamp is not None, "rows are numbered"
     positive = np.ones(num_raw, dtype=bool) if rating is None or least is None else rating >= np.float32(least)
-    timestamp = np.flatnonzero(titled) if interactions.timestamp is None else interactions.timestamp[titled]
-    every = in_time_order(Rows(user, distinct.new_index[used], timestamp, rating, positive))
+    every = in_time_order(Rows(interactions.user, distinct.new_index[used], timestamp, rating, positive))
     once = first_of_each_pair(every)
     core = k_core(once, config.min_user_interactions, config.min_item_interactions)
     rules.check_core(config, int(once.positive.sum()), int(core.positive.sum()))
@@ -91,8 +91,19 @@ def _clean(interactions: Interactions, config: DataConfig) -> _Clean:
         followers=followers,
     )
     rules.say_counts(counts)
-    raw_users = [interactions.raw_users[index] for index in kept_users[old_user].tolist()]
+    raw_users = [interactions.raw_users[index] for index in old_user.tolist()]
     return _Clean(rows, raw_users, distinct.items.take(old_title), counts)
+
+
+def _titled(interactions: Interactions) -> Interactions:
+    """The rows of items that have a title. Users stay in the order of their first row."""
+    titled = np.array([bool(title) for title in interactions.items.titles], dtype=bool)[interactions.item]
+    if titled.all():
+        return interactions
+    user, kept = in_use(interactions.user[titled])
+    columns = {name: getattr(interactions, name) for name in ("item", "rating", "timestamp")}
+    rows = {name: values if values is None else values[titled] for name, values in columns.items()}
+    return replace(interactions, user=user, raw_users=[interactions.raw_users[index] for index in kept.tolist()], **rows)
 
 
 def _split(clean: _Clean, config: DataConfig) -> tuple[Sequences, Split]:

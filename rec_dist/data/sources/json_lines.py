@@ -84,7 +84,7 @@ def _value(value: Any, name: str, kind: pa.DataType) -> Any:
         return None
     if _is_number(kind):
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        found, wanted = (repr(value) if fits else None), "a number"
+        found, wanted = (_written(value, kind) if fits else None), "a number"
     elif pa.types.is_list(kind):
         fits = isinstance(value, list)
         found, wanted = ([text for text in value if _is_text(text)] if fits else None), "a list"
@@ -97,6 +97,16 @@ def _value(value: Any, name: str, kind: pa.DataType) -> Any:
         what = "half a character" if wanted == "a text" and isinstance(value, str) else what
         raise UnusableRowError(f"{name} is {what}, not {wanted}")
     return found
+
+
+def _written(value: float, kind: pa.DataType) -> str:
+    """A number as the fast parser has it in its column: a float for a rating, with infinity for what is too large for one."""
+    if not pa.types.is_floating(kind):
+        return repr(value)
+    try:
+        return repr(float(value))
+    except OverflowError:
+        return "inf" if value > 0 else "-inf"
 
 
 def _is_text(value: Any) -> bool:

@@ -175,7 +175,9 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
     except UserError:
         raise
     except csv.Error as fault:  # text behind a closing quote, a quote never closed, a cell of more than 131,072 characters
-        raise UserError(f"{path}:{reader.line_num} cannot be read as csv ({fault}); write the rows as JSON lines.") from None
+        raise UserError(
+            f"{path}:{reader.reader.line_num} cannot be read as csv ({fault}); write the rows as JSON lines."
+        ) from None
     except (ValueError, RecursionError) as fault:  # an array that is not JSON, or bytes that are not UTF-8
         raise UserError(f"{path} cannot be read ({fault}); correct the file.") from None
 

@@ -60,7 +60,8 @@ def test_both_editions_of_amazon_read_the_same(edition, suffix, name, tmp_path):
     got = read(tmp_path)
     assert [got.raw_users[u] for u in got.user] == ["A1", "A2", "A1"]
     assert [got.items.titles[i] for i in got.item] == ["Ball", "Cup & Saucer", "Cup & Saucer"]
-    assert got.items.categories == [["Home", "Tea & Coffee"], []]
+    assert got.items.categories == [["Home", "Tea & Coffee"], [], []]
+    assert got.items.titles[2] == "", "a product without a title is known, and its reviews are bad rows"
     np.testing.assert_array_equal(got.rating, [4, 2, 5])
     np.testing.assert_array_equal(got.timestamp, [row[3] for row in REVIEWS])
     assert "1 products without a title and 1 repeated ones" in got.notes[0]

@@ -65,7 +65,7 @@ def log(separator: str, odd: dict[int, str]) -> list[str]:
 
 
 def test_quotes_of_a_tsv_that_are_none_swallow_no_row(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tsv", *log("\t", {2: '"Weird Olaf" Silent', 5: '"Heroes', 14: 'Say "Hello'}))
+    path = write(tmp_path / "a.tsv", *log("\t", {2: '"Weird Olaf" Silent', 5: '"Heroes', 7: 'Say "Hello'}))
     got = read(path)
     assert len(got) == 24
     assert {'"Heroes', 'Say "Hello', '"Weird Olaf" Silent'} <= set(got.items.titles)

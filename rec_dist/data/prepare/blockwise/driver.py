@@ -136,7 +136,7 @@ class _Run:
         for note in joined.notes():
             logger.info(note)
         rules.check_rows(config, sum(num_rows) - joined.num_untitled_rows, ratings=ratings, timestamps=timestamps)
-        named = np.array([bool(title.strip()) for title in joined.items.titles], dtype=bool)
+        named = np.array([bool(title) for title in joined.items.titles], dtype=bool)
         if source.items is not None:
             named = np.isin(np.arange(len(joined.items)), used[0])
         return _Shuffled(joined, np.cumsum(num_rows, dtype=np.int64), named, num_partitions)
