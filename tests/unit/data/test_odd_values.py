@@ -21,7 +21,7 @@ from rec_dist.config.schema import DataConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.prepare.blockwise.driver import Sizes
 from rec_dist.data.prepare.prepare import prepare
-from rec_dist.data.sources import find_files, read_interactions
+from rec_dist.data.sources import find_files, read_interactions, write_tables
 from rec_dist.data.sources.interactions import Interactions
 from rec_dist.data.sources.quotes import _quoted_cells
 from rec_dist.errors import UserError
@@ -472,6 +472,24 @@ def test_common_headers_need_no_key(header: str, kind: str, tmp_path: Path) -> N
     assert got.timestamp is not None
     assert got.timestamp.tolist() == [2, 1]
     assert f"columns are taken as user={names[0]}, item={names[1]}, timestamp={names[2]}, title={names[3]}" in got.notes[0]
+
+
+def test_tables_in_memory_are_read_as_files_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import pandas as pd
+
+    times = [clock.isoformat() for clock in CLOCKS[:4]]
+    events = pd.DataFrame({"user_id": [1.0, np.nan, 1.0, 2.0], "movieId": [1e15, 7, 7, 1e15], "time": times})
+    films = pd.DataFrame({"movieId": [7, 10**15], "name": ["Caf&eacute;", "B"], "genres": [["x", None], []]})
+    with caplog.at_level("INFO", logger="rec_dist"):
+        found = write_tables(events, films, {}, tmp_path)
+    got = read_interactions(found, {}, 1)
+    assert got.raw_users == ["1", "2"]
+    assert dict(zip(got.items.raw, got.items.titles, strict=True)) == {"1000000000000000": "B", "7": "Caf\u00e9"}
+    assert got.items.categories == [[], ["x"]]
+    assert got.bad_rows == {"empty user": 1}
+    assert "columns are taken as user=user_id, item=movieId, timestamp=time" in caplog.text
+    with pytest.raises(UserError, match=r"set data\.columns\.user=user_id or data\.columns\.user=user\."):
+        write_tables(events.assign(user="x"), films, {}, tmp_path)
 
 
 def test_two_columns_that_fit_are_an_error_that_names_both_keys(tmp_path: Path) -> None:
