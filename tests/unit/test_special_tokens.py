@@ -102,7 +102,7 @@ def test_no_title_gives_a_special_token(tokenizer: Any) -> None:
     titles = [title for name in names for title in (name, f"Silent {name}", f"Silent{name}River", f"{name} {name}, {name}")]
     said: list[str] = []
     with messages_to(said.append):
-        builder = build_prompt_builder(PromptConfig(max_title_tokens=512), tokenizer, [*TITLES, *titles])
+        builder = build_prompt_builder(PromptConfig(end="<eos>", max_title_tokens=512), tokenizer, [*TITLES, *titles])
     assert control(tokenizer).isdisjoint(builder.titles.tokens.tolist())
     assert all(length > 0 for length in builder.titles.lengths)
     assert any("titles hold special tokens of the tokenizer" in line for line in said)

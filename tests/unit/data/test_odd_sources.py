@@ -306,9 +306,9 @@ def test_a_source_that_changes_while_it_is_read_is_refused(place, tmp_path, monk
     (tmp_path / "a.csv").write_text(ROWS)
     opened = prepare_module.open_source
 
-    def replace_first(*arguments):
+    def replace_first(*arguments, **options):
         (tmp_path / "a.csv").write_text(ROWS + "u1,late,3,99\n")
-        return opened(*arguments)
+        return opened(*arguments, **options)
 
     monkeypatch.setattr(prepare_module, "open_source", replace_first)
     config = DataConfig(source=str(tmp_path), path=str(tmp_path / "out"), prepare_on=place, split="leave_one_out")

@@ -233,7 +233,7 @@ COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
 
 @given(drawn)
-@settings(max_examples=60, derandomize=True, **COMMON)
+@settings(max_examples=40, derandomize=True, **COMMON)
 def test_the_data_set_is_the_same_or_the_difference_is_counted(case: Drawn) -> None:
     check(case)
 

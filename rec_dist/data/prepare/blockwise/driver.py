@@ -121,13 +121,13 @@ class _Run:
         files = self._unpacked(source.files)
         blocks = [block for file in files for block in source.rows.cut(file, self._sizes.block_bytes)]
         num_partitions = max(-(-sum(source.rows.num_rows(file) for file in files) // self._sizes.partition_rows), 1)
-        known_path = None
-        if source.known is not None:
-            known_path = work / "known.arrow"
-            save_known(known_path, source.known)
+        known, known_path = source.known, work / "known.arrow"
+        if known is not None:
+            save_known(known_path, known)
         joined, num_rows, used = Joined(source), [0], [np.zeros(0, dtype=np.int64)]
         ratings = timestamps = True
-        for report in self.each("read", HashShuffle(source.rows, known_path, work, num_partitions), list(enumerate(blocks))):
+        shuffle = HashShuffle(source.rows, known_path if known else None, work, num_partitions)
+        for report in self.each("read", shuffle, list(enumerate(blocks))):
             save_item_index(work, report.index, joined.add(report.block, report.rows))
             num_rows.append(report.num_rows)
             used = [np.union1d(used[0], report.used)]
@@ -136,9 +136,8 @@ class _Run:
         for note in joined.notes():
             logger.info(note)
         rules.check_rows(config, sum(num_rows) - joined.num_untitled_rows, ratings=ratings, timestamps=timestamps)
-        named = np.array([bool(title) for title in joined.items.titles], dtype=bool)
-        if source.items is not None:
-            named = np.isin(np.arange(len(joined.items)), used[0])
+        titled = np.array([bool(title) for title in joined.items.titles], dtype=bool)
+        named = titled if source.items is None else np.isin(np.arange(len(titled)), used[0])
         return _Shuffled(joined, np.cumsum(num_rows, dtype=np.int64), named, num_partitions)
 
     def _unpacked(self, files: list[Block]) -> list[Block]:
@@ -149,8 +148,7 @@ class _Run:
 
     def make_titles(self, shuffled: _Shuffled) -> DistinctItems:
         """Makes the titles of the items that occur in rows distinct."""
-        used = shuffled.joined.items.take(np.flatnonzero(shuffled.used))
-        distinct = make_distinct(used, merge=self._config.merge_equal_titles)
+        distinct = make_distinct(shuffled.joined.items.take(np.flatnonzero(shuffled.used)), merge=self._config.merge_equal_titles)
         rules.say_titles(distinct)
         titles = np.full(len(shuffled.used), -1, dtype=np.int64)
         titles[shuffled.used] = distinct.new_index
@@ -165,8 +163,7 @@ class _Run:
         )
         self._drop("rows-*", "unpacked-*")
         min_user, min_item = max(config.min_user_interactions, 1), max(config.min_item_interactions, 1)
-        alive, path, before = np.ones(len(distinct.items), dtype=bool), work / "alive-0.npy", -1
-        rounds = 0
+        alive, path, before, rounds = np.ones(len(distinct.items), dtype=bool), work / "alive-0.npy", -1, 0
         while int(alive.sum()) != before:
             before, rounds = int(alive.sum()), rounds + 1
             path = work / f"alive-{rounds}.npy"

@@ -106,7 +106,9 @@ def read_partition(work: Path, partition: int, first_rows: I64, digits: int) -> 
     """
     parts = [read_batch(rows_path(work, index), partition) for index in range(len(first_rows) - 1)]
     titles = load_array(titles_path(work))
-    items, rows, times = [], [], []
+    items: list[I64] = []
+    rows: list[I64] = []
+    times: list[I64] = []
     for index, part in enumerate(parts):
         item = part.column("item").to_numpy()
         item = titles[load_array(items_path(work, index))[item] if items_path(work, index).exists() else item]
