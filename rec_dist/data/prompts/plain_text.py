@@ -28,7 +28,9 @@ class PlainText:
         self._special |= {int(number) for number in getattr(tokenizer, "all_special_ids", [])}
         names = {tokenizer.convert_ids_to_tokens(number) for number in self._special} if self._special else set()
         names |= {token.content for token in added.values() if token.special}
-        self._names = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if name) or r"(?!)")
+        self._names = re.compile(
+            "|".join(re.escape(name) for name in sorted(filter(None, names), key=len, reverse=True)) or r"(?!)"
+        )
         self.found: Counter[str] = Counter()
         self.num_texts = 0
 
