@@ -23,7 +23,11 @@ class PlainText:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         added = getattr(tokenizer, "added_tokens_decoder", {})
-        self._unknown = getattr(tokenizer, "unk_token_id", None)
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        ends = (getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "bos_token_id", None))
+        self._unknown = (
+            None if unknown in ends else unknown
+        )  # what a text that the tokenizer does not know becomes; GPT-2 has none
         self._special = {int(number) for number, token in added.items() if token.special}
         self._special |= {int(number) for number in getattr(tokenizer, "all_special_ids", [])}
         names = {tokenizer.convert_ids_to_tokens(number) for number in self._special} if self._special else set()
