@@ -120,8 +120,9 @@ def _csv(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
             reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
             header = [name.strip() for name in next(reader, [])]
             refuse_twins(f"{path}:1", header)
+            user = header.index(user_column(f"{path}:1", header))
             _require(f"{path}:1", header, column)
-            user, names = header.index(user_column(f"{path}:1", header)), header.index(column)
+            names = header.index(column)
             for cells in reader:
                 if not cells:
                     continue
@@ -156,8 +157,8 @@ def _parquet(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             refuse_twins(path, schema.names)
-            _require(str(path), schema.names, column)
             user_name = user_column(path, schema.names)
+            _require(str(path), schema.names, column)
             read = _reader(schema.field(column).type)
             for batch in file.iter_batches(_BATCH_ROWS, columns=[user_name, column]):
                 for user, names in zip(batch[user_name].to_pylist(), batch[column].to_pylist(), strict=True):
