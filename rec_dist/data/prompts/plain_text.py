@@ -40,21 +40,21 @@ class PlainText:
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text."""
-        as_read = self._tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+        as_read = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         return [self.without_special(text, list(ids)) for text, ids in zip(texts, as_read, strict=True)]
 
     def with_template(self, texts: Sequence[str]) -> list[list[int]]:
         """As __call__, with the tokens that the tokenizer adds before and behind a text, such as a BOS token."""
         before, behind = self._template()
         found = []
-        for text, ids in zip(texts, self._tokenizer(list(texts)).input_ids if texts else [], strict=True):
+        for text, ids in zip(texts, self._tokenizer(list(texts))["input_ids"] if texts else [], strict=True):
             body = list(ids[len(before) : len(ids) - len(behind)])
             plain = self.without_special(text, body)
             found.append(list(ids) if plain is body else [*before, *plain, *behind])
         return found
 
     def _template(self) -> tuple[list[int], list[int]]:
-        whole, text = list(self._tokenizer("a").input_ids), list(self._tokenizer("a", add_special_tokens=False).input_ids)
+        whole, text = list(self._tokenizer("a")["input_ids"]), list(self._tokenizer("a", add_special_tokens=False)["input_ids"])
         at = next((at for at in range(len(whole)) if whole[at : at + len(text)] == text), 0)
         return whole[:at], whole[at + len(text) :]
 
@@ -110,4 +110,4 @@ class PlainText:
         return self._special.isdisjoint(token for token in ids if token != self._unknown)
 
     def _split(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids]
+        return [int(token) for token in self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
