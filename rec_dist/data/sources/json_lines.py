@@ -82,6 +82,7 @@ def _value(value: Any, name: str, kind: pa.DataType) -> Any:
     """A field as its column takes it, numbers as text. Raises UnusableRowError that names the field and its type."""
     if value is None:
         return None
+    found: Any
     if _is_number(kind):
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         found, wanted = (_written(value, kind) if fits else None), "a number"
