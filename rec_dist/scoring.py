@@ -4,17 +4,17 @@ Each prompt runs once for all its completions. Cost for P prompt tokens and N co
 model, against N (P + C) one by one.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from rec_dist.data.prompts.given_texts import Text, check_tokenizer, token_ids
+from rec_dist.data.prompts.plain_text import PlainText
 from rec_dist.data.sampling.global_batches import pack_evenly
 from rec_dist.errors import UserError
 from rec_dist.models.attention_paths import base_of
@@ -25,7 +25,6 @@ from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.runtime.arrays import I32
 
-Text = str | Sequence[int] | npt.NDArray[np.int64] | Tensor
 _checked: WeakSet[nn.Module] = WeakSet()  # models that have passed _check_against_plain; the check takes two short forward passes
 
 
@@ -37,6 +36,7 @@ def score(
     *,
     max_tokens: int = 8192,
     attention: str = "auto",
+    special_tokens: str = "split",
 ) -> list[Tensor]:
     """Log-probability of each completion after its prompt, summed over the completion's tokens, in nats.
 
@@ -50,10 +50,12 @@ def score(
         model: a loaded causal LM of transformers, with or without a PEFT adapter, on any device. It runs in evaluation mode and
             without gradients, and is afterwards exactly as it was. Do not use it in another thread meanwhile.
         tokenizer: its tokenizer; None if everything is token ids.
-        prompts: U strings, or sequences of token ids. A string becomes `tokenizer(prompt)`, special tokens included.
+        prompts: U strings, or sequences of token ids. A string becomes `tokenizer(prompt)`, BOS included.
         completions: for each prompt a list of strings or of token ids; the list may be empty. A string is tokenized with
             `add_special_tokens=False`.
         max_tokens: rows of one forward pass, which bounds memory. At least the longest prompt with one completion.
+        special_tokens: split: the text of a special token inside a string, such as `</s>`, is text like all other, and a warning
+            counts the strings that hold one. parse: it is that token, for prompts that are written with chat markup.
         attention: auto, flex, per_prompt or sdpa, as the key model.attention.
 
     Returns:
@@ -66,8 +68,8 @@ def score(
     """
     check_borrowed(model)
     base = base_of(model)
-    _check_settings(max_tokens, attention)
-    shared = _read(tokenizer, prompts, completions, num_ids=int(base.get_input_embeddings().weight.shape[0]))
+    _check_settings(max_tokens, attention, special_tokens)
+    shared = _read(tokenizer, prompts, completions, special_tokens, num_ids=int(base.get_input_embeddings().weight.shape[0]))
     _check_lengths(shared, max_tokens, position_limit(base.config.to_dict()))
     pieces = [piece for prompt in shared for piece in _cut(prompt, max_tokens)]
     results = [np.zeros(len(prompt.completions), dtype=np.float32) for prompt in shared]
@@ -87,11 +89,13 @@ def score(
     return [torch.from_numpy(sums) for sums in results]
 
 
-def _check_settings(max_tokens: object, attention: str) -> None:
+def _check_settings(max_tokens: object, attention: str, special_tokens: str) -> None:
     if not isinstance(max_tokens, int | np.integer):
         raise UserError(f"max_tokens ({max_tokens!r}) must be a whole number")
     if attention not in ("auto", "flex", "per_prompt", "sdpa"):
         raise UserError(f"attention ({attention!r}) must be auto, flex, per_prompt or sdpa")
+    if special_tokens not in ("split", "parse"):
+        raise UserError(f"special_tokens ({special_tokens!r}) must be split or parse")
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,9 @@ class _Prompt:
         )
 
 
-def _read(tokenizer: Any, prompts: Sequence[Text], completions: Sequence[Sequence[Text]], *, num_ids: int) -> list[_Prompt]:
+def _read(
+    tokenizer: Any, prompts: Sequence[Text], completions: Sequence[Sequence[Text]], special_tokens: str, *, num_ids: int
+) -> list[_Prompt]:
     """The inputs as token ids. Raises UserError if they do not fit together, or are empty or out of range."""
     for name, value in (("prompts", prompts), ("completions", completions)):
         if isinstance(value, str) or not isinstance(value, Sequence):
@@ -135,58 +141,28 @@ def _read(tokenizer: Any, prompts: Sequence[Text], completions: Sequence[Sequenc
     for index, listed in enumerate(completions):
         if isinstance(listed, str) or not isinstance(listed, Sequence):
             raise UserError(f"completions[{index}] ({type(listed).__name__}) must be a list of completions")
-    _check_tokenizer(tokenizer, [*prompts, *(text for listed in completions for text in listed)])
-    heads = _token_ids(prompts, lambda words: tokenizer(words), num_ids, lambda index: f"prompts[{index}]")
+    check_tokenizer(tokenizer, [*prompts, *(text for listed in completions for text in listed)])
+    plain = PlainText(tokenizer) if special_tokens == "split" else None
+    heads = token_ids(
+        prompts,
+        lambda words: tokenizer(words)["input_ids"] if plain is None else plain.with_template(words),
+        num_ids,
+        lambda index: f"prompts[{index}]",
+    )
     places = [(index, place) for index, listed in enumerate(completions) for place in range(len(listed))]
-    tails = _token_ids(
+    tails = token_ids(
         [completions[index][place] for index, place in places],
-        lambda words: tokenizer(words, add_special_tokens=False),
+        lambda words: tokenizer(words, add_special_tokens=False)["input_ids"] if plain is None else plain(words),
         num_ids,
         lambda number: "completions[{}][{}]".format(*places[number]),
     )
+    if plain is not None:
+        plain.say("prompts and completions", "; call score with special_tokens='parse' if they are meant as tokens")
     ends = np.cumsum([len(listed) for listed in completions]).tolist()
     return [
         _Prompt(index, head, tails[end - len(completions[index]) : end])
         for index, (head, end) in enumerate(zip(heads, ends, strict=True))
     ]
-
-
-def _check_tokenizer(tokenizer: Any, texts: list[Text]) -> None:
-    if tokenizer is None and any(isinstance(text, str) for text in texts):
-        raise UserError("prompts or completions hold strings and tokenizer is None; give the model's tokenizer, or token ids")
-    if tokenizer is not None and not callable(tokenizer):
-        raise UserError(f"tokenizer is of type {type(tokenizer).__name__}; give the model's tokenizer, or None with token ids")
-
-
-def _token_ids(
-    texts: Sequence[Text], tokenize: Callable[[list[str]], Any], num_ids: int, name_of: Callable[[int], str]
-) -> list[I32]:
-    for number, text in enumerate(texts):
-        if isinstance(text, str) and (half := re.search("[\ud800-\udfff]", text)):
-            raise UserError(
-                f"{name_of(number)} holds half a character (U+{ord(half[0]):04X} at place {half.start()}), which is no text; "
-                "decode it with errors='replace'"
-            )
-    words = [text for text in texts if isinstance(text, str)]
-    tokenized = iter(tokenize(words)["input_ids"] if words else [])
-    found = []
-    for number, text in enumerate(texts):
-        given = next(tokenized) if isinstance(text, str) else text
-        try:
-            ids = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
-        except ValueError:  # lists of different lengths
-            ids = np.asarray(given, dtype=object)
-        if ids.size == 0:
-            raise UserError(f"{name_of(number)} ({text!r:.60}) has no tokens; leave it out, or give at least one")
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise UserError(f"{name_of(number)} ({text!r:.60}) must be a string or a flat sequence of whole numbers")
-        if len(wrong := ids[(ids < 0) | (ids >= num_ids)]):
-            raise UserError(
-                f"{name_of(number)} holds the token id {wrong[0]} and the model has ids 0 to {num_ids - 1}; "
-                "use the model's tokenizer"
-            )
-        found.append(ids.astype(np.int32))
-    return found
 
 
 def _check_lengths(prompts: list[_Prompt], max_tokens: int, max_positions: int | None) -> None:

@@ -78,6 +78,10 @@ class DataConfig(Section):
     merge_equal_titles: bool = Field(
         True, description="Items with equal titles and years become one item. false: each keeps its identity."
     )
+    clean_text: bool = Field(
+        True,
+        description="Titles and texts: decode HTML entities, drop zero-width characters, compose letters (NFC). Each is counted.",
+    )
     max_bad_rows: int = Field(0, ge=0, description="`prepare` fails if more rows than this cannot be read.")
     num_shards: int = Field(2, ge=1, description="Arrow shards of each split.")
     prepare_on: Literal["auto", "memory", "disk", "ray"] = Field(
@@ -103,6 +107,15 @@ class PromptConfig(Section):
     item_prefix: str = Field("\n-", description="Text before each title of the history and, in style list, before the answer.")
     end: str = Field("\n", description="Text that ends a completion. `<eos>` means the tokenizer's end-of-sequence token.")
     max_history: int = Field(10, ge=1, lt=_INT32, description="Number of most recent items in the prompt.")
+    max_title_tokens: int = Field(
+        64,
+        ge=8,
+        lt=_INT32,
+        description="Tokens of a title, at most. Longer titles are cut on a word, counted, and stay distinct.",
+    )
+    special_tokens: Literal["split", "parse"] = Field(
+        "split", description="Preference rows: a special token of the tokenizer in a text is text (split) or that token (parse)."
+    )
     num_virtual: int = Field(
         0, ge=0, lt=_INT32, description="Number of soft prompt vectors. task.kind=delrec_distill trains them."
     )

@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.sources.text import same
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32
 
 
 class ItemNames:
-    """Finds items by name. An id goes before a title that reads the same. White space in a title counts as one blank."""
+    """Finds items by name. An id goes before a title that reads the same. Titles are compared cleaned, with single blanks."""
 
     def __init__(self, data: PreparedData) -> None:
         by_title = {title: item for item, title in enumerate(data.titles)}
         by_id = {raw: item for item, raw in enumerate(data.raw_items)}
-        self._items = by_title | by_id
+        self._items = {same(title): item for title, item in by_title.items()} | by_title | by_id
         self.num_items = data.num_items
 
     def find(self, names: Iterable[str]) -> tuple[I32, int]:
@@ -31,7 +32,7 @@ class ItemNames:
         for name in names:
             item = get(name)
             if item is None:
-                item = get(" ".join(name.split()))
+                item = get(same(name))
             if item is None:
                 unknown += 1
             else:

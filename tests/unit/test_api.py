@@ -275,7 +275,7 @@ def test_tables_give_the_data_set_that_their_file_gives(
     [
         (
             lambda f: {"interactions": f.drop(columns="user")},
-            ("interactions has no column user", "item, rating", "data.columns.user"),
+            ("data.columns.user is not set, and interactions has none of user, user_id", "item, rating"),
         ),
         (lambda f: {"interactions": [1, 2]}, ("interactions is of type list", "pandas or Arrow", "data.source")),
         (lambda f: {"interactions": f, "items": f[["item", "title"]]}, ("items: the item 'i", "stands twice", "keep one row")),
@@ -283,7 +283,7 @@ def test_tables_give_the_data_set_that_their_file_gives(
             lambda f: {"interactions": f, "items": f[["item", "title"]].drop_duplicates("item")[1:]},
             ("items has no row of the item", "add them"),
         ),
-        (lambda f: {"interactions": f, "items": f[["title"]]}, ("items has no column item", "data.columns.item")),
+        (lambda f: {"interactions": f, "items": f[["title"]]}, ("data.columns.item is not set, and items has none of item",)),
         (lambda f: {"interactions": None, "items": f}, ("items", "interactions, which is missing")),
         (
             lambda f: {"interactions": f.assign(user=[{"a": 1}] * len(f))},
@@ -297,7 +297,7 @@ def test_tables_give_the_data_set_that_their_file_gives(
         (lambda f: {"interactions": f[:0]}, ("data.source (tables)", "no readable row")),
         (
             lambda f: {"interactions": f, "overrides": {"data.columns": {"user": "member"}}},
-            ("data.columns.user (member) is no column of interactions",),
+            ("data.columns.user (member) is not a column of interactions",),
         ),
         (lambda f: {"interactions": f, "overrides": {"data.format": "recbole"}}, ("data.format (recbole)", "remove data.format")),
         (

@@ -16,7 +16,7 @@ from rec_dist.data.dataset.manifest import SplitEntry
 from rec_dist.data.dataset.preferences import BATCH_ROWS
 from rec_dist.data.dataset.schema import PREFERENCE_SCHEMA, PreferenceRow, shard_name
 from rec_dist.data.sources.interactions import BadRows
-from rec_dist.data.sources.preferences import read_preferences
+from rec_dist.data.sources.preferences import PreferenceReader
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import FileEntry, describe
 
@@ -49,7 +49,7 @@ def check_settings(config: DataConfig) -> None:
 
 def prepare_preferences(path: Path, config: DataConfig, folder: Path) -> PreparedPreferences:
     """Writes the rows of one file into `folder`. Raises UserError if no row is usable, or more than data.max_bad_rows are bad."""
-    bad = BadRows()
+    bad, reader = BadRows(), PreferenceReader(clean_text=config.clean_text)
     num_rows, most = 0, 0
     shards = [folder / shard_name("train", index, config.num_shards) for index in range(config.num_shards)]
     held = [0] * len(shards)
@@ -58,7 +58,7 @@ def prepare_preferences(path: Path, config: DataConfig, folder: Path) -> Prepare
         for shard in shards:
             sink = stack.enter_context(pa.OSFile(str(shard), "wb"))
             writers.append(stack.enter_context(pa.ipc.new_file(sink, PREFERENCE_SCHEMA)))
-        for number, rows in enumerate(_batches(read_preferences(path, bad))):
+        for number, rows in enumerate(_batches(reader.read(path, bad))):
             columns = [[row.prompt for row in rows], [row.completions for row in rows]]
             arrays = [pa.array(values, kind) for values, kind in zip(columns, PREFERENCE_SCHEMA.types, strict=True)]
             writers[number % len(writers)].write_batch(pa.RecordBatch.from_arrays(arrays, schema=PREFERENCE_SCHEMA))
@@ -66,7 +66,8 @@ def prepare_preferences(path: Path, config: DataConfig, folder: Path) -> Prepare
             num_rows += len(rows)
             most = max(most, *(len(row.completions) - 1 for row in rows))
     bad.check(config.max_bad_rows)
-    for note in bad.notes():
+    notes = reader.notes() + bad.notes()
+    for note in notes:
         logger.info(note)
     if num_rows == 0:
         raise UserError(f"data.source ({config.source}) holds no usable preference row; correct the file. {bad.describe()}")
@@ -75,7 +76,7 @@ def prepare_preferences(path: Path, config: DataConfig, folder: Path) -> Prepare
     return PreparedPreferences(
         counts={"rows": num_rows, "most_rejected": most},
         bad_rows=bad.in_order(),
-        notes=bad.notes(),
+        notes=notes,
         splits={"train": SplitEntry(rows=num_rows, targets=num_rows, shards=entries)},
     )
 

@@ -23,6 +23,7 @@ from rec_dist.data.prepare.preferences import check_settings, prepare_preference
 from rec_dist.data.prepare.windows import prepare_windows
 from rec_dist.data.sources import FileSet, open_source
 from rec_dist.data.sources.benchmarks import BENCHMARKS
+from rec_dist.data.sources.packed import packing
 from rec_dist.errors import UserError
 from rec_dist.storage.checksums import describe
 from rec_dist.storage.disk import writing
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 # take 1.3 GB and 8 s; Ray takes 20-30 s to start. A compressed file counts five times its size.
 LARGE_BYTES = 1 << 27
 _PACKED_RATIO = 5
-_LATER = ("category", "train_files", "merge_equal_titles")
+_LATER = ("category", "train_files", "merge_equal_titles", "clean_text")
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
@@ -162,7 +163,7 @@ def _sequences(
     sizes: Sizes,
 ) -> dict[str, Any]:
     """Writes items and shards of users into `folder` and returns the manifest's fields about them."""
-    opened = open_source(found, config.columns)
+    opened = open_source(found, config.columns, clean_text=config.clean_text)
     if place == "memory":
         prepared = prepare_in_memory(opened, config, folder)
     else:
@@ -187,7 +188,7 @@ def choose_place(prepare_on: str, files: list[Path], *, with_ray: bool) -> str:
         raise UserError("data.prepare_on=ray works only from the command line; set data.prepare_on=disk.")
     if prepare_on != "auto":
         return prepare_on
-    size = sum(path.stat().st_size * (_PACKED_RATIO if path.suffix == ".gz" else 1) for path in files)
+    size = sum(path.stat().st_size * (1 if packing(path) is None else _PACKED_RATIO) for path in files)
     if size < LARGE_BYTES:
         return "memory"
     return "ray" if with_ray else "disk"

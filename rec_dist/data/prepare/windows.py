@@ -101,7 +101,7 @@ def prepare_windows(found: FileSet, config: DataConfig, folder: Path) -> Prepare
     _check_settings(config)
     bad = BadRows()
     notes: list[str] = []
-    table = read_benchmark_items(found.files[0], found.format, bad, notes)
+    table = read_benchmark_items(found.files[0], found.format, bad, notes, clean_text=config.clean_text)
     distinct = make_distinct(table, merge=config.merge_equal_titles)
     rules.say_titles(distinct)
     place = dict(zip(table.raw, distinct.new_index.tolist(), strict=True))

@@ -152,6 +152,11 @@ def build_prompt_builder(
     vocab_size: V, the rows of the model's embeddings, which every token must be below. Soft prompts need it: their ids are V to
     V + num_virtual - 1.
     """
+    if config.special_tokens != "split":
+        raise UserError(
+            f"prompt.special_tokens={config.special_tokens} is for preference rows; titles of a catalogue are always plain text, so "
+            "remove it"
+        )
     if config.style == "chat":
         begin_text, tail_text = _chat_parts(config, tokenizer)
         begin = [int(t) for t in tokenizer(begin_text, add_special_tokens=False).input_ids]
@@ -181,7 +186,7 @@ def build_prompt_builder(
         raise UserError(
             f"prompt.item_prefix ({config.item_prefix!r}) tokenises to nothing; set it to a visible text such as '\\n-'"
         )
-    table = build_token_table(tokenizer, titles, after=config.item_prefix)
+    table = build_token_table(tokenizer, titles, after=config.item_prefix, max_tokens=config.max_title_tokens)
     if vocab_size is not None:
         for ids in (of_text, *list(vars(pieces).values())[1:], table.tokens):
             check_vocabulary(tokenizer, ids, vocab_size)

@@ -6,12 +6,13 @@ All text is tokenised once, when a task is built. It takes about 4 bytes of memo
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.dataset.schema import PreferenceRow
+from rec_dist.data.prompts.plain_text import PlainText
 from rec_dist.data.prompts.tokens import begin_tokens
 from rec_dist.errors import UserError
 from rec_dist.packing.grouped_prompt import GroupedPrompt
@@ -79,10 +80,18 @@ class TextRows:
         )
 
 
-def tokenize_rows(batches: Iterable[Sequence[PreferenceRow]], tokenizer: Any, end: Sequence[int], *, rejected: bool) -> TextRows:
+def tokenize_rows(
+    batches: Iterable[Sequence[PreferenceRow]],
+    tokenizer: Any,
+    end: Sequence[int],
+    *,
+    rejected: bool,
+    special_tokens: Literal["split", "parse"] = "split",
+) -> TextRows:
     """Tokenises prompts, and completions as they read after the last character of their prompt. Appends `end` to each completion.
 
-    rejected=False keeps only the chosen completions. Raises UserError for a text that tokenises to nothing.
+    rejected=False keeps only the chosen completions. special_tokens: what the text of one in a row is, text or that token
+    (prompt.special_tokens). Raises UserError for a text that tokenises to nothing.
     """
     begin = begin_tokens(tokenizer)
     prompts: list[list[int]] = []
@@ -90,7 +99,11 @@ def tokenize_rows(batches: Iterable[Sequence[PreferenceRow]], tokenizer: Any, en
     sizes: list[int] = []
     heads: dict[str, list[int]] = {}
 
+    plain = PlainText(tokenizer)
+
     def ids(texts: list[str]) -> list[list[int]]:
+        if special_tokens == "split":
+            return plain(texts)
         return [list(found) for found in tokenizer(texts, add_special_tokens=False).input_ids]
 
     for rows in batches:
@@ -108,6 +121,7 @@ def tokenize_rows(batches: Iterable[Sequence[PreferenceRow]], tokenizer: Any, en
             answers.append([*piece, *end])
         prompts += [[*begin, *found] for found in ids([row.prompt for row in rows])]
         sizes += [len(texts) for texts in kept]
+    plain.say("texts of preference rows", "; set prompt.special_tokens=parse if they are meant as tokens")
     if any(not prompt for prompt in prompts):
         raise UserError(
             f"data.path: the prompt of row {[bool(p) for p in prompts].index(False)} tokenises to nothing; leave it out"

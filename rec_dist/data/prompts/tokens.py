@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from rec_dist.data.prompts.plain_text import PlainText
+from rec_dist.data.prompts.short_titles import cut_titles
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.messages import one_line
@@ -87,20 +89,32 @@ class TokenTable:
         return np.diff(self.offsets)
 
 
-def build_token_table(tokenizer: Any, titles: Sequence[str], *, after: str) -> TokenTable:
-    """Tokenises " title" for every item as it reads after `after` (the item prefix).
+def build_token_table(tokenizer: Any, titles: Sequence[str], *, after: str, max_tokens: int | None = None) -> TokenTable:
+    """Tokenises " title" for every item as it reads after `after` (the item prefix). A special token in a title is plain text.
 
-    Raises UserError for a title that tokenises to nothing, since it could not be scored.
+    max_tokens: of a title; longer ones are cut (short_titles.py). Raises UserError for a title that tokenises to nothing, since it
+    could not be scored.
     """
+    plain = PlainText(tokenizer)
     head = tokenizer(after, add_special_tokens=False).input_ids
-    whole = tokenizer([f"{after} {title}" for title in titles], add_special_tokens=False).input_ids if titles else []
-    pieces: list[list[int]] = []
-    for item, (title, ids) in enumerate(zip(titles, whole, strict=True)):
-        piece = ids[len(head) :] if ids[: len(head)] == head else tokenizer(f" {title}", add_special_tokens=False).input_ids
-        bare = tokenizer(title.strip(), add_special_tokens=False).input_ids if title.strip() else []
-        if not piece or not bare:
+
+    def pieces_of(titles: Sequence[str]) -> list[list[int]]:
+        whole = tokenizer([f"{after} {title}" for title in titles], add_special_tokens=False).input_ids if titles else []
+        found = []
+        for title, ids in zip(titles, whole, strict=True):
+            seam = ids[: len(head)] == head
+            piece = ids[len(head) :] if seam else tokenizer(f" {title}", add_special_tokens=False).input_ids
+            found.append(plain.behind(after, f" {title}", piece))
+        return found
+
+    pieces = pieces_of(titles)
+    for item, (title, piece) in enumerate(zip(titles, pieces, strict=True)):
+        if not piece or not title.strip() or not tokenizer(title.strip(), add_special_tokens=False).input_ids:
             raise UserError(f"item {item} has a title ({title!r}) that tokenises to nothing; give it a title or drop the item")
-        pieces.append(piece)
+    plain.say("titles")
+    if max_tokens is not None and any(len(piece) > max_tokens for piece in pieces):
+        short = cut_titles(titles, [len(piece) for piece in pieces], max_tokens, lambda title: len(pieces_of([title])[0]))
+        pieces = pieces_of(short)
     offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
     np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
     tokens = np.fromiter((token for piece in pieces for token in piece), dtype=np.int32, count=int(offsets[-1]))

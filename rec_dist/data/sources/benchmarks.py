@@ -5,16 +5,17 @@ and Industrial_and_Scientific.train.csv.gz are the same. The titles are MiniOneR
 by tabs) or BEAR's id2name4Rec.json (item -> title).
 """
 
-import html
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from rec_dist.data.sources.assemble import unique_items
-from rec_dist.data.sources.blocks import files_of, kind_of, read_buffer, whole
+from rec_dist.data.sources.blocks import files_of, read_buffer, whole
 from rec_dist.data.sources.history_rows import BEAR, MINIONEREC, Layout
 from rec_dist.data.sources.interactions import BadRows, ItemTable
+from rec_dist.data.sources.packed import plain_suffix
 from rec_dist.data.sources.table import parse_table
+from rec_dist.data.sources.text import Cleaning
 from rec_dist.errors import UserError
 
 BENCHMARKS: dict[str, Layout] = {"minionerec": MINIONEREC, "bear": BEAR}
@@ -55,7 +56,7 @@ def find_benchmark(folder: Path, format_name: str, category: str | None) -> Benc
         if category is not None and not path.name.startswith(category) and path.parent.name != category:
             continue
         for name in found:
-            if name in words and kind_of(path) == (suffix if name == word else ".csv"):
+            if name in words and plain_suffix(path) == (suffix if name == word else ".csv"):
                 found[name].append(path)
     for name, files in found.items():
         if len(files) > 1:
@@ -72,12 +73,13 @@ def find_benchmark(folder: Path, format_name: str, category: str | None) -> Benc
     return Benchmark(folder, found[word][0], {name: found[name][0] for name in _PARTS if found[name]})
 
 
-def read_benchmark_items(path: Path, format_name: str, bad: BadRows, notes: list[str]) -> ItemTable:
+def read_benchmark_items(path: Path, format_name: str, bad: BadRows, notes: list[str], *, clean_text: bool = True) -> ItemTable:
     """The whole catalogue in the order of the file. An item without a title keeps its name as title, and a note says so."""
+    clean = Cleaning("titles", clean_text)
     if format_name == "minionerec":
         table = parse_table(whole(bad.file, path), bad, names=["semantic_id", "title", "item_id"], delimiter="\t")
         raw, titles = table.texts("item_id"), table.texts("title")
-        items = unique_items(table, "item_id", _items(raw, titles), bad)
+        items = unique_items(table, "item_id", _items(raw, titles, clean), bad)
     else:
         try:
             names = json.loads(read_buffer(path).to_pybytes())
@@ -85,13 +87,14 @@ def read_benchmark_items(path: Path, format_name: str, bad: BadRows, notes: list
             names = None
         if not isinstance(names, dict) or not all(isinstance(title, str) for title in names.values()):
             raise UserError(f"{path} is not one JSON object of item -> title; download the file again.")
-        items = _items(list(names), list(names.values()))
+        items = _items(list(names), list(names.values()), clean)
     untitled = sum(raw == title for raw, title in zip(items.raw, items.titles, strict=True))
     if untitled:
         notes.append(f"{path.name}: {untitled} items have no title: their names are used as titles")
+    notes += clean.notes()
     return items
 
 
-def _items(raw: list[str], titles: list[str]) -> ItemTable:
-    plain = [html.unescape(title).strip() or name for name, title in zip(raw, titles, strict=True)]
+def _items(raw: list[str], titles: list[str], clean: Cleaning) -> ItemTable:
+    plain = [clean(title).strip() or name for name, title in zip(raw, titles, strict=True)]
     return ItemTable(raw, plain, [None] * len(raw), [[] for _ in raw])

@@ -5,8 +5,6 @@ quoted cells can hold line ends (RFC 4180), at a line end outside quotes. Cost o
 scan of the file at about 1 GB/s, or ten million quotes per second where a quote is inside a cell without quotes (12" Records).
 """
 
-import gzip
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,11 +14,10 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from rec_dist.data.sources.packed import opened, packing, refuse_no_text
 from rec_dist.errors import UserError
 
-PACKED = ".gz"
 _SCAN_BYTES = 1 << 22
-GZIP_FAULTS = (OSError, EOFError, zlib.error)  # zlib, which meets a flipped byte, has its own exception
 
 
 @dataclass(frozen=True)
@@ -43,55 +40,23 @@ def files_of(source: Path) -> list[Path]:
     return sorted(path for path in source.iterdir() if not path.is_dir()) if source.is_dir() else [source]
 
 
-def is_packed(path: Path) -> bool:
-    """Whether the name of a file says that it is compressed with gzip."""
-    return path.suffix == PACKED
-
-
-def kind_of(path: Path) -> str:
-    """The suffix that says what a file holds: `.csv` for both log.csv and log.csv.gz."""
-    return path.with_suffix("").suffix if is_packed(path) else path.suffix
-
-
 def read_buffer(path: Path, begin: int = 0, end: int | None = None) -> pa.Buffer:
     """Bytes begin..end of a file: a view of the mapped file, or decompressed bytes. Raises UserError if there is no such file."""
     if not path.is_file():
         raise UserError(f"data.source: the file {path} does not exist; give a folder that holds it.")
-    if is_packed(path):
-        try:
-            data = pa.py_buffer(gzip.decompress(path.read_bytes()))
-        except GZIP_FAULTS as fault:
-            raise UserError(f"{path} cannot be decompressed ({fault}); download the file again.") from None
+    if packing(path) is not None:
+        with opened(path) as handle:
+            data = pa.py_buffer(handle.read())
     else:
+        refuse_no_text(path)
         data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
     return data.slice(begin, (data.size if end is None else end) - begin)
 
 
 def first_bytes(path: Path, size: int = 1 << 16) -> bytes:
     """The first `size` bytes of a file, decompressed."""
-    if not path.is_file():
-        raise UserError(f"data.source: the file {path} does not exist; give a folder that holds it.")
-    try:
-        with gzip.open(path) if is_packed(path) else path.open("rb") as handle:
-            return handle.read(size)
-    except GZIP_FAULTS as fault:
-        raise UserError(f"{path} cannot be decompressed ({fault}); download the file again.") from None
-
-
-def unpack(path: Path, target: Path) -> None:
-    """Decompresses a .gz file to `target`, a chunk at a time."""
-    with target.open("wb") as plain:
-        for data in _unpacked(path):
-            plain.write(data)  # a full disk fails here, which is no fault of the source
-
-
-def _unpacked(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path) as packed:
-            while data := packed.read(_SCAN_BYTES):
-                yield data
-    except GZIP_FAULTS as fault:
-        raise UserError(f"{path} cannot be decompressed ({fault}); download the file again.") from None
+    with opened(path) as handle:
+        return handle.read(size)
 
 
 def whole(file: int, path: Path, begin: int = 0) -> Block:

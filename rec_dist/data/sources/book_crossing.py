@@ -5,17 +5,16 @@ no conclusions from the order of its rows. Titles repeat across editions; years 
 become one item.
 """
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_dist.data.sources.assemble import Roles, RowBlock, assemble, unique_items
+from rec_dist.data.sources.assemble import RowBlock, assemble, unique_items
 from rec_dist.data.sources.blocks import Block, cut_text, whole
 from rec_dist.data.sources.header import read_header, require_columns
-from rec_dist.data.sources.interactions import BadRows, ItemTable
+from rec_dist.data.sources.interactions import BadRows, ItemTable, KnownItems
+from rec_dist.data.sources.roles import Roles
 from rec_dist.data.sources.source import Source
 from rec_dist.data.sources.table import parse_table
 
@@ -33,10 +32,10 @@ class BookRatings:
     names: list[str]
     books: Path
 
-    def read(self, block: Block, known: pa.Array | None) -> RowBlock:
+    def read(self, block: Block, known: KnownItems | None) -> RowBlock:
         """Reads the explicit ratings of a block of text."""
         bad = BadRows(block.file)
-        table = parse_table(block, bad, names=self.names, delimiter=";", quoted=True, escaped=True, encoding="latin-1")
+        table = parse_table(block, bad, names=self.names, delimiter=";", quoting="rfc4180", escaped=True, encoding="latin-1")
         return assemble(table.where(pc.not_equal(table.strings(_RATING), _IMPLICIT)), _ROLES, bad, known, self.books)
 
     def cut(self, block: Block, size: int) -> list[Block]:
@@ -69,8 +68,8 @@ def _read_books(path: Path, bad: BadRows) -> ItemTable:
     names, skip = read_header(path, ";", quoted=True)
     require_columns(path, names, (_ROLES.item, _TITLE))
     table = parse_table(
-        whole(1, path, skip), bad, names=names, delimiter=";", quoted=True, escaped=True, encoding="latin-1", lines_before=1
+        whole(1, path, skip), bad, names=names, delimiter=";", quoting="rfc4180", escaped=True, encoding="latin-1", lines_before=1
     )
-    titles = [html.unescape(title) for title in table.texts(_TITLE)]
+    titles = table.texts(_TITLE)
     items = ItemTable(table.texts(_ROLES.item), titles, [None] * len(titles), [[] for _ in titles])
     return unique_items(table, _ROLES.item, items, bad)

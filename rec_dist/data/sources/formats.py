@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rec_dist.data.sources.amazon import find_amazon, open_amazon
-from rec_dist.data.sources.blocks import files_of, kind_of
+from rec_dist.data.sources.blocks import files_of
 from rec_dist.data.sources.book_crossing import BOOKS, RATINGS, find_book_crossing, open_book_crossing
 from rec_dist.data.sources.columns import open_csv
 from rec_dist.data.sources.interactions import Interactions
 from rec_dist.data.sources.movielens import LAYOUTS, open_movielens
+from rec_dist.data.sources.packed import plain_suffix
 from rec_dist.data.sources.parquet import open_parquet
 from rec_dist.data.sources.preferences import SUFFIXES, find_preferences
 from rec_dist.data.sources.recbole import open_recbole
@@ -70,8 +71,12 @@ def find_files(source: Path, format_name: str) -> FileSet:
     raise UserError(f"data.source ({source}) holds no files for data.format={format_name}; expected {wanted}.")
 
 
-def open_source(found: FileSet, columns: Mapping[str, str]) -> Source:
+def open_source(found: FileSet, columns: Mapping[str, str], *, clean_text: bool = True) -> Source:
     """Opens the files. Their rows are read later, a block at a time. columns: data.columns (for csv, parquet and recbole)."""
+    return replace(_opened(found, columns), clean_text=clean_text)
+
+
+def _opened(found: FileSet, columns: Mapping[str, str]) -> Source:
     if found.format in ("movielens", "book_crossing", "amazon") and columns:
         raise UserError(f"data.columns has no effect on data.format={found.format}; remove it, or set data.format=csv.")
     second = found.files[1] if len(found.files) > 1 else None
@@ -142,8 +147,8 @@ def _find_csv(source: Path) -> list[Path]:
     if source.is_dir():
         return _one(
             source,
-            [path for path in files_of(source) if kind_of(path) in _TEXT_TABLES],
+            [path for path in files_of(source) if plain_suffix(path) in _TEXT_TABLES],
             " or ".join(_TEXT_TABLES),
         )
     # A file that you name directly is read whatever its suffix, unless the suffix belongs to another format.
-    return [] if kind_of(source) in _OTHERS else [source]
+    return [] if plain_suffix(source) in _OTHERS else [source]

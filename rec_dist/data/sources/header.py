@@ -23,7 +23,8 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
     if not text:
         raise UserError(f"{path}:1: the first line is empty; it must name the columns.")
     if "\0" in text:
-        raise UserError(f"{path}:1: the first line holds NUL bytes, as UTF-16 does; save the file as UTF-8 text.")
+        what = "is UTF-16" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else "holds NUL bytes, as UTF-16 does"
+        raise UserError(f"{path}:1: the first line {what}; save the file as UTF-8 text.")
     if "\r" in text:
         raise UserError(f"{path}:1: lines end with a carriage return only; save the file with line feeds.")
     if len(line) == _LONGEST and not line.endswith(b"\n"):
@@ -33,7 +34,17 @@ def read_header(path: Path, delimiter: str, *, quoted: bool) -> tuple[list[str],
     cells = next(csv.reader([text], delimiter=delimiter)) if quoted else text.split(delimiter)
     names = [cell.strip() if quoted else cell.strip().partition(":")[0] for cell in cells]
     refuse_twins(f"{path}:1", names)
+    if len(names) == 1:
+        _refuse_separator(path, text, delimiter)
     return names, len(line)
+
+
+def _refuse_separator(path: Path, text: str, delimiter: str) -> None:
+    """Raises UserError if a header that is one name with `delimiter` would be several with another separator."""
+    for separator, name in ((",", "commas"), (";", "semicolons"), ("\t", "tabs"), ("|", "|"), ("::", "::"), (None, "blanks")):
+        if separator != delimiter and len(text.split(separator)) > 1:
+            wanted = {"\t": "tabs", ",": "commas"}.get(delimiter, delimiter)
+            raise UserError(f"{path}:1: the columns are separated by {name}, not by {wanted}; write the file with {wanted}.")
 
 
 def refuse_twins(place: str | Path, names: Sequence[str]) -> None:

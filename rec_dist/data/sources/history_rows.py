@@ -4,8 +4,8 @@
     user_id, history_item_id, item_id    MiniOneRec; other columns are ignored
     user_id, item_ids                    BEAR and MSL: the last item is the target
 
-A list of items is a JSON list, or a list column of Parquet. Files may be packed (.gz). A file is read whole: 10,000 rows take
-0.3 s.
+A list of items is a JSON list, a Python literal, or a list column of Parquet. The user may have any of the names in roles.py. Files
+may be packed. A file is read whole: 10,000 rows take 0.3 s.
 """
 
 import io
@@ -19,13 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rec_dist.data.sources.blocks import kind_of, read_buffer, whole
+from rec_dist.data.sources.blocks import read_buffer, whole
 from rec_dist.data.sources.header import listed, read_header
-from rec_dist.data.sources.interactions import BadRows
+from rec_dist.data.sources.interactions import BadRows, UnusableRowError
+from rec_dist.data.sources.packed import plain_suffix
+from rec_dist.data.sources.quotes import quoting_of
+from rec_dist.data.sources.roles import user_column
 from rec_dist.data.sources.table import parse_table
+from rec_dist.data.sources.text import NoListError, parsed_list
 from rec_dist.errors import UserError
 
-USER = "user_id"
 _TEXT_TABLES, _JSON_LINES, _PARQUET = (".csv", ".tsv"), (".json", ".jsonl"), ".parquet"
 
 
@@ -39,8 +42,8 @@ class Layout:
 
     @property
     def columns(self) -> list[str]:
-        """All columns that a file must have."""
-        return [name for name in (USER, self.history, self.target) if name is not None]
+        """All columns that a file must have beside the user's."""
+        return [name for name in (self.history, self.target) if name is not None]
 
 
 OWN = Layout("history", "target", "candidates")
@@ -62,17 +65,13 @@ class HistoryRow:
     candidates: list[str] | None
 
 
-class UnusableRowError(Exception):
-    """Says why a row cannot be used."""
-
-
 def read_history_rows(path: Path, bad: BadRows, layouts: Sequence[Layout]) -> list[HistoryRow]:
     """The usable rows of a file in order; the others are added to `bad`.
 
     layouts: those that are accepted; the first whose columns the file has is taken. Raises UserError if there is none, or if the
     file is unreadable.
     """
-    kind = kind_of(path)
+    kind = plain_suffix(path)
     if kind in _TEXT_TABLES:
         records = _of_text(path, bad, layouts, "\t" if kind == ".tsv" else ",")
     elif kind in _JSON_LINES:
@@ -82,9 +81,11 @@ def read_history_rows(path: Path, bad: BadRows, layouts: Sequence[Layout]) -> li
     else:
         raise UserError(f"{path} is no file of .csv, .tsv, .json, .jsonl (also .gz) or .parquet; write its rows as one of them.")
     rows = []
+    user = None
     for line, layout, fields in records:
+        user = user or user_column(f"{path}:{line}", list(fields))
         try:
-            rows.append(_row(line, layout, fields))
+            rows.append(_row(line, user, layout, fields))
         except UnusableRowError as fault:
             bad.add(str(fault), path, np.array([line]), json.dumps(fields, ensure_ascii=False, default=str))
     return rows
@@ -96,8 +97,12 @@ Records = Iterator[tuple[int, Layout, dict[str, Any]]]
 def _of_text(path: Path, bad: BadRows, layouts: Sequence[Layout], delimiter: str) -> Records:
     names, skip = read_header(path, delimiter, quoted=True)
     layout = _layout(path, names, layouts)
-    table = parse_table(whole(bad.file, path, skip), bad, names=names, delimiter=delimiter, quoted=True, lines_before=1)
-    wanted = [name for name in (*layout.columns, layout.candidates) if name in names]
+    odd: list[str] = []
+    quoting = quoting_of(path, delimiter, odd)
+    if quoting != "rfc4180":
+        raise UserError(f"{odd[0].rpartition(': ')[0]}; put each list in quotes, with quotes in it doubled.")
+    table = parse_table(whole(bad.file, path, skip), bad, names=names, delimiter=delimiter, quoting=quoting, lines_before=1)
+    wanted = _wanted(path, names, layout)
     columns = [table.texts(name) for name in wanted]
     for line, *cells in zip(table.lines.tolist(), *columns, strict=True):
         yield line, layout, dict(zip(wanted, cells, strict=True))
@@ -124,23 +129,28 @@ def _of_parquet(path: Path, layouts: Sequence[Layout]) -> Records:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             layout = _layout(path, names, layouts)
-            table = file.read(columns=[name for name in (*layout.columns, layout.candidates) if name in names])
+            table = file.read(columns=_wanted(path, names, layout))
     except (OSError, pa.ArrowInvalid) as fault:
         raise UserError(f"{path} cannot be read as Parquet ({' '.join(str(fault).split())}); write the file again.") from None
     for line, fields in enumerate(table.to_pylist(), start=1):
         yield line, layout, fields
 
 
+def _wanted(path: Path, names: Sequence[str], layout: Layout) -> list[str]:
+    wanted = (user_column(f"{path}:1", names), *layout.columns, layout.candidates)
+    return [name for name in wanted if name is not None and name in names]
+
+
 def _layout(path: Path, names: Sequence[str], layouts: Sequence[Layout]) -> Layout:
     for layout in layouts:
         if set(layout.columns) <= set(names):
             return layout
-    wanted = " or ".join(", ".join(layout.columns) for layout in layouts)
+    wanted = " or ".join(", ".join(["user_id", *layout.columns]) for layout in layouts)
     raise UserError(f"{path}:1: the columns are {listed(names)}; they must hold {wanted}.")
 
 
-def _row(line: int, layout: Layout, fields: dict[str, Any]) -> HistoryRow:
-    user = _name(fields.get(USER), USER)
+def _row(line: int, user_column: str, layout: Layout, fields: dict[str, Any]) -> HistoryRow:
+    user = _name(fields.get(user_column), user_column)
     history = _names(fields.get(layout.history), layout.history)
     if layout.target is None:
         history, target = history[:-1], history[-1] if history else ""
@@ -162,9 +172,9 @@ def _name(value: object, column: str) -> str:
 def _names(value: object, column: str) -> list[str]:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
+            value = parsed_list(value, whole_numbers=True)
+        except NoListError as fault:
+            raise UnusableRowError(f"{column}: {fault}") from None
     if not isinstance(value, list):
         raise UnusableRowError(f"{column} is not a list of items")
     return [_name(entry, column) for entry in value]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
@@ -43,11 +44,20 @@ class ItemTable:
 
 
 @dataclass(frozen=True)
+class KnownItems:
+    """What a reader needs of an items file: the names of its items (I,), and which of them have a title."""
+
+    names: pa.Array
+    titled: Bool
+
+
+@dataclass(frozen=True)
 class Interactions:
     """All readable rows in file order.
 
     user (R,): an index into raw_users, which are in the order of their first row. item (R,): an index into items.
-    timestamp (R,): in the unit of the source.
+    timestamp (R,): in the unit of the source, or a decimal fraction of it. An item without a title has an empty one; its rows
+    cannot be used, and bad_rows counts them.
     """
 
     user: I64
@@ -61,6 +71,10 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.user)
+
+
+class UnusableRowError(Exception):
+    """Says why a row cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +99,16 @@ class BadRows:
         """Counts the rows of `path` at `lines` (1-based, file order) under one reason. text: the text of the first of them."""
         if len(lines) == 0:
             return
-        shown = text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "..."
-        self._add(reason, len(lines), Fault(self.file, path, int(lines[0]), shown))
+        self.put(reason, len(lines), Fault(self.file, path, int(lines[0]), text))
 
     def merge(self, other: "BadRows", lines_before: int) -> None:
         """Adds the bad rows of a block that begins after `lines_before` lines of its file."""
         for reason, count in other.counts.items():
             fault = other.first[reason]
-            self._add(reason, count, replace(fault, line=fault.line + lines_before))
+            self.put(reason, count, replace(fault, line=fault.line + lines_before))
 
-    def _add(self, reason: str, count: int, fault: Fault) -> None:
+    def put(self, reason: str, count: int, fault: Fault) -> None:
+        """Counts rows under one reason. fault: the first of them."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         known = self.first.get(reason)
         if known is None or (fault.file, fault.line) < (known.file, known.line):
@@ -111,7 +125,7 @@ class BadRows:
     def describe(self) -> str:
         """One line with the first row of each kind and the number of rows of that kind."""
         shown = [
-            f"{fault.path}:{fault.line}: {reason} ({fault.text!r}), {count} of this kind"
+            f"{fault.path}:{fault.line}: {reason} ({_shortened(fault.text)!r}), {count} of this kind"
             for reason, count in self.in_order().items()
             for fault in [self.first[reason]]
         ]
@@ -129,3 +143,7 @@ class BadRows:
                 f"data.max_bad_rows ({limit}) is exceeded: {total} rows cannot be read. {self.describe()}. "
                 "Correct the files or raise data.max_bad_rows."
             )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "..."

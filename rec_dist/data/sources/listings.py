@@ -4,11 +4,12 @@
     .csv      user_id,history                                     a cell holds a JSON list, or names with | between
     .parquet  user_id: text or whole numbers; history: a list of them, or text as in csv
 
-Names stay text as it is written, so `007` is not `7`; whole numbers are written in decimal. Other columns are not read.
-Cost: about 5 us a row of 50 names.
+The user may have any of the names in roles.py, and text files may be packed. Names stay text as it is written, so `007` is not `7`;
+whole numbers are written in decimal. Other columns are not read. Cost: about 5 us a row of 50 names.
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rec_dist.data.sources.header import listed, refuse_twins
+from rec_dist.data.sources.packed import SUFFIXES as PACKED
+from rec_dist.data.sources.packed import opened, plain_suffix
+from rec_dist.data.sources.roles import user_column
+from rec_dist.data.sources.text import NoListError, parsed_list
 from rec_dist.errors import UserError
 
 LISTING_SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -41,13 +46,15 @@ def read_listings(path: Path, column: str, key: str) -> Iterator[Listing]:
 
     Raises UserError, with file, line and column, for a file or a row that cannot be read.
     """
-    if path.suffix not in LISTING_SUFFIXES:
+    kind = plain_suffix(path)
+    if kind not in LISTING_SUFFIXES:
         raise UserError(
-            f"{key} ({path}) must end in {', '.join(LISTING_SUFFIXES)}, which says how it is read; rename or convert it"
+            f"{key} ({path}) must end in {', '.join(LISTING_SUFFIXES)} (packed: {', '.join(PACKED)} behind it), which says how it is "
+            "read; rename or convert it"
         )
     if not path.is_file():
         raise UserError(f"{key} ({path}) is no file; give one with the columns user_id and {column}")
-    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[path.suffix]
+    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[kind]
     for row, user, names in read(path, column):
         place = place_of(path, row)
         yield Listing(row, as_user(user, f"{place}: user_id"), as_names(names, f"{place}: {column}"))
@@ -91,7 +98,8 @@ def as_names(value: Any, place: str) -> list[str]:
 
 
 def _jsonl(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
-    with path.open("rb") as file:
+    user = None
+    with opened(path) as file:
         for row, line in enumerate(file, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line
             if not text.strip():
@@ -102,17 +110,19 @@ def _jsonl(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
                 raise UserError(f"{path}:{row} is no JSON ({' '.join(str(fault).split())}); give an object a line") from None
             if not isinstance(fields, dict):
                 raise UserError(f'{path}:{row} is no JSON object; write {{"user_id": ..., "{column}": [...]}} on each line')
-            yield row, fields.get("user_id"), fields.get(column)
+            user = user or user_column(f"{path}:{row}", list(fields))
+            yield row, fields.get(user), fields.get(column)
 
 
 def _csv(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+        with opened(path) as file:
+            reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
             header = [name.strip() for name in next(reader, [])]
             refuse_twins(f"{path}:1", header)
+            user = header.index(user_column(f"{path}:1", header))
             _require(f"{path}:1", header, column)
-            user, names = header.index("user_id"), header.index(column)
+            names = header.index(column)
             for cells in reader:
                 if not cells:
                     continue
@@ -129,13 +139,16 @@ def _csv(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
 
 
 def _cell(text: str, place: str) -> Any:
-    """The names in one cell of text: a JSON list, or names with | between."""
+    """The names in one cell of text: a list as JSON or as a Python literal, or names with | between."""
     if not text.startswith("["):
         return [name.strip() for name in text.split(_SEPARATOR)] if text.strip() else []
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as fault:
-        raise UserError(f"{place} begins like a JSON list and is none ({' '.join(str(fault).split())}); correct it") from None
+        found = parsed_list(text, whole_numbers=True)
+    except NoListError as fault:
+        raise UserError(f"{place}: {fault}; correct it") from None
+    if found is None:
+        raise UserError(f"{place} begins like a JSON list and is none ({text[:60]!r}); correct it")
+    return found
 
 
 def _parquet(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
@@ -144,10 +157,11 @@ def _parquet(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             refuse_twins(path, schema.names)
+            user_name = user_column(path, schema.names)
             _require(str(path), schema.names, column)
             read = _reader(schema.field(column).type)
-            for batch in file.iter_batches(_BATCH_ROWS, columns=["user_id", column]):
-                for user, names in zip(batch["user_id"].to_pylist(), batch[column].to_pylist(), strict=True):
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[user_name, column]):
+                for user, names in zip(batch[user_name].to_pylist(), batch[column].to_pylist(), strict=True):
                     row += 1
                     yield row, user, read(names, f"{path}, row {row}: {column}")
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
@@ -160,6 +174,5 @@ def _reader(kind: pa.DataType) -> Callable[[Any, str], Any]:
 
 
 def _require(place: str, header: list[str], column: str) -> None:
-    for name in ("user_id", column):
-        if name not in header:
-            raise UserError(f"{place}: the column {name} is missing; its columns are {listed(header)}")
+    if column not in header:
+        raise UserError(f"{place}: the column {column} is missing; its columns are {listed(header)}")

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rec_dist.data.sources.assemble import Roles, unique_items
+from rec_dist.data.sources.assemble import unique_items
 from rec_dist.data.sources.blocks import whole
 from rec_dist.data.sources.delimited import DelimitedRows
 from rec_dist.data.sources.header import read_header, require_columns
 from rec_dist.data.sources.interactions import BadRows, ItemTable
+from rec_dist.data.sources.quotes import Quoting, quoting_of
+from rec_dist.data.sources.roles import Roles
 from rec_dist.data.sources.source import Source
 from rec_dist.data.sources.table import Table, parse_table
 from rec_dist.data.sources.titles import restore_article, split_year
@@ -77,17 +79,23 @@ def open_movielens(ratings: Path, movies: Path) -> Source:
     layout = next(known for known in LAYOUTS if known.ratings == ratings.name)
     bad = BadRows(file=1)
     names, skip = _names(ratings, layout.ratings_names, layout.ratings_delimiter)
-    rows = DelimitedRows(names, layout.ratings_delimiter, layout.quoted, Roles(*_RATING_NAMES), items_path=movies)
+    notes: list[str] = []
+    quoting = _quoting(ratings, layout.ratings_delimiter, layout, notes)
+    rows = DelimitedRows(names, layout.ratings_delimiter, quoting, Roles(*_RATING_NAMES), items_path=movies)
     require_columns(ratings, names, _RATING_NAMES)
-    items = _read_movies(movies, layout, bad)
-    return Source([whole(0, ratings, skip)], rows, header_lines=int(skip > 0), items=items, bad=bad)
+    items = _read_movies(movies, layout, bad, notes)
+    return Source([whole(0, ratings, skip)], rows, header_lines=int(skip > 0), items=items, bad=bad, notes=notes)
+
+
+def _quoting(path: Path, delimiter: str, layout: Layout, notes: list[str]) -> Quoting:
+    return quoting_of(path, delimiter, notes) if layout.quoted else "none"
 
 
 def _names(path: Path, names: Sequence[str] | None, delimiter: str) -> tuple[list[str], int]:
     return read_header(path, delimiter, quoted=True) if names is None else (list(names), 0)
 
 
-def _read_movies(path: Path, layout: Layout, bad: BadRows) -> ItemTable:
+def _read_movies(path: Path, layout: Layout, bad: BadRows, notes: list[str]) -> ItemTable:
     encoding = layout.encoding
     if encoding == "latin-1" and _is_utf8(path):
         encoding = "utf8"
@@ -98,7 +106,7 @@ def _read_movies(path: Path, layout: Layout, bad: BadRows) -> ItemTable:
         bad,
         names=names,
         delimiter=layout.movies_delimiter,
-        quoted=layout.quoted,
+        quoting=_quoting(path, layout.movies_delimiter, layout, notes),
         encoding=encoding,
         lines_before=int(skip > 0),
     )

@@ -1,45 +1,46 @@
 """Parquet: one file or a folder of parts, with columns as in csv. A block is a run of row groups."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rec_dist.data.sources.assemble import Roles, RowBlock, assemble
+from rec_dist.data.sources.assemble import RowBlock, assemble
 from rec_dist.data.sources.blocks import Block, whole
-from rec_dist.data.sources.columns import pick_roles
 from rec_dist.data.sources.header import refuse_twins
-from rec_dist.data.sources.interactions import BadRows
+from rec_dist.data.sources.interactions import BadRows, KnownItems
+from rec_dist.data.sources.roles import Roles, pick_roles
 from rec_dist.data.sources.source import Source
-from rec_dist.data.sources.table import Table
+from rec_dist.data.sources.table import Table, as_text, is_list
+from rec_dist.data.sources.times import holds_dates
 from rec_dist.errors import UserError
 
+_BATCH_ROWS = 1024
 _BYTES_A_ROW = 30  # as for delimited text, so that both kinds of block hold about as many rows
 
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """Implements RowReader for Parquet files."""
+    """Implements RowReader for Parquet files. dates: a text in the column of timestamps is a date."""
 
     roles: Roles
+    dates: bool = False
 
-    def read(self, block: Block, known: pa.Array | None) -> RowBlock:
+    def read(self, block: Block, known: KnownItems | None) -> RowBlock:
         """Reads the rows of some row groups. The line of a row is its number in them."""
-        wanted = [name for name in vars(self.roles).values() if name is not None]
+        role_of = {name: role for role, name in vars(self.roles).items() if name is not None}
         with _open(block.data) as file:
             end = file.num_row_groups if block.end is None else block.end
-            try:
-                read = file.read_row_groups(range(block.begin, end), columns=wanted)
-                read.validate(full=True)  # a column of text may hold bytes that are not UTF-8
-                columns = [_plain(column) for column in read.columns]
-            except (OSError, pa.ArrowInvalid) as fault:
-                raise UserError(f"{block.path} cannot be read ({' '.join(str(fault).split())}); write the file again.") from None
+            read = _read(block.path, lambda: file.read_row_groups(range(block.begin, end), columns=list(role_of)))
+        columns = [_plain(block.path, name, read.column(name), role_of[name]) for name in read.column_names]
         lines = np.arange(1, read.num_rows + 1, dtype=np.int64)
         table = Table(block.path, read.column_names, columns, lines, read.num_rows)
-        return assemble(table, self.roles, BadRows(block.file), known, None)
+        return assemble(table, self.roles, BadRows(block.file), known, None, dates=self.dates)
 
     def cut(self, block: Block, size: int) -> list[Block]:
         """Cuts a file into blocks of whole row groups with about as many rows as `size` bytes of text."""
@@ -81,31 +82,69 @@ def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
                     f"{path}: the column {name} is missing or of another type than in {paths[0].name}; write all files with "
                     "the same columns."
                 )
-    return Source([whole(number, path) for number, path in enumerate(paths)], ParquetRows(roles), notes=notes)
+    dates = roles.timestamp is not None and _begins_with_dates(paths[0], roles.timestamp)
+    return Source([whole(number, path) for number, path in enumerate(paths)], ParquetRows(roles, dates), notes=notes)
 
 
 def can_be(role: str, kind: pa.DataType) -> bool:
-    """Whether a column of this type fits a role. Text and numbers fit all, dates all but rating, lists only text roles."""
+    """Whether a column of this type fits a role: text and numbers fit all, dates all but rating, lists only categories."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return role not in ("rating", "timestamp") and not pa.types.is_nested(kind.value_type)
-    return not pa.types.is_nested(kind) and not (role == "rating" and pa.types.is_temporal(kind))
+    if is_list(kind):
+        return role == "categories" and not pa.types.is_nested(kind.value_type)
+    if pa.types.is_temporal(kind):
+        return role != "rating" and not pa.types.is_interval(kind)
+    if role in ("rating", "timestamp"):
+        return _is_number(kind) or _is_text(kind)
+    return _is_number(kind) or _is_text(kind) or pa.types.is_boolean(kind) or _is_bytes(kind) or isinstance(kind, pa.UuidType)
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Converts categories to their values and bytes to text. Raises ArrowInvalid for bytes that are not UTF-8."""
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or _is_bytes(kind))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def _plain(path: Path, name: str, column: pa.ChunkedArray, role: str) -> pa.ChunkedArray:
+    """A column whose text is plain strings, so that bytes in it that are not UTF-8 are found here."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    kind = column.type
-    bytes_like = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    if bytes_like or pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
-        column = column.cast(pa.string())
-    return column
+    if is_list(column.type) or (role in ("rating", "timestamp") and not _is_text(column.type)):
+        return column
+    text = _read(path, lambda: as_text(column), f"the column {name}")
+    return pc.utf8_trim_whitespace(text) if role in ("rating", "timestamp") else text
+
+
+def _begins_with_dates(path: Path, column: str) -> bool:
+    with _open(path) as file:
+        head = _read(path, lambda: next(file.iter_batches(_BATCH_ROWS, columns=[column]), None))
+    return head is not None and holds_dates(_plain(path, column, pa.chunked_array([head.column(0)]), "timestamp"))
+
+
+def _read(path: Path, read: Callable[[], Any], what: str = "its columns") -> Any:
+    try:
+        found = read()
+        if isinstance(found, pa.Table):
+            found.validate(full=True)  # a column of text may hold bytes that are not UTF-8
+        return found
+    except (OSError, pa.ArrowException) as fault:
+        shown = " ".join(str(fault).split())
+        raise UserError(f"{path} cannot be read ({what}: {shown}); write the file again, with text in UTF-8.") from None
 
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as fault:
+    except (OSError, pa.ArrowException) as fault:
         raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again.") from None

@@ -4,6 +4,7 @@ Delimited text becomes string columns; Parquet and JSON have their own types. py
 a Python object per cell. It uses one thread, because only then are the line numbers of malformed rows known.
 """
 
+import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +18,10 @@ import pyarrow.csv
 
 from rec_dist.data.sources.blocks import Block, read_buffer
 from rec_dist.data.sources.interactions import BadRows, Bool
+from rec_dist.data.sources.quotes import Quoting
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
 
-_INTEGER = r"^[+-]?\d{1,19}$"
-_OTHER_THAN_DIGITS = r"[^0-9-]"
-_LARGEST_INT64, _LARGEST_NEGATIVE = "9223372036854775807", "9223372036854775808"
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_LARGEST_TIMESTAMP = 2.0**62
 CATEGORY_SEPARATOR = "|"
 
 
@@ -48,13 +45,11 @@ class Table:
         return self.columns[self.names.index(name)]
 
     def strings(self, name: str) -> pa.ChunkedArray:
-        """One column as strings. Missing values are empty; lists of strings are joined by "|"."""
+        """One column as strings, as as_text makes them. Missing values are empty."""
         column = self.column(name)
-        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            column = pc.binary_join(pc.cast(column, pa.list_(pa.string())), CATEGORY_SEPARATOR)
         if column.type == pa.string() and column.null_count == 0:
             return column
-        return pc.fill_null(pc.cast(column, pa.string()), "")
+        return pc.fill_null(as_text(column), "")
 
     def texts(self, name: str) -> list[str]:
         """One column as Python strings, for small tables such as items."""
@@ -72,67 +67,35 @@ class Table:
         value = self.column(name)[row].as_py()
         return "" if value is None else str(value)
 
-    def floats(self, name: str) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], Bool]:
-        """One column as (R,) float64, and which values are finite numbers."""
-        column = self.column(name)
-        if not _is_text(column):
-            values = pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy()
-            return values, np.isfinite(values)
-        try:
-            values = pc.cast(column, pa.float64()).to_numpy()
-        except pa.ArrowInvalid:
-            number = pc.match_substring_regex(column, _NUMBER)
-            values = pc.cast(pc.if_else(number, column, "nan"), pa.float64()).to_numpy()
-        return values, np.isfinite(values)
 
-    def timestamps(self, name: str) -> tuple[I64, Bool]:
-        """One column as (R,) int64, and which values are numbers. Floats are rounded down; integers keep all digits.
-
-        A column of dates or times is in its own unit (days, milliseconds, ...).
-        """
-        column = self.column(name)
-        if not _is_text(column):
-            return self._typed_timestamps(column)
-        # A cell must mean the same whatever the other rows hold. Arrow's cast accepts 0x1F and +5, but the slow way does not.
-        if not pc.any(pc.match_substring_regex(column, _OTHER_THAN_DIGITS)).as_py():
-            try:
-                return pc.cast(column, pa.int64()).to_numpy(), np.ones(len(self.lines), dtype=bool)
-            except pa.ArrowInvalid:
-                pass
-        values, readable = self.floats(name)
-        integer = _fits_int64(column)
-        readable &= (np.abs(np.where(readable, values, 0)) < _LARGEST_TIMESTAMP) | integer
-        exact = pc.cast(pc.if_else(pa.array(integer), pc.utf8_ltrim(column, characters="+"), "0"), pa.int64()).to_numpy()
-        rounded = np.floor(np.where(readable & ~integer, values, 0)).astype(np.int64)
-        return np.where(integer, exact, rounded), readable
-
-    def _typed_timestamps(self, column: pa.ChunkedArray) -> tuple[I64, Bool]:
-        readable = pc.is_valid(column).to_numpy()
-        if pa.types.is_decimal(column.type):
-            column = pc.cast(column, pa.float64())
-        if pa.types.is_floating(column.type):
-            values = pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy()
-            readable = np.isfinite(values) & (np.abs(np.where(np.isfinite(values), values, 0)) < _LARGEST_TIMESTAMP)
-            return np.floor(np.where(readable, values, 0)).astype(np.int64), readable
-        if pa.types.is_date32(column.type) or pa.types.is_time32(column.type):
-            column = pc.cast(column, pa.int32())
-        if pa.types.is_uint64(column.type):
-            readable &= pc.fill_null(pc.less_equal(column, pa.scalar(2**63 - 1, pa.uint64())), False).to_numpy()
-            column = pc.if_else(pa.array(readable), column, pa.scalar(0, pa.uint64()))
-        return pc.fill_null(pc.cast(column, pa.int64()), 0).to_numpy(), readable
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type is a list of values."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _fits_int64(column: pa.ChunkedArray) -> Bool:
-    """(R,): which cells are whole numbers that fit into 64 bits exactly. Nanoseconds since 1970 have 19 digits."""
-    digits = pc.utf8_ltrim(column, characters="+-")
-    largest = pc.if_else(pc.starts_with(column, "-"), _LARGEST_NEGATIVE, _LARGEST_INT64)
-    short = pc.less(pc.binary_length(digits), len(_LARGEST_INT64))
-    fits: Bool = pc.and_(pc.match_substring_regex(column, _INTEGER), pc.or_(short, pc.less_equal(digits, largest))).to_numpy()
-    return fits
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as strings, each value as its source would write it; nulls stay. Raises ArrowInvalid for bytes that are not UTF-8.
+
+    Whole floats have neither a point nor an exponent, since they are the ids of a column with gaps; NaN is null.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return as_text(column.cast(kind.value_type))
+    if isinstance(kind, pa.BaseExtensionType):  # a UUID; can_be admits no other
+        return pa.chunked_array([pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())])
+    if pa.types.is_floating(kind):
+        return _floats_as_text(column)
+    return pc.cast(column, pa.string())
 
 
-def _is_text(column: pa.ChunkedArray) -> bool:
-    return bool(pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+def _floats_as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    values = pc.cast(column, pa.float64())
+    values = pc.if_else(pc.is_nan(values), None, values)
+    size = pc.abs(values)
+    whole = pc.and_(pc.equal(values, pc.floor(values)), pc.less(size, 2.0**63))
+    numbers = pc.cast(pc.cast(pc.if_else(whole, values, 0.0), pa.int64()), pa.string())
+    written = pc.cast(pc.if_else(pc.is_null(values), pa.scalar(None, column.type), column), pa.string())
+    return pc.if_else(pc.fill_null(whole, False), numbers, written)
 
 
 def parse_table(
@@ -141,15 +104,16 @@ def parse_table(
     *,
     names: Sequence[str],
     delimiter: str,
-    quoted: bool = False,
+    quoting: Quoting = "none",
     escaped: bool = False,
     encoding: str = "utf8",
     lines_before: int = 0,
 ) -> Table:
     """Reads a block of delimited text. Adds rows with another number of columns than `names` to `bad`.
 
-    delimiter can be "::". escaped: a backslash in a cell makes the next character literal. The first row counts as line
-    lines_before + 1. Raises UserError for bytes that are not in the encoding, or text that cannot be cut into rows at all.
+    delimiter can be "::". quoting: what quotes mean (quotes.py). escaped: a backslash in a cell makes the next character literal. The
+    first row counts as line lines_before + 1. Raises UserError for bytes that are not in the encoding, or text that cannot be cut
+    into rows at all.
     """
     data, path = read_buffer(block.data, block.begin, block.end), block.path
     if len(delimiter) > 1:
@@ -159,12 +123,14 @@ def parse_table(
 
     def keep_going(row: pyarrow.csv.InvalidRow) -> str:
         malformed.append(row.number)
-        reason = f"{row.actual_columns} columns instead of {row.expected_columns}"
+        reason = _columns(row.actual_columns, row.expected_columns)
         bad.add(reason, path, np.array([lines_before + row.number]), row.text)
         return "skip"
 
     try:
-        columns = _parse(data, list(names), delimiter, quoted, escaped, encoding, keep_going)
+        if quoting == "lines" and b'"' in data.to_pybytes():
+            return _by_lines(block, data, bad, list(names), delimiter, encoding, lines_before)
+        columns = _parse(data, list(names), delimiter, quoting != "none", escaped, encoding, keep_going)
     except (pa.ArrowInvalid, UnicodeDecodeError) as fault:
         raise UserError(_unreadable(block, encoding, str(fault))) from None
     num_lines = len(columns[0]) + len(malformed)
@@ -172,6 +138,36 @@ def parse_table(
     table = Table(path, list(names), columns, lines, num_lines)
     filled = _filled(columns)
     return table if filled.all() else table.where(pa.array(filled))
+
+
+def _by_lines(
+    block: Block, data: pa.Buffer, bad: BadRows, names: list[str], delimiter: str, encoding: str, lines_before: int
+) -> Table:
+    """The slow way, 2 us a line, for a file with faulty quotes: every line is a row, and one with such a quote is bad."""
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    number = 0
+    for number, line in enumerate(io.BytesIO(data.to_pybytes()), start=1):
+        text = line.decode("utf-8" if encoding == "utf8" else encoding).rstrip("\r\n")
+        if not text.strip():
+            continue
+        try:
+            cells = next(csv.reader([text], delimiter=delimiter, strict=True))
+        except csv.Error:
+            bad.add("a quoted cell does not end with its quote", block.path, np.array([lines_before + number]), text)
+            continue
+        if len(cells) != len(names):
+            bad.add(_columns(len(cells), len(names)), block.path, np.array([lines_before + number]), text)
+            continue
+        rows.append(cells)
+        lines.append(lines_before + number)
+    columns = zip(*rows, strict=True) if rows else [[] for _ in names]
+    texts = [pc.utf8_trim_whitespace(pa.chunked_array([pa.array(list(cells), pa.string())])) for cells in columns]
+    return Table(block.path, names, texts, np.array(lines, dtype=np.int64), number)
+
+
+def _columns(found: int, wanted: int) -> str:
+    return f"{found} column{'' if found == 1 else 's'} instead of {wanted}"
 
 
 def _filled(columns: list[pa.ChunkedArray]) -> Bool:

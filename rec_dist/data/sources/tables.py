@@ -5,7 +5,8 @@ called and however the table was built. (Another pyarrow release may write other
 Cost: writing the rows once, about 20 bytes a row, and about 1 s for 10 million rows.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rec_dist.data.sources.columns import check_roles
 from rec_dist.data.sources.formats import FileSet
-from rec_dist.data.sources.header import listed, refuse_twins
+from rec_dist.data.sources.header import refuse_twins
 from rec_dist.data.sources.parquet import can_be
-from rec_dist.data.sources.table import CATEGORY_SEPARATOR
+from rec_dist.data.sources.roles import NAMES, check_roles, chosen, pick, say_taken
+from rec_dist.data.sources.table import as_text, is_list
 from rec_dist.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 NAME = "interactions"
 _ROW_GROUP = 1 << 20  # rows; fixed, so that equal tables make equal files
@@ -31,21 +34,27 @@ def write_tables(interactions: Any, items: Any, columns: Mapping[str, str], fold
 
     interactions: a row each, in file order: user, item and, where they exist, rating and timestamp; also title, categories and
     year when there is no `items`. items: a row an item: item, and title, categories (a list, or text separated by "|"), year;
-    or None. columns: data.columns, role -> column; a role without an entry is played by the column of its own name. Raises
-    UserError for something that is no table, a column that is missing or of a wrong type, an item that stands twice in `items`
+    or None. columns: data.columns, role -> column; a role without an entry is played by a column with one of its names (roles.py).
+    Raises UserError for something that is no table, a column that is missing or of a wrong type, an item that stands twice in `items`
     or is missing there.
     """
     check_roles(columns)
     rows = _arrow(interactions, "interactions")
     about = None if items is None else _arrow(items, "items")
-    names = {role: columns.get(role, role) for role in (*_OF_INTERACTIONS, *_OF_ITEMS)}
-    _check_named(columns, rows, about)
-    chosen = {role: _column(rows, names[role], role, "interactions") for role in _OF_INTERACTIONS}
-    if about is None:
-        chosen |= {role: _column(rows, names[role], role, "interactions") for role in _OF_ITEMS}
-    else:
-        chosen |= _from_items(chosen["item"], names, about)
-    table = pa.table({role: column for role, column in chosen.items() if column is not None})
+    roles = NAMES if about is None else _OF_INTERACTIONS
+    taken = pick("interactions", rows.column_names, _named(columns, roles), roles)
+    found = {role: _column(rows, name, role, "interactions") for role, name in taken.items()}
+    notes: list[str] = []
+    say_taken("interactions", taken, columns, notes)
+    if about is not None:
+        own = {role: name for role, name in columns.items() if role in ("item", *_OF_ITEMS) and name in about.column_names}
+        key = chosen("items", about.column_names, own, "item", required=True)
+        described = {role: chosen("items", about.column_names, _named(columns, _OF_ITEMS), role) for role in _OF_ITEMS}
+        say_taken("items", {"item": key, **described}, columns, notes)
+        found |= _from_items(found["item"], key, described, about)
+    for note in notes:
+        logger.info(note)
+    table = pa.table({role: column for role, column in found.items() if column is not None})
     path = folder / f"{NAME}.parquet"
     pq.write_table(table, path, row_group_size=_ROW_GROUP, compression="zstd")
     return FileSet("parquet", [path], name=NAME)
@@ -76,22 +85,14 @@ def _arrow(value: Any, name: str) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def _check_named(columns: Mapping[str, str], rows: pa.Table, about: pa.Table | None) -> None:
-    """UserError: data.columns names a column that the tables lack."""
-    for role, name in columns.items():
-        table, where = (rows, "interactions") if about is None or role not in _OF_ITEMS else (about, "items")
-        if name not in table.column_names:
-            raise UserError(f"data.columns.{role} ({name}) is no column of {where}; its columns are {listed(table.column_names)}")
+def _named(columns: Mapping[str, str], roles: Iterable[str]) -> dict[str, str]:
+    return {role: columns[role] for role in roles if role in columns}
 
 
-def _column(table: pa.Table, name: str, role: str, where: str) -> pa.ChunkedArray | None:
-    """The column of a role, or None where the table has none. UserError: it must have one, or the type does not fit."""
-    if name not in table.column_names:
-        if role not in ("user", "item"):
-            return None
-        raise UserError(
-            f"{where} has no column {name}; its columns are {listed(table.column_names)}; rename one, or set data.columns.{role}"
-        )
+def _column(table: pa.Table, name: str | None, role: str, where: str) -> pa.ChunkedArray | None:
+    """The column of a role, or None where the table has none. UserError: the type does not fit."""
+    if name is None:
+        return None
     column = table.column(name)
     if not can_be(role, column.type):
         raise UserError(
@@ -101,14 +102,16 @@ def _column(table: pa.Table, name: str, role: str, where: str) -> pa.ChunkedArra
     return column
 
 
-def _from_items(item: pa.ChunkedArray, names: Mapping[str, str], about: pa.Table) -> dict[str, pa.Array | None]:
-    """Title, categories and year of every interaction's item, as dictionaries: a title is stored once, not once a row."""
-    keys = _texts(_column(about, names["item"], "item", "items"))
+def _from_items(
+    item: pa.ChunkedArray | None, key: str | None, described: Mapping[str, str | None], about: pa.Table
+) -> dict[str, pa.Array | pa.ChunkedArray | None]:
+    """Title, categories and year of every interaction's item. Texts are dictionaries: a title is stored once, not once a row."""
+    keys = _texts(_column(about, key, "item", "items"), "items", key)
     if pc.count_distinct(keys).as_py() != len(keys):
         counts = pc.value_counts(keys).to_pylist()
         twice = next(entry["values"] for entry in counts if entry["counts"] > 1)
-        raise UserError(f"items: the item {twice!r} stands twice in column {names['item']}; keep one row of each item")
-    wanted = _texts(item)
+        raise UserError(f"items: the item {twice!r} stands twice in column {key}; keep one row of each item")
+    wanted = _texts(item, "interactions", "item")
     index = pc.index_in(wanted, value_set=keys)
     lost = wanted.filter(pc.and_(pc.is_null(index), pc.not_equal(pc.fill_null(wanted, ""), "")))
     if len(lost):
@@ -116,19 +119,22 @@ def _from_items(item: pa.ChunkedArray, names: Mapping[str, str], about: pa.Table
             f"items has no row of the item {lost[0].as_py()!r}, and of {pc.count_distinct(lost).as_py() - 1} other items of "
             "interactions; add them, or leave their interactions out"
         )
-    found: dict[str, pa.Array | None] = {}
-    for role in _OF_ITEMS:
-        column = _column(about, names[role], role, "items")
-        found[role] = None if column is None else pa.DictionaryArray.from_arrays(index, _texts(column))
+    found: dict[str, pa.Array | pa.ChunkedArray | None] = {}
+    for role, name in described.items():
+        column = _column(about, name, role, "items")
+        if column is None or is_list(column.type):
+            found[role] = None if column is None else column.take(index)
+        else:
+            found[role] = pa.DictionaryArray.from_arrays(index, _texts(column, "items", name))
     return found
 
 
-def _texts(column: pa.ChunkedArray | None) -> pa.Array:
-    """A column as one array of text; lists are joined by "|"."""
+def _texts(column: pa.ChunkedArray | None, where: str, name: str | None) -> pa.Array:
     assert column is not None, "the column has been looked for"
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        column = pc.binary_join(pc.cast(column, pa.list_(pa.string())), CATEGORY_SEPARATOR)
-    text = pc.cast(column, pa.string())
+    try:
+        text = as_text(column)
+    except pa.ArrowException as fault:
+        raise UserError(
+            f"{where}: the column {name} cannot become text ({' '.join(str(fault).split())}); write it as text"
+        ) from None
     return text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text

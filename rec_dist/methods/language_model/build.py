@@ -92,7 +92,8 @@ def build_text_task(
     tokenizer = load_tokenizer(initial.model, trust_remote_code=config.model.trust_remote_code)
     shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
     end = end_tokens(config.prompt, tokenizer)
-    rows = tokenize_rows(open_preferences(config.data).rows(), tokenizer, end, rejected=max_rejected != 0)
+    stored = open_preferences(config.data).rows()
+    rows = tokenize_rows(stored, tokenizer, end, rejected=max_rejected != 0, special_tokens=config.prompt.special_tokens)
     for ids in (rows.prompts, rows.completions):
         check_vocabulary(tokenizer, ids, shape.vocab_size)
     most = int(rows.num_rejected.max())

@@ -54,7 +54,8 @@ def test_minionerec_by_hand(tmp_path: Path, nested: bool) -> None:
     assert len(data.split("valid")) == len(data.split("test")) == 0
     counts = {"raw_rows": 7, "stitched_rows": 3, "own_rows": 1, "users": 3, "positives": 12, "items": 6}
     assert manifest.counts == {**counts, "merged_items": 0, "equal_titles": 2}
-    assert "3 of 7 rows continue" in manifest.notes[0]
+    assert "1 titles hold HTML entities" in manifest.notes[0]
+    assert "3 of 7 rows continue" in manifest.notes[1]
     assert data.split("train").num_targets == 7 == len(TRAIN + VALID), "every row is one target where windows begin at the start"
 
 

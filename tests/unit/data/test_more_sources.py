@@ -60,7 +60,8 @@ def test_both_editions_of_amazon_read_the_same(edition, suffix, name, tmp_path):
     got = read(tmp_path)
     assert [got.raw_users[u] for u in got.user] == ["A1", "A2", "A1"]
     assert [got.items.titles[i] for i in got.item] == ["Ball", "Cup & Saucer", "Cup & Saucer"]
-    assert got.items.categories == [["Home", "Tea & Coffee"], []]
+    assert got.items.categories == [["Home", "Tea & Coffee"], [], []]
+    assert got.items.titles[2] == "", "a product without a title is known, and its reviews are bad rows"
     np.testing.assert_array_equal(got.rating, [4, 2, 5])
     np.testing.assert_array_equal(got.timestamp, [row[3] for row in REVIEWS])
     assert "1 products without a title and 1 repeated ones" in got.notes[0]
@@ -79,9 +80,10 @@ def test_amazon_rows_that_cannot_be_used(tmp_path):
         read(tmp_path, bad=5)
     message = str(caught.value)
     assert "6 rows cannot be read" in message
-    assert f"{path}:5: not a JSON object of a review ('not json'), 3 of this kind" in message
+    assert f"{path}:5: not a JSON object of a review ('not json'), 2 of this kind" in message
     assert f"{path}:7: empty user_id" in message
-    assert f"{path}:8: item is not in meta_Toys.jsonl ('B03')" in message
+    assert f"{path}:8: item has no title in meta_Toys.jsonl ('B03')" in message
+    assert f"{path}:9: rating is text, not a number" in message
     assert f"{path}:10: rating is not a number" in message
     assert len(read(tmp_path, bad=6)) == 3
 

@@ -108,7 +108,7 @@ def test_rows_that_cannot_be_used_are_counted_and_shown(tmp_path):
     message = str(caught.value)
     assert "data.max_bad_rows (7) is exceeded: 8 rows" in message
     for words in (
-        f"{path}:2: prompt is not a text",
+        f"{path}:2: prompt is empty",
         f"{path}:3: chosen is not a text",
         f"{path}:4: no rejected completion",
         f"{path}:5: the chosen completion is also rejected",

@@ -235,7 +235,7 @@ def test_a_damaged_data_set_is_not_kept(tmp_path):
         ("user,item,rating\na,x,5\n", {"split": "global_temporal"}, "global_temporal needs timestamps"),
         ("user,item,rating,timestamp\na,x,1,1\n", {}, r"none of 0 positives is left after data.min_rating \(4.0\)"),
         ("user,item,rating,timestamp\na,x,5,1\na,y,5,1\n", {}, "leaves the train split without a target"),
-        ("user,item,rating,timestamp,title\na,x,5,1,\na,y,5,1,Y\n", {}, "the item 'x' has an empty title"),
+        ("user,item,rating,timestamp,title\na,x,5,1,\na,y,5,1,Y\n", {}, r"item has no title \('x'\)"),
         (TINY, {"split": "user_ratio", "valid_fraction": 0.5, "test_fraction": 0.5}, r"data.valid_fraction \(0.5\)"),
         (
             TINY,

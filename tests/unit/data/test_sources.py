@@ -77,7 +77,7 @@ def test_csv_maps_columns_and_takes_floats_as_times(tmp_path):
     assert got.items.titles == ['Sea; the "deep" one', "Hill"]
     assert got.items.categories == [["x", "y"], []]
     assert got.timestamp is not None
-    assert got.timestamp.tolist() == [99, 9007199254740993], "an integer beyond 2**53 must keep its last digit"
+    assert got.timestamp.tolist() == [99900, 9007199254740993000], "an integer beyond 2**53 must keep its last digit"
 
 
 def test_csv_without_title_or_time(tmp_path):

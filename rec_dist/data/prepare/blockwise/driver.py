@@ -30,8 +30,9 @@ from rec_dist.data.prepare.blockwise.selection import last_of_few_shot, nth_smal
 from rec_dist.data.prepare.outcome import Counts, Prepared
 from rec_dist.data.prepare.shards import write_items
 from rec_dist.data.prepare.titles import DistinctItems, make_distinct
-from rec_dist.data.sources.blocks import Block, is_packed, moved, unpack
+from rec_dist.data.sources.blocks import Block, moved
 from rec_dist.data.sources.interactions import Bool
+from rec_dist.data.sources.packed import packing, unpack
 from rec_dist.data.sources.source import Joined, Source
 from rec_dist.runtime.arrays import I64
 
@@ -120,36 +121,34 @@ class _Run:
         files = self._unpacked(source.files)
         blocks = [block for file in files for block in source.rows.cut(file, self._sizes.block_bytes)]
         num_partitions = max(-(-sum(source.rows.num_rows(file) for file in files) // self._sizes.partition_rows), 1)
-        known_path = None
-        if source.known is not None:
-            known_path = work / "known.arrow"
-            save_known(known_path, source.known)
+        known, known_path = source.known, work / "known.arrow"
+        if known is not None:
+            save_known(known_path, known)
         joined, num_rows, used = Joined(source), [0], [np.zeros(0, dtype=np.int64)]
         ratings = timestamps = True
-        for report in self.each("read", HashShuffle(source.rows, known_path, work, num_partitions), list(enumerate(blocks))):
+        shuffle = HashShuffle(source.rows, known_path if known else None, work, num_partitions)
+        for report in self.each("read", shuffle, list(enumerate(blocks))):
             save_item_index(work, report.index, joined.add(report.block, report.rows))
             num_rows.append(report.num_rows)
             used = [np.union1d(used[0], report.used)]
             ratings, timestamps = report.has_rating, report.has_timestamp
-        joined.bad.check(config.max_bad_rows)
+        joined.finish(config.max_bad_rows)
         for note in joined.notes():
             logger.info(note)
-        rules.check_rows(config, sum(num_rows), ratings=ratings, timestamps=timestamps)
-        named = np.ones(len(joined.items), dtype=bool)
-        if source.items is not None:
-            named = np.isin(np.arange(len(joined.items)), used[0])
+        rules.check_rows(config, sum(num_rows) - joined.num_untitled_rows, ratings=ratings, timestamps=timestamps)
+        titled = np.array([bool(title) for title in joined.items.titles], dtype=bool)
+        named = titled if source.items is None else np.isin(np.arange(len(titled)), used[0])
         return _Shuffled(joined, np.cumsum(num_rows, dtype=np.int64), named, num_partitions)
 
     def _unpacked(self, files: list[Block]) -> list[Block]:
-        packed = [(file.path, self._work / f"unpacked-{file.file}") for file in files if is_packed(file.path)]
+        packed = [(file.path, self._work / f"unpacked-{file.file}") for file in files if packing(file.path) is not None]
         if packed:
             list(self.each("unpack", _unpack, packed))
         return [moved(file, dict(packed)) for file in files]
 
     def make_titles(self, shuffled: _Shuffled) -> DistinctItems:
         """Makes the titles of the items that occur in rows distinct."""
-        used = shuffled.joined.items.take(np.flatnonzero(shuffled.used))
-        distinct = make_distinct(used, merge=self._config.merge_equal_titles)
+        distinct = make_distinct(shuffled.joined.items.take(np.flatnonzero(shuffled.used)), merge=self._config.merge_equal_titles)
         rules.say_titles(distinct)
         titles = np.full(len(shuffled.used), -1, dtype=np.int64)
         titles[shuffled.used] = distinct.new_index
@@ -159,11 +158,12 @@ class _Run:
     def reduce(self, shuffled: _Shuffled, distinct: DistinctItems) -> _Core:
         """Orders rows in time, drops repeats, and applies the k-core: rounds over all partitions until no item is dropped."""
         config, work, partitions = self._config, self._work, range(shuffled.num_partitions)
-        ordered = list(self.each("order", OrderRows(work, shuffled.first_rows, config.min_rating), partitions))
+        ordered = list(
+            self.each("order", OrderRows(work, shuffled.first_rows, config.min_rating, shuffled.joined.times.digits), partitions)
+        )
         self._drop("rows-*", "unpacked-*")
         min_user, min_item = max(config.min_user_interactions, 1), max(config.min_item_interactions, 1)
-        alive, path, before = np.ones(len(distinct.items), dtype=bool), work / "alive-0.npy", -1
-        rounds = 0
+        alive, path, before, rounds = np.ones(len(distinct.items), dtype=bool), work / "alive-0.npy", -1, 0
         while int(alive.sum()) != before:
             before, rounds = int(alive.sum()), rounds + 1
             path = work / f"alive-{rounds}.npy"
@@ -177,7 +177,7 @@ class _Run:
         num_positives, num_before = sum(f.positives for f in facts), sum(count for _, _, count in ordered)
         rules.check_core(config, num_before, num_positives)
         counts = Counts(
-            raw_rows=shuffled.num_rows,
+            raw_rows=sum(rows for rows, _, _ in ordered),
             repeated_rows=sum(repeats for _, repeats, _ in ordered),
             titles_with_year=distinct.num_with_year,
             merged_items=distinct.num_merged,

@@ -24,9 +24,10 @@ class OrderRows:
     work: Path
     first_rows: I64
     least: float | None  # data.min_rating
+    digits: int  # of the timestamps' fractions
 
     def __call__(self, partition: int) -> tuple[int, int, int]:
-        raw = read_partition(self.work, partition, self.first_rows)
+        raw = read_partition(self.work, partition, self.first_rows, self.digits)
         positive = np.ones(len(raw.user), dtype=bool)
         if raw.rating is not None and self.least is not None:
             positive = raw.rating >= np.float32(self.least)

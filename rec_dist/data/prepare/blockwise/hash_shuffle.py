@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rec_dist.data.prepare.blockwise.scratch import load_array, read_batch, save_array, write_batches
+from rec_dist.data.prepare.blockwise.scratch import column, load_array, read_batch, save_array, write_batches
 from rec_dist.data.sources.assemble import RowBlock, in_use
 from rec_dist.data.sources.blocks import Block
-from rec_dist.data.sources.interactions import F32
+from rec_dist.data.sources.interactions import F32, KnownItems
 from rec_dist.data.sources.source import RowReader
+from rec_dist.data.sources.times import scaled
 from rec_dist.runtime.arrays import I64
 
 
@@ -77,13 +78,14 @@ class HashShuffle:
             }
             columns |= {} if rows.rating is None else {"rating": rows.rating[at]}
             columns |= {} if rows.timestamp is None else {"timestamp": rows.timestamp[at]}
+            columns |= {} if rows.fraction is None else {"fraction": rows.fraction[at]}
             parts.append(columns)
         return parts
 
 
 @dataclass(frozen=True)
 class PartitionRows:
-    """All rows (R,) of one partition in file order.
+    """All rows (R,) of one partition in file order, without those of items that have no title.
 
     user: an index into raw_users, which are in the order of their first row. item: the number among items with distinct titles.
     row: the place among all rows of the source.
@@ -97,37 +99,44 @@ class PartitionRows:
     timestamp: I64 | None
 
 
-def read_partition(work: Path, partition: int, first_rows: I64) -> PartitionRows:
-    """Reads the rows of a partition from the files of all blocks. first_rows (B+1,): rows of the source before each block."""
+def read_partition(work: Path, partition: int, first_rows: I64, digits: int) -> PartitionRows:
+    """Reads the rows of a partition from the files of all blocks.
+
+    first_rows (B+1,): rows of the source before each block. digits: the timestamps' unit is 10**-digits of the source's.
+    """
     parts = [read_batch(rows_path(work, index), partition) for index in range(len(first_rows) - 1)]
     titles = load_array(titles_path(work))
-    items = []
+    items: list[I64] = []
+    rows: list[I64] = []
+    times: list[I64] = []
     for index, part in enumerate(parts):
         item = part.column("item").to_numpy()
-        items.append(titles[load_array(items_path(work, index))[item] if items_path(work, index).exists() else item])
+        item = titles[load_array(items_path(work, index))[item] if items_path(work, index).exists() else item]
+        if (item < 0).any():
+            part, item = part.filter(pa.array(item >= 0)), item[item >= 0]
+        parts[index] = part
+        items.append(item)
+        rows.append(part.column("row").to_numpy().astype(np.int64) + first_rows[index])
+        if "timestamp" in part.schema.names:
+            fraction = part.column("fraction").to_numpy() if "fraction" in part.schema.names else None
+            times.append(scaled(part.column("timestamp").to_numpy(), fraction, digits))
     names = pa.chunked_array([part.column("user") for part in parts], pa.string()).dictionary_encode().combine_chunks()
     if isinstance(names, pa.ChunkedArray):  # without rows there is no chunk to combine
         names = pa.array([], pa.string()).dictionary_encode()
-
-    def joined(name: str) -> I64 | None:
-        if name not in parts[0].schema.names:
-            return None
-        return np.concatenate([part.column(name).to_numpy() for part in parts])
-
-    rows = [part.column("row").to_numpy().astype(np.int64) + first_rows[index] for index, part in enumerate(parts)]
+    rated = "rating" in parts[0].schema.names
     return PartitionRows(
         user=names.indices.to_numpy().astype(np.int64),
         raw_users=names.dictionary,
         item=np.concatenate(items),
         row=np.concatenate(rows),
-        rating=joined("rating"),  # type: ignore[arg-type]  # float32, as it was written
-        timestamp=joined("timestamp"),
+        rating=np.concatenate([part.column("rating").to_numpy() for part in parts]) if rated else None,
+        timestamp=np.concatenate(times) if times else None,
     )
 
 
-def save_known(path: Path, names: pa.Array) -> None:
-    """Saves the names in the items file for HashShuffle."""
-    write_batches(path, [{"name": names}])
+def save_known(path: Path, known: KnownItems) -> None:
+    """Saves what readers need of the items file for HashShuffle."""
+    write_batches(path, [{"name": known.names, "titled": known.titled}])
 
 
 def save_item_index(work: Path, index: int, items: I64 | None) -> None:
@@ -151,17 +160,18 @@ def titles_path(work: Path) -> Path:
     return work / "titles.npy"
 
 
-def known_items(path: Path) -> pa.Array:
+def known_items(path: Path) -> KnownItems:
     """What save_known wrote, read once per process. inode and time are part of the key, since a process may prepare twice."""
     stat = path.stat()
     return _known(path, stat.st_ino, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
-def _known(path: Path, _inode: int, _written: int) -> pa.Array:
-    return read_batch(path).column("name")
+def _known(path: Path, _inode: int, _written: int) -> KnownItems:
+    batch = read_batch(path)
+    return KnownItems(batch.column("name"), column(batch, "titled").astype(bool))
 
 
 def _without_rows(rows: RowBlock) -> RowBlock:
     empty = np.zeros(0, dtype=np.int64)
-    return replace(rows, user=empty, users=pa.array([], pa.string()), item=empty, rating=None, timestamp=None)
+    return replace(rows, user=empty, users=pa.array([], pa.string()), item=empty, rating=None, timestamp=None, fraction=None)
