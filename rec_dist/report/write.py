@@ -16,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from rec_dist.config.pipeline import PublishedRow
 from rec_dist.errors import UserError
 from rec_dist.report import plots
 from rec_dist.report.findings import findings
 from rec_dist.report.numbers import MISSING, format_count, format_seconds
+from rec_dist.report.parts import parts_note, parts_table, recall_note
 from rec_dist.report.table import (
     HEADLINE_METRICS,
     TEXT_COLUMNS,
     Cell,
     ComparisonRow,
     Difference,
-    PublishedRow,
     Table,
     comparison_table,
     differences_table,
@@ -132,11 +133,19 @@ def write_report(path: Path, report: Report) -> None:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = _plain
-    notes = (user_range(report.rows), seen_note(report.rows), published_note(report.published), dtypes(report.rows))
+    notes = (
+        user_range(report.rows),
+        seen_note(report.rows),
+        published_note(report.published),
+        recall_note(report.rows),
+        dtypes(report.rows),
+    )
     page = environment.get_template("page.html.j2").render(
         report=report,
         findings=findings(report.rows, report.differences, report.num_candidates),
         comparison=with_published(comparison_table(report.rows), report.published),
+        parts=parts_table(report.rows),
+        parts_note=parts_note(report.rows),
         differences=differences_table(report.differences),
         stages=_stages_table(report.stages),
         users="; ".join(filter(None, notes)),

@@ -60,7 +60,10 @@ class RetrievalRanker:
         config, run = evaluation.config, evaluation.run
         assert evaluation.saved is not None
         model = load_retrieval(evaluation.saved)
-        job = EvaluateJob(config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, pooling=model.pooling)
+        own = evaluation.examples if evaluation.own_examples else None
+        job = EvaluateJob(
+            config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, pooling=model.pooling, examples=own
+        )
         build_checked_builder(config, job, evaluation.data)  # raises UserError before a worker is started
         clear_parts(run.path)
         cost = launch(encode_worker, job, config.cluster, run)
