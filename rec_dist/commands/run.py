@@ -142,6 +142,7 @@ def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Re
         rows=compared.rows,
         published=config.published,
         differences=compared.differences,
+        shares=compared.shares,
         stages=[_stage_summary(stage, records) for stage in config.stages],
         runs=[read_run(folder, name) for name, folder in evaluated.items()],
         data_facts=_data_facts(evaluated),
@@ -149,7 +150,7 @@ def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Re
         num_candidates=compared.num_candidates if isinstance(compared.num_candidates, int) else None,
     )
     write_report(folder / "report.html", report)
-    table = text_table(compared.rows, compared.differences, config.published)
+    table = text_table(compared.rows, [*compared.differences, *compared.shares], config.published)
     write_text(folder / "table.txt", table + "\n")
     say(table)
     logger.info(f"report: {folder / 'report.html'}; this run took {seconds / 60:.1f} minutes")

@@ -23,12 +23,13 @@ _SEED = 0  # of the bootstrap, so that the same files always give the same inter
 class Compared:
     """A comparison and the evaluation it is based on.
 
-    differences: of the pairs, then of each ensemble to itself without a member or term. num_candidates: how many items were ranked,
-    "all", or "given" where the questions brought various numbers. source: the split or the file of the questions.
+    differences: of the pairs. shares: of each ensemble to itself without a member or term. num_candidates: how many items were
+    ranked, "all", or "given" where the questions brought various numbers. source: the split or the file of the questions.
     """
 
     rows: list[ComparisonRow]
     differences: list[Difference]
+    shares: list[Difference]
     num_users: int
     num_questions: int
     num_candidates: int | str
@@ -92,7 +93,7 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
         for better, worse in pairs
         for metric in headline_of(metrics)
     ]
-    differences += [
+    shares = [
         Difference(name, f"{name} without {member}", metric, interval)
         for name, fact in facts.items()
         for member, intervals in fact.get("shares", {}).items()
@@ -101,7 +102,7 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
     ]
     row = facts[first_name]
     source = str(row["questions"]) if "questions" in row else f"the {row['split']} split"
-    return Compared(rows, differences, len(np.unique(first.user_ids)), len(first.user_ids), row["num_candidates"], source)
+    return Compared(rows, differences, shares, len(np.unique(first.user_ids)), len(first.user_ids), row["num_candidates"], source)
 
 
 def _paired(first: Floats, second: Floats, users: I64) -> dict[str, float | int]:

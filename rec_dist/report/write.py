@@ -75,7 +75,8 @@ class RunSummary:
 class Report:
     """Everything on the page. Names are unique; a run or stage has the colour of the row with its name.
 
-    num_candidates: how many items each user's one relevant item was ranked among; None shows no chance level.
+    shares: of each ensemble to itself without a member. num_candidates: how many items each user's one relevant item was ranked
+    among; None shows no chance level.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Report:
     rows: Sequence[ComparisonRow] = ()
     published: Sequence[PublishedRow] = ()
     differences: Sequence[Difference] = ()
+    shares: Sequence[Difference] = ()
     stages: Sequence[StageSummary] = ()
     runs: Sequence[RunSummary] = ()
     data_facts: Mapping[str, Any] = field(default_factory=dict)
@@ -146,7 +148,7 @@ def write_report(path: Path, report: Report) -> None:
         comparison=with_published(comparison_table(report.rows), report.published),
         parts=parts_table(report.rows),
         parts_note=parts_note(report.rows),
-        differences=differences_table(report.differences),
+        differences=differences_table([*report.differences, *report.shares]),
         stages=_stages_table(report.stages),
         users="; ".join(filter(None, notes)),
         data_facts=_flatten(report.data_facts),
@@ -154,7 +156,7 @@ def write_report(path: Path, report: Report) -> None:
         own=[{key: value for key, value in facts.items() if key not in shared} for facts in environments],
         colors=colors,
         text_columns=TEXT_COLUMNS,
-        whiskers=_whiskers(report.differences),
+        whiskers=_whiskers([*report.differences, *report.shares]),
         metric_bars=Markup(plots.metric_bars(report.rows, HEADLINE_METRICS, colors, report.num_candidates)),
         loss_curves=Markup(plots.loss_curves(curves, colors)),
         reward_curves=Markup(plots.reward_curves(curves, colors)),

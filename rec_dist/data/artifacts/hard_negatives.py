@@ -31,8 +31,9 @@ class HardNegatives:
         first = int(np.searchsorted(self.lists.user_ids, user))
         place = first + position - int(self.lists.positions[first])
         assert self.lists.user_ids[place] == user and self.lists.positions[place] == position, "a target without a list"
-        items = self.lists.items[place]
-        return items[items >= 0]
+        items: I32 = self.lists.items[place]
+        found: I32 = items[items >= 0]
+        return found
 
 
 def write_hard_negatives(folder: Path, parts: Iterable[TopItems], *, width: int, key: str) -> None:

@@ -89,7 +89,8 @@ class EnsembleRanker:
         """As Ranker.scoring, with all members in this process."""
         learnt = EnsembleWeights.read(initial.model)
         with ExitStack() as stack:
-            members = two_stages(copied_members(initial.model, learnt.members), learnt.retrieval and learnt.retrieval.num)
+            num = None if learnt.retrieval is None else learnt.retrieval.num
+            members = two_stages(copied_members(initial.model, learnt.members), num)
             cheap, reading = (
                 {member.name: stack.enter_context(member.scoring(config, data, device)) for member in stage} for stage in members
             )

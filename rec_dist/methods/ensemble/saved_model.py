@@ -65,5 +65,5 @@ class EnsembleWeights:
                 raise ValueError(f"weights of shape {weights.shape} and {without.shape} in place of {shapes}")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as fault:
             raise UserError(f"{folder} holds a damaged ensemble ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
-        wide = {"weights": weights.astype(np.float64), "without": without.astype(np.float64)}
-        return EnsembleWeights(**names, **wide, scales=scales, retrieval=retrieval)
+        wide, whole = weights.astype(np.float64), without.astype(np.float64)
+        return EnsembleWeights(**names, weights=wide, without=whole, scales=scales, retrieval=retrieval)
