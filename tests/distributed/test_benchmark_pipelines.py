@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worker_processes import run_command
+from worker_processes import start_command
 
 from rec_dist.config.shipped import configs_dir
 from rec_dist.runtime.rng import uniform
 
 pytestmark = pytest.mark.slow  # each stage is a process of its own
+TIMEOUT_SECONDS = 900.0  # for a dozen stages, of which each starts Python
 WORDS = ["Lamp", "Desk", "Pen", "Chair", "Shelf", "Clock"]
 
 
@@ -56,8 +57,8 @@ def _bear(folder: Path) -> Path:
 
 def _table(folder: Path, pipeline: str | Path, **values: object) -> str:
     words = [f"vars.{key}={value}" for key, value in values.items()]
-    code, child = run_command(folder / "log", "run", pipeline, *words)
-    assert code == 0, child.err[-3000:]
+    child = start_command(folder / "log", "run", pipeline, *words)
+    assert child.wait(TIMEOUT_SECONDS) == 0, child.err[-3000:]
     return (folder / "runs" / "report" / "table.txt").read_text(encoding="utf-8")
 
 
