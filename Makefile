@@ -21,7 +21,7 @@ quickstart: install ## the main job on real data: 11 minutes on 2 cores with AMX
 quickstart-dmpo: install ## the same with DMPO in place of S-DPO
 	$(BIN)/rec-dist run quickstart vars.method=dmpo
 
-results: install ## SFT over 50,000 targets of MovieLens-100K beside neighbours, SASRec and ensembles with and without it: an hour or two on 2 cores
+results: install ## SFT over 50,000 targets of MovieLens-100K beside neighbours, SASRec and ensembles with and without it: some 40 minutes on 2 cores
 	$(BIN)/rec-dist run results
 
 delrec: install ## DELRec on MovieLens-100K at reduced sizes, from raw data to its table: about 17 minutes on 2 cores
