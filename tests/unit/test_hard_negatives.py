@@ -62,6 +62,9 @@ def test_lists_are_those_of_brute_force_and_negatives_come_from_them(tiny_config
             (scores,) = scorer.score([items[:position]], [np.arange(data.num_items)])
             order = [i for i in np.argsort(-scores, kind="stable").tolist() if i not in items[: position + 1]]
             assert found.of(user, position).tolist() == order[FIRST - 1 : LAST]
+    others = _config(tiny_config, tmp_path / "run", neighbours, "train.seed=1")
+    with pytest.raises(UserError, match="other data, keys or weights"):
+        build_task(others, find_initial_weights(others), "cpu")
     task = build_task(config, find_initial_weights(config), "cpu")
     example = task.data.example(5, 0)
     row, position = int(task.data.targets.rows[5]), int(task.data.targets.starts[5])

@@ -14,6 +14,7 @@ import numpy as np
 from rec_dist.data.artifacts.matrices import matrix, write_columns
 from rec_dist.data.artifacts.teacher import TopItems, top_schema
 from rec_dist.data.dataset.manifest import read_arrow
+from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32
 
 HARD_NEGATIVES_NAME = "negatives.arrow"
@@ -43,13 +44,13 @@ def write_hard_negatives(folder: Path, parts: Iterable[TopItems], *, width: int,
 
 
 def read_hard_negatives(folder: Path, *, key: str) -> HardNegatives | None:
-    """The lists that write_hard_negatives() wrote under this key; None if others or none are there."""
+    """The lists that write_hard_negatives() wrote under this key; None if none are there. Raises UserError for those of others."""
     path = folder / HARD_NEGATIVES_NAME
     if not path.is_file():
         return None
     table = read_arrow(path)
     if (table.schema.metadata or {}).get(_KEY) != key.encode():
-        return None
+        raise UserError(f"{path} was made from other data, keys or weights; remove that folder or choose another train.run_dir")
     return HardNegatives(
         TopItems(table["user_id"].to_numpy(), table["position"].to_numpy().astype(np.int64), matrix(table["items"]))
     )
