@@ -53,13 +53,13 @@ class Child:
         """Standard error so far."""
         return (self.folder / "err").read_text(encoding="utf-8", errors="replace")
 
-    def wait(self) -> int:
+    def wait(self, seconds: float = TIMEOUT_SECONDS) -> int:
         """The exit code; -9 for a killed process."""
-        self.process.join(TIMEOUT_SECONDS)
+        self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-            raise TimeoutError(f"no end after {TIMEOUT_SECONDS} s; standard error: {self.err[-3000:]}")
+            raise TimeoutError(f"no end after {seconds} s; standard error: {self.err[-3000:]}")
         return self.process.exitcode
 
     def kill(self) -> None:

@@ -23,7 +23,7 @@ from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import PopularityScorer
 from rec_dist.evaluation.examples import EvalExample
-from rec_dist.evaluation.measure import predictions_in_blocks, score_in_blocks, summarize
+from rec_dist.evaluation.measure import predictions_in_blocks, score_in_blocks, summarize, summarize_parts
 from rec_dist.evaluation.questions import QuestionFile
 from rec_dist.launch.workers import launch
 from rec_dist.methods.eval_examples import eval_examples_of, question_file
@@ -37,6 +37,8 @@ from rec_dist.storage.files import fingerprint, read_object, write_json
 from rec_dist.storage.outputs import check_output
 
 logger = logging.getLogger(__name__)
+
+_FORM = 2  # of predictions.arrow and of the row: an evaluation of an earlier form is made again
 
 
 def evaluate(
@@ -55,6 +57,7 @@ def evaluate(
     if saved is not None:
         method_of(config).ranker.check(saved, data)
         _check_own_results(data, saved, run)
+    _check_corrections(config, saved)
     asked, examples = question_file(config), eval_examples_of(config, data)
     with run.locked() if own else run.claimed(*recorded(config)):
         prints = initial.fingerprints()
@@ -70,13 +73,14 @@ def evaluate(
             with watching(run, hang_seconds=config.cluster.hang_seconds) if progress else logging_lines(run):
                 scores, cost = _score(Evaluation(config, data, examples, initial, saved, run), launcher)
                 with writing_predictions(run.path / PREDICTIONS_NAME) as add:
-                    for block in predictions_in_blocks(examples, scores):
+                    for block in predictions_in_blocks(examples, scores, data.train_counts):
                         add(block)
                     if question_file(config) != asked:
                         raise UserError(
                             f"evaluate.questions ({config.evaluate.questions}) changed meanwhile; run the same command again"
                         )
                     run.evaluation.unlink(missing_ok=True)  # it must not describe other predictions
+            predictions = Predictions.read(run.path / PREDICTIONS_NAME)
             row = {
                 "event": "evaluation",
                 "name": run.path.name,
@@ -84,7 +88,8 @@ def evaluate(
                 **_dtype_of(config),
                 "seconds": time.perf_counter() - began,
                 **cost,
-                "metrics": summarize(Predictions.read(run.path / PREDICTIONS_NAME), seed=config.evaluate.seed),
+                "metrics": summarize(predictions, seed=config.evaluate.seed),
+                "parts": summarize_parts(predictions, seed=config.evaluate.seed),
             }
             run.append(row)
             write_json(run.evaluation, {"key": key, "row": row})
@@ -112,7 +117,8 @@ def _protocol(config: RunConfig, asked: QuestionFile | None, examples: list[Eval
 
 def table_of(row: dict[str, Any]) -> str:
     """The row of an evaluation as the table that the command prints."""
-    return text_table([ComparisonRow(row["name"], row["metrics"], dtype=row.get("dtype"), seen=seen_of(row))])
+    facts = {"dtype": row.get("dtype"), "seen": seen_of(row), "parts": row["parts"], "recall": row.get("recall")}
+    return text_table([ComparisonRow(row["name"], row["metrics"], **facts)])
 
 
 def _evaluation_target(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, RunDirectory, InitialWeights, Path | None]:
@@ -153,6 +159,17 @@ def _check_own_results(data: PreparedData, saved: Path, run: RunDirectory) -> No
         raise UserError(
             f"data.path ({data.location}) holds other data than {run.path} was trained on; set evaluate.output_dir to a folder for "
             "these results, so that they do not replace the run's own"
+        )
+
+
+def _check_corrections(config: RunConfig, saved: Path | None) -> None:
+    """Raises UserError for a correction of scores that are no log-likelihoods of titles."""
+    settings, ranker = config.evaluate, method_of(config).ranker
+    asked = settings.ranker == "model" and (settings.title_prior != 0 or settings.length_power != 0)
+    if asked and not (ranker.language_model and ranker.scores_titles(saved)):
+        raise UserError(
+            f"evaluate.title_prior and evaluate.length_power have no effect on task.kind={config.task.kind}, which scores no titles; "
+            "remove them"
         )
 
 
@@ -205,7 +222,7 @@ def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str
     of_method = [] if section is None else [section.without_paths()]
     prompt = config.prompt.model_dump()
     code = ["trust_remote_code"] if config.model.trust_remote_code else []  # another class may compute with the same weights
-    return fingerprint([*weights, data.manifest.fingerprint, settings, prompt, config.model.dtype, *of_method, *code])
+    return fingerprint([_FORM, *weights, data.manifest.fingerprint, settings, prompt, config.model.dtype, *of_method, *code])
 
 
 def _kept(run: RunDirectory, key: str) -> dict[str, Any] | None:

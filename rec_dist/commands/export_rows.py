@@ -15,9 +15,9 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.manifest import PREFERENCES, Manifest
 from rec_dist.data.dataset.preferences import PreferenceData, open_preferences
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
-from rec_dist.data.sampling.negatives import NegativeSampler
 from rec_dist.data.sampling.targets import index_targets
 from rec_dist.errors import UserError
+from rec_dist.methods.language_model.builders import build_negative_sampler
 from rec_dist.storage.files import atomic_path
 from rec_dist.storage.outputs import check_output
 
@@ -51,13 +51,15 @@ def _stored(data: PreferenceData) -> Iterator[dict[str, Any]]:
 
 def _drawn(config: RunConfig, data: PreparedData) -> Iterator[dict[str, Any]]:
     prompt, negatives = config.prompt, config.negatives
+    if negatives.kind == "model":
+        raise UserError("export-rows draws negatives without a run directory; set negatives.kind to another than model")
     if prompt.style != "list" or prompt.candidates != "none":
         raise UserError("export-rows writes prompts as plain text: set prompt.style=list and prompt.candidates=none")
     split = data.split("train")
     targets = index_targets(split, 1)
-    sampler = NegativeSampler(negatives.kind, negatives.num, config.train.seed, data.train_counts, negatives.popularity_power)
+    sampler = build_negative_sampler(config, negatives.num, data)
     longest = max((len(split.items_of(row)) for row in range(len(split))), default=0)
-    if negatives.num > data.num_items - longest:
+    if negatives.num > data.num_items - longest - len(data.held_out):
         raise UserError(f"negatives.num ({negatives.num}) is more than the catalogue of {data.num_items} items allows; lower it")
     for row, position in zip(targets.rows.tolist(), targets.starts.tolist(), strict=True):
         items = split.items_of(row)

@@ -61,6 +61,7 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     slow = method.ranker.scores_titles(saved)
     if method.ranker.language_model or slow:
         identity |= {"prompt": config.prompt.model_dump(), "dtype": config.model.dtype}
+        identity["corrections"] = [config.evaluate.title_prior, config.evaluate.length_power]
     # Packing changes the last bits of scores, and so does the number of threads; the former alone is in our hands.
     identity["max_tokens_per_micro_batch"] = config.train.max_tokens_per_micro_batch if slow else None
     device = local_device(config.cluster.model_copy(update={"num_workers": "auto"}))  # this process alone, whatever trained

@@ -25,7 +25,6 @@ from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.errors import UserError
 from rec_dist.evaluation.measure import metric_names
 from rec_dist.report.compare import compare
-from rec_dist.report.table import PublishedRow
 from rec_dist.report.text_table import text_table
 from rec_dist.report.write import Report, StageSummary, read_run, write_report
 from rec_dist.runtime.environment import without_secrets
@@ -151,15 +150,15 @@ def _results_dir(stage: Stage) -> Path:
 def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Records, *, seconds: float) -> None:
     evaluated = {stage.name: _results_dir(stage) for stage in config.stages if stage.do == "evaluate"}
     compared = compare(evaluated, config.pairs, config.metrics)
-    published = [PublishedRow(row.name, row.source, row.metrics) for row in config.published]
     folder = Path(config.run_dir).absolute()
     again = shlex.join(["rec-dist", "run", str(path), *without_secrets(overrides)])
     report = Report(
         title=config.title,
         summary=[compared.summary],
         rows=compared.rows,
-        published=published,
+        published=config.published,
         differences=compared.differences,
+        shares=compared.shares,
         stages=[_stage_summary(stage, records) for stage in config.stages],
         runs=[read_run(folder, name) for name, folder in evaluated.items()],
         data_facts=_data_facts(evaluated),
@@ -167,7 +166,7 @@ def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Re
         num_candidates=compared.num_candidates if isinstance(compared.num_candidates, int) else None,
     )
     write_report(folder / "report.html", report)
-    table = text_table(compared.rows, compared.differences, published)
+    table = text_table(compared.rows, [*compared.differences, *compared.shares], config.published)
     write_text(folder / "table.txt", table + "\n")
     say(table)
     logger.info(f"report: {folder / 'report.html'}; this run took {seconds / 60:.1f} minutes")

@@ -20,7 +20,8 @@ from rec_dist.errors import StopRequested, UserError
 from rec_dist.launch.ray_metrics import RayGauges
 from rec_dist.launch.workers import launch
 from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights, fitted_method_of
+from rec_dist.methods.method import PreparesRun
+from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights, fitted_method_of, method_of
 from rec_dist.models.hub import snapshot_of
 from rec_dist.runtime import environment
 from rec_dist.runtime.identity import differences
@@ -118,6 +119,9 @@ def _finish(
         if (fitted := fitted_method_of(config)) is not None:
             result = fit_model(fitted, config, initial, run, partial(launch, owns_process=owns_process))
         else:
+            method = method_of(config)
+            if isinstance(method, PreparesRun):
+                method.prepare_run(config, run, partial(launch, owns_process=owns_process))
             gauges = RayGauges if config.cluster.launcher == "ray" else None
             job = TrainJob(config.model_dump(), config.train.run_dir, initial, gauges)
             result = launch(train_worker, job, config.cluster, run, saving=config.checkpoint, owns_process=owns_process)

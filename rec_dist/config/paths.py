@@ -12,6 +12,7 @@ from rec_dist.storage.uri import expanded, is_remote, local_path, refuse_credent
 PATHS = (
     ("data", "path"),
     ("data", "cache_dir"),
+    ("negatives", "model"),
     ("train", "run_dir"),
     ("train", "init_from"),
     ("evaluate", "questions"),

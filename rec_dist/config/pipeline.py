@@ -33,8 +33,8 @@ class StageConfig(Section):
     set: list[str] = Field(default_factory=list, description="Overrides, section.key=value.")
 
 
-class PublishedConfig(Section):
-    """A row of somebody else's table, for the same questions."""
+class PublishedRow(Section):
+    """A row of somebody else's table, for the same questions: values by metric, without intervals."""
 
     name: str = Field(description="Its name in the table.")
     source: str = Field(description="Where it is published, and what it was trained on.")
@@ -48,7 +48,7 @@ class PipelineSection(Section):
     run_dir: str = Field(description="Folder for the report and the record of the stages.")
     stages: list[StageConfig] = Field(description="In the order in which they run.")
     pairs: list[Pair] = Field(default_factory=list, description="[better, worse]: paired differences to report.")
-    published: list[PublishedConfig] = Field(default_factory=list, description="Rows that others report, shown below ours.")
+    published: list[PublishedRow] = Field(default_factory=list, description="Rows that others report, shown below ours.")
     metrics: list[str] = Field(default_factory=lambda: ["hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr"], description="Columns.")
 
 
@@ -93,7 +93,7 @@ class Pipeline:
     stages: tuple[Stage, ...]
     pairs: tuple[list[str], ...]
     metrics: tuple[str, ...]
-    published: tuple[PublishedConfig, ...] = ()
+    published: tuple[PublishedRow, ...] = ()
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, create_model
 
+from rec_dist.config.evaluate import EvaluateConfig
 from rec_dist.config.plan import PlanConfig
 from rec_dist.config.profile import ProfileConfig
 from rec_dist.config.section import Section
@@ -75,6 +76,12 @@ class DataConfig(Section):
     )
     min_user_interactions: int = Field(5, ge=1, description="k-core: users with fewer positives are dropped.")
     min_item_interactions: int = Field(1, ge=1, description="k-core: items with fewer positives are dropped.")
+    cold_items_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of items, drawn by hash, that the train and valid splits leave out: nobody has met them before the test.",
+    )
     merge_equal_titles: bool = Field(
         True, description="Items with equal titles and years become one item. false: each keeps its identity."
     )
@@ -128,10 +135,25 @@ class PromptConfig(Section):
 class NegativesConfig(Section):
     """The K negatives of each target. Every draw is a pure function of (seed, epoch, user, position)."""
 
-    kind: Literal["uniform", "popularity", "low_rated"] = Field(
+    kind: Literal["uniform", "popularity", "low_rated", "model"] = Field(
         "uniform",
         description="low_rated: the user's explicit negatives. If a user has too few, uniform draws fill up, and a "
-        "warning counts such users.",
+        "warning counts such users. model: items that the run in negatives.model ranks high.",
+    )
+    model: str | None = Field(
+        None, description="kind=model: finished run that ranks items for every training target, such as a recommender."
+    )
+    ranks: tuple[int, int] = Field(
+        (10, 100),
+        strict=False,
+        description="kind=model: first and last rank, outside the history, of the items that negatives are drawn from. Earlier ones "
+        "hold many false negatives.",
+    )
+    pool: int | None = Field(
+        None,
+        ge=1,
+        description="kind=model: items drawn for each target that the run ranks. None: the whole catalogue, which a run that reads "
+        "titles cannot rank.",
     )
     num: int = Field(3, ge=0, le=255, description="K, negatives for each target. SFT uses none.")
     popularity_power: float = Field(
@@ -305,36 +327,6 @@ class CheckpointConfig(Section):
         gt=0,
         description="After a stop request: how long the current step and its checkpoint may take before the run "
         "ends without them.",
-    )
-
-
-class EvaluateConfig(Section):
-    """How rankings are evaluated."""
-
-    split: Literal["valid", "test"] = Field("test", description="Split to evaluate on. No effect with evaluate.questions.")
-    targets: Literal["last", "all"] = Field(
-        "last", description="Targets of a user's row that are asked: the last one, or each as a question of its own."
-    )
-    questions: str | None = Field(
-        None,
-        description="File (csv, JSON lines, Parquet) of questions to ask instead of a split: user, history, target. A benchmark's "
-        "folder: its test file.",
-    )
-    ranker: Literal["model", "popularity"] = Field(
-        "model", description="model: the run's model or the base model. popularity: the popularity baseline."
-    )
-    num_candidates: int | Literal["all"] = Field(
-        20, description="Candidates: one target, and the rest drawn by hash. all: the whole catalogue."
-    )
-    exclude_seen: bool = Field(
-        True, description="Leave the items of the history out of the candidates. The target itself always stays among them."
-    )
-    max_users: int | None = Field(None, ge=1, description="Users to evaluate, drawn by hash. None: all users.")
-    seed: int = Field(
-        0, ge=0, lt=1 << 32, description="Seed of the candidates and of the users. All models of a comparison share it."
-    )
-    output_dir: str | None = Field(
-        None, description="Folder for the results. None: the run directory, or <run_dir>-base for a CONFIG."
     )
 
 

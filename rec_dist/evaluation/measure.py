@@ -12,8 +12,10 @@ from rec_dist.evaluation.baselines import CandidateScorer, Floats
 from rec_dist.evaluation.bootstrap import bootstrap_interval
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import ranking_metrics, target_ranks
+from rec_dist.runtime.arrays import I64
 
 CUTOFFS = (1, 5, 10)
+SHORT_HISTORY = 5  # items: as few as the k-core of most data sets leaves
 _MOST_EXAMPLES, _MOST_SCORES = 4096, 1 << 22  # of a block: 32 MiB of float64
 
 
@@ -38,26 +40,34 @@ def score_in_blocks(scorer: CandidateScorer, examples: Iterable[EvalExample]) ->
 
 
 def predictions_in_blocks(
-    examples: Iterable[EvalExample], scores: Iterable[npt.NDArray[np.floating[Any]]]
+    examples: Iterable[EvalExample], scores: Iterable[npt.NDArray[np.floating[Any]]], train_counts: I64
 ) -> Iterator[Predictions]:
     """predictions_of, block by block: it asks for the scores of a block when the one before has been taken."""
     given = iter(scores)
     for block in blocks_of(examples):
-        yield predictions_of(block, list(islice(given, len(block))))
+        yield predictions_of(block, list(islice(given, len(block))), train_counts)
     assert next(given, None) is None, "more scores than examples"
 
 
-def predictions_of(examples: Sequence[EvalExample], scores: Sequence[npt.NDArray[np.floating[Any]]]) -> Predictions:
-    """Ranks each target among its candidates; ties count against it. scores[u] (C_u,) are in the order of the candidates."""
+def predictions_of(
+    examples: Sequence[EvalExample], scores: Sequence[npt.NDArray[np.floating[Any]]], train_counts: I64
+) -> Predictions:
+    """Ranks each target among its candidates; ties count against it. scores[u] (C_u,) are in the order of the candidates.
+
+    train_counts (I,): how often each item occurs in the train split.
+    """
     ranks = []
     for example, values in zip(examples, scores, strict=True):
         place = int(np.flatnonzero(example.candidates == example.target)[0])
         ranks.append(int(target_ranks(values[None].astype(np.float64), target=place)[0]))
+    targets = np.asarray([e.target for e in examples], dtype=np.int32)
     return Predictions(
         user_ids=np.asarray([e.user_id for e in examples], dtype=np.int64),
         positions=np.asarray([e.position for e in examples], dtype=np.int32),
-        targets=np.asarray([e.target for e in examples], dtype=np.int32),
+        targets=targets,
         ranks=np.asarray(ranks, dtype=np.int32),
+        history_lengths=np.asarray([len(e.history) for e in examples], dtype=np.int32),
+        train_counts=train_counts[targets],
         candidates=[e.candidates for e in examples],
         scores=[values.astype(np.float32) for values in scores],
     )
@@ -77,7 +87,27 @@ def metric_names() -> tuple[str, ...]:
 
 def summarize(predictions: Predictions, *, seed: int) -> dict[str, dict[str, Any]]:
     """The mean of each metric over questions with its 95 % interval over users: Interval.to_dict() of each."""
+    return _intervals(metrics_per_question(predictions), predictions.user_ids, seed)
+
+
+def summarize_parts(
+    predictions: Predictions, *, seed: int, metrics: Sequence[str] | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """As summarize(), of the questions in each part: {part: {metric: interval}}. metrics: those that are wanted, None for all.
+
+    cold: the target never occurs in the train split; warm: it does; short history: at most SHORT_HISTORY items come before it. A
+    part that holds no question, or all of them, is left out.
+    """
+    values = metrics_per_question(predictions)
+    wanted = {name: values[name] for name in (values if metrics is None else metrics)}
+    cold = predictions.train_counts == 0
+    parts = {"cold": cold, "warm": ~cold, "short history": predictions.history_lengths <= SHORT_HISTORY}
     return {
-        name: bootstrap_interval(values, seed=seed, users=predictions.user_ids).to_dict()
-        for name, values in metrics_per_question(predictions).items()
+        part: _intervals({name: each[chosen] for name, each in wanted.items()}, predictions.user_ids[chosen], seed)
+        for part, chosen in parts.items()
+        if 0 < chosen.sum() < len(chosen)
     }
+
+
+def _intervals(values: dict[str, npt.NDArray[np.float64]], users: I64, seed: int) -> dict[str, dict[str, Any]]:
+    return {name: bootstrap_interval(each, seed=seed, users=users).to_dict() for name, each in values.items()}

@@ -22,7 +22,7 @@ from rec_dist.storage.files import read_object, sampled_fingerprint, sha256
 class InitialWeights:
     """Folders: the model, the adapter and soft prompts that an earlier run trained, a teacher's output, item embeddings.
 
-    None where a run needs none. members: names and model folders of the members of an ensemble.
+    None where a run needs none. members: names and model folders of further runs that it reads, such as an ensemble's members.
     """
 
     model: Path

@@ -41,6 +41,7 @@ class Evaluation:
     """What a ranker scores.
 
     saved: the model folder of the run that trained the model, None for a base model. run: the folder of the results.
+    own_examples: whether the examples are others than the section evaluate describes, so that workers must be given them.
     """
 
     config: RunConfig
@@ -49,6 +50,7 @@ class Evaluation:
     initial: InitialWeights
     saved: Path | None
     run: RunDirectory
+    own_examples: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,15 @@ class TrainedMethod(Method, Protocol):
 
     def build(self, config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
         """The task on `split` (train or valid) of data.path. Raises UserError for anything that would fail later."""
+        ...
+
+
+@runtime_checkable
+class PreparesRun(Protocol):
+    """A TrainedMethod whose workers read something from the run directory that is computed before they start."""
+
+    def prepare_run(self, config: RunConfig, run: RunDirectory, launch: Launch) -> None:
+        """Called by the driver in each attempt once the run is claimed. launch: for what needs workers."""
         ...
 
 

@@ -39,6 +39,7 @@ from rec_dist.training.loader import Change, StepWork, as_it_is, prefetch, step_
 from rec_dist.training.loop import TrainStep
 from rec_dist.training.memory import advising, peak_bytes
 from rec_dist.training.reference import ReferenceLogps, open_reference
+from rec_dist.training.utilisation import head_share
 from rec_dist.training.worker import TrainJob, passes_of, set_up
 
 
@@ -186,8 +187,14 @@ def _rows(plans: list[StepWork], module: Any) -> dict[str, int]:
     return {
         "rows_used": sum(batch.num_tokens for batch in batches if batch.num_groups),
         "rows_run": sum(rows_run(module, batch) for batch in batches),
-        "rows_scored": sum(len(torch.unique(batch.rows)) for batch in batches if batch.num_groups),
+        "rows_scored": sum(_rows_scored(batch, module) for batch in batches if batch.num_groups),
     }
+
+
+def _rows_scored(batch: Any, module: Any) -> int:
+    """Distinct scored rows, each counted by its share of the vocabulary where it competes with what titles go on with."""
+    rows = len(torch.unique(batch.rows))
+    return rows if getattr(batch, "allowed", None) is None else round(rows * head_share([batch], module.vocab_size))
 
 
 def _random(plan: StepWork, module: Any, generator: np.random.Generator, world: World) -> StepWork:

@@ -11,7 +11,7 @@ import numpy as np
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME, Predictions
 from rec_dist.errors import UserError
 from rec_dist.evaluation.bootstrap import Floats, bootstrap_interval, paired_difference
-from rec_dist.evaluation.measure import metrics_per_question
+from rec_dist.evaluation.measure import metrics_per_question, summarize_parts
 from rec_dist.report.table import ComparisonRow, Difference, headline_of, seen_of
 from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.run_directory import RunDirectory
@@ -23,12 +23,13 @@ _SEED = 0  # of the bootstrap, so that the same files always give the same inter
 class Compared:
     """A comparison and the evaluation it is based on.
 
-    num_candidates: how many items were ranked, "all", or "given" where the questions brought various numbers. source: the split or
-    the file of the questions.
+    differences: of the pairs. shares: of each ensemble to itself without a member or term. num_candidates: how many items were
+    ranked, "all", or "given" where the questions brought various numbers. source: the split or the file of the questions.
     """
 
     rows: list[ComparisonRow]
     differences: list[Difference]
+    shares: list[Difference]
     num_users: int
     num_questions: int
     num_candidates: int | str
@@ -82,6 +83,8 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
             seconds=facts[name].get("seconds"),
             dtype=facts[name].get("dtype"),
             seen=seen[name],
+            recall=facts[name].get("recall"),
+            parts=summarize_parts(predictions[name], seed=_SEED, metrics=metrics),
         )
         for name in folders
     ]
@@ -90,9 +93,16 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
         for better, worse in pairs
         for metric in headline_of(metrics)
     ]
+    shares = [
+        Difference(name, f"{name} without {member}", metric, interval)
+        for name, fact in facts.items()
+        for member, intervals in fact.get("shares", {}).items()
+        for metric, interval in intervals.items()
+        if metric in headline_of(metrics)
+    ]
     row = facts[first_name]
     source = str(row["questions"]) if "questions" in row else f"the {row['split']} split"
-    return Compared(rows, differences, len(np.unique(first.user_ids)), len(first.user_ids), row["num_candidates"], source)
+    return Compared(rows, differences, shares, len(np.unique(first.user_ids)), len(first.user_ids), row["num_candidates"], source)
 
 
 def _paired(first: Floats, second: Floats, users: I64) -> dict[str, float | int]:

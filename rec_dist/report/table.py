@@ -7,9 +7,10 @@ Pure functions: intervals come in as {"value", "low", "high", "n"}; cells and te
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from rec_dist.config.pipeline import PublishedRow
 from rec_dist.report.numbers import MISSING, Interval, format_count, format_interval, format_seconds
 
 ABOVE, BELOW, LEVEL = "above 0", "below 0", "no significant difference"
@@ -29,7 +30,8 @@ class ComparisonRow:
     """One model: its metrics by name ("hr@1") and the cost of its evaluation, None where it was not counted.
 
     dtype: what a language model computed in; None for other models. seen: KEPT or REMOVED, what became of the history's items among
-    the candidates; None where a file named the candidates.
+    the candidates; None where a file named the candidates. parts: the same metrics of a part of the questions, by its name.
+    recall: of an ensemble in two stages, how often the target is among the `num` items retrieved; None for other models.
     """
 
     name: str
@@ -38,15 +40,8 @@ class ComparisonRow:
     seconds: float | None = None
     dtype: str | None = None
     seen: str | None = None
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """What others report for the same questions: values by metric, without intervals. source: where, and trained on what."""
-
-    name: str
-    source: str
-    metrics: Mapping[str, float]
+    parts: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    recall: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 import textwrap
 from collections.abc import Sequence
 
+from rec_dist.config.pipeline import PublishedRow
+from rec_dist.report.parts import parts_note, parts_table, recall_note
 from rec_dist.report.table import (
     TEXT_COLUMNS,
     ComparisonRow,
     Difference,
-    PublishedRow,
     comparison_table,
     differences_table,
     dtypes,
@@ -41,8 +42,13 @@ def text_table(
     lines = [*_align(grid), "", f"{user_range(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
     if note := seen_note(rows):
         lines.append(note)
+    if note := recall_note(rows):
+        lines += textwrap.wrap(visible(note), _MAX_WIDTH)
     if note := published_note(published):
         lines += textwrap.wrap(note, _MAX_WIDTH)
+    if parts := parts_table(rows):
+        shown = [[visible(cells[0].text), *(f"{cell.text} {cell.bounds}".strip() for cell in cells[1:])] for cells in parts.rows]
+        lines += ["", *_align([list(parts.header), *shown]), "", parts_note(rows)]
     if any(row.seconds is not None for row in rows):
         lines.append("time, tokens: those of the evaluation, without training")
     if computed := dtypes(rows):

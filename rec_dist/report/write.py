@@ -16,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from rec_dist.config.pipeline import PublishedRow
 from rec_dist.errors import UserError
 from rec_dist.report import plots
 from rec_dist.report.findings import findings
 from rec_dist.report.numbers import MISSING, format_count, format_seconds
+from rec_dist.report.parts import parts_note, parts_table, recall_note
 from rec_dist.report.table import (
     HEADLINE_METRICS,
     TEXT_COLUMNS,
     Cell,
     ComparisonRow,
     Difference,
-    PublishedRow,
     Table,
     comparison_table,
     differences_table,
@@ -74,7 +75,8 @@ class RunSummary:
 class Report:
     """Everything on the page. Names are unique; a run or stage has the colour of the row with its name.
 
-    num_candidates: how many items each user's one relevant item was ranked among; None shows no chance level.
+    shares: of each ensemble to itself without a member. num_candidates: how many items each user's one relevant item was ranked
+    among; None shows no chance level.
     """
 
     title: str
@@ -82,6 +84,7 @@ class Report:
     rows: Sequence[ComparisonRow] = ()
     published: Sequence[PublishedRow] = ()
     differences: Sequence[Difference] = ()
+    shares: Sequence[Difference] = ()
     stages: Sequence[StageSummary] = ()
     runs: Sequence[RunSummary] = ()
     data_facts: Mapping[str, Any] = field(default_factory=dict)
@@ -132,12 +135,20 @@ def write_report(path: Path, report: Report) -> None:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = _plain
-    notes = (user_range(report.rows), seen_note(report.rows), published_note(report.published), dtypes(report.rows))
+    notes = (
+        user_range(report.rows),
+        seen_note(report.rows),
+        published_note(report.published),
+        recall_note(report.rows),
+        dtypes(report.rows),
+    )
     page = environment.get_template("page.html.j2").render(
         report=report,
         findings=findings(report.rows, report.differences, report.num_candidates),
         comparison=with_published(comparison_table(report.rows), report.published),
-        differences=differences_table(report.differences),
+        parts=parts_table(report.rows),
+        parts_note=parts_note(report.rows),
+        differences=differences_table([*report.differences, *report.shares]),
         stages=_stages_table(report.stages),
         users="; ".join(filter(None, notes)),
         data_facts=_flatten(report.data_facts),
@@ -145,7 +156,7 @@ def write_report(path: Path, report: Report) -> None:
         own=[{key: value for key, value in facts.items() if key not in shared} for facts in environments],
         colors=colors,
         text_columns=TEXT_COLUMNS,
-        whiskers=_whiskers(report.differences),
+        whiskers=_whiskers([*report.differences, *report.shares]),
         metric_bars=Markup(plots.metric_bars(report.rows, HEADLINE_METRICS, colors, report.num_candidates)),
         loss_curves=Markup(plots.loss_curves(curves, colors)),
         reward_curves=Markup(plots.reward_curves(curves, colors)),

@@ -53,7 +53,7 @@ class StepRecorder:
 
     def step(self, plan: StepWork, numbers: dict[str, float], *, seconds: float, waited: float) -> None:
         """As Recorder.step."""
-        mfu = self.utilisation(plan.num_tokens, plan.num_scored, seconds)
+        mfu = self.utilisation(plan.num_tokens, plan.num_scored, seconds, plan.batches)
         self.record(step_row(plan, numbers, seconds=seconds, waited=waited, mfu=mfu))
 
     def record(self, row: dict[str, Any]) -> None:

@@ -5,35 +5,51 @@ peak.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import count_weights
 from rec_dist.runtime.world import World
 from rec_dist.training import flops
 
-Utilisation = Callable[[int, int, float], float | None]  # (tokens, scored tokens, seconds) of a step, over all ranks
+# (tokens, scored tokens, seconds) of a step over all ranks, and this rank's batches -> MFU
+Utilisation = Callable[[int, int, float, Sequence[Any]], float | None]
 _GEMM = {"cpu": 1024, "cuda": 8192}  # side of the square matrices a peak is measured with
+
+
+def head_share(batches: Iterable[Any], vocab_size: int) -> float:
+    """The logits that the head computes for these batches, over those of whole rows of the vocabulary.
+
+    Below 1 where each token competes with what some title goes on with (PackedBatch.allowed); 1 for any other batch.
+    """
+    plans = [plan for batch in batches if (plan := getattr(batch, "allowed", None)) is not None and batch.num_groups]
+    sizes = [(chunk.choices, chunk.words) for plan in plans for chunk in plan.chunks]
+    computed = sum((choices.stop - choices.start) * (words.stop - words.start) for choices, words in sizes)
+    whole = vocab_size * sum(choices.stop - choices.start for choices, _ in sizes)
+    return computed / whole if whole else 1.0
 
 
 def utilisation_of(module: nn.Module, dtype: torch.dtype, world: World) -> Utilisation:
     """Return a function that gives the MFU of a step; it gives None when the operations of this module are not counted.
 
     The head counts once for each scored token. That is too many by K rows a group, since completions share the row of
-    their branch point.
+    their branch point. Where tokens compete with what titles go on with, this rank's batches say for how much of the vocabulary.
     """
     weights = count_weights(module)
     if weights is None:
-        return lambda tokens, scored, seconds: None
+        return lambda tokens, scored, seconds, batches: None
     peak, _ = peak_flops(world.device, dtype)
     count = {"frozen": weights.frozen, "training": weights.training, "head": weights.head}
 
-    def of_step(tokens: int, scored: int, seconds: float) -> float:
-        return flops.utilisation(
-            flops.step_flops(tokens, scored, **count, head_trains=weights.head_trains), seconds, peak, world.size
-        )
+    def of_step(tokens: int, scored: int, seconds: float, batches: Sequence[Any]) -> float:
+        assert isinstance(module, Scorer)
+        rows = round(scored * head_share(batches, module.vocab_size))
+        done = flops.step_flops(tokens, rows, **count, head_trains=weights.head_trains)
+        return flops.utilisation(done, seconds, peak, world.size)
 
     return of_step
 

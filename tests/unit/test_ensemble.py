@@ -11,7 +11,9 @@ from small_recommenders import config as small_config
 import rec_dist
 from rec_dist.commands.verify import verify
 from rec_dist.errors import UserError
+from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.ensemble.method import learn
+from rec_dist.methods.ensemble.rerank import Reading, Retrieval, best_places, spread
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.methods.ensemble.weights import Questions, fit_weights
 from rec_dist.methods.registry import method_of
@@ -84,6 +86,32 @@ def test_the_weights_without_a_member_are_those_of_the_smaller_ensemble():
     )
     assert learnt.owners == ["a", "b", "seen"]
     np.testing.assert_allclose(learnt.without[0], [0, 0, *smaller.weights], rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_retrieved_and_what_was_read_by_hand() -> None:
+    """Of the items outside the history the two best are retrieved; what is not read has the mean of what was."""
+    history, items = np.asarray([7], dtype=np.int32), np.asarray([5, 7, 2, 9, 3], dtype=np.int32)
+    retrieval = Retrieval(2, ["a", "b"], np.asarray([1.0, -2.0]))
+    features = {"a": [np.asarray([1.0, 9.0, 3.0, 4.0, 3.0])], "b": [np.asarray([0.0, 0.0, 0.0, 1.0, 0.5])]}
+    (places,) = retrieval.places(features, [history], [items])  # 1, (seen), 3, 2, 2: of the tie, the first
+    assert places.tolist() == [2, 3]
+    assert spread(np.asarray([-1.0, -4.0]), places, 5).tolist() == [0, 0, 1.5, -1.5, 0]
+    examples = [EvalExample(0, 3, target, history, items) for target in (9, 3)]
+    read = Reading([places, places[:0]], {"model": [np.asarray([-1.0, -4.0]), np.empty(0)]})
+    assert read.found(examples).tolist() == [1, 0]
+    assert [row.tolist() for row in read.features(0, [items, items])["model"]] == [[0, 0, 1.5, -1.5, 0], [0] * 5]
+
+
+def test_a_random_reader_gets_no_weight_from_being_retrieved() -> None:
+    """Targets are mostly among what is retrieved, and the reader scores at random: its weight is near 0."""
+    rng = np.random.default_rng(0)
+    quick = rng.normal(size=(400, 30))
+    targets = np.asarray([int(rng.choice(30, p=np.exp(row) / np.exp(row).sum())) for row in quick * 2])
+    nothing = np.empty(0, dtype=np.int32)
+    reader = np.stack([spread(rng.normal(size=8), best_places(row, nothing, np.arange(30), 8), 30) for row in quick])
+    questions = Questions(np.stack([quick, reader], axis=2).astype(np.float32), targets, np.ones((400, 30), dtype=bool))
+    learnt = learn(questions, ["quick", "reader"], ["quick", "reader"], [], ridge=RIDGE)
+    assert learnt.weights[0] > 1.5 and learnt.weights[1] < 0.15
 
 
 def _member(folder: Path, name: str, kind: str, **more: object) -> str:
@@ -206,6 +234,8 @@ def test_members_that_cannot_serve_are_told(members, tmp_path: Path):
 
     fails({}, "task.ensemble.members is empty")
     fails({"lost": str(tmp_path / "nowhere")}, r"task\.ensemble\.members\.lost .*is no run directory")
+    with pytest.raises(UserError, match=r"task\.ensemble\.rerank \(5\) has no effect"):
+        rec_dist.train({**_ensemble(folder, runs, rerank=5), "train": {"run_dir": str(run_dir)}})
     fails({"a b": runs["sasrec"]}, "give it another")
     fails({**runs, "seen": runs["sasrec"]}, "task.ensemble.members.seen")
     other = tmp_path / "other"

@@ -1,14 +1,31 @@
 """FLOP of a step on numbers worked out by hand, and peaks by name."""
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
+from rec_dist.data.dataset.ragged import offsets_of
+from rec_dist.data.prompts.builder import PromptBuilder, PromptPieces
+from rec_dist.data.prompts.title_trie import catalogue_packing
+from rec_dist.data.prompts.tokens import TokenTable
 from rec_dist.models.language import LoraSpec, add_lora
 from rec_dist.models.scorer import Scorer
 from rec_dist.models.size import WeightCount, count_weights
 from rec_dist.models.soft_prompt import add_soft_prompt
+from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.training.flops import known_peak, recomputed_flops, row_flops, step_flops, token_flops, utilisation
+from rec_dist.training.utilisation import head_share
+
+
+def small_builder(titles: list[list[int]]) -> PromptBuilder:
+    """Of titles as tokens; a title ends with 0."""
+    table = TokenTable(
+        np.asarray([token for title in titles for token in title], dtype=np.int32),
+        offsets_of(np.asarray([len(title) for title in titles], dtype=np.int64)),
+    )
+    pieces = PromptPieces(begin=(9,), item_prefix=(8,), tail=(8,), end=(0,), candidates_header=(), answer_header=())
+    return PromptBuilder(pieces, table, max_history=3, listed=0)
 
 
 def test_lora_is_4n_and_full_fine_tuning_6n() -> None:
@@ -22,6 +39,19 @@ def test_the_head_costs_scored_rows_alone() -> None:
     assert row_flops(head=1000, trains=True) == 6000
     assert step_flops(7, 3, frozen=100, training=10, head=1000, head_trains=False) == 7 * 460 + 3 * 4000
     assert step_flops(7, 0, frozen=0, training=10, head=1000, head_trains=True) == 420
+
+
+def test_the_head_multiplies_what_a_token_competes_with() -> None:
+    """Titles 1 2 0 and 1 3 0, none of which is in the prompt: the first token has one word to choose from, the second two."""
+    builder = small_builder([[1, 2], [1, 3]])
+    prompt = builder.grouped_prompt(np.empty(0, dtype=np.int32), [np.asarray([0, 1], dtype=np.int32)], [0])
+    batch = catalogue_packing(builder, 1.0)([prompt])
+    plan = batch.allowed
+    assert plan is not None
+    logits = sum(len(plan.rows[c.choices]) * len(plan.words[c.words]) for c in plan.chunks)
+    assert head_share([batch], 100) == logits / (100 * len(plan.rows))
+    assert head_share([batch, batch], 100) == head_share([batch], 100) < 0.05
+    assert head_share([pack_prompts([prompt])], 100) == head_share([], 100) == 1.0
 
 
 def test_recomputation_is_2n_and_the_logits() -> None:

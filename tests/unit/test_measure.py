@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,18 @@ import pytest
 from rec_dist.evaluation import measure
 from rec_dist.evaluation.baselines import Floats
 from rec_dist.evaluation.examples import EvalExample
-from rec_dist.evaluation.measure import metrics_per_question, predictions_in_blocks, predictions_of, score_in_blocks, summarize
+from rec_dist.evaluation.measure import (
+    SHORT_HISTORY,
+    metrics_per_question,
+    predictions_in_blocks,
+    predictions_of,
+    score_in_blocks,
+    summarize,
+    summarize_parts,
+)
 from rec_dist.runtime.arrays import I32
+
+COUNTS = np.ones(100, dtype=np.int64)
 
 
 def example(user: int, candidates: list[int], target: int) -> EvalExample:
@@ -18,7 +29,7 @@ def example(user: int, candidates: list[int], target: int) -> EvalExample:
 
 
 def ranks(examples: list[EvalExample], scores: list[list[float]]) -> list[int]:
-    return predictions_of(examples, [np.asarray(row, dtype=np.float32) for row in scores]).ranks.tolist()
+    return predictions_of(examples, [np.asarray(row, dtype=np.float32) for row in scores], COUNTS).ranks.tolist()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +60,7 @@ def test_the_order_of_candidates_does_not_matter() -> None:
 def test_metrics_of_each_user_by_hand() -> None:
     asked = [example(1, [7, 4, 5, 6], 7), example(2, [4, 8, 5], 8), example(3, list(range(20)), 0)]
     scores = [[5.0, 1, 2, 3], [3.0, 2, 1], [float(i) for i in range(20)]]  # ranks 1 of 4, 2 of 3, 20 of 20
-    found = metrics_per_question(predictions_of(asked, [np.asarray(row, dtype=np.float32) for row in scores]))
+    found = metrics_per_question(predictions_of(asked, [np.asarray(row, dtype=np.float32) for row in scores], COUNTS))
     expected = {
         "hr@1": [1, 0, 0],
         "hr@5": [1, 1, 0],
@@ -66,18 +77,18 @@ def test_metrics_of_each_user_by_hand() -> None:
 def test_a_summary_is_the_mean_over_users_inside_its_interval() -> None:
     asked = [example(user, [7, 4], 7) for user in range(100)]
     scores = [np.asarray([1.0, 0.0 if user < 70 else 2.0], dtype=np.float32) for user in range(100)]
-    found = summarize(predictions_of(asked, scores), seed=0)
+    found = summarize(predictions_of(asked, scores, COUNTS), seed=0)
     hit = found["hr@1"]
     assert hit["value"] == pytest.approx(0.7)
     assert hit["n"] == 100
     assert 0.58 < hit["low"] < 0.66 < 0.74 < hit["high"] < 0.82  # 1.96 * sqrt(.7 * .3 / 100) = 0.09
     assert found["mrr"]["value"] == pytest.approx(0.85)
-    assert summarize(predictions_of(asked, scores), seed=0) == found
+    assert summarize(predictions_of(asked, scores, COUNTS), seed=0) == found
 
 
 def test_scores_must_come_for_every_example() -> None:
     with pytest.raises(ValueError, match="zip"):
-        predictions_of([example(1, [7, 4], 7)], [])
+        predictions_of([example(1, [7, 4], 7)], [], COUNTS)
 
 
 class Counted:
@@ -97,12 +108,35 @@ def test_blocks_of_scores_are_made_one_after_another_and_change_nothing(monkeypa
     sizes = [3, 4, 1, 9, 2, 2, 2, 2]
     asked = [example(user, list(range(size)), size - 1) for user, size in enumerate(sizes)]
     scorer, found = Counted(), []
-    for number, block in enumerate(predictions_in_blocks(asked, score_in_blocks(scorer, asked)), start=1):
+    for number, block in enumerate(predictions_in_blocks(asked, score_in_blocks(scorer, asked), COUNTS), start=1):
         found.append(block)
         assert len(scorer.calls) == number
     assert scorer.calls == [7, 1, 9, 6, 2]
-    whole = predictions_of(asked, Counted().score([e.history for e in asked], [e.candidates for e in asked]))
+    whole = predictions_of(asked, Counted().score([e.history for e in asked], [e.candidates for e in asked]), COUNTS)
     assert np.concatenate([block.ranks for block in found]).tolist() == whole.ranks.tolist() == sizes
     assert [row.tolist() for block in found for row in block.scores] == [row.tolist() for row in whole.scores]
     with pytest.raises(AssertionError, match="more scores"):
-        list(predictions_in_blocks(asked[:1], [np.zeros(3), np.zeros(4)]))
+        list(predictions_in_blocks(asked[:1], [np.zeros(3), np.zeros(4)], COUNTS))
+
+
+def test_parts_by_hand() -> None:
+    """Item 8 is cold; users 2 and 3 have short histories. A user with two questions is one cluster of its part."""
+    asked = [example(user, [7, 4, 5, 8], target) for user, target in ((1, 7), (1, 8), (2, 8), (3, 7))]
+    long = np.arange(20, 20 + SHORT_HISTORY + 1, dtype=np.int32)
+    asked = [replace(one, history=long) if one.user_id == 1 else replace(one, history=long[:SHORT_HISTORY]) for one in asked]
+    counts = COUNTS.copy()
+    counts[8] = 0
+    scores = [np.asarray(row, dtype=np.float32) for row in ([4, 1, 2, 3], [4, 1, 2, 3], [1, 2, 3, 9], [1, 2, 3, 4])]
+    predictions = predictions_of(asked, scores, counts)  # ranks 1, 2, 1, 4
+    assert predictions.train_counts.tolist() == [1, 0, 0, 1]
+    parts = summarize_parts(predictions, seed=0)
+    values = {part: metrics["ndcg@5"]["value"] for part, metrics in parts.items()}
+    gain = [1, 1 / math.log2(3), 1, 1 / math.log2(5)]
+    expected = {"cold": (gain[1] + gain[2]) / 2, "warm": (gain[0] + gain[3]) / 2, "short history": (gain[2] + gain[3]) / 2}
+    assert values == pytest.approx(expected)
+    assert parts["cold"]["hr@1"]["n"] == 2 and set(parts["cold"]) == set(summarize(predictions, seed=0))
+    assert list(summarize_parts(predictions, seed=0, metrics=["mrr"])["warm"]) == ["mrr"]
+
+
+def test_a_part_without_a_question_or_with_all_is_left_out() -> None:
+    assert summarize_parts(predictions_of([example(1, [7, 4], 7)], [np.asarray([1.0, 0.0])], COUNTS), seed=0) == {}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rec_dist.data.sampling.many_draws import SeenItems
 from rec_dist.data.sampling.negatives import NegativeSampler, draw_candidates
 from rec_dist.errors import UserError
 
@@ -150,3 +151,22 @@ def test_the_other_candidates_are_uniform_and_in_no_order() -> None:
         first_is_less += found[0] < found[1]
     assert_distribution(np.delete(counts, [1, 2, 9]), np.full(37, 3000 * 4 / 37))
     assert 1350 < first_is_less < 1650
+
+
+@pytest.mark.parametrize("kind", ["uniform", "popularity"])
+def test_items_held_out_are_no_negatives_drawn_one_by_one_or_together(kind: str) -> None:
+    held = items(*range(5, 15))
+    source = sampler(kind=kind, held_out=held)
+    row = np.asarray([0, 1, 2, 3], dtype=np.int32)
+    seen = SeenItems(row, np.asarray([0, 4]), 40)
+    users = np.arange(300)
+    many = source.draw_many(
+        epochs=np.zeros(300, dtype=np.int64),
+        users=users,
+        positions=np.full(300, 3),
+        seen=seen,
+        rows=np.zeros(300, dtype=np.int64),
+        counts=np.full(300, 4),
+    )
+    assert not np.isin(many, [*held, *row]).any() and len(np.unique(many)) == 26
+    assert many.tolist() == [draw(source, user=user, position=3, seen=row) for user in users.tolist()]

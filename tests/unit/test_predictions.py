@@ -15,12 +15,14 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
         positions=np.asarray([9, 1], dtype=np.int32),
         targets=np.asarray([5, 0], dtype=np.int32),
         ranks=np.asarray([2, 1], dtype=np.int32),
+        history_lengths=np.asarray([9, 1], dtype=np.int32),
+        train_counts=np.asarray([2**40, 0], dtype=np.int64),
         candidates=[np.asarray([5, 1, 2], dtype=np.int32), np.asarray([0, 7], dtype=np.int32)],
         scores=[np.asarray([-1.5, -0.25, -3.0], dtype=np.float32), np.asarray([-0.5, -np.inf], dtype=np.float32)],
     )
     written.write(tmp_path / "predictions.arrow")
     read = Predictions.read(tmp_path / "predictions.arrow")
-    for name in ("user_ids", "positions", "targets", "ranks"):
+    for name in ("user_ids", "positions", "targets", "ranks", "history_lengths", "train_counts"):
         assert getattr(read, name).tolist() == getattr(written, name).tolist(), name
         assert getattr(read, name).dtype == getattr(written, name).dtype, name
     assert [row.tolist() for row in read.candidates] == [[5, 1, 2], [0, 7]]
@@ -40,7 +42,7 @@ def test_blocks_are_read_as_one(tmp_path: Path) -> None:
     with writing_predictions(path) as add:
         for block in lists:
             numbers = np.arange(len(block))
-            columns = [numbers.astype(np.int64), *(numbers.astype(np.int32) for _ in range(3))]
+            columns = [numbers.astype(np.int64), *(numbers.astype(np.int32) for _ in range(4)), numbers.astype(np.int64)]
             items = [np.asarray(one, dtype=np.int32) for one in block]
             add(Predictions(*columns, candidates=items, scores=[-one.astype(np.float32) for one in items]))
     read, wanted = Predictions.read(path), [one for block in lists for one in block]

@@ -62,6 +62,24 @@ def test_candidates_and_users_without_a_known_item(config: Path, tmp_path: Path,
     assert {row["item_id"]: row["score"] for row in rows[:2]} == pytest.approx(wanted, abs=2e-4)
 
 
+def test_corrected_scores_by_hand(config: Path, tiny_config: Make, tmp_path: Path) -> None:
+    """(log p(title | history) - 0.5 log p(title | no history)) / tokens ** 2"""
+    from transformers import AutoTokenizer
+
+    made, items = tiny_config(tmp_path / "run"), ["i020", "i041", "i070"]
+    data = rec_dist.prepare(config)
+    titles = dict(zip(data.raw_items, data.titles, strict=True))
+    tokenizer = AutoTokenizer.from_pretrained(made["model"]["path"])
+    after, alone = (by_hand(made, titles, history, items) for history in (HISTORIES["a"], []))
+    lengths = {item: len(tokenizer(f" {titles[item]}", add_special_tokens=False).input_ids) + 1 for item in items}
+    wanted = {item: (after[item] - 0.5 * alone[item]) / lengths[item] ** 2 for item in items}
+    keys = ["evaluate.title_prior=0.5", "evaluate.length_power=2"]
+    rows = rec_dist.rank(config, {"a": HISTORIES["a"]}, keys, candidates={"a": items}).to_pylist()
+    assert {row["item_id"]: row["score"] for row in rows} == pytest.approx(wanted, abs=2e-4)
+    with pytest.raises(UserError, match="chosen by `rec-dist evaluate`"):
+        rec_dist.rank(config, HISTORIES, ["evaluate.length_power=valid"])
+
+
 def test_a_catalogue_above_the_limit_needs_candidates(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "recs.jsonl"
     before = sorted(tmp_path.iterdir())

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from rec_dist.config.pipeline import PublishedRow
 from rec_dist.report.findings import claim, findings
 from rec_dist.report.numbers import chance_level, format_count, format_interval, format_seconds
-from rec_dist.report.table import ComparisonRow, Difference, PublishedRow, best_names, user_range
+from rec_dist.report.table import ComparisonRow, Difference, best_names, user_range
 from rec_dist.report.text_table import text_table
 
 METRICS = ("hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr")
@@ -171,10 +172,27 @@ ROWS_OF_TWO = [("a, kept", 0.3, "kept"), ("b, kept", 0.2, "kept"), ("a, removed"
 
 def test_published_rows_stand_below_and_are_named_as_such():
     own = ComparisonRow("ours", {"hr@10": {"value": 0.1, "low": 0.09, "high": 0.11, "n": 50}})
-    published = [PublishedRow("theirs", "a paper's table", {"hr@10": 0.25, "mrr": 0.5})]
+    published = [PublishedRow(name="theirs", source="a paper's table", metrics={"hr@10": 0.25, "mrr": 0.5})]
     text = text_table([own], published=published)
     lines = text.splitlines()
     assert lines[2].startswith("ours") and "0.100" in lines[2]
     assert lines[3].split() == ["theirs", "0.250"]  # no star: nothing was measured
     assert "published, not measured here: theirs (a paper's table)" in text
     assert "n = 50 users" in text
+
+
+def test_parts_stand_in_a_table_of_their_own() -> None:
+    parts = {"cold": {"ndcg@10": interval(0.125, n=40)}, "warm": {"ndcg@10": {**interval(0.625, n=700), "questions": 860}}}
+    lines = text_table([replace(row("a", 0.5), parts=parts), row("b", 0.4)]).splitlines()
+    (header,) = (number for number, line in enumerate(lines) if line.startswith("ndcg@10 of"))
+    assert "all" in lines[header] and "cold (40)" in lines[header] and "warm (860)" in lines[header]
+    assert "0.125 [0.105, 0.145]" in lines[header + 2] and "0.625 [0.605, 0.645]" in lines[header + 2]
+    assert lines[header + 3].split()[-2:] == ["\N{EN DASH}", "\N{EN DASH}"]
+    assert max(map(len, lines)) <= 120
+    assert "cold" not in text_table([row("a", 0.5)])
+
+
+def test_the_recall_of_two_stages_is_told() -> None:
+    text = text_table([replace(row("a", 0.5), recall={"num": 40, **interval(0.62)}), row("b", 0.4)])
+    assert "a 0.620 [0.600, 0.640] of 40" in text
+    assert "recall" not in text_table([row("b", 0.4)])

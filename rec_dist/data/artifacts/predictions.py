@@ -1,6 +1,6 @@
 """predictions.arrow: one row per evaluated target, with every candidate and its score. Comparing runs reads only this file.
 
-It is written block by block, and read through a memory map: 44 bytes a row are in memory, candidates and scores only when asked.
+It is written block by block, and read through a memory map: 56 bytes a row are in memory, candidates and scores only when asked.
 """
 
 from bisect import bisect_right
@@ -26,6 +26,8 @@ _SCHEMA = pa.schema(
         pa.field("position", pa.int32(), nullable=False),
         pa.field("target", pa.int32(), nullable=False),
         pa.field("rank", pa.int32(), nullable=False),
+        pa.field("history_length", pa.int32(), nullable=False),
+        pa.field("train_count", pa.int64(), nullable=False),
         pa.field("candidates", pa.list_(pa.int32()), nullable=False),
         pa.field("scores", pa.list_(pa.float32()), nullable=False),
     ]
@@ -38,12 +40,15 @@ class Predictions:
 
     A user may have several questions; positions keep them apart. With evaluate.questions, users are numbered in the order of
     their first question, and a position is the number of the question. All else is in ascending (user, position) order.
+    history_lengths (N,): items before the target. train_counts (N,): how often the target occurs in the train split.
     """
 
     user_ids: I64
     positions: I32
     targets: I32
     ranks: I32
+    history_lengths: I32
+    train_counts: I64
     candidates: Sequence[I32]
     scores: Sequence[npt.NDArray[np.float32]]
 
@@ -56,7 +61,11 @@ class Predictions:
         return pa.record_batch(
             [
                 pa.array(self.user_ids),
-                *(pa.array(column.astype(np.int32)) for column in (self.positions, self.targets, self.ranks)),
+                *(
+                    pa.array(column.astype(np.int32))
+                    for column in (self.positions, self.targets, self.ranks, self.history_lengths)
+                ),
+                pa.array(self.train_counts.astype(np.int64)),
                 pa.array(self.candidates, type=pa.list_(pa.int32())),
                 pa.array([score.astype(np.float32) for score in self.scores], type=pa.list_(pa.float32())),
             ],
@@ -69,11 +78,15 @@ class Predictions:
         if not path.is_file():
             raise UserError(f"{path} does not exist; run `rec-dist evaluate` on that run first")
         table = read_arrow(path)
+        if table.schema != _SCHEMA:
+            raise UserError(f"{path} has other columns than this release writes; run `rec-dist evaluate` on that run again")
         return Predictions(
             user_ids=table["user_id"].to_numpy(),
             positions=table["position"].to_numpy(),
             targets=table["target"].to_numpy(),
             ranks=table["rank"].to_numpy(),
+            history_lengths=table["history_length"].to_numpy(),
+            train_counts=table["train_count"].to_numpy(),
             candidates=_Lists(table["candidates"].chunks, np.int32),
             scores=_Lists(table["scores"].chunks, np.float32),
         )

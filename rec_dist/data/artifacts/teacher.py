@@ -51,7 +51,7 @@ def write_teacher(
         [[np.arange(len(embeddings), dtype=np.int32), embeddings]],
     )
     rows = ((part.user_ids, part.positions.astype(np.int32), part.items) for part in lists)
-    num_rows = write_columns(folder / TOP_ITEMS_NAME, _top_schema(top_h), rows)
+    num_rows = write_columns(folder / TOP_ITEMS_NAME, top_schema(top_h), rows)
     files = [describe(weights), describe(folder / EMBEDDINGS_NAME, len(embeddings)), describe(folder / TOP_ITEMS_NAME, num_rows)]
     facts = {"data_fingerprint": data_fingerprint, "top_h": top_h, "files": [asdict(entry) for entry in files]}
     write_manifest(folder / TEACHER_NAME, _FORMAT_VERSION, facts)
@@ -81,7 +81,8 @@ def read_teacher(folder: Path, *, data_fingerprint: str) -> Teacher:
     )
 
 
-def _top_schema(top_h: int) -> pa.Schema:
+def top_schema(top_h: int) -> pa.Schema:
+    """user_id int64, position int32, items int32[top_h]: the schema of TopItems."""
     items = pa.list_(pa.field("item", pa.int32(), nullable=False), top_h)
     return pa.schema(
         [

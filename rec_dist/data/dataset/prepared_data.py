@@ -5,6 +5,7 @@ Letters: U rows (users) of a split, N items over all its rows, I items of the ca
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,12 @@ class PreparedData:
     def num_items(self) -> int:
         """I, the size of the catalogue."""
         return len(self.titles)
+
+    @cached_property
+    def held_out(self) -> I32:
+        """The items that data.cold_items_fraction held out of training, with others that training never met; none without it."""
+        cold = np.flatnonzero(self.train_counts == 0) if self.manifest.settings.get("cold_items_fraction") else np.empty(0)
+        return cold.astype(np.int32)
 
     def split(self, name: str) -> SequenceSplit:
         """Opens the index of the split "train", "valid" or "test"; shards are opened later.

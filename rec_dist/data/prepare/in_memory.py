@@ -22,7 +22,7 @@ from rec_dist.data.prepare.splits import Split
 from rec_dist.data.prepare.titles import make_distinct
 from rec_dist.data.sources import Source
 from rec_dist.data.sources.assemble import in_use
-from rec_dist.data.sources.interactions import Interactions, ItemTable
+from rec_dist.data.sources.interactions import Bool, Interactions, ItemTable
 from rec_dist.data.sources.source import read_all
 from rec_dist.runtime.arrays import I64
 
@@ -45,15 +45,20 @@ def prepare_in_memory(source: Source, config: DataConfig, folder: Path) -> Prepa
     for note in interactions.notes:
         logger.info(note)
     clean = _clean(interactions, config)
-    sequences, split = _split(clean, config)
+    cold = rules.cold_items(config, clean.items.raw)
+    sequences, split = _split(clean, config, cold)
     cuts = {"train": split.train, "valid": split.valid, "test": split.test}
+    known = sequences if cold is None else sequences.without(cold)  # what the train and valid splits hold
     return Prepared(
         cuts={"valid_from": split.valid_from, "test_from": split.test_from},
         counts=clean.counts,
         bad_rows=interactions.bad_rows,
         notes=interactions.notes,
-        items=write_items(folder, clean.items, _train_count(sequences, split, len(clean.items))),
-        splits={name: write_split(folder, name, cuts[name], sequences, config.num_shards) for name in SPLITS},
+        items=write_items(folder, clean.items, _train_count(known, split, len(clean.items))),
+        splits={
+            name: write_split(folder, name, cuts[name], sequences if name == "test" else known, config.num_shards)
+            for name in SPLITS
+        },
     )
 
 
@@ -107,22 +112,27 @@ def _titled(interactions: Interactions) -> Interactions:
     return replace(interactions, user=user, raw_users=[interactions.raw_users[index] for index in kept.tolist()], **rows)
 
 
-def _split(clean: _Clean, config: DataConfig) -> tuple[Sequences, Split]:
-    """Cuts the sequences by data.split. Raises UserError if a requested split is empty."""
+def _split(clean: _Clean, config: DataConfig, cold: Bool | None) -> tuple[Sequences, Split]:
+    """Cuts the sequences by data.split: the whole ones, and cuts for the train and valid splits that count no cold item (I,).
+
+    Raises UserError if a requested split is empty.
+    """
     rules.say_split(config)
     positives = clean.rows.take(clean.rows.positive)
     offsets = np.searchsorted(positives.user, np.arange(len(clean.raw_users) + 1)).astype(np.int64)
-    hashes = split_rules.hash_users(clean.raw_users)
+    hashes = split_rules.hash_names(clean.raw_users)
     cuts = None
     if config.split == "global_temporal":
         valid_at, test_at = split_rules.cut_places(len(positives), config.valid_fraction, config.test_fraction)
         ordered = np.sort(positives.timestamp)
         cuts = int(ordered[valid_at]), int(ordered[test_at])
     split = rules.split_users(config, positives.timestamp, offsets, hashes, cuts)
+    explicit_negative_offsets, explicit_negatives = split_rules.training_explicit_negatives(clean.rows, split)
+    if cold is not None:
+        split = split_rules.hold_out(split, offsets, ~cold[positives.item])
     split = replace(split, train=split_rules.few_shot(split.train, hashes, config.max_train_users))
     rows = {"train": len(split.train.users), "valid": len(split.valid.users), "test": len(split.test.users)}
     rules.check_split(config, rows, clean.counts.positives, clean.counts.users)
-    explicit_negative_offsets, explicit_negatives = split_rules.training_explicit_negatives(clean.rows, split)
     raw_users = pa.array(clean.raw_users, pa.string())
     sequences = Sequences(
         raw_users, offsets, positives.item, positives.timestamp, positives.rating, explicit_negative_offsets, explicit_negatives
@@ -130,7 +140,7 @@ def _split(clean: _Clean, config: DataConfig) -> tuple[Sequences, Split]:
     return sequences, split
 
 
-def _train_count(sequences: Sequences, split: Split, num_items: int) -> I64:
+def _train_count(known: Sequences, split: Split, num_items: int) -> I64:
     """(I,): how often each item occurs in rows of the train split."""
-    flat = prefix_index(sequences.offsets, split.train.users, split.train.length)
-    return np.bincount(sequences.item[flat], minlength=num_items).astype(np.int64)
+    flat = prefix_index(known.offsets, split.train.users, split.train.length)
+    return np.bincount(known.item[flat], minlength=num_items).astype(np.int64)

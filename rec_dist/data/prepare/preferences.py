@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Keys of the section data that shape interactions and have no effect on preference rows.
 _OF_INTERACTIONS = (
     *("split", "valid_fraction", "test_fraction", "min_rating", "min_user_interactions", "min_item_interactions"),
-    *("max_train_users", "columns", "prepare_on"),
+    *("max_train_users", "cold_items_fraction", "columns", "prepare_on"),
 )
 
 

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 # take 1.3 GB and 8 s; Ray takes 20-30 s to start. A compressed file counts five times its size.
 LARGE_BYTES = 1 << 27
 _PACKED_RATIO = 5
-_LATER = ("category", "train_files", "merge_equal_titles", "clean_text")
+_LATER = ("category", "train_files", "merge_equal_titles", "clean_text", "cold_items_fraction")
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 

@@ -9,6 +9,7 @@ from rec_dist.data.prepare import splits as split_rules
 from rec_dist.data.prepare.outcome import Counts
 from rec_dist.data.prepare.splits import Split
 from rec_dist.data.prepare.titles import DistinctItems
+from rec_dist.data.sources.interactions import Bool
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
 
@@ -88,6 +89,18 @@ def split_users(config: DataConfig, timestamp: I64, offsets: I64, hashes: I64, c
         return split_rules.user_ratio(np.diff(offsets), hashes, config.valid_fraction, config.test_fraction)
     assert cuts is not None, "global_temporal needs its cuts"
     return split_rules.global_temporal(timestamp, offsets, *cuts)
+
+
+def cold_items(config: DataConfig, raw_items: list[str]) -> Bool | None:
+    """(I,): the items that data.cold_items_fraction holds out, None without any. Logs how many."""
+    if not config.cold_items_fraction:
+        return None
+    cold = split_rules.cold_items(raw_items, config.cold_items_fraction)
+    logger.info(
+        f"cold items: {int(cold.sum())} of {len(cold)} are in no history and no target of the train and valid splits "
+        "(data.cold_items_fraction)"
+    )
+    return cold
 
 
 def check_split(config: DataConfig, rows: dict[str, int], positives: int, users: int) -> None:

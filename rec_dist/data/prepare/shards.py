@@ -16,7 +16,7 @@ from rec_dist.data.dataset.index import write_index
 from rec_dist.data.dataset.manifest import SplitEntry
 from rec_dist.data.dataset.schema import ITEM_SCHEMA, ITEMS_NAME, SEQUENCE_SCHEMA, shard_name
 from rec_dist.data.prepare.splits import Cut
-from rec_dist.data.sources.interactions import F32, ItemTable
+from rec_dist.data.sources.interactions import F32, Bool, ItemTable
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.checksums import FileEntry, describe
@@ -40,6 +40,19 @@ class Sequences:
     rating: F32 | None
     explicit_negative_offsets: I64
     explicit_negatives: I64
+
+    def without(self, cold: Bool) -> "Sequences":
+        """The sequences, and the explicit negatives, without the items for which cold (I,) is true."""
+        kept, used = ~cold[self.item], ~cold[self.explicit_negatives]
+        return Sequences(
+            raw_users=self.raw_users,
+            offsets=_offsets_of_kept(self.offsets, kept),
+            item=self.item[kept],
+            timestamp=self.timestamp[kept],
+            rating=None if self.rating is None else self.rating[kept],
+            explicit_negative_offsets=_offsets_of_kept(self.explicit_negative_offsets, used),
+            explicit_negatives=self.explicit_negatives[used],
+        )
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,12 @@ def _batch(rows: Rows) -> pa.RecordBatch:
         _lists(rows.explicit_negative_lengths, rows.explicit_negatives, pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=SEQUENCE_SCHEMA)
+
+
+def _offsets_of_kept(offsets: I64, kept: Bool) -> I64:
+    """Offsets (U+1,) of values of which only those with kept (N,) are left."""
+    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(kept, dtype=np.int64)])
+    return before[offsets]
 
 
 def _lists(lengths: I64, values: I64 | F32, kind: pa.DataType) -> pa.Array:

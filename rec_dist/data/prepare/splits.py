@@ -6,7 +6,7 @@ Letters: U users, N positives, R rows of a split.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from rec_dist.data.sources.interactions import Bool
 from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.rng import uniform
 
-_SALT_RATIO, _SALT_FEW_SHOT = 1, 2
+_SALT_RATIO, _SALT_FEW_SHOT, _SALT_COLD = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,29 @@ def user_ratio(lengths: I64, user_hashes: I64, valid_fraction: float, test_fract
     )
 
 
+def cold_items(raw_items: list[str], fraction: float) -> Bool:
+    """(I,): which items are held out of the train and valid splits, by hash. More are held out for a larger fraction."""
+    return uniform(_SALT_COLD, hash_names(raw_items)) < fraction
+
+
+def hold_out(split: Split, offsets: I64, warm: Bool) -> Split:
+    """The split whose train and valid cuts are of sequences without cold items. offsets, warm: as for without_cold()."""
+    return replace(split, train=without_cold(split.train, offsets, warm), valid=without_cold(split.valid, offsets, warm))
+
+
+def without_cold(cut: Cut, offsets: I64, warm: Bool) -> Cut:
+    """The cut after the cold items are taken out of the sequences of users at offsets (U+1,): warm (N,) is False for them.
+
+    A target that is left has an item before it; users without one have no row any more.
+    """
+    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(warm, dtype=np.int64)])  # (N+1,) warm items before each
+    starts = offsets[cut.users]
+    length = before[starts + cut.length] - before[starts]
+    first_target = np.maximum(before[starts + cut.first_target] - before[starts], 1)
+    kept = length > first_target
+    return Cut(cut.users[kept], length[kept], first_target[kept])
+
+
 def training_explicit_negatives(rows: Rows, split: Split) -> tuple[I64, I64]:
     """The explicit negatives of each user within the training part, in time order: (offsets (U+1,), items (E,)).
 
@@ -160,7 +183,7 @@ def few_shot_draw(user_hashes: I64) -> npt.NDArray[np.float64]:
     return uniform(_SALT_FEW_SHOT, user_hashes)
 
 
-def hash_users(raw_users: list[str]) -> npt.NDArray[np.int64]:
-    """A 64-bit hash (U,) of each user's name, which depends on nothing else."""
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in raw_users]
+def hash_names(names: list[str]) -> npt.NDArray[np.int64]:
+    """A 64-bit hash (N,) of the name of each user or item, which depends on nothing else."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
     return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)

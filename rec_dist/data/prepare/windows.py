@@ -32,7 +32,7 @@ from rec_dist.data.prepare.titles import make_distinct
 from rec_dist.data.sources import FileSet
 from rec_dist.data.sources.benchmarks import BENCHMARKS, read_benchmark_items
 from rec_dist.data.sources.history_rows import read_history_rows
-from rec_dist.data.sources.interactions import BadRows
+from rec_dist.data.sources.interactions import BadRows, Bool
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.checksums import FileEntry
@@ -124,17 +124,22 @@ def prepare_windows(found: FileSet, config: DataConfig, folder: Path) -> Prepare
     for note in notes:
         logger.info(note)
     sequences = _sequences(stitched)
-    cuts = _cuts(stitched, sequences, config)
+    cold = rules.cold_items(config, distinct.items.raw)
+    known = sequences if cold is None else sequences.without(cold)  # what the train and valid splits hold
+    cuts = _cuts(stitched, sequences, config, cold)
     rules.check_split(config, {name: len(cut.users) for name, cut in cuts.items()}, counts["positives"], counts["users"])
-    trained = prefix_index(sequences.offsets, cuts["train"].users, cuts["train"].length)
-    train_count = np.bincount(sequences.item[trained], minlength=len(distinct.items)).astype(np.int64)
+    trained = prefix_index(known.offsets, cuts["train"].users, cuts["train"].length)
+    train_count = np.bincount(known.item[trained], minlength=len(distinct.items)).astype(np.int64)
     return PreparedWindows(
         cuts={},
         counts=counts,
         bad_rows=bad.in_order(),
         notes=notes,
         items=write_items(folder, distinct.items, train_count),
-        splits={name: write_split(folder, name, cuts[name], sequences, config.num_shards) for name in SPLITS},
+        splits={
+            name: write_split(folder, name, cuts[name], sequences if name == "test" else known, config.num_shards)
+            for name in SPLITS
+        },
     )
 
 
@@ -192,17 +197,25 @@ def _sequences(stitched: Stitched) -> Sequences:
     )
 
 
-def _cuts(stitched: Stitched, sequences: Sequences, config: DataConfig) -> dict[str, Cut]:
-    """The rows of each split. All sequences of a user are in one split, because the hash is that of the user's name."""
-    hashes = split_rules.hash_users(stitched.users)
+def _cuts(stitched: Stitched, sequences: Sequences, config: DataConfig, cold: Bool | None) -> dict[str, Cut]:
+    """The rows of each split; those of train and valid count no cold item (I,).
+
+    All sequences of a user are in one split, because the hash is that of the user's name.
+    """
+    hashes = split_rules.hash_names(stitched.users)
     split = split_rules.user_ratio(np.diff(sequences.offsets), hashes, config.valid_fraction, config.test_fraction)
     of_rows = stitched.first_target
     trained = np.where(stitched.is_first, 1, of_rows)
-    return {
-        "train": split_rules.few_shot(_with_targets(split.train, trained), hashes, config.max_train_users),
-        "valid": _with_targets(split.valid, of_rows),
-        "test": _with_targets(split.test, of_rows),
-    }
+    split = replace(
+        split,
+        train=_with_targets(split.train, trained),
+        valid=_with_targets(split.valid, of_rows),
+        test=_with_targets(split.test, of_rows),
+    )
+    if cold is not None:
+        split = split_rules.hold_out(split, sequences.offsets, ~cold[sequences.item])
+    train = split_rules.few_shot(split.train, hashes, config.max_train_users)
+    return {"train": train, "valid": split.valid, "test": split.test}
 
 
 def _with_targets(cut: Cut, first_target: I64) -> Cut:

@@ -125,7 +125,7 @@ def _rows(split: SequenceSplit, targets: TargetIndex, indices: I64, num_items: i
 def _negatives(split: SequenceSplit, sampler: NegativeSampler, rows: _Rows, epochs: I64) -> I32:
     """(G, K): the negatives of each target."""
     owner, positions, users = rows.owner, rows.positions, split.user_ids[rows.numbers]
-    if sampler.kind != "low_rated":
+    if not sampler.one_by_one:
         return sampler.draw_many(
             epochs=epochs[owner], users=users[owner], positions=positions, seen=rows.seen, rows=owner, counts=positions + 1
         )

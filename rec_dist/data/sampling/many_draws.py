@@ -43,9 +43,11 @@ class SeenItems:
 
 
 def draw_outside(
-    keys: tuple[Any, ...], num: int, seen: SeenItems, rows: I64, counts: I64, cumulative: F64 | None
+    keys: tuple[Any, ...], num: int, seen: SeenItems, rows: I64, counts: I64, cumulative: F64 | None, held_out: I32
 ) -> tuple[I32, Flags]:
     """(n, K) distinct items outside the first counts (n,) items of rows (n,), and the targets (n,) for which they were found.
+
+    held_out: items that no row holds, and that are not drawn either.
 
     keys: integers and arrays (n,), as of a single draw. cumulative: as there. The others, such as those of a crowded catalogue
     or of a row with an item twice, must be drawn one by one. Cost: 6 us a target at K = 15 and 100 items seen; one by one 110.
@@ -53,7 +55,7 @@ def draw_outside(
     picked, whole = np.empty((len(rows), num), dtype=np.int32), np.full(len(rows), num == 0)
     if num == 0 or not seen.searchable or not len(seen.items):
         return picked, whole
-    missing = np.flatnonzero(((num + counts) * 2 < seen.num_items) & ~seen.repeats[rows])
+    missing = np.flatnonzero(((num + counts + len(held_out)) * 2 < seen.num_items) & ~seen.repeats[rows])
     for width in (num + num // 4 + 4, 2 * num + 8):  # prefixes of the single draw's counter; most targets need the first only
         own = tuple(np.asarray(key)[missing] if np.ndim(key) else key for key in keys)
         draws = uniform(*(np.reshape(key, (-1, 1)) for key in own), np.arange(width))  # (n, W)
@@ -61,7 +63,12 @@ def draw_outside(
             items = (draws * seen.num_items).astype(np.int64)
         else:
             items = np.searchsorted(cumulative, draws, side="right")
-        usable = (items < seen.num_items) & ~seen.has(rows[missing], counts[missing], items) & ~_seen_before(items)
+        usable = (
+            (items < seen.num_items)
+            & ~np.isin(items, held_out)
+            & ~seen.has(rows[missing], counts[missing], items)
+            & ~_seen_before(items)
+        )
         rank = np.cumsum(usable, axis=1)
         done = rank[:, -1] >= num
         picked[missing[done]] = items[usable & (rank <= num) & done[:, None]].reshape(-1, num)

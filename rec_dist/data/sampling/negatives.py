@@ -4,9 +4,9 @@ Every draw is a pure function of (seed, epoch, user, position). It never depends
 only left out. The lists that S-DPO released were seeded by the target, so a lookup without a model scored HR@1 0.62 on them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +19,34 @@ from rec_dist.runtime.rng import hash_u64, uniform
 _NEGATIVES, _CANDIDATES, _SHUFFLE, _EXPLICIT_NEGATIVES = 1, 2, 3, 4  # each use has its own stream of draws
 
 
+class ListsOfTargets(Protocol):
+    """Items for each training target, as in data/artifacts/hard_negatives.py."""
+
+    def of(self, user: int, position: int) -> I32: ...
+
+
 @dataclass(frozen=True)
 class NegativeSampler:
     """Draws K negatives per target.
 
-    kind: uniform, popularity (train_count ** power) or low_rated (the user's explicit negatives first, then uniform).
+    kind: uniform, popularity (train_count ** power), low_rated (the user's explicit negatives first, then uniform) or model (the
+    target's list in `lists` first, then uniform).
     num: K. seed: the seed of all draws. train_counts (I,) int64: the positives of each item in the training part.
+    held_out: items that no user of the train split has met (data.cold_items_fraction) and that are never drawn.
     """
 
-    kind: Literal["uniform", "popularity", "low_rated"]
+    kind: Literal["uniform", "popularity", "low_rated", "model"]
     num: int
     seed: int
     train_counts: I64
     power: float = 1.0
+    held_out: I32 = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    lists: ListsOfTargets | None = None
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether draw_many() cannot be used."""
+        return self.kind in ("low_rated", "model")
 
     def draw(self, *, epoch: int, user: int, position: int, seen: I32, explicit_negatives: I32) -> I32:
         """(K,) distinct items outside `seen`, which holds the user's history and the target.
@@ -41,8 +56,11 @@ class NegativeSampler:
         if self.num == 0:
             return np.empty(0, dtype=np.int32)
         chosen = np.empty(0, dtype=np.int32)
-        if self.kind == "low_rated":
-            usable = np.setdiff1d(explicit_negatives, seen)
+        seen = np.concatenate([seen, self.held_out])
+        if self.one_by_one:
+            assert self.kind == "low_rated" or self.lists is not None
+            preferred = explicit_negatives if self.lists is None else self.lists.of(user, position)
+            usable = np.setdiff1d(preferred, seen)
             order = np.argsort(hash_u64(self.seed, _EXPLICIT_NEGATIVES, epoch, user, position, usable), kind="stable")
             chosen = usable[order][: self.num].astype(np.int32)
             seen = np.concatenate([seen, chosen])
@@ -52,13 +70,14 @@ class NegativeSampler:
         return np.concatenate([chosen, rest])
 
     def draw_many(self, *, epochs: I64, users: I64, positions: I64, seen: SeenItems, rows: I64, counts: I64) -> I32:
-        """Does what draw() does for n targets at once: (n, K). Not for kind=low_rated, which is drawn one by one.
+        """Does what draw() does for n targets at once: (n, K). Not where one_by_one.
 
         epochs, users, positions (n,). Target j has seen the first counts[j] items of row rows[j] of `seen`.
         """
-        assert self.kind != "low_rated"
+        assert not self.one_by_one
         keys = (self.seed, _NEGATIVES, epochs, users, positions)
-        picked, whole = draw_outside(keys, self.num, seen, rows, counts, self._cumulative if self.kind == "popularity" else None)
+        cumulative = self._cumulative if self.kind == "popularity" else None
+        picked, whole = draw_outside(keys, self.num, seen, rows, counts, cumulative, self.held_out)
         for j in np.flatnonzero(~whole).tolist():
             own = seen.first(int(rows[j]), int(counts[j]))
             epoch, user, position = int(epochs[j]), int(users[j]), int(positions[j])
@@ -89,7 +108,7 @@ def draw_many_candidates(*, seeds: I64, users: I64, positions: I64, seen: SeenIt
     seeds, users, positions (n,). Target j is the item at positions[j] of row rows[j] of `seen`; those before it are its history.
     """
     targets = seen.items[seen.offsets[rows] + positions]
-    others, whole = draw_outside((seeds, _CANDIDATES, users, positions), num - 1, seen, rows, positions + 1, None)
+    others, whole = draw_outside((seeds, _CANDIDATES, users, positions), num - 1, seen, rows, positions + 1, None, seen.items[:0])
     places = (hash_u64(seeds, _SHUFFLE, users, positions) % np.uint64(num)).astype(np.int64)
     columns = np.arange(num)
     result = np.empty((len(rows), num), dtype=np.int32)

@@ -29,6 +29,12 @@ class EnsembleConfig(Section):
         description="Scores that every ensemble can have besides its members: log popularity, and whether an item is in the "
         "history or is its last item.",
     )
+    rerank: int | None = Field(
+        None,
+        ge=1,
+        description="Items that the other members retrieve for each question; language models score the titles of these alone. "
+        "None: of all candidates.",
+    )
     num_candidates: Annotated[int, Field(ge=2)] | Literal["all"] = Field(
         "all",
         description="Candidates of a validation target: all items, or so many drawn by hash, for members that score few items a "

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rec_dist.config.load import load_saved
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
@@ -20,26 +19,19 @@ from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.measure import blocks_of
 from rec_dist.methods.ensemble.config import TERMS, EnsembleConfig
 from rec_dist.methods.ensemble.features import parts_of, terms_of
-from rec_dist.methods.method import Evaluation, Launch, Ranker
-from rec_dist.methods.registry import method_of
-from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.methods.finished_run import FinishedRun, open_finished, saved_config
+from rec_dist.methods.method import Evaluation, Launch
 from rec_dist.storage.checksums import verify_checksums
 
 MEMBERS_NAME = "members"
+FeatureBlock = tuple[list[EvalExample], dict[str, list[Floats]]]  # examples, and (C_u,) of each by the name of the feature
 
 
 @dataclass(frozen=True)
-class Member:
-    """A finished run under the name that tables show. folder: its model folder."""
+class Member(FinishedRun):
+    """A finished run under the name that tables show."""
 
     name: str
-    config: RunConfig
-    folder: Path
-
-    @property
-    def ranker(self) -> Ranker:
-        """How the run ranks."""
-        return method_of(self.config).ranker
 
     @property
     def on_workers(self) -> bool:
@@ -47,6 +39,16 @@ class Member:
         inner = self.folder / MEMBERS_NAME
         names = [path.name for path in inner.iterdir()] if inner.is_dir() else []
         return self.ranker.language_model or any(member.on_workers for member in copied_members(self.folder, names))
+
+    @property
+    def reads_titles(self) -> bool:
+        """Whether a score takes milliseconds, as that of a language model that reads each candidate's title."""
+        return self.ranker.scores_titles(self.folder)
+
+    @property
+    def has_members(self) -> bool:
+        """Whether it is an ensemble."""
+        return (self.folder / MEMBERS_NAME).is_dir()
 
     def check(self, data: PreparedData) -> None:
         """Raises UserError if the member is damaged or cannot rank on `data`."""
@@ -56,7 +58,7 @@ class Member:
     @contextmanager
     def scoring(self, config: RunConfig, data: PreparedData, device: str) -> Iterator[CandidateScorer]:
         """A scorer of the member in this process. config: of the command, for its data, cluster and evaluation."""
-        own, ranker = self._with(config), self.ranker
+        own, ranker = self.on(config), self.ranker
         with ranker.scoring(own, data, ranker.weights(own, self.folder), self.folder, device) as scorer:
             yield scorer
 
@@ -64,14 +66,11 @@ class Member:
         """What the member scores, by the name of the feature: on workers if it is a language model, else in this process."""
         examples, config = evaluation.examples, evaluation.config
         if self.on_workers:
-            own, ranker = self._with(config), self.ranker
+            own, ranker = self.on(config), self.ranker
             asked = replace(evaluation, config=own, initial=ranker.weights(own, self.folder), saved=self.folder)
             return {self.name: [scores.astype(np.float64) for scores in ranker.score(asked, launch)[0]]}
         with self.scoring(config, evaluation.data, "cpu") as scorer:
             return parts_of(self.name, scorer, [e.history for e in examples], [e.candidates for e in examples])
-
-    def _with(self, now: RunConfig) -> RunConfig:
-        return self.config.model_copy(update={"data": now.data, "evaluate": now.evaluate, "cluster": now.cluster})
 
 
 def on_workers(members: Sequence[Member]) -> bool:
@@ -88,12 +87,12 @@ def members_of(settings: EnsembleConfig) -> list[Member]:
     return [_member("members", name, Path(folder)) for name, folder in settings.members.items()]
 
 
-def served_members(settings: EnsembleConfig) -> list[Member]:
-    """The members that rank: those of `served` in the place of those whose weights were learnt. Raises UserError."""
+def served_members(settings: EnsembleConfig, members: Sequence[Member]) -> list[Member]:
+    """The members that rank: those of `served` in the place of those whose weights were learnt, `members`. Raises UserError."""
     if unknown := [name for name in settings.served if name not in settings.members]:
         raise UserError(f"task.ensemble.served.{unknown[0]} is no member; the members are {', '.join(settings.members)}")
     chosen = []
-    for member in members_of(settings):
+    for member in members:
         if (folder := settings.served.get(member.name)) is not None:
             other = _member("served", member.name, Path(folder))
             if (was := member.config.task.kind) != (now := other.config.task.kind):
@@ -107,22 +106,13 @@ def served_members(settings: EnsembleConfig) -> list[Member]:
 
 
 def _member(place: str, name: str, folder: Path) -> Member:
-    key, run = f"task.ensemble.{place}.{name}", RunDirectory(folder)
+    key = f"task.ensemble.{place}.{name}"
     if not name.replace("-", "_").isidentifier():
         raise UserError(f"{key}: a member's name consists of letters, digits, _ and -; give it another")
     if name in TERMS:
         raise UserError(f"{key} has the name of a term ({', '.join(TERMS)}); give it another")
-    if not run.config_path.is_file():
-        raise UserError(f"{key} ({folder}) is no run directory (config.yaml is missing); give one that `rec-dist train` wrote")
-    if run.finished() is None:
-        raise UserError(f"{key} ({folder}) is not finished; run `rec-dist train` on it to the end")
-    return Member(name, _saved(run.config_path), run.model)
-
-
-def _saved(path: Path) -> RunConfig:
-    """A member's configuration. The command's own sections take the place of those that it does not read here."""
-    way_out = "train that run again with the text itself in its configuration"
-    return load_saved(path, unread=("data", "evaluate", "cluster", "train"), way_out=way_out)
+    run = open_finished(key, folder)
+    return Member(run.config, run.folder, name)
 
 
 def copy_members(members: list[Member], folder: Path) -> None:
@@ -144,13 +134,13 @@ def copied_members(folder: Path, names: list[str]) -> list[Member]:
         copy = folder / MEMBERS_NAME / name
         if not (copy / "config.yaml").is_file() or not (copy / "model").is_dir():
             raise UserError(f"{folder} lacks its member {name} ({copy}); train the ensemble again")
-        members.append(Member(name, _saved(copy / "config.yaml"), copy / "model"))
+        members.append(Member(saved_config(copy / "config.yaml"), copy / "model", name))
     return members
 
 
 def feature_blocks(
     members: Sequence[Member], terms: Sequence[str], evaluation: Evaluation, launch: Launch
-) -> Iterator[tuple[list[EvalExample], dict[str, list[Floats]]]]:
+) -> Iterator[FeatureBlock]:
     """Blocks of the examples with their features by name, (C_u,) for every example. Workers, if any, are started once."""
     for block in [evaluation.examples] if on_workers(members) else blocks_of(evaluation.examples):
         features: dict[str, list[Floats]] = {}

@@ -16,7 +16,9 @@ from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import Floats
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.ensemble.config import EnsembleConfig
+from rec_dist.methods.ensemble.rerank import Retrieval, best_places
 from rec_dist.methods.ensemble.weights import Questions
+from rec_dist.runtime.arrays import I64
 
 _MOST_VALUES = 1 << 29  # float32 features held at once: 2 GiB
 _FEWEST_USERS = 50
@@ -76,6 +78,23 @@ class QuestionTable:
             for place, scores in enumerate(features[name], start=self._filled):
                 self._features[place, : len(scores), column] = scores
         self._filled += len(features[self.names[0]])
+
+    def add_features(self, features: dict[str, list[Floats]]) -> None:
+        """Takes further features of all questions, after the others."""
+        values = np.zeros((*self._ranked.shape, len(features)), dtype=np.float32)
+        for column, rows in enumerate(features.values()):
+            for place, scores in enumerate(rows):
+                values[place, : len(scores), column] = scores
+        self._features = np.concatenate([self._features, values], axis=2)
+        self.names += list(features)
+
+    def places(self, examples: Sequence[EvalExample], retrieval: Retrieval) -> list[I64]:
+        """What is retrieved for each question by the features that are there, as places among its candidates."""
+        scores = self._features @ retrieval.weights.astype(np.float32)  # (Q, C)
+        return [
+            best_places(row[: len(e.candidates)].astype(np.float64), e.history, e.candidates, retrieval.num)
+            for row, e in zip(scores, examples, strict=True)
+        ]
 
     def questions(self) -> Questions:
         """All of them."""

@@ -12,15 +12,16 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths
-from rec_dist.evaluation.bootstrap import paired_difference
+from rec_dist.evaluation.bootstrap import bootstrap_interval, paired_difference
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
 from rec_dist.methods.ensemble.features import parts_of, terms_of
-from rec_dist.methods.ensemble.members import copied_members, feature_blocks
+from rec_dist.methods.ensemble.members import copied_members
+from rec_dist.methods.ensemble.rerank import spread, staged_blocks, two_stages
 from rec_dist.methods.ensemble.saved_model import DESCRIPTION, EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, ScoreStream
-from rec_dist.runtime.arrays import I32
+from rec_dist.runtime.arrays import I32, I64
 
 _CUTOFF = 10
 
@@ -31,9 +32,10 @@ class EnsembleRanker:
     language_model = False
 
     def scores_titles(self, saved: Path | None) -> bool:
-        """As Ranker.scores_titles: whether a member does."""
-        members = [] if saved is None else copied_members(saved, EnsembleWeights.read(saved).members)
-        return any(member.ranker.scores_titles(member.folder) for member in members)
+        """As Ranker.scores_titles: whether a member does, for all candidates."""
+        if saved is None or (learnt := EnsembleWeights.read(saved)).retrieval is not None:
+            return False
+        return any(member.reads_titles for member in copied_members(saved, learnt.members))
 
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: an ensemble has no base model."""
@@ -49,14 +51,18 @@ class EnsembleRanker:
             member.check(data)
 
     def score(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
-        """As Ranker.score, with what leaving each member out changes: {"shares": {name: {metric: interval}}}."""
+        """As Ranker.score, with what leaving each member out changes: {"shares": {name: {metric: interval}}}.
+
+        In two stages also {"recall": {"num": N, **interval}}: how often the target is among the N items retrieved.
+        """
         folder = evaluation.initial.model
         learnt = EnsembleWeights.read(folder)
         members = copied_members(folder, learnt.members)
         scores: list[Floats] = []
         ranks: list[npt.NDArray[np.int64]] = []  # (M + 1,) of each question
         rows = np.concatenate([learnt.weights[None], learnt.without])  # (M + 1, F)
-        for block, features in feature_blocks(members, learnt.terms, evaluation, launch):
+        blocks, read = staged_blocks(members, learnt.terms, learnt.retrieval, evaluation, launch)
+        for block, features in blocks:
             for place, example in enumerate(block):
                 values = np.stack([features[name][place] for name in learnt.features], axis=1)  # (C, F)
                 variants = values @ rows.T  # (C, M + 1)
@@ -68,7 +74,13 @@ class EnsembleRanker:
         for name, metrics in shares.items():
             drops = (f"{metric} {i['value']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}]" for metric, i in metrics.items())
             evaluation.run.log(f"with {name}, against without it: {', '.join(drops)}")
-        return scores, {"shares": shares}
+        if read is None or learnt.retrieval is None:
+            return scores, {"shares": shares}
+        recall = bootstrap_interval(read.found(evaluation.examples), users=users, seed=seed)
+        evaluation.run.log(
+            f"recall of the {learnt.retrieval.num} items that are retrieved: {recall.value:.3f} [{recall.low:.3f}, {recall.high:.3f}]"
+        )
+        return scores, {"shares": shares, "recall": {"num": learnt.retrieval.num, **recall.to_dict()}}
 
     @contextmanager
     def scoring(
@@ -77,11 +89,12 @@ class EnsembleRanker:
         """As Ranker.scoring, with all members in this process."""
         learnt = EnsembleWeights.read(initial.model)
         with ExitStack() as stack:
-            scorers = {
-                member.name: stack.enter_context(member.scoring(config, data, device))
-                for member in copied_members(initial.model, learnt.members)
-            }
-            yield EnsembleScorer(learnt, scorers, data)
+            num = None if learnt.retrieval is None else learnt.retrieval.num
+            members = two_stages(copied_members(initial.model, learnt.members), num)
+            cheap, reading = (
+                {member.name: stack.enter_context(member.scoring(config, data, device)) for member in stage} for stage in members
+            )
+            yield EnsembleScorer(learnt, cheap, data, reading)
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> NoReturn:
         """Raises UserError."""
@@ -93,10 +106,16 @@ class EnsembleRanker:
 
 
 class EnsembleScorer:
-    """Scores by the weighted sum. scorers: of the members, by name."""
+    """Scores by the weighted sum. scorers: of the members, by name. reading: of those that score what is retrieved alone."""
 
-    def __init__(self, learnt: EnsembleWeights, scorers: Mapping[str, CandidateScorer], data: PreparedData) -> None:
-        self._learnt, self._scorers, self._counts = learnt, scorers, data.train_counts
+    def __init__(
+        self,
+        learnt: EnsembleWeights,
+        scorers: Mapping[str, CandidateScorer],
+        data: PreparedData,
+        reading: Mapping[str, CandidateScorer],
+    ) -> None:
+        self._learnt, self._scorers, self._counts, self._reading = learnt, scorers, data.train_counts, reading
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
         """Scores as CandidateScorer.score does."""
@@ -104,11 +123,24 @@ class EnsembleScorer:
         features = terms_of(self._learnt.terms, self._counts, histories, candidates)
         for name, scorer in self._scorers.items():
             features |= parts_of(name, scorer, histories, candidates)
+        if self._learnt.retrieval is not None:
+            features |= self._titles(self._learnt.retrieval.places(features, histories, candidates), histories, candidates)
         weighted = list(zip(self._learnt.features, self._learnt.weights.tolist(), strict=True))
         return [
             sum((weight * features[name][place] for name, weight in weighted), np.zeros(len(items)))
             for place, items in enumerate(candidates)
         ]
+
+    def _titles(self, places: list[I64], histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+        """The features of the members that score the candidates at `places` alone."""
+        filled = [number for number, chosen in enumerate(places) if len(chosen)]
+        features: dict[str, list[Floats]] = {}
+        for name, scorer in self._reading.items():
+            features[name] = [np.zeros(len(items)) for items in candidates]
+            scored = scorer.score([histories[n] for n in filled], [candidates[n][places[n]] for n in filled])
+            for number, scores in zip(filled, scored, strict=True):
+                features[name][number] = spread(scores, places[number], len(candidates[number]))
+        return features
 
 
 def _ranks(variants: np.ndarray[Any, Any], example: EvalExample) -> np.ndarray[Any, Any]:

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.methods.catalogue_file import CatalogueFile
+from rec_dist.methods.ensemble.rerank import Retrieval
 from rec_dist.methods.ensemble.weights import F64
 
 WEIGHTS_NAME, DESCRIPTION = "ensemble.safetensors", CatalogueFile("ensemble.json")
@@ -21,7 +22,7 @@ class EnsembleWeights:
 
     features: F names, a member's own or MEMBER.PART. weights (F,) float64 of the features as they are. owners: M names of members
     and terms. without (M, F): the weights learnt without that member or term, 0 for its features. scales (F,): the standard
-    deviation of each feature on the validation split.
+    deviation of each feature on the validation split. retrieval: the first stage of two, None for one.
     """
 
     members: list[str]
@@ -31,10 +32,13 @@ class EnsembleWeights:
     weights: F64
     without: F64
     scales: F64
+    retrieval: Retrieval | None = None
 
     def write(self, folder: Path, data: PreparedData) -> None:
         """Writes both files."""
-        save_file({"weights": self.weights, "without": self.without, "scales": self.scales}, folder / WEIGHTS_NAME)
+        arrays = {"weights": self.weights, "without": self.without, "scales": self.scales}
+        first = self.retrieval
+        save_file(arrays if first is None else arrays | {"retrieval": first.weights}, folder / WEIGHTS_NAME)
         DESCRIPTION.write(
             folder,
             data,
@@ -42,6 +46,7 @@ class EnsembleWeights:
             terms=self.terms,
             features=self.features,
             owners=self.owners,
+            retrieval=None if first is None else {"num": first.num, "features": first.features},
             weights=dict(zip(self.features, self.weights.tolist(), strict=True)),  # to be read by people
         )
 
@@ -54,8 +59,11 @@ class EnsembleWeights:
             names = {key: [str(name) for name in value[key]] for key in ("members", "terms", "features", "owners")}
             weights, without, scales = (arrays[name] for name in ("weights", "without", "scales"))
             shapes = (len(names["features"]),), (len(names["owners"]), len(names["features"]))
+            first = value["retrieval"]
+            retrieval = None if first is None else Retrieval(int(first["num"]), list(first["features"]), arrays["retrieval"])
             if weights.shape != shapes[0] or without.shape != shapes[1]:
                 raise ValueError(f"weights of shape {weights.shape} and {without.shape} in place of {shapes}")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as fault:
             raise UserError(f"{folder} holds a damaged ensemble ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
-        return EnsembleWeights(**names, weights=weights.astype(np.float64), without=without.astype(np.float64), scales=scales)
+        wide, whole = weights.astype(np.float64), without.astype(np.float64)
+        return EnsembleWeights(**names, weights=wide, without=whole, scales=scales, retrieval=retrieval)

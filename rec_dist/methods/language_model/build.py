@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.hard_negatives import HardNegatives
 from rec_dist.data.dataset.preferences import open_preferences
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.data.prompts.builder import PromptBuilder, end_tokens
@@ -18,6 +19,7 @@ from rec_dist.methods.language_model.builders import (
     build_negative_sampler,
     model_spec,
 )
+from rec_dist.methods.language_model.hard_negatives import check_source, hard_negatives, lists_key
 from rec_dist.methods.language_model.interaction_examples import InteractionExamples
 from rec_dist.methods.language_model.limits import check_evaluation
 from rec_dist.methods.language_model.objective import Objective
@@ -54,7 +56,9 @@ def build_language_task(
     builder = build_builder(config, initial.model, data)
     shape = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code)
     spec = model_spec(config, initial, builder, device, trains=True, keep_reference=keep_reference)
-    negatives = build_negative_sampler(config, objective.num_negatives, data.train_counts)
+    # The driver checks before it makes the lists, and the valid split has none: both draw uniformly.
+    lists = _hard_negatives(config, objective, data) if split == "train" else None
+    negatives = build_negative_sampler(config, objective.num_negatives, data, lists)
     refresh = config.negatives.refresh_each_epoch
     examples = InteractionExamples(data, rows, targets, builder, negatives, refresh, objective.margins, objective.temperature)
     sampler = build_batch_sampler(config, max(len(targets), 1))
@@ -62,6 +66,18 @@ def build_language_task(
     check_evaluation(config, builder, data)
     key = reference_key(config, initial, builder, data, dtype=str(spec.dtype))
     return language_task(objective, spec, examples, sampler=sampler, reference_key=key, width=shape.width)
+
+
+def _hard_negatives(config: RunConfig, objective: Objective, data: PreparedData) -> HardNegatives | None:
+    """The lists of negatives.kind=model, as far as they are there. Raises UserError if they have no effect or cannot be made."""
+    if config.negatives.kind != "model":
+        return None
+    if not objective.num_negatives:
+        raise UserError(
+            f"negatives.kind=model has no effect on task.kind={config.task.kind}, which needs no negatives; remove it"
+        )
+    check_source(config, data)
+    return hard_negatives(config, data)
 
 
 def _keeps_reference(config: RunConfig, objective: Objective) -> bool:
@@ -123,10 +139,16 @@ def reference_key(config: RunConfig, initial: InitialWeights, builder: PromptBui
     """Changes with the model a run starts from, the prompt, the data, the negatives and which targets share a prompt."""
     adapter = sha256(initial.adapter / ADAPTER_WEIGHTS) if initial.adapter else None
     vectors = [sha256(initial.soft_prompt / SOFT_PROMPT_NAME)] if initial.soft_prompt else []
-    draws = [config.negatives.model_dump(), config.train.seed, config.train.targets_per_prompt, config.train.global_batch_size]
+    draws = [
+        config.negatives.model_dump(exclude={"model"}),
+        config.train.seed,
+        config.train.targets_per_prompt,
+        config.train.global_batch_size,
+    ]
     extent = [config.train.epochs, config.train.max_steps, config.train.shuffle_window]
     model = _model_prints(initial.model)
-    return fingerprint([*model, adapter, builder.fingerprint, data.manifest.fingerprint, draws, extent, dtype, *vectors])
+    lists = [lists_key(config, data)] if config.negatives.kind == "model" else []
+    return fingerprint([*model, adapter, builder.fingerprint, data.manifest.fingerprint, draws, extent, dtype, *vectors, *lists])
 
 
 def _model_prints(folder: Path) -> list[str]:

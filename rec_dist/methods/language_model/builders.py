@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.hard_negatives import HardNegatives
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.prompts.builder import PromptBuilder, build_prompt_builder
 from rec_dist.data.prompts.tokens import load_tokenizer
@@ -17,7 +18,6 @@ from rec_dist.models.assemble import ModelSpec, SoftPromptSpec
 from rec_dist.models.language import LoraSpec
 from rec_dist.models.model_check import check_model_folder
 from rec_dist.models.shape import read_shape
-from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.rng import hash_u64
 
 _INIT_TOKENS = 31  # the stream of random draws of this module
@@ -49,10 +49,13 @@ def build_builder(config: RunConfig, model_path: Path, data: PreparedData) -> Pr
     return build_prompt_builder(config.prompt, tokenizer, data.titles, vocab_size=vocab_size)
 
 
-def build_negative_sampler(config: RunConfig, num: int, train_counts: I64) -> NegativeSampler:
-    """The sampler of `num` negatives a group."""
+def build_negative_sampler(
+    config: RunConfig, num: int, data: PreparedData, lists: HardNegatives | None = None
+) -> NegativeSampler:
+    """The sampler of `num` negatives a group. lists: of negatives.kind=model; without them that kind draws uniformly."""
     negatives = config.negatives
-    return NegativeSampler(negatives.kind, num, config.train.seed, train_counts, negatives.popularity_power)
+    kind = "uniform" if negatives.kind == "model" and lists is None else negatives.kind
+    return NegativeSampler(kind, num, config.train.seed, data.train_counts, negatives.popularity_power, data.held_out, lists)
 
 
 def lora_spec(config: RunConfig) -> LoraSpec | None:

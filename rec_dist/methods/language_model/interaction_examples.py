@@ -156,11 +156,11 @@ class InteractionExamples:
                 f"data.path: the split {self.split.name} has no target with an item before it; prepare data with longer sequences"
             )
         longest_row = int(np.diff(self.split.offsets).max())
-        if not self.builder.listed and self.negatives.num > self.prepared.num_items - longest_row:
+        num_items = self.prepared.num_items - len(self.negatives.held_out)
+        if not self.builder.listed and self.negatives.num > num_items - longest_row:
             raise UserError(
-                f"negatives.num ({self.negatives.num}) is more than the catalogue allows: {self.prepared.num_items} items, and "
-                f"one user has {longest_row} of them; "
-                f"lower negatives.num to {max(self.prepared.num_items - longest_row, 0)} or less"
+                f"negatives.num ({self.negatives.num}) is more than the catalogue allows: {num_items} items, and "
+                f"one user has {longest_row} of them; lower negatives.num to {max(num_items - longest_row, 0)} or less"
             )
         if self.builder.listed > self.prepared.num_items - longest_row + 1:
             raise UserError(

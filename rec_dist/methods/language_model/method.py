@@ -1,6 +1,7 @@
 """The base of a method that trains a language model on completions: its subclass gives a name and a loss."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 
 from rec_dist.config.schema import RunConfig
@@ -10,11 +11,13 @@ from rec_dist.errors import UserError
 from rec_dist.methods.initial_weights import InitialWeights, resolve_initial_weights
 from rec_dist.methods.language_model.build import build_language_task, build_text_task
 from rec_dist.methods.language_model.builders import usable
+from rec_dist.methods.language_model.hard_negatives import make_hard_negatives, source_of
 from rec_dist.methods.language_model.objective import Objective
 from rec_dist.methods.language_model.ranker import LanguageModelRanker
-from rec_dist.methods.method import PlannedPrompts, Ranker
+from rec_dist.methods.method import Launch, PlannedPrompts, Ranker
 from rec_dist.methods.task import Task
 from rec_dist.models.pretrained import resolve_model
+from rec_dist.runtime.run_directory import RunDirectory
 
 
 class LanguageModelMethod(ABC):
@@ -31,8 +34,11 @@ class LanguageModelMethod(ABC):
         """The loss for up to num_rejected rejected completions a group. Raises UserError if it takes another number."""
 
     def initial_weights(self, config: RunConfig) -> InitialWeights:
-        """model.path, or the run in train.init_from."""
-        return find_language_model(config)
+        """model.path, or the run in train.init_from; with negatives.kind=model also the run that ranks negatives."""
+        initial = find_language_model(config)
+        if config.negatives.kind != "model":
+            return initial
+        return replace(initial, members=(("of negatives.model", source_of(config).folder),))
 
     def build(self, config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
         """The task on interactions, or on preference rows, which have no validation split."""
@@ -53,6 +59,11 @@ class LanguageModelMethod(ABC):
         return build_text_task(
             config, initial, device, objective_for=lambda num: self.objective(config, num), max_rejected=self.max_rejected
         )
+
+    def prepare_run(self, config: RunConfig, run: RunDirectory, launch: Launch) -> None:
+        """As PreparesRun: the lists of negatives.kind=model."""
+        if config.negatives.kind == "model":
+            make_hard_negatives(config, run, launch)
 
     def plan(self, config: RunConfig) -> PlannedPrompts:
         """One prompt a group."""

@@ -44,7 +44,8 @@ class EvaluateJob:
     """What the driver sends to each worker.
 
     saved: the model folder of a run, whose prompt must match; None for a base model. temperature: as in Objective. pooling: `mean`
-    or `last`, how a worker pools the last title of a history (methods/retrieval); None where titles are scored.
+    or `last`, how a worker pools the last title of a history (methods/retrieval); None where titles are scored. examples: what is
+    scored, None for what the section evaluate describes, which every worker then makes itself.
     """
 
     config: dict[str, Any]
@@ -53,6 +54,11 @@ class EvaluateJob:
     saved: Path | None
     temperature: float | None = None
     pooling: str | None = None
+    examples: list[EvalExample] | None = None
+
+    def asked(self, config: RunConfig, data: PreparedData) -> list[EvalExample]:
+        """What is scored."""
+        return eval_examples_of(config, data) if self.examples is None else self.examples
 
 
 def evaluate_worker(world: World, job: EvaluateJob) -> dict[str, Any]:
@@ -65,10 +71,9 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
     config, run = RunConfig.model_validate(job.config), RunDirectory(Path(job.output_dir))
     job = replace(job, initial=job.initial.on_this_node(code=config.model.trust_remote_code))
     data = open_data(config.data)
-    examples = eval_examples_of(config, data)
     builder = build_checked_builder(config, job, data)
     shape = read_shape(job.initial.model, trust_remote_code=config.model.trust_remote_code)
-    prompts = EvalPrompts(builder, examples, config.train.max_tokens_per_micro_batch, shape.max_positions)
+    prompts = EvalPrompts(builder, job.asked(config, data), config.train.max_tokens_per_micro_batch, shape.max_positions)
     spec = model_spec(config, job.initial, builder, world.device, trains=False)
     engine = scoring_engine(config, spec, lambda: Scorer(build_model(spec), no_loss, ()), world, run)
     module: Any = engine.module

@@ -13,19 +13,20 @@ from torch import Tensor
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
-from rec_dist.data.prompts.builder import check_saved
+from rec_dist.data.prompts.builder import PromptBuilder, check_saved
 from rec_dist.data.prompts.title_trie import catalogue_packing
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import Floats, check_lengths
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_builder, model_spec
+from rec_dist.methods.language_model.corrections import Correction, Titles, bare_catalogue
 from rec_dist.methods.language_model.ranking import EvalPrompts, no_loss, score_prompts
 from rec_dist.models.assemble import build_model
 from rec_dist.models.scorer import Scorer, check_scorer
 from rec_dist.models.shape import read_shape
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
-from rec_dist.runtime.arrays import I32
+from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.world import World
 
 
@@ -81,7 +82,32 @@ class LanguageModelScorer:
         scores = score_prompts(self._logps, prompts, world, self._max_tokens, lambda done: None, pack=self._pack)  # (B, C)
         return [row[: len(items)].astype(np.float64) for row, items in zip(scores, candidates, strict=True)]
 
+    @property
+    def title_lengths(self) -> I64:
+        """(I,): as title_lengths()."""
+        return title_lengths(self._builder)
+
     @torch.no_grad()
     def _logps(self, batch: PackedBatch) -> Tensor:
         logps: Tensor = self._module(batch.to(self._device))[2].float().cpu()
         return logps
+
+
+class CorrectedScorer:
+    """Scores of a LanguageModelScorer, corrected. Begins with one pass over the titles of the catalogue."""
+
+    def __init__(self, scorer: LanguageModelScorer, correction: Correction, num_items: int) -> None:
+        bare = bare_catalogue(num_items)
+        (logps,) = scorer.score([bare.history], [bare.candidates])
+        self._titles = Titles(logps.astype(np.float32), scorer.title_lengths)
+        self._scorer, self._correction = scorer, correction
+
+    def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
+        """As LanguageModelScorer.score."""
+        scores = self._scorer.score(histories, candidates)
+        return [self._correction.apply(own, items, self._titles) for own, items in zip(scores, candidates, strict=True)]
+
+
+def title_lengths(builder: PromptBuilder) -> I64:
+    """(I,): the tokens of each title, its end included."""
+    return (builder.titles.lengths + len(builder.pieces.end)).astype(np.int64)

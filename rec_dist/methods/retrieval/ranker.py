@@ -61,7 +61,10 @@ class RetrievalRanker:
         config, run = evaluation.config, evaluation.run
         assert evaluation.saved is not None
         model = load_retrieval(evaluation.saved)
-        job = EvaluateJob(config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, pooling=model.pooling)
+        own = evaluation.examples if evaluation.own_examples else None
+        job = EvaluateJob(
+            config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, pooling=model.pooling, examples=own
+        )
         examples, prompts = evaluation.examples, TitlePrompts(build_checked_builder(config, job, evaluation.data), model.pooling)
         shape = read_shape(evaluation.initial.model, trust_remote_code=config.model.trust_remote_code)
         # Both raise UserError before a worker is started.

@@ -19,7 +19,6 @@ from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
 from rec_dist.engine import process_group
 from rec_dist.errors import UserError
 from rec_dist.evaluation.examples import EvalExample
-from rec_dist.methods.eval_examples import eval_examples_of
 from rec_dist.methods.language_model.builders import model_spec
 from rec_dist.methods.language_model.limits import check_positions
 from rec_dist.methods.language_model.ranking import (
@@ -77,7 +76,7 @@ def _encode(world: World, job: EvaluateJob) -> dict[str, Any]:
     config, run = RunConfig.model_validate(job.config), RunDirectory(Path(job.output_dir))
     job = replace(job, initial=job.initial.on_this_node(code=config.model.trust_remote_code))
     data = open_data(config.data)
-    examples = eval_examples_of(config, data)
+    examples = job.asked(config, data)
     builder = build_checked_builder(config, job, data)
     assert job.pooling is not None
     spec = model_spec(config, job.initial, None, world.device, trains=False)

@@ -14,6 +14,7 @@ from benchmark_files import TEST, TITLES, TRAIN, VALID, Window, bear_text, minio
 from rec_dist.config.schema import DataConfig
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.prepare import splits
 from rec_dist.data.prepare.prepare import prepare
 from rec_dist.data.prepare.windows import stitch
 from rec_dist.data.sources.benchmarks import find_benchmark
@@ -57,6 +58,18 @@ def test_minionerec_by_hand(tmp_path: Path, nested: bool) -> None:
     assert "1 titles hold HTML entities" in manifest.notes[0]
     assert "3 of 7 rows continue" in manifest.notes[1]
     assert data.split("train").num_targets == 7 == len(TRAIN + VALID), "every row is one target where windows begin at the start"
+
+
+def test_cold_items_leave_the_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "cold_items", lambda names, fraction: np.isin(names, ["13"]))
+    data, _ = prepared(write_minionerec(tmp_path / "source"), tmp_path / "data", cold_items_fraction=0.2)
+    assert rows(data, "train") == [
+        ("ann", [0, 1, 2, 0], 1),
+        ("bob", [2, 4], 1),
+        ("ann", [5, 4], 1),  # of the context one item is left
+        ("cat", [4, 5], 1),
+    ]
+    assert data.train_counts.tolist() == [2, 1, 2, 0, 3, 2] and data.held_out.tolist() == [3]
 
 
 def test_bear_by_hand(tmp_path: Path) -> None:

@@ -73,8 +73,9 @@ def as_csv(raw: list[tuple[int, ...]]) -> str:
     st.sampled_from([None, 2, 5]),
     st.sampled_from([None, 3.0]),
     st.integers(1, 4),
+    st.sampled_from([0.0, 0.3]),
 )
-def test_disk_writes_what_memory_writes(tmp_path, raw, rule, min_user, min_item, few, least, num_shards):
+def test_disk_writes_what_memory_writes(tmp_path, raw, rule, min_user, min_item, few, least, num_shards, cold):
     folder = tmp_path / "case"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -91,6 +92,7 @@ def test_disk_writes_what_memory_writes(tmp_path, raw, rule, min_user, min_item,
         min_rating=least,
         num_shards=num_shards,
         max_bad_rows=1000,
+        cold_items_fraction=cold,
     )
     assert memory == disk
 

@@ -70,6 +70,24 @@ def rows(data: PreparedData, name: str) -> dict[str, tuple[str, int, str]]:
     }
 
 
+def test_cold_items_are_in_the_test_split_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(splits, "cold_items", lambda names, fraction: np.isin(names, ["b", "e"]))
+    data, said = run(tmp_path, split="leave_one_out", cold_items_fraction=0.3)
+    assert rows(data, "train") == {"ann": ("ac", 1, "")}  # of bob's a and b only a is left, which has nothing before it
+    assert rows(data, "valid") == {"bob": ("ac", 1, "")}  # ann's target is b
+    assert rows(data, "test")["ann"] == ("acbd", 3, "e") and rows(data, "test")["dan"] == ("ea", 1, "")
+    assert dict(zip(data.titles, data.train_counts.tolist(), strict=True)) == {"a": 1, "c": 1, "b": 0, "e": 0, "d": 0}
+    assert any("2 of 5 are in no history and no target of the train and valid splits" in line for line in said)
+    assert [data.titles[item] for item in data.held_out] == ["b", "e", "d"]  # training never met d either
+
+
+def test_more_items_are_cold_for_a_larger_fraction_and_a_name_decides():
+    names = [f"i{number}" for number in range(1000)]
+    few, many = splits.cold_items(names, 0.1), splits.cold_items(names, 0.4)
+    assert 60 < few.sum() < 140 and 330 < many.sum() < 470 and not (few & ~many).any()
+    assert splits.cold_items(names[:50], 0.4).tolist() == many[:50].tolist()
+
+
 def test_leave_one_out_rows(tmp_path):
     data, said = run(tmp_path, split="leave_one_out")
     assert rows(data, "train") == {"ann": ("ac", 1, "e"), "bob": ("ba"[::-1], 1, "e")}
@@ -352,7 +370,7 @@ def test_leave_one_out_of_short_users():
 
 
 def test_user_hashes_depend_on_the_name_only():
-    one, two = splits.hash_users(["a", "b"]), splits.hash_users(["b", "x", "a"])
+    one, two = splits.hash_names(["a", "b"]), splits.hash_names(["b", "x", "a"])
     assert one.tolist() == [two[2], two[0]]
 
 

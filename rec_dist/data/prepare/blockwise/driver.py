@@ -24,7 +24,7 @@ from rec_dist.data.prepare import rules
 from rec_dist.data.prepare import splits as split_rules
 from rec_dist.data.prepare.blockwise.hash_partitions import CoreCount, DescribeCore, OrderRows, ToRowRanges, times_path
 from rec_dist.data.prepare.blockwise.hash_shuffle import HashShuffle, save_item_index, save_known, titles_path
-from rec_dist.data.prepare.blockwise.row_ranges import Count, RangeReader, SplitRange, WriteShard, shard_jobs
+from rec_dist.data.prepare.blockwise.row_ranges import Count, RangeReader, SplitRange, WriteShard, save_cold, shard_jobs
 from rec_dist.data.prepare.blockwise.scratch import load_array, save_array
 from rec_dist.data.prepare.blockwise.selection import last_of_few_shot, nth_smallest
 from rec_dist.data.prepare.outcome import Counts, Prepared
@@ -60,13 +60,13 @@ def prepare_blockwise(source: Source, config: DataConfig, folder: Path, work: Pa
     core = run.reduce(shuffled, distinct)
     cuts = run.cut_times(core)
     ranges = run.to_row_ranges(core)
-    reader, rows, targets, train_count = run.split(core, ranges, cuts)
+    alive = distinct.items.take(np.flatnonzero(core.alive))
+    reader, rows, targets, train_count = run.split(core, ranges, cuts, save_cold(work, rules.cold_items(config, alive.raw)))
     shards = list(run.each("write shards", WriteShard(reader, folder), shard_jobs(rows, config.num_shards)))
     splits = {}
     for place, name in enumerate(SPLITS):
         mine = shards[place * config.num_shards : (place + 1) * config.num_shards]
         splits[name] = SplitEntry(int(rows[name][-1]), targets[name], mine, write_index(folder, name, mine))
-    alive = distinct.items.take(np.flatnonzero(core.alive))
     return Prepared(
         cuts={"valid_from": cuts[0] if cuts else None, "test_from": cuts[1] if cuts else None},
         counts=core.counts,
@@ -223,14 +223,14 @@ class _Run:
         return np.concatenate([[0], np.cumsum(core.user_histogram)])[edges].astype(np.int64)
 
     def split(
-        self, core: _Core, first_users: I64, cuts: tuple[int, int] | None
+        self, core: _Core, first_users: I64, cuts: tuple[int, int] | None, cold: Path | None
     ) -> tuple[RangeReader, dict[str, I64], dict[str, int], I64]:
         """Splits every range: (their reader, rows of each split before each range (P+1,), targets by split, train_count (I,))."""
         config, indices = self._config, range(len(first_users) - 1)
         rules.say_split(config)
-        lowest = list(self.each("split", SplitRange(self._work, core.num_partitions, first_users, config, cuts), indices))
+        lowest = list(self.each("split", SplitRange(self._work, core.num_partitions, first_users, config, cuts, cold), indices))
         self._drop("by-range-*")
-        reader = RangeReader(self._work, first_users, last_of_few_shot(lowest, config.max_train_users))
+        reader = RangeReader(self._work, first_users, last_of_few_shot(lowest, config.max_train_users), cold)
         facts = list(self.each("count targets", Count(reader), indices))
         rows = {name: np.cumsum([0, *(f.rows[name] for f in facts)], dtype=np.int64) for name in SPLITS}
         rules.check_split(config, {n: int(before[-1]) for n, before in rows.items()}, core.counts.positives, core.counts.users)

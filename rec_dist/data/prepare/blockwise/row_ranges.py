@@ -16,11 +16,12 @@ from rec_dist.data.dataset.schema import SPLITS, shard_name
 from rec_dist.data.prepare import rules
 from rec_dist.data.prepare import splits as split_rules
 from rec_dist.data.prepare.blockwise.hash_partitions import by_range_path
-from rec_dist.data.prepare.blockwise.scratch import Array, column, read_batch, write_batches
+from rec_dist.data.prepare.blockwise.scratch import Array, column, load_array, read_batch, save_array, write_batches
 from rec_dist.data.prepare.blockwise.selection import Lowest
 from rec_dist.data.prepare.positives import Rows as UserRows
 from rec_dist.data.prepare.shards import Rows, Sequences, batch_ranges, gather_rows, prefix_index, shard_ranges, write_shard
 from rec_dist.data.prepare.splits import Cut
+from rec_dist.data.sources.interactions import Bool
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.checksums import FileEntry
 
@@ -29,7 +30,7 @@ from rec_dist.storage.checksums import FileEntry
 class SplitRange:
     """Applies the split to the users of a range, in file order. Returns the smallest few-shot draws (empty if all users train).
 
-    first_users (P+1,): how many users come before each range. cuts: the timestamps for global_temporal.
+    first_users (P+1,): how many users come before each range. cuts: the timestamps for global_temporal. cold_path: cold items (I,).
     """
 
     work: Path
@@ -37,6 +38,7 @@ class SplitRange:
     first_users: I64
     config: DataConfig
     cuts: tuple[int, int] | None
+    cold_path: Path | None
 
     def __call__(self, index: int) -> Lowest:
         parts = [read_batch(by_range_path(self.work, partition), index) for partition in range(self.num_partitions)]
@@ -52,9 +54,11 @@ class SplitRange:
         positives = every.take(every.positive)
         offsets = np.searchsorted(positives.user, np.arange(num_users + 1)).astype(np.int64)
         names = table["name"].combine_chunks()
-        hashes = split_rules.hash_users(names.to_pylist())
+        hashes = split_rules.hash_names(names.to_pylist())
         split = rules.split_users(self.config, positives.timestamp, offsets, hashes, self.cuts)
         explicit_negative_offsets, explicit_negatives = split_rules.training_explicit_negatives(every, split)
+        if self.cold_path is not None:
+            split = split_rules.hold_out(split, offsets, ~load_array(self.cold_path).astype(bool)[positives.item])
         sequences: dict[str, Array] = {"item": positives.item.astype(np.int32), "timestamp": positives.timestamp}
         sequences |= {} if positives.rating is None else {"rating": positives.rating}
         columns = {name: _lists(offsets, values) for name, values in sequences.items()}
@@ -84,11 +88,15 @@ class RangeFacts:
 
 @dataclass(frozen=True)
 class RangeReader:
-    """Reads ranges and their cuts. last: the last (draw, user) that few-shot training includes; None if all users train."""
+    """Reads ranges and their cuts. last: the last (draw, user) that few-shot training includes; None if all users train.
+
+    cold_path: the cold items (I,), which the train and valid splits leave out; None without any.
+    """
 
     work: Path
     first_users: I64
     last: tuple[float, int] | None
+    cold_path: Path | None
 
     def cut(self, batch: pa.RecordBatch, index: int, split: str) -> Cut:
         """The rows of a split in a range. Users count from the first user of the range."""
@@ -101,10 +109,10 @@ class RangeReader:
         users = np.flatnonzero(kept).astype(np.int64)
         return Cut(users, length[users], column(batch, f"{split}_first")[users].astype(np.int64))
 
-    def sequences(self, batch: pa.RecordBatch) -> Sequences:
-        """The sequences of all users of a range."""
+    def sequences(self, batch: pa.RecordBatch, split: str) -> Sequences:
+        """The sequences of all users of a range, as the split sees them."""
         offsets, explicit_negatives = batch.column("item").offsets, batch.column("explicit_negatives")
-        return Sequences(
+        whole = Sequences(
             raw_users=batch.column("name"),
             offsets=offsets.to_numpy().astype(np.int64),
             item=_values(batch.column("item")),
@@ -113,6 +121,7 @@ class RangeReader:
             explicit_negative_offsets=explicit_negatives.offsets.to_numpy().astype(np.int64),
             explicit_negatives=_values(explicit_negatives),
         )
+        return whole if self.cold_path is None or split == "test" else whole.without(load_array(self.cold_path).astype(bool))
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ class Count:
     def __call__(self, index: int) -> RangeFacts:
         batch = read_batch(range_path(self.reader.work, index))
         cuts = {split: self.reader.cut(batch, index, split) for split in SPLITS}
-        sequences = self.reader.sequences(batch)
+        sequences = self.reader.sequences(batch, "train")
         flat = prefix_index(sequences.offsets, cuts["train"].users, cuts["train"].length)
         items, counts = np.unique(sequences.item[flat], return_counts=True)
         return RangeFacts(
@@ -175,7 +184,7 @@ class WriteShard:
                 batch, before = read_batch(range_path(self.reader.work, index)), int(job.first_rows[index])
                 part = range(max(rows.start - before, 0), max(rows.stop - before, 0))
                 cut = self.reader.cut(batch, index, job.split).part(part)
-                pieces.append(gather_rows(cut, self.reader.sequences(batch), int(self.reader.first_users[index])))
+                pieces.append(gather_rows(cut, self.reader.sequences(batch, job.split), int(self.reader.first_users[index])))
             yield _join(pieces)
 
 
@@ -212,6 +221,15 @@ def _lists(offsets: I64, values: Array) -> pa.Array:
 def _values(lists: pa.ListArray) -> Array:
     values: Array = lists.values.to_numpy(zero_copy_only=True)
     return values
+
+
+def save_cold(work: Path, cold: Bool | None) -> Path | None:
+    """Writes the cold items (I,) for all jobs, and returns the file; None without any."""
+    if cold is None:
+        return None
+    path = work / "cold.npy"
+    save_array(path, cold)
+    return path
 
 
 def range_path(work: Path, index: int) -> Path:

@@ -1,0 +1,47 @@
+"""The section `evaluate`: which questions are asked, and how scores become ranks."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rec_dist.config.section import Section
+
+
+class EvaluateConfig(Section):
+    """How rankings are evaluated."""
+
+    split: Literal["valid", "test"] = Field("test", description="Split to evaluate on. No effect with evaluate.questions.")
+    targets: Literal["last", "all"] = Field(
+        "last", description="Targets of a user's row that are asked: the last one, or each as a question of its own."
+    )
+    questions: str | None = Field(
+        None,
+        description="File (csv, JSON lines, Parquet) of questions to ask instead of a split: user, history, target. A benchmark's "
+        "folder: its test file.",
+    )
+    ranker: Literal["model", "popularity"] = Field(
+        "model", description="model: the run's model or the base model. popularity: the popularity baseline."
+    )
+    num_candidates: int | Literal["all"] = Field(
+        20, description="Candidates: one target, and the rest drawn by hash. all: the whole catalogue."
+    )
+    exclude_seen: bool = Field(
+        True, description="Leave the items of the history out of the candidates. The target itself always stays among them."
+    )
+    title_prior: float | Literal["valid"] = Field(
+        0.0,
+        description="Language models: subtract so many times the title's log-likelihood without a history. valid: the best of 0 to 1 "
+        "on the validation split.",
+    )
+    length_power: float | Literal["valid"] = Field(
+        0.0,
+        description="Language models: divide by the title's number of tokens to this power. valid: the best of 0, 0.5 and 1 on the "
+        "validation split.",
+    )
+    max_users: int | None = Field(None, ge=1, description="Users to evaluate, drawn by hash. None: all users.")
+    seed: int = Field(
+        0, ge=0, lt=1 << 32, description="Seed of the candidates and of the users. All models of a comparison share it."
+    )
+    output_dir: str | None = Field(
+        None, description="Folder for the results. None: the run directory, or <run_dir>-base for a CONFIG."
+    )
