@@ -121,6 +121,20 @@ def test_a_run_ranks_by_the_weighted_sum_and_tells_the_share_of_each_member(memb
     assert row["shares"]["neighbours"]["ndcg@10"]["value"] == pytest.approx(drop, abs=0.02)
 
 
+def test_a_ranking_says_what_each_member_adds(members):
+    folder, runs = members
+    run = rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(folder / "explained")}})
+    history = {"u": rec_dist.prepare(run.config).raw_items[:3], "nobody": []}
+    candidates = {user: rec_dist.prepare(run.config).raw_items[4:9] for user in history}
+    for table in (rec_dist.rank(run, history, top_k=4), rec_dist.rank(run, history, top_k=4, candidates=candidates)):
+        names = ["score_neighbours", "score_sasrec", "score_popularity", "score_seen", "score_last_item"]
+        assert table.schema.names[6:] == names
+        for row in table.to_pylist():
+            parts = [row[name] for name in names]
+            assert parts == [None] * 5 if row["fallback"] else sum(parts) == pytest.approx(row["score"], abs=1e-9)
+        assert {row["user_id"] for row in table.to_pylist() if row["fallback"]} == {"nobody"}
+
+
 def test_an_ensemble_keeps_its_members(members, tmp_path: Path):
     import shutil
 

@@ -3,6 +3,9 @@
     .jsonl    {"user_id": "u1", "history": ["101", "Heat"]}       an object a line
     .csv      user_id,history                                     a cell holds a JSON list, or names with | between
     .parquet  user_id: text or whole numbers; history: a list of them, or text as in csv
+    .arrow    as .parquet
+
+Or, where the caller allows it, one name a row, with the rows of a user one below another: what `rec-dist rank` writes.
 
 Names stay text as it is written, so `007` is not `7`; whole numbers are written in decimal. Other columns are not read.
 Cost: about 5 us a row of 50 names.
@@ -11,7 +14,8 @@ Cost: about 5 us a row of 50 names.
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,24 +26,26 @@ import pyarrow.parquet as pq
 from rec_dist.data.sources.header import listed, refuse_twins
 from rec_dist.errors import UserError
 
-LISTING_SUFFIXES = (".jsonl", ".csv", ".parquet")
+LISTING_SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow")
+_TABLES = (".parquet", ".arrow")
 _SEPARATOR = "|"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BATCH_ROWS = 1024
 
 
 class Listing(NamedTuple):
-    """A user and the names of items. row: the line of a text file, or the row of a Parquet file, from 1."""
+    """A user and the names of items. row: the line of a text file, or the row of a table, from 1."""
 
     row: int
     user: str
     names: list[str]
 
 
-def read_listings(path: Path, column: str, key: str) -> Iterator[Listing]:
+def read_listings(path: Path, column: str, key: str, *, single: str | None = None) -> Iterator[Listing]:
     """The rows of a file in order. column: the one that holds the names. key: the option that names the file.
 
-    Raises UserError, with file, line and column, for a file or a row that cannot be read.
+    single: a column with one name a row, read if the file has it and not `column`; rows of a user that follow one another are one
+    listing. Raises UserError, with file, line and column, for a file or a row that cannot be read.
     """
     if path.suffix not in LISTING_SUFFIXES:
         raise UserError(
@@ -47,15 +53,43 @@ def read_listings(path: Path, column: str, key: str) -> Iterator[Listing]:
         )
     if not path.is_file():
         raise UserError(f"{key} ({path}) is no file; give one with the columns user_id and {column}")
-    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[path.suffix]
-    for row, user, names in read(path, column):
+    alone = single is not None and single in (names := _columns(path)) and column not in names
+    if not alone:
+        yield from _listings(path, column, alone=False)
+        return
+    assert single is not None
+    for user, rows in groupby(_listings(path, single, alone=True), key=lambda row: row.user):
+        first, *others = rows
+        yield Listing(first.row, user, [*first.names, *(name for row in others for name in row.names)])
+
+
+def _listings(path: Path, column: str, *, alone: bool) -> Iterator[Listing]:
+    """alone: whether a row holds one name, else a list of them."""
+    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}[path.suffix]
+    for row, user, names in read(path, column, alone):
         place = place_of(path, row)
-        yield Listing(row, as_user(user, f"{place}: user_id"), as_names(names, f"{place}: {column}"))
+        owner = as_user(user, f"{place}: user_id")
+        yield Listing(row, owner, [as_name(names, f"{place}: {column}")] if alone else as_names(names, f"{place}: {column}"))
+
+
+def _columns(path: Path) -> list[str]:
+    """The names of the columns, of an object in the first line. Empty if they cannot be read, which reading the rows then says."""
+    try:
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        if path.suffix == ".arrow":
+            with pa.memory_map(str(path)) as mapped:
+                return list(pa.ipc.open_file(mapped).schema.names)
+        with path.open(encoding="utf-8-sig") as file:
+            line = next((line for line in file if line.strip()), "")
+        return list(json.loads(line)) if path.suffix == ".jsonl" else [name.strip() for name in next(csv.reader([line]))]
+    except (OSError, ValueError, RecursionError, TypeError, StopIteration, csv.Error, pa.ArrowInvalid):
+        return []
 
 
 def place_of(path: Path, row: int) -> str:
     """`histories.csv:3`, or `histories.parquet, row 3`."""
-    return f"{path}, row {row}" if path.suffix == ".parquet" else f"{path}:{row}"
+    return f"{path}, row {row}" if path.suffix in _TABLES else f"{path}:{row}"
 
 
 def as_name(value: Any, place: str) -> str:
@@ -90,7 +124,7 @@ def as_names(value: Any, place: str) -> list[str]:
     return [as_name(name, f"{place}[{number}]") for number, name in enumerate(value)]
 
 
-def _jsonl(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
+def _jsonl(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any]]:
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line
@@ -101,11 +135,12 @@ def _jsonl(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
             except (ValueError, RecursionError) as fault:
                 raise UserError(f"{path}:{row} is no JSON ({' '.join(str(fault).split())}); give an object a line") from None
             if not isinstance(fields, dict):
-                raise UserError(f'{path}:{row} is no JSON object; write {{"user_id": ..., "{column}": [...]}} on each line')
+                shown = "..." if alone else "[...]"
+                raise UserError(f'{path}:{row} is no JSON object; write {{"user_id": ..., "{column}": {shown}}} on each line')
             yield row, fields.get("user_id"), fields.get(column)
 
 
-def _csv(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
+def _csv(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -121,7 +156,8 @@ def _csv(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
                         f"{path}:{reader.line_num} has {len(cells)} cells and the header {len(header)}; put cells with a comma "
                         "in quotes"
                     )
-                yield reader.line_num, cells[user], _cell(cells[names], f"{path}:{reader.line_num}: {column}")
+                cell = cells[names]
+                yield reader.line_num, cells[user], cell if alone else _cell(cell, f"{path}:{reader.line_num}: {column}")
     except csv.Error as fault:
         raise UserError(f"{path}:{reader.line_num} cannot be read as csv ({fault}); write the rows as JSON lines") from None
     except UnicodeDecodeError as fault:
@@ -138,20 +174,35 @@ def _cell(text: str, place: str) -> Any:
         raise UserError(f"{place} begins like a JSON list and is none ({' '.join(str(fault).split())}); correct it") from None
 
 
-def _parquet(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
-    row = 0
+def _parquet(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any]]:
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            refuse_twins(path, schema.names)
-            _require(str(path), schema.names, column)
-            read = _reader(schema.field(column).type)
-            for batch in file.iter_batches(_BATCH_ROWS, columns=["user_id", column]):
-                for user, names in zip(batch["user_id"].to_pylist(), batch[column].to_pylist(), strict=True):
-                    row += 1
-                    yield row, user, read(names, f"{path}, row {row}: {column}")
+            yield from _table(path, file.schema_arrow, file.iter_batches(_BATCH_ROWS, columns=["user_id", column]), column, alone)
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
         raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again") from None
+
+
+def _arrow(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any]]:
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            reader = pa.ipc.open_file(mapped)
+            whole = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            parts = (batch.slice(at, _BATCH_ROWS) for batch in whole for at in range(0, len(batch), _BATCH_ROWS))
+            yield from _table(path, reader.schema, parts, column, alone)
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
+        raise UserError(f"{path} is not an Arrow file ({' '.join(str(fault).split())}); write the file again") from None
+
+
+def _table(
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], column: str, alone: bool
+) -> Iterator[tuple[int, Any, Any]]:
+    refuse_twins(path, schema.names)
+    _require(str(path), schema.names, column)
+    read, row = _reader(schema.field(column).type), 0
+    for batch in batches:
+        for user, names in zip(batch["user_id"].to_pylist(), batch[column].to_pylist(), strict=True):
+            row += 1
+            yield row, user, names if alone else read(names, f"{path}, row {row}: {column}")
 
 
 def _reader(kind: pa.DataType) -> Callable[[Any, str], Any]:

@@ -15,7 +15,7 @@ from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths
 from rec_dist.evaluation.bootstrap import paired_difference
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
-from rec_dist.methods.ensemble.features import parts_of, terms_of
+from rec_dist.methods.ensemble.features import member_of, parts_of, terms_of
 from rec_dist.methods.ensemble.members import copied_members, feature_blocks
 from rec_dist.methods.ensemble.saved_model import DESCRIPTION, EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
@@ -93,22 +93,32 @@ class EnsembleRanker:
 
 
 class EnsembleScorer:
-    """Scores by the weighted sum. scorers: of the members, by name."""
+    """Implements MemberScorer: the weighted sum. scorers: of the members, by name."""
 
     def __init__(self, learnt: EnsembleWeights, scorers: Mapping[str, CandidateScorer], data: PreparedData) -> None:
         self._learnt, self._scorers, self._counts = learnt, scorers, data.train_counts
 
+    @property
+    def members(self) -> list[str]:
+        """The members and terms."""
+        return self._learnt.owners
+
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
         """Scores as CandidateScorer.score does."""
+        members = self.score_members(histories, candidates)
+        return [sum((parts[place] for parts in members.values()), np.zeros(len(items))) for place, items in enumerate(candidates)]
+
+    def score_members(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+        """As MemberScorer.score_members: the weighted features of each member, and each term."""
         check_lengths(histories, candidates)
         features = terms_of(self._learnt.terms, self._counts, histories, candidates)
         for name, scorer in self._scorers.items():
             features |= parts_of(name, scorer, histories, candidates)
-        weighted = list(zip(self._learnt.features, self._learnt.weights.tolist(), strict=True))
-        return [
-            sum((weight * features[name][place] for name, weight in weighted), np.zeros(len(items)))
-            for place, items in enumerate(candidates)
-        ]
+        added = {owner: [np.zeros(len(items)) for items in candidates] for owner in self._learnt.owners}
+        for name, weight in zip(self._learnt.features, self._learnt.weights.tolist(), strict=True):
+            for total, values in zip(added[member_of(name)], features[name], strict=True):
+                total += weight * values
+        return added
 
 
 def _ranks(variants: np.ndarray[Any, Any], example: EvalExample) -> np.ndarray[Any, Any]:
