@@ -184,6 +184,7 @@ def rank(
     allow: str | Path | Sequence[str] | None = None,
     deny: str | Path | Sequence[str] | None = None,
     candidates: str | Path | Mapping[Any, Any] | Sequence[Any] | None = None,
+    items: str | Path | Mapping[Any, Any] | None = None,
     max_catalogue: int = MAX_CATALOGUE,
     search: SearchKind = "all",
     score: Score | None = None,
@@ -205,18 +206,17 @@ def rank(
         exclude_seen: Leaves out the items of the history.
         allow, deny: A list of item ids or titles, or a text file with one a line: only these, and none of these.
         candidates: What to rank for each user: a file as for histories, a mapping, or one list for each of a list of histories.
+        items: New items for a language model: a mapping of ids to titles, or a file with the columns item_id and title.
         max_catalogue: The most items that a language model scores for each user without candidates.
-        search: For a language model: "all" scores every title; "exact" finds the same list from fewer (docs/ranking.md); "beam"
-            stops after a beam search.
+        search: For a language model: "all" scores every title; "exact" finds the same list from fewer; "beam" stops early.
         score: "raw" or "trie": a title's log-probability over the vocabulary, or over what titles go on with. None: as evaluate.
         beam, max_rows: Of a search: the nodes that a step keeps (20), and after how many rows of the model it stops.
         out: A file (.parquet, .arrow or .jsonl) to write, which must not exist. A call that was stopped continues.
         progress: As in train.
 
     Returns:
-        Without `out` a pyarrow.Table with the columns user_id, rank (from 1), item_id, title, score, and fallback (whether the
-        user has no known item, so that the list is in the order of popularity). A search adds certified and rows_scored, an
-        ensemble score_MEMBER. With `out` its path.
+        Without `out` a pyarrow.Table with the columns user_id, rank (from 1), item_id, title, score and fallback, and further
+        ones for a search or an ensemble (docs/ranking.md). With `out` its path.
 
     Raises:
         UserError: An input cannot be read (the message names file, line and column), or the model cannot rank on its data.
@@ -231,6 +231,7 @@ def rank(
         allow=_path(allow),
         deny=_path(deny),
         candidates=_path(candidates),
+        items=_path(items),
         max_catalogue=max_catalogue,
         search=search,
         score=score,

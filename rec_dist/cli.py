@@ -189,7 +189,7 @@ def _rank(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.rank_request import RankOptions
     from rec_dist.data.artifacts.recommendations import write_lines
 
-    files = {name: getattr(parsed, name) for name in ("histories", "allow", "deny", "candidates")}
+    files = {name: getattr(parsed, name) for name in ("histories", "allow", "deny", "candidates", "items")}
     options = RankOptions(
         split=parsed.split,
         top_k=parsed.top_k,

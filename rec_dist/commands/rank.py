@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rec_dist.commands.progress import logging_lines, watching
-from rec_dist.commands.rank_request import RankOptions, RankRequest, check_options, read_request
+from rec_dist.commands.rank_request import RankOptions, RankRequest, check_options, read_request, with_new_items
 from rec_dist.commands.ranked_model import RankedModel, ranked_model
 from rec_dist.config.load import ConfigLike
 from rec_dist.config.overrides import Overrides
@@ -41,7 +41,7 @@ def rank(
     ranking that was stopped continues. Raises UserError, before anything is written, for any input that cannot be read.
     """
     check_options(options, output)
-    model = ranked_model(target, overrides)
+    model = with_new_items(ranked_model(target, overrides), options.items)
     with ExitStack() as stack:
         request = read_request(model, options, stack)
         key = {**model.identity, **request.identity}

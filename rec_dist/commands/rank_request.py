@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from rec_dist.commands.ranked_model import RankedModel
 from rec_dist.data.artifacts.recommendations import OUTPUT_SUFFIXES
-from rec_dist.data.sources.listings import Listing, as_names, as_user, read_listings
+from rec_dist.data.sources.listings import Listing, as_names, as_user, place_of, read_listings, read_titles
 from rec_dist.errors import UserError
 from rec_dist.ranking.candidates import CandidateLists
 from rec_dist.ranking.catalogue import ItemNames, item_pool, read_names
@@ -35,7 +35,7 @@ class RankOptions:
 
     histories None: the run's own users, with whole histories, or (split) with those that evaluation asks about. search: all, to
     score every item, or a search of the titles (ranking.search.Search.top_k) with beam (BEAM) and max_rows. score None: what
-    evaluate scores by.
+    evaluate scores by. items: new items by their ids, with titles.
     """
 
     histories: Path | Mapping[Any, Any] | Sequence[Any] | None = None
@@ -45,6 +45,7 @@ class RankOptions:
     allow: Path | Sequence[str] | None = None
     deny: Path | Sequence[str] | None = None
     candidates: Path | Mapping[Any, Any] | Sequence[Any] | None = None
+    items: Path | Mapping[Any, Any] | None = None
     max_catalogue: int = MAX_CATALOGUE
     search: SearchKind = "all"
     score: Score | None = None
@@ -145,6 +146,45 @@ def _check_work(model: RankedModel, options: RankOptions, items: int) -> None:
             "give --search exact, --candidates FILE with the users' candidates, --allow FILE with fewer items, or a larger "
             "--max-catalogue"
         )
+
+
+def with_new_items(model: RankedModel, items: Path | Mapping[Any, Any] | None) -> RankedModel:
+    """The model with the items of a file, or of a mapping of ids to titles, behind its own.
+
+    Raises UserError for a model that does not read titles, and for an item that is there already or has no title.
+    """
+    if items is None:
+        return model
+    if not model.reads_titles:
+        raise UserError(
+            "--items gives titles of new items, and this run can only rank the items of its data set; leave it out, or rank with the "
+            "run of a language model that scores titles"
+        )
+    known, ids, titles = set(model.data.raw_items), list[str](), list[str]()
+    for place, item, title in _new_items(items):
+        if item in known:
+            raise UserError(
+                f"{place}: the item {item!r} is in the data set already, or occurs twice; give each new item its own id"
+            )
+        if not title.strip():
+            raise UserError(f"{place}: the item {item!r} has an empty title, which cannot be scored; give it one")
+        known.add(item)
+        ids.append(item)
+        titles.append(" ".join(title.split()))
+    return model.with_items(ids, titles)
+
+
+def _new_items(items: Path | Mapping[Any, Any]) -> Iterator[tuple[str, str, str]]:
+    """(its place for messages, item, title) of each new item."""
+    if isinstance(items, Path):
+        for row, item, title in read_titles(items, "--items"):
+            yield place_of(items, row), item, title
+        return
+    if not isinstance(items, Mapping):
+        raise UserError(f"items is of type {type(items).__name__}; give a path, or a mapping of new ids to titles")
+    for item, title in items.items():
+        place = f"items[{item!r}]"
+        yield place, as_user(item, place), as_user(title, place)
 
 
 def _names(listed: Path | Sequence[str] | None, key: str) -> Sequence[str] | None:

@@ -155,6 +155,50 @@ def test_a_search_stops_at_its_budget(config: Path, tmp_path: Path, capsys: pyte
     assert beam[0]["score"] <= exact[0]["score"] + 1e-4
 
 
+def test_new_items_are_ranked_by_their_titles(config: Path, tiny_config: Make, tmp_path: Path) -> None:
+    """Beside those of the data set, whose scores stay; in histories too."""
+    new = {"n1": "Silent  Empire of Gold", "n2": "Winter"}
+    path = tmp_path / "items.csv"
+    path.write_text("item_id,title\nn1,Silent  Empire of Gold\nn2,Winter\n", encoding="utf-8")
+    plain = lists_of(rec_dist.rank(config, HISTORIES, top_k=82))["a"]
+    for items, search in ((new, "all"), (path, "exact")):
+        found = lists_of(rec_dist.rank(config, HISTORIES, top_k=82, items=items, search=search))["a"]
+        scores = dict(found)
+        assert {item: scores[item] for item, _ in plain} == pytest.approx(dict(plain), abs=2e-4)
+        data = rec_dist.prepare(config)
+        titles = {**dict(zip(data.raw_items, data.titles, strict=True)), "n1": "Silent Empire of Gold", "n2": "Winter"}
+        wanted = by_hand(tiny_config(tmp_path / "run"), titles, HISTORIES["a"], ["n1", "n2"])
+        assert {item: scores[item] for item in new} == pytest.approx(wanted, abs=2e-4)
+    after = lists_of(rec_dist.rank(config, {"u": ["i003", "n2"]}, items=new, top_k=3, candidates={"u": ["n1", "i004", "n2"]}))
+    assert {item for item, _ in after["u"]} == {"n1", "i004"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("item_id,title\ni003,Other\n", ["items.csv:2", "'i003'", "already"]),
+        ("item_id,title\nn1,A\nn1,B\n", ["items.csv:3", "'n1'", "twice"]),
+        ("item_id,title\nn1,  \n", ["items.csv:2", "empty title"]),
+        ("item,title\nn1,A\n", ["items.csv:1", "item_id", "missing"]),
+    ],
+)
+def test_bad_new_items_are_one_line(
+    text: str, named: list[str], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(text, encoding="utf-8")
+    before = sorted(tmp_path.iterdir())
+    assert main(["rank", str(config), "--items", str(path), "--out", str(tmp_path / "recs.jsonl")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and all(word in line for word in named)
+    path.write_text("item_id,title\nn1,A\n", encoding="utf-8")
+    assert (
+        main(["rank", str(config), "evaluate.ranker=popularity", "--items", str(path), "--out", str(tmp_path / "r.jsonl")]) == 2
+    )
+    assert "--items" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_the_exact_rank_of_an_item(config: Path) -> None:
     """That of the whole order, from one scorer; beyond the limit there is none."""
     loaded = ranked_model(config, ())

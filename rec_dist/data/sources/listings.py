@@ -5,7 +5,8 @@
     .parquet  user_id: text or whole numbers; history: a list of them, or text as in csv
     .arrow    as .parquet
 
-Or, where the caller allows it, one name a row, with the rows of a user one below another: what `rec-dist rank` writes.
+Or, where the caller allows it, one name a row, with the rows of a user one below another: what `rec-dist rank` writes. The titles
+of new items are read in the same way, one a row.
 
 Names stay text as it is written, so `007` is not `7`; whole numbers are written in decimal. Other columns are not read.
 Cost: about 5 us a row of 50 names.
@@ -41,35 +42,53 @@ class Listing(NamedTuple):
     names: list[str]
 
 
+class _Layout(NamedTuple):
+    """The columns of the user and of the names. alone: whether a row holds one name, else a list of them."""
+
+    owner: str
+    names: str
+    alone: bool
+
+
 def read_listings(path: Path, column: str, key: str, *, single: str | None = None) -> Iterator[Listing]:
     """The rows of a file in order. column: the one that holds the names. key: the option that names the file.
 
     single: a column with one name a row, read if the file has it and not `column`; rows of a user that follow one another are one
     listing. Raises UserError, with file, line and column, for a file or a row that cannot be read.
     """
+    _check_file(path, key, "user_id", column)
+    alone = single is not None and single in (names := _columns(path)) and column not in names
+    if not alone:
+        yield from _listings(path, _Layout("user_id", column, alone=False))
+        return
+    assert single is not None
+    for user, rows in groupby(_listings(path, _Layout("user_id", single, alone=True)), key=lambda row: row.user):
+        first, *others = rows
+        yield Listing(first.row, user, [*first.names, *(name for row in others for name in row.names)])
+
+
+def read_titles(path: Path, key: str) -> Iterator[tuple[int, str, str]]:
+    """(row, item_id, title) of a file with these columns, in order. key, errors: as in read_listings."""
+    _check_file(path, key, "item_id", "title")
+    for row, item, titles in _listings(path, _Layout("item_id", "title", alone=True)):
+        yield row, item, titles[0]
+
+
+def _check_file(path: Path, key: str, *columns: str) -> None:
     if path.suffix not in LISTING_SUFFIXES:
         raise UserError(
             f"{key} ({path}) must end in {', '.join(LISTING_SUFFIXES)}, which says how it is read; rename or convert it"
         )
     if not path.is_file():
-        raise UserError(f"{key} ({path}) is no file; give one with the columns user_id and {column}")
-    alone = single is not None and single in (names := _columns(path)) and column not in names
-    if not alone:
-        yield from _listings(path, column, alone=False)
-        return
-    assert single is not None
-    for user, rows in groupby(_listings(path, single, alone=True), key=lambda row: row.user):
-        first, *others = rows
-        yield Listing(first.row, user, [*first.names, *(name for row in others for name in row.names)])
+        raise UserError(f"{key} ({path}) is no file; give one with the columns {' and '.join(columns)}")
 
 
-def _listings(path: Path, column: str, *, alone: bool) -> Iterator[Listing]:
-    """alone: whether a row holds one name, else a list of them."""
+def _listings(path: Path, layout: _Layout) -> Iterator[Listing]:
     read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}[path.suffix]
-    for row, user, names in read(path, column, alone):
+    for row, user, names in read(path, layout):
         place = place_of(path, row)
-        owner = as_user(user, f"{place}: user_id")
-        yield Listing(row, owner, [as_name(names, f"{place}: {column}")] if alone else as_names(names, f"{place}: {column}"))
+        owner, where = as_user(user, f"{place}: {layout.owner}"), f"{place}: {layout.names}"
+        yield Listing(row, owner, [as_name(names, where)] if layout.alone else as_names(names, where))
 
 
 def _columns(path: Path) -> list[str]:
@@ -124,7 +143,7 @@ def as_names(value: Any, place: str) -> list[str]:
     return [as_name(name, f"{place}[{number}]") for number, name in enumerate(value)]
 
 
-def _jsonl(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any]]:
+def _jsonl(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line
@@ -135,19 +154,19 @@ def _jsonl(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any
             except (ValueError, RecursionError) as fault:
                 raise UserError(f"{path}:{row} is no JSON ({' '.join(str(fault).split())}); give an object a line") from None
             if not isinstance(fields, dict):
-                shown = "..." if alone else "[...]"
-                raise UserError(f'{path}:{row} is no JSON object; write {{"user_id": ..., "{column}": {shown}}} on each line')
-            yield row, fields.get("user_id"), fields.get(column)
+                shown = f'{{"{layout.owner}": ..., "{layout.names}": {"..." if layout.alone else "[...]"}}}'
+                raise UserError(f"{path}:{row} is no JSON object; write {shown} on each line")
+            yield row, fields.get(layout.owner), fields.get(layout.names)
 
 
-def _csv(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any]]:
+def _csv(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
             refuse_twins(f"{path}:1", header)
-            _require(f"{path}:1", header, column)
-            user, names = header.index("user_id"), header.index(column)
+            _require(f"{path}:1", header, layout)
+            user, names = header.index(layout.owner), header.index(layout.names)
             for cells in reader:
                 if not cells:
                     continue
@@ -156,8 +175,8 @@ def _csv(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any]]
                         f"{path}:{reader.line_num} has {len(cells)} cells and the header {len(header)}; put cells with a comma "
                         "in quotes"
                     )
-                cell = cells[names]
-                yield reader.line_num, cells[user], cell if alone else _cell(cell, f"{path}:{reader.line_num}: {column}")
+                cell, place = cells[names], f"{path}:{reader.line_num}: {layout.names}"
+                yield reader.line_num, cells[user], cell if layout.alone else _cell(cell, place)
     except csv.Error as fault:
         raise UserError(f"{path}:{reader.line_num} cannot be read as csv ({fault}); write the rows as JSON lines") from None
     except UnicodeDecodeError as fault:
@@ -174,35 +193,40 @@ def _cell(text: str, place: str) -> Any:
         raise UserError(f"{place} begins like a JSON list and is none ({' '.join(str(fault).split())}); correct it") from None
 
 
-def _parquet(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any]]:
+def _parquet(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
     try:
         with pq.ParquetFile(path) as file:
-            yield from _table(path, file.schema_arrow, file.iter_batches(_BATCH_ROWS, columns=["user_id", column]), column, alone)
+            _check_names(path, file.schema_arrow, layout)
+            yield from _table(path, file.iter_batches(_BATCH_ROWS, columns=[layout.owner, layout.names]), layout)
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
         raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again") from None
 
 
-def _arrow(path: Path, column: str, alone: bool) -> Iterator[tuple[int, Any, Any]]:
+def _arrow(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
     try:
         with pa.memory_map(str(path)) as mapped:
             reader = pa.ipc.open_file(mapped)
+            _check_names(path, reader.schema, layout)
             whole = (reader.get_batch(number) for number in range(reader.num_record_batches))
-            parts = (batch.slice(at, _BATCH_ROWS) for batch in whole for at in range(0, len(batch), _BATCH_ROWS))
-            yield from _table(path, reader.schema, parts, column, alone)
+            yield from _table(
+                path, (batch.slice(at, _BATCH_ROWS) for batch in whole for at in range(0, len(batch), _BATCH_ROWS)), layout
+            )
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
         raise UserError(f"{path} is not an Arrow file ({' '.join(str(fault).split())}); write the file again") from None
 
 
-def _table(
-    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], column: str, alone: bool
-) -> Iterator[tuple[int, Any, Any]]:
+def _check_names(path: Path, schema: pa.Schema, layout: _Layout) -> None:
     refuse_twins(path, schema.names)
-    _require(str(path), schema.names, column)
-    read, row = _reader(schema.field(column).type), 0
+    _require(str(path), schema.names, layout)
+
+
+def _table(path: Path, batches: Iterable[pa.RecordBatch], layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
+    row = 0
     for batch in batches:
-        for user, names in zip(batch["user_id"].to_pylist(), batch[column].to_pylist(), strict=True):
+        read = _reader(batch[layout.names].type)
+        for user, names in zip(batch[layout.owner].to_pylist(), batch[layout.names].to_pylist(), strict=True):
             row += 1
-            yield row, user, names if alone else read(names, f"{path}, row {row}: {column}")
+            yield row, user, names if layout.alone else read(names, f"{path}, row {row}: {layout.names}")
 
 
 def _reader(kind: pa.DataType) -> Callable[[Any, str], Any]:
@@ -210,7 +234,7 @@ def _reader(kind: pa.DataType) -> Callable[[Any, str], Any]:
     return lambda names, place: _cell(names, place) if is_text and names is not None else names
 
 
-def _require(place: str, header: list[str], column: str) -> None:
-    for name in ("user_id", column):
+def _require(place: str, header: list[str], layout: _Layout) -> None:
+    for name in (layout.owner, layout.names):
         if name not in header:
             raise UserError(f"{place}: the column {name} is missing; its columns are {listed(header)}")
