@@ -73,8 +73,8 @@ def _asked_for(scorer: CandidateScorer, request: RankRequest) -> CandidateScorer
         return scorer
     if not isinstance(scorer, SearchScorer):
         raise UserError(
-            "--search and --score go with a run that is a language model itself, and this one only has such a model as a part; "
-            "leave them out, or rank with that model's run"
+            "--search and --score need a scorer that searches titles, and this run's ranker has one of its own that does not; leave "
+            "them out"
         )
     return scorer if request.score is None else scorer.scoring_by(request.score)
 

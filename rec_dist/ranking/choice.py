@@ -124,13 +124,12 @@ class SearchSettings:
 class Searched:
     """Implements Choice. The pool, searched with a SearchScorer; other scorers score all of it.
 
-    columns: what a search says of itself. Popularity compares all items and runs no model.
+    columns: what a search says of itself, and those of the pool. Popularity compares all items and runs no model.
     """
-
-    columns: Mapping[str, Any] = {"certified": True, "rows_scored": 0}
 
     def __init__(self, pool: AnyOf, settings: SearchSettings) -> None:
         self._pool, self._settings = pool, settings
+        self.columns: Mapping[str, Any] = {"certified": True, "rows_scored": 0, **pool.columns}
         self._prior = np.full(pool.num_items, -np.inf)  # (I,)
         self._prior[pool.pool] = 0.0
 
@@ -151,9 +150,11 @@ class Searched:
         search = scorer.search(history, prior=prior)
         found = search.top_k(k, beam=max(k, settings.beam), max_rows=settings.max_rows, exact=settings.exact)
         num = len(found.items)
-        return UserList(
-            found.items, found.scores, {"certified": np.full(num, found.certified), "rows_scored": np.full(num, found.rows)}
-        )
+        more = {"certified": np.full(num, found.certified), "rows_scored": np.full(num, found.rows)}
+        if isinstance(scorer, MemberScorer) and num:
+            members = scorer.score_members([history], [found.items])
+            more |= {f"score_{name}": parts[0] for name, parts in members.items()}
+        return UserList(found.items, found.scores, more)
 
 
 def member_columns(scorer: CandidateScorer) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@ finds the same."""
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import rec_dist
 from rec_dist.cli import main
 from rec_dist.commands.ranked_model import ranked_model
 from rec_dist.errors import UserError
+from rec_dist.methods.ensemble.ranker import EnsembleScorer
+from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.models import attention, token_tree
 from rec_dist.ranking.search import SearchScorer
 
@@ -210,6 +213,39 @@ def test_the_exact_rank_of_an_item(config: Path) -> None:
         for place in (0, 6, 30, 79):
             found = scorer.search(history).rank_of(data.raw_items.index(order[place]), limit=40)
             assert (found.rank, found.certified) == (place + 1 if place < 40 else None, True)
+
+
+class Fixed:
+    """The same score for an item after any history."""
+
+    def __init__(self, scores: Any) -> None:
+        self._scores = scores
+
+    def score(self, histories: Any, candidates: Any) -> list[Any]:
+        return [self._scores[items] for items in candidates]
+
+
+@pytest.mark.parametrize("strength", [0.0, 3.0])
+def test_an_ensemble_with_a_language_model_is_searched(strength: float, config: Path) -> None:
+    """What the other members and terms add is a prior. A strong one leaves little to search."""
+    loaded, rng = ranked_model(config, ()), np.random.default_rng(0)
+    features, weights = ["lm", "fixed", "popularity"], np.asarray([0.7, strength, 0.1])
+    learnt = EnsembleWeights(["lm", "fixed"], ["popularity"], features, features, weights, np.zeros((3, 3)), np.ones(3))
+    rows = []
+    with loaded.scorer() as scorer:
+        ensemble = EnsembleScorer(learnt, {"lm": scorer, "fixed": Fixed(rng.normal(0, 5, 80))}, loaded.data)
+        histories = [np.asarray([3, 10], dtype=np.int32), np.asarray([17], dtype=np.int32)]
+        every = np.arange(80, dtype=np.int32)
+        for history, scores in zip(histories, ensemble.score(histories, [every] * 2), strict=True):
+            found = ensemble.search(history).top_k(6, beam=6)
+            assert found.items.tolist() == np.argsort(-scores)[:6].tolist() and found.certified
+            assert found.scores == pytest.approx(np.sort(scores)[::-1][:6], abs=1e-4)
+            rows.append(found.rows)
+    assert max(rows) < 150 if strength else min(rows) > 0
+    for members, weight in (({"fixed": Fixed(rng.normal(0, 1, 80))}, 0.7), ({"lm": scorer}, 0.0)):
+        weightless = replace(learnt, weights=np.asarray([weight, 1.0, 0.1]))
+        with pytest.raises(UserError, match="one member that scores titles"):
+            EnsembleScorer(weightless, members, loaded.data).search(histories[0])
 
 
 @pytest.mark.parametrize(

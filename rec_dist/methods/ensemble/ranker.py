@@ -20,6 +20,7 @@ from rec_dist.methods.ensemble.members import copied_members, feature_blocks
 from rec_dist.methods.ensemble.saved_model import DESCRIPTION, EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, ScoreStream
+from rec_dist.ranking.search import Score, Search, SearchScorer
 from rec_dist.runtime.arrays import I32
 
 _CUTOFF = 10
@@ -93,7 +94,7 @@ class EnsembleRanker:
 
 
 class EnsembleScorer:
-    """Implements MemberScorer: the weighted sum. scorers: of the members, by name."""
+    """Implements MemberScorer, and SearchScorer if one member does: the weighted sum. scorers: of the members, by name."""
 
     def __init__(self, learnt: EnsembleWeights, scorers: Mapping[str, CandidateScorer], data: PreparedData) -> None:
         self._learnt, self._scorers, self._counts = learnt, scorers, data.train_counts
@@ -110,13 +111,45 @@ class EnsembleScorer:
 
     def score_members(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
         """As MemberScorer.score_members: the weighted features of each member, and each term."""
+        return self._added(self._scorers, histories, candidates)
+
+    def scoring_by(self, score: Score) -> NoReturn:
+        """Raises UserError: the weights belong to the scores that the members have."""
+        raise UserError(
+            f"--score ({score}) would change a member's score, and an ensemble's weights do not fit it then; leave it out"
+        )
+
+    def search(self, history: I32, *, prior: Floats | None = None, weight: float = 1.0) -> Search:
+        """As SearchScorer.search: the one member that scores titles is searched, and what the others add is a prior.
+
+        Raises UserError if no member, or more than one, scores titles, or if that member has no weight.
+        """
+        titled = {name: scorer for name, scorer in self._scorers.items() if isinstance(scorer, SearchScorer)}
+        weights = [
+            value for name, value in zip(self._learnt.features, self._learnt.weights.tolist(), strict=True) if name in titled
+        ]
+        if len(titled) != 1 or weights[0] <= 0:
+            raise UserError(
+                f"--search needs an ensemble with one member that scores titles and has a weight; {', '.join(titled) or 'none'} "
+                f"score titles here, with weights {weights}; leave --search out"
+            )
+        every = np.arange(len(self._counts), dtype=np.int32)
+        others = {name: scorer for name, scorer in self._scorers.items() if name not in titled}
+        added = sum((parts[0] for parts in self._added(others, [history], [every]).values()), np.zeros(len(every)))
+        (scorer,) = titled.values()
+        return scorer.search(history, prior=weight * added + (0 if prior is None else prior), weight=weight * weights[0])
+
+    def _added(
+        self, scorers: Mapping[str, CandidateScorer], histories: Sequence[I32], candidates: Sequence[I32]
+    ) -> dict[str, list[Floats]]:
+        """What each owner adds, 0 for members that are not among `scorers`."""
         check_lengths(histories, candidates)
         features = terms_of(self._learnt.terms, self._counts, histories, candidates)
-        for name, scorer in self._scorers.items():
+        for name, scorer in scorers.items():
             features |= parts_of(name, scorer, histories, candidates)
         added = {owner: [np.zeros(len(items)) for items in candidates] for owner in self._learnt.owners}
         for name, weight in zip(self._learnt.features, self._learnt.weights.tolist(), strict=True):
-            for total, values in zip(added[member_of(name)], features[name], strict=True):
+            for total, values in zip(added[member_of(name)], features.get(name, []), strict=name in features):
                 total += weight * values
         return added
 
