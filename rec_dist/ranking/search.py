@@ -100,14 +100,14 @@ class Search:
     def top_k(self, k: int, *, beam: int, max_rows: int | None = None, first: I32 | None = None, exact: bool = True) -> Found:
         """The best k items with a finite prior, equal scores in ascending order of items.
 
-        beam: nodes that a step of the beam keeps. first: items to score in full at the start, such as another model's best.
+        beam: the most nodes that a step of the beam keeps. first: items to score in full at the start, such as another model's best.
         max_rows: when so many rows are run, the best so far comes back. exact False: so it does after the beam.
         """
         limit = np.inf if max_rows is None else max_rows
         if first is not None:
             path = self._on_path(first)
             self._dive(lambda nodes, bounds: path[nodes], limit)
-        self._dive(lambda nodes, bounds: _largest(bounds, beam), limit)
+        self._dive(lambda nodes, bounds: _largest(bounds, beam) & (bounds >= self._threshold(k)), limit)
         done = self._exhaust(lambda: self._threshold(k), limit if exact else 0)
         return Found(*best_of(self._items, self._scores, k), done, self.rows)
 
