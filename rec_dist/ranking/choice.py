@@ -169,5 +169,5 @@ def _scored(
     if not isinstance(scorer, MemberScorer):
         return scorer.score(histories, candidates), {}
     members = scorer.score_members(histories, candidates)
-    totals = [np.sum(parts, axis=0, dtype=np.float64) for parts in zip(*members.values(), strict=True)]
+    totals: list[Floats] = [np.asarray(np.sum(parts, axis=0)) for parts in zip(*members.values(), strict=True)]
     return totals, {f"score_{name}": parts for name, parts in members.items()}

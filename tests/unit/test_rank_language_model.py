@@ -225,7 +225,7 @@ class Fixed:
         return [self._scores[items] for items in candidates]
 
 
-@pytest.mark.parametrize("strength", [0.0, 3.0])
+@pytest.mark.parametrize("strength", [0.0, 10.0])
 def test_an_ensemble_with_a_language_model_is_searched(strength: float, config: Path) -> None:
     """What the other members and terms add is a prior. A strong one leaves little to search."""
     loaded, rng = ranked_model(config, ()), np.random.default_rng(0)
