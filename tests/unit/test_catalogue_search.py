@@ -97,7 +97,7 @@ def searches(draw: st.DrawFn) -> tuple[Sequences, NextToken, Search, F64, float,
     return sequences, value, search, prior, weight, int(model.rows.sum())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(searches(), st.integers(1, 12), st.integers(1, 6), st.data())
 def test_the_list_is_that_of_brute_force(
     made: tuple[Sequences, NextToken, Search, F64, float, int], k: int, beam: int, data: st.DataObject
@@ -114,7 +114,7 @@ def test_the_list_is_that_of_brute_force(
     assert found.rows <= total
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(searches(), st.integers(1, 8), st.integers(0, 40), st.booleans())
 def test_within_a_budget_scores_are_true_and_a_certificate_is_not_false(
     made: tuple[Sequences, NextToken, Search, F64, float, int], k: int, max_rows: int, exact: bool
@@ -131,7 +131,7 @@ def test_within_a_budget_scores_are_true_and_a_certificate_is_not_false(
     assert again.certified and list(zip(again.items.tolist(), again.scores.tolist(), strict=True)) == in_order(everything)[:k]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(searches(), st.integers(1, 8), st.data())
 def test_the_rank_of_an_item_is_that_of_brute_force(
     made: tuple[Sequences, NextToken, Search, F64, float, int], limit: int, data: st.DataObject
@@ -149,7 +149,7 @@ def test_the_rank_of_an_item_is_that_of_brute_force(
     assert (found.rank, found.certified) == (1 + ahead if ahead < limit else None, True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SEQUENCES, st.sampled_from([1, 2, 3, None]))
 def test_paths_of_a_compressed_trie_spell_the_titles(sequences: Sequences, longest: int | None) -> None:
     trie = built(sequences, longest)
@@ -169,7 +169,7 @@ def test_paths_of_a_compressed_trie_spell_the_titles(sequences: Sequences, longe
             assert longest is not None and trie.lengths[node] == longest
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SEQUENCES, st.data())
 def test_the_best_below_a_node(sequences: Sequences, data: st.DataObject) -> None:
     trie = built(sequences, data.draw(st.sampled_from([1, 2, None])))

@@ -9,6 +9,7 @@ from small_recommenders import config as small_config
 
 import rec_dist
 from rec_dist.commands.verify import verify
+from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.errors import UserError
 from rec_dist.methods.ensemble.method import learn
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
@@ -124,13 +125,14 @@ def test_a_run_ranks_by_the_weighted_sum_and_tells_the_share_of_each_member(memb
 def test_a_ranking_says_what_each_member_adds(members):
     folder, runs = members
     run = rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(folder / "explained")}})
-    history = {"u": rec_dist.prepare(run.config).raw_items[:3], "nobody": []}
-    candidates = {user: rec_dist.prepare(run.config).raw_items[4:9] for user in history}
+    names = open_data(run.config.data).raw_items
+    history = {"u": names[:3], "nobody": []}
+    candidates = dict.fromkeys(history, names[4:9])
     for table in (rec_dist.rank(run, history, top_k=4), rec_dist.rank(run, history, top_k=4, candidates=candidates)):
-        names = ["score_neighbours", "score_sasrec", "score_popularity", "score_seen", "score_last_item"]
-        assert table.schema.names[6:] == names
+        columns = ["score_neighbours", "score_sasrec", "score_popularity", "score_seen", "score_last_item"]
+        assert table.schema.names[6:] == columns
         for row in table.to_pylist():
-            parts = [row[name] for name in names]
+            parts = [row[name] for name in columns]
             assert parts == [None] * 5 if row["fallback"] else sum(parts) == pytest.approx(row["score"], abs=1e-9)
         assert {row["user_id"] for row in table.to_pylist() if row["fallback"]} == {"nobody"}
 

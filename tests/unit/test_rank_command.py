@@ -194,7 +194,7 @@ def test_a_ranking_is_a_file_of_candidates(run: Path, tmp_path: Path, name: str,
     else:
         ranked(run, "--top-k", 3, "--out", path, capsys=capsys)
     found = lists_of(ranked(run, "--candidates", path, "--top-k", 5, capsys=capsys))
-    assert found == lists_of(whole) and {len(items) for items in found.values()} == {3}
+    assert found == lists_of(whole) and max(len(items) for items in found.values()) == 3
 
 
 def test_a_user_twice_or_an_item_missing_in_such_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
