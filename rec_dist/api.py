@@ -5,9 +5,7 @@ numbers, process group and a Ray cluster that they started. They work repeatedly
 several threads wait for one another. Messages go through `logging` (loggers named rec_dist.*).
 """
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, overload
@@ -16,6 +14,8 @@ from rec_dist.commands import evaluate as evaluate_command
 from rec_dist.commands import prepare as prepare_command
 from rec_dist.commands import rank as rank_command
 from rec_dist.commands import train as train_command
+from rec_dist.commands.api_call import api_call
+from rec_dist.commands.rank_request import MAX_CATALOGUE, RankOptions, SearchKind
 from rec_dist.config.load import ALL_SECTIONS, ConfigLike, load_config, load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig
@@ -24,14 +24,9 @@ from rec_dist.data.dataset.manifest import PREFERENCES
 from rec_dist.data.dataset.preferences import PreferenceData, open_preferences
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
-from rec_dist.launch.ray_cluster import disconnected
-from rec_dist.runtime.process_state import restored
-from rec_dist.runtime.quiet import quieten_call
+from rec_dist.ranking.search import Score
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.disk import as_disk_error
 from rec_dist.storage.uri import expanded
-
-_ONE_AT_A_TIME = threading.RLock()  # a process has one process group
 
 
 class Metric(TypedDict):
@@ -118,7 +113,7 @@ def prepare(
     >>> data.num_items, data.titles[0]  # doctest: +SKIP
     (1434, 'Toy Story')
     """
-    with _call():
+    with api_call():
         loaded = load_config(config, overrides)
         manifest = prepare_command.prepare(loaded, interactions=interactions, items=items)
         return open_preferences(loaded.data) if manifest.kind == PREFERENCES else open_data(loaded.data)
@@ -146,7 +141,7 @@ def train(config: ConfigLike, overrides: Overrides = (), *, progress: bool = Fal
     >>> run.model_path, len(run.metrics("step"))  # doctest: +SKIP
     (PosixPath('/home/me/runs/sdpo/model'), 10)
     """
-    with _call():
+    with api_call():
         done = train_command.train(load_config(config, overrides), progress=progress, owns_process=False)
         return Run.open(done.path)
 
@@ -172,7 +167,7 @@ def evaluate(run: Run | ConfigLike, overrides: Overrides = (), *, progress: bool
     {'value': 0.31, 'low': 0.28, 'high': 0.34, 'n': 943}
     """
     target: ConfigLike = run.path if isinstance(run, Run) else run
-    with _call():
+    with api_call():
         row = evaluate_command.evaluate(target, overrides, progress=progress, owns_process=False)
         metrics: Mapping[str, Metric] = row["metrics"]
         return dict(metrics)
@@ -189,7 +184,12 @@ def rank(
     allow: str | Path | Sequence[str] | None = None,
     deny: str | Path | Sequence[str] | None = None,
     candidates: str | Path | Mapping[Any, Any] | Sequence[Any] | None = None,
-    max_catalogue: int = rank_command.MAX_CATALOGUE,
+    items: str | Path | Mapping[Any, Any] | None = None,
+    max_catalogue: int = MAX_CATALOGUE,
+    search: SearchKind = "all",
+    score: Score | None = None,
+    beam: int | None = None,
+    max_rows: int | None = None,
     out: str | Path | None = None,
     progress: bool = False,
 ) -> Any:
@@ -206,25 +206,41 @@ def rank(
         exclude_seen: Leaves out the items of the history.
         allow, deny: A list of item ids or titles, or a text file with one a line: only these, and none of these.
         candidates: What to rank for each user: a file as for histories, a mapping, or one list for each of a list of histories.
+        items: New items for a language model: a mapping of ids to titles, or a file with the columns item_id and title.
         max_catalogue: The most items that a language model scores for each user without candidates.
+        search: For a language model: "all" scores every title; "exact" finds the same list from fewer; "beam" stops early.
+        score: "raw" or "trie": a title's log-probability over the vocabulary, or over what titles go on with. None: as evaluate.
+        beam, max_rows: Of a search: the nodes that a step keeps (20), and after how many rows of the model it stops.
         out: A file (.parquet, .arrow or .jsonl) to write, which must not exist. A call that was stopped continues.
         progress: As in train.
 
     Returns:
-        Without `out` a pyarrow.Table with the columns user_id, rank (from 1), item_id, title, score, and fallback (whether the
-        user has no known item, so that the list is in the order of popularity). With `out` its path.
+        Without `out` a pyarrow.Table with the columns user_id, rank (from 1), item_id, title, score and fallback, and further
+        ones for a search or an ensemble (docs/ranking.md). With `out` its path.
 
     Raises:
         UserError: An input cannot be read (the message names file, line and column), or the model cannot rank on its data.
 
     >>> rank(run, [["Heat", "Alien"]], top_k=3).to_pandas()  # doctest: +SKIP
     """
-    limits: dict[str, Any] = {"split": split, "top_k": top_k, "exclude_seen": exclude_seen, "max_catalogue": max_catalogue}
-    files = {"histories": histories, "allow": allow, "deny": deny, "candidates": candidates}
-    options = rank_command.RankOptions(**{name: _path(value) for name, value in files.items()}, **limits)
+    options = RankOptions(
+        histories=_path(histories),
+        split=split,
+        top_k=top_k,
+        exclude_seen=exclude_seen,
+        allow=_path(allow),
+        deny=_path(deny),
+        candidates=_path(candidates),
+        items=_path(items),
+        max_catalogue=max_catalogue,
+        search=search,
+        score=score,
+        beam=beam,
+        max_rows=max_rows,
+    )
     target: ConfigLike = run.path if isinstance(run, Run) else run
     output, batches = None if out is None else expanded(out).absolute(), list[RecordBatch]()
-    with _call():
+    with api_call():
         rank_command.rank(target, overrides, options=options, output=output, write=batches.append, progress=progress)
         return table_of(batches) if output is None else output
 
@@ -232,17 +248,3 @@ def rank(
 def _path(value: Any) -> Any:
     """Text is a path; anything else stays as it is."""
     return expanded(value).absolute() if isinstance(value, str | Path) else value
-
-
-@contextmanager
-def _call() -> Iterator[None]:
-    """Around the work of a call: what it changes in the process is restored, and a fault of the disk is raised as DiskError."""
-    with _ONE_AT_A_TIME, restored(), disconnected():
-        quieten_call()
-        try:
-            yield
-        except Exception as fault:
-            disk = as_disk_error(fault)
-            if disk is None or disk is fault:
-                raise
-            raise disk from fault

@@ -198,15 +198,20 @@ def _export_rows(parsed: argparse.Namespace) -> int:
 
 
 def _rank(parsed: argparse.Namespace) -> int:
-    from rec_dist.commands.rank import RankOptions, rank
+    from rec_dist.commands.rank import rank
+    from rec_dist.commands.rank_request import RankOptions
     from rec_dist.data.artifacts.recommendations import write_lines
 
-    files = {name: getattr(parsed, name) for name in ("histories", "allow", "deny", "candidates")}
+    files = {name: getattr(parsed, name) for name in ("histories", "allow", "deny", "candidates", "items")}
     options = RankOptions(
         split=parsed.split,
         top_k=parsed.top_k,
         exclude_seen=parsed.exclude_seen,
         max_catalogue=parsed.max_catalogue,
+        search=parsed.search,
+        score=parsed.score,
+        beam=parsed.beam,
+        max_rows=parsed.max_rows,
         **{name: None if file is None else _local(file, f"--{name}") for name, file in files.items()},
     )
     output = None if parsed.out is None else _local(parsed.out, "--out").absolute()

@@ -91,8 +91,15 @@ def _add_rank(command: argparse.ArgumentParser) -> None:
     add("--allow", metavar="FILE", help="recommend only these items, one a line")
     add("--deny", metavar="FILE", help="never recommend these items, one a line")
     add("--candidates", metavar="FILE", help="rank these: .jsonl, .csv or .parquet with user_id and candidates")
+    add("--items", metavar="FILE", help="new items that a language model ranks too: item_id and title")
     meaning = "the most items that a language model scores for each user without --candidates (5000)"
     add("--max-catalogue", type=int, default=5000, metavar="N", help=meaning)
+    meaning = "language models: score every title (all, default), or search the titles for the exact list, or with a beam"
+    add("--search", choices=("all", "exact", "beam"), default="all", help=meaning)
+    meaning = "language models: log-probabilities over the vocabulary, or over what titles go on with; default: as evaluate"
+    add("--score", choices=("raw", "trie"), help=meaning)
+    add("--beam", type=int, metavar="N", help="--search: nodes of the trie of titles that a step of the beam keeps (20)")
+    add("--max-rows", type=int, metavar="N", help="--search: stop a user's search after so many rows of the model")
 
 
 def parse(arguments: Sequence[str] | None, version: str) -> argparse.Namespace:

@@ -1,12 +1,13 @@
 """What `rec-dist rank` ranks with: the model of a finished run, a base model, or popularity, and its data set."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rec_dist.commands.dtype import difference, saved_dtype, settle_dtype
 from rec_dist.commands.evaluate import finished_run
@@ -19,22 +20,41 @@ from rec_dist.evaluation.baselines import CandidateScorer, PopularityScorer
 from rec_dist.launch.workers import local_device
 from rec_dist.methods.registry import method_of
 from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.files import fingerprint
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RankedModel:
-    """scorer(): loads the model and gives its scorer. identity: tells it and its data from others.
+    """scorer_on: loads the model and gives its scorer on a data set. identity: tells the model and its data from others.
 
-    slow: whether a score takes milliseconds, as a language model's does. hang_seconds: cluster.hang_seconds.
+    slow: whether a score takes milliseconds, as a language model's does. reads_titles: whether an item's title is all that the
+    model must know of it. hang_seconds: cluster.hang_seconds.
     """
 
     data: PreparedData
-    scorer: Callable[[], AbstractContextManager[CandidateScorer]]
+    scorer_on: Callable[[PreparedData], AbstractContextManager[CandidateScorer]]
     identity: dict[str, Any]
     slow: bool
+    reads_titles: bool
     hang_seconds: float
+
+    def scorer(self) -> AbstractContextManager[CandidateScorer]:
+        """The scorer on `data`."""
+        return self.scorer_on(self.data)
+
+    def with_items(self, ids: Sequence[str], titles: Sequence[str]) -> "RankedModel":
+        """The same model, with new items behind those of its data set. It reads titles."""
+        assert self.reads_titles
+        data = replace(
+            self.data,
+            titles=[*self.data.titles, *titles],
+            raw_items=[*self.data.raw_items, *ids],
+            categories=[*self.data.categories, *([] for _ in ids)],
+            train_counts=np.concatenate([self.data.train_counts, np.zeros(len(ids), dtype=np.int64)]),
+        )
+        return replace(self, data=data, identity={**self.identity, "new_items": fingerprint([[*ids], [*titles]])})
 
 
 def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
@@ -47,7 +67,8 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     if config.evaluate.ranker == "popularity":
         data = open_data(config.data)
         of_popularity = {"model": "popularity", "data": data.manifest.fingerprint}
-        return RankedModel(data, lambda: nullcontext(PopularityScorer(data.train_counts)), of_popularity, False, hang)
+        popularity = lambda data: nullcontext(PopularityScorer(data.train_counts))
+        return RankedModel(data, popularity, of_popularity, slow=False, reads_titles=False, hang_seconds=hang)
     method = method_of(config)
     initial = method.ranker.weights(config, saved)
     config, lines = settle_dtype(config, None if saved is None else saved_dtype(saved.parent))
@@ -65,7 +86,9 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     # Packing changes the last bits of scores, and so does the number of threads; the former alone is in our hands.
     identity["max_tokens_per_micro_batch"] = config.train.max_tokens_per_micro_batch if slow else None
     device = local_device(config.cluster.model_copy(update={"num_workers": "auto"}))  # this process alone, whatever trained
-    return RankedModel(data, partial(method.ranker.scoring, config, data, initial, saved, device), identity, slow, hang)
+    scorer_on = lambda data: method.ranker.scoring(config, data, initial, saved, device)
+    reads_titles = slow and method.ranker.language_model
+    return RankedModel(data, scorer_on, identity, slow, reads_titles=reads_titles, hang_seconds=hang)
 
 
 def _configuration(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, Path | None]:

@@ -31,6 +31,18 @@ class PartsScorer(CandidateScorer, Protocol):
         ...
 
 
+@runtime_checkable
+class MemberScorer(CandidateScorer, Protocol):
+    """A scorer whose score is the sum of what its members add. members: their names."""
+
+    @property
+    def members(self) -> Sequence[str]: ...
+
+    def score_members(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+        """What each member adds, in the order of `members`; together they are score()."""
+        ...
+
+
 class PopularityScorer:
     """Scores an item by its positives in the training part, the same for every history.
 

@@ -42,13 +42,14 @@ def attention_masks(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Tens
     bool for SDPA; additive in `dtype` for eager attention, which adds its mask to the scores.
     """
 
-    def make(window: int | None) -> Tensor:
-        mask = visible(batch, window=window)
-        if config._attn_implementation == "eager":
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-        return mask[None, None]
+    return for_layers(config, lambda window: dense_mask(visible(batch, window=window), config, dtype))
 
-    return for_layers(config, make)
+
+def dense_mask(seen: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
+    """seen (rows, columns) bool -> (1, 1, rows, columns) as the attention that `config` names takes it."""
+    if config._attn_implementation == "eager":
+        seen = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return seen[None, None]
 
 
 def for_layers(config: Any, make: Callable[[int | None], Mask]) -> Mask | dict[str, Mask]:

@@ -23,7 +23,7 @@ def best_of(items: I32, scores: npt.NDArray[np.floating], k: int) -> Best:
 
     Raises NotFiniteError for a score that is no number.
     """
-    _check(scores)
+    check_numbers(scores)
     order = np.lexsort((items, -scores.astype(np.float64)))[:k]
     return items[order], scores[order].astype(np.float64)
 
@@ -46,7 +46,7 @@ def best_of_pool(pool: I32, scores: Floats, left_out: Sequence[I64], k: int) -> 
         values, places = found.values.numpy(), found.indices.numpy()
         unclear = (values[:, k - 1] == values[:, k]) | np.isneginf(values[:, k - 1])
         values, places = values[:, :k], places[:, :k]
-    _check(values)  # torch ranks NaN above every number
+    check_numbers(values)  # torch ranks NaN above every number
     by_place = np.argsort(places, axis=1)
     places, values = np.take_along_axis(places, by_place, axis=1), np.take_along_axis(values, by_place, axis=1)
     by_score = np.argsort(-values, axis=1, kind="stable")
@@ -59,6 +59,7 @@ def best_of_pool(pool: I32, scores: Floats, left_out: Sequence[I64], k: int) -> 
     return best
 
 
-def _check(scores: npt.NDArray[np.floating]) -> None:
+def check_numbers(scores: npt.NDArray[np.floating]) -> None:
+    """Raises NotFiniteError for a score that is no number."""
     if np.isnan(scores).any():
         raise NotFiniteError("the model gives a score that is no number (NaN); train it again with a lower optimizer.lr")

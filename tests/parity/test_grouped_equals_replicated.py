@@ -23,6 +23,7 @@ from rec_dist.models.attention import visible
 from rec_dist.models.language import load_language_model
 from rec_dist.models.per_prompt import PER_PROMPT, prompt_masks
 from rec_dist.models.scorer import Scorer, check_branching
+from rec_dist.models.token_tree import TokenTree
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 
 VOCAB = 61
@@ -326,3 +327,46 @@ def test_a_model_that_generates_keeps_its_own_mask(folder_of: Callable[[str], Pa
         with torch.no_grad():
             outputs.append(model(input_ids=prompt, attention_mask=mask).logits[mask.bool()])
     assert float((outputs[0] - outputs[1]).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize("name", ALL)
+def test_states_of_a_token_tree_are_those_of_plain_transformers(
+    name: str, attention: str, folder_of: Callable[[str], Path]
+) -> None:
+    """Passes of one and of many rows, branches old and new; every earlier row is seen again, much later."""
+    rng = np.random.default_rng(5)
+    prompt = rng.integers(0, VOCAB, 11)
+    base = load_language_model(folder_of(name), dtype=torch.float32, attention=attention).eval()
+    oracle = oracle_of(folder_of(name))
+    paths, expected, found = [[]], [], []  # of each row from the prompt's last on
+    with torch.no_grad():
+        tree = TokenTree(base, prompt)
+        expected.append(oracle.base_model(input_ids=torch.from_numpy(prompt)[None]).last_hidden_state[0, -1])
+        found.append(tree.last_hidden[0])
+        for size in (1, 7, 3, 12):
+            tokens, parents = rng.integers(0, VOCAB, size), []
+            for token in tokens.tolist():
+                parents.append(int(rng.integers(len(paths))))
+                paths.append([*paths[parents[-1]], token])
+            found += list(tree.run(tokens, [len(prompt) - 1 + parent for parent in parents]))
+        assert len(tree) == len(prompt) + 23
+        for path in paths[1:]:
+            whole = torch.from_numpy(np.concatenate([prompt, path]).astype(np.int64))[None]
+            expected.append(oracle.base_model(input_ids=whole).last_hidden_state[0, -1])
+    assert max(len(path) for path in paths) > 4
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_tree_in_bfloat16_pads_its_rows(folder_of: Callable[[str], Path]) -> None:
+    """Rows of padding change nothing and are not kept."""
+    prompt, tokens = np.arange(11), np.asarray([3, 9, 5])
+    states = []
+    for dtype in (torch.float32, torch.bfloat16):
+        base = load_language_model(folder_of("llama-tied"), dtype=dtype).eval()
+        with torch.no_grad():
+            tree = TokenTree(base, prompt)
+            first = tree.run(tokens, [10, 11, 10])
+            states.append(torch.cat([first, tree.run(tokens, [12, 14, 13])]).float())
+        assert len(tree) == 17
+    assert (states[0] - states[1]).norm() <= 0.05 * states[0].norm()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import chaos, checkpoint, gpu_suite, loader, peers, prepare, results, resume, startup
+from benchmarks import catalogue_search, chaos, checkpoint, gpu_suite, loader, peers, prepare, results, resume, startup
 from benchmarks.peer_methods import END, TIMELINE, TINY, Shape, build, build_model, make_case, timeline
 from benchmarks.peer_targets import Point, Verdict, ratio, rho, verdicts
 
@@ -318,3 +318,18 @@ def test_a_comparison_goes_on_only_with_what_was_measured_the_same_way(
     results.write(out, whole)
     peers.main(words)  # nothing is left to measure
     assert "d/b over rho, P=20 K=3" in capsys.readouterr().out
+
+
+def test_a_search_is_measured_against_scoring_every_title(tiny_config: Any, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(tiny_config(tmp_path / "run")), encoding="utf-8")
+    rows = catalogue_search.measure(str(config), (), ["raw", "trie"], 3, 1)
+    assert [(row["score"], row["way"]) for row in rows] == [
+        (score, way) for score in ("raw", "trie") for way in ("all", "exact", "beam 10", "beam 50")
+    ]
+    for whole, exact, *beams in (rows[:4], rows[4:]):
+        assert len(whole["seconds"]) == 1 and len(exact["seconds"]) == 3 and exact["certified"] == 1.0
+        assert max(exact["rows"]) <= whole["rows"][0]
+        assert all(0 <= beam["lost"] <= beam["users_hit"] <= 1 for beam in beams)
+    table = catalogue_search.report({**results.facts("command"), "rows": rows})
+    assert "beam 50" in table and "users hit" in table

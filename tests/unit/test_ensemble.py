@@ -10,6 +10,7 @@ from small_recommenders import config as small_config
 
 import rec_dist
 from rec_dist.commands.verify import verify
+from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.errors import UserError
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.ensemble.method import learn
@@ -148,6 +149,21 @@ def test_a_run_ranks_by_the_weighted_sum_and_tells_the_share_of_each_member(memb
     smaller = rec_dist.train(_ensemble(folder, {"sasrec": runs["sasrec"]}, name="smaller"))
     drop = metrics["ndcg@10"]["value"] - rec_dist.evaluate(smaller, ["evaluate.num_candidates=all"])["ndcg@10"]["value"]
     assert row["shares"]["neighbours"]["ndcg@10"]["value"] == pytest.approx(drop, abs=0.02)
+
+
+def test_a_ranking_says_what_each_member_adds(members):
+    folder, runs = members
+    run = rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(folder / "explained")}})
+    names = open_data(run.config.data).raw_items
+    history = {"u": names[:3], "nobody": []}
+    candidates = dict.fromkeys(history, names[4:9])
+    for table in (rec_dist.rank(run, history, top_k=4), rec_dist.rank(run, history, top_k=4, candidates=candidates)):
+        columns = ["score_neighbours", "score_sasrec", "score_popularity", "score_seen", "score_last_item"]
+        assert table.schema.names[6:] == columns
+        for row in table.to_pylist():
+            parts = [row[name] for name in columns]
+            assert parts == [None] * 5 if row["fallback"] else sum(parts) == pytest.approx(row["score"], abs=1e-9)
+        assert {row["user_id"] for row in table.to_pylist() if row["fallback"]} == {"nobody"}
 
 
 def test_an_ensemble_keeps_its_members(members, tmp_path: Path):

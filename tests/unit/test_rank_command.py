@@ -184,6 +184,29 @@ def test_candidates_of_users(run: Path, tmp_path: Path, name: str, capsys: pytes
     assert "WARNING: 2 users have no item left to recommend" in lines
 
 
+@pytest.mark.parametrize("name", ["recs.jsonl", "recs.parquet", "recs.arrow", "recs.csv"])
+def test_a_ranking_is_a_file_of_candidates(run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One item a row, with the rows of a user one below another."""
+    whole, path = ranked(run, "--top-k", 3, capsys=capsys), tmp_path / name
+    if path.suffix == ".csv":
+        lines = ["rank,item_id,user_id", *(f"{row['rank']},{row['item_id']},{row['user_id']}" for row in reversed(whole))]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        ranked(run, "--top-k", 3, "--out", path, capsys=capsys)
+    found = lists_of(ranked(run, "--candidates", path, "--top-k", 5, capsys=capsys))
+    assert found == lists_of(whole) and max(len(items) for items in found.values()) == 3
+
+
+def test_a_user_twice_or_an_item_missing_in_such_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("user_id,item_id\n001,00\n000,00\n001,10\n", encoding="utf-8")
+    refused(run, "--candidates", path, says=("c.csv:4", "'001'", "twice"), folder=tmp_path, capsys=capsys)
+    path.write_text("user_id,item_id\n001,00\n001,\n", encoding="utf-8")
+    refused(run, "--candidates", path, says=("c.csv:3", "item_id", "is empty"), folder=tmp_path, capsys=capsys)
+    path.write_text("user_id,item\n001,00\n", encoding="utf-8")
+    refused(run, "--candidates", path, says=("c.csv:1", "candidates", "user_id, item"), folder=tmp_path, capsys=capsys)
+
+
 def test_popularity_ranks_by_counts_and_ties_by_item(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = open_data(load_saved(run / "config.yaml").data)
     words = ("evaluate.ranker=popularity", "--no-exclude-seen", "--top-k", CYCLE)

@@ -114,7 +114,7 @@ def test_rows_as_json_lines_hold_nothing_hostile_and_read_back_the_same() -> Non
     out = io.StringIO()
     columns = ItemColumns(["i0"], [HOSTILE])
     one, zero = np.ones(1, dtype=np.int32), np.zeros(1, dtype=np.int64)
-    batch = columns.batch([HOSTILE], zero, one, zero.astype(np.int32), np.asarray([-np.inf]), np.asarray([False]))
+    batch = columns.batch([HOSTILE], zero, one, zero.astype(np.int32), np.asarray([-np.inf]), np.asarray([False]), {})
     write_lines(batch, out)
     assert not OBEYED & set(out.getvalue().rstrip("\n")) and out.getvalue().count("\n") == 1
     row = json.loads(out.getvalue())

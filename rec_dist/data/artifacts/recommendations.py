@@ -2,13 +2,15 @@
 
 A part is an Arrow file of some neighbouring users, START-STOP.arrow, written whole or not at all. The parts in their order are
 the output. Joining them holds one row group at a time.
+
+Some rankings have columns behind those of SCHEMA, such as what a search says of itself.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO, TypeAlias
+from typing import Any, NamedTuple, TextIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,9 +45,16 @@ class ItemColumns:
         self._raw, self._titles = pa.array(raw_items, pa.string()), pa.array(titles, pa.string())
 
     def batch(
-        self, users: Sequence[str], user: I64, rank: I32, item: I32, score: F64, fallback: npt.NDArray[np.bool_]
+        self,
+        users: Sequence[str],
+        user: I64,
+        rank: I32,
+        item: I32,
+        score: F64,
+        fallback: npt.NDArray[np.bool_],
+        more: Mapping[str, npt.NDArray[Any]],
     ) -> RecordBatch:
-        """N rows: users[user[n]], rank, item, score and fallback (N,) each."""
+        """N rows: users[user[n]], rank, item, score, fallback and further columns (N,) each. A NaN in those is no value."""
         items = pa.array(item)
         columns = [
             pa.array(users, pa.string()).take(pa.array(user)),
@@ -55,7 +64,9 @@ class ItemColumns:
             pa.array(score),
             pa.array(fallback),
         ]
-        return pa.record_batch(columns, schema=SCHEMA)
+        others = {name: pa.array(values, from_pandas=True) for name, values in more.items()}
+        fields = [pa.field(name, values.type) for name, values in others.items()]
+        return pa.record_batch([*columns, *others.values()], schema=pa.schema([*SCHEMA, *fields]))
 
 
 class Part(NamedTuple):
@@ -67,8 +78,8 @@ class Part(NamedTuple):
 
 
 def write_part(folder: Path, start: int, stop: int, batches: Sequence[RecordBatch], counts: dict[str, int]) -> None:
-    """Writes a part into `folder`, with counts that describe it."""
-    schema = SCHEMA.with_metadata({_COUNTS: json.dumps(counts).encode()})
+    """Writes a part of at least one batch into `folder`, with counts that describe it."""
+    schema = batches[0].schema.with_metadata({_COUNTS: json.dumps(counts).encode()})
     with (
         atomic_path(folder / f"{start:012d}-{stop:012d}.arrow") as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
@@ -107,6 +118,11 @@ def _batches(parts: Sequence[Part]) -> Iterator[pa.RecordBatch]:
                 yield reader.get_batch(number).replace_schema_metadata(None)
 
 
+def _schema(batches: Iterator[RecordBatch]) -> pa.Schema:
+    """That of the first batch; all have the same. SCHEMA without any."""
+    return next((batch.schema for batch in batches), SCHEMA)
+
+
 def _row_groups(parts: Sequence[Part]) -> Iterator[list[RecordBatch]]:
     """The batches in groups of about _ROW_GROUP rows, which do not depend on where parts end."""
     group: list[RecordBatch] = []
@@ -124,13 +140,14 @@ def join_parts(parts: Sequence[Part], output: Path, *, joined: Callable[[Path], 
 
     joined: called with the finished file just before it gets its name.
     """
+    schema = _schema(_batches(parts))
     with atomic_path(output) as temporary:
         if output.suffix == ".parquet":
-            with pq.ParquetWriter(str(temporary), SCHEMA, compression="zstd") as writer:
+            with pq.ParquetWriter(str(temporary), schema, compression="zstd") as writer:
                 for group in _row_groups(parts):
-                    writer.write_table(pa.Table.from_batches(group, schema=SCHEMA))
+                    writer.write_table(pa.Table.from_batches(group, schema=schema))
         elif output.suffix == ".arrow":
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 for batch in _batches(parts):
                     writer.write_batch(batch)
         else:
@@ -143,10 +160,10 @@ def join_parts(parts: Sequence[Part], output: Path, *, joined: Callable[[Path], 
 def write_lines(batch: RecordBatch, file: TextIO) -> None:
     """Writes a JSON object for each row of a batch. A score that is not finite is null, since JSON has no word for it."""
     for row in batch.to_pylist():
-        row["score"] = row["score"] if np.isfinite(row["score"]) else None
-        file.write(visible_json(json.dumps(row, ensure_ascii=False, allow_nan=False)) + "\n")
+        finite = {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in row.items()}
+        file.write(visible_json(json.dumps(finite, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def table_of(batches: Sequence[RecordBatch]) -> pa.Table:
     """The batches as one Arrow table."""
-    return pa.Table.from_batches(batches, schema=SCHEMA)
+    return pa.Table.from_batches(batches, schema=_schema(iter(batches)))

@@ -56,11 +56,21 @@ class TitleTrie:
         for depth in range(1, int(lengths.max(initial=0))):
             active = active[lengths[active] > depth]
             before = offsets[active] + depth - 1
-            wanted = nodes[before] * self.vocabulary + tokens[before]
-            edges = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-            assert (self._keys[edges] == wanted).all(), "a completion is no title of the catalogue"
-            nodes[before + 1] = edges + 1
+            nodes[before + 1] = self._children(nodes[before], tokens[before])
         return nodes
+
+    def ends_of(self, tokens: I64, offsets: I64) -> I64:
+        """The node after the last token of each completion (N,). tokens, offsets: as in nodes_of, none of them empty."""
+        last = offsets[1:] - 1
+        return self._children(self.nodes_of(tokens, offsets)[last], tokens[last])
+
+    def _children(self, nodes: I64, tokens: I64) -> I64:
+        """Where each of the nodes (n,) goes on to with its token."""
+        wanted = nodes * self.vocabulary + tokens
+        edges = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        assert (self._keys[edges] == wanted).all(), "a completion is no title of the catalogue"
+        children: I64 = edges + 1
+        return children
 
     def plan(self, batch: PackedBatch, temperature: float) -> AllowedPlan:
         """What each scored token of `batch` competes with. The batch is on the host, and all of its completions are titles."""
@@ -147,13 +157,18 @@ def catalogue_packing(builder: PromptBuilder, temperature: float) -> Callable[[l
 
 
 def build_trie(builder: PromptBuilder) -> TitleTrie:
-    """The trie of all completions of `builder`: the titles of the catalogue, each with its end tokens."""
+    """The trie of all completions of `builder`."""
+    return trie_of(*completions_of(builder))
+
+
+def completions_of(builder: PromptBuilder) -> tuple[I32, I64]:
+    """The titles of the catalogue, each with its end tokens: tokens (sum,) and offsets (I+1,)."""
     titles, end = builder.titles, np.asarray(builder.pieces.end, dtype=np.int32)
     offsets = offsets_of(titles.lengths + len(end))  # (I+1,)
     tokens = np.empty(offsets[-1], dtype=np.int32)
     tokens[runs(offsets[:-1], titles.lengths)] = titles.tokens
     tokens[(offsets[1:] - len(end))[:, None] + np.arange(len(end))] = end
-    return trie_of(tokens, offsets)
+    return tokens, offsets
 
 
 def trie_of(tokens: I32, offsets: I64) -> TitleTrie:

@@ -1,8 +1,12 @@
 """Files of users with a list of item names each: histories and candidates for `rec-dist rank`. Read row by row.
 
     .jsonl    {"user_id": "u1", "history": ["101", "Heat"]}       an object a line
-    .csv      user_id,history                                     a cell holds a JSON list, or names with | between
+    .csv      user_id,history                                     a cell holds a list as JSON or Python, or names with | between
     .parquet  user_id: text or whole numbers; history: a list of them, or text as in csv
+    .arrow    as .parquet
+
+Or, where the caller allows it, one name a row, with the rows of a user one below another: what `rec-dist rank` writes. The titles
+of new items are read in the same way, one a row.
 
 The user may have any of the names in roles.py, and text files may be packed. Names stay text as it is written, so `007` is not `7`;
 whole numbers are written in decimal. Other columns are not read. Cost: about 5 us a row of 50 names.
@@ -12,7 +16,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,42 +32,89 @@ from rec_dist.data.sources.roles import user_column
 from rec_dist.data.sources.text import NoListError, parsed_list
 from rec_dist.errors import UserError
 
-LISTING_SUFFIXES = (".jsonl", ".csv", ".parquet")
+LISTING_SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow")
+_TABLES = (".parquet", ".arrow")
 _SEPARATOR = "|"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BATCH_ROWS = 1024
 
 
 class Listing(NamedTuple):
-    """A user and the names of items. row: the line of a text file, or the row of a Parquet file, from 1."""
+    """A user and the names of items. row: the line of a text file, or the row of a table, from 1."""
 
     row: int
     user: str
     names: list[str]
 
 
-def read_listings(path: Path, column: str, key: str) -> Iterator[Listing]:
+class _Layout(NamedTuple):
+    """The columns of the user (user_id: any name of it) or item, and of names. alone: whether a row holds one name, not a list."""
+
+    owner: str
+    names: str
+    alone: bool
+
+
+def read_listings(path: Path, column: str, key: str, *, single: str | None = None) -> Iterator[Listing]:
     """The rows of a file in order. column: the one that holds the names. key: the option that names the file.
 
-    Raises UserError, with file, line and column, for a file or a row that cannot be read.
+    single: a column with one name a row, read if the file has it and not `column`; rows of a user that follow one another are one
+    listing. Raises UserError, with file, line and column, for a file or a row that cannot be read.
     """
-    kind = plain_suffix(path)
-    if kind not in LISTING_SUFFIXES:
+    _check_file(path, key, "user_id", column)
+    alone = single is not None and single in (names := _columns(path)) and column not in names
+    if not alone:
+        yield from _listings(path, _Layout("user_id", column, alone=False))
+        return
+    assert single is not None
+    for user, rows in groupby(_listings(path, _Layout("user_id", single, alone=True)), key=lambda row: row.user):
+        first, *others = rows
+        yield Listing(first.row, user, [*first.names, *(name for row in others for name in row.names)])
+
+
+def read_titles(path: Path, key: str) -> Iterator[tuple[int, str, str]]:
+    """(row, item_id, title) of a file with these columns, in order. key, errors: as in read_listings."""
+    _check_file(path, key, "item_id", "title")
+    for row, item, titles in _listings(path, _Layout("item_id", "title", alone=True)):
+        yield row, item, titles[0]
+
+
+def _check_file(path: Path, key: str, *columns: str) -> None:
+    if plain_suffix(path) not in LISTING_SUFFIXES:
         raise UserError(
             f"{key} ({path}) must end in {', '.join(LISTING_SUFFIXES)} (packed: {', '.join(PACKED)} behind it), which says how it is "
             "read; rename or convert it"
         )
     if not path.is_file():
-        raise UserError(f"{key} ({path}) is no file; give one with the columns user_id and {column}")
-    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[kind]
-    for row, user, names in read(path, column):
+        raise UserError(f"{key} ({path}) is no file; give one with the columns {' and '.join(columns)}")
+
+
+def _listings(path: Path, layout: _Layout) -> Iterator[Listing]:
+    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}[plain_suffix(path)]
+    for row, user, names in read(path, layout):
         place = place_of(path, row)
-        yield Listing(row, as_user(user, f"{place}: user_id"), as_names(names, f"{place}: {column}"))
+        owner, where = as_user(user, f"{place}: {layout.owner}"), f"{place}: {layout.names}"
+        yield Listing(row, owner, [as_name(names, where)] if layout.alone else as_names(names, where))
+
+
+def _columns(path: Path) -> list[str]:
+    """The names of the columns, of an object in the first line. Empty if they cannot be read, which reading the rows then says."""
+    try:
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        if path.suffix == ".arrow":
+            with pa.memory_map(str(path)) as mapped:
+                return list(pa.ipc.open_file(mapped).schema.names)
+        with opened(path) as file:
+            line = next((line for line in io.TextIOWrapper(file, encoding="utf-8-sig") if line.strip()), "")
+        return list(json.loads(line)) if plain_suffix(path) == ".jsonl" else [name.strip() for name in next(csv.reader([line]))]
+    except (OSError, ValueError, RecursionError, TypeError, StopIteration, csv.Error, pa.ArrowInvalid):
+        return []
 
 
 def place_of(path: Path, row: int) -> str:
     """`histories.csv:3`, or `histories.parquet, row 3`."""
-    return f"{path}, row {row}" if path.suffix == ".parquet" else f"{path}:{row}"
+    return f"{path}, row {row}" if path.suffix in _TABLES else f"{path}:{row}"
 
 
 def as_name(value: Any, place: str) -> str:
@@ -97,8 +149,8 @@ def as_names(value: Any, place: str) -> list[str]:
     return [as_name(name, f"{place}[{number}]") for number, name in enumerate(value)]
 
 
-def _jsonl(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
-    user = None
+def _jsonl(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
+    owner = None
     with opened(path) as file:
         for row, line in enumerate(file, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line
@@ -109,20 +161,18 @@ def _jsonl(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
             except (ValueError, RecursionError) as fault:
                 raise UserError(f"{path}:{row} is no JSON ({' '.join(str(fault).split())}); give an object a line") from None
             if not isinstance(fields, dict):
-                raise UserError(f'{path}:{row} is no JSON object; write {{"user_id": ..., "{column}": [...]}} on each line')
-            user = user or user_column(f"{path}:{row}", list(fields))
-            yield row, fields.get(user), fields.get(column)
+                shown = f'{{"{layout.owner}": ..., "{layout.names}": {"..." if layout.alone else "[...]"}}}'
+                raise UserError(f"{path}:{row} is no JSON object; write {shown} on each line")
+            owner = owner or _owner(f"{path}:{row}", list(fields), layout)
+            yield row, fields.get(owner), fields.get(layout.names)
 
 
-def _csv(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
+def _csv(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
     try:
         with opened(path) as file:
             reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
             header = [name.strip() for name in next(reader, [])]
-            refuse_twins(f"{path}:1", header)
-            user = header.index(user_column(f"{path}:1", header))
-            _require(f"{path}:1", header, column)
-            names = header.index(column)
+            user, names = header.index(_checked_owner(f"{path}:1", header, layout)), header.index(layout.names)
             for cells in reader:
                 if not cells:
                     continue
@@ -131,7 +181,8 @@ def _csv(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
                         f"{path}:{reader.line_num} has {len(cells)} cells and the header {len(header)}; put cells with a comma "
                         "in quotes"
                     )
-                yield reader.line_num, cells[user], _cell(cells[names], f"{path}:{reader.line_num}: {column}")
+                cell, place = cells[names], f"{path}:{reader.line_num}: {layout.names}"
+                yield reader.line_num, cells[user], cell if layout.alone else _cell(cell, place)
     except csv.Error as fault:
         raise UserError(f"{path}:{reader.line_num} cannot be read as csv ({fault}); write the rows as JSON lines") from None
     except UnicodeDecodeError as fault:
@@ -151,21 +202,34 @@ def _cell(text: str, place: str) -> Any:
     return found
 
 
-def _parquet(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
-    row = 0
+def _parquet(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            refuse_twins(path, schema.names)
-            user_name = user_column(path, schema.names)
-            _require(str(path), schema.names, column)
-            read = _reader(schema.field(column).type)
-            for batch in file.iter_batches(_BATCH_ROWS, columns=[user_name, column]):
-                for user, names in zip(batch[user_name].to_pylist(), batch[column].to_pylist(), strict=True):
-                    row += 1
-                    yield row, user, read(names, f"{path}, row {row}: {column}")
+            owner = _checked_owner(str(path), file.schema_arrow.names, layout)
+            yield from _table(path, file.iter_batches(_BATCH_ROWS, columns=[owner, layout.names]), owner, layout)
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
         raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again") from None
+
+
+def _arrow(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            reader = pa.ipc.open_file(mapped)
+            owner = _checked_owner(str(path), reader.schema.names, layout)
+            whole = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            parts = (batch.slice(at, _BATCH_ROWS) for batch in whole for at in range(0, len(batch), _BATCH_ROWS))
+            yield from _table(path, parts, owner, layout)
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
+        raise UserError(f"{path} is not an Arrow file ({' '.join(str(fault).split())}); write the file again") from None
+
+
+def _table(path: Path, batches: Iterable[pa.RecordBatch], owner: str, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
+    row = 0
+    for batch in batches:
+        read = _reader(batch[layout.names].type)
+        for user, names in zip(batch[owner].to_pylist(), batch[layout.names].to_pylist(), strict=True):
+            row += 1
+            yield row, user, names if layout.alone else read(names, f"{path}, row {row}: {layout.names}")
 
 
 def _reader(kind: pa.DataType) -> Callable[[Any, str], Any]:
@@ -173,6 +237,14 @@ def _reader(kind: pa.DataType) -> Callable[[Any, str], Any]:
     return lambda names, place: _cell(names, place) if is_text and names is not None else names
 
 
-def _require(place: str, header: list[str], column: str) -> None:
-    if column not in header:
-        raise UserError(f"{place}: the column {column} is missing; its columns are {listed(header)}")
+def _checked_owner(place: str, header: list[str], layout: _Layout) -> str:
+    refuse_twins(place, header)
+    owner = _owner(place, header, layout)
+    for name in (owner, layout.names):
+        if name not in header:
+            raise UserError(f"{place}: the column {name} is missing; its columns are {listed(header)}")
+    return owner
+
+
+def _owner(place: str, header: list[str], layout: _Layout) -> str:
+    return user_column(place, header) if layout.owner == "user_id" else layout.owner

@@ -15,12 +15,13 @@ from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths
 from rec_dist.evaluation.bootstrap import bootstrap_interval, paired_difference
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
-from rec_dist.methods.ensemble.features import parts_of, terms_of
+from rec_dist.methods.ensemble.features import member_of, parts_of, terms_of
 from rec_dist.methods.ensemble.members import copied_members
 from rec_dist.methods.ensemble.rerank import spread, staged_blocks, two_stages
 from rec_dist.methods.ensemble.saved_model import DESCRIPTION, EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, ScoreStream
+from rec_dist.ranking.search import Score, Search, SearchScorer
 from rec_dist.runtime.arrays import I32, I64
 
 _CUTOFF = 10
@@ -106,7 +107,10 @@ class EnsembleRanker:
 
 
 class EnsembleScorer:
-    """Scores by the weighted sum. scorers: of the members, by name. reading: of those that score what is retrieved alone."""
+    """Implements MemberScorer, and SearchScorer if one member does: the weighted sum. scorers: of the members, by name.
+
+    reading: of those that score what is retrieved alone.
+    """
 
     def __init__(
         self,
@@ -117,19 +121,65 @@ class EnsembleScorer:
     ) -> None:
         self._learnt, self._scorers, self._counts, self._reading = learnt, scorers, data.train_counts, reading
 
+    @property
+    def members(self) -> list[str]:
+        """The members and terms."""
+        return self._learnt.owners
+
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
         """Scores as CandidateScorer.score does."""
+        members = self.score_members(histories, candidates)
+        return [sum((parts[place] for parts in members.values()), np.zeros(len(items))) for place, items in enumerate(candidates)]
+
+    def score_members(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+        """As MemberScorer.score_members: the weighted features of each member, and each term."""
+        return self._added(self._scorers, histories, candidates)
+
+    def scoring_by(self, score: Score) -> NoReturn:
+        """Raises UserError: the weights belong to the scores that the members have."""
+        raise UserError(
+            f"--score ({score}) would change a member's score, and an ensemble's weights do not fit it then; leave it out"
+        )
+
+    def search(self, history: I32, *, prior: Floats | None = None, weight: float = 1.0) -> Search:
+        """As SearchScorer.search: the one member that scores titles is searched, and what the others add is a prior.
+
+        Raises UserError if no member, or more than one, scores titles, or if that member has no weight.
+        """
+        titled = {name: scorer for name, scorer in self._scorers.items() if isinstance(scorer, SearchScorer)}
+        weights = [
+            value for name, value in zip(self._learnt.features, self._learnt.weights.tolist(), strict=True) if name in titled
+        ]
+        if self._learnt.retrieval is not None:
+            raise UserError(
+                "--search has no effect on an ensemble with task.ensemble.rerank, which reads few titles; leave it out"
+            )
+        if len(titled) != 1 or weights[0] <= 0:
+            raise UserError(
+                f"--search needs an ensemble with one member that scores titles and has a weight; {', '.join(titled) or 'none'} "
+                f"score titles here, with weights {weights}; leave --search out"
+            )
+        every = np.arange(len(self._counts), dtype=np.int32)
+        others = {name: scorer for name, scorer in self._scorers.items() if name not in titled}
+        added = sum((parts[0] for parts in self._added(others, [history], [every]).values()), np.zeros(len(every)))
+        (scorer,) = titled.values()
+        return scorer.search(history, prior=weight * added + (0 if prior is None else prior), weight=weight * weights[0])
+
+    def _added(
+        self, scorers: Mapping[str, CandidateScorer], histories: Sequence[I32], candidates: Sequence[I32]
+    ) -> dict[str, list[Floats]]:
+        """What each owner adds, 0 for members that are not among `scorers`."""
         check_lengths(histories, candidates)
         features = terms_of(self._learnt.terms, self._counts, histories, candidates)
-        for name, scorer in self._scorers.items():
+        for name, scorer in scorers.items():
             features |= parts_of(name, scorer, histories, candidates)
         if self._learnt.retrieval is not None:
             features |= self._titles(self._learnt.retrieval.places(features, histories, candidates), histories, candidates)
-        weighted = list(zip(self._learnt.features, self._learnt.weights.tolist(), strict=True))
-        return [
-            sum((weight * features[name][place] for name, weight in weighted), np.zeros(len(items)))
-            for place, items in enumerate(candidates)
-        ]
+        added = {owner: [np.zeros(len(items)) for items in candidates] for owner in self._learnt.owners}
+        for name, weight in zip(self._learnt.features, self._learnt.weights.tolist(), strict=True):
+            for total, values in zip(added[member_of(name)], features.get(name, []), strict=name in features):
+                total += weight * values
+        return added
 
     def _titles(self, places: list[I64], histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
         """The features of the members that score the candidates at `places` alone."""

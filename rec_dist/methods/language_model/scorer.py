@@ -1,11 +1,13 @@
 """A language model as a scorer of candidates in this process, a block of histories at a time. Evaluation uses workers instead.
 
 The same prompts, packing and scores as evaluation (methods/language_model/ranking.py), without DeepSpeed: the whole model is on
-one device.
+one device. The same model also searches its whole catalogue (methods/language_model/search.py).
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,12 +28,16 @@ from rec_dist.models.assemble import build_model
 from rec_dist.models.scorer import Scorer, check_scorer
 from rec_dist.models.shape import read_shape
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
-from rec_dist.runtime.arrays import I32, I64
+from rec_dist.ranking.search import Score, Search
+from rec_dist.runtime.arrays import F64, I32, I64
 from rec_dist.runtime.world import World
+
+if TYPE_CHECKING:  # it imports transformers, which takes seconds
+    from rec_dist.methods.language_model.search import CatalogueTrie
 
 
 class LanguageModelScorer:
-    """Scores an item by the log-likelihood of its title and end tokens after the history, in nats.
+    """Implements SearchScorer. Scores an item by the log-likelihood of its title and end tokens after the history, in nats.
 
     temperature: as in Objective.
 
@@ -49,15 +55,20 @@ class LanguageModelScorer:
         temperature: float | None = None,
     ) -> None:
         initial = initial.on_this_node(code=config.model.trust_remote_code)
-        self._builder = build_builder(config, initial.model, data)
+        self.builder = build_builder(config, initial.model, data)
         if saved is not None:
-            check_saved(self._builder, saved)
-        spec = model_spec(config, initial, self._builder, device, trains=False)
+            check_saved(self.builder, saved)
+        spec = model_spec(config, initial, self.builder, device, trains=False)
         self._module = Scorer(build_model(spec), no_loss, ()).to(device).eval().requires_grad_(False)
-        self._pack = pack_prompts if temperature is None else catalogue_packing(self._builder, temperature)
-        self._device, self._max_tokens = device, config.train.max_tokens_per_micro_batch
+        self._device, self._max_tokens, self._dtype = device, config.train.max_tokens_per_micro_batch, spec.dtype
         self._max_positions = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code).max_positions
+        self._set_temperature(temperature)
         check_scorer(self._module, self._logps, dtype=spec.dtype)
+
+    def _set_temperature(self, temperature: float | None) -> None:
+        self._temperature = temperature
+        self._pack = pack_prompts if temperature is None else catalogue_packing(self.builder, temperature)
+        self._catalogue: CatalogueTrie | None = None
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
         """As CandidateScorer.score. Reads the last prompt.max_history items of a history.
@@ -67,7 +78,7 @@ class LanguageModelScorer:
         check_lengths(histories, candidates)
         if not len(histories):
             return []
-        shown = self._builder.listed
+        shown = self.builder.listed
         if wrong := [len(items) for items in candidates if shown and len(items) != shown]:
             raise UserError(
                 f"prompt.num_candidates is {shown} and a user has {wrong[0]} candidates, which the prompt would list; give each "
@@ -77,7 +88,7 @@ class LanguageModelScorer:
             EvalExample(number, len(history), -1, history, items)
             for number, (history, items) in enumerate(zip(histories, candidates, strict=True))
         ]
-        prompts = EvalPrompts(self._builder, examples, self._max_tokens, self._max_positions)
+        prompts = EvalPrompts(self.builder, examples, self._max_tokens, self._max_positions)
         world = World(device=self._device)
         scores = score_prompts(self._logps, prompts, world, self._max_tokens, lambda done: None, pack=self._pack)  # (B, C)
         return [row[: len(items)].astype(np.float64) for row, items in zip(scores, candidates, strict=True)]
@@ -85,7 +96,26 @@ class LanguageModelScorer:
     @property
     def title_lengths(self) -> I64:
         """(I,): as title_lengths()."""
-        return title_lengths(self._builder)
+        return title_lengths(self.builder)
+
+    def scoring_by(self, score: Score) -> "LanguageModelScorer":
+        """As SearchScorer.scoring_by. `trie` has the temperature of the run's method, or 1."""
+        other = copy.copy(self)  # with the same module
+        other._set_temperature(None if score == "raw" else self._temperature or 1.0)
+        return other
+
+    def search(self, history: I32, *, prior: F64 | None = None, weight: float = 1.0) -> Search:
+        """As SearchScorer.search. Raises UserError for a model that cannot keep the keys and values of a tree of tokens."""
+        from rec_dist.methods.language_model.search import CatalogueTrie, check_kept, search_titles
+
+        if self.builder.listed:
+            raise UserError(
+                "prompt.candidates=listed shows candidates in the prompt, so the catalogue cannot be searched with it"
+            )
+        if self._catalogue is None:
+            check_kept(self._module, self._dtype)
+            self._catalogue = CatalogueTrie(self.builder, self._temperature)
+        return search_titles(self._module, self.builder, self._catalogue, history, prior, weight, self._max_tokens)
 
     @torch.no_grad()
     def _logps(self, batch: PackedBatch) -> Tensor:
