@@ -1,10 +1,9 @@
-"""What `rec-dist rank` ranks with: the model of a finished run, a base model, or popularity, and its data set."""
+"""What `rec-dist rank` and `rec-dist serve` rank with: the model of a finished run, a base model, or popularity, and its data set."""
 
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rec_dist.config.overrides import Overrides
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer, PopularityScorer
 from rec_dist.launch.workers import local_device
 from rec_dist.methods.registry import method_of
@@ -25,11 +25,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RankedModel:
-    """scorer(): loads the model and gives its scorer. identity: tells it and its data from others.
+    """scorer(): loads the model into this process and gives its scorer. identity: tells it and its data from others.
 
-    slow: whether a score takes milliseconds, as a language model's does.
+    slow: whether a score takes milliseconds, as a language model's does. config: settled, without model.dtype=auto. saved: as in
+    Ranker.weights. members: the names of an ensemble's members.
     """
 
+    config: RunConfig
+    saved: Path | None
+    members: list[str]
     data: PreparedData
     scorer: Callable[[], AbstractContextManager[CandidateScorer]]
     identity: dict[str, Any]
@@ -45,7 +49,8 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     if config.evaluate.ranker == "popularity":
         data = open_data(config.data)
         of_popularity = {"model": "popularity", "data": data.manifest.fingerprint}
-        return RankedModel(data, lambda: nullcontext(PopularityScorer(data.train_counts)), of_popularity, slow=False)
+        popularity = lambda: nullcontext(PopularityScorer(data.train_counts))
+        return RankedModel(config, None, [], data, popularity, of_popularity, slow=False)
     method = method_of(config)
     initial = method.ranker.weights(config, saved)
     config, lines = settle_dtype(config, None if saved is None else saved_dtype(saved.parent))
@@ -61,8 +66,25 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
         identity |= {"prompt": config.prompt.model_dump(), "dtype": config.model.dtype}
     # Packing changes the last bits of scores, and so does the number of threads; the former alone is in our hands.
     identity["max_tokens_per_micro_batch"] = config.train.max_tokens_per_micro_batch if slow else None
-    device = local_device(config.cluster.model_copy(update={"num_workers": "auto"}))  # this process alone, whatever trained
-    return RankedModel(data, partial(method.ranker.scoring, config, data, initial, saved, device), identity, slow)
+    alone = config.cluster.model_copy(update={"num_workers": "auto"})  # this process alone, whatever trained
+    scorer = lambda: method.ranker.scoring(config, data, initial, saved, local_device(alone))
+    return RankedModel(config, saved, [name for name, _ in initial.members], data, scorer, identity, slow)
+
+
+def scorer_of(
+    config: RunConfig, data: PreparedData, saved: Path | None, device: str, wanted: dict[str, str | None]
+) -> AbstractContextManager[CandidateScorer]:
+    """The scorer of RankedModel.config and .saved in another process. wanted: identity["model"], as it was settled.
+
+    Raises UserError if other files lie there by now.
+    """
+    if config.evaluate.ranker == "popularity":
+        return nullcontext(PopularityScorer(data.train_counts))
+    ranker = method_of(config).ranker
+    initial = ranker.weights(config, saved)
+    if initial.fingerprints() != wanted:
+        raise UserError(f"{initial.model} was written again meanwhile; run the same command again")
+    return ranker.scoring(config, data, initial, saved, device)
 
 
 def _configuration(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, Path | None]:

@@ -31,6 +31,15 @@ class PartsScorer(CandidateScorer, Protocol):
         ...
 
 
+@runtime_checkable
+class MembersScorer(CandidateScorer, Protocol):
+    """A scorer whose score is the sum of what several members give."""
+
+    def score_members(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+        """As score(), for each member by its name. The sum over the members is the score."""
+        ...
+
+
 class PopularityScorer:
     """Scores an item by its positives in the training part, the same for every history.
 

@@ -15,7 +15,7 @@ from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths
 from rec_dist.evaluation.bootstrap import paired_difference
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
-from rec_dist.methods.ensemble.features import parts_of, terms_of
+from rec_dist.methods.ensemble.features import member_of, parts_of, terms_of
 from rec_dist.methods.ensemble.members import copied_members, feature_blocks
 from rec_dist.methods.ensemble.saved_model import DESCRIPTION, EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
@@ -93,22 +93,32 @@ class EnsembleRanker:
 
 
 class EnsembleScorer:
-    """Scores by the weighted sum. scorers: of the members, by name."""
+    """Implements MembersScorer by the weighted sum. scorers: of the members, by name."""
 
     def __init__(self, learnt: EnsembleWeights, scorers: Mapping[str, CandidateScorer], data: PreparedData) -> None:
         self._learnt, self._scorers, self._counts = learnt, scorers, data.train_counts
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
         """Scores as CandidateScorer.score does."""
+        weighted = self._weighted(histories, candidates)
+        return [sum((values[place] for _, values in weighted), np.zeros(len(items))) for place, items in enumerate(candidates)]
+
+    def score_members(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
+        """As MembersScorer.score_members: what each member and each term adds, with its weight."""
+        shares: dict[str, list[Floats]] = {}
+        for name, values in self._weighted(histories, candidates):
+            before = shares.get(member_of(name))
+            shares[member_of(name)] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
+        return shares
+
+    def _weighted(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[tuple[str, list[Floats]]]:
+        """Each feature by its name, times its weight."""
         check_lengths(histories, candidates)
         features = terms_of(self._learnt.terms, self._counts, histories, candidates)
         for name, scorer in self._scorers.items():
             features |= parts_of(name, scorer, histories, candidates)
-        weighted = list(zip(self._learnt.features, self._learnt.weights.tolist(), strict=True))
-        return [
-            sum((weight * features[name][place] for name, weight in weighted), np.zeros(len(items)))
-            for place, items in enumerate(candidates)
-        ]
+        weights = zip(self._learnt.features, self._learnt.weights.tolist(), strict=True)
+        return [(name, [weight * values for values in features[name]]) for name, weight in weights]
 
 
 def _ranks(variants: np.ndarray[Any, Any], example: EvalExample) -> np.ndarray[Any, Any]:
