@@ -57,30 +57,37 @@ def serve(target: Path, overrides: Overrides, options: ServeOptions) -> int:
     target: a finished run directory, or a configuration for its base model (evaluate.ranker=popularity: for that order).
     Raises UserError, before a model is loaded, for an option that cannot be used and for a run that is not finished.
     """
+    with running(target, overrides, options) as server, _signals() as stop:
+        shown = f"[{options.host}]" if ":" in options.host else options.host
+        logger.info(f"serving {target} at http://{shown}:{server.port}/ (Ctrl-C ends it)")
+        while not stop.wait(0.5):
+            if not server.alive:
+                raise RuntimeError("the server ended by itself")
+        logger.info("stopping: requests that have begun are answered first")
+        server.stop()
+    return 0
+
+
+@contextmanager
+def running(target: Path, overrides: Overrides, options: ServeOptions) -> Iterator[Server]:
+    """Inside, the server answers. Arguments and errors as in serve()."""
     token = read_token(options.token_file)
     _check(options)
     with closing(bound(options.host, options.port)) as at, disconnected():
-        metrics, limits = Metrics(), Limits(options.queue, options.deadline_seconds)
-        watched = target if target.is_dir() else None
-        seen = None if watched is None else stamp(watched)
-        load = partial(_load, target, overrides, limits, metrics.retries.inc)
-        switch = Switch(load(), load, limits, metrics, run=watched if seen is not None else None, seen=seen)
         local = is_local(at.getsockname()[0])
-        server = Server(
-            build_app(switch, Access(token, local), metrics), at, drain_seconds=limits.deadline_seconds + _DRAIN_SECONDS
-        )
-        with _signals() as stop:
-            server.start()
-            if not local and token is None:
-                logger.warning(f"anybody who reaches {options.host} may ask, also for users' lists; set {TOKEN_VARIABLE}")
-            shown = f"[{options.host}]" if ":" in options.host else options.host
-            logger.info(f"serving {target} at http://{shown}:{server.port}/ (Ctrl-C ends it)")
-            while not stop.wait(0.5):
-                if not server.alive:
-                    raise RuntimeError("the server ended by itself")
-            logger.info("stopping: requests that have begun are answered first")
+        if not local and token is None:
+            logger.warning(f"anybody who reaches {options.host} may ask, also for users' lists; set {TOKEN_VARIABLE}")
+        metrics, limits = Metrics(), Limits(options.queue, options.deadline_seconds)
+        seen = stamp(target)  # None where there is nothing to watch
+        load = partial(_load, target, overrides, limits, metrics.retries.inc)
+        switch = Switch(load(), load, limits, metrics, run=None if seen is None else target, seen=seen)
+        app = build_app(switch, Access(token, local), metrics)
+        server = Server(app, at, drain_seconds=limits.deadline_seconds + _DRAIN_SECONDS)
+        server.start()
+        try:
+            yield server
+        finally:
             server.stop()
-    return 0
 
 
 def read_token(path: Path | None) -> str | None:
