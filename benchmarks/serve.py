@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def kill_row(port: int, process: psutil.Process, bodies: Sequence[bytes], given:
     answers = load(port, bodies, KILL_CLIENTS, seconds=2.0 + 6 * given.seconds, most=10 * given.requests)
     thread.join()
     done = sorted(answers.done)
-    gaps = [later - sooner for sooner, later in zip(done, done[1:], strict=False) if later >= killed[0]]
+    gaps = [later - sooner for sooner, later in pairwise(done) if later >= killed[0]]
     return {"requests": len(done), "failed": answers.failed, "recovery": max(gaps, default=float("nan"))}
 
 

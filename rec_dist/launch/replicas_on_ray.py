@@ -88,6 +88,7 @@ class RayReplicas:
             graceful_shutdown_timeout_s=deadline_seconds,
             graceful_shutdown_wait_loop_s=0.1,
             ray_actor_options=actor,
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
         device = "cuda:0" if size.use_gpu else "cpu"
         logger.info(f"starting {size}")

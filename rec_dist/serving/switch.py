@@ -8,9 +8,10 @@ is answered. A run that cannot be loaded changes nothing but the log. Cost: for 
 import asyncio
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rec_dist.errors import UserError
 from rec_dist.serving.batcher import Batcher, Limits
@@ -70,7 +71,7 @@ class Switch:
         await self.now.batcher.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawn(self, work: "asyncio._CoroutineLike[None]", name: str = "watch") -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str = "watch") -> None:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
