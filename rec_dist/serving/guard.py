@@ -10,6 +10,7 @@ import ipaddress
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_BYTES = 1 << 20  # of a body: 100,000 ids of 8 characters
+_DRAINED_BYTES = 8 * MOST_BYTES
 _BODY_SECONDS = 30.0  # for each part of a body
 _PROTECTED = ("/v1/", "/metrics")
 _HEADERS = [
@@ -67,6 +69,8 @@ class Guard:
         try:
             refusal = self._refusal(scope)
             if refusal is not None:
+                if refusal[0] == 413:
+                    await _drained(receive)
                 await _refuse(sent, *refusal)
             else:
                 await self._app(scope, _limited(receive), sent)
@@ -132,7 +136,21 @@ def _limited(receive: Receive) -> Receive:
         if message["type"] == "http.request":
             size, more = size + len(message.get("body", b"")), bool(message.get("more_body", False))
             if size > MOST_BYTES:
+                if more:
+                    await _drained(receive)
                 raise HTTPException(413, _TOO_LARGE)
         return message
 
     return limited
+
+
+async def _drained(receive: Receive) -> None:
+    """Reads on for a while: a client whose connection is closed while it sends does not see the answer."""
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_BODY_SECONDS):
+            while size < _DRAINED_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
