@@ -63,7 +63,7 @@ def questions(run: Path) -> dict[str, list[bytes]]:
     bodies: dict[str, list[bytes]] = {str(CANDIDATES): [], "catalogue": []}
     for history in block.histories:
         names = [data.raw_items[item] for item in history.tolist()]
-        drawn = [data.raw_items[item] for item in rng.choice(data.num_items, CANDIDATES, replace=False).tolist()]
+        drawn = [data.raw_items[item] for item in rng.permutation(data.num_items)[:CANDIDATES].tolist()]
         bodies[str(CANDIDATES)].append(json.dumps({"history": names, "candidates": drawn, "exclude_seen": False}).encode())
         bodies["catalogue"].append(json.dumps({"history": names}).encode())
     return bodies

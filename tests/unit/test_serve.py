@@ -12,6 +12,7 @@ from finished_runs import CYCLE, finished_run, items_of, raw_item, title
 from http_clients import Client, assert_same_list, ranked_pairs, serving
 
 import rec_dist
+from benchmarks import serve as benchmark
 from rec_dist.serving.guard import MOST_BYTES
 
 TOKEN = "a-token-of-23-letters-x"
@@ -195,3 +196,12 @@ def test_popularity_without_a_run(run: Path, tmp_path: Path) -> None:
     with serving(run / "config.yaml", "evaluate.ranker=popularity", f"train.run_dir={tmp_path / 'none'}") as client:
         reply = client.post("/v1/rank", {"history": ["03"], "top_k": CYCLE})
         assert [item for item, _ in ranked_pairs(reply)] == [item for item, _ in ranked(run, [], top_k=CYCLE) if item != "03"]
+
+
+def test_the_benchmark_counts_answers_and_failures(run: Path, client: Client) -> None:
+    bodies = benchmark.questions(run)
+    before = benchmark.fill(client.port)
+    answers = benchmark.load(client.port, bodies["catalogue"], 3, seconds=60.0, most=25)
+    assert (len(answers.seconds), len(answers.done), answers.failed) == (25, 25, 0)
+    assert benchmark.fill(client.port)[0] - before[0] == 25
+    assert benchmark.load(client.port, [b"{}"], 2, seconds=60.0, most=5).failed == 5
