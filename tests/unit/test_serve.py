@@ -107,7 +107,6 @@ def test_without_a_known_item_the_order_is_that_of_popularity(run: Path, client:
         ("rank", {"history": "03"}, ["history"]),
         ("rank", {"history": ["03", 1.5]}, ["history[1]", "whole number"]),
         ("rank", {"history": ["03", True]}, ["history[1]", "whole number"]),
-        ("rank", {"history": ["03", ""]}, ["history[1]", "empty"]),
         ("rank", {"user_id": "nobody"}, ["user_id", "'nobody'"]),
         ("rank", {"user_id": "\ud800"}, ["user_id", "half a character"]),
         ("rank", {"history": ["03"], "top_k": 0}, ["top_k", "1"]),
