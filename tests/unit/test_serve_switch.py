@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from finished_runs import CYCLE, finished_run, raw_item
 from http_clients import Client, assert_same_list, ranked_pairs, serving
 
@@ -87,6 +88,7 @@ def test_a_link_to_another_run_is_taken_up_without_a_failed_request(tmp_path: Pa
         assert 'models_total{outcome="taken"} 1.0' in client.get("/metrics").body
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finished_again_goes_on(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "one")
     with serving(run) as client:
