@@ -93,9 +93,9 @@ class RayReplicas:
         device = "cuda:0" if size.use_gpu else "cpu"
         logger.info(f"starting {size}")
         self._handle: Any = serve.run(deployment.bind(load, device), name=self._name, route_prefix=None)
-        if fault := self._handle.fault.remote().result():
+        if refused := self._handle.fault.remote().result():
             self.close()
-            raise UserError(fault)
+            raise UserError(refused)
 
     async def answer(self, queries: list[Query]) -> list[Answer | Refusal]:
         """As Replicas.answer."""

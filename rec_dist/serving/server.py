@@ -27,7 +27,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         bound.bind(address)
         if port:
-            _refuse_listener(address[0], port, family)
+            _refuse_listener(str(address[0]), port, family)
     except OSError as fault:
         bound.close()
         why = "is in use" if fault.errno == errno.EADDRINUSE else f"cannot be used ({os.strerror(fault.errno or 0)})"
