@@ -31,7 +31,7 @@ COPY rec_dist ./rec_dist
 COPY kernels ./kernels
 COPY launchers ./launchers
 COPY configs ./configs
-RUN pip install -c constraints.txt '.[gguf]'
+RUN pip install -c constraints.txt '.[gguf,serve]'
 VOLUME ["/cache"]
 ENTRYPOINT ["rec-dist"]
 CMD ["--help"]
