@@ -21,6 +21,7 @@ from worker_processes import free_port
 
 import rec_dist
 from rec_dist.config.schema import DataConfig
+from rec_dist.data.prepare.prepare import prepare
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,9 +52,9 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines.append(f'u{user},{item},{step},"{title(item).replace(chr(34), chr(34) * 2)}"')
     (folder / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     source = str(folder / "rows.csv")
-    data = DataConfig(source=source, path=str(folder / "data"), split="leave_one_out", min_user_interactions=1).model_dump()
-    common: dict[str, Any] = {"data": data, "cluster": {"launcher": "local"}}
-    rec_dist.prepare(common)
+    data = DataConfig(source=source, path=str(folder / "data"), split="leave_one_out", min_user_interactions=1)
+    prepare(data)
+    common: dict[str, Any] = {"data": data.model_dump(), "cluster": {"launcher": "local"}}
     sequential = {"width": 16, "num_heads": 2, "dropout": 0.0, "max_length": 8}
     tasks: dict[str, Any] = {
         "sasrec": {"kind": "sequential", "sequential": sequential},
