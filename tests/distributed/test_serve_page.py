@@ -31,7 +31,7 @@ pytestmark = [
     ),
 ]
 MARKUP = "<img src=x onerror=\"document.title='owned'\">"
-FIRST = ("The", "A", "Beyond the", "Return to the", "Last", "Silver")
+FIRST = ("The", "An Old", "Beyond the", "Return to the", "Last", "Silver")
 SECOND = ("Harbour", "Orchard", "Signal", "Lighthouse", "Expedition", "Garden")
 ENTER = "\ue007"
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
@@ -43,12 +43,12 @@ def title(item: int) -> str:
 
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ensemble on a made-up catalogue, in which item i is mostly followed by item i + 1."""
+    """An ensemble on a made-up catalogue: a user takes every first, fifth or seventh item, which two items tell, and one does not."""
     folder = tmp_path_factory.mktemp("ensemble")
     lines = ["user,item,timestamp,title"]
-    for user in range(72):
+    for user in range(108):
         for step in range(9):
-            item = (user * 5 + step) % 36
+            item = (user * 11 + step * (1, 5, 7)[user % 3]) % 36
             lines.append(f'u{user},{item},{step},"{title(item).replace(chr(34), chr(34) * 2)}"')
     (folder / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     source = str(folder / "rows.csv")
@@ -62,8 +62,9 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     members = {}
     for name, task in tasks.items():
-        train = {"run_dir": str(folder / name), "global_batch_size": 16, "max_tokens_per_micro_batch": 256, "epochs": 8}
-        members[name] = str(rec_dist.train({**common, "task": task, "train": train}).path)
+        train = {"run_dir": str(folder / name), "global_batch_size": 16, "max_tokens_per_micro_batch": 256, "epochs": 40}
+        optimizer = {"lr": 1e-2, "schedule": "constant"}
+        members[name] = str(rec_dist.train({**common, "task": task, "train": train, "optimizer": optimizer}).path)
     task = {"kind": "ensemble", "ensemble": {"members": members}}
     return rec_dist.train({**common, "task": task, "train": {"run_dir": str(folder / "ensemble")}}).path
 
