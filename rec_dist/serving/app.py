@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from rec_dist import __version__
 from rec_dist.data.sources.listings import as_names, as_user
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import Floats
@@ -68,7 +67,7 @@ def build_app(switch: Switch, access: Access, metrics: Metrics) -> Guard:
         await switch.close()
 
     routes = Routes(switch, metrics)
-    app = FastAPI(title="rec-dist", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="rec-dist", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     for path, route, methods in (
         ("/v1/rank", routes.rank, ["POST"]),
         ("/v1/score", routes.score, ["POST"]),

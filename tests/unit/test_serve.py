@@ -137,8 +137,8 @@ def test_half_a_character_in_a_name_is_an_unknown_item(client: Client) -> None:
 def test_a_body_has_a_limit_with_and_without_its_length(client: Client) -> None:
     large = b'{"history": ["' + b"x" * MOST_BYTES + b'"]}'
     assert client.post("/v1/rank", large).status == 413
-    parts = iter([large[: MOST_BYTES // 2], large[MOST_BYTES // 2 :]])
-    reply = client.send("POST", "/v1/rank", parts, {"content-type": "application/json", "Transfer-Encoding": "chunked"})  # type: ignore[arg-type]
+    parts = iter([large[: MOST_BYTES // 2], large[MOST_BYTES // 2 :]])  # http.client sends an iterable in chunks
+    reply = client.send("POST", "/v1/rank", parts, {"content-type": "application/json"})  # type: ignore[arg-type]
     assert (reply.status, "error" in reply.body) == (413, True)
     assert client.post("/v1/rank", {"history": ["03"]}).status == 200
 
