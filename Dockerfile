@@ -38,7 +38,7 @@ COPY rec_dist ./rec_dist
 COPY kernels ./kernels
 COPY launchers ./launchers
 COPY configs ./configs
-RUN if [[ -e requirements.txt ]]; then pip install --no-deps --no-build-isolation .; else pip install -c constraints.txt '.[gguf]'; fi
+RUN if [[ -e requirements.txt ]]; then pip install --no-deps --no-build-isolation .; else pip install -c constraints.txt '.[gguf,serve]'; fi
 
 # Numeric, so that Kubernetes can see that it is not root. HOME and the cache may be written by whichever user runs it.
 RUN useradd --uid 10001 --create-home rec-dist \

@@ -44,7 +44,10 @@ dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1
 test: install-dev ## a test of every guarantee, in two processes: 12 minutes on 2 idle cores, 18 beside other work
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '(not slow or quick) and not launch'
 
-test-slow: install-dev ## what takes longer: more workers, stages, kills and whole pipelines; notes in docs/reliability.md that it passed
+test-slow: install-dev ## what takes longer: more workers, stages, kills and whole pipelines; installs Debian's chromium for a page, and skips that test without it; notes in docs/reliability.md that it passed
+	command -v chromedriver > /dev/null || \
+		{ apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver; } || \
+		echo 'no browser: tests/distributed/test_serve_page.py is skipped'
 	mkdir -p runs
 	$(BIN)/python -m pytest -m 'slow and not quick and not faults and not launch' --junitxml=runs/test-slow.xml
 	$(NOTE) test-slow runs/test-slow.xml docs/reliability.md

@@ -82,6 +82,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             "recipes": _recipes,
             "init": _init,
             "rank": _rank,
+            "serve": _serve,
         }
         with uncollected() if parsed.command == "plan" else nullcontext(), messages_to(_to_stderr):
             quieten()
@@ -219,6 +220,20 @@ def _rank(parsed: argparse.Namespace) -> int:
         Path(parsed.target), parsed.overrides, options=options, output=output, write=lambda batch: write_lines(batch, sys.stdout)
     )
     return 0
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    try:
+        from rec_dist.commands.serve import ServeOptions, serve
+    except ModuleNotFoundError as fault:
+        if str(fault.name).partition(".")[0] not in ("fastapi", "starlette", "uvicorn", "prometheus_client"):
+            raise
+        raise UserError(
+            f"rec-dist serve needs the package {fault.name}, which is not installed; pip install 'rec-dist[serve]'"
+        ) from fault
+    token_file = None if parsed.token_file is None else _local(parsed.token_file, "--token-file")
+    options = ServeOptions(parsed.host, parsed.port, parsed.queue, parsed.deadline, token_file)
+    return serve(Path(parsed.target), parsed.overrides, options)
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -35,6 +35,7 @@ PLACES = {
         "rec_dist.launch.prepare_on_ray",
         "rec_dist.launch.embed_on_ray",
         "rec_dist.launch.dtype_on_ray",
+        "rec_dist.launch.replicas_on_ray",
         "rec_dist.submit.ray_job",
     ),
     "triton": ("rec_dist_kernels",),
@@ -48,6 +49,10 @@ PLACES = {
     "omegaconf": ("rec_dist.config",),
     "peft": ("rec_dist.models",),
     "liger_kernel": ("rec_dist.models.fused_layers",),
+    "fastapi": ("rec_dist.serving",),
+    "starlette": ("rec_dist.serving",),
+    "uvicorn": ("rec_dist.serving",),
+    "prometheus_client": ("rec_dist.serving",),
     "gguf": ("rec_dist.models.pretrained",),
 }
 

@@ -10,6 +10,7 @@ _COMMANDS = {  # what it works on, what it does
     "train": ("CONFIG", "one task -> run directory (resumes if it exists)"),
     "evaluate": ("RUN_DIR or CONFIG", "a run directory, or the base model of a CONFIG, on a split -> metrics"),
     "rank": ("RUN_DIR or CONFIG", "the best items for each user, with a run, a base model or popularity -> a table"),
+    "serve": ("RUN_DIR or CONFIG", "a run, a base model or popularity behind HTTP: lists, scores and a page to try them"),
     "run": ("CONFIG", "a pipeline of stages from one file -> table and report"),
     "profile": ("CONFIG", "throughput of the real config, in a folder of its own"),
     "plan": ("CONFIG", "memory, time and cost on a described cluster, without running"),
@@ -60,6 +61,8 @@ def _parser(version: str) -> argparse.ArgumentParser:
             command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write; must not exist")
         if name == "rank":
             _add_rank(command)
+        if name == "serve":
+            _add_serve(command)
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
             command.add_argument("--tolerance", type=float, default=0.05, help="share that counts as slower (0.05)")
@@ -100,6 +103,16 @@ def _add_rank(command: argparse.ArgumentParser) -> None:
     add("--score", choices=("raw", "trie"), help=meaning)
     add("--beam", type=int, metavar="N", help="--search: nodes of the trie of titles that a step of the beam keeps (20)")
     add("--max-rows", type=int, metavar="N", help="--search: stop a user's search after so many rows of the model")
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    command.epilog = "The variable REC_DIST_SERVE_TOKEN sets a token too. docs/serving.md describes requests and answers."
+    add = command.add_argument
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1: for this machine alone)")
+    add("--port", type=int, default=8000, metavar="N", help="where to listen (8000); 0: any that is free")
+    add("--queue", type=int, default=256, metavar="N", help="requests that may wait; others get 429 (256)")
+    add("--deadline", type=float, default=30.0, metavar="SECONDS", help="requests that take longer get 504 (30)")
+    add("--token-file", metavar="FILE", help="callers must send the token in this file: Authorization: Bearer TOKEN")
 
 
 def parse(arguments: Sequence[str] | None, version: str) -> argparse.Namespace:

@@ -85,7 +85,7 @@ def _to_parts(model: RankedModel, request: RankRequest, parts: Unfinished, progr
     if done:
         logger.info(f"{done:,} of {total:,} users are ranked already")
     if done < total:
-        with _watched(run, total, done, progress, model.hang_seconds) as report:
+        with _watched(run, total, done, progress, model.config.cluster.hang_seconds) as report:
             for batch, counts in _blocks(model, request, done):
                 parts.add(batch, counts)
                 report(counts.users)
@@ -97,7 +97,7 @@ def _stream(model: RankedModel, request: RankRequest, write: Callable[[RecordBat
     counts = Counts()
     with (
         tempfile.TemporaryDirectory(prefix="rec-dist-rank-") as folder,
-        _watched(RunDirectory(Path(folder)), request.users.total, 0, progress, model.hang_seconds) as report,
+        _watched(RunDirectory(Path(folder)), request.users.total, 0, progress, model.config.cluster.hang_seconds) as report,
     ):
         for batch, of_block in _blocks(model, request, 0):
             write(batch)

@@ -1,4 +1,4 @@
-"""What `rec-dist rank` ranks with: the model of a finished run, a base model, or popularity, and its data set."""
+"""What `rec-dist rank` and `rec-dist serve` rank with: the model of a finished run, a base model, or popularity, and its data set."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from rec_dist.config.overrides import Overrides
 from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer, PopularityScorer
 from rec_dist.launch.workers import local_device
 from rec_dist.methods.registry import method_of
@@ -27,18 +28,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RankedModel:
-    """scorer_on: loads the model and gives its scorer on a data set. identity: tells the model and its data from others.
+    """scorer_on: loads the model into this process and gives its scorer on a data set. identity: tells it and its data from others.
 
+    config: settled, without model.dtype=auto. saved: as in Ranker.weights. members: the names of an ensemble's members.
     slow: whether a score takes milliseconds, as a language model's does. reads_titles: whether an item's title is all that the
-    model must know of it. hang_seconds: cluster.hang_seconds.
+    model must know of it.
     """
 
+    config: RunConfig
+    saved: Path | None
+    members: list[str]
     data: PreparedData
     scorer_on: Callable[[PreparedData], AbstractContextManager[CandidateScorer]]
     identity: dict[str, Any]
     slow: bool
     reads_titles: bool
-    hang_seconds: float
 
     def scorer(self) -> AbstractContextManager[CandidateScorer]:
         """The scorer on `data`."""
@@ -63,12 +67,11 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     Raises UserError if there is none, if it is damaged, or if it cannot rank on its data.
     """
     config, saved = _configuration(target, overrides)
-    hang = config.cluster.hang_seconds
     if config.evaluate.ranker == "popularity":
         data = open_data(config.data)
         of_popularity = {"model": "popularity", "data": data.manifest.fingerprint}
         popularity = lambda data: nullcontext(PopularityScorer(data.train_counts))
-        return RankedModel(data, popularity, of_popularity, slow=False, reads_titles=False, hang_seconds=hang)
+        return RankedModel(config, None, [], data, popularity, of_popularity, slow=False, reads_titles=False)
     method = method_of(config)
     initial = method.ranker.weights(config, saved)
     config, lines = settle_dtype(config, None if saved is None else saved_dtype(saved.parent))
@@ -87,8 +90,24 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     identity["max_tokens_per_micro_batch"] = config.train.max_tokens_per_micro_batch if slow else None
     device = local_device(config.cluster.model_copy(update={"num_workers": "auto"}))  # this process alone, whatever trained
     scorer_on = lambda data: method.ranker.scoring(config, data, initial, saved, device)
-    reads_titles = slow and method.ranker.language_model
-    return RankedModel(data, scorer_on, identity, slow, reads_titles=reads_titles, hang_seconds=hang)
+    members, reads_titles = [name for name, _ in initial.members], slow and method.ranker.language_model
+    return RankedModel(config, saved, members, data, scorer_on, identity, slow, reads_titles)
+
+
+def scorer_of(
+    config: RunConfig, data: PreparedData, saved: Path | None, device: str, wanted: dict[str, str | None]
+) -> AbstractContextManager[CandidateScorer]:
+    """The scorer of RankedModel.config and .saved in another process. wanted: identity["model"], as it was settled.
+
+    Raises UserError if other files lie there by now.
+    """
+    if config.evaluate.ranker == "popularity":
+        return nullcontext(PopularityScorer(data.train_counts))
+    ranker = method_of(config).ranker
+    initial = ranker.weights(config, saved)
+    if initial.fingerprints() != wanted:
+        raise UserError(f"{initial.model} was written again meanwhile; run the same command again")
+    return ranker.scoring(config, data, initial, saved, device)
 
 
 def _configuration(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, Path | None]:

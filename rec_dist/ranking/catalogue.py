@@ -27,17 +27,20 @@ class ItemNames:
 
     def find(self, names: Iterable[str]) -> tuple[I32, int]:
         """The items with these names, in their order, and how many names are unknown and left out."""
+        numbers = self.numbers(names)
+        known = numbers[numbers >= 0]
+        return known, len(numbers) - len(known)
+
+    def numbers(self, names: Iterable[str]) -> I32:
+        """The item with each name, -1 where there is none."""
         get = self._items.get
-        items, unknown = [], 0
+        items = []
         for name in names:
             item = get(name)
             if item is None:
-                item = get(same(name))
-            if item is None:
-                unknown += 1
-            else:
-                items.append(item)
-        return np.asarray(items, dtype=np.int32), unknown
+                item = get(same(name), -1)
+            items.append(item)
+        return np.asarray(items, dtype=np.int32)
 
 
 def item_pool(names: ItemNames, allow: Iterable[str] | None, deny: Iterable[str] | None) -> tuple[I32, list[str]]:

@@ -66,13 +66,43 @@ class PreparedUsers:
     def blocks(self, size: int, start: int = 0) -> Iterator[UserBlock]:
         """As Users.blocks."""
         for begin in range(start, self.total, size):
-            which, rows = self._split[begin : begin + size], self._row[begin : begin + size]
-            users, histories = [""] * len(rows), [np.empty(0, dtype=np.int32)] * len(rows)
-            for number, split in enumerate(self._splits):
-                here = np.flatnonzero(which == number)
-                if len(here):
-                    _fill(split, rows[here], here.tolist(), self._held_out, users, histories)
-            yield UserBlock(users, histories)
+            yield self.block(slice(begin, begin + size))
+
+    def block(self, chosen: slice) -> UserBlock:
+        """The users `chosen`, by their places in the order."""
+        which, rows = self._split[chosen], self._row[chosen]
+        users, histories = [""] * len(rows), [np.empty(0, dtype=np.int32)] * len(rows)
+        for number, split in enumerate(self._splits):
+            here = np.flatnonzero(which == number)
+            if len(here):
+                _fill(split, rows[here], here.tolist(), self._held_out, users, histories)
+        return UserBlock(users, histories)
+
+    def names(self) -> Iterator[str]:
+        """The names of all users in order, without reading their histories."""
+        for which, row in zip(self._split.tolist(), self._row, strict=True):
+            yield from self._splits[which].names_of(row[None])
+
+
+class KnownUsers:
+    """The users of a data set by name, each with the whole history. Cost: 16 bytes a user, and some 5 us to index one."""
+
+    def __init__(self, data: PreparedData) -> None:
+        self._users = PreparedUsers(data, None)
+        hashes = np.fromiter((_hash(name) for name in self._users.names()), dtype=np.uint64, count=self._users.total)
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def history(self, user: str) -> I32 | None:
+        """The items of a user, oldest first; None for a name that is unknown."""
+        place = int(np.searchsorted(self._hashes, np.uint64(_hash(user))))
+        while place < len(self._hashes) and self._hashes[place] == _hash(user):
+            number = int(self._order[place])
+            block = self._users.block(slice(number, number + 1))
+            if block.users[0] == user:
+                return block.histories[0]
+            place += 1
+        return None
 
 
 def _fill(split: SequenceSplit, rows: I64, places: list[int], held_out: int, users: list[str], histories: list[I32]) -> None:

@@ -1,0 +1,119 @@
+"""Scorers of a server as replicas of Ray Serve, which starts them again when they are lost. The server itself is this process.
+
+Each model is an application of its own, so that a new one starts beside the old one. Its replicas reserve half of their share of
+the CPUs, to leave room for it, and compute with all of the share. A GPU is reserved whole.
+Cost: 20-30 s to start Ray here; a second or so to notice a lost replica, and its start and the loading of the model to replace it.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rec_dist.config.schema import ClusterConfig
+from rec_dist.errors import UserError
+from rec_dist.launch import ray_cluster
+from rec_dist.launch.sizing import size_workers
+from rec_dist.runtime.quiet import quieten
+from rec_dist.serving.engine import Answer, Engine, Query, Refusal
+
+Load = Callable[[str], Engine]  # the device -> a loaded scorer
+
+logger = logging.getLogger(__name__)
+_NUMBERS = itertools.count(1)
+_RETRY_SECONDS = 0.2
+
+
+class _Replica:
+    """A process with the model. What the user did wrong comes back as a result, since Ray Serve would try again for ever."""
+
+    def __init__(self, load: Load, device: str) -> None:
+        quieten()
+        self._engine: Engine | None = None
+        self._fault = ""
+        try:
+            self._engine = load(device)
+        except UserError as fault:
+            self._fault = str(fault)
+
+    def fault(self) -> str:
+        return self._fault
+
+    def answer(self, queries: list[Query]) -> list[Answer | Refusal]:
+        assert self._engine is not None, self._fault
+        return self._engine.answer(queries)
+
+
+class RayReplicas:
+    """Implements Replicas. A batch whose replica is lost goes to another one, until the deadline of its requests has passed.
+
+    lost: called for each such batch.
+    """
+
+    def __init__(self, load: Load, cluster: ClusterConfig, *, deadline_seconds: float, lost: Callable[[], None]) -> None:
+        """Starts the replicas and waits until they have loaded the model.
+
+        Raises UserError if the cluster is too small, or if a replica refuses the model.
+        """
+        try:
+            from ray import serve
+        except ImportError as fault:
+            raise UserError(
+                f"cluster.launcher=ray serves with Ray Serve, which lacks a package here ({fault}); pip install 'rec-dist[serve]', "
+                "or set cluster.launcher=local"
+            ) from fault
+        ray_cluster.connect(cluster.address)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        size = size_workers(cluster, ray_cluster.nodes(asked=False))
+        self.count = size.num_workers
+        self._deadline_seconds, self._lost = deadline_seconds, lost
+        self._name = f"rec-dist-{os.getpid()}-{next(_NUMBERS)}"
+        threads = str(max(1, int(size.cpus)))
+        actor = {
+            "num_cpus": size.cpus / 2,
+            "num_gpus": int(size.use_gpu),
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}},
+        }
+        serve.start(proxy_location="Disabled")
+        deployment = serve.deployment(
+            _Replica,
+            name="scorer",
+            num_replicas=self.count,
+            max_ongoing_requests=1,
+            health_check_period_s=1.0,
+            health_check_timeout_s=60.0,
+            graceful_shutdown_timeout_s=deadline_seconds,
+            graceful_shutdown_wait_loop_s=0.1,
+            ray_actor_options=actor,
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        )
+        device = "cuda:0" if size.use_gpu else "cpu"
+        logger.info(f"starting {size}")
+        self._handle: Any = serve.run(deployment.bind(load, device), name=self._name, route_prefix=None)
+        if refused := self._handle.fault.remote().result():
+            self.close()
+            raise UserError(refused)
+
+    async def answer(self, queries: list[Query]) -> list[Answer | Refusal]:
+        """As Replicas.answer."""
+        from ray.exceptions import RayActorError
+
+        deadline = time.monotonic() + self._deadline_seconds
+        while True:
+            try:
+                answers: list[Answer | Refusal] = await self._handle.answer.remote(queries)
+                return answers
+            except RayActorError:
+                if time.monotonic() > deadline:
+                    raise
+                self._lost()
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def close(self) -> None:
+        """As Replicas.close."""
+        from ray import serve
+
+        serve.delete(self._name)

@@ -1,0 +1,103 @@
+"""Which model answers, and how another one takes its place without a failed request.
+
+The server looks at the run every two seconds. When the run is another one (the path is a link that was changed) or its finished.json
+was written again, it loads the new model beside the old one, gives new requests to it, and lets the old one go when its last request
+is answered. A run that cannot be loaded changes nothing but the log. Cost: for that time, the memory of both.
+"""
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rec_dist.errors import UserError
+from rec_dist.serving.batcher import Batcher, Limits
+from rec_dist.serving.metrics import Metrics
+from rec_dist.serving.served import Loaded, Served
+
+logger = logging.getLogger(__name__)
+_EVERY_SECONDS = 2.0
+
+
+def stamp(run: Path) -> tuple[object, ...] | None:
+    """What changes when a run is finished again, or when the path leads to another one; None while it is not finished."""
+    try:
+        status = (run / "finished.json").stat()
+    except OSError:
+        return None
+    return str(run.resolve()), status.st_ino, status.st_mtime_ns, status.st_size
+
+
+class Switch:
+    """The model that answers.
+
+    load: loads it anew, called in a thread. run: the folder to watch, None to watch nothing. seen: its stamp before the first load.
+    """
+
+    def __init__(
+        self,
+        first: Loaded,
+        load: Callable[[], Loaded],
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        run: Path | None,
+        seen: tuple[object, ...] | None,
+        every_seconds: float = _EVERY_SECONDS,
+    ) -> None:
+        self._load, self._limits, self._metrics = load, limits, metrics
+        self._run, self._seen, self._every = run, seen, every_seconds
+        self.limits = limits
+        self.now = Served(first, self._batcher)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _batcher(self, loaded: Loaded) -> Batcher:
+        return Batcher(loaded.replicas, self._limits, self._metrics, slow=loaded.slow)
+
+    def start(self) -> None:
+        """Begins to answer and to watch. Called in the event loop of the server."""
+        self.now.batcher.start()
+        if self._run is not None:
+            self._spawn(self._watch(self._run))
+
+    async def close(self) -> None:
+        """Ends the watch, then every model once its requests are answered."""
+        for task in self._tasks:
+            if task.get_name() == "watch":
+                task.cancel()
+        await self.now.batcher.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str = "watch") -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self, run: Path) -> None:
+        while True:
+            await asyncio.sleep(self._every)
+            found = await asyncio.to_thread(stamp, run)
+            if found is None or found == self._seen:
+                continue
+            self._seen = found
+            logger.info(f"{run} is another model now; loading it beside the old one")
+            try:
+                new = await asyncio.to_thread(lambda: Served(self._load(), self._batcher))
+            except Exception as fault:
+                what = str(fault) if isinstance(fault, UserError) else f"{type(fault).__name__}: {fault}"
+                logger.warning(f"the new model of {run} cannot be served, the old one goes on: {' '.join(what.split())[:500]}")
+                self._metrics.models.labels("refused").inc()
+                continue
+            new.batcher.start()
+            old, self.now = self.now, new
+            self._metrics.models.labels("taken").inc()
+            logger.info(f"serving model {new.about['model']}; before it was {old.about['model']}")
+            self._spawn(self._let_go(old), "old")
+
+    async def _let_go(self, old: Served) -> None:
+        with suppress(asyncio.CancelledError):
+            await old.batcher.close()
+        gc.collect()

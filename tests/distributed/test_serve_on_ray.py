@@ -1,0 +1,87 @@
+"""`rec-dist serve` with replicas of Ray Serve: a replica that is killed under load costs no request, and SIGTERM ends it all."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from finished_runs import CYCLE, finished_run, raw_item
+from http_clients import Client, Reply, assert_same_list, ranked_pairs
+from real_runs import descendants
+
+import rec_dist
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("grpc_reflection", reason="Ray Serve needs the extra `serve`")
+_SECONDS = 240.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_replica_is_killed_under_load_and_a_new_run_is_taken_up(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "one")
+    body = {"history": [raw_item(3), raw_item(4)], "top_k": CYCLE}
+    wanted = [(row["item_id"], row["score"]) for row in rec_dist.rank(run, {"u": body["history"]}, top_k=CYCLE).to_pylist()]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    words = (
+        "serve",
+        run,
+        "--port",
+        0,
+        "--deadline",
+        120,
+        "cluster.launcher=ray",
+        "cluster.num_workers=1",
+        "cluster.use_gpu=false",
+    )
+    log = tmp_path / "err"
+    with log.open("wb") as err:
+        process = subprocess.Popen([sys.executable, "-m", "rec_dist", *map(str, words)], stderr=err, env=environment)
+    try:
+        address = r"serving \S+ at http://127\.0\.0\.1:(\d+)/"
+        until(lambda: process.poll() is not None or re.search(address, log.read_text()) is not None)
+        found = re.search(address, log.read_text())
+        assert found is not None, log.read_text()
+        client, replies, stop = Client(int(found[1])), list[Reply](), threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                replies.append(client.post("/v1/rank", body))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(replies) > 20)
+        (replica,) = descendants(process, "ray::ServeReplica")
+        replica.kill()
+        killed = len(replies)
+        until(lambda: len(replies) > killed + 20)
+        finished = run / "finished.json"
+        finished.write_bytes(finished.read_bytes())
+        until(lambda: 'models_total{outcome="taken"} 1.0' in client.get("/metrics").body)
+        after = len(replies)
+        until(lambda: len(replies) > after + 20)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        for reply in replies:
+            assert_same_list(ranked_pairs(reply), wanted)
+        retries = re.search(r"^rec_dist_serve_retries_total (\S+)$", client.get("/metrics").body, re.MULTILINE)
+        assert retries is not None and float(retries[1]) >= 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(_SECONDS) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
