@@ -1,7 +1,7 @@
 """rec-dist fine-tunes language models to rank items for users, on GPU clusters.
 
-From Python: prepare, train, evaluate, rank, score. On the command line: `rec-dist`. Each name below is imported when it is first
-used, so that `import rec_dist` is quick and loads no torch.
+From Python: prepare, train, evaluate, rank, audit, score. On the command line: `rec-dist`. Each name below is imported when it is
+first used, so that `import rec_dist` is quick and loads no torch.
 """
 
 import logging
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rec_dist import errors
-    from rec_dist.api import Metric, Run, evaluate, prepare, rank, train
+    from rec_dist.api import Metric, Run, audit, evaluate, prepare, rank, train
     from rec_dist.config.load import load_config
     from rec_dist.config.schema import RunConfig
     from rec_dist.errors import StopRequested, UserError
@@ -25,6 +25,7 @@ __all__ = [
     "StopRequested",
     "UserError",
     "__version__",
+    "audit",
     "errors",
     "evaluate",
     "load_config",
@@ -40,7 +41,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 def __getattr__(name: str) -> Any:
     homes = {
-        **dict.fromkeys(("Metric", "Run", "evaluate", "prepare", "rank", "train"), "api"),
+        **dict.fromkeys(("Metric", "Run", "audit", "evaluate", "prepare", "rank", "train"), "api"),
         **dict.fromkeys(("StopRequested", "UserError"), "errors"),
         "RunConfig": "config.schema",
         "load_config": "config.load",

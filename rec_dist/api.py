@@ -5,13 +5,13 @@ numbers, process group and a Ray cluster that they started. They work repeatedly
 several threads wait for one another. Messages go through `logging` (loggers named rec_dist.*).
 """
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, overload
 
+from rec_dist.auditing.audit import Audit
+from rec_dist.commands import audit as audit_command
 from rec_dist.commands import evaluate as evaluate_command
 from rec_dist.commands import prepare as prepare_command
 from rec_dist.commands import rank as rank_command
@@ -24,14 +24,9 @@ from rec_dist.data.dataset.manifest import PREFERENCES
 from rec_dist.data.dataset.preferences import PreferenceData, open_preferences
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
-from rec_dist.launch.ray_cluster import disconnected
-from rec_dist.runtime.process_state import restored
-from rec_dist.runtime.quiet import quieten_call
+from rec_dist.launch.library_call import library_call
 from rec_dist.runtime.run_directory import RunDirectory
-from rec_dist.storage.disk import as_disk_error
 from rec_dist.storage.uri import expanded
-
-_ONE_AT_A_TIME = threading.RLock()  # a process has one process group
 
 
 class Metric(TypedDict):
@@ -118,7 +113,7 @@ def prepare(
     >>> data.num_items, data.titles[0]  # doctest: +SKIP
     (1434, 'Toy Story')
     """
-    with _call():
+    with library_call():
         loaded = load_config(config, overrides)
         manifest = prepare_command.prepare(loaded, interactions=interactions, items=items)
         return open_preferences(loaded.data) if manifest.kind == PREFERENCES else open_data(loaded.data)
@@ -146,7 +141,7 @@ def train(config: ConfigLike, overrides: Overrides = (), *, progress: bool = Fal
     >>> run.model_path, len(run.metrics("step"))  # doctest: +SKIP
     (PosixPath('/home/me/runs/sdpo/model'), 10)
     """
-    with _call():
+    with library_call():
         done = train_command.train(load_config(config, overrides), progress=progress, owns_process=False)
         return Run.open(done.path)
 
@@ -172,7 +167,7 @@ def evaluate(run: Run | ConfigLike, overrides: Overrides = (), *, progress: bool
     {'value': 0.31, 'low': 0.28, 'high': 0.34, 'n': 943}
     """
     target: ConfigLike = run.path if isinstance(run, Run) else run
-    with _call():
+    with library_call():
         row = evaluate_command.evaluate(target, overrides, progress=progress, owns_process=False)
         metrics: Mapping[str, Metric] = row["metrics"]
         return dict(metrics)
@@ -224,25 +219,32 @@ def rank(
     options = rank_command.RankOptions(**{name: _path(value) for name, value in files.items()}, **limits)
     target: ConfigLike = run.path if isinstance(run, Run) else run
     output, batches = None if out is None else expanded(out).absolute(), list[RecordBatch]()
-    with _call():
+    with library_call():
         rank_command.rank(target, overrides, options=options, output=output, write=batches.append, progress=progress)
         return table_of(batches) if output is None else output
+
+
+def audit(
+    target: Run | str | Path, overrides: Overrides = (), *, skip: Sequence[str] = (), html: str | Path | None = None
+) -> Audit:
+    """Leak and bias checks of a prepared data set and its questions, or of a finished run (docs/audit.md lists them).
+
+    Args:
+        target: The path or URI of a prepared data set, a Run, or its directory.
+        overrides: As in evaluate, whose section says which questions are looked at.
+        skip: Names of checks to leave out.
+        html: A file for the page, which must not exist.
+
+    Raises:
+        UserError: The target or a file of questions cannot be read, or a name in skip is no check.
+
+    >>> rec_dist.audit("data/ml-100k").findings.keys()  # doctest: +SKIP
+    """
+    place = str(target.path if isinstance(target, Run) else target)
+    with library_call():
+        return audit_command.audit(place, overrides, skip=skip, page=_path(html))
 
 
 def _path(value: Any) -> Any:
     """Text is a path; anything else stays as it is."""
     return expanded(value).absolute() if isinstance(value, str | Path) else value
-
-
-@contextmanager
-def _call() -> Iterator[None]:
-    """Around the work of a call: what it changes in the process is restored, and a fault of the disk is raised as DiskError."""
-    with _ONE_AT_A_TIME, restored(), disconnected():
-        quieten_call()
-        try:
-            yield
-        except Exception as fault:
-            disk = as_disk_error(fault)
-            if disk is None or disk is fault:
-                raise
-            raise disk from fault

@@ -1,6 +1,6 @@
 """The command line: arguments in, exit codes out.
 
-0 done; 1 failed; 2 a mistake of the user, in one line; 75 stopped, run it again.
+0 done; 1 failed, or audit found a fault; 2 a mistake of the user, in one line; 75 stopped, run it again.
 """
 
 import argparse
@@ -74,6 +74,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             "recipes": _recipes,
             "init": _init,
             "rank": _rank,
+            "audit": _audit,
         }
         with uncollected() if parsed.command == "plan" else nullcontext(), messages_to(_to_stderr):
             quieten()
@@ -201,6 +202,15 @@ def _rank(parsed: argparse.Namespace) -> int:
         Path(parsed.target), parsed.overrides, options=options, output=output, write=lambda batch: write_lines(batch, sys.stdout)
     )
     return 0
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.audit import audit
+
+    page = None if parsed.html is None else _local(parsed.html, "--html").absolute()
+    done = audit(parsed.target, parsed.overrides, skip=parsed.skip, page=page)
+    say(str(done))
+    return 0 if done.clean else EXIT_FAILED
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -20,6 +20,10 @@ _COMMANDS = {  # what it works on, what it does
     "export-rows": ("CONFIG", "training data as JSON lines: prompt, chosen, rejected"),
     "recipes": ("", "the configurations that rec-dist ships, one line each"),
     "init": ("NAME", "a shipped recipe -> a file to edit"),
+    "audit": (
+        "DATA_DIR, URI or RUN_DIR",
+        "leak and bias checks of a data set's questions or of a run -> table; exit code 1: found some",
+    ),
     "verify": ("DATA_DIR, URI or RUN_DIR", "hashes of a data set, or of a run's checkpoints and model"),
 }
 
@@ -58,6 +62,11 @@ def _parser(version: str) -> argparse.ArgumentParser:
             )
         if name == "export-rows":
             command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write; must not exist")
+        if name == "audit":
+            command.add_argument(
+                "--skip", metavar="CHECK", action="append", default=[], help="leave this check out; repeat for more"
+            )
+            command.add_argument("--html", metavar="FILE", help="also write the page to this file; must not exist")
         if name == "rank":
             _add_rank(command)
         if name == "profile":
