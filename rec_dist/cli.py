@@ -149,9 +149,10 @@ def _submit(parsed: argparse.Namespace) -> int:
 
 
 def _export(parsed: argparse.Namespace) -> int:
-    from rec_dist.commands.export import export_merged
+    from rec_dist.commands.export import Publication, export
 
-    export_merged(Path(parsed.target), _local(parsed.output, "FOLDER"))
+    publication = Publication(parsed.license, parsed.data_license, parsed.push, parsed.public)
+    export(Path(parsed.target), _local(parsed.out, "--out"), kind=parsed.format, publication=publication)
     return 0
 
 

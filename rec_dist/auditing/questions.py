@@ -117,7 +117,7 @@ class Subject:
         assert self.data is not None
         settings = NeighboursConfig()
         tables = fit_tables(self.data, top_k=settings.top_k)
-        return {"popularity": PopularityScorer(self.data.train_counts), "neighbours": NeighboursScorer(tables, settings)}
+        return {"popularity": PopularityScorer(self.data.train_counts), "nearest neighbours": NeighboursScorer(tables, settings)}
 
     def ranks_by(self, scorer: CandidateScorer, examples: Sequence[EvalExample]) -> I32:
         """(N,): as ranks, by another scorer or for changed examples."""

@@ -16,7 +16,7 @@ _COMMANDS = {  # what it works on, what it does
     "submit": ("CONFIG", "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent"),
     "status": ("RUN_DIR or URI", "step, ETA, goodput and last error of a run, from its run directory"),
     "embed": ("RUN_DIR or CONFIG", "item titles through a run's or base model -> vectors that recommenders start from"),
-    "export": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
+    "export": ("RUN_DIR", "a finished run -> a folder to load without rec-dist, with a model card; --push sends it to the Hub"),
     "export-rows": ("CONFIG", "training data as JSON lines: prompt, chosen, rejected"),
     "recipes": ("", "the configurations that rec-dist ships, one line each"),
     "init": ("NAME", "a shipped recipe -> a file to edit"),
@@ -50,8 +50,7 @@ def _parser(version: str) -> argparse.ArgumentParser:
             continue
         command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
         if name == "export":
-            command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
-            command.add_argument("--format", choices=("merged",), default="merged", help="merged: one plain model (default)")
+            _add_export(command)
         if name == "embed":
             command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
         if name == "init":
@@ -87,6 +86,23 @@ def _add_submit(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--follow", metavar="ID", help="ray: show a job's output until it ends; its exit code is ours")
     command.add_argument("--stop", metavar="ID", help="ray: let a job save a checkpoint and stop")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--out", metavar="FOLDER", required=True, help="where the model goes; must not exist")
+    meaning = (
+        "hf: as it was trained (default); peft: the adapter; merged: one plain model; vllm: the same, with a client for servers"
+    )
+    add("--format", choices=("hf", "peft", "merged", "vllm"), default="hf", help=meaning)
+    add("--license", metavar="NAME", default="unknown", help="of these weights, for the model card, in the Hub's short names")
+    add("--data-license", metavar="NAME", default="unknown", help="of the data and its titles, for the model card")
+    add(
+        "--push",
+        metavar="ORG/NAME",
+        help="also upload the folder to the Hugging Face Hub, into a new private repository or an old one",
+    )
+    add("--public", action="store_true", help="--push: make a new repository public")
 
 
 def _add_rank(command: argparse.ArgumentParser) -> None:

@@ -166,7 +166,7 @@ def test_a_model_that_is_not_shown_to_beat_a_baseline(clean: Path) -> None:
     data = PreparedData.open(clean)
     assert outcome("baselines", clean, Oracle(data)).verdict == CLEAN
     faults = outcome("baselines", clean, PopularityScorer(data.train_counts)).faults
-    assert any("beat popularity" in fault for fault in faults) and any("beat neighbours" in fault for fault in faults)
+    assert any("beat popularity" in fault for fault in faults) and any("beat nearest neighbours" in fault for fault in faults)
 
 
 def test_cold_targets_that_are_ranked_at_random(clean: Path) -> None:
@@ -230,9 +230,9 @@ def test_a_run_from_the_command_line(clean: Path, tmp_path: Path, capsys: pytest
     page = tmp_path / "audit.html"
     assert main(["audit", str(run.path), "--html", str(page)]) == 1
     printed = capsys.readouterr().out
-    assert "not shown to beat neighbours" in printed and "1 check found a fault" in printed
+    assert "not shown to beat nearest neighbours" in printed and "1 check found a fault" in printed
     html = page.read_text(encoding="utf-8")
-    assert "not shown to beat neighbours" in html and "<script" not in html and "default-src 'none'" in html
+    assert "not shown to beat nearest neighbours" in html and "<script" not in html and "default-src 'none'" in html
     assert main(["audit", str(run.path), "--skip", "baselines"]) == 0
     assert main(["audit", str(run.path), "--html", str(page)]) == 2
     assert "exists" in capsys.readouterr().err

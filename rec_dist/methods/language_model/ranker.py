@@ -7,7 +7,6 @@ from typing import Any
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
-from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer
 from rec_dist.methods.initial_weights import InitialWeights, trained
 from rec_dist.methods.language_model.embedding import EmbedJob
@@ -63,11 +62,13 @@ class LanguageModelRanker:
         """As Ranker.embed."""
         return EmbedJob(config.model_dump(), str(folder), self.weights(config, saved), saved)
 
-    def merged(self, config: RunConfig, saved: Path) -> InitialWeights:
-        """As Ranker.merged."""
-        if config.adapter.kind == "none":
-            raise UserError(f"{saved} is a whole model already; export takes a run that trained an adapter or soft prompts")
+    def exported(self, config: RunConfig, saved: Path) -> InitialWeights:
+        """As Ranker.exported."""
         return self.weights(config, saved)
+
+    def scores_text(self, config: RunConfig) -> bool:
+        """As Ranker.scores_text: not where only the words of the catalogue share the probability."""
+        return self._temperature is None
 
     def _of(self, config: RunConfig) -> float | None:
         return None if self._temperature is None else self._temperature(config)
