@@ -16,8 +16,6 @@ from rec_dist.evaluation.baselines import CandidateScorer, Floats, PopularitySco
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.measure import predictions_of, score_in_blocks
 from rec_dist.methods.neighbours.config import NeighboursConfig
-from rec_dist.methods.neighbours.scorer import NeighboursScorer
-from rec_dist.methods.neighbours.tables import fit_tables
 from rec_dist.runtime.arrays import I32, I64
 
 
@@ -114,6 +112,9 @@ class Subject:
     @cached_property
     def baselines(self) -> dict[str, CandidateScorer]:
         """Popularity and neighbours of the training split, without their settings being chosen on anything."""
+        from rec_dist.methods.neighbours.scorer import NeighboursScorer  # scikit-learn takes a second to import
+        from rec_dist.methods.neighbours.tables import fit_tables
+
         assert self.data is not None
         settings = NeighboursConfig()
         tables = fit_tables(self.data, top_k=settings.top_k)

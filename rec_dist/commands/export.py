@@ -29,7 +29,6 @@ from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import read_shape
 from rec_dist.methods.language_model.preference_rows import FORMAT_NAME
 from rec_dist.methods.registry import method_of
-from rec_dist.models import served
 from rec_dist.models.hub import is_hub_id, snapshot_of
 from rec_dist.models.hub_push import check_push, push
 from rec_dist.models.language import ADAPTER_WEIGHTS
@@ -43,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 Format = Literal["hf", "peft", "merged", "vllm"]
 CATALOGUE_NAME = "catalogue.jsonl"
-_SERVED = Path(served.__file__).parent
+_SERVED = Path(__file__).parents[1] / "models" / "served"
 _ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_config.json")
 
 
