@@ -37,7 +37,8 @@ def _parser(version: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="rec-dist",
         description="Fine-tunes language models to rank items for users, on GPU clusters.",
-        epilog="Exit codes: 0 done; 1 failed; 2 your mistake (one line says which); 75 stopped with a checkpoint, run it again.",
+        epilog="Exit codes: 0 done; 1 failed, or audit found a fault; 2 your mistake (one line says which); 75 stopped with a "
+        "checkpoint, run it again.",
     )
     parser.add_argument("--version", action="version", version=version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
