@@ -40,7 +40,8 @@ class _Places:
         followed = np.bincount(pairs // self._num_items, weights=together, minlength=self._num_items)
         places = followed * (followed - 1)
         overall = agreeing.sum() / max(places.sum(), 1)
-        return np.where(places > 0, agreeing / np.maximum(places, 1), overall)
+        agreement: F64 = np.where(places > 0, agreeing / np.maximum(places, 1), overall)
+        return agreement
 
     def expected(self, sequence: I32) -> float:
         """A bound of the probability that the training rows hold `sequence` (L,) by chance."""
