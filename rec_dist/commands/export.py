@@ -171,7 +171,7 @@ def _facts(
         "negatives": config.negatives.num,
         "seed": train.seed,
     }
-    evaluated = run.evaluation.is_file()
+    evaluation = read_object(run.evaluation, "evaluate the run again").get("row") if run.evaluation.is_file() else None
     base = config.model.path if is_hub_id(config.model.path) else Path(config.model.path).name
     return CardFacts(
         name=(publication.push or run.path.name).rpartition("/")[2],
@@ -182,7 +182,7 @@ def _facts(
         weights="a LoRA adapter" if as_adapter else whole,
         settings=settings,
         data=_data_facts(config),
-        evaluation=dict(read_object(run.evaluation, "evaluate again")["row"]) if evaluated else None,
+        evaluation=evaluation,
         num_items=None if prompts is None else len(prompts.catalogue),
         scores_text=method_of(config).ranker.scores_text(config),
         for_servers=kind == "vllm" and prompts is not None,
