@@ -1,7 +1,7 @@
 """rec-dist fine-tunes language models to rank items for users, on GPU clusters.
 
-From Python: prepare, train, evaluate, rank, score. On the command line: `rec-dist`. Each name below is imported when it is first
-used, so that `import rec_dist` is quick and loads no torch.
+From Python: prepare, train, evaluate, rank, audit, score. On the command line: `rec-dist`. Each name below is imported when it is
+first used, so that `import rec_dist` is quick and loads no torch.
 """
 
 import logging
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rec_dist import errors
-    from rec_dist.api import Metric, Run, evaluate, prepare, rank, train
+    from rec_dist.api import Metric, audit, evaluate, prepare, rank, train
     from rec_dist.config.load import load_config
     from rec_dist.config.schema import RunConfig
     from rec_dist.errors import StopRequested, UserError
     from rec_dist.methods.registry import register_method
     from rec_dist.scoring import score
+    from rec_dist.training_run import Run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "StopRequested",
     "UserError",
     "__version__",
+    "audit",
     "errors",
     "evaluate",
     "load_config",
@@ -40,8 +42,9 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 def __getattr__(name: str) -> Any:
     homes = {
-        **dict.fromkeys(("Metric", "Run", "evaluate", "prepare", "rank", "train"), "api"),
+        **dict.fromkeys(("Metric", "audit", "evaluate", "prepare", "rank", "train"), "api"),
         **dict.fromkeys(("StopRequested", "UserError"), "errors"),
+        "Run": "training_run",
         "RunConfig": "config.schema",
         "load_config": "config.load",
         "register_method": "methods.registry",

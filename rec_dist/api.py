@@ -6,27 +6,26 @@ several threads wait for one another. Messages go through `logging` (loggers nam
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, overload
 
+from rec_dist.auditing.audit import Audit
+from rec_dist.commands import audit as audit_command
 from rec_dist.commands import evaluate as evaluate_command
 from rec_dist.commands import prepare as prepare_command
 from rec_dist.commands import rank as rank_command
 from rec_dist.commands import train as train_command
 from rec_dist.commands.api_call import api_call
 from rec_dist.commands.rank_request import MAX_CATALOGUE, RankOptions, SearchKind
-from rec_dist.config.load import ALL_SECTIONS, ConfigLike, load_config, load_saved
+from rec_dist.config.load import ConfigLike, load_config
 from rec_dist.config.overrides import Overrides
-from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.recommendations import RecordBatch, table_of
 from rec_dist.data.dataset.manifest import PREFERENCES
 from rec_dist.data.dataset.preferences import PreferenceData, open_preferences
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
-from rec_dist.errors import UserError
 from rec_dist.ranking.search import Score
-from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.uri import expanded
+from rec_dist.training_run import Run
 
 
 class Metric(TypedDict):
@@ -36,49 +35,6 @@ class Metric(TypedDict):
     low: float
     high: float
     n: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training run: its directory, and what lies there.
-
-    path: the run directory (train.run_dir), absolute. config: the whole configuration, with every default.
-
-    >>> Run.open("runs/quickstart/sdpo").metrics("step")[-1]["loss"]  # doctest: +SKIP
-    1.0986
-    """
-
-    path: Path
-    config: RunConfig
-
-    @staticmethod
-    def open(path: str | Path) -> "Run":
-        """The run in the directory `path`, finished or not. Raises UserError when no run lies there."""
-        folder = expanded(path).absolute()
-        run = RunDirectory(folder)
-        if not run.config_path.is_file():
-            raise UserError(f"{path} is no run directory (config.yaml is missing); give the train.run_dir of a run")
-        return Run(folder, load_saved(run.config_path, unread=ALL_SECTIONS))
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return RunDirectory(self.path).finished() is not None
-
-    @property
-    def model_path(self) -> Path:
-        """The folder of the trained model: an adapter, or a whole model. Raises UserError before the run has finished."""
-        if not self.finished:
-            raise UserError(f"{self.path} is not finished, so it has no model yet; train it to the end")
-        return RunDirectory(self.path).model
-
-    def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, in the order in which they were written.
-
-        event: only rows of this kind: "step" (loss, grad_norm, tokens_per_second, step_seconds, ...), "validation", "checkpoint",
-        "evaluation". docs/metrics.md lists all kinds with their keys and units.
-        """
-        return [row for row in RunDirectory(self.path).rows() if event is None or row.get("event") == event]
 
 
 @overload
@@ -243,6 +199,27 @@ def rank(
     with api_call():
         rank_command.rank(target, overrides, options=options, output=output, write=batches.append, progress=progress)
         return table_of(batches) if output is None else output
+
+
+def audit(
+    target: Run | str | Path, overrides: Overrides = (), *, skip: Sequence[str] = (), html: str | Path | None = None
+) -> Audit:
+    """Leak and bias checks of a prepared data set and its questions, or of a finished run (docs/audit.md lists them).
+
+    Args:
+        target: The path or URI of a prepared data set, a Run, or its directory.
+        overrides: As in evaluate, whose section says which questions are looked at.
+        skip: Names of checks to leave out.
+        html: A file for the page, which must not exist.
+
+    Raises:
+        UserError: The target or a file of questions cannot be read, or a name in skip is no check.
+
+    >>> rec_dist.audit("data/ml-100k").findings.keys()  # doctest: +SKIP
+    """
+    place = str(target.path if isinstance(target, Run) else target)
+    with api_call():
+        return audit_command.audit(place, overrides, skip=skip, page=_path(html))
 
 
 def _path(value: Any) -> Any:

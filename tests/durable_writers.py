@@ -48,7 +48,7 @@ def write_all(root: Path, config: Path) -> None:
     command("train", config, f"train.run_dir={root / 'fetched'}")
     for users in (5, 6):
         command("evaluate", root / "run", f"evaluate.max_users={users}")
-    command("export", root / "run", root / "merged", "--format", "merged")
+    command("export", root / "run", "--out", root / "merged", "--format", "merged")
     command("embed", root / "run", root / "embeddings")
     fill_cache(root)
     replace_folder(root)

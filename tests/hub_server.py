@@ -5,13 +5,15 @@ It answers what huggingface_hub asks for: the commit of a revision, the files of
 
 import hashlib
 import json
-import threading
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from loopback import loopback
 
 TOKEN = "hf_a-token-of-the-tests"
 
@@ -46,16 +48,22 @@ def serving() -> Iterator[Hub]:
     class Handler(_Handler):
         served = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with loopback(Handler) as hub.endpoint:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+
+def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
+    """The environment of a process that asks the hub at `endpoint` and keeps what it fetches in `home`."""
+    left_out = ("HF_", "HUGGING", "TRANSFORMERS_OFFLINE", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+    return {
+        **kept,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        **more,
+    }
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -17,10 +17,14 @@ _COMMANDS = {  # what it works on, what it does
     "submit": ("CONFIG", "a run to ray job, SLURM or KubeRay; --dry-run prints what would be sent"),
     "status": ("RUN_DIR or URI", "step, ETA, goodput and last error of a run, from its run directory"),
     "embed": ("RUN_DIR or CONFIG", "item titles through a run's or base model -> vectors that recommenders start from"),
-    "export": ("RUN_DIR", "a finished run -> a plain model folder for servers: adapter merged, soft prompts as tokens"),
+    "export": ("RUN_DIR", "a finished run -> a folder to load without rec-dist, with a model card; --push sends it to the Hub"),
     "export-rows": ("CONFIG", "training data as JSON lines: prompt, chosen, rejected"),
     "recipes": ("", "the configurations that rec-dist ships, one line each"),
     "init": ("NAME", "a shipped recipe -> a file to edit"),
+    "audit": (
+        "DATA_DIR, URI or RUN_DIR",
+        "leak and bias checks of a data set's questions or of a run -> table; exit code 1: found some",
+    ),
     "verify": ("DATA_DIR, URI, RUN_DIR or FOLDER", "hashes of a data set, of a run's checkpoints and model, or of an export"),
 }
 
@@ -34,7 +38,8 @@ def _parser(version: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="rec-dist",
         description="Fine-tunes language models to rank items for users, on GPU clusters.",
-        epilog="Exit codes: 0 done; 1 failed; 2 your mistake (one line says which); 75 stopped with a checkpoint, run it again.",
+        epilog="Exit codes: 0 done; 1 failed, or audit found a fault; 2 your mistake (one line says which); 75 stopped with a "
+        "checkpoint, run it again.",
     )
     parser.add_argument("--version", action="version", version=version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -47,8 +52,7 @@ def _parser(version: str) -> argparse.ArgumentParser:
             continue
         command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
         if name == "export":
-            command.add_argument("output", metavar="FOLDER", help="where the model goes; must not exist")
-            command.add_argument("--format", choices=("merged",), default="merged", help="merged: one plain model (default)")
+            _add_export(command)
         if name == "embed":
             command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
         if name == "init":
@@ -59,6 +63,11 @@ def _parser(version: str) -> argparse.ArgumentParser:
             )
         if name == "export-rows":
             command.add_argument("--out", metavar="OUT.jsonl", required=True, help="the file to write; must not exist")
+        if name == "audit":
+            command.add_argument(
+                "--skip", metavar="CHECK", action="append", default=[], help="leave this check out; repeat for more"
+            )
+            command.add_argument("--html", metavar="FILE", help="also write the page to this file; must not exist")
         if name == "rank":
             _add_rank(command)
         if name == "serve":
@@ -81,6 +90,23 @@ def _add_submit(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--follow", metavar="ID", help="ray: show a job's output until it ends; its exit code is ours")
     command.add_argument("--stop", metavar="ID", help="ray: let a job save a checkpoint and stop")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--out", metavar="FOLDER", required=True, help="where the model goes; must not exist")
+    meaning = (
+        "hf: as it was trained (default); peft: the adapter; merged: one plain model; vllm: the same, with a client for servers"
+    )
+    add("--format", choices=("hf", "peft", "merged", "vllm"), default="hf", help=meaning)
+    add("--license", metavar="NAME", default="unknown", help="of these weights, for the model card, in the Hub's short names")
+    add("--data-license", metavar="NAME", default="unknown", help="of the data and its titles, for the model card")
+    add(
+        "--push",
+        metavar="ORG/NAME",
+        help="also upload the folder to the Hugging Face Hub, into a new private repository or an old one",
+    )
+    add("--public", action="store_true", help="--push: make a new repository public")
 
 
 def _add_rank(command: argparse.ArgumentParser) -> None:

@@ -1,68 +1,216 @@
-"""`rec-dist export --format merged`: a finished run as a folder that any language model server loads.
+"""`rec-dist export`: a finished run as a folder that others can load without rec-dist, and that is ready for the Hub.
 
-The folder holds the weights with the adapter merged, the tokenizer with soft prompts as tokens, the prompt and the catalogue, and
-files.json with the SHA-256 of each.
+    hf       as the run trained it: an adapter stays one, a whole model stays one; soft prompts are merged, since nothing else has them
+    peft     the adapter, for PEFT and for servers that load adapters
+    merged   one plain model, with soft prompts as tokens of the vocabulary
+    vllm     the same, with a client for vLLM and SGLang that scores candidates by the log-probs of prompt tokens
+
+Each holds weights, tokenizer, prompt.json, catalogue.jsonl, score.py, a model card, and files.json with the SHA-256 of each. Merging
+needs memory for the whole model.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rec_dist.commands.model_card import CARD_NAME, UNKNOWN, CardFacts, write_card
 from rec_dist.config.load import load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig
+from rec_dist.data.dataset.manifest import Manifest, read_arrow
 from rec_dist.data.dataset.schema import ITEMS_NAME
-from rec_dist.data.prompts.builder import PROMPT_NAME
-from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.data.prompts.builder import PROMPT_NAME, build_prompt_builder, check_saved
+from rec_dist.data.prompts.tokens import load_tokenizer
+from rec_dist.errors import TRAIN_AGAIN, UnreachableError, UserError
+from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.preference_rows import FORMAT_NAME
 from rec_dist.methods.registry import method_of
+from rec_dist.models.hub import is_hub_id, snapshot_of
+from rec_dist.models.hub_push import check_push, push
+from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.merge import token_names, write_merged_model
 from rec_dist.models.shape import read_shape
 from rec_dist.models.soft_prompt import load_soft_prompt
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.checksums import write_checksums
-from rec_dist.storage.files import beside, make_folder, put_in_place, read_object, readable, write_json
+from rec_dist.storage.files import beside, make_folder, put_in_place, read_object, readable, write_json, write_text
 from rec_dist.storage.outputs import check_output
 
 logger = logging.getLogger(__name__)
 
+Format = Literal["hf", "peft", "merged", "vllm"]
+CATALOGUE_NAME = "catalogue.jsonl"
+_SERVED = Path(__file__).parents[1] / "models" / "served"
+_ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_config.json")
 
-def export_merged(run_dir: Path, output: Path, overrides: Overrides = ()) -> None:
-    """Writes the folder `output`, whole or not at all. overrides: of the run's saved configuration.
 
-    Raises UserError if the run has not finished, if it has nothing to merge, or if `output` exists.
+@dataclass(frozen=True)
+class Publication:
+    """What the card states and where the folder goes. push: an id of the Hub, None for nowhere. public: of a new repository."""
+
+    license: str = UNKNOWN
+    data_license: str = UNKNOWN
+    push: str | None = None
+    public: bool = False
+
+
+def export(
+    run_dir: Path, output: Path, overrides: Overrides = (), *, kind: Format = "hf", publication: Publication | None = None
+) -> None:
+    """Writes the folder `output`, whole or not at all, and sends it to the Hub if asked. overrides: of the saved configuration.
+
+    Raises UserError, before anything is written, if the run has not finished, has nothing of this format, or `output` exists; and
+    if the Hub refuses the folder, which then stays.
     """
+    publication = publication or Publication()
     run = RunDirectory(run_dir.absolute())
     if not run.config_path.is_file() or run.finished() is None or not run.model.is_dir():
         raise UserError(f"{run_dir} is not a finished run; give the run directory of a `rec-dist train` that has ended")
-    check_output(output, "FOLDER", folder=True)
+    check_output(output, "--out", folder=True)
+    if publication.push is not None:
+        check_push(publication.push)
     config = load_saved(run.config_path, overrides, unread=("data", "evaluate", "cluster", "train"))
-    initial = method_of(config).ranker.merged(config, run.model)
+    initial = method_of(config).ranker.exported(config, run.model)
     initial.check_model()
-    vectors = load_soft_prompt(initial.soft_prompt) if initial.soft_prompt is not None else None
-    of_text = (run.model / FORMAT_NAME).is_file()
-    prompt = {} if of_text else read_object(run.model / PROMPT_NAME, TRAIN_AGAIN)
+    as_adapter, prompts = _as_adapter(initial, kind, run_dir), _prompts(config, run, initial)
+    facts = _facts(config, run, initial, publication, prompts=prompts, as_adapter=as_adapter, kind=kind)
     with _made_whole(output) as partial:
-        ids = write_merged_model(
-            initial.model, initial.adapter, vectors, partial, trust_remote_code=config.model.trust_remote_code
-        )
-        if of_text:
+        ids = _write_weights(config, initial, partial, as_adapter=as_adapter)
+        if prompts is None:
             shutil.copyfile(run.model / FORMAT_NAME, partial / FORMAT_NAME)
         else:
-            _write_prompt(
-                config,
-                prompt,
-                read_shape(initial.model, trust_remote_code=config.model.trust_remote_code).vocab_size,
-                ids,
-                partial,
-            )
-            shutil.copyfile(run.model / ITEMS_NAME, partial / ITEMS_NAME)
+            prompts.write(partial, ids, config.prompt.instruction)
+            for script in ("score.py", "score_on_server.py") if kind == "vllm" else ("score.py",):
+                shutil.copyfile(_SERVED / script, partial / script)
+        write_text(partial / CARD_NAME, write_card(output, facts))
         readable(partial)
         write_checksums(partial)
-    logger.info(f"{output}: {'a plain model' if not ids else f'a plain model with {len(ids)} soft prompt tokens'}")
+    logger.info(f"{output}: {facts.weights}{f', {len(ids)} soft prompt tokens' if ids else ''}")
+    if publication.push is not None:
+        logger.info(f"uploaded: {push(output, publication.push, private=not publication.public)}")
+
+
+def _as_adapter(initial: InitialWeights, kind: Format, run_dir: Path) -> bool:
+    """Whether the folder holds an adapter. Raises UserError for an adapter that a run does not have."""
+    has_one = initial.adapter is not None and initial.soft_prompt is None
+    if kind == "peft" and not has_one:
+        what = "soft prompts, which PEFT cannot load" if initial.soft_prompt is not None else "a whole model"
+        raise UserError(f"--format peft takes a run with an adapter, and {run_dir} trained {what}; use --format merged")
+    return has_one and kind in ("hf", "peft")
+
+
+def _write_weights(config: RunConfig, initial: InitialWeights, folder: Path, *, as_adapter: bool) -> list[int]:
+    """Writes weights and tokenizer; returns the token ids of soft prompts."""
+    trusted = config.model.trust_remote_code
+    if not as_adapter:
+        vectors = load_soft_prompt(initial.soft_prompt) if initial.soft_prompt is not None else None
+        return write_merged_model(initial.model, initial.adapter, vectors, folder, trust_remote_code=trusted)
+    assert initial.adapter is not None
+    for name in _ADAPTER_FILES:
+        shutil.copyfile(initial.adapter / name, folder / name)
+    load_tokenizer(initial.model, trust_remote_code=trusted).save_pretrained(str(folder))
+    if snapshot_of(initial.model) is None:
+        logger.warning(
+            f"the adapter names its base model by a folder of this machine ({initial.model}); elsewhere, edit {_ADAPTER_FILES[1]}"
+        )
+    return []
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """prompt.json as the run saved it, and the lines of catalogue.jsonl, one an item. Ids from vocab_size on are soft prompts."""
+
+    saved: dict[str, Any]
+    catalogue: list[str]
+    vocab_size: int
+
+    def write(self, folder: Path, ids: list[int], instruction: str) -> None:
+        """Writes both files. ids: the tokens that stand for the soft prompts."""
+        begin = [ids[token - self.vocab_size] if token >= self.vocab_size else token for token in self.saved["begin"]]
+        text = "".join(token_names(len(ids)))
+        write_json(folder / PROMPT_NAME, {**self.saved, "begin": begin, "soft_prompt_text": text, "instruction": instruction})
+        write_text(folder / CATALOGUE_NAME, "".join(self.catalogue))
+
+
+def _prompts(config: RunConfig, run: RunDirectory, initial: InitialWeights) -> _Prompts | None:
+    """None for a run on preference rows, which has no catalogue. Raises UserError for damaged files of the run."""
+    if (run.model / FORMAT_NAME).is_file():
+        return None
+    items, vocab_size = (
+        read_arrow(run.model / ITEMS_NAME),
+        read_shape(initial.model, trust_remote_code=config.model.trust_remote_code).vocab_size,
+    )
+    titles, names = items["title"].to_pylist(), items["raw_item"].to_pylist()
+    tokenizer = load_tokenizer(initial.model, trust_remote_code=config.model.trust_remote_code)
+    builder = build_prompt_builder(config.prompt, tokenizer, titles, vocab_size=vocab_size)
+    check_saved(builder, run.model)
+    rows = (
+        {"item_id": name, "title": title, "tokens": builder.titles[item].tolist()}
+        for item, (name, title) in enumerate(zip(names, titles, strict=True))
+    )
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    return _Prompts(read_object(run.model / PROMPT_NAME, TRAIN_AGAIN), lines, vocab_size)
+
+
+def _facts(
+    config: RunConfig,
+    run: RunDirectory,
+    initial: InitialWeights,
+    publication: Publication,
+    *,
+    prompts: _Prompts | None,
+    as_adapter: bool,
+    kind: Format,
+) -> CardFacts:
+    whole = (
+        "a whole model" if initial.adapter is None and initial.soft_prompt is None else "a model with what was trained merged in"
+    )
+    train = config.train
+    settings = {
+        "epochs": train.epochs,
+        "max_steps": train.max_steps or "as many as the epochs take",
+        "global_batch_size": train.global_batch_size,
+        "learning rate": config.optimizer.lr,
+        "adapter": f"LoRA, rank {config.adapter.rank}" if initial.adapter is not None else "none",
+        "negatives": config.negatives.num,
+        "seed": train.seed,
+    }
+    evaluation = read_object(run.evaluation, "evaluate the run again").get("row") if run.evaluation.is_file() else None
+    base = config.model.path if is_hub_id(config.model.path) else Path(config.model.path).name
+    return CardFacts(
+        name=(publication.push or run.path.name).rpartition("/")[2],
+        method=f"{config.task.kind}",
+        base=base,
+        on_hub=is_hub_id(base),
+        is_adapter=as_adapter,
+        weights="a LoRA adapter" if as_adapter else whole,
+        settings=settings,
+        data=_data_facts(config),
+        evaluation=evaluation,
+        num_items=None if prompts is None else len(prompts.catalogue),
+        scores_text=method_of(config).ranker.scores_text(config),
+        for_servers=kind == "vllm" and prompts is not None,
+        license=publication.license,
+        data_license=publication.data_license,
+    )
+
+
+def _data_facts(config: RunConfig) -> dict[str, Any]:
+    """The data set as its manifest describes it, without paths; its name alone if it is not there any more."""
+    source = Path(config.data.source or config.data.path).name
+    try:
+        manifest = Manifest.load(config.data.path)
+    except (UserError, UnreachableError):
+        return {"source": source}
+    counts = {name: manifest.counts[name] for name in ("users", "items", "positives") if name in manifest.counts}
+    targets = {f"{name} targets": split.targets for name, split in manifest.splits.items()}
+    cut = {"split": str(manifest.settings["split"])} if "split" in manifest.settings else {}
+    return {"source": source, **counts, **targets, **cut, "fingerprint": manifest.fingerprint}
 
 
 @contextmanager
@@ -73,19 +221,11 @@ def _made_whole(output: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        check_output(output, "FOLDER", folder=True)  # another process may have made it since this began
+        check_output(output, "--out", folder=True)  # another process may have made it since this began
         try:
             put_in_place(partial, output, replace=False)
         except OSError:
-            check_output(output, "FOLDER", folder=True)  # or in this very moment
+            check_output(output, "--out", folder=True)  # or in this very moment
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_prompt(config: RunConfig, value: dict[str, Any], vocab_size: int, ids: list[int], folder: Path) -> None:
-    """Writes prompt.json: the saved `value` with the tokenizer's ids for the vectors, and the text that a prompt begins with."""
-    value["begin"] = [ids[token - vocab_size] if token >= vocab_size else token for token in value["begin"]]
-    value["soft_prompt_text"] = "".join(token_names(len(ids)))
-    value["instruction"] = config.prompt.instruction
-    write_json(folder / PROMPT_NAME, value)

@@ -66,8 +66,10 @@ class ItemIdRanker(ABC):
             "model"
         )
 
-    def merged(self, config: RunConfig, saved: Path) -> NoReturn:
+    def exported(self, config: RunConfig, saved: Path) -> NoReturn:
         """Raises UserError."""
-        raise UserError(
-            f"{saved} is a recommender without a language model; export takes a run that trained an adapter or soft prompts"
-        )
+        raise UserError(f"{saved} is a recommender without a language model; export takes the run of a language model")
+
+    def scores_text(self, config: RunConfig) -> bool:
+        """As Ranker.scores_text."""
+        return False

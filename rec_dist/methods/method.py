@@ -116,8 +116,12 @@ class Ranker(Protocol):
         """
         ...
 
-    def merged(self, config: RunConfig, saved: Path) -> InitialWeights:
-        """The base model with the adapter or soft prompts to merge into it. Raises UserError if there is nothing to merge."""
+    def exported(self, config: RunConfig, saved: Path) -> InitialWeights:
+        """The language model to export, with the adapter and soft prompts that belong to it. Raises UserError if there is none."""
+        ...
+
+    def scores_text(self, config: RunConfig) -> bool:
+        """Whether a score is log p(title, end | prompt) and nothing else, so that any server of the exported model gives it."""
         ...
 
 

@@ -15,7 +15,7 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.messages import one_line
 from rec_dist.storage.disk import as_disk_error
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _CONFIG, _CODE = ["config.json"], ["*.py"]
@@ -44,7 +44,7 @@ class Snapshot(NamedTuple):
 
 def is_hub_id(path: str) -> bool:
     """Whether `path` reads as org/name and is no folder here. A relative folder of two parts is written ./models/mine."""
-    return _ID.fullmatch(path) is not None and not Path(path).exists()
+    return HUB_ID.fullmatch(path) is not None and not Path(path).exists()
 
 
 def snapshot_of(folder: Path) -> Snapshot | None:

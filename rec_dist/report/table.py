@@ -22,6 +22,7 @@ TEXT_COLUMNS = (
     "command",
     "run directory",
     "seen items",
+    "what was measured",
 )  # left, as the first column; numbers are aligned right
 
 

@@ -39,7 +39,7 @@ def text_table(
             mark = ("*" if cell.best else " ") if heading in metric_names(rows) else ""
             line.append(f"{cell.text}{mark} {cell.bounds}" if cell.bounds and heading in detailed else f"{cell.text}{mark}")
         grid.append(line)
-    lines = [*_align(grid), "", f"{user_range(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
+    lines = [*align(grid), "", f"{user_range(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
     if note := seen_note(rows):
         lines.append(note)
     if note := recall_note(rows):
@@ -48,19 +48,19 @@ def text_table(
         lines += textwrap.wrap(note, _MAX_WIDTH)
     if parts := parts_table(rows):
         shown = [[visible(cells[0].text), *(f"{cell.text} {cell.bounds}".strip() for cell in cells[1:])] for cells in parts.rows]
-        lines += ["", *_align([list(parts.header), *shown]), "", parts_note(rows)]
+        lines += ["", *align([list(parts.header), *shown]), "", parts_note(rows)]
     if any(row.seconds is not None for row in rows):
         lines.append("time, tokens: those of the evaluation, without training")
     if computed := dtypes(rows):
         lines.append(computed)
     if differences:
         pairs = differences_table(differences)
-        lines += ["", *_align([list(pairs.header), *([visible(cell.text) for cell in cells] for cells in pairs.rows)])]
+        lines += ["", *align([list(pairs.header), *([visible(cell.text) for cell in cells] for cells in pairs.rows)])]
     return "\n".join(lines) + "\n"
 
 
-def _align(grid: list[list[str]]) -> list[str]:
-    """Pads cells to columns. A long first cell wraps, so that nothing is cut."""
+def align(grid: list[list[str]]) -> list[str]:
+    """The lines of a table whose first row is the header. A long first cell wraps, so that nothing is cut."""
     widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
     others = sum(width + 2 for width in widths[1:])
     widths[0] = min(widths[0], max(_MIN_NAME_WIDTH, _MAX_WIDTH - others))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
@@ -20,11 +19,11 @@ from rec_dist.config.pipeline import PublishedRow
 from rec_dist.errors import UserError
 from rec_dist.report import plots
 from rec_dist.report.findings import findings
-from rec_dist.report.numbers import MISSING, format_count, format_seconds
+from rec_dist.report.numbers import format_count, format_seconds
 from rec_dist.report.parts import parts_note, parts_table, recall_note
+from rec_dist.report.render import render
 from rec_dist.report.table import (
     HEADLINE_METRICS,
-    TEXT_COLUMNS,
     Cell,
     ComparisonRow,
     Difference,
@@ -130,11 +129,6 @@ def write_report(path: Path, report: Report) -> None:
     environments = [_flatten(run.environment) for run in report.runs]
     first, *rest = environments or [{}]
     shared = {key: value for key, value in first.items() if all(key in other and other[key] == value for other in rest)}
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["plain"] = _plain
     notes = (
         user_range(report.rows),
         seen_note(report.rows),
@@ -142,7 +136,8 @@ def write_report(path: Path, report: Report) -> None:
         recall_note(report.rows),
         dtypes(report.rows),
     )
-    page = environment.get_template("page.html.j2").render(
+    page = render(
+        "page.html.j2",
         report=report,
         findings=findings(report.rows, report.differences, report.num_candidates),
         comparison=with_published(comparison_table(report.rows), report.published),
@@ -155,14 +150,13 @@ def write_report(path: Path, report: Report) -> None:
         shared=shared,
         own=[{key: value for key, value in facts.items() if key not in shared} for facts in environments],
         colors=colors,
-        text_columns=TEXT_COLUMNS,
         whiskers=_whiskers([*report.differences, *report.shares]),
         metric_bars=Markup(plots.metric_bars(report.rows, HEADLINE_METRICS, colors, report.num_candidates)),
         loss_curves=Markup(plots.loss_curves(curves, colors)),
         reward_curves=Markup(plots.reward_curves(curves, colors)),
         stage_bars=Markup(plots.stage_bars([(s.name, s.seconds, s.tokens) for s in report.stages], colors)),
     )
-    write_text(path, page.lstrip())
+    write_text(path, page)
 
 
 def _stages_table(stages: Sequence[StageSummary]) -> Table:
@@ -195,17 +189,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _plain(value: Any) -> str:
-    """One value for a reader: no quotes around a word, no NaN, nested lists as JSON."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return MISSING
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, list | tuple) and not any(isinstance(part, list | tuple | dict) for part in value):
-        return ", ".join(_plain(part) for part in value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ def test_a_file_that_is_cut_short(
     words = {
         "evaluate": (run, "evaluate.max_users=3"),
         "embed": (run, made),
-        "export": (run, made),
+        "export": (run, "--out", made),
         "train": (tmp_path / "config.yaml",),
     }
     before = sorted(tmp_path.iterdir())
@@ -132,7 +132,7 @@ def test_a_flipped_bit_under_an_adapter(trainer: Any, tmp_path: Path) -> None:
     assert code == 0, child.err
     tokenizer = base / "model" / "tokenizer.json"  # not a weight, so that the base is still found by its fingerprint
     tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
-    for command, words in (("evaluate", (run, "evaluate.max_users=3")), ("export", (run, tmp_path / "served"))):
+    for command, words in (("evaluate", (run, "evaluate.max_users=3")), ("export", (run, "--out", tmp_path / "served"))):
         refused(*run_command(tmp_path / command, command, *words), str(base), "tokenizer.json has", "bytes, not", _WAY_OUT)
     (base / "model" / "files.json").unlink()
     code, child = run_command(tmp_path / "out", "evaluate", run, "evaluate.max_users=3")
@@ -181,18 +181,20 @@ def test_an_export_is_a_folder_or_nothing(trainer: Any, tmp_path: Path) -> None:
     run = trainer.once("task.kind=sft")
     (tmp_path / "file").write_text("x", encoding="utf-8")
     refused(
-        *run_command(tmp_path / "out", "export", run.path, tmp_path / "file" / "served"),
-        "FOLDER (",
+        *run_command(tmp_path / "out", "export", run.path, "--out", tmp_path / "file" / "served"),
+        "--out (",
         "lies below",
         "choose another folder",
     )
     refused(
-        *run_command(tmp_path / "out", "export", run.path, "/proc/no/served"), "FOLDER (/proc/no/served)", "cannot be written"
+        *run_command(tmp_path / "out", "export", run.path, "--out", "/proc/no/served"),
+        "--out (/proc/no/served)",
+        "cannot be written",
     )
     own = tmp_path / "served.tmp"  # a folder of the user's, under any name
     own.mkdir()
     (own / "thesis.txt").write_text("x", encoding="utf-8")
-    code, child = run_command(tmp_path / "out", "export", run.path, tmp_path / "served")
+    code, child = run_command(tmp_path / "out", "export", run.path, "--out", tmp_path / "served")
     assert code == 0, child.err
     assert (own / "thesis.txt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out", "served", "served.tmp"]

@@ -191,12 +191,12 @@ def plain_logps(folder: Path, data_dir: Path, row: Any, *, left_out: bool) -> li
 def test_the_served_form_is_the_trained_form(trainer: Any, stage: str, tiny_data: Path, tmp_path: Path) -> None:
     run = second_stage(trainer) if stage == "both stages" else trainer.once(*_DISTILL)
     predictions = evaluated(run, tmp_path)
-    code, child = run_command(tmp_path, "export", run.path, tmp_path / "served")
+    code, child = run_command(tmp_path, "export", run.path, "--out", tmp_path / "served")
     assert code == 0, child.err
     for place in range(3):
         row = (int(predictions.user_ids[place]), int(predictions.positions[place]), predictions.candidates[place])
         expected = predictions.scores[place].tolist()
         assert plain_logps(tmp_path / "served", tiny_data, row, left_out=True) == pytest.approx(expected, abs=1e-4)
     assert plain_logps(tmp_path / "served", tiny_data, row, left_out=False) != pytest.approx(expected, abs=1e-4)
-    code, child = run_command(tmp_path, "export", run.path, tmp_path / "served")
+    code, child = run_command(tmp_path, "export", run.path, "--out", tmp_path / "served")
     assert (code, "exists" in child.err) == (2, True)

@@ -78,7 +78,9 @@ def test_a_plugin_and_an_entry_point_train_the_same_and_every_command_takes_them
     assert (plan["settings"]["task.kind"], plan["workload"]["negatives"]) == ("hinge", 3)
     assert plan["run"]["reference_seconds"] == 0
 
-    assert (ended := finish(command("export", run_dir, tmp_path / "merged", **plugin)))[0] == 0, ended[1]
+    assert (ended := finish(command("export", run_dir, "--out", tmp_path / "merged", "--format", "merged", **plugin)))[0] == 0, (
+        ended[1]
+    )
     assert {"config.json", "prompt.json"} <= {file.name for file in (tmp_path / "merged").iterdir()}
     assert not list((tmp_path / "merged").glob("adapter*"))
 

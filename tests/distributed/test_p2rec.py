@@ -130,7 +130,7 @@ def test_embedding_base_and_tuned(trainer: Any, stage_one: tuple[str, ...], tiny
     titles = PreparedData.open(config["data"]["path"]).titles
     for item in (0, 41, 79):
         np.testing.assert_allclose(raw[item], plain_vector(tiny_model_dir, titles[item]), atol=1e-4)
-    code, child = run_command(tmp_path, "export", run.path, tmp_path / "merged")
+    code, child = run_command(tmp_path, "export", run.path, "--out", tmp_path / "merged", "--format", "merged")
     assert code == 0, child.err
     np.testing.assert_allclose(tuned[7], plain_vector(tmp_path / "merged", titles[7]), atol=1e-4)
     # Other micro-batches give the same vectors except for rounding. A second call does nothing. Another model is rejected.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rec_dist.commands.export import export_merged
+from rec_dist.commands.export import export
 from rec_dist.config.schema import DataConfig
 from rec_dist.data.prepare.prepare import prepare
 
@@ -46,6 +46,6 @@ def test_the_loss_begins_where_it_must_and_falls(trainer: Any, rows: Path, kind:
     saved = {path.name for path in (one.path / "model").iterdir()}
     assert {"completions.json", "adapter_model.safetensors"} <= saved
     assert "prompt.json" not in saved
-    export_merged(one.path, one.path / "merged")
+    export(one.path, one.path / "merged", kind="merged")
     merged = {path.name for path in (one.path / "merged").iterdir()}
     assert {"completions.json", "model.safetensors", "tokenizer.json"} <= merged

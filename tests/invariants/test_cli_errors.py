@@ -215,7 +215,7 @@ def test_a_place_for_results_is_refused_before_anything_is_read(case: Case, word
 
 @pytest.mark.parametrize(
     ("words", "key"),
-    [(["plan", "--json"], "--json"), (["export-rows", "--out"], "--out"), (["embed"], "FOLDER"), (["export"], "FOLDER")],
+    [(["plan", "--json"], "--json"), (["export-rows", "--out"], "--out"), (["embed"], "FOLDER"), (["export", "--out"], "--out")],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_results_go_to_no_uri(case: Case, monkeypatch: pytest.MonkeyPatch, words: list[str], key: str) -> None:
@@ -224,7 +224,9 @@ def test_results_go_to_no_uri(case: Case, monkeypatch: pytest.MonkeyPatch, words
     case.refuses(words[0], case.file, *words[1:], "s3://bucket/x", names=(f"{key} (s3://bucket/x) is a URI", "on this machine"))
 
 
-@pytest.mark.parametrize("words", [["export", "{}", "served"], ["verify", "{}"], ["embed", "{}", "items"], ["evaluate", "{}"]])
+@pytest.mark.parametrize(
+    "words", [["export", "{}", "--out", "served"], ["verify", "{}"], ["embed", "{}", "items"], ["evaluate", "{}"]]
+)
 def test_a_path_that_is_too_long(case: Case, words: list[str]) -> None:
     case.refuses(*(word.format("x" * 5000) for word in words), names=("xxx", "too long", "give a"))
 
@@ -424,8 +426,10 @@ def test_a_finished_run_that_was_damaged_or_is_to_go_on(case: Case) -> None:
     assert code == 0, child.err
     names = ("train.max_steps", f"train.init_from={case.run_dir}", "another train.run_dir")
     case.refuses("train", case.file, "train.max_steps=9", names=names)
-    case.refuses("export", case.run_dir, case.file, names=(f"FOLDER ({case.file}) is no folder", "choose another folder"))
-    case.refuses("export", case.run_dir, case.run_dir, names=(f"FOLDER ({case.run_dir}) exists", "choose a folder that does not"))
+    case.refuses("export", case.run_dir, "--out", case.file, names=(f"--out ({case.file}) is no folder", "choose another folder"))
+    case.refuses(
+        "export", case.run_dir, "--out", case.run_dir, names=(f"--out ({case.run_dir}) exists", "choose a folder that does not")
+    )
     weights = next((case.run_dir / "model").glob("*.safetensors"))
     weights.rename(case.folder / "elsewhere")
     case.refuses("evaluate", case.run_dir, names=("model holds no weights", "remove finished.json", "rec-dist train"))

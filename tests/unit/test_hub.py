@@ -1,7 +1,6 @@
 """model.path as a Hub id, with a hub on loopback: what is downloaded, what is rejected, a run from it, and the same offline."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hub_server import TOKEN, Hub, serving
+from hub_server import TOKEN, Hub, environment, serving
 
 from rec_dist.models.hub import Snapshot, is_hub_id, snapshot_of
 
@@ -49,19 +48,6 @@ def hub(tiny_model_dir: Path, tmp_path: Path) -> Iterator[Hub]:
         served.private.add("tiny/private")
         served.add("tiny/old", old)
         yield served
-
-
-def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
-    left_out = ("HF_", "HUGGING", "TRANSFORMERS_OFFLINE", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
-    return {
-        **kept,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        **more,
-    }
 
 
 def resolve(variables: dict[str, str], *wanted: tuple[str, str | None, bool]) -> list[tuple[bool, str]]:

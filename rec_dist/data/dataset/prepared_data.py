@@ -66,6 +66,10 @@ class SequenceSplit:
         """The ratings of the items of row `row`, None if the source has no ratings."""
         return self.shards.ratings_of(row)
 
+    def timestamps_of(self, row: int) -> I64:
+        """The timestamps of the items of row `row`, in the unit of the source, ascending."""
+        return self.shards.timestamps_of(row)
+
     def explicit_negatives_of(self, row: int) -> I32:
         """The explicit negatives of row `row`: items that its user rated below data.min_rating within the training part."""
         return self.shards.explicit_negatives_of(row)

@@ -60,6 +60,7 @@ class _Open:
 
     items: I32
     ratings: F32 | None
+    timestamps: I64
     explicit_negatives: I32
     raw_users: pa.ChunkedArray
     path: Path
@@ -106,6 +107,12 @@ class Shards:
         shard, offsets = self._shard_of(row), self._index.offsets
         base, ratings = offsets[self._first[shard]], self._one(shard).ratings
         return None if ratings is None else ratings[offsets[row] - base : offsets[row + 1] - base]
+
+    def timestamps_of(self, row: int) -> I64:
+        """A view of the timestamps of one row's items."""
+        shard, offsets = self._shard_of(row), self._index.offsets
+        base = offsets[self._first[shard]]
+        return self._one(shard).timestamps[offsets[row] - base : offsets[row + 1] - base]
 
     def explicit_negatives_of(self, row: int) -> I32:
         """A view of the explicit negatives of one row."""
@@ -158,4 +165,5 @@ class Shards:
         )
         rated = table["ratings"].null_count == 0
         ratings = flat([part.flatten() for part in table["ratings"].chunks], np.float32) if rated else None
-        return _Open(items, ratings, explicit_negatives, table["raw_user"], path, time.monotonic())
+        timestamps = flat([part.flatten() for part in table["timestamps"].chunks], np.int64)
+        return _Open(items, ratings, timestamps, explicit_negatives, table["raw_user"], path, time.monotonic())

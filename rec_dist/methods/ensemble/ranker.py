@@ -101,9 +101,13 @@ class EnsembleRanker:
         """Raises UserError."""
         raise UserError(f"task.kind={config.task.kind} makes no vectors of titles; give the run of a language model")
 
-    def merged(self, config: RunConfig, saved: Path) -> NoReturn:
+    def exported(self, config: RunConfig, saved: Path) -> NoReturn:
         """Raises UserError."""
-        raise UserError(f"{saved} is an ensemble; export takes a run that trained an adapter or soft prompts")
+        raise UserError(f"{saved} is an ensemble; export takes the run of a language model")
+
+    def scores_text(self, config: RunConfig) -> bool:
+        """As Ranker.scores_text."""
+        return False
 
 
 class EnsembleScorer:

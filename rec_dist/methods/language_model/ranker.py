@@ -123,11 +123,13 @@ class LanguageModelRanker:
         """As Ranker.embed."""
         return EmbedJob(config.model_dump(), str(folder), self.weights(config, saved), saved)
 
-    def merged(self, config: RunConfig, saved: Path) -> InitialWeights:
-        """As Ranker.merged."""
-        if config.adapter.kind == "none":
-            raise UserError(f"{saved} is a whole model already; export takes a run that trained an adapter or soft prompts")
+    def exported(self, config: RunConfig, saved: Path) -> InitialWeights:
+        """As Ranker.exported."""
         return self.weights(config, saved)
+
+    def scores_text(self, config: RunConfig) -> bool:
+        """As Ranker.scores_text: not where only the words of the catalogue share the probability."""
+        return self._temperature is None
 
     def _of(self, config: RunConfig) -> float | None:
         return None if self._temperature is None else self._temperature(config)

@@ -85,9 +85,13 @@ class RetrievalRanker:
         """As Ranker.embed, with the trained encoder."""
         return self.language.embed(config, folder, saved)
 
-    def merged(self, config: RunConfig, saved: Path) -> InitialWeights:
-        """As Ranker.merged: the encoder alone."""
-        return self.language.merged(config, saved)
+    def exported(self, config: RunConfig, saved: Path) -> InitialWeights:
+        """As Ranker.exported: the encoder alone."""
+        return self.language.exported(config, saved)
+
+    def scores_text(self, config: RunConfig) -> bool:
+        """As Ranker.scores_text: a score is a product of vectors."""
+        return False
 
 
 class RetrievalScorer:
