@@ -160,4 +160,4 @@ def _chunks(handle: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
 
 def moved(block: Block, unpacked: Mapping[Path, Path]) -> Block:
     """The same block, read from the decompressed copy of its file if there is one."""
-    return Block(block.file, block.path, unpacked.get(block.path, block.data), block.begin, block.end)
+    return Block(block.file, block.path, unpacked.get(block.data, block.data), block.begin, block.end)

@@ -37,7 +37,8 @@ _UNPACKED_BYTES = 1 << 22
 
 def packing(path: Path) -> str | None:
     """How the bytes of a file are packed (gzip, zstd, bzip2, xz), or None."""
-    return next((name for magic, name in _PACKED.items() if _begin(path).startswith(magic)), None)
+    begin = _begin(path)
+    return next((name for magic, name in _PACKED.items() if begin.startswith(magic)), None)
 
 
 def _begin(path: Path) -> bytes:

@@ -141,7 +141,7 @@ class _Run:
         return _Shuffled(joined, np.cumsum(num_rows, dtype=np.int64), named, num_partitions)
 
     def _unpacked(self, files: list[Block]) -> list[Block]:
-        packed = [(file.path, self._work / f"unpacked-{file.file}") for file in files if packing(file.path) is not None]
+        packed = [(file.data, self._work / f"unpacked-{file.file}") for file in files if packing(file.data) is not None]
         if packed:
             list(self.each("unpack", _unpack, packed))
         return [moved(file, dict(packed)) for file in files]
