@@ -18,7 +18,7 @@ from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.engine.settings import check_hpz
 from rec_dist.errors import StopRequested, UserError
 from rec_dist.launch.ray_metrics import RayGauges
-from rec_dist.launch.workers import launch
+from rec_dist.launch.workers import launch, local_device
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import PreparesRun
 from rec_dist.methods.registry import build_task, check_workers_find, find_initial_weights, fitted_method_of, method_of
@@ -45,6 +45,8 @@ def check_train(config: RunConfig) -> InitialWeights:
     initial = find_initial_weights(config)
     if (fitted := fitted_method_of(config)) is not None:
         fitted.check_fit(config, initial)
+        if config.cluster.launcher == "local":  # it starts no worker that would refuse a GPU that is not there
+            local_device(config.cluster.model_copy(update={"num_workers": "auto"}))
         return initial
     build_task(config, initial, "cpu")
     validation_task(config, initial, "cpu")

@@ -64,7 +64,7 @@ def unread_keys(config: RunConfig) -> list[str]:
         f"{name}.{key}"
         for name, section in sections.items()
         for key, value in flat(section.model_dump())
-        if value != default[name][key] and f"{name}.{key}={value}" != "adapter.kind=none"
+        if value != default[name].get(key) and f"{name}.{key}={value}" != "adapter.kind=none"
     ]
     return [key for key in changed if not key.startswith(_READ)]
 
