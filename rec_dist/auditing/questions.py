@@ -14,7 +14,7 @@ from rec_dist.data.dataset.preferences import PreferenceData
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.evaluation.baselines import CandidateScorer, Floats, PopularityScorer
 from rec_dist.evaluation.examples import EvalExample
-from rec_dist.evaluation.measure import predictions_of, score_in_blocks
+from rec_dist.evaluation.measure import ranks_of, score_in_blocks
 from rec_dist.methods.neighbours.config import NeighboursConfig
 from rec_dist.runtime.arrays import I32, I64
 
@@ -107,7 +107,7 @@ class Subject:
     @cached_property
     def ranks(self) -> I32:
         """(N,): the rank of each target by the model, from 1; ties count against it."""
-        return predictions_of(self._examples, self.scores).ranks
+        return ranks_of(self._examples, self.scores)
 
     @cached_property
     def baselines(self) -> dict[str, CandidateScorer]:
@@ -122,7 +122,7 @@ class Subject:
 
     def ranks_by(self, scorer: CandidateScorer, examples: Sequence[EvalExample]) -> I32:
         """(N,): as ranks, by another scorer or for changed examples."""
-        return predictions_of(examples, self.scored(scorer, examples)).ranks
+        return ranks_of(examples, self.scored(scorer, examples))
 
     @staticmethod
     def scored(scorer: CandidateScorer, examples: Sequence[EvalExample]) -> list[Floats]:

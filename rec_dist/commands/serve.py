@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rec_dist.commands.rank import MAX_CATALOGUE
+from rec_dist.commands.rank_request import MAX_CATALOGUE
 from rec_dist.commands.ranked_model import ranked_model, scorer_of
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig

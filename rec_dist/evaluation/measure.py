@@ -12,7 +12,7 @@ from rec_dist.evaluation.baselines import CandidateScorer, Floats
 from rec_dist.evaluation.bootstrap import bootstrap_interval
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import ranking_metrics, target_ranks
-from rec_dist.runtime.arrays import I64
+from rec_dist.runtime.arrays import I32, I64
 
 CUTOFFS = (1, 5, 10)
 SHORT_HISTORY = 5  # items: as few as the k-core of most data sets leaves
@@ -49,23 +49,28 @@ def predictions_in_blocks(
     assert next(given, None) is None, "more scores than examples"
 
 
-def predictions_of(
-    examples: Sequence[EvalExample], scores: Sequence[npt.NDArray[np.floating[Any]]], train_counts: I64
-) -> Predictions:
-    """Ranks each target among its candidates; ties count against it. scores[u] (C_u,) are in the order of the candidates.
-
-    train_counts (I,): how often each item occurs in the train split.
-    """
+def ranks_of(examples: Sequence[EvalExample], scores: Sequence[npt.NDArray[np.floating[Any]]]) -> I32:
+    """(N,): the rank of each target among its candidates, from 1; ties count against it. scores[n] (C_n,): as the candidates."""
     ranks = []
     for example, values in zip(examples, scores, strict=True):
         place = int(np.flatnonzero(example.candidates == example.target)[0])
         ranks.append(int(target_ranks(values[None].astype(np.float64), target=place)[0]))
+    return np.asarray(ranks, dtype=np.int32)
+
+
+def predictions_of(
+    examples: Sequence[EvalExample], scores: Sequence[npt.NDArray[np.floating[Any]]], train_counts: I64
+) -> Predictions:
+    """What is kept of each question. scores: as in ranks_of.
+
+    train_counts (I,): how often each item occurs in the train split.
+    """
     targets = np.asarray([e.target for e in examples], dtype=np.int32)
     return Predictions(
         user_ids=np.asarray([e.user_id for e in examples], dtype=np.int64),
         positions=np.asarray([e.position for e in examples], dtype=np.int32),
         targets=targets,
-        ranks=np.asarray(ranks, dtype=np.int32),
+        ranks=ranks_of(examples, scores),
         history_lengths=np.asarray([len(e.history) for e in examples], dtype=np.int32),
         train_counts=train_counts[targets],
         candidates=[e.candidates for e in examples],

@@ -13,7 +13,7 @@ from rec_dist.auditing.check import Check, Outcome
 from rec_dist.auditing.questions import Subject
 from rec_dist.evaluation.bootstrap import paired_difference
 from rec_dist.evaluation.examples import EvalExample
-from rec_dist.evaluation.measure import predictions_of
+from rec_dist.evaluation.measure import ranks_of
 from rec_dist.evaluation.metrics import reciprocal_rank
 from rec_dist.report.numbers import format_interval
 from rec_dist.runtime.rng import hash_u64
@@ -39,7 +39,7 @@ def _run(subject: Subject) -> Outcome:
     users = subject.questions.users[kept]
     lost = paired_difference(
         reciprocal_rank(subject.ranks[kept]),
-        reciprocal_rank(predictions_of(examples, after).ranks),
+        reciprocal_rank(ranks_of(examples, after)),
         seed=subject.seed,
         users=users,
     )
