@@ -17,7 +17,7 @@ Cost: SmolLM2-135M in float32 runs some 400 rows a second on 2 cores, so 20 user
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,25 +50,25 @@ def measure(
             raise SystemExit(f"{target} is no language model that scores titles")
         for score in scores:
             scorer = loaded.scoring_by(score)
-            rows += [{"score": score, "items": model.data.num_items, **row} for row in _ways(scorer, histories, all_users)]
+            for row in _ways(scorer, histories, all_users):
+                rows.append({"score": score, "items": model.data.num_items, **row})
+                print(f"{score}, {row['way']}: rows {row['rows']}, seconds {row['seconds']}", file=sys.stderr, flush=True)
     return rows
 
 
-def _ways(scorer: LanguageModelScorer, histories: Sequence[I32], all_users: int) -> list[dict[str, Any]]:
+def _ways(scorer: LanguageModelScorer, histories: Sequence[I32], all_users: int) -> Iterator[dict[str, Any]]:
     exact = [_search(scorer, history, beam=max(TOP_K, 20), exact=True) for history in histories]
     assert all(found.certified for found, _ in exact)
-    rows = [_all(scorer, histories[:all_users], [found for found, _ in exact]), _row("exact", exact)]
+    yield _row("exact", exact)
+    yield _all(scorer, histories[:all_users], [found for found, _ in exact])
     for beam in BEAMS:
         found = [_search(scorer, history, beam=beam, exact=False) for history in histories]
         lost = [len(np.setdiff1d(true.items, own.items)) for (true, _), (own, _) in zip(exact, found, strict=True)]
-        rows.append(
-            {
-                **_row(f"beam {beam}", found),
-                "lost": sum(lost) / sum(len(true.items) for true, _ in exact),
-                "users_hit": sum(number > 0 for number in lost) / len(lost),
-            }
-        )
-    return rows
+        yield {
+            **_row(f"beam {beam}", found),
+            "lost": sum(lost) / sum(len(true.items) for true, _ in exact),
+            "users_hit": sum(number > 0 for number in lost) / len(lost),
+        }
 
 
 def _search(scorer: LanguageModelScorer, history: I32, *, beam: int, exact: bool) -> tuple[Found, float]:

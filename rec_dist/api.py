@@ -179,21 +179,10 @@ def rank(
 
     >>> rank(run, [["Heat", "Alien"]], top_k=3).to_pandas()  # doctest: +SKIP
     """
-    options = RankOptions(
-        histories=_path(histories),
-        split=split,
-        top_k=top_k,
-        exclude_seen=exclude_seen,
-        allow=_path(allow),
-        deny=_path(deny),
-        candidates=_path(candidates),
-        items=_path(items),
-        max_catalogue=max_catalogue,
-        search=search,
-        score=score,
-        beam=beam,
-        max_rows=max_rows,
-    )
+    files = {"histories": histories, "allow": allow, "deny": deny, "candidates": candidates, "items": items}
+    limits: dict[str, Any] = {"split": split, "top_k": top_k, "exclude_seen": exclude_seen, "max_catalogue": max_catalogue}
+    searching: dict[str, Any] = {"search": search, "score": score, "beam": beam, "max_rows": max_rows}
+    options = RankOptions(**{name: _path(value) for name, value in files.items()}, **limits, **searching)
     target: ConfigLike = run.path if isinstance(run, Run) else run
     output, batches = None if out is None else expanded(out).absolute(), list[RecordBatch]()
     with api_call():

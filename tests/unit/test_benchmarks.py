@@ -325,9 +325,9 @@ def test_a_search_is_measured_against_scoring_every_title(tiny_config: Any, tmp_
     config.write_text(json.dumps(tiny_config(tmp_path / "run")), encoding="utf-8")
     rows = catalogue_search.measure(str(config), (), ["raw", "trie"], 3, 1)
     assert [(row["score"], row["way"]) for row in rows] == [
-        (score, way) for score in ("raw", "trie") for way in ("all", "exact", "beam 10", "beam 50")
+        (score, way) for score in ("raw", "trie") for way in ("exact", "all", "beam 10", "beam 50")
     ]
-    for whole, exact, *beams in (rows[:4], rows[4:]):
+    for exact, whole, *beams in (rows[:4], rows[4:]):
         assert len(whole["seconds"]) == 1 and len(exact["seconds"]) == 3 and exact["certified"] == 1.0
         assert max(exact["rows"]) <= whole["rows"][0]
         assert all(0 <= beam["lost"] <= beam["users_hit"] <= 1 for beam in beams)
