@@ -206,23 +206,23 @@ def test_a_language_model_that_knows_titles_by_heart(tiny_model_dir: Path, tmp_p
     data = write_prepared(tmp_path / "data", {"train": [Row(0, [0, 1])], "test": [Row(0, [0, 1, 2], 2)]}, titles)
     model: Any = AutoModelForCausalLM.from_pretrained(str(tiny_model_dir))
     tokenizer: Any = AutoTokenizer.from_pretrained(str(tiny_model_dir))
-    rows = [torch.tensor([tokenizer(text).input_ids]) for text in titles[:30]]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for _ in range(25):
-            for ids in rows:
-                optimizer.zero_grad()
-                model(input_ids=ids, labels=ids).loss.backward()
-                optimizer.step()
+    tokens = [tokenizer(text).input_ids for text in titles[:20]]
+    longest = max(map(len, tokens))
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in tokens])
+    labels = torch.tensor([[*row, *[-100] * (longest - len(row))] for row in tokens])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
     model.save_pretrained(str(tmp_path / "trained"))
     tokenizer.save_pretrained(str(tmp_path / "trained"))
     verdicts = []
     for base in (tiny_model_dir, tmp_path / "trained"):
         model_of = AuditedModel(PopularityScorer(data.train_counts), slow=True, window=10, base=base)
         found = BY_NAME["memorised"].outcome(Subject(subject(data.location.folder).questions, data, (), "test", model_of))
-        verdicts.append(found.verdict)
-    assert verdicts == [CLEAN, FINDING]
+        verdicts.append((found.verdict, found.measured))
+    assert [verdict for verdict, _ in verdicts] == [CLEAN, FINDING], verdicts
 
 
 def test_a_run_from_the_command_line(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
