@@ -48,7 +48,7 @@ def refused(code: int, child: Child, *names: str) -> None:
         ("adapter", "adapter_config.json", ("evaluate", "embed", "export", "train"), ("adapter_config", _WAY_OUT)),
         ("adapter", "prompt.json", ("evaluate", "embed", "export"), ("prompt.json", _WAY_OUT)),
         ("vectors", "soft_prompt.safetensors", ("evaluate", "embed", "export", "train"), ("soft_prompt", _WAY_OUT)),
-        ("model", "model.safetensors", ("evaluate", "embed", "train"), ("no usable causal language model", "header")),
+        ("model", "model.safetensors", ("evaluate", "embed", "train"), ("model.safetensors cannot be read", "header")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -110,13 +110,19 @@ def test_one_flipped_bit(trainer: Any, tmp_path: Path, stage: str, name: str, co
     shutil.copytree(trainer.once(*_STAGES[stage]).path, run)
     config = trainer.config(made, *_STAGES[stage], {"train.init_from": str(run)})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    words = {"evaluate": (run, "evaluate.max_users=3"), "train": (tmp_path / "config.yaml",), "verify": (run,)}
+    words = {
+        "evaluate": (run, "evaluate.max_users=3"),
+        "embed": (run, made),
+        "export": (run, "--out", made),
+        "train": (tmp_path / "config.yaml",),
+        "verify": (run,),
+    }
     code, child = run_command(tmp_path.parent / f"{tmp_path.name}-whole", "verify", run)
     assert (code, "and model/ whole" in child.err) == (0, True), child.err
     flip(run / "model" / name)
     before = sorted(tmp_path.iterdir())
     for command in commands:
-        said = run_command(tmp_path.parent / f"{tmp_path.name}-{command}", command, *words.get(command, (run, made)))
+        said = run_command(tmp_path.parent / f"{tmp_path.name}-{command}", command, *words[command])
         refused(*said, name, "has changed since it was written", _WAY_OUT)
         assert sorted(tmp_path.iterdir()) == before, command
     assert not (run / "evaluation.json").exists()
@@ -194,7 +200,7 @@ def test_an_export_is_a_folder_or_nothing(trainer: Any, tmp_path: Path) -> None:
     own = tmp_path / "served.tmp"  # a folder of the user's, under any name
     own.mkdir()
     (own / "thesis.txt").write_text("x", encoding="utf-8")
-    code, child = run_command(tmp_path / "out", "export", run.path, "--out", tmp_path / "served")
+    code, child = run_command(tmp_path / "out", "export", run.path, "--format", "merged", "--out", tmp_path / "served")
     assert code == 0, child.err
     assert (own / "thesis.txt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out", "served", "served.tmp"]

@@ -368,7 +368,7 @@ def test_a_row_that_cannot_be_read(case: Case) -> None:
 
 def test_an_empty_title(case: Case) -> None:
     rows = [f"u{user},i{item},5,{item},Title {item}" for user in range(4) for item in range(6)]
-    case.refuses(*_csv(case, [*rows, "u0,i7,5,9,  "]), names=("data.source", "i7", "empty title", "give it one"))
+    case.refuses(*_csv(case, [*rows, "u0,i7,5,9,  "]), names=("source.csv:26", "i7", "has no title", "data.max_bad_rows"))
 
 
 def test_a_title_that_this_tokenizer_drops(case: Case, tiny_model_dir: Path) -> None:
