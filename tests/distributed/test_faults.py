@@ -219,7 +219,7 @@ def test_a_stop_that_takes_too_long_is_cut_short(trainer: Any, tmp_path: Path, r
 _LOCAL = (*CHANGES, "cluster.launcher=local", "cluster.num_workers=1", "cluster.zero_stage=0")
 
 
-@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=pytest.mark.quick)], ids=["hang", "late stop"])
+@pytest.mark.parametrize("stopped", [False, True], ids=["hang", "late stop"])
 def test_where_the_worker_is_the_driver(trainer: Any, tmp_path: Path, record: dict[str, Any], stopped: bool) -> None:
     """cluster.launcher=local: nobody can restart the run, so a hang ends it with 1, and a stop that comes too late with 75."""
     record.update(fault="late stop" if stopped else "hang", where="a run with cluster.launcher=local")

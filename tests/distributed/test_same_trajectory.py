@@ -30,7 +30,7 @@ _METHODS = {
     "recpo": (("task.kind=recpo", "train.targets_per_prompt=2"), _SOME),
 }
 
-_LESS_OFTEN = ("dmpo", "dpo", "mppo", "dynamicpo", "recpo")  # S-DPO's loss with another pooling: "everything" is enough
+_LESS_OFTEN = ("dmpo", "dpo", "mppo", "dynamicpo", "recpo")  # S-DPO's loss with another pooling
 
 
 def assert_same_run(run: Any, expected: Any) -> None:
@@ -63,7 +63,7 @@ def works_of(trainer: Any, changes: tuple[str, ...], *, max_tokens: int, step: i
 @pytest.mark.parametrize(
     ("method", "variant"),
     [
-        pytest.param(method, variant, marks=pytest.mark.slow if method in _LESS_OFTEN and variant == "two workers" else ())
+        pytest.param(method, variant, marks=pytest.mark.slow if method in _LESS_OFTEN else ())
         for method, (_, variants) in _METHODS.items()
         for variant in variants
     ],

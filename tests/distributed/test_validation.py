@@ -34,7 +34,7 @@ def assert_same_training(run: Any, expected: Any) -> None:
     ("workers", "changes"),
     [
         (1, ("cluster.zero_stage=0",)),
-        pytest.param(2, ("cluster.zero_stage=3",), marks=pytest.mark.quick),
+        (2, ("cluster.zero_stage=3",)),
         (2, ("cluster.zero_stage=2",)),
         (1, ("cluster.zero_stage=3", "task.reference=online")),
     ],

@@ -41,7 +41,11 @@ def test_a_resumed_run_keeps_its_stage(trainer: Any) -> None:
     assert stages(trainer.train(alone, "task.kind=sdpo", _AUTO, _SMALL)) == [(0, 1)]
 
 
-@pytest.mark.parametrize("changes", [("task.kind=sdpo",), ("task.kind=sft", "adapter.kind=none")], ids=["adapter", "full"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(("task.kind=sdpo",), marks=pytest.mark.slow), ("task.kind=sft", "adapter.kind=none")],
+    ids=["adapter", "full"],
+)
 def test_a_second_copy_of_the_weights_changes_no_step(trainer: Any, changes: tuple[str, ...]) -> None:
     """Also after a checkpoint was read, which must not leave an old copy behind."""
     plain = trainer.once(*changes, "cluster.zero_stage=3", _SMALL, workers=2)

@@ -35,7 +35,7 @@ from rec_dist_kernels.boundary import boundary_shares
 from rec_dist_kernels.triton_completion_logps import completion_logps_triton
 from rec_dist_kernels.triton_preference_head import preference_head_triton
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow))
 KINDS = ("sdpo", "dmpo")
 MORE_KINDS = ("mppo", "dynamicpo")
 D = 8

@@ -99,7 +99,7 @@ def test_items_at_and_after_a_position_change_no_prompt_of_it(
     kind, listed, tiny_config, tiny_model_dir, teacher_dir, tiny_data, tmp_path
 ):
     """For all positions of all users, the rest of the row, including held-out items, is replaced with other items."""
-    changes = ("prompt.candidates=listed", "prompt.num_candidates=6") if listed else ()
+    changes = ("prompt.candidates=listed", "prompt.num_candidates=6", "evaluate.num_candidates=6") if listed else ()
     teacher = teacher_dir if kind == "trained" else None
     task = make(tiny_config, tiny_model_dir, tmp_path, *changes, teacher=teacher)
     split, targets = task.data.split, task.data.targets
@@ -147,7 +147,12 @@ def test_no_held_out_item_is_given_as_history_or_answer(tiny_config, tiny_model_
 
 
 def test_the_prompts_read_as_the_paper_says(tiny_config, tiny_model_dir, teacher_dir, tiny_tokenizer, tmp_path):
-    changes = ("prompt.candidates=listed", "prompt.num_candidates=6", {"prompt.candidates_header": "\nOne of:"})
+    changes = (
+        "prompt.candidates=listed",
+        "prompt.num_candidates=6",
+        "evaluate.num_candidates=6",
+        {"prompt.candidates_header": "\nOne of:"},
+    )
     task = make(tiny_config, tiny_model_dir, tmp_path, *changes, teacher=teacher_dir)
     index = int(np.flatnonzero(task.data.targets.starts == 4)[0])
     at, (temporal, pattern) = task.data.place(index, 0), task.data.example(index, 0).prompts

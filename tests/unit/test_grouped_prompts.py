@@ -28,7 +28,7 @@ CASES = {
     "explicit negatives": ("negatives.kind=low_rated", "train.targets_per_prompt=4", "negatives.num=5"),
     "new negatives each epoch": ("negatives.refresh_each_epoch=true", "train.targets_per_prompt=4"),
     "chat": ("prompt.style=chat", "prompt.end=<eos>"),
-    "listed": ("prompt.candidates=listed",),
+    "listed": ("prompt.candidates=listed", "evaluate.num_candidates=20"),
     "margins": ("task.kind=recpo", "train.targets_per_prompt=4", "negatives.num=20"),
     "no history": ("prompt.max_history=1", "prompt.instruction=x", "train.targets_per_prompt=8"),
 }
@@ -66,7 +66,7 @@ def test_examples_built_together_are_those_built_alone(name: str, make_task: Cal
 
 def test_no_examples_are_none(make_task: Callable[..., Any]) -> None:
     nothing = np.empty(0, dtype=np.int64)
-    for case in ((), ("prompt.candidates=listed",)):
+    for case in ((), ("prompt.candidates=listed", "evaluate.num_candidates=20")):
         drawn = make_task(*case).data.draw(nothing, nothing)
         assert drawn.build([]) == [] and drawn.sizes.num_tokens.tolist() == []
 

@@ -67,7 +67,7 @@ def test_margins_are_the_formula(tiny_data: Path, settings: RecpoConfig) -> None
     [
         ("negatives.num=40",),  # half of the catalogue: later items of the user are among them
         ("train.targets_per_prompt=4", "negatives.refresh_each_epoch=true"),
-        ("prompt.candidates=listed",),
+        ("prompt.candidates=listed", "evaluate.num_candidates=20"),
     ],
 )
 def test_margins_come_with_the_prompts(changes: tuple[str, ...], make_task: Callable[..., Any]) -> None:

@@ -60,7 +60,7 @@ def test_a_path_in_an_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_name_in_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     metric = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
-    say(table_of({"name": HOSTILE, "metrics": {"hr@1": metric}}))
+    say(table_of({"name": HOSTILE, "metrics": {"hr@1": metric}, "parts": {}}))
     assert harmless(capsys.readouterr().out)
     pair = Difference(HOSTILE, "other", "hr@1", metric)
     assert harmless(text_table([ComparisonRow(HOSTILE, {"hr@1": metric})], [pair])), "table.txt is read on terminals too"

@@ -106,7 +106,7 @@ def _columns(path: Path) -> list[str]:
             with pa.memory_map(str(path)) as mapped:
                 return list(pa.ipc.open_file(mapped).schema.names)
         with opened(path) as file:
-            line = next((line for line in io.TextIOWrapper(file, encoding="utf-8-sig") if line.strip()), "")
+            line = next((line for line in file if line.strip()), b"").decode("utf-8-sig")
         return list(json.loads(line)) if plain_suffix(path) == ".jsonl" else [name.strip() for name in next(csv.reader([line]))]
     except (OSError, ValueError, RecursionError, TypeError, StopIteration, csv.Error, pa.ArrowInvalid):
         return []
