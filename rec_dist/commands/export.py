@@ -185,7 +185,7 @@ def _facts(
     base = config.model.path if is_hub_id(config.model.path) else Path(config.model.path).name
     return CardFacts(
         name=(publication.push or run.path.name).rpartition("/")[2],
-        method=config.task.kind,
+        method=method_of(config).name,
         base=base,
         on_hub=is_hub_id(base),
         is_adapter=as_adapter,
