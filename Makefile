@@ -1,6 +1,7 @@
 # Everything starts here: `make quickstart` and `make test` work on a fresh machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
+comma := ,
 NOTE = PYTHONPATH=$(CURDIR) $(BIN)/python tests/suite_table.py
 
 .PHONY: help install install-dev hashes quickstart quickstart-dmpo results delrec p2rec dmpo docs test test-slow test-faults test-fast test-launch lint clean
@@ -15,7 +16,7 @@ install-dev: .venv/.installed-dev ## the same with what the tests, the linters a
 .venv/.installed .venv/.installed-dev: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "rec-dist needs Python 3.11 or newer; set PYTHON=python3.11"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(if $(filter %-dev,$@),dev,gguf)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(if $(filter %-dev,$@),dev,gguf$(comma)serve)]'
 	touch $@
 
 hashes: install ## requirements.txt: what a user needs with the SHA-256 of each file, for this machine's platform; the container installs it

@@ -1,4 +1,4 @@
-"""Prints what `pip install -c constraints.txt '.[gguf]'` would install here, each file with its SHA-256, for `--require-hashes`.
+"""Prints what `pip install -c constraints.txt '.[gguf,serve]'` would install here, each file with its SHA-256, for `--require-hashes`.
 
     python launchers/hashed_requirements.py > requirements.txt
 
@@ -28,19 +28,10 @@ def requirements(report: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     """Returns pip's exit code."""
-    words = [
-        "install",
-        "--dry-run",
-        "--ignore-installed",
-        "--quiet",
-        "--report",
-        "-",
-        "-c",
-        "constraints.txt",
-        ".[gguf]",
-        "hatchling",
-    ]
-    done = subprocess.run([sys.executable, "-P", "-m", "pip", *words], stdout=subprocess.PIPE, text=True, check=False)
+    pip = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
+    done = subprocess.run(
+        [*pip, "-c", "constraints.txt", ".[gguf,serve]", "hatchling"], stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode == 0:
         print("\n".join(requirements(json.loads(done.stdout))))
     return done.returncode

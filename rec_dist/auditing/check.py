@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from rec_dist.auditing.questions import Subject
 
+FEWEST_USERS = 20  # an interval over fewer is too narrow; over one it is a point
 FINDING, CLEAN, NOT_APPLICABLE = "finding", "clean", "does not apply"
 Need = Literal["questions", "data", "model", "language model"]
 
@@ -34,12 +37,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Check:
-    """One check. needs: what the subject must have. asks: the question that it answers."""
+    """One check. needs: what the subject must have. asks: the question that it answers. compares: whether by intervals over users."""
 
     name: str
     asks: str
     needs: Need
     run: Callable[[Subject], Outcome]
+    compares: bool = False
 
     def outcome(self, subject: Subject) -> Outcome:
         """Runs the check, or says why it does not apply to this subject."""
@@ -50,4 +54,6 @@ class Check:
             return Outcome(skipped="a data set alone has no model; give a run directory.")
         if self.needs == "language model" and (model is None or model.base is None):
             return Outcome(skipped="the run has no language model.")
+        if self.compares and (num := len(np.unique(subject.questions.users))) < FEWEST_USERS:
+            return Outcome(skipped=f"an interval needs {FEWEST_USERS} users, and the questions have {num}.")
         return self.run(subject)

@@ -86,14 +86,14 @@ class AuditedModel:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is audited. data, examples: None for preference rows. split: the audited split, None if a file asks the questions.
+    """What is audited. data: None for preference rows, which have no examples either. split: None if a file asks.
 
     model: None where a data set is audited alone. seed: of every draw of the checks.
     """
 
     questions: Questions
     data: PreparedData | None = None
-    examples: Sequence[EvalExample] | None = None
+    examples: Sequence[EvalExample] = ()
     split: str | None = None
     model: AuditedModel | None = None
     seed: int = 0
@@ -102,12 +102,12 @@ class Subject:
     def scores(self) -> list[Floats]:
         """The model's scores of each question's candidates, (C,) each."""
         assert self.model is not None
-        return self.scored(self.model.scorer, self._examples)
+        return self.scored(self.model.scorer, self.examples)
 
     @cached_property
     def ranks(self) -> I32:
         """(N,): the rank of each target by the model, from 1; ties count against it."""
-        return ranks_of(self._examples, self.scores)
+        return ranks_of(self.examples, self.scores)
 
     @cached_property
     def baselines(self) -> dict[str, CandidateScorer]:
@@ -128,8 +128,3 @@ class Subject:
     def scored(scorer: CandidateScorer, examples: Sequence[EvalExample]) -> list[Floats]:
         """A scorer's scores of each example's candidates."""
         return list(score_in_blocks(scorer, examples))
-
-    @property
-    def _examples(self) -> Sequence[EvalExample]:
-        assert self.examples is not None
-        return self.examples

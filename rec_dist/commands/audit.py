@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rec_dist.auditing.audit import Audit, check_names, run_checks
 from rec_dist.auditing.questions import AuditedModel, Subject, questions_of_examples, questions_of_preferences
-from rec_dist.commands.evaluate import finished_run
 from rec_dist.commands.ranked_model import ranked_model
 from rec_dist.config.load import load_config
 from rec_dist.config.overrides import Overrides
@@ -48,7 +47,7 @@ def audit(target: str, overrides: Overrides = (), *, skip: Sequence[str] = (), p
         if location.is_remote or (location.folder / MANIFEST_NAME).is_file():
             subject = _of_data(location, overrides)
         elif RunDirectory(location.folder).config_path.is_file():
-            subject = _of_run(target, overrides, stack)
+            subject = _of_run(location.folder, overrides, stack)
         else:
             raise UserError(f"{location} is neither a prepared data set nor a run directory; give data.path or train.run_dir")
         done = run_checks(target, subject, skip)
@@ -67,15 +66,15 @@ def _of_data(location: Location, overrides: Overrides) -> Subject:
     return _subject(config, open_data(config.data), None)
 
 
-def _of_run(target: str, overrides: Overrides, stack: ExitStack) -> Subject:
-    config, _ = finished_run(Path(target), overrides)
+def _of_run(target: Path, overrides: Overrides, stack: ExitStack) -> Subject:
     model = ranked_model(target, overrides)
+    config = model.config
     if model.slow and config.evaluate.max_users is None:
         evaluate = config.evaluate.model_copy(update={"max_users": SLOW_USERS})
         config = config.model_copy(update={"evaluate": evaluate})
         logger.info(f"{SLOW_USERS} users are asked, because this model scores title by title; evaluate.max_users changes that")
     base = None
-    if method_of(config).ranker.language_model:
+    if config.evaluate.ranker == "model" and method_of(config).ranker.language_model:
         base = resolve_model(config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code)
     scorer = stack.enter_context(model.scorer())
     audited = AuditedModel(scorer, model.slow, config.prompt.max_history, base, config.model.trust_remote_code)

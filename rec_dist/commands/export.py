@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rec_dist.commands.model_card import CARD_NAME, UNKNOWN, CardFacts, write_card
+from rec_dist.commands.model_card import CARD_NAME, UNKNOWN, CardFacts, card_of
 from rec_dist.config.load import load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig
@@ -74,10 +74,14 @@ def export(
     check_output(output, "--out", folder=True)
     if publication.push is not None:
         check_push(publication.push)
+    elif publication.public:
+        raise UserError("--public is of the repository that --push makes; add --push ORG/NAME, or leave it out")
     config = load_saved(run.config_path, overrides, unread=("data", "evaluate", "cluster", "train"))
     initial = method_of(config).ranker.exported(config, run.model)
     initial.check_model()
     as_adapter, prompts = _as_adapter(initial, kind, run_dir), _prompts(config, run, initial)
+    if kind == "vllm" and prompts is None:
+        raise UserError(f"--format vllm adds a client that scores a catalogue, and {run_dir} has none; use --format merged")
     facts = _facts(config, run, initial, publication, prompts=prompts, as_adapter=as_adapter, kind=kind)
     with _made_whole(output) as partial:
         ids = _write_weights(config, initial, partial, as_adapter=as_adapter)
@@ -87,7 +91,7 @@ def export(
             prompts.write(partial, ids, config.prompt.instruction)
             for script in ("score.py", "score_on_server.py") if kind == "vllm" else ("score.py",):
                 shutil.copyfile(_SERVED / script, partial / script)
-        write_text(partial / CARD_NAME, write_card(output, facts))
+        write_text(partial / CARD_NAME, card_of(facts))
         readable(partial)
         write_checksums(partial)
     logger.info(f"{output}: {facts.weights}{f', {len(ids)} soft prompt tokens' if ids else ''}")
@@ -141,12 +145,10 @@ def _prompts(config: RunConfig, run: RunDirectory, initial: InitialWeights) -> _
     """None for a run on preference rows, which has no catalogue. Raises UserError for damaged files of the run."""
     if (run.model / FORMAT_NAME).is_file():
         return None
-    items, vocab_size = (
-        read_arrow(run.model / ITEMS_NAME),
-        read_shape(initial.model, trust_remote_code=config.model.trust_remote_code).vocab_size,
-    )
+    items, trusted = read_arrow(run.model / ITEMS_NAME), config.model.trust_remote_code
     titles, names = items["title"].to_pylist(), items["raw_item"].to_pylist()
-    tokenizer = load_tokenizer(initial.model, trust_remote_code=config.model.trust_remote_code)
+    vocab_size = read_shape(initial.model, trust_remote_code=trusted).vocab_size
+    tokenizer = load_tokenizer(initial.model, trust_remote_code=trusted)
     builder = build_prompt_builder(config.prompt, tokenizer, titles, vocab_size=vocab_size)
     check_saved(builder, run.model)
     rows = (
@@ -167,9 +169,8 @@ def _facts(
     as_adapter: bool,
     kind: Format,
 ) -> CardFacts:
-    whole = (
-        "a whole model" if initial.adapter is None and initial.soft_prompt is None else "a model with what was trained merged in"
-    )
+    merged = initial.adapter is not None or initial.soft_prompt is not None
+    whole = "a model with what was trained merged in" if merged else "a whole model"
     train = config.train
     settings = {
         "epochs": train.epochs,
@@ -184,7 +185,7 @@ def _facts(
     base = config.model.path if is_hub_id(config.model.path) else Path(config.model.path).name
     return CardFacts(
         name=(publication.push or run.path.name).rpartition("/")[2],
-        method=f"{config.task.kind}",
+        method=method_of(config).name,
         base=base,
         on_hub=is_hub_id(base),
         is_adapter=as_adapter,
@@ -193,8 +194,9 @@ def _facts(
         data=_data_facts(config),
         evaluation=evaluation,
         num_items=None if prompts is None else len(prompts.catalogue),
+        num_listed=config.prompt.num_candidates if config.prompt.candidates == "listed" else 0,
         scores_text=method_of(config).ranker.scores_text(config),
-        for_servers=kind == "vllm" and prompts is not None,
+        for_servers=kind == "vllm",
         license=publication.license,
         data_license=publication.data_license,
     )

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rec_dist.report.numbers import format_interval
@@ -20,11 +19,11 @@ from score import Prompts, load_model, score
 
 model, prompts = load_model(folder), Prompts(folder)
 titles = [item["title"] for item in prompts.items]
-print(score(model, prompts, history=titles[:2], candidates=titles[2:5]))
+print(score(model, prompts, history=titles[:2], candidates=titles[2:STOP]))
 ```"""
 _SERVERS = """## On a server
 
-vLLM and SGLang score candidates by the log-probs of prompt tokens; `score_on_server.py` asks either:
+vLLM and SGLang score candidates by the log-probs of prompt tokens; `score_on_server.py` asks either. FOLDER is this folder:
 
 ```bash
 vllm serve FOLDER --served-model-name model --enable-prefix-caching
@@ -44,8 +43,8 @@ class CardFacts:
     """What the card says. Paths of this machine are not among it.
 
     base: the Hub id or the folder's name of the base model; on_hub: whether it is an id. weights: in words. data: facts by name.
-    evaluation: the row of the run's evaluation, None without one. num_items: None on preference rows. scores_text: as in
-    Ranker.scores_text. license, data_license: as the user states them.
+    evaluation: the row of the run's evaluation, None without one. num_items: None on preference rows. num_listed: the candidates
+    that a prompt lists, 0 for none. scores_text: as in Ranker.scores_text. license, data_license: as the user states them.
     """
 
     name: str
@@ -58,13 +57,14 @@ class CardFacts:
     data: dict[str, Any]
     evaluation: dict[str, Any] | None
     num_items: int | None
+    num_listed: int
     scores_text: bool
     for_servers: bool
     license: str = UNKNOWN
     data_license: str = UNKNOWN
 
 
-def write_card(folder: Path, facts: CardFacts) -> str:
+def card_of(facts: CardFacts) -> str:
     """The text of README.md, with the fields that the Hub reads in front."""
     parts = [
         _front(facts),
@@ -73,7 +73,7 @@ def write_card(folder: Path, facts: CardFacts) -> str:
         "## Training\n\n" + _table(facts.settings),
         "## Evaluation\n\n" + _evaluation(facts.evaluation),
         "## Use\n\n" + _use(facts),
-        *([_SERVERS.replace("FOLDER", folder.name)] if facts.for_servers else []),
+        *([_SERVERS] if facts.for_servers else []),
         "## Licences\n\n" + _licences(facts),
     ]
     return "\n\n".join(parts) + "\n"
@@ -122,11 +122,12 @@ def _use(facts: CardFacts) -> str:
         return (
             "The model continues a prompt of text with a completion; `completions.json` holds the tokens that end a completion."
         )
+    example = _USE.replace("STOP", str(2 + (facts.num_listed or 3)))
     needs = "torch, transformers and peft" if facts.is_adapter else "torch and transformers"
     kept = f"`prompt.json` and `catalogue.jsonl` hold the prompt and the {facts.num_items:,} titles as token ids. Needs {needs}."
     if not facts.scores_text:
-        return f"{kept} The metrics above rank by more than the log-probability of a title, which `score.py` gives.\n\n{_USE}"
-    return f"A score is the log-probability of a title and its end after the prompt, in nats. {kept}\n\n{_USE}"
+        return f"{kept} The metrics above rank by more than the log-probability of a title, which `score.py` gives.\n\n{example}"
+    return f"A score is the log-probability of a title and its end after the prompt, in nats. {kept}\n\n{example}"
 
 
 def _licences(facts: CardFacts) -> str:

@@ -22,10 +22,8 @@ from rec_dist.runtime.stacks import write_own_stacks
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.3
 _PLAIN_SECONDS = 15.0  # a log gets a line this often
-_LOOKS, _STACKS_SECONDS = (
-    10,
-    5.0,
-)  # looks for progress in cluster.hang_seconds; for writing the stacks, also on a disk that is gone
+_LOOKS = 10  # for progress in cluster.hang_seconds
+_STACKS_SECONDS = 5.0  # for writing the stacks, also on a disk that is gone
 _EXIT_FAILED = 1
 _STACKS_NAME = ".stacks.txt"  # hidden, so that no command takes the folder for another's
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # begins each line of log.txt

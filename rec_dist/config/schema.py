@@ -259,8 +259,7 @@ class ClusterConfig(Section):
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="ray, train: after nodes are lost, go on with as few workers as this, and grow back later. "
-        "None: num_workers.",
+        description="ray, train: after nodes are lost, go on with as few workers as this, and grow back later. None: num_workers.",
     )
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = Field(
         "auto", description="CPU cores for each worker. auto: an equal share of the cluster's cores."
@@ -284,6 +283,7 @@ class ClusterConfig(Section):
     hang_seconds: float = Field(
         1800.0,
         ge=0,
+        le=1_000_000,  # the system's own waits take a little more than two million seconds
         description="Fail and dump stacks if a command makes no progress for this long. Choose more than starting, a model load, a "
         "step or a checkpoint takes. Also limits sbatch, kubectl and the job server. 0: never.",
     )

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, WorkerFailedError
 from rec_dist.launch import ray_cluster
 from rec_dist.launch.sizing import size_workers
+from rec_dist.runtime.limits import within
 from rec_dist.runtime.quiet import quieten
 from rec_dist.serving.engine import Answer, Engine, Query, Refusal
 
@@ -56,7 +57,8 @@ class RayReplicas:
     def __init__(self, load: Load, cluster: ClusterConfig, *, deadline_seconds: float, lost: Callable[[], None]) -> None:
         """Starts the replicas and waits until they have loaded the model.
 
-        Raises UserError if the cluster is too small, or if a replica refuses the model.
+        Raises UserError if the cluster is too small or a replica refuses the model, and WorkerFailedError if they have not loaded
+        it within cluster.hang_seconds.
         """
         try:
             from ray import serve
@@ -92,8 +94,17 @@ class RayReplicas:
         )
         device = "cuda:0" if size.use_gpu else "cpu"
         logger.info(f"starting {size}")
-        self._handle: Any = serve.run(deployment.bind(load, device), name=self._name, route_prefix=None)
-        if refused := self._handle.fault.remote().result():
+
+        def start() -> tuple[Any, str]:
+            handle = serve.run(deployment.bind(load, device), name=self._name, route_prefix=None)
+            return handle, handle.fault.remote().result()
+
+        try:
+            self._handle, refused = within(cluster.hang_seconds, start)
+        except TimeoutError as fault:
+            self.close()
+            raise WorkerFailedError(f"hang: the replicas have not loaded the model: {fault}") from fault
+        if refused:
             self.close()
             raise UserError(refused)
 

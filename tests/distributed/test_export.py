@@ -122,6 +122,8 @@ def test_an_export_arrives_on_a_hub(run: Path, tmp_path: Path) -> None:
     ("words", "names"),
     [
         (["--push", "me"], ("--push (me) is no id of the Hub", "org/name")),
+        (["--push", "me/x--y"], ("--push (me/x--y) is no id of the Hub", "without --")),
+        (["--public"], ("--public", "add --push ORG/NAME")),
         (["--push", "me/x"], ("HF_HUB_OFFLINE is set",)),
     ],
 )

@@ -5,6 +5,7 @@ Training has its own: test_faults.py, test_nodes.py. The limit of a lock in the 
 
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -76,6 +77,31 @@ def test_prepare_on_ray(trainer: Any, tmp_path: Path) -> None:
 def test_profile(trainer: Any, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.yaml", trainer.config(tmp_path / "run"))
     ended(command("profile", config, "cluster.hang_seconds=30", **plugged({**_HERE, "phase": "in a step"})), "no progress for 3")
+
+
+_SERVER = """
+import time
+from rec_dist.config.schema import ClusterConfig
+from rec_dist.errors import WorkerFailedError
+from rec_dist.launch.ray_cluster import disconnected
+from rec_dist.launch.replicas_on_ray import RayReplicas
+
+cluster = ClusterConfig(launcher="ray", num_workers=1, cpus_per_worker=0.5, use_gpu=False, hang_seconds=30)
+try:
+    with disconnected():
+        RayReplicas(lambda device: time.sleep(3600), cluster, deadline_seconds=1, lost=lambda: None)
+except WorkerFailedError as fault:
+    print(fault)
+"""
+
+
+def test_replicas_of_a_server() -> None:
+    """In a process of its own, because Ray Serve warns at its import."""
+    pytest.importorskip("grpc_reflection", reason="Ray Serve needs the extra `serve`")
+    done = subprocess.run([sys.executable, "-c", _SERVER], capture_output=True, text=True, timeout=300, check=False)
+    assert "hang: the replicas have not loaded the model: no answer within 30 s (cluster.hang_seconds)" in done.stdout, (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(("program", "to"), [("sbatch", "slurm"), ("kubectl", "kuberay")])

@@ -10,6 +10,7 @@ import pytest
 from rec_dist.commands.export import export
 from rec_dist.config.schema import DataConfig
 from rec_dist.data.prepare.prepare import prepare
+from rec_dist.errors import UserError
 
 _WORDS = ("Silent River", "Golden Garden", "Last Letter", "Broken Empire", "Hidden Mirror", "Electric Harbour")
 _NUM_REJECTED = [1 + row % 3 for row in range(24)]
@@ -47,5 +48,7 @@ def test_the_loss_begins_where_it_must_and_falls(trainer: Any, rows: Path, kind:
     assert {"completions.json", "adapter_model.safetensors"} <= saved
     assert "prompt.json" not in saved
     export(one.path, one.path / "merged", kind="merged")
+    with pytest.raises(UserError, match=r"--format vllm .* use --format merged"):
+        export(one.path, one.path / "vllm", kind="vllm")
     merged = {path.name for path in (one.path / "merged").iterdir()}
     assert {"completions.json", "model.safetensors", "tokenizer.json"} <= merged

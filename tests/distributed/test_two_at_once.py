@@ -53,7 +53,7 @@ def test_prepare(trainer: Any, tmp_path: Path, place: str) -> None:
 
 def test_export(trainer: Any, tmp_path: Path) -> None:
     run = trainer.once()
-    both(tmp_path, "export", run.path, "--format", "merged", "--out", tmp_path / "served")
+    both(tmp_path, "export", run.path, "--out", tmp_path / "served")
     verify(str(tmp_path / "served"))
     nothing_is_left_beside(tmp_path / "served")
 

@@ -69,6 +69,7 @@ def case(tmp_path: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]) 
         (["train.max_steps=many"], ("train.max_steps", "integer", "'many'")),
         (["train.seed=true"], ("train.seed", "integer", "True")),
         (["task.beta=-1", "optimizer.lr=x"], ("task.beta", "greater than 0", "optimizer.lr", "'x'")),
+        (["cluster.hang_seconds=1e10"], ("cluster.hang_seconds", "less than or equal to 1000000")),
         (["train.max_steps"], ("train.max_steps", "section.key=value")),
         (["model.path=/no/such/model"], ("model.path", "/no/such/model", "give a Hugging Face model folder")),
         (["data.path=nowhere"], ("data.path", "nowhere", "rec-dist prepare")),

@@ -14,7 +14,8 @@ from prepared_rows import Row, write_prepared
 import rec_dist
 from rec_dist.auditing.audit import CHECKS, Audit
 from rec_dist.auditing.chance import binomial_tail
-from rec_dist.auditing.check import CLEAN, FINDING, NOT_APPLICABLE, Outcome
+from rec_dist.auditing.check import CLEAN, FEWEST_USERS, FINDING, NOT_APPLICABLE, Outcome
+from rec_dist.auditing.checks.cold import _groups
 from rec_dist.auditing.questions import AuditedModel, Subject, questions_of_examples
 from rec_dist.cli import main
 from rec_dist.config.schema import DataConfig
@@ -164,7 +165,7 @@ def test_titles_that_the_history_holds(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_shown_to_beat_a_baseline(clean: Path) -> None:
     data = PreparedData.open(clean)
-    told = {example.history.tobytes(): example.target for example in subject(clean).examples or ()}
+    told = {example.history.tobytes(): example.target for example in subject(clean).examples}
     assert outcome("baselines", clean, Oracle(data, told=told)).verdict == CLEAN
     assert outcome("baselines", clean, Oracle(data)).verdict == FINDING  # neighbours know the successor as well
     faults = outcome("baselines", clean, PopularityScorer(data.train_counts)).faults
@@ -191,6 +192,34 @@ def test_a_model_that_reads_no_order(clean: Path) -> None:
     data = PreparedData.open(clean)
     assert outcome("order", clean, Oracle(data)).verdict == CLEAN
     assert outcome("order", clean, Bag(data)).verdict == FINDING
+
+
+def test_too_few_users_for_an_interval(clean: Path) -> None:
+    """One question is a point without a width: it would show anything."""
+    whole = subject(clean, Oracle(PreparedData.open(clean)))
+    examples = list(whole.examples)[: FEWEST_USERS - 1]
+    few = replace(whole, examples=examples, questions=questions_of_examples(examples, source="", ranks_all=False))
+    for name in ("baselines", "order", "concentration"):
+        assert BY_NAME[name].outcome(few).verdict == NOT_APPLICABLE and BY_NAME[name].outcome(whole).verdict != NOT_APPLICABLE
+    told = BY_NAME["cold"].outcome(few)
+    assert told.verdict == CLEAN and "auc" not in " ".join(told.measured)
+
+
+def test_groups_of_targets_by_a_median_between_two_numbers() -> None:
+    groups = _groups(np.asarray([0, 3, 4, 9, 9]))
+    assert {name: inside.tolist().count(True) for name, inside in groups.items()} == {
+        "cold (no training interaction)": 1,
+        "rare (1 to 6)": 2,
+        "frequent (more than 6)": 2,
+    }
+
+
+def test_a_catalogue_that_the_histories_hold(clean: Path) -> None:
+    """Nothing is left to recommend, so there is no exposure to divide by."""
+    whole = subject(clean, Oracle(PreparedData.open(clean)))
+    everything = np.arange(NUM_ITEMS, dtype=np.int32)
+    seen = replace(whole, examples=[replace(example, history=everything) for example in whole.examples])
+    assert BY_NAME["concentration"].outcome(seen).skipped == "the histories hold the whole catalogue."
 
 
 def test_a_model_that_recommends_the_same_to_everybody(clean: Path) -> None:

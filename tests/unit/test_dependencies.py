@@ -56,6 +56,15 @@ def test_the_container_runs_as_a_user_and_has_no_tools_of_developers() -> None:
     assert installs and not [line for line in installs if "dev" in line]
 
 
+def test_every_installation_for_users_has_the_same_extras() -> None:
+    """The README's, the Makefile's, the container's, and the one whose hashes it may check."""
+    found = {}
+    for name in ("README.md", "Makefile", "Dockerfile", "launchers/hashed_requirements.py"):
+        text = (ROOT / name).read_text(encoding="utf-8").replace("$(comma)", ",")
+        found[name] = set(re.findall(r"\.\[(?:[^]]*dev,)?([a-z,]+)\)?\]", text))
+    assert set(map(frozenset, found.values())) == {frozenset({"gguf,serve"})}, found
+
+
 def test_quickstart_installs_for_users_and_test_for_developers() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     needs = dict(re.findall(r"^([a-z][a-z0-9-]*): ?([a-z-]*)", makefile, re.MULTILINE))

@@ -1,13 +1,14 @@
 """The documents describe what exists: every key of the schema, and no missing link, file or make target."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
+from rec_dist.commands.arguments import parse
 from rec_dist.config.compose import locate, runs_of
 from rec_dist.config.reference import reference
 from rec_dist.config.schema import RunConfig
@@ -22,9 +23,6 @@ NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 OF_TODAY = [name for name in NAMES if name not in ("CHANGELOG.md", "docs/LOG.md")]  # these two name things of the past
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CONFIG = re.compile(r"\bconfigs/[\w./-]+\.yaml")
-RECIPE = re.compile(
-    r"\brec-dist (?:run|prepare|train|evaluate|profile|plan|submit|embed|export) +([a-z][\w.-]*(?::[\w-]+)?)(?=[ `\n])"
-)
 MODULE = re.compile(r"`([\w./-]+\.(?:py|sh))`")
 SOURCES = [ROOT, ROOT / "rec_dist", ROOT / "kernels"]  # a module may be named relative to any of these, such as training/loop.py
 TARGET = re.compile(r"`make ([a-z][a-z0-9-]*)|^(?: {4}|\$ )make ([a-z][a-z0-9-]*)", re.MULTILINE)
@@ -84,13 +82,11 @@ def test_the_licence_is_the_one_that_the_package_names() -> None:
 
 
 @pytest.mark.parametrize("name", OF_TODAY)
-def test_named_recipes_and_their_runs_exist(name: str) -> None:
-    named = set(RECIPE.findall((ROOT / name).read_text(encoding="utf-8")))
-    for recipe in sorted(named):
-        file, _, run = recipe.partition(":")
-        path = ROOT / "configs" / "recipes" / f"{file}.yaml"
-        assert path.is_file(), f"{name} names the recipe {recipe}"
-        assert not run or run in yaml.safe_load(path.read_text(encoding="utf-8"))["runs"], f"{name} names the run {recipe}"
+def test_named_commands_have_these_arguments(name: str) -> None:
+    for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^rec-dist (?!submit CONFIG.yaml --to ray\|).*", block.replace("\\\n", " "), re.MULTILINE):
+            words = shlex.split(re.split(r" [|>&;]", line)[0], comments=True)[1:]
+            parse(words, "0")  # raises UserError
 
 
 def test_every_event_of_metrics_jsonl_is_described() -> None:

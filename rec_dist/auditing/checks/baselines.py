@@ -18,7 +18,7 @@ _METRIC = "mrr"  # it is defined for lists of any length
 
 
 def _run(subject: Subject) -> Outcome:
-    assert subject.data is not None and subject.examples is not None
+    assert subject.data is not None
     if not subject.data.split("train").num_targets:
         return Outcome(skipped="the train split has no target to learn from.")
     users, seed = subject.questions.users, subject.seed
@@ -51,7 +51,7 @@ def _of_model(own: Floats | None, subject: Subject) -> list[str]:
 
 def _redrawn(subject: Subject) -> list[EvalExample] | None:
     """The examples with as many candidates from a uniform draw outside the history; None if the catalogue has too few."""
-    assert subject.data is not None and subject.examples is not None
+    assert subject.data is not None
     data, longest = subject.data, max(len(e.history) for e in subject.examples)
     if int(subject.questions.sizes.max()) + longest > data.num_items:
         return None
@@ -68,4 +68,4 @@ def _text(interval: Interval, *, signed: bool = False) -> str:
     return format_interval(interval.to_dict(), signed=signed)
 
 
-BASELINES = Check("baselines", "What do popularity and neighbours score on these questions?", "data", _run)
+BASELINES = Check("baselines", "What do popularity and neighbours score on these questions?", "data", _run, compares=True)

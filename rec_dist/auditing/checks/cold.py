@@ -7,7 +7,7 @@ its auc is significantly below that of the other targets and is not shown to be 
 import numpy as np
 import numpy.typing as npt
 
-from rec_dist.auditing.check import Check, Outcome
+from rec_dist.auditing.check import FEWEST_USERS, Check, Outcome
 from rec_dist.auditing.questions import Subject
 from rec_dist.evaluation.bootstrap import bootstrap_interval
 from rec_dist.evaluation.metrics import auc
@@ -18,28 +18,28 @@ from rec_dist.runtime.arrays import I64
 def _groups(counts: I64) -> dict[str, npt.NDArray[np.bool_]]:
     """counts (N,): the training interactions of each target."""
     seen = counts > 0
-    middle = float(np.median(counts[seen])) if seen.any() else 0.0
+    middle = int(np.median(counts[seen])) if seen.any() else 0
     return {
         "cold (no training interaction)": ~seen,
-        f"rare (1 to {middle:.0f})": seen & (counts <= middle),
-        f"frequent (more than {middle:.0f})": counts > max(middle, 0),
+        f"rare (1 to {middle})": seen & (counts <= middle),
+        f"frequent (more than {middle})": counts > middle,
     }
 
 
 def _run(subject: Subject) -> Outcome:
     assert subject.data is not None
     groups = _groups(subject.data.train_counts[subject.questions.targets])
-    shares = ", ".join(f"{name}: {int(inside.sum()):,}" for name, inside in groups.items())
+    shares = ", ".join(f"{name}: {int(inside.sum()):,}" for name, inside in groups.items() if inside.any())
     measured, faults = [f"Targets: {shares}."], []
     if subject.model is None:
         return Outcome(measured)
     values, users, seed = auc(subject.ranks, subject.questions.sizes), subject.questions.users, subject.seed
     for name, inside in groups.items():
-        if not inside.any():
+        if len(np.unique(users[inside])) < FEWEST_USERS:
             continue
         group = bootstrap_interval(values[inside], seed=seed, users=users[inside])
         measured.append(f"{name}: auc {format_interval(group.to_dict())}.")
-        if inside.all():
+        if len(np.unique(users[~inside])) < FEWEST_USERS:
             continue
         rest = bootstrap_interval(values[~inside], seed=seed, users=users[~inside])
         if group.low <= 0.5 and group.high < rest.low:

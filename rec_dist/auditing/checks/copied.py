@@ -16,7 +16,7 @@ _WORD = re.compile(r"\w+")
 
 
 def _run(subject: Subject) -> Outcome:
-    assert subject.data is not None and subject.examples is not None
+    assert subject.data is not None
     number: dict[str, int] = {}
     of_item = np.asarray(
         [number.setdefault(" ".join(_WORD.findall(title.casefold())) or title, len(number)) for title in subject.data.titles]

@@ -62,7 +62,7 @@ class _Places:
 
 
 def _run(subject: Subject) -> Outcome:
-    assert subject.data is not None and subject.examples is not None
+    assert subject.data is not None
     data, train = subject.data, subject.data.split("train")
     if not train.num_items:
         return Outcome(skipped="the train split has no user.")

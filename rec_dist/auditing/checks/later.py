@@ -22,7 +22,7 @@ def _times(split: SequenceSplit) -> I64:
 def _run(subject: Subject) -> Outcome:
     if subject.split is None:
         return Outcome(skipped="questions from a file have no times.")
-    assert subject.data is not None and subject.examples is not None
+    assert subject.data is not None
     train, asked = _times(subject.data.split("train")), subject.data.split(subject.split)
     if not len(train):
         return Outcome(skipped="the train split has no user.")

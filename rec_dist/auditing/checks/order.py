@@ -29,7 +29,7 @@ def _shuffled(example: EvalExample, window: int, seed: int) -> EvalExample:
 
 
 def _run(subject: Subject) -> Outcome:
-    assert subject.model is not None and subject.examples is not None
+    assert subject.model is not None
     kept = [place for place, example in enumerate(subject.examples) if len(example.history) > 1]
     if not kept:
         return Outcome(skipped="no question has two items in its history.")
@@ -55,4 +55,4 @@ def _run(subject: Subject) -> Outcome:
     return Outcome([measured], ["The order of the history makes no significant difference to this model's ranking."])
 
 
-ORDER = Check("order", "How far do scores move when the history is shuffled?", "model", _run)
+ORDER = Check("order", "How far do scores move when the history is shuffled?", "model", _run, compares=True)
