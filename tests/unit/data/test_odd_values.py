@@ -197,6 +197,12 @@ def test_fractions_are_told_and_a_cut_in_time_falls_between_them(tmp_path: Path)
     assert data.manifest.cuts["valid_from"] == 1600000000028000000
 
 
+def test_dates_are_known_behind_line_ends_of_unicode(tmp_path: Path) -> None:
+    rows = [f"u,A\u2028{n}\x85,i{n},2024-01-0{n}" for n in (1, 2)]
+    got = read(write(tmp_path / "a.csv", "user,title,item,timestamp", *rows))
+    assert got.timestamp is not None and np.diff(got.timestamp).tolist() == [86400]
+
+
 def test_a_date_among_numbers_is_one_bad_row_and_so_is_a_day_that_is_none(tmp_path: Path) -> None:
     numbers = read(write(tmp_path / "a.csv", "user,item,timestamp", "a,x,1.5", "a,y,2024-01-01", "a,z,2"), bad=1)
     assert numbers.bad_rows == {"timestamp is not a number": 1}
