@@ -251,7 +251,7 @@ def test_an_ensemble_with_a_language_model_is_searched(strength: float, config: 
     learnt = EnsembleWeights(["lm", "fixed"], ["popularity"], features, features, weights, np.zeros((3, 3)), np.ones(3))
     rows = []
     with loaded.scorer() as scorer:
-        ensemble = EnsembleScorer(learnt, {"lm": scorer, "fixed": Fixed(rng.normal(0, 5, 80))}, loaded.data)
+        ensemble = EnsembleScorer(learnt, {"lm": scorer, "fixed": Fixed(rng.normal(0, 5, 80))}, loaded.data, {})
         histories = [np.asarray([3, 10], dtype=np.int32), np.asarray([17], dtype=np.int32)]
         every = np.arange(80, dtype=np.int32)
         for history, scores in zip(histories, ensemble.score(histories, [every] * 2), strict=True):
@@ -263,7 +263,7 @@ def test_an_ensemble_with_a_language_model_is_searched(strength: float, config: 
     for members, weight in (({"fixed": Fixed(rng.normal(0, 1, 80))}, 0.7), ({"lm": scorer}, 0.0)):
         weightless = replace(learnt, weights=np.asarray([weight, 1.0, 0.1]))
         with pytest.raises(UserError, match="one member that scores titles"):
-            EnsembleScorer(weightless, members, loaded.data).search(histories[0])
+            EnsembleScorer(weightless, members, loaded.data, {}).search(histories[0])
 
 
 @pytest.mark.parametrize(
