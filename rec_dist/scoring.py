@@ -168,10 +168,8 @@ def _read(
 def _check_lengths(prompts: list[_Prompt], max_tokens: int, max_positions: int | None) -> None:
     for prompt in prompts:
         for place, completion in enumerate(prompt.completions):
-            name, rows = (
-                f"prompts[{prompt.index}] with completions[{prompt.index}][{place}]",
-                len(prompt.tokens) + len(completion) - 1,
-            )
+            name = f"prompts[{prompt.index}] with completions[{prompt.index}][{place}]"
+            rows = len(prompt.tokens) + len(completion) - 1
             if max_positions is not None and rows > max_positions:
                 raise UserError(f"{name} takes {rows} positions and the model has {max_positions}; shorten the prompt")
             if rows > max_tokens:

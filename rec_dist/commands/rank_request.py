@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from rec_dist.commands.ranked_model import RankedModel
 from rec_dist.data.artifacts.recommendations import OUTPUT_SUFFIXES
 from rec_dist.data.sources.listings import Listing, as_names, as_user, place_of, read_listings, read_titles
+from rec_dist.data.sources.text import Cleaning
 from rec_dist.errors import UserError
 from rec_dist.ranking.candidates import CandidateLists
 from rec_dist.ranking.catalogue import ItemNames, item_pool, read_names
@@ -149,7 +150,7 @@ def _check_work(model: RankedModel, options: RankOptions, items: int) -> None:
 
 
 def with_new_items(model: RankedModel, items: Path | Mapping[Any, Any] | None) -> RankedModel:
-    """The model with the items of a file, or of a mapping of ids to titles, behind its own.
+    """The model with the items of a file, or of a mapping of ids to titles, behind its own. Titles are cleaned as in its data set.
 
     Raises UserError for a model that does not read titles, and for an item that is there already or has no title.
     """
@@ -160,17 +161,21 @@ def with_new_items(model: RankedModel, items: Path | Mapping[Any, Any] | None) -
             "--items gives titles of new items, and this run can only rank the items of its data set; leave it out, or rank with the "
             "run of a language model that scores titles"
         )
+    cleaning = Cleaning("titles of --items", bool(model.data.manifest.settings.get("clean_text", True)))
     known, ids, titles = set(model.data.raw_items), list[str](), list[str]()
     for place, item, title in _new_items(items):
         if item in known:
             raise UserError(
                 f"{place}: the item {item!r} is in the data set already, or occurs twice; give each new item its own id"
             )
-        if not title.strip():
+        title = " ".join(cleaning(title).split())
+        if not title:
             raise UserError(f"{place}: the item {item!r} has an empty title, which cannot be scored; give it one")
         known.add(item)
         ids.append(item)
-        titles.append(" ".join(title.split()))
+        titles.append(title)
+    for note in cleaning.notes():
+        logger.info(note)
     return model.with_items(ids, titles)
 
 

@@ -73,4 +73,4 @@ def read_names(path: Path, key: str) -> list[str]:
         raise UserError(
             f"{key} ({path}) cannot be read: {why}; give a text file with the id or title of an item a line"
         ) from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.split("\n") if line.strip()]

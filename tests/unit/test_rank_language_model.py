@@ -180,7 +180,7 @@ def test_new_items_are_ranked_by_their_titles(config: Path, tiny_config: Make, t
     """Beside those of the data set, whose scores stay; in histories too."""
     new = {"n1": "Silent  Empire of Gold", "n2": "Winter"}
     path = tmp_path / "items.csv"
-    path.write_text("item_id,title\nn1,Silent  Empire of Gold\nn2,Winter\n", encoding="utf-8")
+    path.write_text("item_id,title\nn1,Silent&#32; Empire of Gold\nn2,Winter\n", encoding="utf-8")
     plain = lists_of(rec_dist.rank(config, HISTORIES, top_k=82))["a"]
     for items, search in ((new, "all"), (path, "exact")):
         found = lists_of(rec_dist.rank(config, HISTORIES, top_k=82, items=items, search=search))["a"]
@@ -199,7 +199,7 @@ def test_new_items_are_ranked_by_their_titles(config: Path, tiny_config: Make, t
     [
         ("item_id,title\ni003,Other\n", ["items.csv:2", "'i003'", "already"]),
         ("item_id,title\nn1,A\nn1,B\n", ["items.csv:3", "'n1'", "twice"]),
-        ("item_id,title\nn1,  \n", ["items.csv:2", "empty title"]),
+        ("item_id,title\nn1,&nbsp;\n", ["items.csv:2", "empty title"]),
         ("item,title\nn1,A\n", ["items.csv:1", "item_id", "missing"]),
     ],
 )
@@ -263,7 +263,7 @@ def test_an_ensemble_with_a_language_model_is_searched(strength: float, config: 
     for members, weight in (({"fixed": Fixed(rng.normal(0, 1, 80))}, 0.7), ({"lm": scorer}, 0.0)):
         weightless = replace(learnt, weights=np.asarray([weight, 1.0, 0.1]))
         with pytest.raises(UserError, match="one member that scores titles"):
-            EnsembleScorer(weightless, members, loaded.data).search(histories[0])
+            EnsembleScorer(weightless, members, loaded.data, {}).search(histories[0])
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,17 @@ TITLES = ("Silent River", "Golden Garden", "Last Letter", "Broken Empire", "Gold
 def test_prompts_are_those_of_the_builder(tiny_tokenizer: Any, tmp_path: Path, keys: dict[str, Any]) -> None:
     builder = build_prompt_builder(PromptConfig(**keys), tiny_tokenizer, TITLES)
     builder.save(tmp_path)
-    rows = [{"item_id": f"i{n}", "title": title, "tokens": builder.titles[n].tolist()} for n, title in enumerate(TITLES)]
-    (tmp_path / "catalogue.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ids = ["i0", "i1", "i2", "i3", "i4\u2028"]  # Unicode's line separator ends no line of JSON
+    rows = [{"item_id": ids[n], "title": title, "tokens": builder.titles[n].tolist()} for n, title in enumerate(TITLES)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "catalogue.jsonl").write_text(lines, encoding="utf-8")
     prompts = Prompts(tmp_path)
     history, candidates = np.asarray([3, 0, 2], dtype=np.int32), np.asarray([1, 4, 0], dtype=np.int32)
     listed = candidates if builder.listed else None
     wanted = builder.grouped_prompt(history[-builder.max_history :], [candidates], [0], listed=listed)
     names = ["i3", "Silent River", "i2"]  # ids and titles mean the same
-    assert prompts.prompt(names, ["Golden Garden", "i4", "i0"]) == wanted.tokens.tolist()
-    assert [token for item in ("i1", "i4", "i0") for token in prompts.completion(item)] == wanted.targets.tolist()
+    assert prompts.prompt(names, ["Golden Garden", ids[4], "i0"]) == wanted.tokens.tolist()
+    assert [token for item in ("i1", ids[4], "i0") for token in prompts.completion(item)] == wanted.targets.tolist()
     with pytest.raises(KeyError):
         prompts.prompt(["Unknown Film"], ["i1", "i2", "i3"])
     if builder.listed:

@@ -2,10 +2,10 @@
 
 A remote file is fetched whole when it is first needed. The cache names it by its hash, so a data set that changes in its place
 never meets old files, and two copies of one data set share theirs. A file on this machine is read where it is. Of each file the
-cache remembers boot, path, size, inode and times as of its last check. A file that something wrote over is checked again at its
-next use, and one that decays on the disk after the next boot: a fetched file is then fetched again, of another the message names
-it. The cache holds at most max_bytes, downloads included, and evicts the least recently used file first. An evicted file that a
-process has mapped stays readable there, and its disk space is freed when that process unmaps it.
+cache remembers the boot, size, inode and times at its last check, so it is checked again when something has written to it, and
+after the next boot, which finds bits that flipped on the disk. A damaged copy is fetched again; a damaged file of this machine is
+an error. The cache holds at most max_bytes, downloads included, and evicts the least recently used file first. An evicted file
+that a process has mapped stays readable there, and its disk space is freed when that process unmaps it.
 
     shards/HASH.arrow  fetched      shards/HASH.tmp  being fetched      shards/HASH.lock, checked/MARK  of the last check, 16 bytes
 

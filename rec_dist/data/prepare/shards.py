@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from rec_dist.data.dataset.index import write_index
 from rec_dist.data.dataset.manifest import SplitEntry
+from rec_dist.data.dataset.ragged import offsets_of, runs
 from rec_dist.data.dataset.schema import ITEM_SCHEMA, ITEMS_NAME, SEQUENCE_SCHEMA, shard_name
 from rec_dist.data.prepare.splits import Cut
 from rec_dist.data.sources.interactions import F32, Bool, ItemTable
@@ -46,11 +47,11 @@ class Sequences:
         kept, used = ~cold[self.item], ~cold[self.explicit_negatives]
         return Sequences(
             raw_users=self.raw_users,
-            offsets=_offsets_of_kept(self.offsets, kept),
+            offsets=offsets_of(kept.astype(np.int64))[self.offsets],
             item=self.item[kept],
             timestamp=self.timestamp[kept],
             rating=None if self.rating is None else self.rating[kept],
-            explicit_negative_offsets=_offsets_of_kept(self.explicit_negative_offsets, used),
+            explicit_negative_offsets=offsets_of(used.astype(np.int64))[self.explicit_negative_offsets],
             explicit_negatives=self.explicit_negatives[used],
         )
 
@@ -72,8 +73,7 @@ class Rows:
 
 def prefix_index(offsets: I64, users: I64, length: I64) -> I64:
     """The flat index (sum of length,) of the first length (R,) entries of each of `users` (R,)."""
-    starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(length)]).astype(np.int64)
-    return np.arange(starts[-1], dtype=np.int64) + np.repeat(offsets[users] - starts[:-1], length)
+    return runs(offsets[users], length)
 
 
 def gather_rows(cut: Cut, sequences: Sequences, first_user: int = 0) -> Rows:
@@ -159,12 +159,5 @@ def _batch(rows: Rows) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=SEQUENCE_SCHEMA)
 
 
-def _offsets_of_kept(offsets: I64, kept: Bool) -> I64:
-    """Offsets (U+1,) of values of which only those with kept (N,) are left."""
-    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(kept, dtype=np.int64)])
-    return before[offsets]
-
-
 def _lists(lengths: I64, values: I64 | F32, kind: pa.DataType) -> pa.Array:
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
+    return pa.ListArray.from_arrays(pa.array(offsets_of(lengths), pa.int32()), pa.array(values, kind))

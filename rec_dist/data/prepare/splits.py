@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.prepare.positives import Rows
 from rec_dist.data.sources.interactions import Bool
 from rec_dist.runtime.arrays import I64
@@ -102,7 +103,7 @@ def global_temporal(timestamp: I64, offsets: I64, valid_from: int, test_from: in
 
 def _count_before(timestamp: I64, offsets: I64, moment: int) -> I64:
     """(U,): how many items of each user are earlier than `moment`."""
-    total = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(timestamp < moment, dtype=np.int64)])
+    total = offsets_of((timestamp < moment).astype(np.int64))
     counts: I64 = total[offsets[1:]] - total[offsets[:-1]]
     return counts
 
@@ -140,7 +141,7 @@ def without_cold(cut: Cut, offsets: I64, warm: Bool) -> Cut:
 
     A target that is left has an item before it; users without one have no row any more.
     """
-    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(warm, dtype=np.int64)])  # (N+1,) warm items before each
+    before = offsets_of(warm.astype(np.int64))  # (N+1,) warm items before each
     starts = offsets[cut.users]
     length = before[starts + cut.length] - before[starts]
     first_target = np.maximum(before[starts + cut.first_target] - before[starts], 1)
@@ -166,8 +167,7 @@ def training_explicit_negatives(rows: Rows, split: Split) -> tuple[I64, I64]:
         end = np.where(some_held_out, np.append(positive_at, 0)[held_out], row_end)
         inside = np.arange(len(rows)) < np.where(split.trains, end, 0)[rows.user]
     kept = inside & ~rows.positive
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.bincount(rows.user[kept], minlength=num_users))])
-    return offsets.astype(np.int64), rows.item[kept]
+    return offsets_of(np.bincount(rows.user[kept], minlength=num_users)), rows.item[kept]
 
 
 def few_shot(train: Cut, user_hashes: I64, max_users: int | None) -> Cut:

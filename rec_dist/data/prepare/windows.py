@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from rec_dist.config.schema import DataConfig
 from rec_dist.data.dataset.manifest import SplitEntry
+from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.dataset.schema import SPLITS
 from rec_dist.data.prepare import rules
 from rec_dist.data.prepare import splits as split_rules
@@ -185,7 +186,7 @@ def _counts(stitched: Stitched, num_rows: int) -> dict[str, int]:
 
 def _sequences(stitched: Stitched) -> Sequences:
     lengths = np.array([len(items) for items in stitched.items], dtype=np.int64)
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    offsets = offsets_of(lengths)
     return Sequences(
         raw_users=pa.array(stitched.users, pa.string()),
         offsets=offsets,

@@ -165,7 +165,7 @@ def build_prompt_builder(
         begin = begin_tokens(tokenizer) + [int(t) for t in tokenizer(config.instruction, add_special_tokens=False).input_ids]
         tail_text = config.item_prefix
         tail = piece_tokens(tokenizer, tail_text, after="a")
-    of_text = [*begin]
+    of_text = tuple(begin)
     if config.num_virtual:
         assert vocab_size is not None
         # A BOS token stays first. Soft prompts come next, before all that depends on a user, so that servers can cache them.
@@ -188,7 +188,8 @@ def build_prompt_builder(
         )
     table = build_token_table(tokenizer, titles, after=config.item_prefix, max_tokens=config.max_title_tokens)
     if vocab_size is not None:
-        for ids in (of_text, *list(vars(pieces).values())[1:], table.tokens):
+        headers = (*pieces.candidates_header, *pieces.answer_header)
+        for ids in ((*of_text, *pieces.item_prefix, *pieces.tail, *pieces.end, *headers), table.tokens):
             check_vocabulary(tokenizer, ids, vocab_size)
     return PromptBuilder(pieces, table, max_history=config.max_history, listed=config.num_candidates if listed else 0)
 

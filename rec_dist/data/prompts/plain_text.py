@@ -17,6 +17,13 @@ logger = logging.getLogger(__name__)
 _NAMED = 5  # tokens in a message
 
 
+def template_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that this tokenizer puts before and behind every text, such as a BOS token."""
+    whole, text = list(tokenizer("a")["input_ids"]), list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    at = next((at for at in range(len(whole)) if whole[at : at + len(text)] == text), 0)
+    return whole[:at], whole[at + len(text) :]
+
+
 class PlainText:
     """Encodes texts without special tokens, and counts those that hold one. found: the tokens and in how many texts."""
 
@@ -25,16 +32,14 @@ class PlainText:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         unknown = getattr(tokenizer, "unk_token_id", None)
         ends = (getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "bos_token_id", None))
-        self._unknown = (
-            None if unknown in ends else unknown
-        )  # what a text that the tokenizer does not know becomes; GPT-2 has none
+        # What a text that the tokenizer does not know becomes. GPT-2 has none: its unk_token is its end token.
+        self._unknown = None if unknown in ends else unknown
         self._special = {int(number) for number, token in added.items() if token.special}
         self._special |= {int(number) for number in getattr(tokenizer, "all_special_ids", [])}
         names = {tokenizer.convert_ids_to_tokens(number) for number in self._special} if self._special else set()
         names |= {token.content for token in added.values() if token.special}
-        self._names = re.compile(
-            "|".join(re.escape(name) for name in sorted(filter(None, names), key=len, reverse=True)) or r"(?!)"
-        )
+        longest_first = sorted(filter(None, names), key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self.found: Counter[str] = Counter()
         self.num_texts = 0
 
@@ -45,18 +50,13 @@ class PlainText:
 
     def with_template(self, texts: Sequence[str]) -> list[list[int]]:
         """As __call__, with the tokens that the tokenizer adds before and behind a text, such as a BOS token."""
-        before, behind = self._template()
+        before, behind = template_tokens(self._tokenizer)
         found = []
         for text, ids in zip(texts, self._tokenizer(list(texts))["input_ids"] if texts else [], strict=True):
             body = list(ids[len(before) : len(ids) - len(behind)])
             plain = self.without_special(text, body)
             found.append(list(ids) if plain is body else [*before, *plain, *behind])
         return found
-
-    def _template(self) -> tuple[list[int], list[int]]:
-        whole, text = list(self._tokenizer("a")["input_ids"]), list(self._tokenizer("a", add_special_tokens=False)["input_ids"])
-        at = next((at for at in range(len(whole)) if whole[at : at + len(text)] == text), 0)
-        return whole[:at], whole[at + len(text) :]
 
     def without_special(self, text: str, as_read: list[int]) -> list[int]:
         """The tokens of a text. as_read: those that the tokenizer makes of it, which may be special."""
@@ -94,17 +94,14 @@ class PlainText:
         if self._is_plain(ids):
             return ids
         # A vocabulary of Unigram or of whole words holds its special tokens as ordinary pieces, so such a text is cut inside them.
-        parts = (
-            self._names.sub(lambda name: f"{name[0][:1]}\0{name[0][1:]}", text).split("\0") if "\0" not in text else list(text)
+        cut = self._names.sub(lambda name: f"{name[0][:1]}\0{name[0][1:]}", text)
+        for parts in ([] if "\0" in text else cut.split("\0"), list(text)):
+            ids = [token for part in parts if part for token in self._split(part)]
+            if ids and self._is_plain(ids):
+                return ids
+        raise UserError(
+            f"this tokenizer makes a special token of {text!r:.80} in whatever way it is cut; take it out of the text"
         )
-        ids = [token for part in parts if part for token in self._split(part)]
-        if not self._is_plain(ids):
-            ids = [token for character in text for token in self._split(character)]
-        if not self._is_plain(ids):
-            raise UserError(
-                f"this tokenizer makes a special token of {text!r:.80} in whatever way it is cut; take it out of the text"
-            )
-        return ids
 
     def _is_plain(self, ids: list[int]) -> bool:
         return self._special.isdisjoint(token for token in ids if token != self._unknown)

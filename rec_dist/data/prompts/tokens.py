@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rec_dist.data.prompts.plain_text import PlainText
+from rec_dist.data.prompts.plain_text import PlainText, template_tokens
 from rec_dist.data.prompts.short_titles import cut_titles
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
@@ -50,9 +50,7 @@ def check_vocabulary(tokenizer: Any, ids: Sequence[int] | I32, vocab_size: int) 
 
 def begin_tokens(tokenizer: Any) -> list[int]:
     """The tokens that this tokenizer puts before every text: a BOS token, or nothing."""
-    with_special = tokenizer("a", add_special_tokens=True).input_ids
-    plain = tokenizer("a", add_special_tokens=False).input_ids
-    return [int(t) for t in with_special[: with_special.index(plain[0])]] if plain and plain[0] in with_special else []
+    return template_tokens(tokenizer)[0]
 
 
 def piece_tokens(tokenizer: Any, text: str, *, after: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Rows of delimited text, for csv, RecBole's atomic files and MovieLens' ratings."""
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def dates_in(path: Path, names: list[str], delimiter: str, quoting: Quoting, col
     """Whether the first rows of a file, which has a header, hold dates in a column."""
     if column is None:
         return False
-    lines = first_bytes(path).decode("utf-8", errors="replace").splitlines()[1:]
+    lines = re.split(r"\r\n|[\r\n]", first_bytes(path).decode("utf-8", errors="replace"))[1:]
     rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL)
     place = names.index(column)
     return holds_dates(pa.chunked_array([[row[place] for row in rows if len(row) == len(names)]], pa.string()))

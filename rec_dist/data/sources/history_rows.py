@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rec_dist.data.sources.blocks import read_buffer, whole
 from rec_dist.data.sources.header import listed, read_header
 from rec_dist.data.sources.interactions import BadRows, UnusableRowError
 from rec_dist.data.sources.packed import plain_suffix
+from rec_dist.data.sources.parquet import read_records
 from rec_dist.data.sources.quotes import quoting_of
 from rec_dist.data.sources.roles import user_column
 from rec_dist.data.sources.table import parse_table
@@ -125,15 +124,15 @@ def _of_json(path: Path, bad: BadRows, layouts: Sequence[Layout]) -> Records:
 
 
 def _of_parquet(path: Path, layouts: Sequence[Layout]) -> Records:
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            layout = _layout(path, names, layouts)
-            table = file.read(columns=_wanted(path, names, layout))
-    except (OSError, pa.ArrowInvalid) as fault:
-        raise UserError(f"{path} cannot be read as Parquet ({' '.join(str(fault).split())}); write the file again.") from None
-    for line, fields in enumerate(table.to_pylist(), start=1):
-        yield line, layout, fields
+    layout = layouts[0]
+
+    def wanted(names: list[str]) -> list[str]:
+        nonlocal layout
+        layout = _layout(path, names, layouts)
+        return _wanted(path, names, layout)
+
+    for row, fields in read_records(path, wanted):
+        yield row, layout, fields
 
 
 def _wanted(path: Path, names: Sequence[str], layout: Layout) -> list[str]:

@@ -5,7 +5,6 @@ Cost: Arrow's parser reads about 100 MB/s. A block with an invalid line is read 
 
 import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import pyarrow.json
 
 from rec_dist.data.sources.interactions import BadRows, UnusableRowError
 from rec_dist.data.sources.table import Table
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
+from rec_dist.data.sources.text import HALF_CHARACTER
 
 
 def read_json(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows, of: str) -> Table:
@@ -111,7 +109,7 @@ def _written(value: float, kind: pa.DataType) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not _SURROGATE.search(value)
+    return isinstance(value, str) and not HALF_CHARACTER.search(value)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -15,8 +15,7 @@ whole numbers are written in decimal. Other columns are not read. Cost: about 5 
 import csv
 import io
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from numbers import Integral
 from pathlib import Path
@@ -29,13 +28,12 @@ from rec_dist.data.sources.header import listed, refuse_twins
 from rec_dist.data.sources.packed import SUFFIXES as PACKED
 from rec_dist.data.sources.packed import opened, plain_suffix
 from rec_dist.data.sources.roles import user_column
-from rec_dist.data.sources.text import NoListError, parsed_list
+from rec_dist.data.sources.text import HALF_CHARACTER, NoListError, parsed_list
 from rec_dist.errors import UserError
 
 LISTING_SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow")
 _TABLES = (".parquet", ".arrow")
 _SEPARATOR = "|"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BATCH_ROWS = 1024
 
 
@@ -124,13 +122,13 @@ def as_name(value: Any, place: str) -> str:
     if isinstance(value, Integral) and not isinstance(value, bool):
         return str(int(value))
     what = "is missing" if value is None else "is empty" if value == "" else f"is {json.dumps(value, default=str)[:60]}"
-    raise UserError(f"{place} {what}; give an id as text or as a whole number")
+    raise UserError(f"{place} {what}; give a text or a whole number")
 
 
 def as_user(value: Any, place: str) -> str:
     """As as_name, for an id that is written again. Raises UserError for half characters too, which no file can hold."""
     user = as_name(value, place)
-    if not user.isascii() and _SURROGATE.search(user):
+    if not user.isascii() and HALF_CHARACTER.search(user):
         raise UserError(f"{place} holds half a character ({ascii(user)[:60]}), which is no text; write the id again")
     return user
 
@@ -153,11 +151,10 @@ def _jsonl(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
     owner = None
     with opened(path) as file:
         for row, line in enumerate(file, start=1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line
-            if not text.strip():
+            if not line.strip():
                 continue
             try:
-                fields = json.loads(text)
+                fields = json.loads(line)  # of bytes, which may begin with a byte order mark
             except (ValueError, RecursionError) as fault:
                 raise UserError(f"{path}:{row} is no JSON ({' '.join(str(fault).split())}); give an object a line") from None
             if not isinstance(fields, dict):
@@ -191,8 +188,9 @@ def _csv(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
 
 def _cell(text: str, place: str) -> Any:
     """The names in one cell of text: a list as JSON or as a Python literal, or names with | between."""
+    text = text.strip()
     if not text.startswith("["):
-        return [name.strip() for name in text.split(_SEPARATOR)] if text.strip() else []
+        return [name.strip() for name in text.split(_SEPARATOR)] if text else []
     try:
         found = parsed_list(text, whole_numbers=True)
     except NoListError as fault:
@@ -207,7 +205,7 @@ def _parquet(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
         with pq.ParquetFile(path) as file:
             owner = _checked_owner(str(path), file.schema_arrow.names, layout)
             yield from _table(path, file.iter_batches(_BATCH_ROWS, columns=[owner, layout.names]), owner, layout)
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as fault:
         raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again") from None
 
 
@@ -219,22 +217,17 @@ def _arrow(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
             whole = (reader.get_batch(number) for number in range(reader.num_record_batches))
             parts = (batch.slice(at, _BATCH_ROWS) for batch in whole for at in range(0, len(batch), _BATCH_ROWS))
             yield from _table(path, parts, owner, layout)
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as fault:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as fault:
         raise UserError(f"{path} is not an Arrow file ({' '.join(str(fault).split())}); write the file again") from None
 
 
 def _table(path: Path, batches: Iterable[pa.RecordBatch], owner: str, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
     row = 0
     for batch in batches:
-        read = _reader(batch[layout.names].type)
         for user, names in zip(batch[owner].to_pylist(), batch[layout.names].to_pylist(), strict=True):
             row += 1
-            yield row, user, names if layout.alone else read(names, f"{path}, row {row}: {layout.names}")
-
-
-def _reader(kind: pa.DataType) -> Callable[[Any, str], Any]:
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return lambda names, place: _cell(names, place) if is_text and names is not None else names
+            is_cell = isinstance(names, str) and not layout.alone
+            yield row, user, _cell(names, f"{place_of(path, row)}: {layout.names}") if is_cell else names
 
 
 def _checked_owner(place: str, header: list[str], layout: _Layout) -> str:

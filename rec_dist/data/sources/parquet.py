@@ -1,6 +1,6 @@
 """Parquet: one file or a folder of parts, with columns as in csv. A block is a run of row groups."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,21 @@ def open_parquet(paths: list[Path], columns: Mapping[str, str]) -> Source:
                 )
     dates = roles.timestamp is not None and _begins_with_dates(paths[0], roles.timestamp)
     return Source([whole(number, path) for number, path in enumerate(paths)], ParquetRows(roles, dates), notes=notes)
+
+
+def read_records(path: Path, wanted: Callable[[list[str]], list[str] | None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row from 1, fields) of a file that is read row by row. wanted: the names of its columns -> those to read, or None for all.
+
+    Raises UserError if the file is unreadable, or two columns have one name.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            refuse_twins(path, names)
+            batches = file.iter_batches(_BATCH_ROWS, columns=wanted(names))
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as fault:
+        raise UserError(f"{path} cannot be read as Parquet ({' '.join(str(fault).split())}); write the file again.") from None
 
 
 def can_be(role: str, kind: pa.DataType) -> bool:

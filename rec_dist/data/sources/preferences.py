@@ -20,21 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rec_dist.data.dataset.schema import PreferenceRow
 from rec_dist.data.sources.blocks import files_of, first_bytes
 from rec_dist.data.sources.header import refuse_twins
 from rec_dist.data.sources.interactions import BadRows, UnusableRowError
 from rec_dist.data.sources.packed import opened, plain_suffix
-from rec_dist.data.sources.text import Cleaning, NoListError, parsed_list, same
+from rec_dist.data.sources.parquet import read_records
+from rec_dist.data.sources.text import HALF_CHARACTER, Cleaning, NoListError, parsed_list, same
 from rec_dist.errors import UserError
 
 TEMPLATE = "A user liked:\n{history}\nThe next one is among:\n{candidates}\nThe next one: "
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 _NUMBERED = re.compile(r"rejected_?([0-9]{1,9})")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 _HISTORY_SEPARATOR = "::"
 
@@ -114,7 +112,9 @@ class PreferenceReader:
     def _text(self, fields: Mapping[str, Any], name: str) -> str:
         value = fields.get(name)
         if not isinstance(value, str) or not value.strip():
-            raise UnusableRowError(f"{name} is {'empty' if isinstance(value, str) else 'not a text'}")
+            raise UnusableRowError(
+                f"{name} is {'missing' if value is None else 'empty' if isinstance(value, str) else 'not a text'}"
+            )
         if name != "prompt" and _as_list(value, name) is not None:
             raise UnusableRowError(f"{name} is a list written as text")
         return self._clean(value, name)
@@ -128,8 +128,8 @@ class PreferenceReader:
         return [self._clean(text, name) for text in value]
 
     def _clean(self, text: str, name: str) -> str:
-        if _SURROGATE.search(text):
-            raise UnusableRowError("half of a surrogate pair, which is not valid text")
+        if HALF_CHARACTER.search(text):
+            raise UnusableRowError(f"{name} holds half a character")
         cleaned = self.cleaning(text)
         if not cleaned.strip():
             raise UnusableRowError(f"{name} holds an empty text")
@@ -158,7 +158,7 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields (line or number of the row, its fields). For a line that is not JSON, yields its text."""
     kind = plain_suffix(path)
     if kind == ".parquet":
-        yield from _parquet(path)
+        yield from read_records(path, lambda _: None)
         return
     begin = first_bytes(path).removeprefix(_BOM).lstrip()
     try:
@@ -187,16 +187,3 @@ def _json(line: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return line.strip()
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            refuse_twins(path, file.schema_arrow.names)
-            for batch in file.iter_batches(1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as fault:
-        raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again.") from None

@@ -56,9 +56,8 @@ def chosen(
                 f"data.columns.{role} ({columns[role]}) is not a column of {place}; its columns are {listed(header)}."
             )
         return columns[role]
-    known = {_canonical(name) for name in NAMES[role]}
     taken = {name for other, name in columns.items() if other != role}
-    fits = [name for name in header if _canonical(name) in known and name not in taken]
+    fits = [name for name in _named(header, role) if name not in taken]
     if len(fits) > 1:
         ways = " or ".join(f"data.columns.{role}={name}" for name in fits)
         raise UserError(f"{place}: the columns {', '.join(fits)} may each be the {role}; set {ways}.")
@@ -86,13 +85,16 @@ def pick_roles(path: Path, header: Sequence[str], columns: Mapping[str, str], no
 
 
 def user_column(place: Path | str, header: Sequence[str]) -> str:
-    """The column of users in a file of lists: user_id, or the one with another name of a user. Raises UserError if there is none."""
-    if "user_id" in header:
-        return "user_id"
-    found = chosen(place, header, {}, "user")
-    if found is None:
+    """The column of users in a file of lists: user_id, or else the one with another name of a user.
+
+    Raises UserError if there is none, or several fit.
+    """
+    fits = ["user_id"] if "user_id" in header else _named(header, "user")
+    if len(fits) > 1:
+        raise UserError(f"{place}: the columns {', '.join(fits)} may each be the user; name one of them user_id")
+    if not fits:
         raise UserError(f"{place}: the column user_id is missing; its columns are {listed(header)}")
-    return found
+    return fits[0]
 
 
 def say_taken(name: str, picked: Mapping[str, str | None], columns: Mapping[str, str], notes: list[str]) -> None:
@@ -100,6 +102,12 @@ def say_taken(name: str, picked: Mapping[str, str | None], columns: Mapping[str,
     taken = {role: column for role, column in picked.items() if column is not None and role not in columns}
     if any(role != column for role, column in taken.items()):
         notes.append(f"{name}: by their names, columns are taken as {', '.join(f'{r}={c}' for r, c in taken.items())}")
+
+
+def _named(header: Sequence[str], role: str) -> list[str]:
+    """The columns that have one of the role's names."""
+    known = {_canonical(name) for name in NAMES[role]}
+    return [name for name in header if _canonical(name) in known]
 
 
 def _canonical(name: str) -> str:

@@ -148,7 +148,7 @@ class Joined:
 
 
 def _has_text(title: str) -> bool:
-    return bool(title) and bool(clean(title).strip())
+    return bool(clean(title).strip())
 
 
 def read_all(source: Source, max_bad_rows: int) -> Interactions:

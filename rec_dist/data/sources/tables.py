@@ -35,8 +35,8 @@ def write_tables(interactions: Any, items: Any, columns: Mapping[str, str], fold
     interactions: a row each, in file order: user, item and, where they exist, rating and timestamp; also title, categories and
     year when there is no `items`. items: a row an item: item, and title, categories (a list, or text separated by "|"), year;
     or None. columns: data.columns, role -> column; a role without an entry is played by a column with one of its names (roles.py).
-    Raises UserError for something that is no table, a column that is missing or of a wrong type, an item that stands twice in `items`
-    or is missing there.
+    Raises UserError for something that is no table, a column that is missing or of a wrong type, and for `items` in which an item
+    stands twice, is missing or has no id.
     """
     check_roles(columns)
     rows = _arrow(interactions, "interactions")
@@ -107,6 +107,10 @@ def _from_items(
 ) -> dict[str, pa.Array | pa.ChunkedArray | None]:
     """Title, categories and year of every interaction's item. Texts are dictionaries: a title is stored once, not once a row."""
     keys = _texts(_column(about, key, "item", "items"), "items", key)
+    if keys.null_count:
+        raise UserError(
+            f"items: column {key} is empty in {keys.null_count} of {len(keys)} rows; give each item its id, or drop them"
+        )
     if pc.count_distinct(keys).as_py() != len(keys):
         counts = pc.value_counts(keys).to_pylist()
         twice = next(entry["values"] for entry in counts if entry["counts"] > 1)
@@ -125,7 +129,7 @@ def _from_items(
         if column is None or is_list(column.type):
             found[role] = None if column is None else column.take(index)
         else:
-            found[role] = pa.DictionaryArray.from_arrays(index, _texts(column, "items", name))
+            found[role] = pa.DictionaryArray.from_arrays(index, pc.fill_null(_texts(column, "items", name), ""))
     return found
 
 

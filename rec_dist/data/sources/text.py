@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which no file of text can hold
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _ZERO_WIDTH = re.compile("[\u200b-\u200d\u2060\ufeff]")
 _LIST = re.compile(r"\s*\[\s*(?:(['\"]).*['\"]\s*,?\s*)?\]\s*", re.DOTALL)

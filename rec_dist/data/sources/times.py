@@ -21,7 +21,7 @@ _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _DAY, _CLOCK, _ZONE = (
     r"(?P<day>\d{4}-\d{2}-\d{2})",
     r"(?P<clock>\d{2}:\d{2}(?::\d{2})?)",
-    r"(?P<zone>Z|z|UTC|[+-]\d{2}:?(?:\d{2})?)?",
+    r"(?P<zone>Z|z|UTC|[+-][01]\d(?::?[0-5]\d)?)?",
 )
 _ISO = rf"^{_DAY}(?:[Tt ]{_CLOCK}(?:[.,](?P<part>\d+))?)?\s*{_ZONE}$"
 _LARGEST_INT64, _LARGEST_NEGATIVE = "9223372036854775807", "9223372036854775808"

@@ -33,10 +33,11 @@ def check_examples(
 
     Reads the examples only if a bound says that one might be too long.
     """
-    if longest_prompt(builder) <= min(max_tokens, max_tokens if max_positions is None else max_positions):
+    if not len(examples) or longest_prompt(builder) <= min(max_tokens, max_positions or max_tokens):
         return
     lengths = example_lengths(builder, examples)
-    longest, user = int(lengths.max(initial=0)), examples[int(lengths.argmax())].user_id if len(lengths) else 0
+    place = int(lengths.argmax())
+    longest, user = int(lengths[place]), examples[place].user_id
     if longest > max_tokens:
         raise UserError(
             f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than a prompt with one candidate ({longest} tokens, user "

@@ -18,8 +18,8 @@ class Prompts:
 
     def __init__(self, folder: Path) -> None:
         self._pieces: dict[str, Any] = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
-        lines = (folder / "catalogue.jsonl").read_text(encoding="utf-8").splitlines()
-        self.items: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        with (folder / "catalogue.jsonl").open(encoding="utf-8") as lines:
+            self.items: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self._tokens = {item["title"]: item["tokens"] for item in reversed(self.items)}  # of equal titles, the first item
         self._tokens |= {item["item_id"]: item["tokens"] for item in self.items}
 

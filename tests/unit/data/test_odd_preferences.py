@@ -11,6 +11,7 @@ from rec_dist.data.dataset.preferences import PreferenceData
 from rec_dist.data.prepare.prepare import prepare
 from rec_dist.data.sources.interactions import BadRows
 from rec_dist.data.sources.preferences import PreferenceReader
+from rec_dist.errors import UserError
 
 CANDIDATES = {"historyList": "A One::B Two", "itemList": ["C Three", "D Four", "E Five"], "trueSelection": "C Three"}
 LISTS = {"prompt": "P", "chosen": "A", "rejected": ["B", "C"]}
@@ -48,6 +49,7 @@ def test_unicode_forms_of_the_chosen_one_are_not_rejected(tmp_path: Path) -> Non
         ({**LISTS, "rejected": ["", "B"]}, "rejected holds an empty text"),
         ({**LISTS, "rejected": ["B", " \u200b"]}, "rejected holds an empty text"),
         ({**LISTS, "chosen": " "}, "chosen is empty"),
+        ({"data": [LISTS]}, "prompt is missing"),
         ({**LISTS, "chosen": "['A']"}, "chosen is a list written as text"),
         ({**LISTS, "completions": ["A", None]}, "completions is neither a text nor a list of texts"),
         ({**CANDIDATES, "trueSelection": "F Six"}, "trueSelection is not in itemList"),
@@ -86,8 +88,6 @@ def test_a_numpy_array_written_as_text_is_a_bad_row_and_a_title_in_brackets_is_n
 
 
 def test_text_behind_a_quote_of_a_csv_is_told(tmp_path: Path) -> None:
-    from rec_dist.errors import UserError
-
     (tmp_path / "a.csv").write_text('prompt,chosen,rejected\nP,"A" B,C\nP,A,C\n')
     with pytest.raises(UserError, match=r"a\.csv:2 cannot be read as csv"):
         read(tmp_path / "a.csv")

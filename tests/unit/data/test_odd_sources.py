@@ -276,8 +276,8 @@ def test_preference_files_that_cannot_be_read(name, data, words, tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"prompt": "p\\ud800", "chosen": "a", "rejected": "b"}', "half of a surrogate pair, which is not valid text"),
-        ('{"prompt": "p", "chosen": "a", "rejected": ["b\\udfff"]}', "half of a surrogate pair, which is not valid text"),
+        ('{"prompt": "p\\ud800", "chosen": "a", "rejected": "b"}', "prompt holds half a character"),
+        ('{"prompt": "p", "chosen": "a", "rejected": ["b\\udfff"]}', "rejected holds half a character"),
         ('{"prompt":' + "[" * 100_000, "not a JSON object"),
         ('{"prompt": "p", "chosen": "a", "rejected' + "9" * 5000 + '": "b"}', "no rejected completion"),
     ],

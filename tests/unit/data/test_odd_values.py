@@ -197,13 +197,25 @@ def test_fractions_are_told_and_a_cut_in_time_falls_between_them(tmp_path: Path)
     assert data.manifest.cuts["valid_from"] == 1600000000028000000
 
 
+def test_dates_are_known_behind_line_ends_of_unicode(tmp_path: Path) -> None:
+    rows = [f"u,A\u2028{n}\x85,i{n},2024-01-0{n}" for n in (1, 2)]
+    got = read(write(tmp_path / "a.csv", "user,title,item,timestamp", *rows))
+    assert got.timestamp is not None and np.diff(got.timestamp).tolist() == [86400]
+
+
 def test_a_date_among_numbers_is_one_bad_row_and_so_is_a_day_that_is_none(tmp_path: Path) -> None:
     numbers = read(write(tmp_path / "a.csv", "user,item,timestamp", "a,x,1.5", "a,y,2024-01-01", "a,z,2"), bad=1)
     assert numbers.bad_rows == {"timestamp is not a number": 1}
     dates = write(
-        tmp_path / "b.csv", "user,item,timestamp", "a,x,2024-02-29", "a,y,2023-02-29", "a,z,1700000000", "a,w,2024-13-01"
+        tmp_path / "b.csv",
+        "user,item,timestamp",
+        "a,x,2024-02-29",
+        "a,y,2023-02-29",
+        "a,z,1700000000",
+        "a,w,2024-13-01",
+        "a,v,2024-02-29 01:00+25:00",
     )
-    assert read(dates, bad=3).bad_rows == {"timestamp is not a date (ISO 8601), as in other rows": 3}
+    assert read(dates, bad=4).bad_rows == {"timestamp is not a date (ISO 8601), as in other rows": 4}
 
 
 # Ids
@@ -490,6 +502,15 @@ def test_tables_in_memory_are_read_as_files_are(tmp_path: Path, caplog: pytest.L
     assert "columns are taken as user=user_id, item=movieId, timestamp=time" in caplog.text
     with pytest.raises(UserError, match=r"set data\.columns\.user=user_id or data\.columns\.user=user\."):
         write_tables(events.assign(user="x"), films, {}, tmp_path)
+
+
+def test_a_table_of_items_may_lack_titles_and_no_ids(tmp_path: Path) -> None:
+    events = pa.table({"user": ["u", "u", "v"], "item": [1, 2, 2]})
+    found = write_tables(events, pa.table({"item": [1, 2], "title": ["A", None]}), {}, tmp_path)
+    assert read_interactions(found, {}, 2).bad_rows == {"item has no title": 2}
+    for ids, count in (([1.0, 2.0, None], 1), ([1.0, 2.0, float("nan"), None], 2)):
+        with pytest.raises(UserError, match=f"items: column item is empty in {count} of {len(ids)} rows"):
+            write_tables(events, pa.table({"item": ids, "title": ["A"] * len(ids)}), {}, tmp_path)
 
 
 def test_two_columns_that_fit_are_an_error_that_names_both_keys(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import io
 import json
 import lzma
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,6 @@ class Drawn:
     dirt: dict[int, str]
     faults: list[str]
     header: tuple[str, str, str, str]
-    notes: list[str] = field(default_factory=list)
 
 
 drawn = st.builds(
@@ -180,13 +179,10 @@ def save_amazon(case: Drawn, rows: list[tuple[Any, Any, Any, str]], folder: Path
     titles: dict[str, str] = {}
     for _, name, _, title in rows:
         titles[name] = titles.get(name) or title
-    at = sorted({row[2] for row in rows if not isinstance(row[2], str)}, key=lambda time: time)
-    numbers = {time: number for number, time in enumerate(at)}
     lines = []
     for user, name, time, _ in rows:
-        number = time if isinstance(time, int | float) else numbers.get(time, "soon" if time == "soon" else None)
-        if number is None:
-            number = int(datetime.datetime.fromisoformat(time).timestamp() * 1e6)
+        clock = datetime.datetime.fromisoformat(time) if isinstance(time, str) and time != "soon" else time
+        number = int(clock.timestamp() * 1e6) if isinstance(clock, datetime.datetime) else clock
         lines.append(json.dumps({"user_id": user, "parent_asin": name, "rating": 4.0, "timestamp": number}))
     lines += ["{"] * case.faults.count("short row")
     (folder / f"Toys.jsonl{case.packing}").write_bytes(PACKERS[case.packing]("\n".join(lines).encode()))
