@@ -109,7 +109,8 @@ class Search:
             self._dive(lambda nodes, bounds: path[nodes], limit)
         self._dive(lambda nodes, bounds: _largest(bounds, beam) & (bounds >= self._threshold(k)), limit)
         done = self._exhaust(lambda: self._threshold(k), limit if exact else 0)
-        return Found(*best_of(self._items, self._scores, k), done, self.rows)
+        best = best_of(self._items, self._scores, k)
+        return Found(self._items[best], self._scores[best], done, self.rows)
 
     def rank_of(self, target: int, *, limit: int = 100, max_rows: int | None = None) -> TargetRank:
         """The exact rank of an item, None if `limit` others or more score as high. A tie counts against the target."""
