@@ -264,6 +264,12 @@ def refused(run: Path, *words: object, says: tuple[str, ...], folder: Path, caps
     assert printed.out == "" and sorted(folder.rglob("*")) == before
 
 
+def test_a_correction_of_titles_goes_with_language_models(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(
+        run, "evaluate.title_prior=0.5", says=("evaluate.title_prior", "task.kind=sequential"), folder=tmp_path, capsys=capsys
+    )
+
+
 def test_bad_options(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refuses(*words: object, says: tuple[str, ...]) -> None:
         refused(run, *words, says=says, folder=tmp_path, capsys=capsys)
