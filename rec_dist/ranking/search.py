@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from rec_dist.data.prompts.compressed_trie import CompressedTrie
 from rec_dist.evaluation.baselines import CandidateScorer
-from rec_dist.ranking.selection import best_of, check_numbers
+from rec_dist.evaluation.metrics import check_numbers
+from rec_dist.ranking.selection import best_of
 from rec_dist.runtime.arrays import F64, I32, I64
 
 # raw: log-probabilities over the vocabulary. trie: over the tokens that some title goes on with.

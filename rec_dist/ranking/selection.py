@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rec_dist.errors import NotFiniteError
 from rec_dist.evaluation.baselines import Floats
+from rec_dist.evaluation.metrics import check_numbers
 from rec_dist.runtime.arrays import I32, I64
 
 
@@ -52,9 +52,3 @@ def best_of_pool(scores: Floats, left_out: Sequence[I64], k: int) -> list[I64]:
         allowed = np.delete(np.arange(size), left_out[row])
         best[row] = allowed[best_of(allowed, scores[row, allowed], k)]
     return best
-
-
-def check_numbers(scores: npt.NDArray[np.floating]) -> None:
-    """Raises NotFiniteError for a score that is no number."""
-    if np.isnan(scores).any():
-        raise NotFiniteError("the model gives a score that is no number (NaN); train it again with a lower optimizer.lr")

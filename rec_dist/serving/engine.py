@@ -15,7 +15,8 @@ import numpy as np
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer, Floats, PopularityScorer, score_with_members
-from rec_dist.ranking.selection import best_of, best_of_pool, check_numbers
+from rec_dist.evaluation.metrics import check_numbers
+from rec_dist.ranking.selection import best_of, best_of_pool
 from rec_dist.runtime.arrays import I32
 
 
