@@ -170,6 +170,9 @@ def test_a_search_stops_at_its_budget(config: Path, tmp_path: Path, capsys: pyte
     assert "1 users have a list that may lack a better item" in capsys.readouterr().err
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert rows and not any(row["certified"] for row in rows) and 0 < rows[0]["rows_scored"] <= 30
+    capsys.readouterr()
+    assert main(["rank", str(config), "--search", "exact", "--max-rows", "1", "--histories", str(histories)]) == 0
+    assert "1 users have no item left to recommend, or --max-rows ended" in capsys.readouterr().err
     beam = rec_dist.rank(config, {"a": ["i003"]}, search="beam", beam=3, top_k=3).to_pylist()
     exact = rec_dist.rank(config, {"a": ["i003"]}, search="exact", beam=3, top_k=3).to_pylist()
     assert 0 < beam[0]["rows_scored"] < exact[0]["rows_scored"]
