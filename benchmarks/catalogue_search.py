@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -145,8 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.target is None:
         parser.error("name a run directory or a configuration")
     quieten()
-    target = Path(given.target) if Path(given.target).is_dir() else given.target
-    rows = measure(str(target), given.overrides, given.score, given.users, given.all_users)
+    rows = measure(given.target, given.overrides, given.score, given.users, given.all_users)
     results.conclude(results.facts(results.command_of("benchmarks.catalogue_search", words), rows=rows), report, given.out)
 
 

@@ -17,7 +17,7 @@ _FOUND = 1  # the exit code of an audit that found a fault
 
 def dispatch(parsed: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    return _OWN.get(parsed.command, _run)(parsed)
+    return _COMMANDS[parsed.command](parsed)
 
 
 def _local(path: str, key: str) -> Path:
@@ -151,33 +151,47 @@ def _audit(parsed: argparse.Namespace) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.run import run_pipeline
+
+    return run_pipeline(Path(parsed.target), parsed.overrides)
+
+
+def _prepare(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.prepare import prepare
     from rec_dist.config.load import load_config
 
-    command, target, overrides = parsed.command, Path(parsed.target), getattr(parsed, "overrides", [])
-    if command == "run":
-        from rec_dist.commands.run import run_pipeline
-
-        return run_pipeline(target, overrides)
-    if command == "prepare":
-        from rec_dist.commands.prepare import prepare
-
-        prepare(load_config(target, overrides))
-    elif command == "train":
-        from rec_dist.commands.train import train
-
-        train(load_config(target, overrides))
-    elif command == "evaluate":
-        from rec_dist.commands.evaluate import evaluate, table_of
-
-        say(table_of(evaluate(target, overrides)))
-    else:
-        from rec_dist.commands.status import status
-
-        say("\n".join(status(parsed.target)))
+    prepare(load_config(Path(parsed.target), parsed.overrides))
     return 0
 
 
-_OWN: Mapping[str, Callable[[argparse.Namespace], int]] = {
+def _train(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.train import train
+    from rec_dist.config.load import load_config
+
+    train(load_config(Path(parsed.target), parsed.overrides))
+    return 0
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.evaluate import evaluate, table_of
+
+    say(table_of(evaluate(Path(parsed.target), parsed.overrides)))
+    return 0
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.status import status
+
+    say("\n".join(status(parsed.target)))
+    return 0
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "run": _run,
+    "status": _status,
     "profile": _profile,
     "plan": _plan,
     "verify": _verify,

@@ -57,7 +57,7 @@ def evaluate(
     if saved is not None:
         method_of(config).ranker.check(saved, data)
         _check_own_results(data, saved, run)
-    _check_corrections(config, saved)
+    check_corrections(config, saved)
     asked, examples = question_file(config), eval_examples_of(config, data)
     with run.locked() if own else run.claimed(*recorded(config)):
         prints = initial.fingerprints()
@@ -162,11 +162,10 @@ def _check_own_results(data: PreparedData, saved: Path, run: RunDirectory) -> No
         )
 
 
-def _check_corrections(config: RunConfig, saved: Path | None) -> None:
+def check_corrections(config: RunConfig, saved: Path | None) -> None:
     """Raises UserError for a correction of scores that are no log-likelihoods of titles."""
     settings, ranker = config.evaluate, method_of(config).ranker
-    asked = settings.ranker == "model" and (settings.title_prior != 0 or settings.length_power != 0)
-    if asked and not (ranker.language_model and ranker.scores_titles(saved)):
+    if settings.ranker == "model" and settings.corrects and not (ranker.language_model and ranker.scores_titles(saved)):
         raise UserError(
             f"evaluate.title_prior and evaluate.length_power have no effect on task.kind={config.task.kind}, which scores no titles; "
             "remove them"

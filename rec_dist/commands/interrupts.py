@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 INTERRUPTED = "interrupted; what was saved before is kept"
 _EXIT_FAILED = 1
@@ -26,8 +27,7 @@ def interrupts() -> Iterator[list[int]]:
     def handle(number: int, _: object) -> None:
         noted.append(number)
         if len(noted) > 1:
-            os.write(2, f"{INTERRUPTED}\n".encode())  # print() may be in the middle of another line
-            os._exit(_EXIT_FAILED)
+            end_at_once()
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, handle)
@@ -36,6 +36,12 @@ def interrupts() -> Iterator[list[int]]:
     finally:
         if not noted:  # else a second one may still come while the process ends
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_at_once() -> NoReturn:
+    """Ends the process without any cleaning up."""
+    os.write(2, f"{INTERRUPTED}\n".encode())  # print() may be in the middle of another line
+    os._exit(_EXIT_FAILED)
 
 
 def _ignore_at_the_end() -> None:

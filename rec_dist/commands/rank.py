@@ -124,11 +124,13 @@ def _watched(run: RunDirectory, total: int, start: int, progress: bool, hang_sec
 def _report(counts: Counts, request: RankRequest, output: Path | None) -> None:
     """One line for each thing that somebody may want to know."""
     logger.info(f"{counts.users:,} users ranked{f' in {output}' if output is not None else ''}")
+    search = request.wanted.search
+    within = "" if search is None or search.max_rows is None else ", or --max-rows ended the search before the first title"
     lines = [
         (counts.unknown, "items of histories are not in the catalogue and were skipped"),
         (counts.fallback, "users have no known item and got the order of popularity (column fallback)"),
         (counts.without_candidates, "users have no list of candidates and were left out"),
-        (counts.empty, "users have no item left to recommend"),
+        (counts.empty, f"users have no item left to recommend{within}"),
         (counts.uncertified, "users have a list that may lack a better item (column certified)"),
     ]
     lists = request.wanted.candidates

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from rec_dist.commands.ranked_model import RankedModel
 from rec_dist.data.artifacts.recommendations import OUTPUT_SUFFIXES
-from rec_dist.data.sources.listings import Listing, as_names, as_user, place_of, read_listings, read_titles
+from rec_dist.data.sources.listings import Listing, as_names, as_text, place_of, read_listings, read_titles
 from rec_dist.data.sources.text import Cleaning
 from rec_dist.errors import UserError
 from rec_dist.ranking.candidates import CandidateLists
@@ -141,6 +141,11 @@ def _check_work(model: RankedModel, options: RankOptions, items: int) -> None:
             "--search and --score are for language models that score titles; this one ranks the whole catalogue at once, so leave "
             "them out"
         )
+    if model.config.evaluate.corrects and (options.search != "all" or options.score is not None):
+        raise UserError(
+            "--search and --score have no effect on corrected scores; leave them out, or set evaluate.title_prior=0 and "
+            "evaluate.length_power=0"
+        )
     if model.slow and options.search == "all" and options.candidates is None and items > options.max_catalogue:
         raise UserError(
             f"a language model would score {items:,} titles for each user, more than --max-catalogue ({options.max_catalogue:,}); "
@@ -156,7 +161,7 @@ def with_new_items(model: RankedModel, items: Path | Mapping[Any, Any] | None) -
     """
     if items is None:
         return model
-    if not model.reads_titles:
+    if not model.takes_new_items:
         raise UserError(
             "--items gives titles of new items, and this run can only rank the items of its data set; leave it out, or rank with the "
             "run of a language model that scores titles"
@@ -189,7 +194,7 @@ def _new_items(items: Path | Mapping[Any, Any]) -> Iterator[tuple[str, str, str]
         raise UserError(f"items is of type {type(items).__name__}; give a path, or a mapping of new ids to titles")
     for item, title in items.items():
         place = f"items[{item!r}]"
-        yield place, as_user(item, place), as_user(title, place)
+        yield place, as_text(item, place), as_text(title, place)
 
 
 def _names(listed: Path | Sequence[str] | None, key: str) -> Sequence[str] | None:
@@ -218,7 +223,7 @@ def _candidate_rows(options: RankOptions) -> Iterator[Listing]:
         raise UserError("candidates must be a path, a mapping of users to lists, or one list for each of a list of histories")
     pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
     for row, (user, listed) in enumerate(pairs, start=1):
-        yield Listing(row, as_user(user, f"candidates: the user {user!r}"), as_names(listed, f"candidates[{user!r}]"))
+        yield Listing(row, as_text(user, f"candidates: the user {user!r}"), as_names(listed, f"candidates[{user!r}]"))
 
 
 def _identity(options: RankOptions) -> str | None:

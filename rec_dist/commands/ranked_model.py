@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rec_dist.commands.dtype import difference, saved_dtype, settle_dtype
-from rec_dist.commands.evaluate import finished_run
+from rec_dist.commands.evaluate import check_corrections, finished_run
 from rec_dist.config.load import ConfigLike, load_config, load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.paths import absolute, pinned
@@ -31,8 +31,8 @@ class RankedModel:
     """scorer_on: loads the model into this process and gives its scorer on a data set. identity: tells it and its data from others.
 
     config: settled, without model.dtype=auto. saved: as in Ranker.weights. members: the names of an ensemble's members.
-    slow: whether a score takes milliseconds, as a language model's does. reads_titles: whether an item's title is all that the
-    model must know of it.
+    slow: whether a score takes milliseconds, as a language model's does. takes_new_items: whether an item's title is all that
+    the model must know of it.
     """
 
     config: RunConfig
@@ -42,15 +42,15 @@ class RankedModel:
     scorer_on: Callable[[PreparedData], AbstractContextManager[CandidateScorer]]
     identity: dict[str, Any]
     slow: bool
-    reads_titles: bool
+    takes_new_items: bool
 
     def scorer(self) -> AbstractContextManager[CandidateScorer]:
         """The scorer on `data`."""
         return self.scorer_on(self.data)
 
     def with_items(self, ids: Sequence[str], titles: Sequence[str]) -> "RankedModel":
-        """The same model, with new items behind those of its data set. It reads titles."""
-        assert self.reads_titles
+        """The same model, with new items behind those of its data set."""
+        assert self.takes_new_items
         data = replace(
             self.data,
             titles=[*self.data.titles, *titles],
@@ -71,7 +71,7 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
         data = open_data(config.data)
         of_popularity = {"model": "popularity", "data": data.manifest.fingerprint}
         popularity = lambda data: nullcontext(PopularityScorer(data.train_counts))
-        return RankedModel(config, None, [], data, popularity, of_popularity, slow=False, reads_titles=False)
+        return RankedModel(config, None, [], data, popularity, of_popularity, slow=False, takes_new_items=False)
     method = method_of(config)
     initial = method.ranker.weights(config, saved)
     config, lines = settle_dtype(config, None if saved is None else saved_dtype(saved.parent))
@@ -80,6 +80,7 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     data = open_data(config.data)
     if saved is not None:
         method.ranker.check(saved, data)
+    check_corrections(config, saved)
     initial.check_model()
     identity: dict[str, Any] = {"model": initial.fingerprints(), "data": data.manifest.fingerprint, "task": _own_keys(config)}
     slow = method.ranker.scores_titles(saved)
@@ -90,8 +91,8 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     identity["max_tokens_per_micro_batch"] = config.train.max_tokens_per_micro_batch if slow else None
     device = local_device(config.cluster.model_copy(update={"num_workers": "auto"}))  # this process alone, whatever trained
     scorer_on = lambda data: method.ranker.scoring(config, data, initial, saved, device)
-    members, reads_titles = [name for name, _ in initial.members], slow and method.ranker.language_model
-    return RankedModel(config, saved, members, data, scorer_on, identity, slow, reads_titles)
+    members, takes_new_items = [name for name, _ in initial.members], slow and method.ranker.language_model
+    return RankedModel(config, saved, members, data, scorer_on, identity, slow, takes_new_items)
 
 
 def scorer_of(

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rec_dist.commands.interrupts import end_at_once
 from rec_dist.commands.rank_request import MAX_CATALOGUE
 from rec_dist.commands.ranked_model import ranked_model, scorer_of
 from rec_dist.config.overrides import Overrides
@@ -154,7 +155,7 @@ def _signals() -> Iterator[threading.Event]:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if interrupts > 1:
-            raise KeyboardInterrupt
+            end_at_once()
         stop.set()
 
     if threading.current_thread() is not threading.main_thread():

@@ -45,3 +45,8 @@ class EvaluateConfig(Section):
     output_dir: str | None = Field(
         None, description="Folder for the results. None: the run directory, or <run_dir>-base for a CONFIG."
     )
+
+    @property
+    def corrects(self) -> bool:
+        """Whether a language model's scores are corrected."""
+        return self.title_prior != 0 or self.length_power != 0

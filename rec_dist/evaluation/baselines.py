@@ -1,9 +1,9 @@
-"""Baselines that a language model must beat. Each scores the candidates of a history; higher is better.
+"""What scores the candidates of a history, higher being better: the protocols, and the popularity baseline.
 
 C candidates of a history, I items of the catalogue.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -33,14 +33,29 @@ class PartsScorer(CandidateScorer, Protocol):
 
 @runtime_checkable
 class MemberScorer(CandidateScorer, Protocol):
-    """A scorer whose score is the sum of what its members add. members: their names."""
+    """A scorer whose score is the sum of what its members add. members: their names, and those of terms that need no model."""
 
     @property
     def members(self) -> Sequence[str]: ...
 
     def score_members(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
-        """What each member adds, in the order of `members`; together they are score()."""
+        """What each member adds, in the order of `members`; total_of() makes score() of it."""
         ...
+
+
+def total_of(members: Mapping[str, Sequence[Floats]]) -> list[Floats]:
+    """The scores of each list of candidates from what MemberScorer.score_members gives."""
+    return [np.asarray(np.sum(parts, axis=0)) for parts in zip(*members.values(), strict=True)]
+
+
+def score_with_members(
+    scorer: CandidateScorer, histories: Sequence[I32], candidates: Sequence[I32]
+) -> tuple[list[Floats], dict[str, list[Floats]]]:
+    """The scores of each list of candidates, and what each member adds to them, if the scorer has any."""
+    if not isinstance(scorer, MemberScorer):
+        return scorer.score(histories, candidates), {}
+    members = scorer.score_members(histories, candidates)
+    return total_of(members), members
 
 
 class PopularityScorer:

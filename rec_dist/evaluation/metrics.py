@@ -7,9 +7,12 @@ U users, C candidates of a user (the target among them), E scores of all users i
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from rec_dist.errors import NotFiniteError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -19,7 +22,7 @@ def target_ranks(scores: npt.ArrayLike, target: npt.ArrayLike = 0) -> Ints:
     """rank_u = 1 + #{c != target_u: score_uc >= score_u,target}: scores (U, C), target (U,) or one index -> (U,) from 1.
 
     A candidate with score -inf ranks below every finite one, so -inf can pad rows with fewer candidates.
-    Raises ValueError for a NaN, a wrong shape, or a target outside 0..C-1.
+    Raises NotFiniteError for a NaN, ValueError for a wrong shape or a target outside 0..C-1.
 
     >>> target_ranks([[0.9, 0.1, 0.5], [0.2, 0.2, 0.2]]).tolist()
     [1, 3]
@@ -34,7 +37,7 @@ def target_ranks(scores: npt.ArrayLike, target: npt.ArrayLike = 0) -> Ints:
         raise ValueError(f"target must be one index or have shape ({table.shape[0]},), got {index.shape}")
     if index.size and not 0 <= index.min() <= index.max() < table.shape[1]:
         raise ValueError(f"target must lie in 0..{table.shape[1] - 1}, got {index.min()}..{index.max()}")
-    _refuse_nan("scores", table)
+    check_numbers(table)
     of_target = table[np.arange(table.shape[0]), index]  # (U,)
     return np.asarray((table >= of_target[:, None]).sum(axis=1), dtype=np.int64)  # the target itself is the 1
 
@@ -42,7 +45,7 @@ def target_ranks(scores: npt.ArrayLike, target: npt.ArrayLike = 0) -> Ints:
 def group_ranks(scores: npt.ArrayLike, group_offsets: npt.ArrayLike) -> Ints:
     """As target_ranks, for ragged users: scores (E,), group_offsets (U+1,) -> (U,). The first of each group is the target.
 
-    Raises ValueError for a NaN, or for offsets that do not run from 0 to E with at least 1 score per user.
+    Raises NotFiniteError for a NaN, ValueError for offsets that do not run from 0 to E with at least 1 score per user.
 
     >>> group_ranks([0.5, 0.7, 0.1, 2.0], [0, 3, 4]).tolist()
     [2, 1]
@@ -53,7 +56,7 @@ def group_ranks(scores: npt.ArrayLike, group_offsets: npt.ArrayLike) -> Ints:
     sizes = np.diff(offsets)
     if (sizes < 1).any():
         raise ValueError(f"group {int(np.argmax(sizes < 1))} has no candidate; each needs at least its target")
-    _refuse_nan("scores", flat)
+    check_numbers(flat)
     if sizes.size == 0:
         return np.zeros(0, dtype=np.int64)
     beats = flat >= np.repeat(flat[offsets[:-1]], sizes)  # (E,)
@@ -136,8 +139,7 @@ def _cutoff(k: int) -> int:
     return k
 
 
-def _refuse_nan(name: str, values: npt.NDArray[np.generic]) -> None:
-    bad = np.isnan(values)
-    if bad.any():
-        where = tuple(int(axis) for axis in np.argwhere(bad)[0])
-        raise ValueError(f"{name} hold {int(bad.sum())} NaN, the first at {where}, and a NaN has no rank")
+def check_numbers(scores: npt.NDArray[Any]) -> None:
+    """Raises NotFiniteError for a score that is no number."""
+    if np.isnan(scores).any():
+        raise NotFiniteError("the model gives a score that is no number (NaN); train it again with a lower optimizer.lr")

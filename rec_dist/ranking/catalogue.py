@@ -17,10 +17,13 @@ from rec_dist.runtime.arrays import I32
 
 
 class ItemNames:
-    """Finds items by name. An id goes before a title that reads the same. Titles are compared cleaned, with single blanks."""
+    """Finds items by name. An id goes before a title that reads the same, and of equal titles the first one counts.
+
+    Titles are compared cleaned, with single blanks.
+    """
 
     def __init__(self, data: PreparedData) -> None:
-        by_title = {title: item for item, title in enumerate(data.titles)}
+        by_title = {title: item for item, title in reversed(list(enumerate(data.titles)))}
         by_id = {raw: item for item, raw in enumerate(data.raw_items)}
         self._items = {same(title): item for title, item in by_title.items()} | by_title | by_id
         self.num_items = data.num_items

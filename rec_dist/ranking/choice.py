@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rec_dist.evaluation.baselines import CandidateScorer, Floats, MemberScorer
+from rec_dist.evaluation.baselines import CandidateScorer, Floats, MemberScorer, score_with_members
 from rec_dist.ranking.candidates import CandidateLists
 from rec_dist.ranking.search import SearchScorer
 from rec_dist.ranking.selection import best_of, best_of_pool
@@ -62,13 +62,10 @@ class AnyOf:
 
     def best(self, scorer: CandidateScorer, histories: Sequence[I32], candidates: Sequence[I32]) -> list[UserList]:
         """As Choice.best."""
-        scored, members = _scored(scorer, histories, candidates)
+        scored, members = score_with_members(scorer, histories, candidates)
         scores = np.stack(scored).astype(np.float64, copy=False)  # (B, C)
-        best = best_of_pool(self.pool, scores, [self._seen(history) for history in histories], self.k)
-        return [
-            UserList(items, values, {name: of[user][self._place[items]] for name, of in members.items()})
-            for user, (items, values) in enumerate(best)
-        ]
+        best = best_of_pool(scores, [self._seen(history) for history in histories], self.k)
+        return [_list_of(places, self.pool, scores[user], members, user) for user, places in enumerate(best)]
 
     def _seen(self, history: I32) -> I64:
         if not self.exclude_seen:
@@ -98,17 +95,17 @@ class ListOf:
         filled = [place for place, items in enumerate(candidates) if len(items)]
         if not filled:
             return best
-        scored, members = _scored(scorer, [histories[place] for place in filled], [candidates[place] for place in filled])
+        scored, members = score_with_members(
+            scorer, [histories[place] for place in filled], [candidates[place] for place in filled]
+        )
         for number, place in enumerate(filled):
-            kept = self._allowed[candidates[place]]
+            items, scores = candidates[place], scored[number]
+            kept = self._allowed[items]
             if self._exclude_seen:
-                kept &= ~np.isin(candidates[place], histories[place])
-            places = np.flatnonzero(kept)
-            own = candidates[place][places]
-            items, values = best_of(own, scored[number][places], self._k)
-            order = np.argsort(own)
-            chosen = places[order[np.searchsorted(own[order], items)]]
-            best[place] = UserList(items, values, {name: of[number][chosen] for name, of in members.items()})
+                kept &= ~np.isin(items, histories[place])
+            allowed = np.flatnonzero(kept)
+            places = allowed[best_of(items[allowed], scores[allowed], self._k)]
+            best[place] = _list_of(places, items, scores, members, number)
         return best
 
 
@@ -152,22 +149,24 @@ class Searched:
         num = len(found.items)
         more = {"certified": np.full(num, found.certified), "rows_scored": np.full(num, found.rows)}
         if isinstance(scorer, MemberScorer) and num:
-            members = scorer.score_members([history], [found.items])
-            more |= {f"score_{name}": parts[0] for name, parts in members.items()}
+            more |= _columns(scorer.score_members([history], [found.items]), 0)
         return UserList(found.items, found.scores, more)
 
 
 def member_columns(scorer: CandidateScorer) -> Mapping[str, Any]:
     """The columns for the members of a scorer, if it has any, with no value."""
-    return {f"score_{name}": np.nan for name in scorer.members} if isinstance(scorer, MemberScorer) else {}
+    return {_column(name): np.nan for name in scorer.members} if isinstance(scorer, MemberScorer) else {}
 
 
-def _scored(
-    scorer: CandidateScorer, histories: Sequence[I32], candidates: Sequence[I32]
-) -> tuple[list[Floats], dict[str, list[Floats]]]:
-    """The scores of each list of candidates, and by column those of members, if the scorer has any."""
-    if not isinstance(scorer, MemberScorer):
-        return scorer.score(histories, candidates), {}
-    members = scorer.score_members(histories, candidates)
-    totals: list[Floats] = [np.asarray(np.sum(parts, axis=0)) for parts in zip(*members.values(), strict=True)]
-    return totals, {f"score_{name}": parts for name, parts in members.items()}
+def _list_of(places: I64, items: I32, scores: Floats, members: Mapping[str, Sequence[Floats]], user: int) -> UserList:
+    """The list of the items (C,) with scores (C,) at some places. members: as in score_with_members, for each user."""
+    more = {name: values[places] for name, values in _columns(members, user).items()}
+    return UserList(items[places], scores[places].astype(np.float64, copy=False), more)
+
+
+def _columns(members: Mapping[str, Sequence[Floats]], user: int) -> dict[str, Floats]:
+    return {_column(name): values[user] for name, values in members.items()}
+
+
+def _column(member: str) -> str:
+    return f"score_{member}"

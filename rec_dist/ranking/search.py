@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from rec_dist.data.prompts.compressed_trie import CompressedTrie
 from rec_dist.evaluation.baselines import CandidateScorer
-from rec_dist.ranking.selection import best_of, check_numbers
+from rec_dist.evaluation.metrics import check_numbers
+from rec_dist.ranking.selection import best_of
 from rec_dist.runtime.arrays import F64, I32, I64
 
 # raw: log-probabilities over the vocabulary. trie: over the tokens that some title goes on with.
@@ -109,7 +110,8 @@ class Search:
             self._dive(lambda nodes, bounds: path[nodes], limit)
         self._dive(lambda nodes, bounds: _largest(bounds, beam) & (bounds >= self._threshold(k)), limit)
         done = self._exhaust(lambda: self._threshold(k), limit if exact else 0)
-        return Found(*best_of(self._items, self._scores, k), done, self.rows)
+        best = best_of(self._items, self._scores, k)
+        return Found(self._items[best], self._scores[best], done, self.rows)
 
     def rank_of(self, target: int, *, limit: int = 100, max_rows: int | None = None) -> TargetRank:
         """The exact rank of an item, None if `limit` others or more score as high. A tie counts against the target."""

@@ -11,28 +11,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rec_dist.errors import NotFiniteError
 from rec_dist.evaluation.baselines import Floats
+from rec_dist.evaluation.metrics import check_numbers
 from rec_dist.runtime.arrays import I32, I64
 
-Best = tuple[I32, Floats]  # items (n,) and their scores (n,), the best first; n <= k
 
-
-def best_of(items: I32, scores: npt.NDArray[np.floating], k: int) -> Best:
-    """The best k of items (C,) in any order with scores (C,): all of them, in order, if C <= k.
+def best_of(items: I32 | I64, scores: npt.NDArray[np.floating], k: int) -> I64:
+    """The places of the best k of items (C,) in any order with scores (C,), the best first: (n,) with n <= k.
 
     Raises NotFiniteError for a score that is no number.
     """
     check_numbers(scores)
-    order = np.lexsort((items, -scores.astype(np.float64)))[:k]
-    return items[order], scores[order].astype(np.float64)
+    return np.lexsort((items, -scores.astype(np.float64)))[:k]
 
 
-def best_of_pool(pool: I32, scores: Floats, left_out: Sequence[I64], k: int) -> list[Best]:
-    """The best k of a pool (C,) of ascending items for each row of scores (B, C), which this overwrites.
+def best_of_pool(scores: Floats, left_out: Sequence[I64], k: int) -> list[I64]:
+    """As best_of, for each row of scores (B, C) of a pool of ascending items. Overwrites the scores of what is left out.
 
-    left_out[b]: the different places in the pool that row b must not have. A row has fewer than k items if fewer are left.
-    Raises NotFiniteError for a score that is no number.
+    left_out[b]: the different places in the pool that row b must not have. Raises NotFiniteError for a score that is no number.
     """
     num_rows, size = scores.shape
     counts = np.asarray([len(places) for places in left_out], dtype=np.int64)
@@ -50,16 +46,9 @@ def best_of_pool(pool: I32, scores: Floats, left_out: Sequence[I64], k: int) -> 
     by_place = np.argsort(places, axis=1)
     places, values = np.take_along_axis(places, by_place, axis=1), np.take_along_axis(values, by_place, axis=1)
     by_score = np.argsort(-values, axis=1, kind="stable")
-    places, values = np.take_along_axis(places, by_score, axis=1), np.take_along_axis(values, by_score, axis=1)
-    best: list[Best] = list(zip(pool[places], values, strict=True))
+    places = np.take_along_axis(places, by_score, axis=1)
+    best: list[I64] = list(places)
     for row in np.flatnonzero(unclear).tolist():
-        allowed = np.ones(size, dtype=bool)
-        allowed[left_out[row]] = False
-        best[row] = best_of(pool[allowed], scores[row, allowed], k)
+        allowed = np.delete(np.arange(size), left_out[row])
+        best[row] = allowed[best_of(allowed, scores[row, allowed], k)]
     return best
-
-
-def check_numbers(scores: npt.NDArray[np.floating]) -> None:
-    """Raises NotFiniteError for a score that is no number."""
-    if np.isnan(scores).any():
-        raise NotFiniteError("the model gives a score that is no number (NaN); train it again with a lower optimizer.lr")

@@ -17,7 +17,7 @@ import numpy as np
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.dataset.schema import SPLITS
-from rec_dist.data.sources.listings import as_names, as_user, place_of, read_listings
+from rec_dist.data.sources.listings import as_names, as_text, place_of, read_listings
 from rec_dist.errors import UserError
 from rec_dist.ranking.catalogue import ItemNames
 from rec_dist.runtime.arrays import I32, I64
@@ -171,7 +171,7 @@ class ListedUsers:
                 f"histories is of type {type(histories).__name__}; give a path, a list of histories, or a mapping of users to them"
             )
         pairs = histories.items() if isinstance(histories, Mapping) else enumerate(histories)
-        self._users = [as_user(user, f"histories: the user {user!r}") for user, _ in pairs]
+        self._users = [as_text(user, f"histories: the user {user!r}") for user, _ in pairs]
         values = histories.values() if isinstance(histories, Mapping) else histories
         self._listed = [as_names(value, f"histories[{user}]") for user, value in zip(self._users, values, strict=True)]
         if len(set(self._users)) < len(self._users):

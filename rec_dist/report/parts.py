@@ -36,7 +36,7 @@ def parts_note(rows: Sequence[ComparisonRow]) -> str:
 
 
 def recall_note(rows: Sequence[ComparisonRow]) -> str:
-    """`retrieved among the best items: NAME 0.62 [0.60, 0.64] of 100`, for ensembles in two stages; empty without any."""
+    """`recall, ...: NAME 0.62 [0.60, 0.64] of 100`, for ensembles in two stages; empty without any."""
     found = [f"{row.name} {format_interval(row.recall)} of {int(row.recall['num'])}" for row in rows if row.recall is not None]
     return f"recall, how often the target is among the items retrieved: {'; '.join(found)}" if found else ""
 

@@ -1,5 +1,6 @@
 """The server as an ASGI application: its routes, and the status and sentence of whatever goes wrong."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from rec_dist.data.sources.listings import as_names, as_user
+from rec_dist.data.sources.listings import as_names, as_text
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import Floats
 from rec_dist.runtime.arrays import I32
@@ -100,7 +101,7 @@ class Routes:
     async def rank(self, body: RankRequest) -> RankReply:
         """The best items after a history: of the candidates, or of the whole catalogue."""
         began, served = time.perf_counter(), self._switch.now
-        history, unknown_history = _history(served, body)
+        history, unknown_history = await _history(served, body)
         candidates, unknown = None, 0
         if body.candidates is not None:
             candidates, unknown = served.names.find(_names(body.candidates, "candidates"))
@@ -131,7 +132,7 @@ class Routes:
     async def score(self, body: ScoreRequest) -> ScoreReply:
         """The score of each candidate after a history, in their order."""
         began, served = time.perf_counter(), self._switch.now
-        history, unknown_history = _history(served, body)
+        history, unknown_history = await _history(served, body)
         numbers = served.names.numbers(_names(body.candidates, "candidates"))
         places = np.flatnonzero(numbers >= 0)
         if not len(places):
@@ -194,17 +195,17 @@ def _names(given: Sequence[str | int], field: str) -> list[str]:
         raise ProblemError(422, str(fault)) from None
 
 
-def _history(served: Served, body: Question) -> tuple[I32, int]:
+async def _history(served: Served, body: Question) -> tuple[I32, int]:
     """The known items of the history, and how many are unknown."""
     if (body.history is None) == (body.user_id is None):
         raise ProblemError(422, "give either history, a list of items, or user_id, a user of the data set")
     if body.history is not None:
         return served.names.find(_names(body.history, "history"))
     try:
-        user = as_user(body.user_id, "user_id")
+        user = as_text(body.user_id, "user_id")
     except UserError as fault:
         raise ProblemError(422, str(fault)) from None
-    history = served.users.history(user)
+    history = await asyncio.to_thread(served.users.history, user)  # which may open a file of a remote data set
     if history is None:
         raise ProblemError(422, f"user_id: {user[:100]!r} is no user of the data set; give a history")
     return history, 0
@@ -237,6 +238,10 @@ def _invalid(_: Request, fault: Exception) -> JSONResponse:
 
 def _http(_: Request, fault: Exception) -> JSONResponse:
     assert isinstance(fault, HTTPException)
+    if fault.status_code == 400:  # what FastAPI makes of a body that json gives up on
+        return JSONResponse(
+            {"error": "the body is no JSON: it is no UTF-8, nested too deeply, or has a number of thousands of digits"}, 422
+        )
     return JSONResponse({"error": str(fault.detail)}, fault.status_code, fault.headers)
 
 

@@ -14,18 +14,17 @@ import numpy as np
 
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
-from rec_dist.evaluation.baselines import CandidateScorer, Floats, MemberScorer, PopularityScorer
+from rec_dist.evaluation.baselines import CandidateScorer, Floats, PopularityScorer, score_with_members
+from rec_dist.evaluation.metrics import check_numbers
 from rec_dist.ranking.selection import best_of, best_of_pool
 from rec_dist.runtime.arrays import I32
-
-_Shares = dict[str, Floats]  # (C,) of each member
 
 
 @dataclass(frozen=True)
 class Query:
     """A question. history (n,): items, oldest first. candidates (C,): items, for a list each once; None for the whole catalogue.
 
-    top_k None asks for the score of every candidate in the order given, else for the best k. members: with each member's share.
+    top_k None asks for the score of every candidate in the order given, else for the best k. members: also what each adds.
     """
 
     history: I32
@@ -41,7 +40,7 @@ class Answer:
 
     items: I32
     scores: Floats
-    members: _Shares
+    members: dict[str, Floats]
     fallback: bool
 
 
@@ -81,32 +80,26 @@ class Engine:
     def _answer(self, scorer: CandidateScorer, queries: list[Query]) -> list[Answer | Refusal]:
         histories = [query.history for query in queries]
         candidates = [self._catalogue if query.candidates is None else query.candidates for query in queries]
-        shares: dict[str, list[Floats]] = {}
         try:
-            if isinstance(scorer, MemberScorer) and any(query.members for query in queries):
-                shares = scorer.score_members(histories, candidates)
-                scores = [sum(parts, np.zeros(len(parts[0]))) for parts in zip(*shares.values(), strict=True)]
-            else:
-                scores = scorer.score(histories, candidates)
+            scores, members = score_with_members(scorer, histories, candidates)
         except UserError as fault:  # of one question; the others must not suffer
             return [Refusal(str(fault))] if len(queries) == 1 else [self._answer(scorer, [one])[0] for one in queries]
         fallback = scorer is self._popularity
         return [
-            self._selected(query, items, scores[place], {name: values[place] for name, values in shares.items()}, fallback)
+            _selected(query, items, scores[place], {name: values[place] for name, values in members.items()}, fallback)
             for place, (query, items) in enumerate(zip(queries, candidates, strict=True))
         ]
 
-    def _selected(self, query: Query, items: I32, scores: Floats, shares: _Shares, fallback: bool) -> Answer:
-        shares = shares if query.members else {}
-        if query.top_k is None:
-            return Answer(items, scores, shares, fallback)
+
+def _selected(query: Query, items: I32, scores: Floats, members: dict[str, Floats], fallback: bool) -> Answer:
+    check_numbers(scores)
+    places = np.arange(len(items))
+    if query.top_k is not None:
+        seen = query.history if query.exclude_seen else query.history[:0]
         if query.candidates is None:
-            seen = np.unique(query.history).astype(np.int64) if query.exclude_seen else np.empty(0, dtype=np.int64)
-            best, values = best_of_pool(items, scores[None].astype(np.float64), [seen], query.top_k)[0]
-            places = best
+            (places,) = best_of_pool(scores[None].astype(np.float64), [np.unique(seen).astype(np.int64)], query.top_k)
         else:
-            kept = np.flatnonzero(~np.isin(items, query.history)) if query.exclude_seen else np.arange(len(items))
-            best, values = best_of(items[kept], scores[kept], query.top_k)
-            place_of = {item: place for place, item in enumerate(items.tolist())}
-            places = np.asarray([place_of[item] for item in best.tolist()], dtype=np.int32)
-        return Answer(best, values, {name: own[places] for name, own in shares.items()}, fallback)
+            kept = np.flatnonzero(~np.isin(items, seen))
+            places = kept[best_of(items[kept], scores[kept], query.top_k)]
+    added = {name: values[places] for name, values in members.items()} if query.members else {}
+    return Answer(items[places], scores[places], added, fallback)

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 Name = Annotated[StrictStr | StrictInt, Field(description="An id of the source, or the title of an item.")]
+# At the first wrong name: an error for each of 100,000 would keep every other request waiting.
+Names = Annotated[list[Name], Field(fail_fast=True)]
 MOST_ITEMS = 1000  # of a list that comes back
 MOST_NAMES = 100_000  # of a history or of candidates
 
@@ -14,7 +16,7 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    history: list[Name] | None = Field(None, max_length=MOST_NAMES, description="Items, oldest first; unknown ones are skipped.")
+    history: Names | None = Field(None, max_length=MOST_NAMES, description="Items, oldest first; unknown ones are skipped.")
     user_id: Name | None = Field(None, description="A user of the data set, with the whole history, in place of `history`.")
     members: StrictBool = Field(False, description="Ensembles: also what each member adds to a score.")
 
@@ -22,7 +24,7 @@ class Question(BaseModel):
 class RankRequest(Question):
     """Asks for the best items."""
 
-    candidates: list[Name] | None = Field(
+    candidates: Names | None = Field(
         None, min_length=1, max_length=MOST_NAMES, description="Rank these items. Without it: the whole catalogue."
     )
     top_k: StrictInt = Field(10, ge=1, le=MOST_ITEMS, description="Items of the list.")
@@ -32,7 +34,7 @@ class RankRequest(Question):
 class ScoreRequest(Question):
     """Asks for the score of each candidate."""
 
-    candidates: list[Name] = Field(min_length=1, max_length=MOST_NAMES, description="Score these items, in this order.")
+    candidates: Names = Field(min_length=1, max_length=MOST_NAMES, description="Score these items, in this order.")
 
 
 class RankedItem(BaseModel):
@@ -95,6 +97,8 @@ def sentence(errors: list[Any]) -> str:
     first = errors[0]
     if first["type"] == "json_invalid":
         return f"the body is no JSON: {first['ctx']['error']}"
+    if first["type"] in ("model_attributes_type", "model_type"):
+        return "the body must be a JSON object, sent with the header `content-type: application/json`"
     words = [
         word for word in first["loc"] if word not in ("body", "query", "str", "int") and not str(word).startswith("constrained")
     ]

@@ -48,14 +48,13 @@ class Switch:
         seen: tuple[object, ...] | None,
         every_seconds: float = _EVERY_SECONDS,
     ) -> None:
-        self._load, self._limits, self._metrics = load, limits, metrics
+        self._load, self.limits, self._metrics = load, limits, metrics
         self._run, self._seen, self._every = run, seen, every_seconds
-        self.limits = limits
         self.now = Served(first, self._batcher)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _batcher(self, loaded: Loaded) -> Batcher:
-        return Batcher(loaded.replicas, self._limits, self._metrics, slow=loaded.slow)
+        return Batcher(loaded.replicas, self.limits, self._metrics, slow=loaded.slow)
 
     def start(self) -> None:
         """Begins to answer and to watch. Called in the event loop of the server."""

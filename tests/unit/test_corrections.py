@@ -5,7 +5,7 @@ import pytest
 
 from rec_dist.config.evaluate import EvaluateConfig
 from rec_dist.evaluation.examples import EvalExample
-from rec_dist.methods.language_model.corrections import Correction, Titles, choose, fixed, wanted
+from rec_dist.methods.language_model.corrections import Correction, Titles, choose, fixed
 
 TITLES = Titles(np.asarray([-1.0, -4.0, -9.0], dtype=np.float32), np.asarray([1, 2, 4]))
 
@@ -31,5 +31,5 @@ def test_the_best_pair_on_validation_questions_is_taken_and_the_smallest_of_equa
 @pytest.mark.parametrize(("prior", "power", "has"), [(0.0, 0.0, False), (0.0, "valid", True), (1.0, 0.0, True)])
 def test_what_is_wanted(prior: float, power: float | str, has: bool) -> None:
     settings = EvaluateConfig(title_prior=prior, length_power=power)
-    assert wanted(settings) is has
+    assert settings.corrects is has
     assert (fixed(settings) is None) is (power == "valid")

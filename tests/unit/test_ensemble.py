@@ -94,13 +94,13 @@ def test_what_is_retrieved_and_what_was_read_by_hand() -> None:
     history, items = np.asarray([7], dtype=np.int32), np.asarray([5, 7, 2, 9, 3], dtype=np.int32)
     retrieval = Retrieval(2, ["a", "b"], np.asarray([1.0, -2.0]))
     features = {"a": [np.asarray([1.0, 9.0, 3.0, 4.0, 3.0])], "b": [np.asarray([0.0, 0.0, 0.0, 1.0, 0.5])]}
-    (places,) = retrieval.places(features, [history], [items])  # 1, (seen), 3, 2, 2: of the tie, the first
-    assert places.tolist() == [2, 3]
-    assert spread(np.asarray([-1.0, -4.0]), places, 5).tolist() == [0, 0, 1.5, -1.5, 0]
-    examples = [EvalExample(0, 3, target, history, items) for target in (9, 3)]
+    (places,) = retrieval.places(features, [history], [items])  # 1, (seen), 3, 2, 2: of the tie, the smaller item
+    assert places.tolist() == [2, 4]
+    assert spread(np.asarray([-1.0, -4.0]), places, 5).tolist() == [0, 0, 1.5, 0, -1.5]
+    examples = [EvalExample(0, 3, target, history, items) for target in (3, 9)]
     read = Reading([places, places[:0]], {"model": [np.asarray([-1.0, -4.0]), np.empty(0)]})
     assert read.found(examples).tolist() == [1, 0]
-    assert [row.tolist() for row in read.features(0, [items, items])["model"]] == [[0, 0, 1.5, -1.5, 0], [0] * 5]
+    assert [row.tolist() for row in read.features(0, [items, items])["model"]] == [[0, 0, 1.5, 0, -1.5], [0] * 5]
 
 
 def test_a_random_reader_gets_no_weight_from_being_retrieved() -> None:

@@ -41,10 +41,10 @@ def test_the_best_of_a_pool_are_those_of_brute_force(data: st.DataObject) -> Non
     scores = [data.draw(st.lists(VALUES, min_size=len(pool), max_size=len(pool))) for _ in range(num_rows)]
     places = [data.draw(st.sets(st.integers(0, len(pool) - 1))) for _ in range(num_rows)]
     left_out = [np.asarray(sorted(some), dtype=np.int64) for some in places]
-    found = best_of_pool(i32(*pool), np.asarray(scores), left_out, k)
-    for row, (items, values) in enumerate(found):
+    found = best_of_pool(np.asarray(scores), left_out, k)
+    for row, best in enumerate(found):
         wanted = brute_force(pool, scores[row], {pool[place] for place in places[row]}, k)
-        assert list(zip(items.tolist(), values.tolist(), strict=True)) == wanted
+        assert [(pool[place], scores[row][place]) for place in best.tolist()] == wanted
 
 
 @given(st.dictionaries(st.integers(0, 60), VALUES, max_size=30), st.integers(1, 35), st.randoms())
@@ -52,10 +52,9 @@ def test_the_best_of_a_pool_are_those_of_brute_force(data: st.DataObject) -> Non
 def test_the_best_of_a_list_do_not_depend_on_its_order(scores: dict[int, float], k: int, random: object) -> None:
     items = list(scores)
     random.shuffle(items)  # type: ignore[attr-defined]
-    found = best_of(i32(*items), np.asarray([scores[item] for item in items], dtype=np.float64), k)
-    assert list(zip(*(part.tolist() for part in found), strict=True)) == brute_force(
-        items, [scores[item] for item in items], set(), k
-    )
+    values = [scores[item] for item in items]
+    best = best_of(i32(*items), np.asarray(values, dtype=np.float64), k)
+    assert [(items[place], values[place]) for place in best.tolist()] == brute_force(items, values, set(), k)
 
 
 def test_a_score_that_is_no_number_ends_the_ranking() -> None:
@@ -63,7 +62,7 @@ def test_a_score_that_is_no_number_ends_the_ranking() -> None:
         scores = np.zeros((2, size))
         scores[1, 1] = np.nan
         with pytest.raises(NotFiniteError, match="NaN"):
-            best_of_pool(np.arange(size, dtype=np.int32), scores, [NOTHING.astype(np.int64)] * 2, 2)
+            best_of_pool(scores, [NOTHING.astype(np.int64)] * 2, 2)
         with pytest.raises(NotFiniteError, match="NaN"):
             best_of(np.arange(size, dtype=np.int32), scores[1], 1)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from finished_runs import CYCLE, NUM_USERS, finished_run, items_of, raw_item, title
+from safetensors.numpy import load_file, save_file
 
 import rec_dist
 from rec_dist.cli import main
@@ -262,6 +264,24 @@ def refused(run: Path, *words: object, says: tuple[str, ...], folder: Path, caps
     lines = printed.err.splitlines()
     assert lines[-1].startswith("error: ") and not [word for word in says if word not in lines[-1]], lines
     assert printed.out == "" and sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["rank", "evaluate"])
+def test_a_model_that_gives_no_numbers_fails_in_one_line(
+    run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(run, tmp_path / "run"))
+    (weights,) = (broken / "model").glob("*.safetensors")
+    save_file({name: np.full_like(value, np.nan) for name, value in load_file(weights).items()}, weights)
+    assert main([command, str(broken)]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("failed: ") and "NaN" in line
+
+
+def test_a_correction_of_titles_goes_with_language_models(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(
+        run, "evaluate.title_prior=0.5", says=("evaluate.title_prior", "task.kind=sequential"), folder=tmp_path, capsys=capsys
+    )
 
 
 def test_bad_options(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

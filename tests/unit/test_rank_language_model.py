@@ -170,6 +170,9 @@ def test_a_search_stops_at_its_budget(config: Path, tmp_path: Path, capsys: pyte
     assert "1 users have a list that may lack a better item" in capsys.readouterr().err
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert rows and not any(row["certified"] for row in rows) and 0 < rows[0]["rows_scored"] <= 30
+    capsys.readouterr()
+    assert main(["rank", str(config), "--search", "exact", "--max-rows", "1", "--histories", str(histories)]) == 0
+    assert "1 users have no item left to recommend, or --max-rows ended" in capsys.readouterr().err
     beam = rec_dist.rank(config, {"a": ["i003"]}, search="beam", beam=3, top_k=3).to_pylist()
     exact = rec_dist.rank(config, {"a": ["i003"]}, search="exact", beam=3, top_k=3).to_pylist()
     assert 0 < beam[0]["rows_scored"] < exact[0]["rows_scored"]
@@ -190,6 +193,9 @@ def test_new_items_are_ranked_by_their_titles(config: Path, tiny_config: Make, t
         titles = {**dict(zip(data.raw_items, data.titles, strict=True)), "n1": "Silent Empire of Gold", "n2": "Winter"}
         wanted = by_hand(tiny_config(tmp_path / "run"), titles, HISTORIES["a"], ["n1", "n2"])
         assert {item: scores[item] for item in new} == pytest.approx(wanted, abs=2e-4)
+    again = {"n3": titles["i003"]}  # a title that an item has already goes on meaning that item
+    found = rec_dist.rank(config, {"u": [titles["i003"]]}, items=again, candidates={"u": ["i003", "n3"]})
+    assert found["item_id"].to_pylist() == ["n3"]
     after = lists_of(rec_dist.rank(config, {"u": ["i003", "n2"]}, items=new, top_k=3, candidates={"u": ["n1", "i004", "n2"]}))
     assert {item for item, _ in after["u"]} == {"n1", "i004"}
 
@@ -201,18 +207,20 @@ def test_new_items_are_ranked_by_their_titles(config: Path, tiny_config: Make, t
         ("item_id,title\nn1,A\nn1,B\n", ["items.csv:3", "'n1'", "twice"]),
         ("item_id,title\nn1,&nbsp;\n", ["items.csv:2", "empty title"]),
         ("item,title\nn1,A\n", ["items.csv:1", "item_id", "missing"]),
+        ('{"item_id": "n1", "title": "\\ud800x"}\n', ["items.jsonl:1", "title", "half a character"]),
+        ('{"item_id": "n1", "title": "\\u200b"}\n', ["items.jsonl:1", "empty title"]),
     ],
 )
 def test_bad_new_items_are_one_line(
     text: str, named: list[str], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "items.csv"
+    path = tmp_path / ("items.jsonl" if text.startswith("{") else "items.csv")
     path.write_text(text, encoding="utf-8")
     before = sorted(tmp_path.iterdir())
     assert main(["rank", str(config), "--items", str(path), "--out", str(tmp_path / "recs.jsonl")]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and all(word in line for word in named)
-    path.write_text("item_id,title\nn1,A\n", encoding="utf-8")
+    path.write_text('{"item_id": "n1", "title": "A"}\n' if path.suffix == ".jsonl" else "item_id,title\nn1,A\n", encoding="utf-8")
     assert (
         main(["rank", str(config), "evaluate.ranker=popularity", "--items", str(path), "--out", str(tmp_path / "r.jsonl")]) == 2
     )
@@ -262,7 +270,7 @@ def test_an_ensemble_with_a_language_model_is_searched(strength: float, config: 
     assert max(rows) < 150 if strength else min(rows) > 0
     for members, weight in (({"fixed": Fixed(rng.normal(0, 1, 80))}, 0.7), ({"lm": scorer}, 0.0)):
         weightless = replace(learnt, weights=np.asarray([weight, 1.0, 0.1]))
-        with pytest.raises(UserError, match="one member that scores titles"):
+        with pytest.raises(UserError, match="exactly one member that can be searched"):
             EnsembleScorer(weightless, members, loaded.data, {}).search(histories[0])
 
 
@@ -275,6 +283,7 @@ def test_an_ensemble_with_a_language_model_is_searched(strength: float, config: 
         (["--search", "exact", "prompt.candidates=listed"], ["prompt.candidates=listed"]),
         (["--search", "exact", "evaluate.ranker=popularity"], ["--search", "leave"]),
         (["--score", "trie", "evaluate.ranker=popularity"], ["--score", "leave"]),
+        (["--search", "exact", "evaluate.title_prior=0.5"], ["--search", "corrected", "evaluate.title_prior=0"]),
     ],
 )
 def test_what_cannot_be_searched_is_one_line(

@@ -2,18 +2,28 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from finished_runs import CYCLE, finished_run, items_of, raw_item, title
 from http_clients import Client, assert_same_list, ranked_pairs, serving
+from pydantic import ValidationError
 
 import rec_dist
 from benchmarks import serve as benchmark
+from rec_dist.config.load import load_saved
+from rec_dist.data.dataset.prepared_data import open_data
+from rec_dist.errors import NotFiniteError
+from rec_dist.evaluation.baselines import Floats
+from rec_dist.runtime.arrays import I32
+from rec_dist.serving.engine import Answer, Engine, Query
 from rec_dist.serving.guard import MOST_BYTES
+from rec_dist.serving.messages import RankRequest
 
 TOKEN = "a-token-of-23-letters-x"
 
@@ -118,7 +128,10 @@ def test_without_a_known_item_the_order_is_that_of_popularity(run: Path, client:
         ("rank", {"history": ["03"], "candidates": []}, ["candidates"]),
         ("score", {"history": ["03"]}, ["candidates"]),
         ("score", b"{", ["JSON"]),
-        ("score", b"[1]", ["body"]),
+        ("score", b"[1]", ["body", "JSON object"]),
+        ("rank", b"[" * 100_000, ["JSON", "nested"]),
+        ("rank", b'{"history": ["\xe9"]}', ["JSON", "UTF-8"]),
+        ("rank", {"history": [1.5] * 100_000}, ["history[0]", "whole number"]),
     ],
 )
 def test_a_wrong_request_gets_a_sentence(client: Client, path: str, body: Any, words: list[str]) -> None:
@@ -127,6 +140,32 @@ def test_a_wrong_request_gets_a_sentence(client: Client, path: str, body: Any, w
     assert list(reply.body) == ["error"]
     assert all(word in reply.body["error"] for word in words), reply.body
     assert len(reply.body["error"].splitlines()) == 1
+
+
+def test_a_body_of_another_type_is_told_the_header(client: Client) -> None:
+    """A page of another site can send text without asking, and no JSON."""
+    for header in ({}, {"content-type": "text/plain"}):
+        reply = client.send("POST", "/v1/rank", b'{"history": ["03"]}', header)
+        assert (reply.status, "content-type: application/json" in reply.body["error"]) == (422, True)
+
+
+def test_a_model_without_numbers_fails_and_is_not_taken_for_unknown_items(run: Path) -> None:
+    class Broken:
+        def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
+            return [np.full(len(items), np.nan) for items in candidates]
+
+    engine = Engine(open_data(load_saved(run / "config.yaml").data), nullcontext(Broken()))
+    some = np.asarray([1, 2], dtype=np.int32)
+    for query in (Query(some, None, 3), Query(some, some, 3), Query(some, some)):
+        with pytest.raises(NotFiniteError):
+            engine.answer([query])
+    assert isinstance(engine.answer([Query(some[:0], None, 3)])[0], Answer), "popularity needs no model"
+
+
+def test_the_first_wrong_name_is_enough() -> None:
+    with pytest.raises(ValidationError) as fault:
+        RankRequest.model_validate({"history": ["03", *[1.5] * 1000]})
+    assert {error["loc"][1] for error in fault.value.errors()} == {1}
 
 
 def test_half_a_character_in_a_name_is_an_unknown_item(client: Client) -> None:

@@ -78,6 +78,24 @@ def test_a_signal_answers_what_has_begun_and_ends_with_0(run: Path, tmp_path: Pa
     assert "Traceback" not in child.err and "error" not in child.err
 
 
+def test_a_second_ctrl_c_ends_it_at_once(run: Path, tmp_path: Path) -> None:
+    """A request that has begun keeps the first one waiting, for 35 seconds at most."""
+    child = start_command(tmp_path, "serve", run, *_LOCAL)
+    with socket.create_connection(("127.0.0.1", client_of(child).port)) as slow:
+        slow.sendall(b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{")
+        time.sleep(0.5)
+        assert child.process.pid is not None
+        os.kill(child.process.pid, signal.SIGINT)
+        while "stopping" not in child.err:
+            assert child.process.is_alive(), child.err
+            time.sleep(0.02)
+        time.sleep(1.0)
+        assert child.process.is_alive(), "the request has begun"
+        os.kill(child.process.pid, signal.SIGINT)
+        began = time.monotonic()
+        assert (child.wait(), time.monotonic() - began < 15) == (1, True), child.err
+
+
 def error_of(child: Child) -> str:
     """The one line of a mistake."""
     lines = [line for line in child.err.splitlines() if line.startswith("error: ")]

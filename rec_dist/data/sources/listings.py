@@ -74,7 +74,7 @@ def read_titles(path: Path, key: str) -> Iterator[tuple[int, str, str]]:
     """(row, item_id, title) of a file with these columns, in order. key, errors: as in read_listings."""
     _check_file(path, key, "item_id", "title")
     for row, item, titles in _listings(path, _Layout("item_id", "title", alone=True)):
-        yield row, item, titles[0]
+        yield row, item, as_text(titles[0], f"{place_of(path, row)}: title")
 
 
 def _check_file(path: Path, key: str, *columns: str) -> None:
@@ -91,7 +91,7 @@ def _listings(path: Path, layout: _Layout) -> Iterator[Listing]:
     read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}[plain_suffix(path)]
     for row, user, names in read(path, layout):
         place = place_of(path, row)
-        owner, where = as_user(user, f"{place}: {layout.owner}"), f"{place}: {layout.names}"
+        owner, where = as_text(user, f"{place}: {layout.owner}"), f"{place}: {layout.names}"
         yield Listing(row, owner, [as_name(names, where)] if layout.alone else as_names(names, where))
 
 
@@ -125,12 +125,12 @@ def as_name(value: Any, place: str) -> str:
     raise UserError(f"{place} {what}; give a text or a whole number")
 
 
-def as_user(value: Any, place: str) -> str:
-    """As as_name, for an id that is written again. Raises UserError for half characters too, which no file can hold."""
-    user = as_name(value, place)
-    if not user.isascii() and HALF_CHARACTER.search(user):
-        raise UserError(f"{place} holds half a character ({ascii(user)[:60]}), which is no text; write the id again")
-    return user
+def as_text(value: Any, place: str) -> str:
+    """As as_name, for what is written again. Raises UserError for half characters too, which no file can hold."""
+    text = as_name(value, place)
+    if not text.isascii() and HALF_CHARACTER.search(text):
+        raise UserError(f"{place} holds half a character ({ascii(text)[:60]}), which is no text; write it again")
+    return text
 
 
 def as_names(value: Any, place: str) -> list[str]:

@@ -41,8 +41,8 @@ class Member(FinishedRun):
         return self.ranker.language_model or any(member.on_workers for member in copied_members(self.folder, names))
 
     @property
-    def reads_titles(self) -> bool:
-        """Whether a score takes milliseconds, as that of a language model that reads each candidate's title."""
+    def scores_titles(self) -> bool:
+        """As Ranker.scores_titles."""
         return self.ranker.scores_titles(self.folder)
 
     @property

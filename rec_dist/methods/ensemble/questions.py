@@ -72,21 +72,14 @@ class QuestionTable:
     def add(self, features: dict[str, list[Floats]]) -> None:
         """Takes the features of the next questions."""
         if not self.names:
-            self.names = list(features)
-            self._features = np.zeros((*self._ranked.shape, len(features)), dtype=np.float32)
-        for column, name in enumerate(self.names):
-            for place, scores in enumerate(features[name], start=self._filled):
-                self._features[place, : len(scores), column] = scores
+            self._make_room(features)
+        self._fill(features, self._filled)
         self._filled += len(features[self.names[0]])
 
     def add_features(self, features: dict[str, list[Floats]]) -> None:
         """Takes further features of all questions, after the others."""
-        values = np.zeros((*self._ranked.shape, len(features)), dtype=np.float32)
-        for column, rows in enumerate(features.values()):
-            for place, scores in enumerate(rows):
-                values[place, : len(scores), column] = scores
-        self._features = np.concatenate([self._features, values], axis=2)
-        self.names += list(features)
+        self._make_room(features)
+        self._fill(features, 0)
 
     def places(self, examples: Sequence[EvalExample], retrieval: Retrieval) -> list[I64]:
         """What is retrieved for each question by the features that are there, as places among its candidates."""
@@ -99,3 +92,14 @@ class QuestionTable:
     def questions(self) -> Questions:
         """All of them."""
         return Questions(self._features, self._targets, self._ranked)
+
+    def _make_room(self, features: dict[str, list[Floats]]) -> None:
+        self.names += features
+        room = np.zeros((*self._ranked.shape, len(features)), dtype=np.float32)
+        self._features = np.concatenate([self._features, room], axis=2)
+
+    def _fill(self, features: dict[str, list[Floats]], first: int) -> None:
+        for name, rows in features.items():
+            column = self.names.index(name)
+            for place, scores in enumerate(rows, start=first):
+                self._features[place, : len(scores), column] = scores

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
-from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths
+from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths, total_of
 from rec_dist.evaluation.bootstrap import bootstrap_interval, paired_difference
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
@@ -36,7 +36,7 @@ class EnsembleRanker:
         """As Ranker.scores_titles: whether a member does, for all candidates."""
         if saved is None or (learnt := EnsembleWeights.read(saved)).retrieval is not None:
             return False
-        return any(member.reads_titles for member in copied_members(saved, learnt.members))
+        return any(member.scores_titles for member in copied_members(saved, learnt.members))
 
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: an ensemble has no base model."""
@@ -121,7 +121,7 @@ class EnsembleScorer:
         learnt: EnsembleWeights,
         scorers: Mapping[str, CandidateScorer],
         data: PreparedData,
-        reading: Mapping[str, CandidateScorer],
+        reading: Mapping[str, CandidateScorer] = {},
     ) -> None:
         self._learnt, self._scorers, self._counts, self._reading = learnt, scorers, data.train_counts, reading
 
@@ -132,8 +132,7 @@ class EnsembleScorer:
 
     def score(self, histories: Sequence[I32], candidates: Sequence[I32]) -> list[Floats]:
         """Scores as CandidateScorer.score does."""
-        members = self.score_members(histories, candidates)
-        return [sum((parts[place] for parts in members.values()), np.zeros(len(items))) for place, items in enumerate(candidates)]
+        return total_of(self.score_members(histories, candidates))
 
     def score_members(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
         """As MemberScorer.score_members: the weighted features of each member, and each term."""
@@ -148,20 +147,18 @@ class EnsembleScorer:
     def search(self, history: I32, *, prior: Floats | None = None, weight: float = 1.0) -> Search:
         """As SearchScorer.search: the one member that scores titles is searched, and what the others add is a prior.
 
-        Raises UserError if no member, or more than one, scores titles, or if that member has no weight.
+        Raises UserError unless exactly one member can be searched, or if that member has no weight.
         """
         titled = {name: scorer for name, scorer in self._scorers.items() if isinstance(scorer, SearchScorer)}
         weights = [
             value for name, value in zip(self._learnt.features, self._learnt.weights.tolist(), strict=True) if name in titled
         ]
-        if self._learnt.retrieval is not None:
-            raise UserError(
-                "--search has no effect on an ensemble with task.ensemble.rerank, which reads few titles; leave it out"
-            )
+        assert self._learnt.retrieval is None, "rank refuses --search for a ranker that does not score all titles"
         if len(titled) != 1 or weights[0] <= 0:
             raise UserError(
-                f"--search needs an ensemble with one member that scores titles and has a weight; {', '.join(titled) or 'none'} "
-                f"score titles here, with weights {weights}; leave --search out"
+                "--search needs an ensemble with exactly one member that can be searched (a language model whose scores are not "
+                f"corrected) and has a weight; here these are: {', '.join(titled) or 'none'}, with weights {weights}; leave --search "
+                "out"
             )
         every = np.arange(len(self._counts), dtype=np.int32)
         others = {name: scorer for name, scorer in self._scorers.items() if name not in titled}

@@ -21,6 +21,7 @@ from rec_dist.evaluation.baselines import Floats
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.ensemble.members import FeatureBlock, Member, feature_blocks, on_workers
 from rec_dist.methods.method import Evaluation, Launch
+from rec_dist.ranking.selection import best_of
 from rec_dist.runtime.arrays import I32, I64
 
 F64 = npt.NDArray[np.float64]
@@ -45,9 +46,9 @@ class Retrieval:
 
 
 def best_places(scores: Floats, history: I32, candidates: I32, num: int) -> I64:
-    """The places of the num highest scores (C,) among candidates (C,) outside the history: (n,) with n <= num, the best first."""
+    """The places of the num highest scores (C,) among candidates (C,) outside the history: (n,), n <= num, as in best_of."""
     unseen = np.flatnonzero(~np.isin(candidates, history))
-    return unseen[np.argsort(-scores[unseen], kind="stable")[:num]]
+    return unseen[best_of(candidates[unseen], scores[unseen], num)]
 
 
 def spread(scores: Floats, places: I64, num_candidates: int) -> Floats:
@@ -65,8 +66,8 @@ def two_stages(members: Sequence[Member], num: int | None) -> tuple[list[Member]
     """
     if num is None:
         return list(members), []
-    reading = [member for member in members if member.reads_titles]
-    cheap = [member for member in members if not member.reads_titles]
+    reading = [member for member in members if member.scores_titles]
+    cheap = [member for member in members if not member.scores_titles]
     if not reading:
         raise UserError(
             f"task.ensemble.rerank ({num}) has no effect: no member is a language model that scores titles; remove it"

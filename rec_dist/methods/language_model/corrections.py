@@ -53,11 +53,6 @@ class Correction:
         return corrected
 
 
-def wanted(settings: EvaluateConfig) -> bool:
-    """Whether anything is corrected."""
-    return settings.title_prior != 0 or settings.length_power != 0
-
-
 def fixed(settings: EvaluateConfig) -> Correction | None:
     """The correction, or None if a value is chosen on the validation split."""
     prior, power = settings.title_prior, settings.length_power
@@ -66,7 +61,7 @@ def fixed(settings: EvaluateConfig) -> Correction | None:
 
 def check(config: RunConfig) -> None:
     """Raises UserError for a prompt that lists its candidates, without which a title has no log-likelihood."""
-    if wanted(config.evaluate) and config.prompt.candidates == "listed":
+    if config.evaluate.corrects and config.prompt.candidates == "listed":
         raise UserError(
             "evaluate.title_prior and evaluate.length_power have no effect when the prompt lists the candidates; remove them"
         )

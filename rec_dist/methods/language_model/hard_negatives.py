@@ -25,6 +25,7 @@ from rec_dist.errors import UserError
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.finished_run import FinishedRun, open_finished
 from rec_dist.methods.method import Evaluation, Launch
+from rec_dist.ranking.selection import best_of
 from rec_dist.runtime.arrays import I32
 from rec_dist.runtime.rng import hash_u64
 from rec_dist.runtime.run_directory import RunDirectory
@@ -116,7 +117,7 @@ def window(scores: npt.NDArray[np.floating[Any]], example: EvalExample, held_out
     """The candidates at ranks first..last among those outside history, target and held_out: (last - first + 1,), then -1."""
     allowed = ~np.isin(example.candidates, np.concatenate([example.history, [example.target], held_out]))
     items = example.candidates[allowed]
-    best = items[np.argsort(-scores[allowed].astype(np.float64), kind="stable")[first - 1 : last]]
+    best = items[best_of(items, scores[allowed], last)[first - 1 :]]
     return np.pad(best, (0, last - first + 1 - len(best)), constant_values=-1).astype(np.int32)
 
 

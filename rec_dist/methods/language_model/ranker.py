@@ -55,7 +55,7 @@ class LanguageModelRanker:
     def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
         """As Ranker.score, on the workers of config.cluster."""
         corrections.check(evaluation.config)
-        if not corrections.wanted(evaluation.config.evaluate):
+        if not evaluation.config.evaluate.corrects:
             return self._scored(evaluation, launch)
         titles = self._titles(evaluation, launch)
         correction = corrections.fixed(evaluation.config.evaluate) or self._chosen(evaluation, titles, launch)
@@ -117,7 +117,7 @@ class LanguageModelRanker:
                 "values; set them to these"
             )
         scorer = LanguageModelScorer(config, data, initial, saved, device, temperature=self._of(config))
-        yield CorrectedScorer(scorer, correction, data.num_items) if corrections.wanted(config.evaluate) else scorer
+        yield CorrectedScorer(scorer, correction, data.num_items) if config.evaluate.corrects else scorer
 
     def embed(self, config: RunConfig, folder: Path, saved: Path | None) -> EmbedJob:
         """As Ranker.embed."""
