@@ -105,8 +105,8 @@ def _columns(path: Path) -> list[str]:
         if path.suffix == ".arrow":
             with pa.memory_map(str(path)) as mapped:
                 return list(pa.ipc.open_file(mapped).schema.names)
-        with opened(path) as file:
-            line = next((line for line in io.TextIOWrapper(file, encoding="utf-8-sig") if line.strip()), "")
+        with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as lines:
+            line = next((line for line in lines if line.strip()), "")
         return list(json.loads(line)) if plain_suffix(path) == ".jsonl" else [name.strip() for name in next(csv.reader([line]))]
     except (OSError, ValueError, RecursionError, TypeError, StopIteration, csv.Error, pa.ArrowInvalid):
         return []
