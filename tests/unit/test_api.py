@@ -101,7 +101,7 @@ reveal_type(rec_dist.train)
         [sys.executable, *words], cwd=tmp_path, env={**os.environ, "MYPYPATH": path}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout
-    assert "-> rec_dist.api.Run" in done.stdout
+    assert "-> rec_dist.training_run.Run" in done.stdout
 
 
 def test_a_path_a_mapping_and_a_configuration_are_the_same(tiny_config: Make, tmp_path: Path) -> None:

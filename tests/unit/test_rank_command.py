@@ -273,7 +273,7 @@ def test_a_model_that_gives_no_numbers_fails_in_one_line(
     broken = Path(shutil.copytree(run, tmp_path / "run"))
     (weights,) = (broken / "model").glob("*.safetensors")
     save_file({name: np.full_like(value, np.nan) for name, value in load_file(weights).items()}, weights)
-    assert main([command, str(broken)]) == 1
+    assert main([command, str(broken), "evaluate.num_candidates=2"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("failed: ") and "NaN" in line
 
