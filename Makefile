@@ -42,7 +42,7 @@ dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1
 	$(BIN)/rec-dist run dmpo-cross
 	$(BIN)/rec-dist run dmpo-cross vars.from=books vars.to=movies
 
-test: install-dev ## a test of every guarantee, in two processes: 12 minutes on 2 idle cores, 18 beside other work
+test: install-dev ## a test of every guarantee, in two processes: 12 to 20 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '(not slow or quick) and not launch'
 
 test-slow: install-dev ## what takes longer: more workers, stages, kills and whole pipelines; installs Debian's chromium for a page, and skips that test without it; notes in docs/reliability.md that it passed
