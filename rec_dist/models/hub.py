@@ -14,6 +14,7 @@ from typing import NamedTuple
 from rec_dist.errors import UserError
 from rec_dist.runtime.messages import one_line
 from rec_dist.storage.disk import as_disk_error
+from rec_dist.storage.uri import is_below
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -95,15 +96,18 @@ def fetch_config(repository: str, revision: str | None, *, code: bool = False) -
 def weight_files(folder: Path) -> list[str]:
     """The names of the files that hold the weights of a model folder, as transformers finds them. They may be missing.
 
-    Raises UserError for an index that cannot be read.
+    Raises UserError for an index that cannot be read, or that names a file elsewhere.
     """
     index = folder / _INDEX
     if (folder / _WHOLE).is_file() or not index.is_file():
         return [_WHOLE]
     try:
-        return sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+        names = sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise UserError(f"{index} cannot be read ({one_line(fault)}); fetch or save the model again") from fault
+    if outside := [name for name in names if not is_below(name)]:
+        raise UserError(f"{index} names a file outside its folder ({outside[0]!r}); fetch or save the model again")
+    return names
 
 
 def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:

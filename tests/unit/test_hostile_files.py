@@ -23,6 +23,7 @@ from rec_dist.data.artifacts.teacher import TopItems, read_teacher, write_teache
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.dataset.verify import verify
 from rec_dist.errors import UserError
+from rec_dist.models.hub import weight_files
 from rec_dist.storage.checksums import damaged_files, describe, parse_entry, write_checksums
 from rec_dist.storage.files import fingerprint, sha256, write_json
 from rec_dist.storage.location import Location
@@ -252,3 +253,11 @@ def test_only_one_function_makes_an_entry_from_a_file() -> None:
         if any(f"FileEntry({word}" in path.read_text(encoding="utf-8") for word in ("**", "value", "entry"))
     }
     assert found == {"storage/checksums.py"}
+
+
+@pytest.mark.parametrize("name", ["../canary.arrow", "/etc/passwd", "a/../../canary.arrow", ""])
+def test_an_index_of_weights_names_files_of_its_folder_alone(name: str, tmp_path: Path, outside: Outside) -> None:
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": {"x": "model-1.safetensors", "y": name}})
+    with pytest.raises(UserError, match="names a file outside its folder"):
+        weight_files(tmp_path)
+    outside.untouched(lambda: weight_files(tmp_path))
