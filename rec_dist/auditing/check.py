@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from rec_dist.auditing.chance import ALPHA
 from rec_dist.auditing.questions import Subject
 
 FEWEST_USERS = 20  # an interval over fewer is too narrow; over one it is a point
@@ -23,6 +24,11 @@ class Outcome:
     measured: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     skipped: str | None = None
+
+    @staticmethod
+    def of_tail(measured: str, fault: str, tail: float) -> "Outcome":
+        """A finding, if chance gives as much with a probability (tail) below ALPHA."""
+        return Outcome([measured], [] if tail >= ALPHA else [fault])
 
     @property
     def verdict(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rec_dist.auditing.chance import ALPHA, binomial_tail, percent, probability
+from rec_dist.auditing.chance import binomial_tail, percent, probability
 from rec_dist.auditing.check import Check, Outcome
 from rec_dist.auditing.questions import Subject
 from rec_dist.data.dataset.ragged import runs
@@ -71,10 +71,8 @@ def _run(subject: Subject) -> Outcome:
         f"A lookup that sees neither model nor history answers {percent(hits / num)} of {num:,} questions; with lists dealt anew "
         f"{percent(rate)} ({probability(tail)})."
     )
-    if tail >= ALPHA:
-        return Outcome([measured])
     fault = "The candidates tell the target; draw them by user and position, never by target, and evaluate again."
-    return Outcome([measured], [fault])
+    return Outcome.of_tail(measured, fault, tail)
 
 
 CANDIDATES = Check("candidates", "Do the candidates alone tell the target?", "questions", _run)

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from rec_dist.auditing.chance import ALPHA, binomial_tail, percent, probability
+from rec_dist.auditing.chance import binomial_tail, percent, probability
 from rec_dist.auditing.check import Check, Outcome
 from rec_dist.auditing.questions import Subject
 
@@ -31,10 +31,8 @@ def _run(subject: Subject) -> Outcome:
         f"The title of {copied:,} of {num:,} targets ({percent(copied / num)}) stands in the history before it; by chance "
         f"{percent(expected / num)} ({probability(tail)})."
     )
-    if tail >= ALPHA:
-        return Outcome([measured])
     way_out = "merge items of equal titles (data.merge_equal_titles), or leave repeated items out of the questions"
-    return Outcome([measured], [f"Copying a title of the history answers these questions; {way_out}."])
+    return Outcome.of_tail(measured, f"Copying a title of the history answers these questions; {way_out}.", tail)
 
 
 COPIED = Check("copied", "Does the history hold the target's title?", "data", _run)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rec_dist.auditing.chance import ALPHA, binomial_tail, percent, probability
+from rec_dist.auditing.chance import binomial_tail, percent, probability
 from rec_dist.auditing.check import Check, Outcome
 from rec_dist.auditing.questions import AuditedModel, Subject
 from rec_dist.data.prompts.tokens import begin_tokens, load_tokenizer
@@ -84,10 +84,8 @@ def _run(subject: Subject) -> Outcome:
         f"The base model writes the second half of {known:,} of {asked:,} titles ({percent(known / asked)}) word for word; of "
         f"another title in its place, {by_chance:,} ({probability(tail)})."
     )
-    if tail >= ALPHA:
-        return Outcome([measured])
     fault = "The base model knows these titles by heart; compare with the base model's own row, and with data newer than it."
-    return Outcome([measured], [fault])
+    return Outcome.of_tail(measured, fault, tail)
 
 
 MEMORISED = Check("memorised", "How many titles does the base model know by heart?", "language model", _run)

@@ -5,7 +5,7 @@ Places are counted from the front and from the back, so lists of different lengt
 
 import numpy as np
 
-from rec_dist.auditing.chance import ALPHA, binomial_tail, percent, probability
+from rec_dist.auditing.chance import binomial_tail, percent, probability
 from rec_dist.auditing.check import Check, Outcome
 from rec_dist.auditing.questions import Subject
 
@@ -31,9 +31,8 @@ def _run(subject: Subject) -> Outcome:
         f"The target's most conspicuous place is number {place} from the {end}: {percent(share)} of {num:,} questions, by chance "
         f"{percent(rate)} ({probability(tail)} for {len(found)} places)."
     )
-    if tail >= ALPHA:
-        return Outcome([measured])
-    return Outcome([measured], ["The place of the target tells it; shuffle each list by a draw that does not know the target."])
+    fault = "The place of the target tells it; shuffle each list by a draw that does not know the target."
+    return Outcome.of_tail(measured, fault, tail)
 
 
 POSITION = Check("position", "Does the target's place in its list tell it?", "questions", _run)

@@ -24,6 +24,11 @@ def template_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     return whole[:at], whole[at + len(text) :]
 
 
+def beyond(head: Sequence[int], whole: Sequence[int]) -> list[int] | None:
+    """The tokens of a piece as it reads behind a head. whole: of both together. None if a token spans the seam."""
+    return list(whole[len(head) :]) if whole[: len(head)] == head else None
+
+
 class PlainText:
     """Encodes texts without special tokens, and counts those that hold one. found: the tokens and in how many texts."""
 
@@ -71,8 +76,9 @@ class PlainText:
         """The tokens of `text` as it reads directly after `after`, which is control. as_read: as for without_special."""
         if self._special.isdisjoint(as_read):
             return as_read
-        head, whole = self._encode(after), self._encode(after + text)
-        ids = whole[len(head) :] if whole[: len(head)] == head else self._encode(text)
+        ids = beyond(self._encode(after), self._encode(after + text))
+        if ids is None:
+            ids = self._encode(text)
         if ids != as_read:
             self._count(text)
         return ids

@@ -12,7 +12,7 @@ import numpy as np
 
 from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.dataset.schema import PreferenceRow
-from rec_dist.data.prompts.plain_text import PlainText
+from rec_dist.data.prompts.plain_text import PlainText, beyond
 from rec_dist.data.prompts.tokens import begin_tokens
 from rec_dist.errors import UserError
 from rec_dist.packing.grouped_prompt import GroupedPrompt
@@ -114,8 +114,8 @@ def tokenize_rows(
             heads[text] = ids([text])[0]
         joined, alone = ids([a + b for a, b in zip(before, flat, strict=True)]), ids(flat)
         for head, after, own, text in zip(before, joined, alone, flat, strict=True):
-            seam = len(heads[head])
-            piece = after[seam:] if after[:seam] == heads[head] else own
+            behind = beyond(heads[head], after)
+            piece = own if behind is None else behind
             if not piece:
                 raise UserError(f"data.path: the completion {text!r} tokenises to nothing; leave its row out")
             answers.append([*piece, *end])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rec_dist.data.prompts.plain_text import PlainText, template_tokens
+from rec_dist.data.prompts.plain_text import PlainText, beyond, template_tokens
 from rec_dist.data.prompts.short_titles import cut_titles
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
@@ -62,10 +62,8 @@ def piece_tokens(tokenizer: Any, text: str, *, after: str) -> list[int]:
     if not text:
         return []
     head = tokenizer(after, add_special_tokens=False).input_ids
-    whole = tokenizer(after + text, add_special_tokens=False).input_ids
-    if whole[: len(head)] == head:
-        return [int(token) for token in whole[len(head) :]]
-    return [int(token) for token in tokenizer(text, add_special_tokens=False).input_ids]
+    piece = beyond(head, tokenizer(after + text, add_special_tokens=False).input_ids)
+    return [int(token) for token in (tokenizer(text, add_special_tokens=False).input_ids if piece is None else piece)]
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,9 @@ def build_token_table(tokenizer: Any, titles: Sequence[str], *, after: str, max_
         whole = tokenizer([f"{after} {title}" for title in titles], add_special_tokens=False).input_ids if titles else []
         found = []
         for title, ids in zip(titles, whole, strict=True):
-            seam = ids[: len(head)] == head
-            piece = ids[len(head) :] if seam else tokenizer(f" {title}", add_special_tokens=False).input_ids
+            piece = beyond(head, ids)
+            if piece is None:
+                piece = tokenizer(f" {title}", add_special_tokens=False).input_ids
             found.append(plain.behind(after, f" {title}", piece))
         return found
 
