@@ -19,8 +19,8 @@ from rec_dist.methods.retrieval.batch import LAST, SEEN, RetrievalExample, colum
 from rec_dist.methods.retrieval.head import ItemTable, Terms, softmax_losses
 from rec_dist.methods.retrieval.ranker import log_probs
 from rec_dist.methods.retrieval.saved_model import load_retrieval
-from rec_dist.methods.retrieval.whitening import whitened, whitening
 from rec_dist.methods.task import Passes
+from rec_dist.methods.whitening import whitened, whitening
 from rec_dist.packing.pooled_prompts import pack_pooled_spans
 from rec_dist.runtime.world import World
 
@@ -153,7 +153,7 @@ def test_columns_hold_every_draw_of_an_item() -> None:
 def test_whitened_vectors_have_no_correlations_and_unit_variance() -> None:
     rng = np.random.default_rng(0)
     values = (rng.normal(size=(400, 9)) @ rng.normal(size=(9, 9)) + 30).astype(np.float32)
-    mean, directions = whitening([values[:7], values[7:]], 5)
+    mean, directions = whitening([values[:7], values[7:]], 5, key="width")
     z = (values - mean) @ directions
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(z.T @ z / 400, np.eye(5), atol=1e-9)
@@ -162,15 +162,15 @@ def test_whitened_vectors_have_no_correlations_and_unit_variance() -> None:
     kept = (whole @ directions / np.linalg.norm(directions, axis=0)).var(axis=0)
     np.testing.assert_allclose(kept, variances, rtol=1e-8)  # the strongest directions, in order
     np.testing.assert_allclose(np.linalg.norm(whitened(values, mean, directions), axis=1), 1, atol=1e-6)
-    with pytest.raises(UserError, match=r"task\.retrieval\.width \(9\) is more than the 8 directions"):
-        whitening([np.concatenate([values[:, :8], values[:, :1]], axis=1)], 9)
+    with pytest.raises(UserError, match=r"width \(9\) is more than the 8 directions"):
+        whitening([np.concatenate([values[:, :8], values[:, :1]], axis=1)], 9, key="width")
 
 
 def test_item_vectors_are_the_states_of_plain_transformers_and_are_kept(tiny_config, tiny_model_dir, tmp_path) -> None:
     task = make(tiny_config, tiny_model_dir)
     module = with_items(task, tmp_path)
     raw = torch.cat([plain_states(tiny_model_dir, task, [item]) for item in range(80)])
-    mean, directions = whitening([raw.numpy()], 12)
+    mean, directions = whitening([raw.numpy()], 12, key="width")
     np.testing.assert_allclose(module.table.vectors.numpy(), whitened(raw.numpy(), mean, directions), atol=2e-3)
     assert sorted(path.name for path in (tmp_path / "items").iterdir()) == ["items.json", "items.safetensors"]
     before = (tmp_path / "items" / "items.safetensors").stat().st_mtime_ns
