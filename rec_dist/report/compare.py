@@ -93,20 +93,16 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
         for better, worse in pairs
         for metric in headline_of(metrics)
     ]
-    shares = [share for name, folder in folders.items() for share in shares_of(name, folder, metrics)]
-    row = facts[first_name]
-    source = str(row["questions"]) if "questions" in row else f"the {row['split']} split"
-    return Compared(rows, differences, shares, len(np.unique(first.user_ids)), len(first.user_ids), row["num_candidates"], source)
-
-
-def shares_of(name: str, folder: Path, metrics: Sequence[str]) -> list[Difference]:
-    """How far an ensemble that was evaluated in `folder` is above itself without each member or term; none for other models."""
-    return [
+    shares = [
         Difference(name, f"{name} without {member}", metric, interval)
-        for member, intervals in _evaluation_row(folder).get("shares", {}).items()
+        for name, fact in facts.items()
+        for member, intervals in fact.get("shares", {}).items()
         for metric, interval in intervals.items()
         if metric in headline_of(metrics)
     ]
+    row = facts[first_name]
+    source = str(row["questions"]) if "questions" in row else f"the {row['split']} split"
+    return Compared(rows, differences, shares, len(np.unique(first.user_ids)), len(first.user_ids), row["num_candidates"], source)
 
 
 def _paired(first: Floats, second: Floats, users: I64) -> dict[str, float | int]:
