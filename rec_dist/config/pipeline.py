@@ -61,9 +61,10 @@ class PipelineConfig(Section):
         description="Configurations of runs by name, each with its own `extends`. FILE:NAME names one on a command line.",
     )
     vars: dict[str, str | int | float] = Field(default_factory=dict, description="Values for ${vars.NAME}.")
-    matrix: dict[str, Annotated[list[str | int | float], Field(min_length=1)]] = Field(
+    matrix: dict[str, list[str | int | float]] = Field(
         default_factory=dict,
-        description="Values for ${matrix.NAME}. A stage or pair that uses some of them is repeated for every combination.",
+        description="Values for ${matrix.NAME}. A stage or pair that uses some of them is repeated for every combination; with [] it "
+        "is left out.",
     )
 
 

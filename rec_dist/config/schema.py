@@ -68,8 +68,8 @@ class DataConfig(Section):
         0.1,
         ge=0,
         lt=1,
-        description="Share of interactions (temporal) or users (user_ratio) for the test. user_ratio: 0 leaves no test split, for "
-        "evaluate.questions.",
+        description="Share of interactions (temporal) or users (user_ratio) for the test. 0, for user_ratio and benchmark files: "
+        "no test split, for evaluate.questions.",
     )
     min_rating: float | None = Field(
         None, ge=-1e38, le=1e38, description="Interactions rated below this are explicit negatives. None: all are positives."

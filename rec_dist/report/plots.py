@@ -119,8 +119,10 @@ def metric_bars(
     metrics: Sequence[str],
     colors: Mapping[str, str],
     num_candidates: int | None,
+    *,
+    name: str = "metrics",
 ) -> str:
-    """A panel a metric with a bar and interval for each model, and a dashed line at chance. "" without rows."""
+    """A panel a metric with a bar and interval for each model, and a dashed line at chance. "" without rows. name: of the figure."""
     metrics = [metric for metric in metrics if any(metric in row.metrics for row in rows)]
     if not metrics:
         return ""
@@ -137,12 +139,13 @@ def metric_bars(
                 panel.axvline(chance, color=_INK, linewidth=1, linestyle=(0, (3, 2)))
                 panel.text(chance, -0.62, f" chance {chance:.3f}", fontsize=8, va="bottom", color=_INK)
             panel.set_title(metric, fontweight="bold", pad=15)  # leaves room for the word "chance" below
-            panel.set_xlim(0, panel.get_xlim()[1] * 1.12)
+            low, high = panel.get_xlim()
+            panel.set_xlim(min(low, 0) * 1.12, max(high, 0) * 1.12)  # differences may be below 0
             panel.grid(axis="y", visible=False)
             panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         panels[0].set_yticks(range(len(names)), names, color=_INK)
         panels[0].set_ylim(len(names) - 0.45, -0.65)
-        return _svg(figure, "metrics", f"{' and '.join(metrics)} of every model with 95 % intervals")
+        return _svg(figure, name, f"{' and '.join(metrics)} of every model with 95 % intervals")
 
 
 def stage_bars(stages: Sequence[tuple[str, float, int | None]], colors: Mapping[str, str]) -> str:

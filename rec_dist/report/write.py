@@ -19,7 +19,7 @@ from rec_dist.config.pipeline import PublishedRow
 from rec_dist.errors import UserError
 from rec_dist.report import plots
 from rec_dist.report.findings import findings
-from rec_dist.report.numbers import format_count, format_seconds
+from rec_dist.report.numbers import Interval, format_count, format_seconds
 from rec_dist.report.parts import parts_note, parts_table, recall_note
 from rec_dist.report.render import render
 from rec_dist.report.table import (
@@ -151,12 +151,24 @@ def write_report(path: Path, report: Report) -> None:
         own=[{key: value for key, value in facts.items() if key not in shared} for facts in environments],
         colors=colors,
         whiskers=_whiskers([*report.differences, *report.shares]),
+        share_bars=Markup(share_bars(report.shares, colors)),
         metric_bars=Markup(plots.metric_bars(report.rows, HEADLINE_METRICS, colors, report.num_candidates)),
         loss_curves=Markup(plots.loss_curves(curves, colors)),
         reward_curves=Markup(plots.reward_curves(curves, colors)),
         stage_bars=Markup(plots.stage_bars([(s.name, s.seconds, s.tokens) for s in report.stages], colors)),
     )
     write_text(path, page)
+
+
+def share_bars(shares: Sequence[Difference], colors: Mapping[str, str]) -> str:
+    """A panel an ensemble, with a bar and interval for what each member and term adds to ndcg@10. "" without shares."""
+    metric = HEADLINE_METRICS[-1]
+    rows: dict[str, dict[str, Interval]] = {}
+    for share in shares:
+        if share.metric == metric:
+            rows.setdefault(share.worse.removeprefix(f"{share.better} without "), {})[share.better] = share.interval
+    panels = list(dict.fromkeys(share.better for share in shares))
+    return plots.metric_bars([ComparisonRow(name, row) for name, row in rows.items()], panels, colors, None, name="shares")
 
 
 def _stages_table(stages: Sequence[StageSummary]) -> Table:

@@ -55,8 +55,8 @@ def _bear(folder: Path) -> Path:
     return folder
 
 
-def _table(folder: Path, pipeline: str | Path, **values: object) -> str:
-    words = [f"vars.{key}={value}" for key, value in values.items()]
+def _table(folder: Path, pipeline: str | Path, *more: str, **values: object) -> str:
+    words = [*more, *(f"vars.{key}={value}" for key, value in values.items())]
     child = start_command(folder / "log", "run", pipeline, *words)
     assert child.wait(TIMEOUT_SECONDS) == 0, child.err[-3000:]
     return (folder / "runs" / "report" / "table.txt").read_text(encoding="utf-8")
@@ -73,10 +73,38 @@ def test_ml_1m(tmp_path: Path) -> None:
     assert "40 users" in table
 
 
-def test_bear_office(tmp_path: Path) -> None:
+def _minionerec(folder: Path) -> Path:
+    """Rows of a history and its target in the order of time; the last of each user is in the test file."""
+    folder.mkdir()
+    header = "user_id,history_item_title,item_title,history_item_id,item_id"
+    parts: dict[str, list[str]] = {"valid": [], "test": []}
+    walks = _walks(60, 60, 9)
+    for stop in range(1, 9):
+        for user, walk in enumerate(walks):
+            row = f'u{user},[],x,"{walk[:stop]}",{walk[stop]}'
+            parts["test" if stop == 8 else "valid"].append(row)
+    for part, rows in parts.items():
+        (folder / f"Industrial_and_Scientific.{part}.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    info = "".join(f"<a_{item}>\t{_title(item)}\t{item}\n" for item in range(60))
+    (folder / "Industrial_and_Scientific.info.txt").write_text(info, encoding="utf-8")
+    return folder
+
+
+def test_minionerec_without_the_language_model_on_the_last_rows(tmp_path: Path) -> None:
+    path = configs_dir() / "benchmarks" / "minionerec-industrial.yaml"
+    places = {"data": tmp_path / "data", "runs": tmp_path / "runs"}
+    changes = {"split": "global_temporal", "epochs": 2}
+    table = _table(tmp_path, path, "matrix.lm=[]", source=_minionerec(tmp_path / "source"), **places, **changes)
+    assert "60 users" in table and "MiniOneRec" in table
+    assert "SmolLM2" not in table
+
+
+def test_bear_office(tmp_path: Path, tiny_model_dir: Path) -> None:
     source = _bear(tmp_path / "source")
     path = configs_dir() / "benchmarks" / "bear-office.yaml"
-    table = _table(tmp_path, path, source=source, data=tmp_path / "data", runs=tmp_path / "runs", epochs=2)
+    places = {"data": tmp_path / "data", "runs": tmp_path / "runs", "model": tiny_model_dir}
+    table = _table(tmp_path, path, source=source, **places, epochs=2, lm_steps=1)
+    assert "neighbours, SmolLM2 cosines and retrieval without retrieval" in " ".join(table.split())
     assert "60 users" in table
     assert "kept" in table and "removed" in table
 

@@ -1,5 +1,6 @@
 """Neighbours: the tables by hand, the score by its formula, and the run through train and evaluate."""
 
+import json
 import math
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from scipy import sparse
 from small_recommenders import config as small_config
 
 import rec_dist
+from rec_dist.config.load import load_config
+from rec_dist.data.artifacts.embeddings import PartFiles
+from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.errors import UserError
 from rec_dist.methods.neighbours.config import NeighboursConfig
+from rec_dist.methods.neighbours.method import NEIGHBOURS
 from rec_dist.methods.neighbours.scorer import NeighboursScorer
-from rec_dist.methods.neighbours.tables import NeighbourTables, _largest, fit_tables, similar_titles
+from rec_dist.methods.neighbours.tables import NeighbourTables, _largest, fit_tables, similar_titles, similar_vectors
 
 TITLES = ["Red Lamp", "Red Lamp Shade", "Blue Pen", "Pen Refill", "Anvil"]
 
@@ -74,11 +79,15 @@ def test_the_score_is_the_formula(history: list[int], decay: float):
     rng = np.random.default_rng(0)
     title, following = (sparse.csr_array(np.round(rng.random((5, 5)) * 3).astype(np.float32)) for _ in range(2))
     popularity = rng.random(5).astype(np.float32)
-    keys = NeighboursConfig(decay=decay, max_history=4, title_weight=0.7, next_weight=1.3, popularity_weight=0.2)
+    keys = NeighboursConfig(
+        decay=decay, max_history=4, title_weight=0.7, next_weight=1.3, embedding_weight=0.4, popularity_weight=0.2
+    )
+    embedding = sparse.csr_array(np.round(rng.random((5, 5)) * 3).astype(np.float32)) if decay > 0.5 else None
     expected = 0.2 * popularity.astype(np.float64)
     for age, item in enumerate(reversed(history[-4:])):
         expected += decay**age * (0.7 * title.toarray()[item] + 1.3 * np.log1p(following.toarray()[item]))
-    scorer = NeighboursScorer(NeighbourTables(title, following, popularity), keys)
+        expected += 0 if embedding is None else decay**age * 0.4 * embedding.toarray()[item]
+    scorer = NeighboursScorer(NeighbourTables(title, following, popularity, embedding), keys)
     candidates = np.asarray([3, 0, 4], dtype=np.int32)
     (got,) = scorer.score([np.asarray(history, dtype=np.int32)], [candidates])
     np.testing.assert_allclose(got, expected[candidates], rtol=1e-5, atol=1e-6)
@@ -98,6 +107,60 @@ def test_a_run_is_trained_evaluated_and_kept(tmp_path: Path):
     assert (again.model_path / "neighbours.safetensors").stat().st_mtime_ns == written
     # in this data set item (i + 1) % 23 always follows item i, and no title says anything
     assert rec_dist.evaluate(run, ["evaluate.num_candidates=all"])["hr@1"]["value"] == 1.0
+
+
+def test_vectors_are_compared_by_their_cosine_after_whitening():
+    rng = np.random.default_rng(3)
+    values = (rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6)) + 9).astype(np.float32)
+    centred = values - values.mean(0, dtype=np.float64)
+    _, variances, directions = np.linalg.svd(centred, full_matrices=False)
+    z = centred @ directions[:4].T / variances[:4]  # up to one scale, which a cosine does not see
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    expected = z @ z.T
+    np.fill_diagonal(expected, 0)
+    found = similar_vectors([values[:11], values[11:]], 4, top_k=7).toarray()
+    for own, wanted in zip(found, expected, strict=True):
+        best = np.argsort(-wanted)[:7]
+        assert set(np.flatnonzero(own)) == set(best[wanted[best] > 0])
+        np.testing.assert_allclose(own[own > 0], wanted[own > 0], atol=1e-5)
+
+
+def _embedded(folder: Path, fingerprint: str) -> Path:
+    """Vectors as `rec-dist embed` writes them, in which item i + 2 is the nearest of item i."""
+    angles = np.arange(23) * 2 * np.pi / 23
+    vectors = np.stack([np.cos(12 * angles), np.sin(12 * angles)], axis=1).astype(np.float32)
+    files = PartFiles(folder, "key", [0, 23])
+    files.write(0, vectors)
+    files.join({"inputs": {"data": fingerprint}})
+    return folder
+
+
+def test_vectors_of_a_model_are_a_part_of_their_own(tmp_path: Path):
+    keys = _keys(tmp_path)
+    data = open_data(load_config(keys).data)
+    folder = _embedded(tmp_path / "items", data.manifest.fingerprint)
+    alone = {"embeddings": str(folder), "embedding_width": 2, "title_weight": 0.0, "next_weight": 0.0, "popularity_weight": 0.0}
+    run = rec_dist.train({**keys, "task": {"kind": "neighbours", "neighbours": alone}})
+    settings = json.loads((run.model_path / "neighbours.json").read_text(encoding="utf-8"))["settings"]
+    assert "embeddings" not in settings, "the model does not depend on where its vectors lay"
+    scorer = NEIGHBOURS.ranker.load(run.model_path, "cpu")
+    candidates = np.arange(23)
+    history = np.asarray([5], dtype=np.int32)
+    assert list(scorer.score_parts([history], [candidates])) == ["embedding"]
+    (scores,) = scorer.score([history], [candidates])
+    assert set(np.argsort(-scores)[:2]) == {3, 7} and scores[5] == 0
+    stranger = _embedded(tmp_path / "others", "another")
+    faults: list[tuple[dict, str]] = [
+        ({**alone, "embedding_width": 9}, r"task\.neighbours\.embedding_width \(9\) is more than the 2 directions"),
+        ({"title_weight": 0.0, "next_weight": 0.0}, "no item has a neighbour"),
+        ({**alone, "embeddings": str(stranger)}, "made from another data set"),
+        ({**alone, "embeddings": str(tmp_path / "nowhere")}, "holds no item embeddings"),
+    ]
+    for number, (settings, words) in enumerate(faults):
+        run_dir = tmp_path / f"fault{number}"
+        with pytest.raises(UserError, match=words):
+            rec_dist.train({**keys, "task": {"kind": "neighbours", "neighbours": settings}, "train": {"run_dir": str(run_dir)}})
+        assert not run_dir.exists()
 
 
 def test_damage_is_told(tmp_path: Path):

@@ -137,10 +137,16 @@ def test_overrides_of_vars_runs_and_the_matrix_reach_the_stages(pipeline: Path) 
     refused(lambda: load_pipeline(pipeline, ["runs.sftt.train.epochs=2"]), "runs.sftt", "names in `runs` are shared, sft, sdpo")
 
 
+def test_an_empty_list_in_the_matrix_leaves_out_what_uses_it(pipeline: Path) -> None:
+    found = load_pipeline(pipeline, ["matrix.k=[]"])
+    assert [stage.name for stage in found.stages] == ["prepare", "base"]
+    assert found.pairs == ()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("start: [cold, warm]", "start: []", ("matrix.start",)),
+        ("start: [cold, warm]", "start: cold", ("matrix.start",)),
         ("start: [cold, warm]", "start: [cold, warm], unused: [1]", ("matrix.unused", "no stage")),
         ("${matrix.start}", "${matrix.begin}", ("matrix.begin",)),
         ('"train ${matrix.k} ${matrix.start}"', "train", ("pipeline.stages", "train twice")),

@@ -14,7 +14,7 @@ from rec_dist.errors import UserError
 from rec_dist.report.findings import findings
 from rec_dist.report.plots import loss_curves, model_colors
 from rec_dist.report.table import ComparisonRow, Difference
-from rec_dist.report.write import Report, RunSummary, StageSummary, read_run, write_report
+from rec_dist.report.write import Report, RunSummary, StageSummary, read_run, share_bars, write_report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -126,6 +126,20 @@ def test_the_same_report_gives_the_same_bytes(report: Report, tmp_path: Path) ->
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert written(report, tmp_path / "a") == written(report, tmp_path / "b")
+
+
+def test_shares_have_a_panel_an_ensemble_and_bars_on_both_sides_of_zero() -> None:
+    shares = [
+        Difference("both", f"both without {member}", metric, interval(value, 0.004))
+        for member, value in (("sasrec", 0.012), ("text without end", -0.006))
+        for metric in ("hr@10", "ndcg@10")
+    ]
+    shares.append(Difference("one", "one without sasrec", "ndcg@10", interval(0.003, 0.004)))
+    drawing = share_bars(shares, {})
+    for words in ("both", "one", "sasrec", "text without end", "0.012", "-0.006", "0.003"):
+        assert f">{words}</text>" in drawing or f">{words.replace('-', chr(0x2212))}</text>" in drawing, words
+    assert drawing.count(">0.003<") == 1 and "shares-" in drawing
+    assert share_bars([], {}) == ""
 
 
 def test_an_almost_empty_report_is_a_page(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from rec_dist.methods.retrieval.batch import LAST, SEEN, RetrievalExample, colum
 from rec_dist.methods.retrieval.head import ItemTable, Terms, softmax_losses
 from rec_dist.methods.retrieval.ranker import log_probs
 from rec_dist.methods.retrieval.saved_model import load_retrieval
-from rec_dist.methods.retrieval.whitening import whitened, whitening
 from rec_dist.methods.task import Passes
+from rec_dist.methods.whitening import whitened, whitening
 from rec_dist.packing.pooled_prompts import pack_pooled_spans
 from rec_dist.runtime.world import World
 
@@ -153,7 +153,7 @@ def test_columns_hold_every_draw_of_an_item() -> None:
 def test_whitened_vectors_have_no_correlations_and_unit_variance() -> None:
     rng = np.random.default_rng(0)
     values = (rng.normal(size=(400, 9)) @ rng.normal(size=(9, 9)) + 30).astype(np.float32)
-    mean, directions = whitening([values[:7], values[7:]], 5)
+    mean, directions = whitening([values[:7], values[7:]], 5, key="width")
     z = (values - mean) @ directions
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(z.T @ z / 400, np.eye(5), atol=1e-9)
@@ -162,15 +162,15 @@ def test_whitened_vectors_have_no_correlations_and_unit_variance() -> None:
     kept = (whole @ directions / np.linalg.norm(directions, axis=0)).var(axis=0)
     np.testing.assert_allclose(kept, variances, rtol=1e-8)  # the strongest directions, in order
     np.testing.assert_allclose(np.linalg.norm(whitened(values, mean, directions), axis=1), 1, atol=1e-6)
-    with pytest.raises(UserError, match=r"task\.retrieval\.width \(9\) is more than the 8 directions"):
-        whitening([np.concatenate([values[:, :8], values[:, :1]], axis=1)], 9)
+    with pytest.raises(UserError, match=r"width \(9\) is more than the 8 directions"):
+        whitening([np.concatenate([values[:, :8], values[:, :1]], axis=1)], 9, key="width")
 
 
 def test_item_vectors_are_the_states_of_plain_transformers_and_are_kept(tiny_config, tiny_model_dir, tmp_path) -> None:
     task = make(tiny_config, tiny_model_dir)
     module = with_items(task, tmp_path)
     raw = torch.cat([plain_states(tiny_model_dir, task, [item]) for item in range(80)])
-    mean, directions = whitening([raw.numpy()], 12)
+    mean, directions = whitening([raw.numpy()], 12, key="width")
     np.testing.assert_allclose(module.table.vectors.numpy(), whitened(raw.numpy(), mean, directions), atol=2e-3)
     assert sorted(path.name for path in (tmp_path / "items").iterdir()) == ["items.json", "items.safetensors"]
     before = (tmp_path / "items" / "items.safetensors").stat().st_mtime_ns
@@ -247,7 +247,7 @@ def test_a_dummy_batch_adds_nothing_and_still_has_a_graph(num_sampled: int, tiny
     idle = task.data.collate([], step=0)
     loss_sum, sums, _ = module(idle)
     loss_sum.backward()
-    assert (idle.num_groups, loss_sum.item(), sums.tolist()) == (0, 0.0, [0.0] * 5)
+    assert (idle.num_groups, loss_sum.item(), sums.tolist()) == (0, 0.0, [0.0] * 6)
     assert all(not p.grad.any() for p in module.parameters() if p.grad is not None)
     assert any(p.grad is not None for p in module.encoder.parameters())
 
@@ -263,7 +263,7 @@ def test_gradients_reach_adapter_projection_and_terms(tiny_config, tiny_model_di
     }
     loss_sum, sums, _ = module(task.data.collate([task.data.example(0), task.data.example(1)], step=0))
     assert (float(sums[0]), float(sums[1])) == (pytest.approx(loss_sum.item(), rel=1e-6), 2.0)
-    assert (sums[2:] / sums[1]).tolist() == pytest.approx([0.0, 0.0, 1.0])
+    assert (sums[2:] / sums[1]).tolist() == pytest.approx([0.0, 0.0, 1.0, 0.05])
     loss_sum.backward()
     got = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert got == {name for name in trains if "lora_A" not in name}, "lora_B starts at 0, so lora_A has no gradient yet"
@@ -271,21 +271,55 @@ def test_gradients_reach_adapter_projection_and_terms(tiny_config, tiny_model_di
     assert not fixed.terms.weight.requires_grad and not fixed.terms.weight.any()
 
 
-def test_a_saved_head_ranks_as_by_brute_force(tiny_config, tiny_model_dir, tmp_path) -> None:
-    task = make(tiny_config, tiny_model_dir)
+def test_a_learnt_temperature_divides_the_cosines_alone(tiny_config, tiny_model_dir, tmp_path) -> None:
+    task = make(tiny_config, tiny_model_dir, "task.retrieval.learn_temperature=true", "train.targets_per_prompt=4")
+    module = with_items(task, tmp_path)
+    module.terms.weight.data = torch.tensor([-0.2, -0.5, 0.05])
+    torch.nn.init.constant_(module.project.sharpness, 0.02)
+    one = next(one for one in map(task.data.example, range(20)) if len(one.items) - one.start == 4)
+    loss_sum, sums, _ = module(task.data.collate([one], step=0))
+    loss_sum.backward()
+    own = 0.05 * np.exp(-0.02 / 0.05)  # of the cosines
+    assert float(sums[5] / sums[1]) == pytest.approx(own, rel=1e-5)
+
+    def by_hand(temperature: float) -> float:
+        total = 0.0
+        for position in range(one.start, len(one.items)):
+            history = one.items[:position].tolist()
+            state = plain_states(tiny_model_dir, task, history[max(0, one.start - 5) :])[-1:]
+            user = torch.nn.functional.normalize((state - module.table.mean) @ module.table.whitening, dim=1).double()
+            cosines = (user @ module.table.vectors.T.double())[0]
+            relation = torch.tensor([-0.5 if i == history[-1] else -0.2 if i in history else 0.0 for i in range(80)])
+            z = cosines / temperature + (relation + 0.05 * module.table.log_counts).double() / 0.05
+            total -= float(z.log_softmax(0)[one.items[position]])
+        return total
+
+    assert loss_sum.item() == pytest.approx(by_hand(own), abs=2e-3)
+    step = 1e-4
+    slope = (by_hand(0.05 * np.exp(-(0.02 + step) / 0.05)) - by_hand(0.05 * np.exp(-(0.02 - step) / 0.05))) / (2 * step)
+    assert module.project.sharpness.grad.item() == pytest.approx(slope, rel=2e-2, abs=0.05)
+
+
+@pytest.mark.parametrize("learns", ["true", "false"])
+def test_a_saved_head_ranks_as_by_brute_force(learns: str, tiny_config, tiny_model_dir, tmp_path) -> None:
+    task = make(tiny_config, tiny_model_dir, f"task.retrieval.learn_temperature={learns}")
     module = with_items(task, tmp_path)
     torch.nn.init.normal_(module.project.linear.weight, std=0.3)
+    if learns == "true":
+        torch.nn.init.constant_(module.project.sharpness, 0.02)
     module.terms.weight.data = torch.tensor([-0.2, -0.5, 0.05])
     (tmp_path / "model").mkdir()
     weights = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     task.save(weights, module, tmp_path / "model")
     model = load_retrieval(tmp_path / "model")
-    assert len(load_file(tmp_path / "model" / "adapter_model.safetensors")) == len(weights) - 3
+    assert len(load_file(tmp_path / "model" / "adapter_model.safetensors")) == len(weights) - (4 if learns == "true" else 3)
     histories = [np.asarray(items, dtype=np.int32) for items in ([3, 17, 3, 42], [7], [5, 6, 7, 8, 9, 10, 5])]
     candidates = [np.arange(80, dtype=np.int32), np.asarray([7, 8, 79], dtype=np.int32), np.arange(80, dtype=np.int32)]
     states = torch.cat([plain_states(tiny_model_dir, task, items[-5:].tolist())[-1:] for items in histories])
     found = log_probs(model, states.numpy(), histories, candidates)
     users = module.project(states, module.table).double()
+    length = np.exp(0.4) if learns == "true" else 1.0  # 0.4 is 0.02 / 0.05
+    np.testing.assert_allclose(users.norm(dim=1).detach(), length, rtol=1e-5)
     z = logits_by_hand(users, module.table, module.terms.weight.double(), [items.tolist() for items in histories])
     wanted = (z * TEMPERATURE / module.temperature).log_softmax(1).detach().numpy()
     for u in range(3):

@@ -61,7 +61,7 @@ def prepare(
             f"data.valid_fraction ({config.valid_fraction}) + data.test_fraction ({config.test_fraction}) leave "
             "nothing to train on; keep their sum below 1."
         )
-    if config.split == "global_temporal" and config.test_fraction == 0:
+    if config.split == "global_temporal" and config.test_fraction == 0 and config.format not in BENCHMARKS:
         raise UserError("data.test_fraction=0 leaves no test split, which only data.split=user_ratio can do without; raise it.")
     target = local_path(config.path)
     if not os.path.exists(target):  # an existing folder is kept or rejected for its contents, so it need not be writable

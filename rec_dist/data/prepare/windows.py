@@ -9,8 +9,10 @@ W is the longest history in the files. A user's first sequence trains at every p
 first history included. In later sequences the history is context only, since other rows may have trained on it. Nothing is
 dropped: no k-core, no repeats removed, and the catalogue is the whole file of titles.
 
-The order of the rows is time; the one timestamp that BEAR gives a row is ignored. Held-out users are drawn by hash
-(data.split=user_ratio); their targets are those of their rows. S sequences, N items of all of them. Cost: the rows in memory.
+The order of the rows is time; the one timestamp that BEAR gives a row is ignored. data.split=user_ratio holds out users, drawn by
+hash; their targets are those of their rows. data.split=global_temporal holds out the last rows: row n (from 1) has the time n, and
+what lies before a sequence's first target the time 0, since an interaction within the files' period has a row of its own.
+S sequences, N items of all of them. Cost: the rows in memory.
 """
 
 import logging
@@ -60,11 +62,13 @@ class PreparedWindows:
 class Stitched:
     """Sequences (S,) in the order of their first rows. users[s]: whose it is. items[s]: its items, oldest first.
 
-    first_target[s]: the position of its first row's target. is_first[s]: whether it is the first sequence of its user.
+    times[s]: of these items. first_target[s]: the position of its first row's target. is_first[s]: whether it is the first sequence
+    of its user.
     """
 
     users: list[str]
     items: list[list[int]]
+    times: list[list[int]]
     first_target: I64
     is_first: list[bool]
 
@@ -79,19 +83,22 @@ def stitch(rows: Iterable[tuple[str, list[int], int]], longest: int) -> Stitched
     latest: dict[str, int] = {}
     users: list[str] = []
     items: list[list[int]] = []
+    times: list[list[int]] = []
     first_target: list[int] = []
     is_first: list[bool] = []
-    for user, history, target in rows:
+    for time, (user, history, target) in enumerate(rows, start=1):
         place = latest.get(user)
         if place is not None and items[place][-longest:] == history:
             items[place].append(target)
+            times[place].append(time)
             continue
         is_first.append(place is None)
         latest[user] = len(items)
         users.append(user)
         items.append([*history, target])
+        times.append([0] * len(history) + [time])
         first_target.append(len(history))
-    return Stitched(users, items, np.array(first_target, dtype=np.int64), is_first)
+    return Stitched(users, items, times, np.array(first_target, dtype=np.int64), is_first)
 
 
 def prepare_windows(found: FileSet, config: DataConfig, folder: Path) -> PreparedWindows:
@@ -127,12 +134,13 @@ def prepare_windows(found: FileSet, config: DataConfig, folder: Path) -> Prepare
     sequences = _sequences(stitched)
     cold = rules.cold_items(config, distinct.items.raw)
     known = sequences if cold is None else sequences.without(cold)  # what the train and valid splits hold
-    cuts = _cuts(stitched, sequences, config, cold)
+    moments = _moments(len(rows), config) if config.split == "global_temporal" else None
+    cuts = _cuts(stitched, sequences, config, cold, moments)
     rules.check_split(config, {name: len(cut.users) for name, cut in cuts.items()}, counts["positives"], counts["users"])
     trained = prefix_index(known.offsets, cuts["train"].users, cuts["train"].length)
     train_count = np.bincount(known.item[trained], minlength=len(distinct.items)).astype(np.int64)
     return PreparedWindows(
-        cuts={},
+        cuts={} if moments is None else {"valid_from": moments[0], "test_from": moments[1]},
         counts=counts,
         bad_rows=bad.in_order(),
         notes=notes,
@@ -150,10 +158,10 @@ def _check_settings(config: DataConfig) -> None:
             raise UserError(
                 f"data.{name} has no effect on data.format={config.format}, whose rows are kept as they are; remove it."
             )
-    if config.split != "user_ratio":
+    if config.split == "leave_one_out":
         raise UserError(
-            f"data.split ({config.split}) would cut the rows of data.format={config.format}, which have their own test file; set "
-            "data.split=user_ratio, with data.test_fraction=0, to hold out users for validation."
+            f"data.split (leave_one_out) would cut the rows of data.format={config.format}, which have their own test file; with "
+            "data.test_fraction=0, set data.split=user_ratio to hold out users for validation, or global_temporal for the last rows."
         )
 
 
@@ -191,20 +199,29 @@ def _sequences(stitched: Stitched) -> Sequences:
         raw_users=pa.array(stitched.users, pa.string()),
         offsets=offsets,
         item=np.concatenate([np.array(items, dtype=np.int64) for items in stitched.items]),
-        timestamp=np.arange(offsets[-1], dtype=np.int64),
+        timestamp=np.concatenate([np.array(times, dtype=np.int64) for times in stitched.times]),
         rating=None,
         explicit_negative_offsets=np.zeros(len(lengths) + 1, dtype=np.int64),
         explicit_negatives=np.zeros(0, dtype=np.int64),
     )
 
 
-def _cuts(stitched: Stitched, sequences: Sequences, config: DataConfig, cold: Bool | None) -> dict[str, Cut]:
-    """The rows of each split; those of train and valid count no cold item (I,).
+def _moments(num_rows: int, config: DataConfig) -> tuple[int, int]:
+    """The rows, from 1, at which validation and test begin; num_rows + 1 for a part that is not asked for."""
+    test = round(num_rows * (1.0 - config.test_fraction))
+    return min(test, round(num_rows * (1.0 - config.test_fraction - config.valid_fraction))) + 1, test + 1
 
-    All sequences of a user are in one split, because the hash is that of the user's name.
-    """
+
+def _cuts(
+    stitched: Stitched, sequences: Sequences, config: DataConfig, cold: Bool | None, moments: tuple[int, int] | None
+) -> dict[str, Cut]:
+    """The rows of each split; those of train and valid count no cold item (I,). moments: None holds out users, with all sequences."""
     hashes = split_rules.hash_names(stitched.users)
-    split = split_rules.user_ratio(np.diff(sequences.offsets), hashes, config.valid_fraction, config.test_fraction)
+    if moments is not None:
+        split = split_rules.global_temporal(sequences.timestamp, sequences.offsets, *moments)
+    else:
+        split = split_rules.user_ratio(np.diff(sequences.offsets), hashes, config.valid_fraction, config.test_fraction)
+        split = replace(split, valid=_from_first(split.valid), test=_from_first(split.test))
     of_rows = stitched.first_target
     trained = np.where(stitched.is_first, 1, of_rows)
     split = replace(
@@ -219,5 +236,13 @@ def _cuts(stitched: Stitched, sequences: Sequences, config: DataConfig, cold: Bo
     return {"train": train, "valid": split.valid, "test": split.test}
 
 
+def _from_first(cut: Cut) -> Cut:
+    """The cut with every item but a sequence's first as a target."""
+    return replace(cut, first_target=np.ones_like(cut.first_target))
+
+
 def _with_targets(cut: Cut, first_target: I64) -> Cut:
-    return replace(cut, first_target=first_target[cut.users])
+    """The cut without targets before first_target (S,), and without the sequences that then have none."""
+    later = np.maximum(cut.first_target, first_target[cut.users])
+    kept = cut.length > later
+    return Cut(cut.users[kept], cut.length[kept], later[kept])

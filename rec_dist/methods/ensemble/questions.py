@@ -38,7 +38,7 @@ def validation_config(config: RunConfig, data: PreparedData) -> RunConfig:
             "lower it, or set all"
         )
     num_candidates = data.num_items if settings.num_candidates == "all" else settings.num_candidates
-    num_features = 2 * len(settings.members) + len(settings.terms)  # of neighbours a member has two
+    num_features = 3 * len(settings.members) + len(settings.terms)  # of neighbours a member may have three
     each = rows.num_targets / len(rows) * num_candidates * num_features  # values of a user
     users = min(settings.max_users, len(rows), int(_MOST_VALUES / each))
     if users < min(settings.max_users, len(rows), _FEWEST_USERS):

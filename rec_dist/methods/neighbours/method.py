@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.embeddings import read_embeddings
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.errors import TRAIN_AGAIN, UserError
@@ -17,6 +18,7 @@ from rec_dist.methods.method import Launch
 from rec_dist.methods.neighbours.config import NeighboursConfig
 from rec_dist.methods.neighbours.scorer import NeighboursScorer
 from rec_dist.methods.neighbours.tables import NeighbourTables, fit_tables
+from rec_dist.runtime.arrays import F32
 from rec_dist.runtime.run_directory import RunDirectory
 
 SETTINGS = CatalogueFile("neighbours.json")
@@ -44,23 +46,32 @@ class Neighbours:
     ranker = NeighboursRanker()
 
     def initial_weights(self, config: RunConfig) -> InitialWeights:
-        """Nothing."""
-        return InitialWeights(Path())
+        """The vectors in task.neighbours.embeddings, or nothing."""
+        vectors = config.task.section(NeighboursConfig).embeddings
+        return InitialWeights(Path(), embeddings=Path(vectors) if vectors else None)
 
     def check_fit(self, config: RunConfig, initial: InitialWeights) -> None:
         """As FittedMethod.check_fit."""
-        _open(config)
+        data, settings = _open(config), config.task.section(NeighboursConfig)
+        _vectors(settings, data)
+        if settings.title_weight == settings.next_weight == 0 and (settings.embeddings is None or settings.embedding_weight == 0):
+            raise UserError(
+                "task.neighbours.title_weight and next_weight are 0, so no item has a neighbour; raise one, name "
+                "task.neighbours.embeddings, or set evaluate.ranker=popularity"
+            )
 
     def fit(self, config: RunConfig, initial: InitialWeights, folder: Path, run: RunDirectory, launch: Launch) -> dict[str, Any]:
         """As FittedMethod.fit."""
         data, settings = _open(config), config.task.section(NeighboursConfig)
-        tables = fit_tables(data, top_k=settings.top_k, splits=settings.splits)
+        vectors, width = _vectors(settings, data), settings.embedding_width
+        tables = fit_tables(data, top_k=settings.top_k, splits=settings.splits, vectors=vectors, width=width)
         tables.write(folder)
-        SETTINGS.write(folder, data, settings=settings.model_dump())
+        SETTINGS.write(folder, data, settings=settings.without_paths())
         data.copy_items(folder / ITEMS_NAME)
+        by_vectors = "" if tables.embedding is None else f", {tables.embedding.nnz:,} by the model's vectors"
         run.log(
             f"neighbours of {data.num_items:,} items: {tables.title.nnz:,} by title, {tables.following.nnz:,} by what was chosen "
-            "next"
+            f"next{by_vectors}"
         )
         return {}
 
@@ -74,6 +85,23 @@ def _open(config: RunConfig) -> PreparedData:
     if not len(data.split("train")):
         raise UserError(f"the train split of {data.location} has no user; prepare data whose train split has one")
     return data
+
+
+def _vectors(settings: NeighboursConfig, data: PreparedData) -> list[F32]:
+    """The vectors in task.neighbours.embeddings, as blocks (n, D).
+
+    Raises UserError as read_embeddings(), or if they are narrower than embedding_width.
+    """
+    if settings.embeddings is None:
+        return []
+    blocks = read_embeddings(Path(settings.embeddings), data_fingerprint=data.manifest.fingerprint)
+    source = blocks[0].shape[1]
+    if settings.embedding_width > (most := min(source, data.num_items - 1)):
+        raise UserError(
+            f"task.neighbours.embedding_width ({settings.embedding_width}) is more than the {most} directions that "
+            f"{data.num_items} vectors of width {source} can have; lower it"
+        )
+    return blocks
 
 
 NEIGHBOURS = Neighbours()

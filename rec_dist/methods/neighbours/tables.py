@@ -1,8 +1,9 @@
-"""Neighbour tables: for each item the most similar titles, and the items that were chosen next.
+"""Neighbour tables: for each item the most similar titles, the items that were chosen next, and the most similar vectors.
 
     title[j, i] = cosine of the TF-IDF vectors of titles j and i          next[j, i] = times that i came directly after j
+    embedding[j, i] = cosine of a language model's vectors of titles j and i, whitened (methods/whitening.py)
 
-Both keep the top_k largest values of a row, so they take 8 * top_k bytes an item at most. Fitting multiplies blocks of rows:
+Each keeps the top_k largest values of a row, so they take 8 * top_k bytes an item at most. Fitting multiplies blocks of rows:
 memory beyond the tables is bounded by _VALUES_AT_ONCE, whatever the number of items.
 
 I items of the catalogue, N items of all training sequences, W words of all titles.
@@ -22,9 +23,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.errors import TRAIN_AGAIN, UserError
-from rec_dist.runtime.arrays import I32, I64
+from rec_dist.methods.whitening import whitened, whitening
+from rec_dist.runtime.arrays import F32, I32, I64
 
 TABLES_NAME = "neighbours.safetensors"
+_NAMES, _PARTS = ("title", "following", "embedding"), ("data", "indices", "indptr")
 _VALUES_AT_ONCE = 1 << 25  # 256 MiB of float32 values with their int32 columns
 _ROWS_AT_ONCE = 100_000  # training sequences read at once
 
@@ -33,11 +36,15 @@ Table: TypeAlias = Any  # scipy.sparse.csr_array, (I, I) float32; scipy has no t
 
 @dataclass(frozen=True)
 class NeighbourTables:
-    """title, following (I, I) float32, at most top_k values a row; popularity (I,) float32: log(1 + positives in training)."""
+    """title, following, embedding (I, I) float32, at most top_k values a row; embedding is None where no vectors were given.
+
+    popularity (I,) float32: log(1 + positives in training).
+    """
 
     title: Table
     following: Table
     popularity: npt.NDArray[np.float32]
+    embedding: Table | None = None
 
     @property
     def num_items(self) -> int:
@@ -47,8 +54,10 @@ class NeighbourTables:
     def write(self, folder: Path) -> None:
         """Writes the tables into `folder`."""
         values = {"popularity": self.popularity}
-        for name, table in (("title", self.title), ("following", self.following)):
-            values |= {f"{name}.{part}": np.ascontiguousarray(getattr(table, part)) for part in ("data", "indices", "indptr")}
+        for name in _NAMES:
+            if (table := getattr(self, name)) is None:
+                continue
+            values |= {f"{name}.{part}": np.ascontiguousarray(getattr(table, part)) for part in _PARTS}
         save_file(values, folder / TABLES_NAME)
 
     @staticmethod
@@ -60,23 +69,32 @@ class NeighbourTables:
         try:
             values = load_file(path)
             size = len(values["popularity"])
-            title, following = (
-                sparse.csr_array(tuple(values[f"{name}.{part}"] for part in ("data", "indices", "indptr")), shape=(size, size))
-                for name in ("title", "following")
-            )
+            tables = {
+                name: sparse.csr_array(tuple(values[f"{name}.{part}"] for part in _PARTS), shape=(size, size))
+                for name in _NAMES
+                if name != "embedding" or "embedding.data" in values
+            }
         except (OSError, SafetensorError, ValueError, KeyError) as fault:
             raise UserError(f"{path} is damaged ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
-        return NeighbourTables(title, following, values["popularity"])
+        return NeighbourTables(**tables, popularity=values["popularity"])
 
 
-def fit_tables(data: PreparedData, *, top_k: int, splits: Sequence[str] = ("train",)) -> NeighbourTables:
-    """The tables of the catalogue, and of the targets of `splits`."""
+def fit_tables(
+    data: PreparedData,
+    *,
+    top_k: int,
+    splits: Sequence[str] = ("train",),
+    vectors: Sequence[F32] = (),
+    width: int = 1,
+) -> NeighbourTables:
+    """The tables of the catalogue, and of the targets of `splits`. vectors (n, D): blocks of items, whitened to `width`."""
     rows = [data.split(name) for name in dict.fromkeys(splits)]
     counts = data.train_counts + sum(target_counts(split, data.num_items) for split in rows if split.name != "train")
     return NeighbourTables(
         title=similar_titles(data.titles, top_k=top_k),
         following=next_items(rows, data.num_items, top_k=top_k),
         popularity=np.log1p(counts).astype(np.float32),
+        embedding=similar_vectors(vectors, width, top_k=top_k) if vectors else None,
     )
 
 
@@ -99,6 +117,25 @@ def similar_titles(titles: list[str], *, top_k: int) -> Table:
         products.data[own] = 0
         blocks.append(_largest(products, top_k))
     return sparse.csr_array(sparse.vstack(blocks, format="csr"))
+
+
+def similar_vectors(blocks: Sequence[F32], width: int, *, top_k: int) -> Table:
+    """blocks (n, D) of vectors -> (I, I) cosines after whitening, the top_k largest of each row; no item is its own neighbour.
+
+    Raises UserError as whitening().
+    """
+    mean, directions = whitening(blocks, width, key="task.neighbours.embedding_width")
+    vectors = np.concatenate([whitened(block, mean, directions) for block in blocks])  # (I, W)
+    num_items, found = len(vectors), []
+    kept = min(top_k, num_items)
+    for rows in _blocks(np.full(num_items, num_items)):
+        cosines = vectors[rows] @ vectors.T
+        cosines[np.arange(len(cosines)), np.arange(num_items)[rows]] = 0
+        best = np.argpartition(-cosines, kept - 1, axis=1)[:, :kept]  # (n, kept), in no order
+        starts = np.arange(0, best.size + 1, kept)
+        values = np.take_along_axis(cosines, best, axis=1)
+        found.append(_largest(sparse.csr_array((values.ravel(), best.ravel(), starts), shape=cosines.shape), kept))
+    return sparse.csr_array(sparse.vstack(found, format="csr"))
 
 
 def next_items(splits: Sequence[SequenceSplit], num_items: int, *, top_k: int) -> Table:

@@ -17,6 +17,9 @@ class RetrievalConfig(Section):
         "mean", description="A title's vector is the mean of the states of its tokens, or the state of its last one."
     )
     temperature: float = Field(0.05, gt=0, description="Divides cosines and learnt terms, which gives logits.")
+    learn_temperature: bool = Field(
+        False, description="Learn what divides the cosines, from task.retrieval.temperature on; it goes on dividing the terms."
+    )
     terms: bool = Field(
         True,
         description="Learn a weight each for the last item, for other seen items and for log(1 + training count); false: none.",

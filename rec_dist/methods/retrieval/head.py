@@ -1,10 +1,11 @@
 """The softmax over items: a vector for the history, the vectors of the items, and learnt terms, a chunk of logits at a time.
 
     v_m = (h_m - mean) @ whitening                    the state of the last title, as the vectors of the items were made
-    u_m = n(v_m + P v_m + b),  n(x) = x / |x|         P and b train and start at 0
+    u_m = n(v_m + P v_m + b) exp(a / t),  n(x) = x / |x|         P and b train and start at 0
     z_mi = (<u_m, e_i> + w_r(m,i) + w_pop log(1 + n_i)) / t
     loss_m = -log softmax_i(z_m)[target_m]
 
+a starts at 0 and trains if the temperature of the cosines is learnt: it is t exp(-a / t).
 r(m, i) is how item i stands to the history: its last item, another item of it, or neither (no term); n_i are training counts. A
 title resembles itself most, and few data sets repeat items. Without a weight for the last item, the encoder itself would have to
 learn to push it down, and that would pass for what it knows about the others. w_pop starts at t, so that log popularity has the
@@ -27,7 +28,7 @@ from rec_dist.methods.retrieval.batch import LAST, SEEN, Chunk, RetrievalBatch
 from rec_dist.models.encoder import Encoder
 from rec_dist.packing.pooled_prompts import PooledPrompts
 
-METRIC_NAMES = ("terms/last", "terms/seen", "terms/popularity")
+METRIC_NAMES = ("terms/last", "terms/seen", "terms/popularity", "temperature")
 
 
 class ItemTable(nn.Module):
@@ -62,18 +63,24 @@ class Terms:
 
 
 class HistoryProjection(nn.Module):
-    """u of a state. It starts as n(v), which compares a title in its context with titles alone."""
+    """u of a state. It starts as n(v), which compares a title in its context with titles alone.
 
-    def __init__(self, width: int) -> None:
+    sharpness: a, which trains if learns_temperature. It is divided by the temperature like the terms, so that it moves as fast.
+    """
+
+    def __init__(self, width: int, temperature: float, *, learns_temperature: bool) -> None:
         super().__init__()
+        self.temperature = temperature
+        self.sharpness = nn.Parameter(torch.zeros(1), requires_grad=learns_temperature)
         self.linear = nn.Linear(width, width)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, states: Tensor, table: ItemTable) -> Tensor:
-        """states (M, D) -> (M, W), each of length 1, in the dtype of the states."""
+        """states (M, D) -> (M, W), each of length exp(a / t), in the dtype of the states."""
         whitened = (states - table.mean.to(states.dtype)) @ table.whitening.to(states.dtype)
-        return F.normalize(whitened + self.linear(whitened.to(self.linear.weight.dtype)).to(states.dtype), dim=1)
+        users = F.normalize(whitened + self.linear(whitened.to(self.linear.weight.dtype)).to(states.dtype), dim=1)
+        return users * (self.sharpness / self.temperature).exp().to(states.dtype)
 
 
 class LearntTerms(nn.Module):
@@ -91,10 +98,12 @@ class LearntTerms(nn.Module):
 class RetrievalHead(nn.Module):
     """The module that trains: an encoder, a projection and terms, and their loss. `table` is set before the first loss."""
 
-    def __init__(self, encoder: Encoder, width: int, *, temperature: float, learns_terms: bool) -> None:
+    def __init__(
+        self, encoder: Encoder, width: int, *, temperature: float, learns_terms: bool, learns_temperature: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.project = HistoryProjection(width)
+        self.project = HistoryProjection(width, temperature, learns_temperature=learns_temperature)
         self.terms = LearntTerms(temperature, trains=learns_terms)
         self.temperature = temperature
         self.table: ItemTable | None = None
@@ -118,7 +127,8 @@ class RetrievalHead(nn.Module):
         weights = batch.prompts.weights
         loss_sum, count = (losses.masked_fill(weights == 0, 0.0) * weights).sum(), weights.sum()
         in_nats = [term.detach() / self.temperature * count for term in (terms.last, terms.seen, terms.popularity)]
-        numbers = [loss_sum.detach(), count, *in_nats]
+        lengths = users.detach().norm(dim=1).mean()  # exp(a / t)
+        numbers = [loss_sum.detach(), count, *in_nats, self.temperature / lengths * count]
         return loss_sum, torch.stack([number.double() for number in numbers]), -losses.detach()
 
 

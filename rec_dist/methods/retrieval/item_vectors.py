@@ -1,4 +1,4 @@
-"""The vectors of the items: the model's state of each title, as a history of that item alone, whitened (whitening.py).
+"""The vectors of the items: the model's state of each title, as a history of that item alone, whitened (methods/whitening.py).
 
 Like cached reference log-probs, they are computed once as the run starts, by all ranks, and kept beside the run with a key of all
 that they depend on. Only the catalogue and the token budget decide which items share a micro-batch, so the vectors are the same on
@@ -24,8 +24,8 @@ from rec_dist.errors import UserError
 from rec_dist.methods.language_model.embedding import cut
 from rec_dist.methods.retrieval.examples import TitlePrompts
 from rec_dist.methods.retrieval.head import ItemTable
-from rec_dist.methods.retrieval.whitening import whitened, whitening
 from rec_dist.methods.task import Passes, Score
+from rec_dist.methods.whitening import whitened, whitening
 from rec_dist.packing.pooled_prompts import PooledPrompts, pack_pooled_spans
 from rec_dist.runtime import collectives
 from rec_dist.runtime.arrays import F32, I64
@@ -136,7 +136,7 @@ class ItemVectors:
                     f"model.path: the state of {self.prepared.titles[item][:60]!r} (item {item}) is not finite; set "
                     "model.dtype=float32, or name another model"
                 )
-        mean, directions = whitening(blocks, self.width)
+        mean, directions = whitening(blocks, self.width, key="task.retrieval.width")
         vectors = np.concatenate([whitened(block, mean, directions) for block in blocks])
         arrays = {"vectors": vectors, "mean": mean.astype(np.float32), "whitening": directions.astype(np.float32)}
         with atomic_path(parts.folder / TABLE_NAME) as temporary:

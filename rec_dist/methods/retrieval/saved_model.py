@@ -21,7 +21,12 @@ from rec_dist.methods.retrieval.head import HistoryProjection, ItemTable, Retrie
 
 WEIGHTS_NAME, DESCRIPTION = "retrieval.safetensors", CatalogueFile("retrieval.json")
 _TABLE = ("vectors", "mean", "whitening", "log_counts")
-_LEARNT = {"project.linear.weight": "projection", "project.linear.bias": "bias", "terms.weight": "terms"}
+_LEARNT = {
+    "project.linear.weight": "projection",
+    "project.linear.bias": "bias",
+    "project.sharpness": "sharpness",
+    "terms.weight": "terms",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class RetrievalModel:
 
     @torch.no_grad()
     def users(self, states: Tensor) -> Tensor:
-        """The states of the last titles (U, D) -> vectors (U, W), each of length 1."""
+        """The states of the last titles (U, D) -> vectors (U, W), all of the length that the temperature of cosines gives."""
         vectors: Tensor = self.projection(states, self.table)
         return vectors
 
@@ -52,6 +57,7 @@ def save_retrieval(head: RetrievalHead, learnt: dict[str, Tensor], pooling: str,
     table = {name: getattr(head.table, name).cpu().contiguous() for name in _TABLE}
     own = {short: learnt[name].float() for name, short in _LEARNT.items() if name in learnt}
     own.setdefault("terms", torch.zeros(3))
+    own.setdefault("sharpness", torch.zeros(1))
     assert set(own) == set(_LEARNT.values()) and set(learnt) <= set(_LEARNT), sorted(learnt)
     save_file({**table, **own}, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     DESCRIPTION.write(folder, data, temperature=head.temperature, pooling=pooling)
@@ -64,13 +70,15 @@ def load_retrieval(folder: Path) -> RetrievalModel:
     described = DESCRIPTION.read(folder)
     try:
         weights = load_file(folder / WEIGHTS_NAME)
-        projection = HistoryProjection(weights["vectors"].shape[1])
-        projection.load_state_dict({"linear.weight": weights["projection"], "linear.bias": weights["bias"]})
+        temperature = float(described["temperature"])
+        projection = HistoryProjection(weights["vectors"].shape[1], temperature, learns_temperature=False)
+        learnt = {"linear.weight": weights["projection"], "linear.bias": weights["bias"], "sharpness": weights["sharpness"]}
+        projection.load_state_dict(learnt)
         return RetrievalModel(
             ItemTable(*(weights[name] for name in _TABLE)),
             projection.eval().requires_grad_(False),
             weights["terms"],
-            float(described["temperature"]),
+            temperature,
             str(described["pooling"]),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as fault:

@@ -119,7 +119,13 @@ def retrieval_task(
 
     def build() -> nn.Module:
         encoder = Encoder(build_model(spec))
-        return RetrievalHead(encoder, settings.width, temperature=settings.temperature, learns_terms=settings.terms)
+        return RetrievalHead(
+            encoder,
+            settings.width,
+            temperature=settings.temperature,
+            learns_terms=settings.terms,
+            learns_temperature=settings.learn_temperature,
+        )
 
     def check(module: Any, score: Score) -> None:
         check_encoder(module.encoder, score, dtype=spec.dtype)

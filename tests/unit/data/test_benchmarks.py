@@ -148,6 +148,33 @@ def test_held_out_users_keep_all_their_sequences_together(tmp_path: Path) -> Non
     assert manifest.splits["valid"].targets == 4 * len({user for user, *_ in held})
 
 
+def test_the_last_rows_are_held_out_and_the_users_stay(tmp_path: Path) -> None:
+    """Of the 7 rows of both files the last two validate, and the one before them tests nothing."""
+    data, manifest = prepared(
+        write_minionerec(tmp_path / "source"),
+        tmp_path / "data",
+        split="global_temporal",
+        valid_fraction=2 / 7,
+        test_fraction=1 / 7,
+    )
+    assert manifest.cuts == {"valid_from": 5, "test_from": 7}
+    assert rows(data, "train") == [("ann", [0, 1, 2, 0], 1), ("bob", [2, 3], 1)]
+    assert rows(data, "valid") == [("bob", [2, 3, 4], 2), ("ann", [5, 3, 4], 2)]
+    assert rows(data, "test") == [("cat", [4, 5], 1)]
+    assert data.train_counts.tolist() == [2, 1, 2, 1, 0, 0]
+
+
+def test_what_lies_before_the_first_row_of_a_late_user_trains(tmp_path: Path) -> None:
+    late: list[Window] = [("ann", [10], 11), ("bob", [12, 13, 14], 15), ("bob", [12, 13, 14, 15], 10)]
+    folder = write_minionerec(tmp_path / "source", parts=["test"])
+    (folder / "train").mkdir()
+    (folder / "train" / "Kitchen_5.csv").write_text(minionerec_text(late), encoding="utf-8")
+    data, _ = prepared(folder, tmp_path / "data", train_files=["train"], split="global_temporal", valid_fraction=2 / 3)
+    assert rows(data, "train") == [("ann", [0, 1], 1), ("bob", [2, 3, 4], 1)]
+    assert rows(data, "valid") == [("bob", [2, 3, 4, 5, 0], 3)]
+    assert len(data.split("test")) == 0
+
+
 def test_equal_titles_merge_by_default(tmp_path: Path) -> None:
     data, manifest = prepared(write_minionerec(tmp_path / "source"), tmp_path / "data", merge_equal_titles=True)
     assert data.raw_items == ["10", "11", "12", "13", "15"]

@@ -18,10 +18,10 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import F32, F64
 
 
-def whitening(blocks: Sequence[F32], width: int) -> tuple[F64, F64]:
+def whitening(blocks: Sequence[F32], width: int, *, key: str) -> tuple[F64, F64]:
     """blocks (n, D) of X in order -> mean (D,) and the map (D, W), strongest direction first.
 
-    Raises UserError if X has fewer than W directions.
+    Raises UserError that names `key`, the width's, if X has fewer than W directions or a value that is not finite.
     """
     num_items, source = sum(len(block) for block in blocks), blocks[0].shape[1]
     mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / num_items  # (D,)
@@ -29,12 +29,14 @@ def whitening(blocks: Sequence[F32], width: int) -> tuple[F64, F64]:
     for block in blocks:
         centred = block - mean
         covariance += centred.T @ centred
+    if not np.isfinite(covariance).all():
+        raise UserError(f"{key}: the vectors to whiten hold values that are not finite; make them again with model.dtype=float32")
     variances, directions = np.linalg.eigh(covariance / num_items)  # ascending
     known = int((variances > variances[-1] * source * np.finfo(np.float64).eps).sum())
     if width > (most := min(known, num_items - 1)):
         raise UserError(
-            f"task.retrieval.width ({width}) is more than the {most} directions in which the states of {num_items} titles of "
-            f"width {source} differ; lower it"
+            f"{key} ({width}) is more than the {most} directions in which the states of {num_items} titles of width {source} "
+            "differ; lower it"
         )
     chosen = directions[:, ::-1][:, :width]  # (D, W)
     signs = np.sign(chosen[np.abs(chosen).argmax(axis=0), np.arange(width)])
