@@ -21,7 +21,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
-from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.errors import TRAIN_AGAIN, UserError, one_line
 from rec_dist.runtime.arrays import I32, I64
 
 TABLES_NAME = "neighbours.safetensors"
@@ -65,7 +65,7 @@ class NeighbourTables:
                 for name in ("title", "following")
             )
         except (OSError, SafetensorError, ValueError, KeyError) as fault:
-            raise UserError(f"{path} is damaged ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
+            raise UserError(f"{path} is damaged ({one_line(fault)}); {TRAIN_AGAIN}") from fault
         return NeighbourTables(title, following, values["popularity"])
 
 
