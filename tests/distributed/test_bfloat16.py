@@ -61,7 +61,7 @@ def test_world_size_stage_and_micro_batches_change_rounding_alone(trainer: Any, 
     assert distance(run, expected) < 0.05
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_stopped_run_ends_bit_for_bit_like_an_undisturbed_one(trainer: Any, stage: int) -> None:
     changes = (*BFLOAT16, f"cluster.zero_stage={stage}")
     run_dir = trainer.new_dir()
