@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from rec_dist.cli import main
 from rec_dist.runtime.quiet import quieten
@@ -47,6 +48,7 @@ def serve(commander: Connection, *, preload: bool) -> int:
             commander.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+            sys.argv = [str(Path(__file__).with_name("__main__.py")), *words]  # as `python -m rec_dist` has it
             return main(words)
         _tell(commander, child)
         _tell(commander, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

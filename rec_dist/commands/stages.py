@@ -58,7 +58,8 @@ class Stages:
 
     def answer(self) -> int:
         """The next message of the server; 0 for the first, which has no number."""
-        return json.loads(self._server.recv_bytes()) or 0
+        value: int | None = json.loads(self._server.recv_bytes())
+        return value or 0
 
 
 def _kill(process: int, number: int) -> None:
