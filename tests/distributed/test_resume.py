@@ -288,6 +288,7 @@ def test_terminated_command_saves_and_exits_75(trainer: Any, tmp_path: Path) -> 
     assert (code, "nothing to do" in child.err) == (0, True)
 
 
+@pytest.mark.slow
 def test_one_killed_worker_of_two(trainer: Any) -> None:
     changes = (*_LONG, "train.max_steps=12")
     run_dir = trainer.new_dir()
