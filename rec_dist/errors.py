@@ -1,4 +1,4 @@
-"""What the package raises when a run ends early and you can do something about it.
+"""What the package raises when a run ends early and you can do something about it, and how it quotes an error of others.
 
 The command line exits with 2, 1 or 75 then.
 """
@@ -36,3 +36,9 @@ class OutOfMemoryError(RuntimeError):
 
 class DiskError(RuntimeError):
     """The disk is full, read-only, broken, or not writable for this user. Exit code 1."""
+
+
+def one_line(fault: BaseException, most: int = 300) -> str:
+    """What an exception says, as one line of up to `most` characters; the name of its type if it says nothing."""
+    text = " ".join(str(fault).split()) or type(fault).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rec_dist.data.prompts.given_texts import Text, check_tokenizer, token_ids
 from rec_dist.data.prompts.plain_text import PlainText
 from rec_dist.data.sampling.global_batches import pack_evenly
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.models.attention_paths import base_of
 from rec_dist.models.borrowed import check_borrowed, evaluating, input_device, packed_logps, taking_packed_batches
 from rec_dist.models.probe import check_same, probe_tokens
@@ -207,7 +207,7 @@ def _check_against_plain(model: Any, attention: str) -> None:
         except Exception as fault:  # models fail in many ways at a mask that they do not know
             raise UserError(
                 f"model is a {type(base).__name__}, which runs alone but not with a shared prompt "
-                f"({type(fault).__name__}: {' '.join(str(fault).split()):.200}); "
+                f"({type(fault).__name__}: {one_line(fault, 200)}); "
                 "choose a decoder such as Llama, Qwen, Gemma or GPT-2"
             ) from fault
     check_same(packed, plain, base.dtype, what="this model's log-probs change", when="completions share a prompt", key="model")

@@ -1,22 +1,23 @@
 """A pipeline: runs the stages of one file one after another, then writes the comparison and the report.
 
-Each stage is a command in its own process. So it frees its memory, cannot change the next stage, and you can repeat it by
-copying its line. A pipeline that was stopped goes on when you run it again, because every command keeps finished work.
+Each stage is a command in its own process (commands/stages.py). So it frees its memory, cannot change the next stage, and you
+can repeat it by copying its line. A pipeline that was stopped goes on when you run it again, because every command keeps
+finished work.
 """
 
 import json
 import logging
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rec_dist.commands.evaluate import base_results_dir
+from rec_dist.commands.stages import stages_forked
 from rec_dist.config.load import load_config, load_saved
 from rec_dist.config.paths import check_path
 from rec_dist.config.pipeline import Pipeline, Stage, load_pipeline
@@ -76,16 +77,17 @@ def _refuse_others(folder: Path) -> None:
 def _run_stages(config: Pipeline, path: Path, overrides: Sequence[str], folder: Path) -> int:
     records = _Records(folder / _STAGES_NAME)
     began = time.perf_counter()
-    for number, stage in enumerate(config.stages, 1):
-        command = f"rec-dist {shlex.join(without_secrets(stage.words))}"
-        logger.info(f"\n[{number}/{len(config.stages)}] {stage.name}: {command}")
-        started = time.perf_counter()
-        code = _run(stage.words)
-        seconds = time.perf_counter() - started
-        if code:
-            logger.info(f"stage {stage.name} ended with exit code {code}; run the same command again to go on from there")
-            return code if code > 0 else EXIT_FAILED  # negative: a signal ended it
-        records.keep(StageRecord(stage.name, command, seconds))
+    with stages_forked(preload=not torch.cuda.is_available()) as stages:
+        for number, stage in enumerate(config.stages, 1):
+            command = f"rec-dist {shlex.join(without_secrets(stage.words))}"
+            logger.info(f"\n[{number}/{len(config.stages)}] {stage.name}: {command}")
+            started = time.perf_counter()
+            code = stages.run(stage.words)
+            seconds = time.perf_counter() - started
+            if code:
+                logger.info(f"stage {stage.name} ended with exit code {code}; run the same command again to go on from there")
+                return code if code > 0 else EXIT_FAILED  # negative: a signal ended it
+            records.keep(StageRecord(stage.name, command, seconds))
     _report(config, path, overrides, records, seconds=time.perf_counter() - began)
     return 0
 
@@ -99,23 +101,6 @@ def _check_metrics(config: Pipeline, path: Path) -> None:
     ]
     if faults:
         raise UserError(f"{path}: {'; '.join(faults)}")
-
-
-def _run(words: list[str]) -> int:
-    """Runs `rec-dist WORDS` and returns its exit code. Passes SIGTERM on, so that the stage can save before it stops."""
-    # -P: the current folder may hold an argparse.py of its own, which `python -m` would import in place of Python's.
-    process = subprocess.Popen([sys.executable, "-P", "-m", "rec_dist", *words], stdin=subprocess.DEVNULL)
-    handler = lambda number, _: process.send_signal(number)
-    # On a terminal, Ctrl-C reaches the stage directly.
-    previous = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, handler),
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    }
-    try:
-        return process.wait()
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 class _Records:

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from rec_dist.config.overrides import Overrides, first_line, override, update
 from rec_dist.config.shipped import is_name, shipped_file, suggestion
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 
 PIPELINE, RUNS, VARS, MATRIX = "pipeline", "runs", "vars", "matrix"  # the sections of a file for `rec-dist run`
 _EXTENDS = "extends"
@@ -89,7 +89,17 @@ def locate(target: Path) -> _Place:
 
 def _of_mapping(source: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with what it extends. Relative paths in its `extends` start at the current folder."""
+    if _holds_itself(source):
+        raise RecursionError  # OmegaConf would find it at Python's limit, after 10 CPU seconds
     return _merged(_plain(update(OmegaConf.create(), source)), (Path.cwd() / "the configuration", None), (), set())
+
+
+def _holds_itself(value: Any, above: tuple[int, ...] = ()) -> bool:
+    """Whether a mapping or list is an entry of its own, at any depth. above: the ids of those that hold `value`."""
+    if not isinstance(value, Mapping | list | tuple):
+        return False
+    entries = value.values() if isinstance(value, Mapping) else value
+    return id(value) in above or any(_holds_itself(entry, (*above, id(value))) for entry in entries)
 
 
 def _split(text: str) -> tuple[str, str | None]:
@@ -160,7 +170,7 @@ def _parse(path: Path, mtime_ns: int, num_bytes: int) -> dict[str, Any]:
     try:
         own = OmegaConf.load(path)
     except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as fault:
-        raise UserError(f"{path} is not readable YAML: {' '.join(str(fault).split())}") from fault
+        raise UserError(f"{path} is not readable YAML: {one_line(fault)}") from fault
     if not isinstance(own, DictConfig):
         raise UserError(f"{path} holds no mapping of sections; `rec-dist init quickstart` writes an example")
     return _plain(own)

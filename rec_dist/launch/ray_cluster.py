@@ -13,11 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from rec_dist.errors import StopRequested, UserError
+from rec_dist.errors import StopRequested, UserError, one_line
 from rec_dist.launch.restart import HeadLostError
 from rec_dist.launch.sizing import Node
 from rec_dist.runtime.heartbeat import Beat
-from rec_dist.runtime.messages import one_line
 from rec_dist.runtime.stacks import end_group
 
 logger = logging.getLogger(__name__)

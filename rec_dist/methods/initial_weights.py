@@ -3,15 +3,13 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME
 from rec_dist.data.artifacts.teacher import TEACHER_NAME
 from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.methods.delrec.config import RANDOM_TEACHER
 from rec_dist.methods.language_model.saved_model import BASE_NAME
 from rec_dist.methods.sequential.saved_model import SHAPE_NAME
-from rec_dist.models.hub import on_this_node
+from rec_dist.models.hub import on_this_node, weight_shapes
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.soft_prompt import SOFT_PROMPT_NAME
 from rec_dist.storage.checksums import CHECKSUMS_NAME, verify_checksums
@@ -143,12 +141,7 @@ def base_of(saved: Path, model_path: Path) -> Path:
 def _check_readable(saved: Path) -> None:
     """Raises UserError if a file is cut short. Checked before workers start, so that a refused run leaves nothing behind."""
     for path in (saved / ADAPTER_WEIGHTS, saved / SOFT_PROMPT_NAME):
-        if not path.is_file():
-            continue
-        try:
-            with safe_open(path, framework="np"):  # reads the header, and compares it with the file's size
-                pass
-        except (OSError, SafetensorError) as fault:
-            raise UserError(f"{path} cannot be read ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
+        if path.is_file():
+            weight_shapes(path, TRAIN_AGAIN)
     if (saved / ADAPTER_WEIGHTS).is_file():
         read_object(saved / "adapter_config.json", TRAIN_AGAIN)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.models.foreign_code import check_no_kernel, way_out
 from rec_dist.models.known_decoders import Architecture, Parameters, count_known, is_known
 from rec_dist.models.language import LoraSpec, add_lora
@@ -22,7 +22,6 @@ from rec_dist.models.shape import check_not_quantised, position_limit
 from rec_dist.models.size import count_weights
 from rec_dist.models.soft_prompt import add_soft_prompt
 from rec_dist.packing.packed_batch import PackedBatch
-from rec_dist.runtime.messages import one_line
 from rec_dist.runtime.quiet import quieten_loaded
 
 _NEEDED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")

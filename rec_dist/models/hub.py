@@ -8,11 +8,13 @@ cache, none if model.revision is a full commit hash.
 import json
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from rec_dist.errors import UserError
-from rec_dist.runtime.messages import one_line
+from safetensors import SafetensorError, safe_open
+
+from rec_dist.errors import UserError, one_line
 from rec_dist.storage.disk import as_disk_error
 from rec_dist.storage.uri import is_below
 
@@ -33,6 +35,7 @@ _MODEL = [
     "chat_template*",
     "*.model",  # SentencePiece
 ]
+_LFS_POINTER = b"version https://git-lfs"
 _log = logging.getLogger(__name__)
 
 
@@ -110,6 +113,22 @@ def weight_files(folder: Path) -> list[str]:
     return names
 
 
+def weight_shapes(path: Path, way_out: str, *, key: str = "") -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each tensor in a .safetensors file, from its header, which is compared with the file's size.
+
+    Raises UserError with `way_out` if the file is cut short, damaged or a pointer of Git LFS. key: what begins the message.
+    """
+    try:
+        with safe_open(path, framework="np") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as fault:
+        pointer = False
+        with suppress(OSError), path.open("rb") as handle:
+            pointer = handle.read(len(_LFS_POINTER)) == _LFS_POINTER
+        mend = "it is a pointer of Git LFS: run `git lfs pull`" if pointer else way_out
+        raise UserError(f"{key}{path} cannot be read ({one_line(fault)}); {mend}") from fault
+
+
 def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -154,7 +173,7 @@ def _reason(repository: str, revision: str | None, fault: Exception) -> str:
     cause = fault.__cause__ if isinstance(fault, LocalEntryNotFoundError) and isinstance(fault.__cause__, Exception) else fault
     if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
         return f"{key} was refused by {hub} (HTTP {cause.response.status_code}); set HF_TOKEN to a token that may read it"
-    why = " ".join(str(cause).split())[:200]
+    why = one_line(cause, 200)
     return (
         f"{key} is no existing folder and cannot be fetched from {hub} ({type(cause).__name__}: {why}); check the network, "
         "HF_ENDPOINT and your proxy, or give a folder"

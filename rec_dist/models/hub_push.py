@@ -3,9 +3,8 @@
 import shlex
 from pathlib import Path
 
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.models.hub import HUB_ID
-from rec_dist.runtime.messages import one_line
 from rec_dist.storage.disk import as_disk_error
 
 

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from rec_dist.errors import UserError
+from rec_dist.errors import TRAIN_AGAIN, UserError, one_line
 from rec_dist.models.attention import check_architecture
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.flex import FLEX, allow_compilations
 from rec_dist.models.foreign_code import way_out
 from rec_dist.models.fused_layers import fuse_layers, wants_fused
 from rec_dist.models.fused_lora import fuse_lora
+from rec_dist.models.hub import weight_shapes
 from rec_dist.models.per_prompt import register
 from rec_dist.models.scorer import POLICY_ADAPTER, REFERENCE_ADAPTER
 from rec_dist.models.shape import read_config
-from rec_dist.runtime.messages import one_line
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -174,9 +174,9 @@ def check_adapter_fits(wrapped: nn.Module, folder: Path, name: str = POLICY_ADAP
         raise UserError(
             f"train.init_from: the adapter in {folder} was trained with adapter.alpha={scale}; give this run the same"
         )
-    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
-        saved = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    if saved != {key: tuple(value.shape) for key, value in _weights_of(wrapped, name).items()}:
+    if weight_shapes(folder / ADAPTER_WEIGHTS, TRAIN_AGAIN) != {
+        key: tuple(value.shape) for key, value in _weights_of(wrapped, name).items()
+    }:
         raise UserError(
             f"train.init_from: the adapter in {folder} does not fit this one (other adapter.rank, adapter.target_modules or "
             "model.path); give both runs the same adapter section"

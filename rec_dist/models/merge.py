@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.models.foreign_code import check_no_kernel, way_out
 from rec_dist.models.language import ADAPTER_WEIGHTS
-from rec_dist.runtime.messages import one_line
 
 
 def token_names(num: int) -> list[str]:

@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.models.attention import check_architecture
 from rec_dist.models.attention_paths import choose_attention
 from rec_dist.models.foreign_code import way_out
-from rec_dist.models.hub import weight_files
+from rec_dist.models.hub import weight_files, weight_shapes
 from rec_dist.models.language import LoraSpec, add_lora, check_adapter_fits
 from rec_dist.models.shape import read_config
-from rec_dist.runtime.messages import one_line
-
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def check_model_folder(
@@ -53,15 +49,8 @@ def weights_without_storage(folder: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"model.path ({folder}) lacks {name}, which holds a part of its weights; fetch or save the model again"
             )
-        try:
-            with safe_open(path, framework="np") as tensors:  # reads the header, and compares it with the file's size
-                for key in tensors.keys():  # noqa: SIM118
-                    weights[key] = torch.empty(tensors.get_slice(key).get_shape(), device="meta")
-        except (OSError, SafetensorError) as fault:
-            with path.open("rb") as handle:
-                pointer = handle.read(len(_LFS_POINTER)) == _LFS_POINTER
-            mend = "it is a pointer of Git LFS: run `git lfs pull`" if pointer else "fetch or save the model again"
-            raise UserError(f"model.path ({folder}): {name} cannot be read ({one_line(fault)}); {mend}") from fault
+        shapes = weight_shapes(path, "fetch or save the model again", key="model.path: ")
+        weights |= {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     return weights
 
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.models.foreign_code import check_no_kernel, way_out
-from rec_dist.runtime.messages import one_line
 from rec_dist.runtime.quiet import quieten_loaded
 
 

@@ -29,12 +29,6 @@ def visible_json(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def one_line(fault: BaseException, most: int = 300) -> str:
-    """What an exception says, as one line of up to `most` characters; the name of its type if it says nothing."""
-    text = " ".join(str(fault).split()) or type(fault).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
 def say(text: str, file: TextIO | None = None) -> None:
     """Prints text, made visible, and a line feed to `file` (standard output), at once."""
     print(visible(text), file=file, flush=True)

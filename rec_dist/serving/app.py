@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from rec_dist.data.sources.listings import as_names, as_text
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.evaluation.baselines import Floats
 from rec_dist.runtime.arrays import I32
 from rec_dist.serving import engine
@@ -246,5 +246,5 @@ def _http(_: Request, fault: Exception) -> JSONResponse:
 
 
 def _bug(request: Request, fault: Exception) -> JSONResponse:
-    logger.warning(f"{request.url.path} failed: {type(fault).__name__}: {' '.join(str(fault).split())[:500]}")
+    logger.warning(f"{request.url.path} failed: {type(fault).__name__}: {one_line(fault, 500)}")
     return JSONResponse({"error": "the server failed on this request; its log says how"}, 500)

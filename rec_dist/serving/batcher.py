@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
+from rec_dist.errors import one_line
 from rec_dist.serving.engine import Answer, Query, Refusal
 from rec_dist.serving.metrics import Metrics
 
@@ -144,9 +145,7 @@ class Batcher:
         try:
             answers = await self._replicas.answer([one.query for one in batch])
         except Exception as fault:
-            logger.warning(
-                f"a batch of {len(batch)} requests failed: {type(fault).__name__}: {' '.join(str(fault).split())[:500]}"
-            )
+            logger.warning(f"a batch of {len(batch)} requests failed: {type(fault).__name__}: {one_line(fault, 500)}")
             for one in batch:
                 if not one.answer.done():
                     one.answer.set_exception(ScoringFailedError())

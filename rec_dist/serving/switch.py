@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.serving.batcher import Batcher, Limits
 from rec_dist.serving.metrics import Metrics
 from rec_dist.serving.served import Loaded, Served
@@ -86,8 +86,8 @@ class Switch:
             try:
                 new = await asyncio.to_thread(lambda: Served(self._load(), self._batcher))
             except Exception as fault:
-                what = str(fault) if isinstance(fault, UserError) else f"{type(fault).__name__}: {fault}"
-                logger.warning(f"the new model of {run} cannot be served, the old one goes on: {' '.join(what.split())[:500]}")
+                kind = "" if isinstance(fault, UserError) else f"{type(fault).__name__}: "
+                logger.warning(f"the new model of {run} cannot be served, the old one goes on: {kind}{one_line(fault, 500)}")
                 self._metrics.models.labels("refused").inc()
                 continue
             new.batcher.start()

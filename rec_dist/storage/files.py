@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.storage.disk import writing
 
 _CHUNK_BYTES = 1 << 20
@@ -186,7 +186,7 @@ def read_object(path: Path, way_out: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:
-        raise UserError(f"{path} cannot be read ({' '.join(str(fault).split())}); {way_out}") from fault
+        raise UserError(f"{path} cannot be read ({one_line(fault)}); {way_out}") from fault
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; {way_out}")
     return value

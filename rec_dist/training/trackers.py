@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rec_dist.config.track import TrackConfig
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.storage.files import read_object, write_json
 
 Row = Mapping[str, Any]
@@ -196,4 +196,4 @@ def _named(uri: str | None) -> str:
 
 
 def _line(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
+    return f"{type(fault).__name__}: {one_line(fault, 200)}"

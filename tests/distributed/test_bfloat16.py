@@ -51,7 +51,10 @@ def test_frozen_weights_are_bfloat16_and_what_trains_is_float32_everywhere(train
         assert whole - adapter == (exact_whole - adapter) // 2
 
 
-@pytest.mark.parametrize("variant", _VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(name, marks=pytest.mark.slow if name.startswith(("ZeRO-1", "ZeRO-2")) else ()) for name in _VARIANTS],
+)
 def test_world_size_stage_and_micro_batches_change_rounding_alone(trainer: Any, variant: str) -> None:
     workers, more = _VARIANTS[variant]
     run, expected = trainer.once(*BFLOAT16, *more, workers=workers), trainer.once(*BFLOAT16)
@@ -61,7 +64,7 @@ def test_world_size_stage_and_micro_batches_change_rounding_alone(trainer: Any, 
     assert distance(run, expected) < 0.05
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_stopped_run_ends_bit_for_bit_like_an_undisturbed_one(trainer: Any, stage: int) -> None:
     changes = (*BFLOAT16, f"cluster.zero_stage={stage}")
     run_dir = trainer.new_dir()

@@ -126,8 +126,7 @@ def many_files_worker(world: Any, job: Any) -> Any:
     return train_worker(world, job)
 
 
-@pytest.mark.parametrize("asynchronous", ["false", "true"])
-@pytest.mark.quick
+@pytest.mark.parametrize("asynchronous", [pytest.param("false", marks=pytest.mark.quick), "true"])
 def test_a_fault_on_one_rank_is_known_to_all(trainer: Any, asynchronous: str) -> None:
     run_dir = trainer.new_dir()
     changes = (*_FULL, f"checkpoint.asynchronous={asynchronous}")

@@ -24,12 +24,18 @@ def untied(folder: Path, tied: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("ties", ["tied", "untied"])
 @pytest.mark.parametrize(
-    ("kind", "trains"), [("sdpo", "all"), pytest.param("sdpo", "adapter", marks=pytest.mark.slow), ("msl", "all")]
+    ("kind", "trains", "ties"),
+    [
+        ("sdpo", "all", "tied"),
+        ("sdpo", "all", "untied"),
+        ("msl", "all", "tied"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("msl", "all", "untied"), ("sdpo", "adapter", "tied"))),
+        pytest.param("sdpo", "adapter", "untied", marks=pytest.mark.slow),
+    ],
 )
 def test_two_sharded_workers_train_as_one_does(
-    trainer: Any, tiny_model_dir: Path, tmp_path: Path, ties: str, kind: str, trains: str
+    trainer: Any, tiny_model_dir: Path, tmp_path: Path, kind: str, trains: str, ties: str
 ) -> None:
     model = tiny_model_dir if ties == "tied" else untied(tmp_path / "model", tiny_model_dir)
     changes = (*(_FULL if trains == "all" else ()), f"task.kind={kind}", "train.max_steps=3", f"model.path={model}")

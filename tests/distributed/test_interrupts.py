@@ -28,7 +28,9 @@ def begin(phase: str, marker: Path, *words: object, **fault: Any) -> subprocess.
     """Starts a command that stops at `phase`, and waits until it is there."""
     environment = {**os.environ, **plugged({**_STUCK, "phase": phase, "marker": str(marker), **fault})}
     line = [sys.executable, "-c", _PROGRAM, *map(str, words)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     deadline = time.monotonic() + 300
     while not marker.exists():
         assert process.poll() is None, finish(process)
@@ -92,3 +94,29 @@ def test_evaluate_and_rank(trainer: Any, tmp_path: Path, command: str, times: in
     code, err = finish(begin_plain(*words))
     assert code == 0, err
     assert output.is_file() or (tmp_path / "results" / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_pipeline(trainer: Any, tmp_path: Path, number: signal.Signals) -> None:
+    """In a stage that trains: Ctrl-C reaches all processes of the terminal, SIGTERM the command alone. Both save and end with 75.
+
+    The same command goes on to the parameters of an undisturbed run.
+    """
+    changes = ("train.max_steps=6", "checkpoint.every_steps=2", "train.epochs=4")
+    run_dir = tmp_path / "run"
+    write_config(tmp_path / "run.yaml", trainer.config(run_dir, *changes))
+    stages = [
+        {"name": "train", "do": "train", "target": "run.yaml"},
+        {"name": "popularity", "do": "evaluate", "target": "run.yaml", "set": ["evaluate.ranker=popularity"]},
+    ]
+    value = {"pipeline": {"title": "Tiny", "run_dir": str(tmp_path / "report"), "stages": stages}}
+    pipeline = write_config(tmp_path / "pipeline.yaml", value)
+    process = begin("in a step", tmp_path / "there", "run", pipeline, call=4, seconds=8)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    code, err = finish(process)
+    assert code == 75 and f"{number.name}: saving a checkpoint after this step, then stopping" in err, err
+    assert "stage train ended with exit code 75" in err and "Traceback" not in err, err
+    code, err = finish(begin_plain("run", pipeline))
+    assert code == 0, err
+    assert_same(trainer.read(run_dir), trainer.once(*changes))
+    assert (tmp_path / "report" / "report.html").is_file()

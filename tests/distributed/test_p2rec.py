@@ -50,6 +50,7 @@ def assert_near(run: Any, expected: Any) -> None:
         torch.testing.assert_close(saved(run)[name], value, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_what_users_prefer(trainer: Any, stage_one: tuple[str, ...]) -> None:
     """The loss falls below that of a constant guess, which the log states. 15 steps of 8 are 2 whole epochs of 60 users."""
     run = trainer.once(*stage_one, "task.p2rec.pooling=mean", "optimizer.lr=0.01", "train.max_steps=240", "train.epochs=32")

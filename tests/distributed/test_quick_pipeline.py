@@ -1,5 +1,6 @@
 """`rec-dist run`: a whole comparison from one file, which is kept when it runs again and reports a stage that fails."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def test_twice_is_the_same(pipeline: Path, tmp_path: Path) -> None:
     html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "of sdpo" in html
     assert "</html>" in html
+    environment = json.loads((tmp_path / "sft" / "environment.json").read_text(encoding="utf-8"))
+    assert environment["command"][1:] == ["train", str(tmp_path / "sft.yaml")], "what repeats the stage"
     metrics = {name: (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("sft", "sdpo", "sft-base", "sft-popularity")}
     weights = (tmp_path / "sdpo" / "model" / "adapter_model.safetensors").read_bytes()
 

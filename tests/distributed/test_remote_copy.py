@@ -16,7 +16,8 @@ from worker_processes import Child, start
 from rec_dist.cli import main
 
 Make = Callable[..., dict[str, Any]]
-STEPS = {"train.max_steps": 300, "train.epochs": 150, "checkpoint.every_steps": 10}
+NUM_STEPS = 120
+STEPS = {"train.max_steps": NUM_STEPS, "train.epochs": 60, "checkpoint.every_steps": 10}
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def begin(tmp_path: Path, tiny_config: Make) -> Callable[..., Child]:
-    """Starts `rec-dist train`: 300 steps in the run directory `name`, with a copy at `mirror`."""
+    """Starts `rec-dist train`: NUM_STEPS steps in the run directory `name`, with a copy at `mirror`."""
 
     def begin(name: str, remote: object, *changes: Any) -> Child:
         path = tmp_path / f"{name}.yaml"
@@ -83,7 +84,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy(
     saved = [name for name in objects(server, "runs/x") if name.endswith("COMMITTED")]
     assert saved
     done = steps(first)[-1]
-    assert done < 300
+    assert done < NUM_STEPS
     shutil.rmtree(first)  # the machine with everything on it
 
     code, shown = _status(place, tmp_path)
@@ -93,7 +94,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy(
     assert child.wait() == 0, child.err
     assert "checkpoint.remote: fetching the run from s3://rec-dist-tests/runs/x" in child.err
     assert "resumed after step" in child.err
-    assert steps(second) == list(range(1, 301))
+    assert steps(second) == list(range(1, NUM_STEPS + 1))
     assert weights(second) == weights(whole)
     there = objects(server, "runs/x")
     mine = {str(path.relative_to(second)): path.read_bytes() for path in second.rglob("*") if path.is_file()}
@@ -101,12 +102,12 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy(
     assert there.keys() - {"owner.json"} == mine.keys() - private
     assert [name for name in mine.keys() - private if there[name] != mine[name]] == []
     code, shown = _status(place, tmp_path)
-    assert code == 0 and "finished" in shown and "300 of 300" in shown
+    assert code == 0 and "finished" in shown and f"{NUM_STEPS} of {NUM_STEPS}" in shown
 
     # a third place: the model is there, and nothing is left to train
     child = begin("third", place)
     assert child.wait() == 0, child.err
-    assert "is finished (300 steps); nothing to do" in child.err
+    assert f"is finished ({NUM_STEPS} steps); nothing to do" in child.err
     assert weights(tmp_path / "third") == weights(whole)
     shutil.rmtree(tmp_path / "third")
     words = ["submit", str(tmp_path / "third.yaml"), "--to", "slurm"]
@@ -132,7 +133,7 @@ def test_two_run_directories_do_not_mix_in_one_copy(begin: Callable[..., Child],
     line = next(line for line in child.err.splitlines() if line.startswith("error:"))
     assert line.startswith(f"error: checkpoint.remote ({place}) was taken over by the run in {tmp_path / 'second'} on ")
     assert other.wait() == 0, other.err
-    assert steps(tmp_path / "second") == list(range(1, 301))
+    assert steps(tmp_path / "second") == list(range(1, NUM_STEPS + 1))
     assert weights(tmp_path / "second") == weights(whole)
     assert (place / "model" / "adapter_model.safetensors").read_bytes() == weights(whole)
 
@@ -148,7 +149,7 @@ def test_a_store_that_goes_does_not_cost_the_run(server: S3Server, begin: Callab
     assert len(failed) == 1 and "Traceback" not in child.err
     assert failed[0].startswith("failed: checkpoint.remote: s3://rec-dist-tests/runs/x/")
     assert f"the run itself is whole in {run}: run the same command again" in failed[0]
-    assert steps(run) == list(range(1, 301))
+    assert steps(run) == list(range(1, NUM_STEPS + 1))
     assert (run / "finished.json").is_file()
 
     child = begin("run", place)  # another place: everything is copied there, and nothing is trained

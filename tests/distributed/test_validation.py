@@ -48,8 +48,7 @@ def test_a_validation_changes_no_bit_of_the_training(trainer: Any, workers: int,
     assert validations(plain) == []
 
 
-@pytest.mark.parametrize("kind", ["sdpo", "sft"])
-@pytest.mark.quick
+@pytest.mark.parametrize("kind", [pytest.param("sdpo", marks=pytest.mark.quick), "sft"])
 def test_a_validation_depends_on_no_worker_stage_or_micro_batch(trainer: Any, kind: str) -> None:
     changes = (*_RUN, *_VALID, f"task.kind={kind}")
     one = validations(trainer.once(*changes, "cluster.zero_stage=0"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 _AUTO, _SMALL = "cluster.zero_stage=auto", "train.max_tokens_per_micro_batch=200"
+_SHARDED = ("task.kind=sdpo", "cluster.zero_stage=3", _SMALL)
 _COPY = ("cluster.zero_stage=3", "cluster.hpz_partition_size=2")
 
 
@@ -29,15 +30,18 @@ def test_auto_is_the_run_of_the_stage_that_it_takes(trainer: Any) -> None:
 
 
 def test_a_resumed_run_keeps_its_stage(trainer: Any) -> None:
-    """Bit for bit, because as many workers go on at the stage of the checkpoint; fewer take what suits them."""
-    sharded = ("task.kind=sdpo", "cluster.zero_stage=3", _SMALL)
+    """Bit for bit, because as many workers go on at the stage of the checkpoint."""
     run_dir = trainer.new_dir()
-    trainer.train(run_dir, *sharded, workers=2, stop_after=2)
+    trainer.train(run_dir, *_SHARDED, workers=2, stop_after=2)
     run = trainer.train(run_dir, "task.kind=sdpo", _AUTO, _SMALL, workers=2)
     assert stages(run) == [(3, 2)] and "which the newest checkpoint has; a new run would take stage 0" in run.log
-    assert run.steps == trainer.once(*sharded, workers=2).steps
+    assert run.steps == trainer.once(*_SHARDED, workers=2).steps
+
+
+@pytest.mark.slow
+def test_fewer_workers_take_the_stage_that_suits_them(trainer: Any) -> None:
     alone = trainer.new_dir()
-    trainer.train(alone, *sharded, workers=2, stop_after=2)
+    trainer.train(alone, *_SHARDED, workers=2, stop_after=2)
     assert stages(trainer.train(alone, "task.kind=sdpo", _AUTO, _SMALL)) == [(0, 1)]
 
 

@@ -58,7 +58,12 @@ LANGUAGE = {
         *("task.delrec.teacher=random", "negatives.num=3", "train.max_tokens_per_micro_batch=400"),
     ),
 }
-SEQUENTIAL = [(kind, sampled) for kind in ("sasrec", "gru4rec", "caser") for sampled in (0, 16)]
+LESS_OFTEN = ("dpo", "mppo", "dynamicpo", "recpo", "all weights")  # S-DPO's loss with another pooling, and its head's weights
+SEQUENTIAL = [
+    pytest.param(kind, sampled, marks=pytest.mark.slow if sampled and kind != "sasrec" else ())
+    for kind in ("sasrec", "gru4rec", "caser")
+    for sampled in (0, 16)
+]
 Config = Callable[..., dict[str, Any]]
 
 
@@ -206,7 +211,7 @@ def check(config: RunConfig, folder: Path, *, rel: float = 1e-4, first: dict[str
     return found
 
 
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LESS_OFTEN else ()) for name in LANGUAGE])
 def test_a_step_of_a_language_model(name: str, config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
     step = check(config_of(*LANGUAGE[name]), tmp_path, rel=2e-2 if name == "bfloat16" else 1e-4)
     assert step.passes.kernels or name == "msl", "the head did not run its kernels"  # a few words need none

@@ -35,11 +35,21 @@ def test_layers_agree_with_float64_truth_in_the_interpreter() -> None:
     assert int(passed[1]) >= 60
 
 
-def test_their_kernels_compile_for_all_chips(tmp_path: Path) -> None:
+def test_their_kernels_compile(tmp_path: Path) -> None:
+    check_compiled(90, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", [80, 100])
+def test_their_kernels_compile_for_other_chips(chip: int, tmp_path: Path) -> None:
+    check_compiled(chip, tmp_path)
+
+
+def check_compiled(chip: int, tmp_path: Path) -> None:
     """Nothing spills but the backward pass of GEGLU, for which Liger has 16 warps work on one row: 48 bytes a thread."""
-    command = ["tests/triton/compile_layers.py", *map(str, SHARED_BYTES)]
+    command = ["tests/triton/compile_layers.py", str(chip)]
     found = json.loads(run(command, TRITON_CACHE_DIR=str(tmp_path)))
-    assert len(found) == 3 * 18
+    assert len(found) == 18
     for entry in found:
         assert entry["STACK"] <= (64 if entry["kernel"] == "geglu backward" else 0), f"registers spill: {entry}"
         assert entry["LOCAL"] == 0, entry

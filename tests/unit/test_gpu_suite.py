@@ -88,6 +88,7 @@ def test_every_section_measures_without_a_gpu(tmp_path: Path, capsys: pytest.Cap
     assert "did not end" not in tables
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_says_why_and_the_next_one_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,7 +58,10 @@ TEXT = st.one_of(
         ]
     ),
 )
-SAVE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SAVE, SAVE_MANY = (
+    settings(max_examples=number, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    for number in (20, 200)
+)
 
 
 def text_keys(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -118,6 +121,17 @@ def test_there_are_keys_for_text() -> None:
 @example(key=("prompt", "end"), text="${oc.env:HOME}")
 @SAVE
 def test_any_text_in_any_key_survives_save_and_load(key: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    survives_save_and_load(key, text, tmp_path)
+
+
+@pytest.mark.slow
+@given(key=st.sampled_from(KEYS), text=TEXT)
+@SAVE_MANY
+def test_much_text_survives_save_and_load(key: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    survives_save_and_load(key, text, tmp_path)
+
+
+def survives_save_and_load(key: tuple[str, ...], text: str, tmp_path: Path) -> None:
     config = with_text(key, text)
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config), encoding="utf-8", newline="")
@@ -126,11 +140,25 @@ def test_any_text_in_any_key_survives_save_and_load(key: tuple[str, ...], text: 
     assert load_saved(file, ["train.seed=7"]).train.seed == 7
 
 
-@given(key=st.sampled_from([key for key in KEYS if key[0] not in ("submit", "plan")]), text=TEXT)
+SENT_KEYS = [key for key in KEYS if key[0] not in ("submit", "plan")]
+
+
+@given(key=st.sampled_from(SENT_KEYS), text=TEXT)
 @example(key=("prompt", "instruction"), text="It costs ${price}")
 @example(key=("prompt", "end"), text="\u2028${oc.env:HOME}\r\n")
 @SAVE
 def test_any_text_in_any_key_survives_submit(key: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    survives_submit(key, text, tmp_path)
+
+
+@pytest.mark.slow
+@given(key=st.sampled_from(SENT_KEYS), text=TEXT)
+@SAVE_MANY
+def test_much_text_survives_submit(key: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    survives_submit(key, text, tmp_path)
+
+
+def survives_submit(key: tuple[str, ...], text: str, tmp_path: Path) -> None:
     for to, config, received in sent(with_text(key, text), tmp_path):
         assert received == config, to
 

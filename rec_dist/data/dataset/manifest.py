@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from rec_dist.data.dataset.schema import FORMAT_VERSION, MANIFEST_NAME, PREPARE_AGAIN
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.storage.checksums import FileEntry, parse_entry, parse_manifest, write_manifest
 from rec_dist.storage.location import Location
 
@@ -121,4 +121,4 @@ def read_arrow(path: Path) -> pa.Table:
         with pa.memory_map(str(path)) as mapped:
             return pa.ipc.open_file(mapped).read_all()
     except (OSError, pa.ArrowInvalid) as fault:
-        raise UserError(f"{path} cannot be read ({' '.join(str(fault).split())}); {PREPARE_AGAIN}.") from None
+        raise UserError(f"{path} cannot be read ({one_line(fault)}); {PREPARE_AGAIN}.") from None

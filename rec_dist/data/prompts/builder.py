@@ -17,10 +17,9 @@ import numpy as np
 from rec_dist.config.schema import PromptConfig
 from rec_dist.data.dataset.ragged import sums
 from rec_dist.data.prompts.tokens import TokenTable, begin_tokens, build_token_table, check_vocabulary, piece_tokens
-from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.errors import TRAIN_AGAIN, UserError, one_line
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.runtime.arrays import I32, I64
-from rec_dist.runtime.messages import one_line
 from rec_dist.storage.files import fingerprint, read_object, write_json
 
 PROMPT_NAME = "prompt.json"

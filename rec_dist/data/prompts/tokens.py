@@ -13,9 +13,8 @@ import numpy as np
 
 from rec_dist.data.prompts.plain_text import PlainText, beyond, template_tokens
 from rec_dist.data.prompts.short_titles import cut_titles
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.runtime.arrays import I32, I64
-from rec_dist.runtime.messages import one_line
 
 
 def load_tokenizer(model_path: Path, *, trust_remote_code: bool = False) -> Any:

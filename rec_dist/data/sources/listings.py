@@ -29,7 +29,7 @@ from rec_dist.data.sources.packed import SUFFIXES as PACKED
 from rec_dist.data.sources.packed import opened, plain_suffix
 from rec_dist.data.sources.roles import user_column
 from rec_dist.data.sources.text import HALF_CHARACTER, NoListError, parsed_list
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 
 LISTING_SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow")
 _TABLES = (".parquet", ".arrow")
@@ -156,7 +156,7 @@ def _jsonl(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
             try:
                 fields = json.loads(line)  # of bytes, which may begin with a byte order mark
             except (ValueError, RecursionError) as fault:
-                raise UserError(f"{path}:{row} is no JSON ({' '.join(str(fault).split())}); give an object a line") from None
+                raise UserError(f"{path}:{row} is no JSON ({one_line(fault)}); give an object a line") from None
             if not isinstance(fields, dict):
                 shown = f'{{"{layout.owner}": ..., "{layout.names}": {"..." if layout.alone else "[...]"}}}'
                 raise UserError(f"{path}:{row} is no JSON object; write {shown} on each line")
@@ -206,7 +206,7 @@ def _parquet(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
             owner = _checked_owner(str(path), file.schema_arrow.names, layout)
             yield from _table(path, file.iter_batches(_BATCH_ROWS, columns=[owner, layout.names]), owner, layout)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as fault:
-        raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again") from None
+        raise UserError(f"{path} is not a Parquet file ({one_line(fault)}); write the file again") from None
 
 
 def _arrow(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
@@ -218,7 +218,7 @@ def _arrow(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
             parts = (batch.slice(at, _BATCH_ROWS) for batch in whole for at in range(0, len(batch), _BATCH_ROWS))
             yield from _table(path, parts, owner, layout)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as fault:
-        raise UserError(f"{path} is not an Arrow file ({' '.join(str(fault).split())}); write the file again") from None
+        raise UserError(f"{path} is not an Arrow file ({one_line(fault)}); write the file again") from None
 
 
 def _table(path: Path, batches: Iterable[pa.RecordBatch], owner: str, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:

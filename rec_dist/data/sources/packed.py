@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 
 SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 _FAULTS = (OSError, EOFError, zlib.error, lzma.LZMAError)  # zlib, which meets a flipped byte, has its own exception
@@ -63,7 +63,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise
     except _FAULTS as fault:
         what = "cannot be read" if packing(path) is None else "cannot be decompressed"
-        raise UserError(f"{path} {what} ({' '.join(str(fault).split())}); download the file again.") from None
+        raise UserError(f"{path} {what} ({one_line(fault)}); download the file again.") from None
 
 
 def _stream(path: Path) -> BinaryIO:

@@ -18,7 +18,7 @@ from rec_dist.data.sources.roles import Roles, pick_roles
 from rec_dist.data.sources.source import Source
 from rec_dist.data.sources.table import Table, as_text, is_list
 from rec_dist.data.sources.times import holds_dates
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 
 _BATCH_ROWS = 1024
 _BYTES_A_ROW = 30  # as for delimited text, so that both kinds of block hold about as many rows
@@ -98,7 +98,7 @@ def read_records(path: Path, wanted: Callable[[list[str]], list[str] | None]) ->
             batches = file.iter_batches(_BATCH_ROWS, columns=wanted(names))
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as fault:
-        raise UserError(f"{path} cannot be read as Parquet ({' '.join(str(fault).split())}); write the file again.") from None
+        raise UserError(f"{path} cannot be read as Parquet ({one_line(fault)}); write the file again.") from None
 
 
 def can_be(role: str, kind: pa.DataType) -> bool:
@@ -154,7 +154,7 @@ def _read(path: Path, read: Callable[[], Any], what: str = "its columns") -> Any
             found.validate(full=True)  # a column of text may hold bytes that are not UTF-8
         return found
     except (OSError, pa.ArrowException) as fault:
-        shown = " ".join(str(fault).split())
+        shown = one_line(fault)
         raise UserError(f"{path} cannot be read ({what}: {shown}); write the file again, with text in UTF-8.") from None
 
 
@@ -162,4 +162,4 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as fault:
-        raise UserError(f"{path} is not a Parquet file ({' '.join(str(fault).split())}); write the file again.") from None
+        raise UserError(f"{path} is not a Parquet file ({one_line(fault)}); write the file again.") from None

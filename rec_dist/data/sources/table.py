@@ -19,7 +19,7 @@ import pyarrow.csv
 from rec_dist.data.sources.blocks import Block, read_buffer
 from rec_dist.data.sources.interactions import BadRows, Bool
 from rec_dist.data.sources.quotes import Quoting
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 from rec_dist.runtime.arrays import I64
 
 CATEGORY_SEPARATOR = "|"
@@ -132,7 +132,7 @@ def parse_table(
             return _by_lines(block, data, bad, list(names), delimiter, encoding, lines_before)
         columns = _parse(data, list(names), delimiter, quoting != "none", escaped, encoding, keep_going)
     except (pa.ArrowInvalid, UnicodeDecodeError) as fault:
-        raise UserError(_unreadable(block, encoding, str(fault))) from None
+        raise UserError(_unreadable(block, encoding, fault)) from None
     num_lines = len(columns[0]) + len(malformed)
     lines = lines_before + np.setdiff1d(np.arange(1, num_lines + 1, dtype=np.int64), np.array(malformed, dtype=np.int64))
     table = Table(path, list(names), columns, lines, num_lines)
@@ -201,7 +201,7 @@ def _parse(
     return [pc.utf8_trim_whitespace(column) for column in table.columns]
 
 
-def _unreadable(block: Block, encoding: str, fault: str) -> str:
+def _unreadable(block: Block, encoding: str, fault: Exception) -> str:
     before = read_buffer(block.data, 0, block.begin).to_pybytes().count(b"\n")
     rows = read_buffer(block.data, block.begin, block.end).to_pybytes()
     for number, line in enumerate(io.BytesIO(rows), start=before + 1):
@@ -209,4 +209,4 @@ def _unreadable(block: Block, encoding: str, fault: str) -> str:
             line.decode(encoding)
         except UnicodeDecodeError:
             return f"{block.path}:{number}: this line is not {encoding.upper()} text; save the file in that encoding."
-    return f"{block.path} cannot be read as delimited text ({' '.join(fault.split())}); look for a quote that is never closed."
+    return f"{block.path} cannot be read as delimited text ({one_line(fault)}); look for a quote that is never closed."

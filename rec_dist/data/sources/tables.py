@@ -19,7 +19,7 @@ from rec_dist.data.sources.header import refuse_twins
 from rec_dist.data.sources.parquet import can_be
 from rec_dist.data.sources.roles import NAMES, check_roles, chosen, pick, say_taken
 from rec_dist.data.sources.table import as_text, is_list
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +78,7 @@ def _arrow(value: Any, name: str) -> pa.Table:
     except (pa.ArrowException, ValueError, TypeError) as fault:
         if isinstance(fault, UserError):
             raise
-        raise UserError(
-            f"{name} cannot become an Arrow table ({' '.join(str(fault).split())}); give its columns one type each"
-        ) from fault
+        raise UserError(f"{name} cannot become an Arrow table ({one_line(fault)}); give its columns one type each") from fault
     refuse_twins(name, table.column_names)
     return table.replace_schema_metadata(None)
 
@@ -138,7 +136,5 @@ def _texts(column: pa.ChunkedArray | None, where: str, name: str | None) -> pa.A
     try:
         text = as_text(column)
     except pa.ArrowException as fault:
-        raise UserError(
-            f"{where}: the column {name} cannot become text ({' '.join(str(fault).split())}); write it as text"
-        ) from None
+        raise UserError(f"{where}: the column {name} cannot become text ({one_line(fault)}); write it as text") from None
     return text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text

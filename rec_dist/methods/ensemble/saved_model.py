@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rec_dist.data.dataset.prepared_data import PreparedData
-from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.errors import TRAIN_AGAIN, UserError, one_line
 from rec_dist.methods.catalogue_file import CatalogueFile
 from rec_dist.methods.ensemble.rerank import Retrieval
 from rec_dist.methods.ensemble.weights import F64
@@ -64,6 +64,6 @@ class EnsembleWeights:
             if weights.shape != shapes[0] or without.shape != shapes[1]:
                 raise ValueError(f"weights of shape {weights.shape} and {without.shape} in place of {shapes}")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as fault:
-            raise UserError(f"{folder} holds a damaged ensemble ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
+            raise UserError(f"{folder} holds a damaged ensemble ({one_line(fault)}); {TRAIN_AGAIN}") from fault
         wide, whole = weights.astype(np.float64), without.astype(np.float64)
         return EnsembleWeights(**names, weights=wide, without=whole, scales=scales, retrieval=retrieval)

@@ -22,7 +22,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
-from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.errors import TRAIN_AGAIN, UserError, one_line
 from rec_dist.methods.whitening import whitened, whitening
 from rec_dist.runtime.arrays import F32, I32, I64
 
@@ -75,7 +75,7 @@ class NeighbourTables:
                 if name != "embedding" or "embedding.data" in values
             }
         except (OSError, SafetensorError, ValueError, KeyError) as fault:
-            raise UserError(f"{path} is damaged ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
+            raise UserError(f"{path} is damaged ({one_line(fault)}); {TRAIN_AGAIN}") from fault
         return NeighbourTables(**tables, popularity=values["popularity"])
 
 

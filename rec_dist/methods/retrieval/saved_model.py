@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rec_dist.data.dataset.prepared_data import PreparedData
-from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.errors import TRAIN_AGAIN, UserError, one_line
 from rec_dist.methods.catalogue_file import CatalogueFile
 from rec_dist.methods.retrieval.head import HistoryProjection, ItemTable, RetrievalHead
 
@@ -82,4 +82,4 @@ def load_retrieval(folder: Path) -> RetrievalModel:
             str(described["pooling"]),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as fault:
-        raise UserError(f"{folder} holds a damaged retrieval model ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
+        raise UserError(f"{folder} holds a damaged retrieval model ({one_line(fault)}); {TRAIN_AGAIN}") from fault

@@ -12,7 +12,7 @@ from torch import Tensor
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.dataset.schema import ITEMS_NAME
-from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.errors import TRAIN_AGAIN, UserError, one_line
 from rec_dist.methods.catalogue_file import CatalogueFile
 from rec_dist.methods.sequential.config import SequentialConfig
 from rec_dist.methods.sequential.next_item import SHAPES, Recommender, Shape, build_recommender
@@ -100,5 +100,5 @@ def load_recommender(folder: Path) -> Recommender:
             model = build_recommender(saved["model"], saved["shape"])
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as fault:
-        raise UserError(f"{folder} holds a damaged sequential model ({' '.join(str(fault).split())}); {TRAIN_AGAIN}") from fault
+        raise UserError(f"{folder} holds a damaged sequential model ({one_line(fault)}); {TRAIN_AGAIN}") from fault
     return model.eval()

@@ -64,8 +64,7 @@ def as_csv(raw: list[tuple[int, ...]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
+drawn_data = given(
     st.lists(ROW, min_size=60, max_size=200),
     st.sampled_from(RULES),
     st.integers(1, 3),
@@ -75,7 +74,22 @@ def as_csv(raw: list[tuple[int, ...]]) -> str:
     st.integers(1, 4),
     st.sampled_from([0.0, 0.3]),
 )
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@drawn_data
 def test_disk_writes_what_memory_writes(tmp_path, raw, rule, min_user, min_item, few, least, num_shards, cold):
+    same_on_disk(tmp_path, raw, rule, min_user, min_item, few, least, num_shards, cold)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@drawn_data
+def test_the_same_for_many_files(tmp_path, raw, rule, min_user, min_item, few, least, num_shards, cold):
+    same_on_disk(tmp_path, raw, rule, min_user, min_item, few, least, num_shards, cold)
+
+
+def same_on_disk(tmp_path, raw, rule, min_user, min_item, few, least, num_shards, cold):
     folder = tmp_path / "case"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
