@@ -73,6 +73,13 @@ def _export(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _distil(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.distil import DistilOptions, distil
+
+    distil(Path(parsed.target), parsed.into, parsed.overrides, options=DistilOptions(parsed.top_k, parsed.max_targets))
+    return 0
+
+
 def _embed(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.embed import embed
 
@@ -190,6 +197,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "prepare": _prepare,
     "train": _train,
     "evaluate": _evaluate,
+    "distil": _distil,
     "run": _run,
     "status": _status,
     "profile": _profile,
