@@ -78,6 +78,9 @@ def _parser(version: str) -> argparse.ArgumentParser:
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
             command.add_argument("--tolerance", type=float, default=0.05, help="share that counts as slower (0.05)")
+        if name == "verify":
+            meaning = "data.cache_dir of the runs that read a data set in a store; default: this node's cache"
+            command.add_argument("--cache-dir", metavar="FOLDER", help=meaning)
         if name == "plan":
             command.add_argument("--json", metavar="OUT.json", help="also write the numbers to this file; must not exist")
     return parser

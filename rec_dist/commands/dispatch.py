@@ -46,7 +46,7 @@ def _plan(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.verify import verify
 
-    verify(parsed.target)
+    verify(parsed.target, cache=None if parsed.cache_dir is None else str(_local(parsed.cache_dir, "--cache-dir")))
     return 0
 
 
@@ -66,7 +66,8 @@ def _submit(parsed: argparse.Namespace) -> int:
 
 
 def _export(parsed: argparse.Namespace) -> int:
-    from rec_dist.commands.export import Publication, export
+    from rec_dist.commands.card_facts import Publication
+    from rec_dist.commands.export import export
 
     publication = Publication(parsed.license, parsed.data_license, parsed.push, parsed.public)
     export(Path(parsed.target), _local(parsed.out, "--out"), parsed.overrides, kind=parsed.format, publication=publication)
