@@ -25,6 +25,7 @@ from rec_dist.data.artifacts.scored_lists import LISTS_NAME, finish_lists, finis
 from rec_dist.data.artifacts.teacher import TopItems
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import PopularityScorer
+from rec_dist.methods.registry import method_of
 from rec_dist.methods.sequential.config import DistilConfig, SequentialConfig
 from rec_dist.methods.sequential.method import SEQUENTIAL
 from rec_dist.ranking.choice import SearchSettings
@@ -77,7 +78,7 @@ def distil(
 
 def _student(into: ConfigLike, overrides: Overrides) -> RunConfig:
     config = load_config(into, overrides)
-    if config.task.kind != SEQUENTIAL.name:
+    if method_of(config) is not SEQUENTIAL:
         raise UserError(
             f"--into has task.kind={config.task.kind}, and a student is a sequential recommender; give a CONFIG of "
             "task.kind=sequential, such as sequential-ml-100k:sasrec"
@@ -89,8 +90,8 @@ def _student(into: ConfigLike, overrides: Overrides) -> RunConfig:
 
 def _check_student(config: RunConfig) -> None:
     """Raises UserError for what training would refuse, before a teacher works for hours. The lists may not be there yet."""
-    settings = config.task.section(SequentialConfig).model_copy(update={"distil": DistilConfig()})
-    alone = config.model_copy(update={"task": config.task.model_copy(update={"sequential": settings})})
+    settings, (name, _) = config.task.section(SequentialConfig).model_copy(update={"distil": DistilConfig()}), SEQUENTIAL.section
+    alone = config.model_copy(update={"task": config.task.model_copy(update={name: settings})})
     check_output(Path(config.train.run_dir), "train.run_dir", folder=True, may_exist=True)
     check_train(alone)
 

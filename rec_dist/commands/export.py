@@ -68,7 +68,7 @@ def export(
     elif publication.public:
         raise UserError("--public is of the repository that --push makes; add --push ORG/NAME, or leave it out")
     config = load_saved(run.config_path, overrides, unread=("data", "evaluate", "cluster", "train"))
-    if config.task.kind != (trained := run.config()["task"]["kind"]):
+    if method_of(config).name != (trained := run.config()["task"]["kind"]):
         raise UserError(
             f"task.kind={config.task.kind} is no change that export can make: {run_dir} was trained with {trained}; leave it out"
         )

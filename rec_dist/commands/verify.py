@@ -11,7 +11,7 @@ from rec_dist.data.dataset.prepared_data import CACHE_BYTES, cache_folder
 from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.dataset.verify import verify as verify_data
 from rec_dist.errors import TRAIN_AGAIN, UserError
-from rec_dist.methods.ensemble.members import MEMBERS_NAME, lost_files
+from rec_dist.methods.ensemble.folder import MEMBERS_NAME, lost_files
 from rec_dist.storage.checksums import CHECKSUMS_NAME, WRITE_AGAIN, damaged_files
 from rec_dist.storage.location import Location
 

@@ -19,12 +19,11 @@ from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.measure import blocks_of
 from rec_dist.methods.ensemble.config import TERMS, EnsembleConfig
 from rec_dist.methods.ensemble.features import parts_of, terms_of
-from rec_dist.methods.ensemble.saved_model import DESCRIPTION
+from rec_dist.methods.ensemble.folder import MEMBERS_NAME
 from rec_dist.methods.finished_run import FinishedRun, open_finished, saved_config
 from rec_dist.methods.method import Evaluation, Launch
-from rec_dist.storage.checksums import CHECKSUMS_NAME, verify_checksums
+from rec_dist.storage.checksums import verify_checksums
 
-MEMBERS_NAME = "members"
 FeatureBlock = tuple[list[EvalExample], dict[str, list[Floats]]]  # examples, and (C_u,) of each by the name of the feature
 
 
@@ -137,16 +136,6 @@ def copied_members(folder: Path, names: list[str]) -> list[Member]:
             raise UserError(f"{folder} lacks its member {name} ({copy}); train the ensemble again")
         members.append(Member(saved_config(copy / "config.yaml"), copy / "model", name))
     return members
-
-
-def lost_files(folder: Path) -> list[str]:
-    """A phrase for each member of the ensemble in `folder` of which a file is gone that tells of the others; none if it is no
-    ensemble."""
-    if not (folder / DESCRIPTION.name).is_file():
-        return []
-    needed = [Path(MEMBERS_NAME, str(name)) for name in DESCRIPTION.read(folder).get("members", [])]
-    files = [member / file for member in needed for file in ("config.yaml", f"model/{CHECKSUMS_NAME}")]
-    return [f"{file} is missing" for file in files if not (folder / file).is_file()]
 
 
 def feature_blocks(
