@@ -32,7 +32,7 @@ from rec_dist.storage.disk import as_disk_error
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75
-_USE_LIBRARIES = ("prepare", "train", "evaluate", "rank", "serve", "profile", "embed", "export", "audit")
+_USE_LIBRARIES = ("prepare", "train", "distil", "evaluate", "rank", "serve", "profile", "embed", "export", "audit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ _COMMANDS = {  # what it works on, what it does
     "evaluate": ("RUN_DIR or CONFIG", "a run directory, or the base model of a CONFIG, on a split -> metrics"),
     "rank": ("RUN_DIR or CONFIG", "the best items for each user, with a run, a base model or popularity -> a table"),
     "serve": ("RUN_DIR or CONFIG", "a run, a base model or popularity behind HTTP: lists, scores and a page to try them"),
+    "distil": ("RUN_DIR", "a finished run of any kind teaches a sequential recommender -> run directory (resumes if it exists)"),
     "run": ("CONFIG", "a pipeline of stages from one file -> table and report"),
     "profile": ("CONFIG", "throughput of the real config, in a folder of its own"),
     "plan": ("CONFIG", "memory, time and cost on a described cluster, without running"),
@@ -53,6 +54,8 @@ def _parser(version: str) -> argparse.ArgumentParser:
         command.add_argument("target", metavar=target.replace(" ", "_"), help="what it works on")
         if name == "export":
             _add_export(command)
+        if name == "distil":
+            _add_distil(command)
         if name == "embed":
             command.add_argument("output", metavar="FOLDER", help="where the vectors go; what is done there is kept")
         if name == "init":
@@ -75,6 +78,9 @@ def _parser(version: str) -> argparse.ArgumentParser:
         if name == "profile":
             command.add_argument("--against", metavar="OLD.json", help="compare with this profile.json; exit code 1 when slower")
             command.add_argument("--tolerance", type=float, default=0.05, help="share that counts as slower (0.05)")
+        if name == "verify":
+            meaning = "data.cache_dir of the runs that read a data set in a store; default: this node's cache"
+            command.add_argument("--cache-dir", metavar="FOLDER", help=meaning)
         if name == "plan":
             command.add_argument("--json", metavar="OUT.json", help="also write the numbers to this file; must not exist")
     return parser
@@ -107,6 +113,15 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         help="also upload the folder to the Hugging Face Hub, into a new private repository or an old one",
     )
     add("--public", action="store_true", help="--push: make a new repository public")
+
+
+def _add_distil(command: argparse.ArgumentParser) -> None:
+    command.epilog = "Changes to the configuration are of the recommender. docs/methods/distil.md describes the keys."
+    add = command.add_argument
+    add("--into", metavar="CONFIG", required=True, help="the recommender that learns (task.kind=sequential), on the run's data")
+    add("--top-k", type=int, default=50, metavar="K", help="items of the teacher's list for a training target (50)")
+    meaning = "the most training targets that the teacher ranks items for, the last of each user first; default: all"
+    add("--max-targets", type=int, metavar="N", help=meaning)
 
 
 def _add_rank(command: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rec_dist.auditing.audit import Audit, check_names, run_checks
 from rec_dist.auditing.questions import AuditedModel, Subject, questions_of_examples, questions_of_preferences
 from rec_dist.commands.ranked_model import ranked_model
-from rec_dist.config.load import load_config
+from rec_dist.config.load import load_config, load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
@@ -67,6 +67,11 @@ def _of_data(location: Location, overrides: Overrides) -> Subject:
 
 
 def _of_run(target: Path, overrides: Overrides, stack: ExitStack) -> Subject:
+    data = load_saved(RunDirectory(target).config_path, overrides).data.path
+    if Manifest.load(data).kind == PREFERENCES:
+        raise UserError(
+            f"{target} is a run on preference rows, which have no items to rank; audit the rows with `rec-dist audit {data}`"
+        )
     model = ranked_model(target, overrides)
     config = model.config
     if model.slow and config.evaluate.max_users is None:

@@ -46,7 +46,7 @@ def _plan(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.verify import verify
 
-    verify(parsed.target)
+    verify(parsed.target, cache=None if parsed.cache_dir is None else str(_local(parsed.cache_dir, "--cache-dir")))
     return 0
 
 
@@ -66,10 +66,18 @@ def _submit(parsed: argparse.Namespace) -> int:
 
 
 def _export(parsed: argparse.Namespace) -> int:
-    from rec_dist.commands.export import Publication, export
+    from rec_dist.commands.card_facts import Publication
+    from rec_dist.commands.export import export
 
     publication = Publication(parsed.license, parsed.data_license, parsed.push, parsed.public)
     export(Path(parsed.target), _local(parsed.out, "--out"), parsed.overrides, kind=parsed.format, publication=publication)
+    return 0
+
+
+def _distil(parsed: argparse.Namespace) -> int:
+    from rec_dist.commands.distil import DistilOptions, distil
+
+    distil(Path(parsed.target), parsed.into, parsed.overrides, options=DistilOptions(parsed.top_k, parsed.max_targets))
     return 0
 
 
@@ -190,6 +198,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "prepare": _prepare,
     "train": _train,
     "evaluate": _evaluate,
+    "distil": _distil,
     "run": _run,
     "status": _status,
     "profile": _profile,

@@ -18,19 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rec_dist.commands.model_card import CARD_NAME, UNKNOWN, CardFacts, card_of
+from rec_dist.commands.card_facts import Publication, facts_of
+from rec_dist.commands.model_card import CARD_NAME, card_of
 from rec_dist.config.load import load_saved
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig
-from rec_dist.data.dataset.manifest import Manifest, read_arrow
+from rec_dist.data.dataset.manifest import read_arrow
 from rec_dist.data.dataset.schema import ITEMS_NAME
 from rec_dist.data.prompts.builder import PROMPT_NAME, build_prompt_builder, check_saved
 from rec_dist.data.prompts.tokens import load_tokenizer
-from rec_dist.errors import TRAIN_AGAIN, UnreachableError, UserError
+from rec_dist.errors import TRAIN_AGAIN, UserError
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.preference_rows import FORMAT_NAME
 from rec_dist.methods.registry import method_of
-from rec_dist.models.hub import is_hub_id, snapshot_of
+from rec_dist.models.hub import snapshot_of
 from rec_dist.models.hub_push import check_push, push
 from rec_dist.models.language import ADAPTER_WEIGHTS
 from rec_dist.models.merge import token_names, write_merged_model
@@ -47,16 +48,6 @@ Format = Literal["hf", "peft", "merged", "vllm"]
 CATALOGUE_NAME = "catalogue.jsonl"
 _SERVED = Path(__file__).parents[1] / "models" / "served"
 _ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_config.json")
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What the card states and where the folder goes. push: an id of the Hub, None for nowhere. public: of a new repository."""
-
-    license: str = UNKNOWN
-    data_license: str = UNKNOWN
-    push: str | None = None
-    public: bool = False
 
 
 def export(
@@ -77,12 +68,24 @@ def export(
     elif publication.public:
         raise UserError("--public is of the repository that --push makes; add --push ORG/NAME, or leave it out")
     config = load_saved(run.config_path, overrides, unread=("data", "evaluate", "cluster", "train"))
+    if method_of(config).name != (trained := run.config()["task"]["kind"]):
+        raise UserError(
+            f"task.kind={config.task.kind} is no change that export can make: {run_dir} was trained with {trained}; leave it out"
+        )
     initial = method_of(config).ranker.exported(config, run.model)
     initial.check_model()
     as_adapter, prompts = _as_adapter(initial, kind, run_dir), _prompts(config, run, initial)
     if kind == "vllm" and prompts is None:
         raise UserError(f"--format vllm adds a client that scores a catalogue, and {run_dir} has none; use --format merged")
-    facts = _facts(config, run, initial, publication, prompts=prompts, as_adapter=as_adapter, kind=kind)
+    facts = facts_of(
+        config,
+        run,
+        initial,
+        publication,
+        num_items=None if prompts is None else len(prompts.catalogue),
+        as_adapter=as_adapter,
+        for_servers=kind == "vllm",
+    )
     with _made_whole(output) as partial:
         ids = _write_weights(config, initial, partial, as_adapter=as_adapter)
         if prompts is None:
@@ -157,62 +160,6 @@ def _prompts(config: RunConfig, run: RunDirectory, initial: InitialWeights) -> _
     )
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     return _Prompts(read_object(run.model / PROMPT_NAME, TRAIN_AGAIN), lines, vocab_size)
-
-
-def _facts(
-    config: RunConfig,
-    run: RunDirectory,
-    initial: InitialWeights,
-    publication: Publication,
-    *,
-    prompts: _Prompts | None,
-    as_adapter: bool,
-    kind: Format,
-) -> CardFacts:
-    merged = initial.adapter is not None or initial.soft_prompt is not None
-    whole = "a model with what was trained merged in" if merged else "a whole model"
-    train = config.train
-    settings = {
-        "epochs": train.epochs,
-        "max_steps": train.max_steps or "as many as the epochs take",
-        "global_batch_size": train.global_batch_size,
-        "learning rate": config.optimizer.lr,
-        "adapter": f"LoRA, rank {config.adapter.rank}" if initial.adapter is not None else "none",
-        "negatives": config.negatives.num,
-        "seed": train.seed,
-    }
-    evaluation = read_object(run.evaluation, "evaluate the run again").get("row") if run.evaluation.is_file() else None
-    base = config.model.path if is_hub_id(config.model.path) else Path(config.model.path).name
-    return CardFacts(
-        name=(publication.push or run.path.name).rpartition("/")[2],
-        method=method_of(config).name,
-        base=base,
-        on_hub=is_hub_id(base),
-        is_adapter=as_adapter,
-        weights="a LoRA adapter" if as_adapter else whole,
-        settings=settings,
-        data=_data_facts(config),
-        evaluation=evaluation,
-        num_items=None if prompts is None else len(prompts.catalogue),
-        num_listed=config.prompt.num_candidates if config.prompt.candidates == "listed" else 0,
-        scores_text=method_of(config).ranker.scores_text(config),
-        for_servers=kind == "vllm",
-        license=publication.license,
-        data_license=publication.data_license,
-    )
-
-
-def _data_facts(config: RunConfig) -> dict[str, Any]:
-    """The data set as its manifest describes it, without paths; its name alone if it is not there any more."""
-    source = Path(config.data.source or config.data.path).name
-    try:
-        manifest = Manifest.load(config.data.path)
-    except (UserError, UnreachableError):
-        return {"source": source}
-    counts = {name: manifest.counts[name] for name in ("users", "items", "positives") if name in manifest.counts}
-    targets = {f"{name} targets": split.targets for name, split in manifest.splits.items()}
-    cut = {"split": str(manifest.settings["split"])} if "split" in manifest.settings else {}
-    return {"source": source, **counts, **targets, **cut, "fingerprint": manifest.fingerprint}
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from rec_dist.storage.disk import writing
 
 logger = logging.getLogger(__name__)
 
+Blocks = Callable[[int], Iterator[tuple[RecordBatch, Counts]]]
+
 
 def rank(
     target: ConfigLike,
@@ -44,7 +46,7 @@ def rank(
     model = with_new_items(ranked_model(target, overrides), options.items)
     with ExitStack() as stack:
         request = read_request(model, options, stack)
-        key = {**model.identity, **request.identity}
+        key, hang_seconds = {**model.identity, **request.identity}, model.config.cluster.hang_seconds
         if output is None:
             assert write is not None
             counts = _stream(model, request, write, progress)
@@ -53,7 +55,9 @@ def rank(
             return Counts()
         else:
             with unfinished(output, key) as parts, writing(output):
-                counts = _to_parts(model, request, parts, progress)
+                counts = rank_to_parts(
+                    lambda start: _blocks(model, request, start), request.users.total, parts, progress, hang_seconds
+                )
         _report(counts, request, output)
         return counts
 
@@ -79,14 +83,17 @@ def _asked_for(scorer: CandidateScorer, request: RankRequest) -> CandidateScorer
     return scorer if request.score is None else scorer.scoring_by(request.score)
 
 
-def _to_parts(model: RankedModel, request: RankRequest, parts: Unfinished, progress: bool) -> Counts:
-    total, run = request.users.total, RunDirectory(parts.folder)
+def rank_to_parts(blocks: Blocks, total: int, parts: Unfinished, progress: bool, hang_seconds: float) -> Counts:
+    """Ranks those of `total` users who are in no part yet, and joins the parts to their output.
+
+    blocks: gives the rows of all users from a number on, block by block.
+    """
     done = parts.start
     if done:
         logger.info(f"{done:,} of {total:,} users are ranked already")
     if done < total:
-        with _watched(run, total, done, progress, model.config.cluster.hang_seconds) as report:
-            for batch, counts in _blocks(model, request, done):
+        with _watched(RunDirectory(parts.folder), total, done, progress, hang_seconds) as report:
+            for batch, counts in blocks(done):
                 parts.add(batch, counts)
                 report(counts.users)
     parts.finish()

@@ -11,26 +11,29 @@ from rec_dist.data.dataset.prepared_data import CACHE_BYTES, cache_folder
 from rec_dist.data.dataset.schema import MANIFEST_NAME
 from rec_dist.data.dataset.verify import verify as verify_data
 from rec_dist.errors import TRAIN_AGAIN, UserError
+from rec_dist.methods.ensemble.folder import MEMBERS_NAME, lost_files
 from rec_dist.storage.checksums import CHECKSUMS_NAME, WRITE_AGAIN, damaged_files
 from rec_dist.storage.location import Location
 
 logger = logging.getLogger(__name__)
 
 
-def verify(target: str) -> None:
+def verify(target: str, *, cache: str | None = None) -> None:
     """Checks every hash of a prepared data set (a folder or a URI), of a run's checkpoints and model, or of one of these.
 
-    Of a data set in a store it also checks what this node's cache holds of it (REC_DIST_CACHE), and removes what is damaged there.
-    Raises UserError that names what is damaged.
+    Of a data set in a store it also checks what this node's cache holds of it, and removes what is damaged there. cache: the folder
+    that data.cache_dir names, None for the default (REC_DIST_CACHE). Raises UserError that names what is damaged.
     """
     location = Location(target)
+    if cache is not None and not location.is_remote:
+        raise UserError(f"--cache-dir ({cache}) has no effect on {location}, which lies on this machine; leave it out")
     way_out = "a restart walks past what is damaged"
     if not location.is_remote and is_checkpoint(location.folder):
         problems, what = verify_checkpoint(location.folder), "checkpoint"
     elif location.is_remote or (location.folder / MANIFEST_NAME).is_file():
         manifest = Manifest.load(location)
         if location.is_remote:
-            for fault in NodeCache(cache_folder(None), CACHE_BYTES).damaged(manifest.files):
+            for fault in NodeCache(cache_folder(cache), CACHE_BYTES).damaged(manifest.files):
                 logger.warning(f"{fault}; removed from this node's cache, and fetched again when it is needed")
         problems, what, way_out = verify_data(location), "data set", "remove it and run `rec-dist prepare CONFIG`"
     elif (location.folder / "checkpoints").is_dir():
@@ -56,8 +59,9 @@ def verify(target: str) -> None:
 
 def _of_model(model: Path) -> list[str]:
     """Faults of a model folder, and of the members that an ensemble keeps in it."""
-    folders = [model, *sorted(model.glob("**/members/*/model"))]
-    return [f"{folder.relative_to(model.parent)}/{problem}" for folder in folders for problem in damaged_files(folder)]
+    folders = [model, *sorted(model.glob(f"**/{MEMBERS_NAME}/*/model"))]
+    problems = {folder: [*damaged_files(folder), *lost_files(folder)] for folder in folders}
+    return [f"{folder.relative_to(model.parent)}/{problem}" for folder, found in problems.items() for problem in found]
 
 
 def _of_run(catalogue: Path) -> tuple[list[str], str]:

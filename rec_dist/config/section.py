@@ -18,9 +18,11 @@ class Section(BaseModel):
     )
 
     def paths(self) -> Iterator[tuple[str, str]]:
-        """(key, path) of the marked fields that hold a path; of one that holds paths by name, (key.name, path) of each."""
+        """(key, path) of the marked fields that hold a path; (key.name, path) of those in a section, or in a mapping of paths."""
         for key, field in type(self).model_fields.items():
             marks, value = field.json_schema_extra, getattr(self, key)
+            if isinstance(value, Section):
+                yield from ((f"{key}.{name}", path) for name, path in value.paths())
             if isinstance(marks, dict) and marks.get("path") and value is not None:
                 if isinstance(value, dict):
                     yield from ((f"{key}.{name}", path) for name, path in value.items())

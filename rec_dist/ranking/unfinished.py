@@ -70,21 +70,21 @@ class Unfinished:
 
 
 @contextmanager
-def unfinished(output: Path, key: Mapping[str, Any]) -> Iterator[Unfinished]:
+def unfinished(output: Path, key: Mapping[str, Any], option: str = "--out") -> Iterator[Unfinished]:
     """Holds the parts of `output` for this process. A UserError before the first part leaves nothing behind.
 
-    Raises UserError for parts of another key, and if another process holds them.
+    option: what names the output, for messages. Raises UserError for parts of another key, and if another process holds them.
     """
     folder = parts_folder(output)
     new = not folder.exists()
     if not new and not folder.is_dir():
-        raise UserError(f"{folder} is no folder, and the parts of --out would lie there; remove it, or choose another --out")
-    _check(folder, key)
+        raise UserError(f"{folder} is no folder, and the parts of {option} would lie there; remove it, or choose another")
+    _check(folder, key, option)
     make_folder(folder, "owner")  # the parts hold the source's names of users
     try:
         held = lock(folder / ".lock")
     except BlockingIOError as fault:
-        raise UserError(f"--out ({output}) is being written by another process; wait for it or choose another file") from fault
+        raise UserError(f"{option} ({output}) is being written by another process; wait for it or choose another") from fault
     try:
         if not (folder / _KEY_NAME).is_file():
             write_json(folder / _KEY_NAME, key)
@@ -97,7 +97,7 @@ def unfinished(output: Path, key: Mapping[str, Any]) -> Iterator[Unfinished]:
         os.close(held)
 
 
-def is_done(output: Path, key: Mapping[str, Any]) -> bool:
+def is_done(output: Path, key: Mapping[str, Any], option: str = "--out") -> bool:
     """Whether `output` is there and was killed before it could remove its parts, which this then does.
 
     Raises UserError for any other file at `output`, and for one that cannot be written.
@@ -106,7 +106,7 @@ def is_done(output: Path, key: Mapping[str, Any]) -> bool:
     if not (output.is_file() and (folder / _JOINED_NAME).is_file() and not _different(folder, key)) or (
         read_object(folder / _JOINED_NAME, "remove that folder") != _described(output)
     ):
-        check_output(output, "--out")
+        check_output(output, option)
         return False
     shutil.rmtree(folder, ignore_errors=True)
     return True
@@ -116,12 +116,13 @@ def _described(output: Path) -> dict[str, Any]:
     return {"bytes": output.stat().st_size, "sha256": sha256(output)}
 
 
-def _check(folder: Path, key: Mapping[str, Any]) -> None:
+def _check(folder: Path, key: Mapping[str, Any], option: str) -> None:
     if not folder.exists() or (not (folder / _KEY_NAME).exists() and not parts_in(folder)):
         return
     if changed := _different(folder, key):
         raise UserError(
-            f"{folder} holds parts of another ranking (different: {', '.join(changed)}); remove that folder, or choose another --out"
+            f"{folder} holds parts of another ranking (different: {', '.join(changed)}); remove that folder, or choose another "
+            f"{option}"
         )
 
 

@@ -125,6 +125,7 @@ def test_an_export_arrives_on_a_hub(run: Path, tmp_path: Path) -> None:
         (["--push", "me/x--y"], ("--push (me/x--y) is no id of the Hub", "without --")),
         (["--public"], ("--public", "add --push ORG/NAME")),
         (["--push", "me/x"], ("HF_HUB_OFFLINE is set",)),
+        (["task.kind=sdpo"], ("task.kind=sdpo", "was trained with sft; leave it out")),
     ],
 )
 def test_what_cannot_be_exported(run: Path, tmp_path: Path, words: list[str], names: tuple[str, ...]) -> None:

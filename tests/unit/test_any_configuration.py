@@ -35,7 +35,7 @@ LEFT_OUT = {
     *("cluster.hang_seconds", "checkpoint.grace_seconds"),  # a second would be shorter than a load
     *("optimizer.lr", "optimizer.eps", "optimizer.betas"),  # below, so that losses stay finite
     *("task.delrec.teacher", "task.p2rec.teacher", "task.ensemble.members", "task.ensemble.served"),  # below
-    *("task.sequential.init_embeddings", "task.neighbours.embeddings"),
+    *("task.sequential.init_embeddings", "task.sequential.distil.lists", "task.neighbours.embeddings"),
 }
 NUMBERS = (0, 1, 2, 3, 4, 5, 8, 10, 16, 20, 64, 80, 100, 512, 1000)
 SHARES = (0.0, 1e-6, 0.1, 0.5, 0.9, 1.0, 1.5, 3.0, 1000.0)

@@ -18,7 +18,8 @@ from rec_dist.auditing.check import CLEAN, FEWEST_USERS, FINDING, NOT_APPLICABLE
 from rec_dist.auditing.checks.cold import _groups
 from rec_dist.auditing.questions import AuditedModel, Subject, questions_of_examples
 from rec_dist.cli import main
-from rec_dist.config.schema import DataConfig
+from rec_dist.config.schema import DataConfig, RunConfig
+from rec_dist.config.yaml_text import to_yaml
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.data.prepare.prepare import prepare
 from rec_dist.evaluation.baselines import CandidateScorer, PopularityScorer
@@ -115,6 +116,19 @@ def test_the_leak_of_the_released_lists_of_sdpo(tmp_path: Path) -> None:
     assert (verdicts[True].verdict, verdicts[False].verdict) == (FINDING, CLEAN)
     answered = float(verdicts[True].measured[0].partition(" answers ")[2].partition(" %")[0])
     assert answered > 90
+
+
+def test_a_run_on_preference_rows_points_to_its_rows(tmp_path: Path) -> None:
+    row = {"historyList": ["a", "b"], "itemList": ["c", "d"], "trueSelection": "d"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    data = DataConfig(source=str(tmp_path / "rows.jsonl"), path=str(tmp_path / "data"), format="preferences")
+    prepare(data)
+    run = tmp_path / "run"
+    run.mkdir()
+    config = RunConfig.model_validate({"data": data.model_dump(), "train": {"run_dir": str(run)}})
+    (run / "config.yaml").write_text(to_yaml(config))
+    with pytest.raises(rec_dist.UserError, match=f"is a run on preference rows.*`rec-dist audit {tmp_path / 'data'}`"):
+        rec_dist.audit(str(run))
 
 
 def test_a_split_that_trains_on_the_future(tmp_path: Path) -> None:

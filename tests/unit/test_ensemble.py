@@ -298,3 +298,15 @@ def test_verify_reads_the_members_too(members, tmp_path: Path):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"model/members/sasrec/model/model\.safetensors has changed"):
         verify(str(run.path))
+
+
+@pytest.mark.parametrize("lost", ["neighbours", "neighbours/config.yaml", "neighbours/model", "neighbours/model/files.json"])
+def test_verify_misses_a_member_that_is_gone(members, tmp_path: Path, lost: str):
+    import shutil
+
+    folder, runs = members
+    run = rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(tmp_path / "whole")}})
+    path = run.model_path / "members" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=r"model/members/neighbours/[a-z./]+ is missing"):
+        verify(str(run.path))

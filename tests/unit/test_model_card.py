@@ -1,10 +1,15 @@
 """The card of an exported model, where a run would take minutes: a prompt that lists its candidates, and text of others."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import yaml
 
+from rec_dist.commands.card_facts import settings_of
 from rec_dist.commands.model_card import CardFacts, card_of
+from rec_dist.config.load import load_config
 
 FACTS = CardFacts(
     name="ranker",
@@ -35,3 +40,14 @@ def test_text_of_others_ends_no_cell_and_no_field() -> None:
     assert front["license"] == 'a: "b"\n---' and front["base_model"] == "me/base"
     assert "\n# heading" not in card and "<b>" not in card
     assert "| data, titles included | \\| &lt;x> |" in card
+
+
+@pytest.mark.parametrize(
+    ("kind", "draws", "stated"), [("sdpo", True, 3), ("sft", True, None), ("retrieval", True, None), ("sdpo", False, None)]
+)
+def test_negatives_are_stated_where_the_loss_has_drawn_some(
+    tiny_config: Callable[..., dict[str, Any]], kind: str, draws: bool, stated: int | None
+) -> None:
+    """negatives.num is 3 throughout; SFT has none, and preference rows bring their own."""
+    settings = settings_of(load_config(tiny_config("run", f"task.kind={kind}")), has_adapter=True, draws=draws)
+    assert settings.get("negatives") == stated

@@ -30,10 +30,14 @@ def write_columns(path: Path, schema: pa.Schema, parts: Iterable[Sequence[npt.ND
     num_rows = 0
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         for columns in parts:
-            arrays = [_array(values, field.type) for values, field in zip(columns, schema, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            writer.write_batch(record_batch(schema, columns))
             num_rows += len(columns[0])
     return num_rows
+
+
+def record_batch(schema: pa.Schema, columns: Sequence[npt.NDArray[Any]]) -> pa.RecordBatch:
+    """Columns in the order of the schema, (N,) or (N, size) each, as one record batch."""
+    return pa.record_batch([_array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema)
 
 
 def _array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:

@@ -19,11 +19,11 @@ from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.measure import blocks_of
 from rec_dist.methods.ensemble.config import TERMS, EnsembleConfig
 from rec_dist.methods.ensemble.features import parts_of, terms_of
+from rec_dist.methods.ensemble.folder import MEMBERS_NAME
 from rec_dist.methods.finished_run import FinishedRun, open_finished, saved_config
 from rec_dist.methods.method import Evaluation, Launch
 from rec_dist.storage.checksums import verify_checksums
 
-MEMBERS_NAME = "members"
 FeatureBlock = tuple[list[EvalExample], dict[str, list[Floats]]]  # examples, and (C_u,) of each by the name of the feature
 
 

@@ -16,9 +16,10 @@ from rec_dist.evaluation.bootstrap import bootstrap_interval, paired_difference
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
 from rec_dist.methods.ensemble.features import member_of, parts_of, terms_of
+from rec_dist.methods.ensemble.folder import DESCRIPTION
 from rec_dist.methods.ensemble.members import copied_members
 from rec_dist.methods.ensemble.rerank import spread, staged_blocks, two_stages
-from rec_dist.methods.ensemble.saved_model import DESCRIPTION, EnsembleWeights
+from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, ScoreStream
 from rec_dist.ranking.search import Score, Search, SearchScorer

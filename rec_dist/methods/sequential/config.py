@@ -9,6 +9,22 @@ from rec_dist.config.section import Section
 _INT32 = 1 << 31  # what overflows in numpy
 
 
+class DistilConfig(Section):
+    """What the recommender learns from a teacher's lists, which `rec-dist distil` makes."""
+
+    lists: str | None = Field(
+        None,
+        description="Folder of a teacher's lists, which `rec-dist distil` writes. None: no teacher.",
+        json_schema_extra={"path": True},
+    )
+    weight: float = Field(
+        0.5, gt=0, le=1, description="Share of the teacher in the loss of a target that has a list; the next item has the rest."
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="The teacher's scores are divided by it; above 1 its probabilities are more even."
+    )
+
+
 class SequentialConfig(Section):
     """A sequential recommender with cross-entropy over the whole catalogue.
 
@@ -33,6 +49,7 @@ class SequentialConfig(Section):
         ge=0,
         description="Save so many best items of each training target, and the item embeddings, for a student; 0: save neither.",
     )
+    distil: DistilConfig = Field(default_factory=DistilConfig)
     init_embeddings: str | None = Field(
         None,
         description="Folder that `embed` wrote; its vectors, reduced by PCA, initialise the item embeddings. None: random.",

@@ -27,8 +27,8 @@ class ItemEmbedding(nn.Module):
     def forward(self, values: Tensor, items: Tensor | None = None) -> Tensor:
         """Item ids (...) int64 -> embeddings (..., D); hidden rows (M, D) float -> logits of the selected items.
 
-        items: None for the whole catalogue, (M, I); (S,) int64 for the same S items in every row, (M, S); (M, 1) int64 for one
-        item of each row, (M, 1).
+        items: None for the whole catalogue, (M, I); (S,) int64 for the same S items in every row, (M, S); (M, h) int64 for h
+        items of each row, (M, h).
         """
         if not values.is_floating_point():
             return F.embedding(values, self.weight) * math.sqrt(self.weight.shape[1])

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.scored_lists import check_lists
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer
 from rec_dist.methods.initial_weights import InitialWeights
@@ -33,9 +34,12 @@ class Sequential:
     ranker = SequentialRanker()
 
     def initial_weights(self, config: RunConfig) -> InitialWeights:
-        """The vectors in task.sequential.init_embeddings, or nothing."""
-        vectors = config.task.section(SequentialConfig).init_embeddings
-        return InitialWeights(Path(), embeddings=Path(vectors) if vectors else None)
+        """The vectors in task.sequential.init_embeddings, and the teacher's lists in task.sequential.distil.lists, if any."""
+        settings = config.task.section(SequentialConfig)
+        vectors, lists = (Path(folder) if folder else None for folder in (settings.init_embeddings, settings.distil.lists))
+        if lists is not None:
+            check_lists(lists)
+        return InitialWeights(Path(), embeddings=vectors, teacher=lists)
 
     def build(self, config: RunConfig, initial: InitialWeights, device: str, *, split: str = "train") -> Task:
         """As Method.build."""

@@ -21,7 +21,7 @@ from rec_dist.runtime.identity import flat
 WEIGHTS_NAME, SHAPE_NAME = "model.safetensors", "sequential.json"
 SHAPE_FILE = CatalogueFile(SHAPE_NAME)
 _READ = ("task.plugin", "task.kind", "task.sequential.", "model.dtype")  # building the task refuses a dtype without effect
-_OF_EVERY_MODEL = ("model", "num_sampled", "top_h", "init_embeddings")
+_OF_EVERY_MODEL = ("model", "num_sampled", "top_h", "distil", "init_embeddings")
 
 
 def shape_of(settings: SequentialConfig, num_items: int) -> Shape:

@@ -1,6 +1,6 @@
 """A batch of item sequences: flat rows without padding, so that its cost follows its items. All recommenders read it.
 
-B sequences, T rows of all of them, L rows of the longest, M scored rows, S drawn negatives, D width.
+B sequences, T rows of all of them, L rows of the longest, M scored rows, S drawn negatives, h items of a teacher's list, D width.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from rec_dist.packing.transfer import to_device
 from rec_dist.runtime.arrays import I32, I64
 
-F64 = npt.NDArray[np.float64]
+F32, F64 = npt.NDArray[np.float32], npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class SequenceBatch:
     weights: Tensor  # (M,) float32, 0 or 1
     negatives: Tensor  # (S,) int64 items for the estimate of the softmax; S = 0: the whole catalogue
     log_expected: Tensor  # (S,) float32, log of the expected count of each among the S draws
+    listed: Tensor  # (M, h) int64: a teacher's best items at each target; h = 0 without a teacher
+    shares: Tensor  # (M, h) float32: the teacher's probability of each, which sum to 1, or to 0 where a target has no list
     longest: int  # L
 
     @property
@@ -54,6 +56,10 @@ class SequenceBatch:
             negatives=torch.from_numpy(items.astype(np.int64)),
             log_expected=torch.from_numpy(log_expected.astype(np.float32)),
         )
+
+    def with_lists(self, listed: I32, shares: F32) -> "SequenceBatch":
+        """The same batch with a teacher's lists; listed, shares (M, h)."""
+        return replace(self, listed=torch.from_numpy(listed.astype(np.int64)), shares=torch.from_numpy(shares))
 
     def to(self, device: str) -> "SequenceBatch":
         """The same batch on `device`: one copy that the host does not wait for."""
@@ -81,6 +87,8 @@ def lay_out(sequences: Sequence[I32], scored: Sequence[I32]) -> SequenceBatch:
         weights=torch.ones(len(rows)),
         negatives=torch.empty(0, dtype=torch.int64),
         log_expected=torch.empty(0),
+        listed=torch.empty((len(rows), 0), dtype=torch.int64),
+        shares=torch.empty((len(rows), 0)),
         longest=longest,
     )
 

@@ -1,115 +1,32 @@
-"""Sequential recommenders as a task: next-item prediction on ids. They are baselines of language models, and teachers of some.
+"""Sequential recommenders as a task: next-item prediction on ids. They are baselines of language models, teachers of some, and
+students of any.
 
 An example is a run of up to max_length neighbouring targets of one user, with the items before them. A row longer than
 that makes several examples, so no target is dropped, and each is scored once an epoch.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.scored_lists import read_lists
 from rec_dist.data.artifacts.teacher import write_teacher
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit, open_data
 from rec_dist.data.sampling.global_batches import GlobalBatchSampler
 from rec_dist.data.sampling.item_sampler import ItemSampler
-from rec_dist.data.sampling.targets import TargetIndex, index_targets
+from rec_dist.data.sampling.targets import index_targets
 from rec_dist.errors import UserError
-from rec_dist.methods.sequential.config import SequentialConfig
+from rec_dist.methods.sequential.config import DistilConfig, SequentialConfig
+from rec_dist.methods.sequential.examples import SequenceExamples
 from rec_dist.methods.sequential.initial_embeddings import initial_items
-from rec_dist.methods.sequential.next_item import NextItem, Recommender, Shape, build_recommender
+from rec_dist.methods.sequential.next_item import TEACHER_METRICS, NextItem, Recommender, Shape, build_recommender
 from rec_dist.methods.sequential.saved_model import WEIGHTS_NAME, kind_of, save_recommender, shape_of, unread_keys
-from rec_dist.methods.sequential.sequences import SequenceBatch, dummy_batch, lay_out
+from rec_dist.methods.sequential.soft_targets import SoftTargets
 from rec_dist.methods.sequential.teacher import top_items
 from rec_dist.methods.task import Task, TaskModel
-from rec_dist.packing.sizes import OneByOne, Sizes
-from rec_dist.runtime.arrays import I32, I64
-
-
-@dataclass(frozen=True)
-class SequenceExample:
-    """items (n,) int32: what the model reads; targets (m <= n,) int32: what follows its last m positions."""
-
-    items: I32
-    targets: I32
-
-    @property
-    def num_tokens(self) -> int:
-        """Positions."""
-        return len(self.items)
-
-    @property
-    def num_groups(self) -> int:
-        """Targets."""
-        return len(self.targets)
-
-    @property
-    def num_scored(self) -> int:
-        """Targets: an item is one token."""
-        return len(self.targets)
-
-    @property
-    def num_logical_tokens(self) -> int:
-        """num_tokens: a sequence shares nothing that another system would write out again."""
-        return len(self.items)
-
-
-@dataclass(frozen=True)
-class SequenceExamples:
-    """Implements methods.task.TaskData. negatives: where the softmax is sampled; None where it is the full one."""
-
-    prepared: PreparedData
-    split: SequenceSplit
-    targets: TargetIndex
-    max_length: int
-    negatives: ItemSampler | None
-
-    def example(self, index: int) -> SequenceExample:
-        """Build the run of targets of example `index`, after as many of the items before them as max_length leaves room for."""
-        row, start, stop = int(self.targets.rows[index]), int(self.targets.starts[index]), int(self.targets.stops[index])
-        items = self.split.items_of(row)
-        return SequenceExample(items[max(0, stop - 1 - self.max_length) : stop - 1], items[start:stop])
-
-    def draw(self, indices: I64, epochs: I64) -> OneByOne:
-        """Nothing is drawn before a batch is laid out; every epoch has the same sequences."""
-        starts, stops = self.targets.starts[indices], self.targets.stops[indices]
-        items, targets = np.minimum(stops - 1, self.max_length), stops - starts
-        return OneByOne(Sizes(items, targets, targets, items), lambda place: self.example(int(indices[place])))
-
-    def collate(self, examples: Sequence[SequenceExample], *, step: int) -> SequenceBatch:
-        """Lay out one batch, with step `step`'s negatives if the softmax is sampled; without examples, the dummy batch."""
-        batch = (
-            lay_out([example.items for example in examples], [example.targets for example in examples])
-            if examples
-            else dummy_batch()
-        )
-        return batch if self.negatives is None else batch.with_negatives(*self.negatives.draw(step))
-
-    def users(self, indices: I64) -> list[int]:
-        """Return the numbers of the users in these examples, each once, in the order of the data."""
-        return self.split.users_of(self.targets.rows[indices])
-
-    def check(self, *, max_tokens: int, top_h: int) -> None:
-        """Raises UserError for a split without targets, a micro-batch smaller than the longest sequence, or a top_h too large."""
-        if not len(self.targets):
-            raise UserError(
-                f"data.path: the split {self.split.name} has no target with an item before it; prepare data with longer sequences"
-            )
-        if max_tokens < self.max_length:
-            raise UserError(
-                f"train.max_tokens_per_micro_batch ({max_tokens}) is smaller than a sequence may be "
-                f"(task.sequential.max_length is {self.max_length}); raise it or lower task.sequential.max_length"
-            )
-        longest = int((self.split.offsets[1:] - self.split.offsets[:-1]).max()) - 1
-        if top_h > self.prepared.num_items - longest:
-            raise UserError(
-                f"task.sequential.top_h ({top_h}) is more than the longest history leaves: {self.prepared.num_items} "
-                f"items of the catalogue less {longest}; lower it"
-            )
 
 
 @dataclass(frozen=True)
@@ -149,10 +66,10 @@ class SequentialModelSaver:
         )
 
 
-def initial_module(shape: Shape, *, seed: int, items: Tensor | None) -> NextItem:
+def initial_module(shape: Shape, *, seed: int, items: Tensor | None, teacher_weight: float | None) -> NextItem:
     """The model with initial weights that are a function of the seed alone, except for item embeddings that are given.
 
-    items: (I, D), or None. The caller's generator is left as it was.
+    items: (I, D), or None. teacher_weight: as NextItem takes it. The caller's generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -160,7 +77,7 @@ def initial_module(shape: Shape, *, seed: int, items: Tensor | None) -> NextItem
     if items is not None:
         with torch.no_grad():
             model.item_embedding.weight.copy_(items)
-    return NextItem(model)
+    return NextItem(model, teacher_weight)
 
 
 def build_sequential_task(config: RunConfig, *, split: str = "train") -> Task:
@@ -196,7 +113,9 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Task:
         index_targets(rows, settings.max_length),
         shape.max_length,
         ItemSampler(num_sampled, train.seed, data.train_counts) if sampled else None,
+        _teacher(settings.distil, data, rows) if split == "train" else None,
     )
+    teacher_weight = None if settings.distil.lists is None else settings.distil.weight
     top_h = settings.top_h if split == "train" else 0
     examples.check(max_tokens=train.max_tokens_per_micro_batch, top_h=top_h)
     items = _initial_items(settings, data) if split == "train" else None
@@ -208,9 +127,10 @@ def build_sequential_task(config: RunConfig, *, split: str = "train") -> Task:
         sampler=sampler,
         data=examples,
         model=TaskModel(
-            build=lambda: initial_module(shape, seed=train.seed, items=items),
+            build=lambda: initial_module(shape, seed=train.seed, items=items, teacher_weight=teacher_weight),
             dtype=torch.float32,  # on every device
             width=shape.width,
+            metric_names=() if teacher_weight is None else TEACHER_METRICS,
             mean_over="tokens",  # an item is one token; the loss is in nats
         ),
         save=SequentialModelSaver(shape, examples, top_h),
@@ -226,6 +146,8 @@ def _notes(config: RunConfig, examples: SequenceExamples, sampler: GlobalBatchSa
         notes.append(f"the loss is an estimate from {num_sampled:,} sampled items of {num_items:,}, lower on average")
     elif num_sampled:
         notes.append(f"task.sequential.num_sampled ({num_sampled:,}) covers the catalogue: the softmax is the full one")
+    if examples.teacher is not None:
+        notes.append(f"the teacher has ranked items for {len(examples.teacher):,} of {examples.split.num_targets:,} targets")
     if unread := unread_keys(config):
         keys = ", ".join(unread)
         notes.append(f"WARNING: task.kind=sequential trains no language model, so these keys have no effect: {keys}")
@@ -237,3 +159,17 @@ def _initial_items(settings: SequentialConfig, data: PreparedData) -> Tensor | N
         return None
     folder = Path(settings.init_embeddings)
     return initial_items(folder, data_fingerprint=data.manifest.fingerprint, width=settings.width)
+
+
+def _teacher(settings: DistilConfig, data: PreparedData, split: SequenceSplit) -> SoftTargets | None:
+    """Raises UserError for keys that have no effect without a teacher's lists."""
+    if settings.lists is not None:
+        lists = read_lists(Path(settings.lists), data_fingerprint=data.manifest.fingerprint)
+        return SoftTargets(lists, split, settings.temperature)
+    for key in ("weight", "temperature"):
+        if getattr(settings, key) != DistilConfig.model_fields[key].default:
+            raise UserError(
+                f"task.sequential.distil.{key} ({getattr(settings, key)}) has no effect without task.sequential.distil.lists; remove "
+                "it, or train with `rec-dist distil`"
+            )
+    return None

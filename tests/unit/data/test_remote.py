@@ -306,7 +306,9 @@ def test_a_file_of_this_machine_is_checked_once_a_boot(
         read()
 
 
+@pytest.mark.parametrize("named", [False, True])
 def test_verify_reads_the_cache_too(
+    named: bool,
     server: S3Server,
     put: Callable[[], str],
     local: PreparedData,
@@ -315,15 +317,18 @@ def test_verify_reads_the_cache_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     prefix = put()
-    monkeypatch.setenv("REC_DIST_CACHE", str(tmp_path / "cache"))
-    split = PreparedData.open(server.uri(prefix)).split("train")
+    monkeypatch.setenv("REC_DIST_CACHE", str(tmp_path / ("other" if named else "cache")))
+    own = str(tmp_path / "cache") if named else None  # data.cache_dir
+    split = PreparedData.open(server.uri(prefix), cache=own).split("train")
     split.items_of(0)
     (path,) = (tmp_path / "cache").rglob(f"{local.manifest.splits['train'].shards[0].sha256}.arrow")
     flip(path)
-    assert main(["verify", server.uri(prefix)]) == 0
+    assert main(["verify", server.uri(prefix), *(["--cache-dir", own] if own else [])]) == 0
     said = capsys.readouterr().err
     assert f"WARNING: {path} has changed since it was written" in said and "removed from this node's cache" in said
     assert "data set whole" in said and not path.exists()
+    assert main(["verify", str(tmp_path), "--cache-dir", str(tmp_path)]) == 2
+    assert "--cache-dir" in capsys.readouterr().err
 
 
 def test_a_lock_that_is_never_released_is_named(

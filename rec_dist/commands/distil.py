@@ -1,0 +1,163 @@
+"""`rec-dist distil`: a finished run of any kind teaches a sequential recommender, which then ranks in its place in milliseconds.
+
+First the run ranks items after the history before training targets, in this process, as `rec-dist rank` does: in parts, so that
+the same command continues after a stop or a kill. Then the recommender trains with these lists, as by `rec-dist train`.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_dist.commands.rank import rank_to_parts
+from rec_dist.commands.rank_request import BEAM, MAX_CATALOGUE
+from rec_dist.commands.ranked_model import RankedModel, ranked_model
+from rec_dist.commands.train import check_train, train
+from rec_dist.config.load import ConfigLike, load_config
+from rec_dist.config.overrides import Overrides
+from rec_dist.config.paths import pinned
+from rec_dist.config.schema import RunConfig
+from rec_dist.data.artifacts.recommendations import RecordBatch
+from rec_dist.data.artifacts.scored_lists import LISTS_NAME, finish_lists, finished_lists, list_batch
+from rec_dist.data.artifacts.teacher import TopItems
+from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import PopularityScorer
+from rec_dist.methods.registry import method_of
+from rec_dist.methods.sequential.config import DistilConfig, SequentialConfig
+from rec_dist.methods.sequential.method import SEQUENTIAL
+from rec_dist.ranking.choice import SearchSettings
+from rec_dist.ranking.prefixes import TrainingPrefixes
+from rec_dist.ranking.rank import Counts, Ranked, Wanted, rank_users
+from rec_dist.ranking.search import SearchScorer
+from rec_dist.ranking.unfinished import is_done, parts_folder, unfinished
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.storage.disk import writing
+from rec_dist.storage.files import make_folder
+from rec_dist.storage.outputs import check_output
+
+logger = logging.getLogger(__name__)
+
+_KEY = "task.sequential.distil.lists"
+TOP_K = 50
+
+
+@dataclass(frozen=True)
+class DistilOptions:
+    """top_k: items of a list. max_targets: the most training targets that the teacher ranks items for, the last of each user
+    first; None: all."""
+
+    top_k: int = TOP_K
+    max_targets: int | None = None
+
+
+def distil(
+    run_dir: Path, into: ConfigLike, overrides: Overrides = (), *, options: DistilOptions | None = None, progress: bool = True
+) -> RunDirectory:
+    """Makes the lists of the finished run `run_dir`, unless they are there, and trains `into` with them.
+
+    into: a configuration of task.kind=sequential; overrides are of it. Lists go into task.sequential.distil.lists, by default
+    a folder beside train.run_dir; several students may share one. Raises UserError before anything is computed.
+    """
+    options = options or DistilOptions()
+    for name, value in (("top-k", options.top_k), ("max-targets", options.max_targets)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} ({value}) must be a whole number from 1 on")
+    config = _student(into, overrides)
+    lists = config.task.section(SequentialConfig).distil.lists
+    assert lists is not None
+    _check_student(config)
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote")
+    model = ranked_model(run_dir, {"data.path": config.data.path})
+    make_lists(model, Path(lists), options, exclude_seen=config.evaluate.exclude_seen, progress=progress)
+    return train(config, progress=progress)
+
+
+def _student(into: ConfigLike, overrides: Overrides) -> RunConfig:
+    config = load_config(into, overrides)
+    if method_of(config) is not SEQUENTIAL:
+        raise UserError(
+            f"--into has task.kind={config.task.kind}, and a student is a sequential recommender; give a CONFIG of "
+            "task.kind=sequential, such as sequential-ml-100k:sasrec"
+        )
+    if config.task.section(SequentialConfig).distil.lists is None:
+        config = load_config(config, {_KEY: f"{config.train.run_dir.rstrip('/')}-lists"})
+    return pinned(config)
+
+
+def _check_student(config: RunConfig) -> None:
+    """Raises UserError for what training would refuse, before a teacher works for hours. The lists may not be there yet."""
+    settings, (name, _) = config.task.section(SequentialConfig).model_copy(update={"distil": DistilConfig()}), SEQUENTIAL.section
+    alone = config.model_copy(update={"task": config.task.model_copy(update={name: settings})})
+    check_output(Path(config.train.run_dir), "train.run_dir", folder=True, may_exist=True)
+    check_train(alone)
+
+
+def make_lists(model: RankedModel, folder: Path, options: DistilOptions, *, exclude_seen: bool, progress: bool = True) -> None:
+    """Writes the lists into `folder`, unless they are there. Raises UserError for a folder with those of another teacher."""
+    check_output(folder, _KEY, folder=True, may_exist=True)
+    targets, num_items = TrainingPrefixes(model.data, options.max_targets), model.data.num_items
+    searches = model.takes_new_items and not model.config.evaluate.corrects  # a language model that scores titles
+    if model.slow and not searches:
+        _check_work(num_items)
+    search = SearchSettings(exact=True, beam=BEAM, max_rows=None) if searches else None
+    pool = np.arange(num_items, dtype=np.int32)
+    wanted = Wanted(pool, num_items, options.top_k, exclude_seen, search=search)
+    inputs = {
+        **model.identity,
+        "targets": targets.identity,
+        "top_k": options.top_k,
+        "exclude_seen": exclude_seen,
+        "block": wanted.block_size(slow=model.slow),
+    }
+    if finished_lists(folder, inputs=inputs):
+        logger.info(f"{folder} holds the lists already")
+        return
+    make_folder(folder)
+    output = folder / LISTS_NAME
+    if output.is_file() and not parts_folder(output).exists():
+        output.unlink()  # without teacher.json nobody knows whose lists they are: a command was killed just before it wrote that
+    if not is_done(output, inputs, _KEY):
+        _rank(model, targets, wanted, output, inputs, progress)
+    finish_lists(folder, rows=targets.total, data_fingerprint=model.data.manifest.fingerprint, inputs=inputs)
+    logger.info(f"lists of {options.top_k} items for {targets.total:,} training targets in {folder}")
+
+
+def _check_work(num_items: int) -> None:
+    """Raises UserError for more titles than a language model should score one by one."""
+    if num_items > MAX_CATALOGUE:
+        raise UserError(
+            f"this teacher would score {num_items:,} titles for each target, more than {MAX_CATALOGUE:,}; give an ensemble with "
+            "task.ensemble.rerank, whose language model scores the titles of the items that its other members retrieve"
+        )
+
+
+def _rank(
+    model: RankedModel, targets: TrainingPrefixes, wanted: Wanted, output: Path, inputs: dict[str, Any], progress: bool
+) -> None:
+    popularity, size = PopularityScorer(model.data.train_counts), inputs["block"]
+
+    def blocks(start: int) -> Iterator[tuple[RecordBatch, Counts]]:
+        with model.scorer() as scorer:
+            chosen = wanted
+            if wanted.search is not None and not isinstance(scorer, SearchScorer):  # the method has a score of its own
+                _check_work(wanted.num_items)
+                chosen = replace(wanted, search=None)
+            for ranked in rank_users(targets, scorer, popularity, chosen, size=size, start=start):
+                yield _batch(ranked, targets, start, wanted.top_k), ranked.counts
+                start += len(ranked.users)
+
+    with unfinished(output, inputs, _KEY) as parts, writing(output):
+        rank_to_parts(blocks, targets.total, parts, progress, model.config.cluster.hang_seconds)
+
+
+def _batch(ranked: Ranked, targets: TrainingPrefixes, start: int, top_k: int) -> RecordBatch:
+    """The lists of a block of targets, of which number `start` is the first. Shorter lists end with -1."""
+    num = len(ranked.users)
+    items = np.full((num, top_k), -1, dtype=np.int32)
+    scores = np.zeros((num, top_k), dtype=np.float32)
+    items[ranked.user, ranked.rank - 1], scores[ranked.user, ranked.rank - 1] = ranked.item, ranked.score
+    return list_batch(TopItems(targets.user_ids[start : start + num], targets.positions[start : start + num], items), scores)
