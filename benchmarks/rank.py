@@ -5,10 +5,11 @@
     python -m benchmarks.rank --markdown rank.json
 
 SASRec has the shape of the recipe sequential-ml-1m:sasrec (width 64, 2 blocks, 100 items) and random weights: what it costs does
-not depend on them. Neighbours are those of the users that the catalogue was prepared from, few of each item: what they cost is the
-row of the catalogue that each user's scores fill. A history has 10 to 200 items, drawn by Zipf's law. Each command is a process of its own: JSON lines in,
-Parquet out, ten items a user, none of them seen. "users/s" leaves out the start, by the difference between both numbers of users.
-"peak" is the largest resident memory of the process. Cost: about a minute on 2 idle cores with the default numbers of users.
+not depend on them. Neighbours are those of the users that the catalogue was prepared from, few of each item: what they cost is
+the row of the catalogue that each user's scores fill. A history has 10 to 200 items, drawn by Zipf's law. Each command is a
+process of its own: JSON lines in, Parquet out, ten items a user, none of them seen. "users/s" leaves out the start, by the
+difference between both numbers of users. "peak" is the largest resident memory of the process. Cost: about a minute on 2 idle
+cores with the default numbers of users.
 """
 
 import json
