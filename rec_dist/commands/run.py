@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rec_dist.commands.evaluate import base_results_dir
+from rec_dist.commands.target import base_results_dir
 from rec_dist.config.load import load_config, load_saved
 from rec_dist.config.paths import check_path
 from rec_dist.config.pipeline import Pipeline, Stage, load_pipeline

@@ -71,9 +71,15 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
                 "their difference says nothing about the models; pair evaluations of one protocol"
             )
     values = {name: metrics_per_question(prediction) for name, prediction in predictions.items()}
-    if missing := [metric for metric in metrics if metric not in values[first_name]]:
+    if missing := [metric for metric in metrics if all(metric not in each for each in values.values())]:
         raise UserError(
             f"pipeline.metrics names {missing[0]}, which is not measured; choose from {', '.join(values[first_name])}"
+        )
+    if lacking := [(metric, name) for metric in metrics for name, each in values.items() if metric not in each]:
+        metric, name = lacking[0]
+        raise UserError(
+            f"pipeline.metrics names {metric}, which {name} does not have, since evaluate.search=exact gives ranks up to "
+            f"{predictions[name].rank_limit} only; leave it out, or evaluate that one with evaluate.search=all"
         )
     rows = [
         ComparisonRow(
