@@ -90,9 +90,9 @@ def write_histories(path: Path, num_users: int, num_items: int) -> None:
                 file.write(json.dumps({"user_id": f"u{user:07d}", "history": names[end - length : end]}) + "\n")
 
 
-def measure(run: Path, histories: Path, output: Path) -> dict[str, float]:
-    """Wall seconds, CPU seconds and peak bytes of one command."""
-    command = [sys.executable, "-m", "rec_dist", "rank", str(run), "--histories", str(histories), "--out", str(output)]
+def measured(*words: str) -> dict[str, float]:
+    """Wall seconds, CPU seconds and peak bytes of one command, `rec-dist WORDS`."""
+    command = [sys.executable, "-m", "rec_dist", *words]
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -115,7 +115,8 @@ def run_all(models: Sequence[str], catalogues: Sequence[int], users: Sequence[in
             for num_users in users:
                 histories, output = folder / f"{num_users}.jsonl", folder / f"{num_users}.parquet"
                 write_histories(histories, num_users, num_items)
-                rows.append({"model": model, "items": num_items, "users": num_users, **measure(run, histories, output)})
+                words = ("rank", str(run), "--histories", str(histories), "--out", str(output))
+                rows.append({"model": model, "items": num_items, "users": num_users, **measured(*words)})
                 print(rows[-1], file=sys.stderr, flush=True)
                 histories.unlink()
                 output.unlink()
