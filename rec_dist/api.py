@@ -150,7 +150,7 @@ def rank(
     out: str | Path | None = None,
     progress: bool = False,
 ) -> Any:
-    """The best items for each user, in blocks of users.
+    """The best items for each user, in blocks of users. progress: as in train.
 
     Args:
         run: A Run or its directory, or a configuration for its base model, or with evaluate.ranker=popularity for that order.
@@ -170,7 +170,6 @@ def rank(
         beam, max_rows: Of a search: the nodes that a step keeps (20), and after how many rows of the model it stops.
         launcher: "local": this process. "ray": the workers that the section cluster describes, with the same result.
         out: A file (.parquet, .arrow or .jsonl) to write, which must not exist. A call that was stopped continues.
-        progress: As in train.
 
     Returns:
         Without `out` a pyarrow.Table with the columns user_id, rank (from 1), item_id, title, score and fallback, and further

@@ -59,6 +59,8 @@ def ranked_on_ray(load: Load, blocks: Iterable[TravellingUsers], cluster: Cluste
     size = size_workers(cluster, ray_cluster.nodes(asked=False))
     share = {"num_gpus": 1} if size.use_gpu else {"num_cpus": size.cpus}
     tables = [ray.put(table_of_users(block)) for block in blocks]
+    if not tables:
+        return
     rows = data.from_arrow_refs(tables).map_batches(
         _Actor,
         fn_constructor_args=(load, "cuda:0" if size.use_gpu else "cpu"),
