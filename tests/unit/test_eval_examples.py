@@ -30,7 +30,7 @@ def with_targets(data: PreparedData, choose: Callable[[int], int]) -> list[EvalE
         for row in range(len(split))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        return examples(write_prepared(Path(folder) / "data", {"test": rows}, data.titles))
+        return list(examples(write_prepared(Path(folder) / "data", {"test": rows}, data.titles)))
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])

@@ -1,6 +1,5 @@
 """Blocks of users as Arrow tables, and their recommendations as bytes: how they travel to other processes and back."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +45,7 @@ def users_of_table(table: Any) -> TravellingUsers:
     return TravellingUsers(number, unknown, table["user"].to_pylist(), known, candidates)
 
 
-def _lists(column: Any) -> Sequence[Any]:
+def _lists(column: Any) -> list[Any]:
     return [None if row.values is None else row.values.to_numpy(zero_copy_only=False).astype(np.int32) for row in column]
 
 
