@@ -7,7 +7,7 @@ several threads wait for one another. Messages go through `logging` (loggers nam
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, overload
+from typing import Any, Literal, TypedDict, overload
 
 from rec_dist.auditing.audit import Audit
 from rec_dist.commands import audit as audit_command
@@ -146,10 +146,11 @@ def rank(
     score: Score | None = None,
     beam: int | None = None,
     max_rows: int | None = None,
+    launcher: Literal["local", "ray"] = "local",
     out: str | Path | None = None,
     progress: bool = False,
 ) -> Any:
-    """The best items for each user, in blocks of users.
+    """The best items for each user, in blocks of users. progress: as in train.
 
     Args:
         run: A Run or its directory, or a configuration for its base model, or with evaluate.ranker=popularity for that order.
@@ -167,8 +168,8 @@ def rank(
         search: For a language model: "all" scores every title; "exact" finds the same list from fewer; "beam" stops early.
         score: "raw" or "trie": a title's log-probability over the vocabulary, or over what titles go on with. None: as evaluate.
         beam, max_rows: Of a search: the nodes that a step keeps (20), and after how many rows of the model it stops.
+        launcher: "local": this process. "ray": the workers that the section cluster describes, with the same result.
         out: A file (.parquet, .arrow or .jsonl) to write, which must not exist. A call that was stopped continues.
-        progress: As in train.
 
     Returns:
         Without `out` a pyarrow.Table with the columns user_id, rank (from 1), item_id, title, score and fallback, and further
@@ -181,7 +182,7 @@ def rank(
     """
     files = {"histories": histories, "allow": allow, "deny": deny, "candidates": candidates, "items": items}
     limits: dict[str, Any] = {"split": split, "top_k": top_k, "exclude_seen": exclude_seen, "max_catalogue": max_catalogue}
-    searching: dict[str, Any] = {"search": search, "score": score, "beam": beam, "max_rows": max_rows}
+    searching: dict[str, Any] = {"search": search, "score": score, "beam": beam, "max_rows": max_rows, "launcher": launcher}
     options = RankOptions(**{name: _path(value) for name, value in files.items()}, **limits, **searching)
     target: ConfigLike = run.path if isinstance(run, Run) else run
     output, batches = None if out is None else expanded(out).absolute(), list[RecordBatch]()

@@ -34,6 +34,8 @@ PLACES = {
         "rec_dist.launch.ray_metrics",
         "rec_dist.launch.prepare_on_ray",
         "rec_dist.launch.embed_on_ray",
+        "rec_dist.launch.rank_on_ray",
+        "rec_dist.launch.ray_data",
         "rec_dist.launch.dtype_on_ray",
         "rec_dist.launch.replicas_on_ray",
         "rec_dist.submit.ray_job",

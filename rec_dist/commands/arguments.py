@@ -144,6 +144,8 @@ def _add_rank(command: argparse.ArgumentParser) -> None:
     add("--score", choices=("raw", "trie"), help=meaning)
     add("--beam", type=int, metavar="N", help="--search: nodes of the trie of titles that a step of the beam keeps (20)")
     add("--max-rows", type=int, metavar="N", help="--search: stop a user's search after so many rows of the model")
+    meaning = "local: this process (default). ray: the workers that the section cluster describes"
+    add("--launcher", choices=("local", "ray"), default="local", help=meaning)
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:

@@ -88,7 +88,7 @@ def _of_run(target: Path, overrides: Overrides, stack: ExitStack) -> Subject:
 
 def _subject(config: RunConfig, data: PreparedData, model: AuditedModel | None) -> Subject:
     settings = config.evaluate
-    examples = eval_examples_of(config, data)
+    examples = list(eval_examples_of(config, data))  # every check reads them
     split = None if settings.questions is not None else settings.split
     source = f"the {split} split of {data.location}" if settings.questions is None else settings.questions
     ranks_all = settings.num_candidates == "all" and not examples[0].given

@@ -126,6 +126,7 @@ def _rank(parsed: argparse.Namespace) -> int:
         score=parsed.score,
         beam=parsed.beam,
         max_rows=parsed.max_rows,
+        launcher=parsed.launcher,
         **{name: None if file is None else _local(file, f"--{name}") for name, file in files.items()},
     )
     output = None if parsed.out is None else _local(parsed.out, "--out").absolute()

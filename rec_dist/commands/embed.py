@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rec_dist.commands.dtype import dtype_in, settle_dtype
-from rec_dist.commands.evaluate import finished_run
 from rec_dist.commands.progress import watching
-from rec_dist.config.load import load_config
-from rec_dist.config.paths import absolute, pinned
+from rec_dist.commands.target import read_target
+from rec_dist.config.paths import absolute
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.data.artifacts.embeddings import EMBEDDED_NAME, check_files, holds_other_files, read_manifest, sweep
 from rec_dist.errors import UserError
@@ -71,17 +70,13 @@ def embed(target: Path, folder: Path, overrides: Sequence[str]) -> dict[str, Any
 
 
 def _job(target: Path, folder: Path, overrides: Sequence[str]) -> EmbedJob:
-    if target.is_dir():
-        config, run = finished_run(target, overrides)
-        saved: Path | None = run.model
-    else:
-        config, saved = pinned(load_config(target, overrides)), None
+    config, run = read_target(target, overrides)
     check_workers_find(config)
     manifest = read_manifest(folder)
     config, lines = settle_dtype(config, dtype_in({"model": manifest["inputs"]}) if manifest is not None else None)
     for line in lines:
         logger.info(line)
-    return method_of(config).ranker.embed(config, folder, saved)
+    return method_of(config).ranker.embed(config, folder, None if run is None else run.model)
 
 
 def _finished(folder: Path, prompts: ItemPrompts) -> dict[str, Any] | None:

@@ -6,30 +6,29 @@ An evaluation that is there already is kept.
 import json
 import logging
 import time
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from rec_dist.commands.dtype import difference, saved_dtype, settle_dtype
 from rec_dist.commands.progress import logging_lines, watching
+from rec_dist.commands.target import Target, base_results_dir, open_target
 from rec_dist.commands.train import describe
-from rec_dist.config.load import ConfigLike, load_config, load_saved
+from rec_dist.config.load import ConfigLike
 from rec_dist.config.overrides import Overrides
-from rec_dist.config.paths import absolute, pinned
 from rec_dist.config.references import recorded
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME, Predictions, writing_predictions
-from rec_dist.data.dataset.prepared_data import PreparedData, open_data
+from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import PopularityScorer
-from rec_dist.evaluation.examples import EvalExample
-from rec_dist.evaluation.measure import predictions_in_blocks, score_in_blocks, summarize, summarize_parts
+from rec_dist.evaluation.examples import EvalExamples
+from rec_dist.evaluation.measure import predictions_in_blocks, ranked_in_blocks, score_in_blocks, summarize, summarize_parts
 from rec_dist.evaluation.questions import QuestionFile
 from rec_dist.launch.workers import launch
 from rec_dist.methods.eval_examples import eval_examples_of, question_file
-from rec_dist.methods.initial_weights import InitialWeights
-from rec_dist.methods.method import Evaluation, Launch, ScoreStream
+from rec_dist.methods.method import Evaluation, Launch
 from rec_dist.methods.registry import check_workers_find, method_of
+from rec_dist.methods.searched_ranks import RANK_LIMIT, check_search, searched_ranks
 from rec_dist.report.table import ComparisonRow, seen_of
 from rec_dist.report.text_table import text_table
 from rec_dist.runtime.run_directory import RunDirectory
@@ -47,18 +46,18 @@ def evaluate(
     """Ranks on a split, writes predictions.arrow and a row of metrics.jsonl, and returns that row.
 
     target: a finished run directory, or a configuration for its base model (evaluate.ranker=popularity: for that baseline).
-    Keeps an evaluation that is there already, with the same examples and the same model.
+    Keeps an evaluation that is there already, with the same examples and the same model. Questions are made, scored and written in
+    blocks: a few numbers of each are held.
     progress: shows it on standard error; else the lines of its log go to `logging`. owns_process: as launch takes it.
     """
-    config, run, initial, saved = _evaluation_target(target, overrides)
-    own = run.model == saved  # else the results lie apart from the run that trained, or no run did
-    config = _with_dtype(config, run, saved)
-    data = open_data(config.data)
-    if saved is not None:
-        method_of(config).ranker.check(saved, data)
-        _check_own_results(data, saved, run)
-    check_corrections(config, saved)
+    named = open_target(target, overrides)
+    config, data, initial = named.config, named.data, named.initial
+    run = _results(named)
     asked, examples = question_file(config), eval_examples_of(config, data)
+    evaluation = Evaluation(config, data, examples, initial, named.saved, run)
+    if config.evaluate.search == "exact":
+        check_search(evaluation)
+    own = run.model == named.saved  # else the results lie apart from the run that trained, or no run did
     with run.locked() if own else run.claimed(*recorded(config)):
         prints = initial.fingerprints()
         if not own:
@@ -71,9 +70,10 @@ def evaluate(
             began = time.perf_counter()
             launcher = partial(launch, owns_process=owns_process)
             with watching(run, hang_seconds=config.cluster.hang_seconds) if progress else logging_lines(run):
-                scores, cost = _score(Evaluation(config, data, examples, initial, saved, run), launcher)
-                with writing_predictions(run.path / PREDICTIONS_NAME) as add:
-                    for block in predictions_in_blocks(examples, scores, data.train_counts):
+                blocks, cost = _predictions(evaluation, launcher)
+                limit = RANK_LIMIT if config.evaluate.search == "exact" else None
+                with writing_predictions(run.path / PREDICTIONS_NAME, rank_limit=limit) as add:
+                    for block in blocks:
                         add(block)
                     if question_file(config) != asked:
                         raise UserError(
@@ -102,13 +102,15 @@ def _dtype_of(config: RunConfig) -> dict[str, str]:
     return {"dtype": config.model.dtype} if language_model else {}
 
 
-def _protocol(config: RunConfig, asked: QuestionFile | None, examples: list[EvalExample]) -> dict[str, Any]:
+def _protocol(config: RunConfig, asked: QuestionFile | None, examples: EvalExamples) -> dict[str, Any]:
     """What was asked, for the row. num_candidates: "given" if the questions brought candidates of various numbers."""
     settings = config.evaluate
     if asked is None:
         source: dict[str, Any] = {"split": settings.split, "targets": settings.targets}
     else:
         source = {"questions": asked.path.name, "questions_fingerprint": asked.fingerprint}
+    if settings.search == "exact":
+        source |= {"search": "exact", "rank_limit": RANK_LIMIT}
     if not examples[0].given:
         return {**source, "num_candidates": settings.num_candidates, "exclude_seen": settings.exclude_seen}
     sizes = {len(example.candidates) for example in examples}
@@ -121,99 +123,45 @@ def table_of(row: dict[str, Any]) -> str:
     return text_table([ComparisonRow(row["name"], row["metrics"], **facts)])
 
 
-def _evaluation_target(target: ConfigLike, overrides: Overrides) -> tuple[RunConfig, RunDirectory, InitialWeights, Path | None]:
-    """(configuration, where results go, what to score with, the saved model's folder or None for a base model)."""
-    if isinstance(target, str | Path) and Path(target).is_dir():
-        config, run = finished_run(Path(target), overrides)
-        if config.evaluate.ranker != "model":
-            raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
-        own = config.evaluate.output_dir
-        results = run if own is None else _results(absolute(own))
-        return config, results, method_of(config).ranker.weights(config, run.model), run.model
-    config = pinned(load_config(target, overrides))
-    results = _results(base_results_dir(config))
-    if config.evaluate.ranker == "popularity":
-        return config, results, InitialWeights(Path()), None
-    return config, results, method_of(config).ranker.weights(config, None), None
-
-
-def _with_dtype(config: RunConfig, run: RunDirectory, saved: Path | None) -> RunConfig:
-    """The configuration without model.dtype=auto. Says how the dtype was chosen, and whether the run was trained in another."""
-    if config.evaluate.ranker != "model":
-        return config
-    trained = saved.parent if saved is not None else run.path
-    config, lines = settle_dtype(config, saved_dtype(trained))
-    if saved is not None:
-        lines += difference(config, trained, "the run")
-    for line in lines:
-        logger.info(line)
-    return config
-
-
-def _check_own_results(data: PreparedData, saved: Path, run: RunDirectory) -> None:
-    """Raises UserError for other data than the run was trained on, if the results would replace the run's own."""
+def _results(named: Target) -> RunDirectory:
+    """The folder of the results. Raises UserError if they cannot be written there, or would replace those of other data."""
+    settings, saved = named.config.evaluate, named.saved
+    if named.run is not None and settings.ranker != "model":
+        raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
+    if named.run is not None and settings.output_dir is None:
+        run = named.run
+    else:
+        folder = base_results_dir(named.config)
+        check_output(folder, "evaluate.output_dir", folder=True, may_exist=True)
+        run = RunDirectory(folder, key="evaluate.output_dir")
     trained_on = run.path / "inputs.json"
-    if run.model != saved or not trained_on.is_file():
-        return
-    if read_object(trained_on, "set evaluate.output_dir").get("data") != data.manifest.fingerprint:
-        raise UserError(
-            f"data.path ({data.location}) holds other data than {run.path} was trained on; set evaluate.output_dir to a folder for "
-            "these results, so that they do not replace the run's own"
-        )
+    if run.model == saved and trained_on.is_file():
+        data = read_object(trained_on, "set evaluate.output_dir").get("data")
+        if data != named.data.manifest.fingerprint:
+            raise UserError(
+                f"data.path ({named.data.location}) holds other data than {run.path} was trained on; set evaluate.output_dir to a "
+                "folder for these results, so that they do not replace the run's own"
+            )
+    return run
 
 
-def check_corrections(config: RunConfig, saved: Path | None) -> None:
-    """Raises UserError for a correction of scores that are no log-likelihoods of titles."""
-    settings, ranker = config.evaluate, method_of(config).ranker
-    if settings.ranker == "model" and settings.corrects and not (ranker.language_model and ranker.scores_titles(saved)):
-        raise UserError(
-            f"evaluate.title_prior and evaluate.length_power have no effect on task.kind={config.task.kind}, which scores no titles; "
-            "remove them"
-        )
-
-
-def _score(evaluation: Evaluation, launcher: Launch) -> tuple[ScoreStream, dict[str, Any]]:
-    """The scores of each example's candidates, and what they cost."""
-    config, examples = evaluation.config, evaluation.examples
-    if evaluation.saved is None and config.evaluate.ranker == "popularity":
-        return score_in_blocks(PopularityScorer(evaluation.data.train_counts), examples), {}
+def _predictions(evaluation: Evaluation, launcher: Launch) -> tuple[Iterator[Predictions], dict[str, Any]]:
+    """What is kept of each question, block by block, and what it cost, which is complete after the last block."""
+    config, examples, counts = evaluation.config, evaluation.examples, evaluation.data.train_counts
+    if config.evaluate.ranker == "popularity":
+        return predictions_in_blocks(examples, score_in_blocks(PopularityScorer(counts), examples), counts), {}
     check_workers_find(config)
     evaluation.initial.check_model()
-    return method_of(config).ranker.score(evaluation, launcher)
-
-
-def _results(folder: Path) -> RunDirectory:
-    """A folder for results apart from the run that trained. Raises UserError when they cannot be written there."""
-    check_output(folder, "evaluate.output_dir", folder=True, may_exist=True)
-    return RunDirectory(folder, key="evaluate.output_dir")
-
-
-def finished_run(target: Path, overrides: Overrides) -> tuple[RunConfig, RunDirectory]:
-    """The run in the folder `target`, with its configuration changed by `overrides`.
-
-    Raises UserError when no run is there, or it has no model.
-    """
-    run = RunDirectory(absolute(str(target)))
-    if not run.config_path.is_file():
-        raise UserError(
-            f"{target} is no run directory (config.yaml is missing); give one that `rec-dist train` wrote, or a CONFIG"
-        )
-    config = pinned(load_saved(run.config_path, overrides))
-    if run.finished() is None:
-        raise UserError(f"{target} is not finished, so it has no model yet; run `rec-dist train` on it to the end")
-    if not any(run.model.glob("*.safetensors")):
-        raise UserError(f"{run.model} holds no weights; remove finished.json and run `rec-dist train` again, to the same end")
-    return config, run
-
-
-def base_results_dir(config: RunConfig) -> Path:
-    """Where the evaluation of a configuration (of its base model, or of a baseline) goes."""
-    suffix = "popularity" if config.evaluate.ranker == "popularity" else "base"
-    return absolute(config.evaluate.output_dir or f"{config.train.run_dir}-{suffix}")
+    if config.evaluate.search == "exact":
+        ranks, cost = searched_ranks(evaluation, launcher)
+        return ranked_in_blocks(examples, ranks, counts, limit=RANK_LIMIT), cost
+    scores, cost = method_of(config).ranker.score(evaluation, launcher)
+    return predictions_in_blocks(examples, scores, counts), cost
 
 
 def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None], asked: QuestionFile | None) -> str:
-    settings = config.evaluate.model_dump(exclude={"output_dir", "questions"})
+    searched = {"search"} if config.evaluate.search == "all" else set[str]()
+    settings = config.evaluate.model_dump(exclude={"output_dir", "questions", *searched})
     if asked is not None:
         settings["questions"] = asked.fingerprint
     weights, own = list(prints.values()), method_of(config).section

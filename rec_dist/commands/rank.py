@@ -1,5 +1,5 @@
 """`rec-dist rank`: the best items for each user, with a finished run, a base model or popularity. Users are read, scored and
-written in blocks, so memory does not grow with their number. The scorer runs in this process.
+written in blocks, so memory does not grow with their number. The scorer runs in this process, or on the workers of a Ray cluster.
 """
 
 import logging
@@ -7,19 +7,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rec_dist.commands.progress import logging_lines, watching
-from rec_dist.commands.rank_request import RankOptions, RankRequest, check_options, read_request, with_new_items
-from rec_dist.commands.ranked_model import RankedModel, ranked_model
+from rec_dist.commands.rank_request import RankOptions, RankRequest, check_options, read_request
+from rec_dist.commands.ranked_model import ElsewhereModel, RankedModel, ranked_model, with_new_items
 from rec_dist.config.load import ConfigLike
 from rec_dist.config.overrides import Overrides
 from rec_dist.data.artifacts.recommendations import ItemColumns, RecordBatch
+from rec_dist.data.artifacts.user_blocks import TravellingUsers
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer, PopularityScorer
-from rec_dist.ranking.rank import Counts, rank_users
-from rec_dist.ranking.search import SearchScorer
+from rec_dist.methods.registry import check_workers_find
+from rec_dist.ranking.candidates import GivenLists
+from rec_dist.ranking.rank import Counts, Ranked, Wanted, rank_block, rank_users
+from rec_dist.ranking.search import Score, SearchScorer
 from rec_dist.ranking.unfinished import Unfinished, is_done, unfinished
+from rec_dist.ranking.users import UserBlock
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.disk import writing
 
@@ -63,24 +69,61 @@ def rank(
 
 
 def _blocks(model: RankedModel, request: RankRequest, start: int) -> Iterator[tuple[RecordBatch, Counts]]:
-    columns, popularity = ItemColumns(model.data.raw_items, model.data.titles), PopularityScorer(model.data.train_counts)
-    with model.scorer() as loaded:
-        scorer = _asked_for(loaded, request)
-        for ranked in rank_users(request.users, scorer, popularity, request.wanted, size=request.size, start=start):
-            rows = (ranked.users, ranked.user, ranked.rank, ranked.item, ranked.score, ranked.fallback, ranked.more)
-            yield columns.batch(*rows), ranked.counts
+    """The lists of each block of users from user `start` on."""
+    if request.launcher == "local":
+        columns, popularity = ItemColumns(model.data.raw_items, model.data.titles), PopularityScorer(model.data.train_counts)
+        with model.scorer() as loaded:
+            scorer = _asked_for(loaded, request.score, request.wanted)
+            for ranked in rank_users(request.users, scorer, popularity, request.wanted, size=request.size, start=start):
+                yield _batch(columns, ranked), ranked.counts
+        return
+    from rec_dist.launch.rank_on_ray import ranked_on_ray
+
+    check_workers_find(model.config)
+    lists, wanted = request.wanted.candidates, replace(request.wanted, candidates=None)
+    blocks = (
+        TravellingUsers(
+            number, each.unknown, each.users, each.histories, lists.of(each.users) if lists else [None] * len(each.users)
+        )
+        for number, each in enumerate(request.users.blocks(request.size, start))
+    )
+    load = partial(_in_worker, model.elsewhere, wanted, request.score, lists is not None)
+    yield from ranked_on_ray(load, blocks, model.config.cluster)
 
 
-def _asked_for(scorer: CandidateScorer, request: RankRequest) -> CandidateScorer:
-    """The scorer with the score that the request names. Raises UserError if it has no such score, or cannot search."""
-    if request.score is None and request.wanted.search is None:
+@contextmanager
+def _in_worker(
+    model: ElsewhereModel, wanted: Wanted, score: Score | None, listed: bool, device: str
+) -> Iterator[Callable[[TravellingUsers], tuple[RecordBatch, Counts]]]:
+    """In a worker of Ray: what ranks a block. listed: whether users bring their candidates."""
+    data, scoring = model.load(device)
+    columns, popularity = ItemColumns(data.raw_items, data.titles), PopularityScorer(data.train_counts)
+    with scoring as loaded:
+        scorer = _asked_for(loaded, score, wanted)
+
+        def rank_one(block: TravellingUsers) -> tuple[RecordBatch, Counts]:
+            lists = GivenLists(block.users, block.candidates) if listed else None
+            users = UserBlock(block.users, block.histories, block.unknown)
+            ranked = rank_block(users, lists, scorer, popularity, wanted)
+            return _batch(columns, ranked), ranked.counts
+
+        yield rank_one
+
+
+def _batch(columns: ItemColumns, ranked: Ranked) -> RecordBatch:
+    return columns.batch(ranked.users, ranked.user, ranked.rank, ranked.item, ranked.score, ranked.fallback, ranked.more)
+
+
+def _asked_for(scorer: CandidateScorer, score: Score | None, wanted: Wanted) -> CandidateScorer:
+    """The scorer with the score that was asked for. Raises UserError if it has no such score, or cannot search."""
+    if score is None and wanted.search is None:
         return scorer
     if not isinstance(scorer, SearchScorer):
         raise UserError(
             "--search and --score need a scorer that searches titles, and this run's ranker has one of its own that does not; leave "
             "them out"
         )
-    return scorer if request.score is None else scorer.scoring_by(request.score)
+    return scorer if score is None else scorer.scoring_by(score)
 
 
 def rank_to_parts(blocks: Blocks, total: int, parts: Unfinished, progress: bool, hang_seconds: float) -> Counts:

@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args
 
 from rec_dist.commands.ranked_model import RankedModel
 from rec_dist.data.artifacts.recommendations import OUTPUT_SUFFIXES
-from rec_dist.data.sources.listings import Listing, as_names, as_text, place_of, read_listings, read_titles
-from rec_dist.data.sources.text import Cleaning
+from rec_dist.data.sources.listings import Listing, as_names, as_text, read_listings
 from rec_dist.errors import UserError
 from rec_dist.ranking.candidates import CandidateLists
 from rec_dist.ranking.catalogue import ItemNames, item_pool, read_names
@@ -36,7 +35,7 @@ class RankOptions:
 
     histories None: the run's own users, with whole histories, or (split) with those that evaluation asks about. search: all, to
     score every item, or a search of the titles (ranking.search.Search.top_k) with beam (BEAM) and max_rows. score None: what
-    evaluate scores by. items: new items by their ids, with titles.
+    evaluate scores by. items: new items by their ids, with titles. launcher: this process, or the workers of a Ray cluster.
     """
 
     histories: Path | Mapping[Any, Any] | Sequence[Any] | None = None
@@ -52,26 +51,31 @@ class RankOptions:
     score: Score | None = None
     beam: int | None = None
     max_rows: int | None = None
+    launcher: Literal["local", "ray"] = "local"
 
 
 @dataclass(frozen=True)
 class RankRequest:
     """What is asked for: users, what their lists may hold, and what tells this from another request. size: users of a block.
 
-    score: as in RankOptions.
+    score, launcher: as in RankOptions.
     """
 
     users: Users
     wanted: Wanted
     score: Score | None
+    launcher: str
     size: int
     identity: dict[str, Any]
 
 
 def check_options(options: RankOptions, output: Path | None) -> None:
     """Raises UserError for options that contradict each other, and for an output that cannot be written."""
-    if type(options.top_k) is not int or options.top_k < 1:
-        raise UserError(f"--top-k ({options.top_k}) must be a whole number from 1 on")
+    for name, number in (("top-k", options.top_k), ("max-catalogue", options.max_catalogue)):
+        if type(number) is not int or number < 1:
+            raise UserError(f"--{name} ({number}) must be a whole number from 1 on")
+    if options.launcher not in ("local", "ray"):
+        raise UserError(f"--launcher ({options.launcher}) must be local or ray")
     if options.split not in (None, "valid", "test"):
         raise UserError(f"--split ({options.split}) must be valid or test; leave it out for whole histories")
     if options.split is not None and options.histories is not None:
@@ -131,7 +135,7 @@ def read_request(model: RankedModel, options: RankOptions, stack: ExitStack) -> 
         "score": options.score,
         "block": size,
     }
-    return RankRequest(users, wanted, options.score, size, identity)
+    return RankRequest(users, wanted, options.score, options.launcher, size, identity)
 
 
 def _check_work(model: RankedModel, options: RankOptions, items: int) -> None:
@@ -152,49 +156,6 @@ def _check_work(model: RankedModel, options: RankOptions, items: int) -> None:
             "give --search exact, --candidates FILE with the users' candidates, --allow FILE with fewer items, or a larger "
             "--max-catalogue"
         )
-
-
-def with_new_items(model: RankedModel, items: Path | Mapping[Any, Any] | None) -> RankedModel:
-    """The model with the items of a file, or of a mapping of ids to titles, behind its own. Titles are cleaned as in its data set.
-
-    Raises UserError for a model that does not read titles, and for an item that is there already or has no title.
-    """
-    if items is None:
-        return model
-    if not model.takes_new_items:
-        raise UserError(
-            "--items gives titles of new items, and this run can only rank the items of its data set; leave it out, or rank with the "
-            "run of a language model that scores titles"
-        )
-    cleaning = Cleaning("titles of --items", bool(model.data.manifest.settings.get("clean_text", True)))
-    known, ids, titles = set(model.data.raw_items), list[str](), list[str]()
-    for place, item, title in _new_items(items):
-        if item in known:
-            raise UserError(
-                f"{place}: the item {item!r} is in the data set already, or occurs twice; give each new item its own id"
-            )
-        title = " ".join(cleaning(title).split())
-        if not title:
-            raise UserError(f"{place}: the item {item!r} has an empty title, which cannot be scored; give it one")
-        known.add(item)
-        ids.append(item)
-        titles.append(title)
-    for note in cleaning.notes():
-        logger.info(note)
-    return model.with_items(ids, titles)
-
-
-def _new_items(items: Path | Mapping[Any, Any]) -> Iterator[tuple[str, str, str]]:
-    """(its place for messages, item, title) of each new item."""
-    if isinstance(items, Path):
-        for row, item, title in read_titles(items, "--items"):
-            yield place_of(items, row), item, title
-        return
-    if not isinstance(items, Mapping):
-        raise UserError(f"items is of type {type(items).__name__}; give a path, or a mapping of new ids to titles")
-    for item, title in items.items():
-        place = f"items[{item!r}]"
-        yield place, as_text(item, place), as_text(title, place)
 
 
 def _names(listed: Path | Sequence[str] | None, key: str) -> Sequence[str] | None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from rec_dist.commands.evaluate import base_results_dir
 from rec_dist.commands.stages import stages_forked
+from rec_dist.commands.target import base_results_dir
 from rec_dist.config.load import load_config, load_saved
 from rec_dist.config.paths import check_path
 from rec_dist.config.pipeline import Pipeline, Stage, load_pipeline

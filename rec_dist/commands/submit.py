@@ -13,7 +13,7 @@ from typing import Literal
 
 from rec_dist.checkpoint.remote_fetch import KEY, refuse_other
 from rec_dist.checkpoint.remote_files import FINISHED
-from rec_dist.commands.evaluate import finished_run
+from rec_dist.commands.target import finished_run
 from rec_dist.commands.train import check_train
 from rec_dist.config.load import load_config
 from rec_dist.config.overrides import is_override

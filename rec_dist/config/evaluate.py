@@ -25,6 +25,11 @@ class EvaluateConfig(Section):
     num_candidates: int | Literal["all"] = Field(
         20, description="Candidates: one target, and the rest drawn by hash. all: the whole catalogue."
     )
+    search: Literal["all", "exact"] = Field(
+        "all",
+        description="Language models with num_candidates=all. all: score every title. exact: search the titles for the target's "
+        "rank, exact up to 100; without mrr and auc.",
+    )
     exclude_seen: bool = Field(
         True, description="Leave the items of the history out of the candidates. The target itself always stays among them."
     )

@@ -2,15 +2,19 @@
 
 By default there is one target per user: the last item of the row, with everything before it as history. Candidates are drawn by a
 hash of (seed, user, position), never of the target, so all models of a comparison get the same ones.
+
+N examples. They are made when they are asked for: 24 bytes of each are held, whatever the number of candidates.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.dataset.ragged import runs
 from rec_dist.data.sampling.negatives import draw_candidates
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
@@ -35,6 +39,34 @@ class EvalExample:
     given: bool = False
 
 
+class EvalExamples(Sequence[EvalExample]):
+    """N examples, each made by make(n) whenever it is asked for. users (N,): of each."""
+
+    def __init__(self, users: I64, make: Callable[[int], EvalExample]) -> None:
+        self.users, self._make = users, make
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __getitem__(self, number: Any) -> Any:
+        """One example. Raises IndexError beyond the last."""
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        return self._make(number % len(self))
+
+    def __iter__(self) -> Iterator[EvalExample]:
+        return map(self._make, range(len(self)))
+
+    def check_candidates(self, candidates: "Candidates", history_lengths: I64) -> "EvalExamples":
+        """Raises UserError if the catalogue has too few items for one of them. history_lengths (N,). Returns itself.
+
+        Makes only the examples whose history might leave too few.
+        """
+        for number in np.flatnonzero(history_lengths >= candidates.spare).tolist():
+            self[number]
+        return self
+
+
 @dataclass(frozen=True)
 class Candidates:
     """How candidates are chosen (evaluate.num_candidates, evaluate.exclude_seen).
@@ -51,6 +83,11 @@ class Candidates:
     def __post_init__(self) -> None:
         if self.num != "all" and self.num < 2:
             raise UserError(f"evaluate.num_candidates ({self.num}) must be 2 or more (the target and another), or all")
+
+    @property
+    def spare(self) -> int:
+        """A history of fewer items always leaves enough."""
+        return self.num_items - (1 if self.num == "all" else self.num - 1)
 
     @cached_property
     def _catalogue(self) -> I32:
@@ -69,7 +106,11 @@ class Candidates:
                 num=self.num,
                 num_items=self.num_items,
             )
-        candidates = np.setdiff1d(self._catalogue, seen[seen != target]) if len(seen) else self._catalogue
+        candidates = self._catalogue
+        if len(seen):
+            kept = np.ones(self.num_items, dtype=bool)
+            kept[seen], kept[target] = False, True
+            candidates = np.flatnonzero(kept).astype(np.int32)
         if len(candidates) < 2:
             raise UserError(
                 f"evaluate.num_candidates=all: user {user} has had all {self.num_items} items of the catalogue, so nothing "
@@ -87,8 +128,8 @@ def build_eval_examples(
     seed: int,
     exclude_seen: bool = True,
     targets: Literal["last", "all"] = "last",
-) -> list[EvalExample]:
-    """Builds the examples of a split in ascending (user, position) order.
+) -> EvalExamples:
+    """The examples of a split in ascending (user, position) order.
 
     targets: the last target of each row, or all of them, each after everything before it. Raises UserError for an empty split or
     too few items.
@@ -99,14 +140,19 @@ def build_eval_examples(
         raise UserError(
             f"evaluate.split ({split}) of {data.location} has no user; choose another split, or prepare data whose split has one"
         )
-    examples = []
-    for row in np.flatnonzero(np.isin(rows.user_ids, drawn_users(rows.user_ids, max_users, seed))).tolist():
-        items, user = rows.items_of(row), int(rows.user_ids[row])
-        first = len(items) - 1 if targets == "last" else int(rows.first_target[row])
-        for position in range(first, len(items)):
-            history, target = items[:position], int(items[position])
-            examples.append(EvalExample(user, position, target, history, candidates.of(user, position, target, history)))
-    return examples
+    asked = np.flatnonzero(np.isin(rows.user_ids, drawn_users(rows.user_ids, max_users, seed)))
+    lengths = np.diff(rows.offsets)[asked]
+    first = lengths - 1 if targets == "last" else rows.first_target[asked].astype(np.int64)
+    row_of = np.repeat(asked, lengths - first)  # (N,)
+    positions = runs(first, lengths - first)  # (N,)
+    users = rows.user_ids[row_of]
+
+    def make(number: int) -> EvalExample:
+        position, user, items = int(positions[number]), int(users[number]), rows.items_of(int(row_of[number]))
+        history, target = items[:position], int(items[position])
+        return EvalExample(user, position, target, history, candidates.of(user, position, target, history))
+
+    return EvalExamples(users, make).check_candidates(candidates, positions)
 
 
 def drawn_users(users: I64, max_users: int | None, seed: int) -> I64:

@@ -15,6 +15,7 @@ from rec_dist.evaluation.metrics import ranking_metrics, target_ranks
 from rec_dist.runtime.arrays import I32, I64
 
 CUTOFFS = (1, 5, 10)
+OF_ALL_RANKS = ("mrr", "auc")  # metrics that need the rank of a target wherever it is
 SHORT_HISTORY = 5  # items: as few as the k-core of most data sets leaves
 _MOST_EXAMPLES, _MOST_SCORES = 4096, 1 << 22  # of a block: 32 MiB of float64
 
@@ -65,23 +66,47 @@ def predictions_of(
 
     train_counts (I,): how often each item occurs in the train split.
     """
+    kept = [values.astype(np.float32) for values in scores]
+    return _rows(examples, ranks_of(examples, scores), kept, train_counts, None)
+
+
+def _rows(
+    examples: Sequence[EvalExample],
+    ranks: I32,
+    scores: Sequence[npt.NDArray[np.float32]],
+    train_counts: I64,
+    limit: int | None,
+) -> Predictions:
     targets = np.asarray([e.target for e in examples], dtype=np.int32)
     return Predictions(
         user_ids=np.asarray([e.user_id for e in examples], dtype=np.int64),
         positions=np.asarray([e.position for e in examples], dtype=np.int32),
         targets=targets,
-        ranks=ranks_of(examples, scores),
+        ranks=ranks,
         history_lengths=np.asarray([len(e.history) for e in examples], dtype=np.int32),
         train_counts=train_counts[targets],
         candidates=[e.candidates for e in examples],
-        scores=[values.astype(np.float32) for values in scores],
+        scores=scores,
+        rank_limit=limit,
     )
 
 
+def ranked_in_blocks(
+    examples: Iterable[EvalExample], ranks: Iterable[int | None], train_counts: I64, *, limit: int
+) -> Iterator[Predictions]:
+    """predictions_in_blocks for ranks that are known up to a limit, None beyond it, without scores."""
+    given = iter(ranks)
+    for block in blocks_of(examples):
+        found = [limit + 1 if rank is None else rank for rank in islice(given, len(block))]
+        yield _rows(block, np.asarray(found, dtype=np.int32), [np.empty(0, dtype=np.float32)] * len(block), train_counts, limit)
+
+
 def metrics_per_question(predictions: Predictions) -> dict[str, npt.NDArray[np.float64]]:
-    """hr@K, ndcg@K, mrr and auc of every question, by name: (N,) each."""
+    """hr@K, ndcg@K, mrr and auc of every question, by name: (N,) each. Without the latter two if ranks have a limit."""
+    assert predictions.rank_limit is None or predictions.rank_limit >= max(CUTOFFS)
     sizes = np.asarray([len(candidates) for candidates in predictions.candidates])
-    return dict(ranking_metrics(predictions.ranks, sizes, CUTOFFS))
+    metrics = ranking_metrics(predictions.ranks, sizes, CUTOFFS)
+    return {name: each for name, each in metrics.items() if predictions.rank_limit is None or name not in OF_ALL_RANKS}
 
 
 def metric_names() -> tuple[str, ...]:

@@ -1,10 +1,12 @@
 """Questions from a file (evaluate.questions) in place of a split, so that the test rows of another paper are asked exactly.
 
 Every row of the file is one example, in the order of the file. Users are numbered in the order of their first row, and may have
-several rows; the position of an example is the number of its question, from 0, which keeps them apart.
+several rows; the position of an example is the number of its question, from 0, which keeps them apart. The items of all rows are
+held, 4 bytes each.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,13 +14,14 @@ from typing import Literal
 import numpy as np
 
 from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.sources.benchmarks import BENCHMARKS, find_benchmark
 from rec_dist.data.sources.blocks import read_buffer
 from rec_dist.data.sources.history_rows import BEAR, MINIONEREC, OWN, HistoryRow, read_history_rows
 from rec_dist.data.sources.interactions import BadRows
 from rec_dist.errors import UserError
-from rec_dist.evaluation.examples import Candidates, EvalExample, drawn_users
-from rec_dist.runtime.arrays import I32
+from rec_dist.evaluation.examples import Candidates, EvalExample, EvalExamples, drawn_users
+from rec_dist.runtime.arrays import I32, I64
 
 _KEY = "evaluate.questions"
 
@@ -55,7 +58,7 @@ def build_question_examples(
     max_users: int | None,
     seed: int,
     exclude_seen: bool = True,
-) -> list[EvalExample]:
+) -> EvalExamples:
     """The examples of the file `path` (read_history_rows lists the layouts), for the catalogue of `data`.
 
     If the file has candidates, these are ranked, in the order of the file, and num_candidates and exclude_seen have no effect.
@@ -81,19 +84,29 @@ def build_question_examples(
     place = {name: item for item, name in enumerate(data.raw_items)}
     candidates = Candidates(data.num_items, num_candidates, exclude_seen=exclude_seen, seed=seed)
 
-    def items(names: list[str]) -> I32:
-        return np.array([place[name] for name in names], dtype=np.int32)
+    def items(names: Sequence[list[str]]) -> tuple[I32, I64]:
+        """The items of several lists, and where each list begins among them."""
+        flat = np.array([place[name] for each in names for name in each], dtype=np.int32)
+        return flat, offsets_of(np.array([len(each) for each in names], dtype=np.int64))
 
-    examples = []
-    for position in np.flatnonzero(kept).tolist():
-        row, user = rows[position], int(users[position])
-        history, target = items(row.history), place[row.target]
+    positions = np.flatnonzero(kept)
+    asked = [rows[position] for position in positions.tolist()]
+    users, (shown, begins), (targets, _) = (
+        users[positions],
+        items([row.history for row in asked]),
+        items([[r.target] for r in asked]),
+    )
+    listed, bounds = items([_checked_candidates(row, path) for row in asked] if given else [])
+
+    def make(number: int) -> EvalExample:
+        user, position, target = int(users[number]), int(positions[number]), int(targets[number])
+        history = shown[begins[number] : begins[number + 1]]
         if given:
-            among = items(_checked_candidates(row, path))
-        else:
-            among = candidates.of(user, position, target, history)
-        examples.append(EvalExample(user, position, target, history, among, given=given > 0))
-    return examples
+            return EvalExample(user, position, target, history, listed[bounds[number] : bounds[number + 1]], given=True)
+        return EvalExample(user, position, target, history, candidates.of(user, position, target, history))
+
+    examples = EvalExamples(users, make)
+    return examples if given else examples.check_candidates(candidates, np.diff(begins))
 
 
 def _check_items(rows: list[HistoryRow], path: Path, data: PreparedData) -> None:

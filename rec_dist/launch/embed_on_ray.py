@@ -5,13 +5,13 @@ worker, which is safe because a part's file is whole or absent. Cost: 20-30 s to
 worker.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.errors import UserError
 from rec_dist.launch import ray_cluster
+from rec_dist.launch.ray_data import ray_data
 from rec_dist.launch.sizing import size_workers
 from rec_dist.methods.language_model.embedding import Embedder, EmbedJob
 from rec_dist.runtime.quiet import quieten
@@ -40,22 +40,13 @@ def write_parts(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> 
 
     Raises UserError for what a worker refused, or when the cluster is too small.
     """
-    ray_cluster.connect(cluster.address)
-    import ray.data
-    from ray.data import ActorPoolStrategy
-
-    for handler in logging.getLogger("ray.data").handlers:
-        if handler.name == "console":
-            handler.setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the command counts the parts
-    context.print_on_execution_start = False
+    data = ray_data(cluster, ordered=False)
     size = size_workers(cluster, ray_cluster.nodes(asked=False))
     share = {"num_gpus": 1} if size.use_gpu else {"num_cpus": size.cpus}
-    rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map(
+    rows = data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map(
         _Actor,
         fn_constructor_args=(job, "cuda:0" if size.use_gpu else "cpu"),
-        compute=ActorPoolStrategy(size=min(size.num_workers, len(parts))),
+        compute=data.ActorPoolStrategy(size=min(size.num_workers, len(parts))),
         **share,
     )
     for row in rows.iter_rows():

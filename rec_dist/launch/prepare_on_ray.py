@@ -4,7 +4,6 @@ Ray Data holds tasks back while results wait, repeats the tasks of a lost worker
 whole or absent), and runs as many tasks at a time as the cluster has CPUs. Cost: 20-30 s to start Ray here, about 1 s a step.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.data.prepare.prepare import Map
 from rec_dist.errors import UserError, WorkerFailedError
-from rec_dist.launch.ray_cluster import connect
+from rec_dist.launch.ray_data import ray_data
 from rec_dist.runtime.limits import each_within
 
 
@@ -29,16 +28,7 @@ def ray_map(cluster: ClusterConfig) -> Map:
 
     The map raises WorkerFailedError when no job ends for cluster.hang_seconds.
     """
-    connect(cluster.address)
-    import ray.data
-
-    for handler in logging.getLogger("ray.data").handlers:
-        if handler.name == "console":  # a line a step, which prepare logs already; Ray's own log file keeps it
-            handler.setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # prepare logs each step
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
+    context = ray_data(cluster, ordered=True).DataContext.get_current()
     context.enable_fallback_to_arrow_object_ext_type = True  # for _Whole; unset, Ray Data does the same with a warning
     return partial(_run, cluster.hang_seconds)
 

@@ -4,11 +4,11 @@ from rec_dist.config.paths import absolute
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
-from rec_dist.evaluation.examples import EvalExample, build_eval_examples
+from rec_dist.evaluation.examples import EvalExamples, build_eval_examples
 from rec_dist.evaluation.questions import QuestionFile, build_question_examples, find_questions
 
 
-def eval_examples_of(config: RunConfig, data: PreparedData) -> list[EvalExample]:
+def eval_examples_of(config: RunConfig, data: PreparedData) -> EvalExamples:
     """The examples that the section `evaluate` describes.
 
     Raises UserError as build_eval_examples and build_question_examples do.
@@ -37,11 +37,13 @@ def eval_examples_of(config: RunConfig, data: PreparedData) -> list[EvalExample]
     )
 
 
-def _check_listed(config: RunConfig, examples: list[EvalExample]) -> None:
+def _check_listed(config: RunConfig, examples: EvalExamples) -> None:
     """UserError: a question brings more or fewer candidates than the prompt lists."""
-    listed = config.prompt.num_candidates if config.prompt.candidates == "listed" else None
+    if config.prompt.candidates != "listed":
+        return
+    listed = config.prompt.num_candidates
     for example in examples:
-        if example.given and listed not in (None, len(example.candidates)):
+        if example.given and len(example.candidates) != listed:
             raise UserError(
                 f"evaluate.questions: question {example.position} has {len(example.candidates)} candidates, and "
                 f"prompt.num_candidates ({listed}) must equal that when the prompt lists them"

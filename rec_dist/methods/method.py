@@ -4,7 +4,7 @@ A method is one value of task.kind. It lives in a folder beside this file, or in
 and never compare task.kind. Whether its models are language models or recommenders on item ids is known to its `Ranker` alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ from rec_dist.methods.task import Task
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 
-Scores = list[npt.NDArray[np.floating[Any]]]  # one (C_u,) an example, in the order of its candidates; higher is better
-ScoreStream = Iterable[npt.NDArray[np.floating[Any]]]  # the same, perhaps made as it is read
+# One (C_u,) an example, in the order of its candidates, perhaps made as it is read. Higher is better.
+ScoreStream = Iterable[npt.NDArray[np.floating[Any]]]
 
 
 class Launch(Protocol):
@@ -46,7 +46,7 @@ class Evaluation:
 
     config: RunConfig
     data: PreparedData
-    examples: list[EvalExample]
+    examples: Sequence[EvalExample]
     initial: InitialWeights
     saved: Path | None
     run: RunDirectory
@@ -94,6 +94,8 @@ class Ranker(Protocol):
 
     def score(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
         """The scores of every example's candidates, read once, and what they cost: further values for the row of metrics.jsonl.
+
+        The latter are complete when all scores have been read.
 
         launch: for a model that needs the workers of config.cluster.
         """

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -18,8 +19,30 @@ from rec_dist.runtime.arrays import I32
 _LOOKED_UP = 500  # names in one query; SQLite takes at least 999 variables
 
 
+class Lists(Protocol):
+    """Lists of candidates by the names of users."""
+
+    def of(self, users: Sequence[str]) -> list[I32 | None]:
+        """The candidates of each user, None for one without a list."""
+        ...
+
+
+class GivenLists:
+    """Implements Lists for users whose candidates have been looked up."""
+
+    def __init__(self, users: Sequence[str], candidates: Sequence[I32 | None]) -> None:
+        self._lists = dict(zip(users, candidates, strict=True))
+
+    def of(self, users: Sequence[str]) -> list[I32 | None]:
+        """As Lists.of."""
+        return [self._lists[user] for user in users]
+
+
 class CandidateLists:
-    """users: how many have candidates. shortest, longest: of their lists. unknown: names that are no item, left out."""
+    """Implements Lists. users: how many have candidates. shortest, longest: of their lists.
+
+    unknown: names that are no item, left out.
+    """
 
     def __init__(self, path: Path, rows: Iterable[Listing], names: ItemNames, source: Path | None) -> None:
         """Stores the lists in the new file `path`. source: the file that rows came from, for messages.
@@ -50,7 +73,7 @@ class CandidateLists:
             raise UserError(f"{place} names no item of the catalogue for any user; give ids or titles of the data set")
 
     def of(self, users: Sequence[str]) -> list[I32 | None]:
-        """The candidates of each user, None for one without a list."""
+        """As Lists.of."""
         found: dict[str, bytes] = {}
         for begin in range(0, len(users), _LOOKED_UP):
             some = users[begin : begin + _LOOKED_UP]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_dist.evaluation.baselines import CandidateScorer, Floats, MemberScorer, score_with_members
-from rec_dist.ranking.candidates import CandidateLists
+from rec_dist.ranking.candidates import Lists
 from rec_dist.ranking.search import SearchScorer
 from rec_dist.ranking.selection import best_of, best_of_pool
 from rec_dist.runtime.arrays import I32, I64
@@ -80,7 +80,7 @@ class ListOf:
     All of a list are scored, since a prompt may show them; then some are left out.
     """
 
-    def __init__(self, pool: AnyOf, lists: CandidateLists) -> None:
+    def __init__(self, pool: AnyOf, lists: Lists) -> None:
         self._lists, self._k, self._exclude_seen, self.columns = lists, pool.k, pool.exclude_seen, pool.columns
         self._allowed = np.zeros(pool.num_items, dtype=bool)
         self._allowed[pool.pool] = True

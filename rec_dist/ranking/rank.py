@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_dist.evaluation.baselines import CandidateScorer, Floats, PopularityScorer
-from rec_dist.ranking.candidates import CandidateLists
+from rec_dist.ranking.candidates import CandidateLists, Lists
 from rec_dist.ranking.choice import NO_ITEMS, AnyOf, Choice, Column, ListOf, Searched, SearchSettings, member_columns
 from rec_dist.ranking.users import UserBlock, Users
 from rec_dist.runtime.arrays import I32, I64
@@ -87,16 +87,23 @@ def rank_users(
     users: Users, scorer: CandidateScorer, popularity: PopularityScorer, wanted: Wanted, *, size: int, start: int = 0
 ) -> Iterator[Ranked]:
     """The lists of all users from `start` on, a multiple of `size`, in blocks of `size` users."""
-    chosen = _choice(wanted, scorer)
+    chosen = _choice(wanted, wanted.candidates, scorer)
     for block in users.blocks(size, start):
         yield _rank_block(block, scorer, popularity, chosen)
 
 
-def _choice(wanted: Wanted, scorer: CandidateScorer) -> Choice:
+def rank_block(
+    block: UserBlock, lists: Lists | None, scorer: CandidateScorer, popularity: PopularityScorer, wanted: Wanted
+) -> Ranked:
+    """The lists of one block, as rank_users gives them. lists: in the place of wanted.candidates."""
+    return _rank_block(block, scorer, popularity, _choice(wanted, lists, scorer))
+
+
+def _choice(wanted: Wanted, lists: Lists | None, scorer: CandidateScorer) -> Choice:
     pool = AnyOf(wanted.pool, wanted.num_items, wanted.top_k, exclude_seen=wanted.exclude_seen, columns=member_columns(scorer))
     if wanted.search is not None:
         return Searched(pool, wanted.search)
-    return pool if wanted.candidates is None else ListOf(pool, wanted.candidates)
+    return pool if lists is None else ListOf(pool, lists)
 
 
 def _rank_block(block: UserBlock, scorer: CandidateScorer, popularity: PopularityScorer, chosen: Choice) -> Ranked:

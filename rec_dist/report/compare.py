@@ -11,7 +11,7 @@ import numpy as np
 from rec_dist.data.artifacts.predictions import PREDICTIONS_NAME, Predictions
 from rec_dist.errors import UserError
 from rec_dist.evaluation.bootstrap import Floats, bootstrap_interval, paired_difference
-from rec_dist.evaluation.measure import metrics_per_question, summarize_parts
+from rec_dist.evaluation.measure import metric_names, metrics_per_question, summarize_parts
 from rec_dist.report.table import ComparisonRow, Difference, headline_of, seen_of
 from rec_dist.runtime.arrays import I64
 from rec_dist.runtime.run_directory import RunDirectory
@@ -71,10 +71,7 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
                 "their difference says nothing about the models; pair evaluations of one protocol"
             )
     values = {name: metrics_per_question(prediction) for name, prediction in predictions.items()}
-    if missing := [metric for metric in metrics if metric not in values[first_name]]:
-        raise UserError(
-            f"pipeline.metrics names {missing[0]}, which is not measured; choose from {', '.join(values[first_name])}"
-        )
+    _check_metrics(metrics, {name: list(each) for name, each in values.items()})
     rows = [
         ComparisonRow(
             name,
@@ -103,6 +100,21 @@ def compare(folders: Mapping[str, Path], pairs: Sequence[Sequence[str]], metrics
     row = facts[first_name]
     source = str(row["questions"]) if "questions" in row else f"the {row['split']} split"
     return Compared(rows, differences, shares, len(np.unique(first.user_ids)), len(first.user_ids), row["num_candidates"], source)
+
+
+def _check_metrics(metrics: Sequence[str], measured: Mapping[str, list[str]]) -> None:
+    """Raises UserError for a metric that nobody measures, or that some model lacks. measured: of each model."""
+    for metric in metrics:
+        lacking = [name for name, own in measured.items() if metric not in own]
+        if lacking and metric in metric_names():
+            raise UserError(
+                f"pipeline.metrics names {metric}, which {lacking[0]} does not have, since evaluate.search=exact gives no ranks "
+                "beyond its limit; leave it out, or evaluate that one with evaluate.search=all"
+            )
+        if lacking:
+            raise UserError(
+                f"pipeline.metrics names {metric}, which is not measured; choose from {', '.join(measured[lacking[0]])}"
+            )
 
 
 def _paired(first: Floats, second: Floats, users: I64) -> dict[str, float | int]:

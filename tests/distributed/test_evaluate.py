@@ -28,7 +28,7 @@ def scores(run: Any, folder: Path, *changes: str, workers: int = 1, temperature:
         config.model_dump(), str(folder), InitialWeights(find_initial_weights(config).model, saved), saved, temperature
     )
     run_workers(evaluate_worker, [job] * workers, folder / "workers")
-    return gather_parts(folder)
+    return np.stack(list(gather_parts(folder)))
 
 
 @pytest.mark.parametrize("temperature", [None, 2.0])
@@ -87,6 +87,17 @@ def test_the_whole_catalogue_is_brute_force(
         assert predictions.scores[row].tolist() == pytest.approx(wanted, abs=1e-4)
         rank = sum(value >= wanted[candidates.index(target)] - 1e-5 for value in wanted)
         assert int(predictions.ranks[row]) == rank
+
+    searched = tmp_path / "searched"
+    code, child = run_command(tmp_path, "evaluate", path, "evaluate.search=exact", f"evaluate.output_dir={searched}")
+    assert code == 0, child.err
+    assert "mrr and auc need" in child.err
+    found = Predictions.read(searched / "predictions.arrow")
+    assert found.ranks.tolist() == predictions.ranks.tolist() and found.rank_limit == 100
+    assert [items.tolist() for items in found.candidates] == [items.tolist() for items in predictions.candidates]
+    whole, row = (json.loads((folder / "evaluation.json").read_text())["row"] for folder in (tmp_path / "run-base", searched))
+    assert row["metrics"] == {name: value for name, value in whole["metrics"].items() if name not in ("mrr", "auc")}
+    assert row["rows"] > 0 and row["search"] == "exact"
 
 
 def test_all_rankers_get_the_same_examples_and_a_second_time_nothing_is_done(

@@ -94,7 +94,7 @@ def test_states_are_the_same_from_two_workers(trainer: Any, tmp_path: Any) -> No
         folder.mkdir()
         job = EvaluateJob(config.model_dump(), str(folder), initial, run.path / "model", "mean")
         run_workers(encode_worker, [job] * workers, tmp_path / f"workers-{workers}")
-        found.append(gather_parts(folder))
+        found.append(np.stack(list(gather_parts(folder))))
     assert found[0].shape == (20, 32)
     assert not np.isnan(found[0]).any()
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)

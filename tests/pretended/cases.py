@@ -250,7 +250,9 @@ def test_evaluation(config_of: Callable[..., RunConfig], tmp_path: Path) -> None
         engine = PlainEngine(module.requires_grad_(True), device)
         engine.train_mode(False)
         score = lambda batch: engine.score(batch)[2].float().cpu()
-        return ranking.score_prompts(score, prompts, World(device=device), MAX_TOKENS, lambda done: None)
+        return ranking.table_of(
+            prompts, ranking.score_prompts(score, prompts, World(device=device), MAX_TOKENS, lambda done: None)
+        )
 
     expected = scores_on("cpu")
     with pretending():

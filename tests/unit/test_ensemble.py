@@ -99,7 +99,8 @@ def test_what_is_retrieved_and_what_was_read_by_hand() -> None:
     assert spread(np.asarray([-1.0, -4.0]), places, 5).tolist() == [0, 0, 1.5, 0, -1.5]
     examples = [EvalExample(0, 3, target, history, items) for target in (3, 9)]
     read = Reading([places, places[:0]], {"model": [np.asarray([-1.0, -4.0]), np.empty(0)]})
-    assert read.found(examples).tolist() == [1, 0]
+    assert read.found(0, examples).tolist() == [1, 0]
+    assert read.found(1, examples[1:]).tolist() == [0]
     assert [row.tolist() for row in read.features(0, [items, items])["model"]] == [[0, 0, 1.5, 0, -1.5], [0] * 5]
 
 

@@ -10,7 +10,7 @@ from prepared_rows import Row, write_prepared
 
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
-from rec_dist.evaluation.examples import EvalExample, build_eval_examples
+from rec_dist.evaluation.examples import EvalExample, EvalExamples, build_eval_examples
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def data(tiny_data: Path) -> PreparedData:
     return PreparedData.open(tiny_data)
 
 
-def examples(data: PreparedData, **changes: object) -> list[EvalExample]:
+def examples(data: PreparedData, **changes: object) -> EvalExamples:
     return build_eval_examples(data, **{"split": "test", "num_candidates": 10, "max_users": None, "seed": 0, **changes})
 
 
@@ -30,7 +30,7 @@ def with_targets(data: PreparedData, choose: Callable[[int], int]) -> list[EvalE
         for row in range(len(split))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        return examples(write_prepared(Path(folder) / "data", {"test": rows}, data.titles))
+        return list(examples(write_prepared(Path(folder) / "data", {"test": rows}, data.titles)))
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])

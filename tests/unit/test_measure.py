@@ -1,15 +1,20 @@
 """From scores to metrics: ranks computed by hand, ties that count against the target, and any order of candidates."""
 
+import itertools
 import math
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from prepared_rows import Row, write_prepared
 
+from rec_dist.data.artifacts.predictions import Predictions, writing_predictions
 from rec_dist.evaluation import measure
-from rec_dist.evaluation.baselines import Floats
-from rec_dist.evaluation.examples import EvalExample
+from rec_dist.evaluation.baselines import Floats, PopularityScorer
+from rec_dist.evaluation.examples import EvalExample, build_eval_examples
 from rec_dist.evaluation.measure import (
     SHORT_HISTORY,
     metrics_per_question,
@@ -117,6 +122,42 @@ def test_blocks_of_scores_are_made_one_after_another_and_change_nothing(monkeypa
     assert [row.tolist() for block in found for row in block.scores] == [row.tolist() for row in whole.scores]
     with pytest.raises(AssertionError, match="more scores"):
         list(predictions_in_blocks(asked[:1], [np.zeros(3), np.zeros(4)], COUNTS))
+
+
+@pytest.mark.parametrize("most", [1, 7, 40, 10_000])
+def test_scores_of_any_block_make_the_same_file(most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores may be made in other blocks than those in which rows are written."""
+    rng = np.random.default_rng(0)
+    asked = [example(user, list(range(size)), size - 1) for user, size in enumerate(rng.integers(2, 30, 50).tolist())]
+    own = [-e.candidates.astype(np.float64) for e in asked]
+    for name, scores in (("held", own), ("made", score_in_blocks(Counted(), asked))):
+        with writing_predictions(tmp_path / name) as add:
+            given = iter(scores)
+            monkeypatch.setattr(measure, "_MOST_SCORES", most)
+            first = next(given)  # the blocks of scores begin here
+            monkeypatch.undo()
+            for block in predictions_in_blocks(asked, itertools.chain([first], given), COUNTS):
+                add(block)
+    assert (tmp_path / "held").read_bytes() == (tmp_path / "made").read_bytes()
+
+
+def test_memory_does_not_grow_with_questions_times_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions of a split, made, scored and written: a matrix of all scores alone would take 16 MB."""
+    num_items, num_users = 1_000, 2_000
+    monkeypatch.setattr(measure, "_MOST_SCORES", 20_000)
+    rng = np.random.default_rng(0)
+    rows = [Row(user, rng.integers(0, num_items, 6).tolist(), 5) for user in range(num_users)]
+    data = write_prepared(tmp_path / "data", {"test": rows}, [f"Film {item}" for item in range(num_items)])
+    scorer, path = PopularityScorer(np.arange(num_items, dtype=np.int64)), tmp_path / "predictions.arrow"
+    tracemalloc.start()
+    examples = build_eval_examples(data, split="test", num_candidates="all", max_users=None, seed=0)
+    with writing_predictions(path) as add:
+        for block in predictions_in_blocks(examples, score_in_blocks(scorer, examples), data.train_counts):
+            add(block)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(Predictions.read(path).ranks) == num_users
+    assert peak < 3e6
 
 
 def test_parts_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rec_dist.data.artifacts.recommendations import ItemColumns
+from rec_dist.data.artifacts.user_blocks import TravellingUsers, batch_of, bytes_of, table_of_users, users_of_table
 from rec_dist.data.sources.listings import Listing
 from rec_dist.errors import NotFiniteError, UserError
 from rec_dist.evaluation.baselines import Floats, PopularityScorer
-from rec_dist.ranking.candidates import CandidateLists
-from rec_dist.ranking.rank import Counts, Ranked, Wanted, rank_users
+from rec_dist.ranking.candidates import CandidateLists, GivenLists
+from rec_dist.ranking.rank import Counts, Ranked, Wanted, rank_block, rank_users
 from rec_dist.ranking.selection import best_of, best_of_pool
 from rec_dist.ranking.users import UserBlock
 from rec_dist.runtime.arrays import I32
@@ -131,6 +134,35 @@ def test_lists_equal_brute_force_in_any_block(data: st.DataObject, tmp_path_fact
         scores = table[history[-1]] if history else counts.astype(np.float64)
         best = [] if own is None else brute_force(list(own), [scores[i] for i in own], left_out, k)
         assert found.get(f"u{number}", []) == [(one, score, not history) for one, score in best]
+
+
+def test_a_block_that_travels_is_ranked_as_at_home(tmp_path: Path) -> None:
+    """As a table there, and as bytes back: users with and without history and candidates, and any text as a name."""
+    rng = np.random.default_rng(0)
+    scorer, popularity = TableScorer(rng.random((9, 9))), PopularityScorer(np.arange(9, dtype=np.int64))
+    histories = [i32(3, 1), NOTHING, i32(8), i32(0, 0, 5)]
+    columns = ItemColumns([f"i{item}" for item in range(9)], [f"Film {item}" for item in range(9)])
+    listings = [Listing(1, "u0", ["4", "3", "6"]), Listing(2, "u1", ["7"]), Listing(3, "u3", [])]
+    lists = CandidateLists(tmp_path / "lists.sqlite", listings, Numbers(9), None)  # type: ignore[arg-type]
+    for given_lists in (None, lists):
+        wanted = Wanted(np.arange(9, dtype=np.int32), 9, 4, True, given_lists)
+        (here,) = rank_users(TableUsers(histories), scorer, popularity, wanted, size=4)
+        (block,) = TableUsers(histories).blocks(4)
+        looked_up = [None] * 4 if given_lists is None else lists.of(block.users)
+        there = users_of_table(table_of_users(TravellingUsers(7, 2, block.users, block.histories, looked_up)))
+        assert (there.number, there.unknown) == (7, 2)
+        found = rank_block(
+            UserBlock(there.users, there.histories),
+            None if given_lists is None else GivenLists(there.users, there.candidates),
+            scorer,
+            popularity,
+            replace(wanted, candidates=None),
+        )
+        assert found.counts == here.counts
+        batches = [
+            columns.batch(one.users, one.user, one.rank, one.item, one.score, one.fallback, one.more) for one in (here, found)
+        ]
+        assert batch_of(bytes_of(batches[1])).equals(batches[0]) and batches[0].num_rows
 
 
 class Numbers:

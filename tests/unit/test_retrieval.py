@@ -316,7 +316,7 @@ def test_a_saved_head_ranks_as_by_brute_force(learns: str, tiny_config, tiny_mod
     histories = [np.asarray(items, dtype=np.int32) for items in ([3, 17, 3, 42], [7], [5, 6, 7, 8, 9, 10, 5])]
     candidates = [np.arange(80, dtype=np.int32), np.asarray([7, 8, 79], dtype=np.int32), np.arange(80, dtype=np.int32)]
     states = torch.cat([plain_states(tiny_model_dir, task, items[-5:].tolist())[-1:] for items in histories])
-    found = log_probs(model, states.numpy(), histories, candidates)
+    found = list(log_probs(model, states.numpy(), zip(histories, candidates, strict=True)))
     users = module.project(states, module.table).double()
     length = np.exp(0.4) if learns == "true" else 1.0  # 0.4 is 0.02 / 0.05
     np.testing.assert_allclose(users.norm(dim=1).detach(), length, rtol=1e-5)

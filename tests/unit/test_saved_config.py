@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from rec_dist.commands.evaluate import finished_run
+from rec_dist.commands.target import finished_run
 from rec_dist.config.compose import load_mapping
 from rec_dist.config.load import load_config, load_saved
 from rec_dist.config.paths import pinned

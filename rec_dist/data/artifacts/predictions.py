@@ -20,6 +20,7 @@ from rec_dist.runtime.arrays import I32, I64
 from rec_dist.storage.files import atomic_path
 
 PREDICTIONS_NAME = "predictions.arrow"
+_LIMIT = b"rank_limit"
 _SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.int64(), nullable=False),
@@ -41,6 +42,7 @@ class Predictions:
     A user may have several questions; positions keep them apart. With evaluate.questions, users are numbered in the order of
     their first question, and a position is the number of the question. All else is in ascending (user, position) order.
     history_lengths (N,): items before the target. train_counts (N,): how often the target occurs in the train split.
+    rank_limit: ranks are exact up to it, and all others are rank_limit + 1; then scores[n] is empty. None: every rank is exact.
     """
 
     user_ids: I64
@@ -51,10 +53,11 @@ class Predictions:
     train_counts: I64
     candidates: Sequence[I32]
     scores: Sequence[npt.NDArray[np.float32]]
+    rank_limit: int | None = None
 
     def write(self, path: Path) -> None:
         """Writes all rows to `path`, whole or not at all."""
-        with writing_predictions(path) as add:
+        with writing_predictions(path, rank_limit=self.rank_limit) as add:
             add(self)
 
     def _batch(self) -> pa.RecordBatch:
@@ -78,6 +81,7 @@ class Predictions:
         if not path.is_file():
             raise UserError(f"{path} does not exist; run `rec-dist evaluate` on that run first")
         table = read_arrow(path)
+        limit = (table.schema.metadata or {}).get(_LIMIT)
         if table.schema != _SCHEMA:
             raise UserError(f"{path} has other columns than this release writes; run `rec-dist evaluate` on that run again")
         return Predictions(
@@ -89,14 +93,21 @@ class Predictions:
             train_counts=table["train_count"].to_numpy(),
             candidates=_Lists(table["candidates"].chunks, np.int32),
             scores=_Lists(table["scores"].chunks, np.float32),
+            rank_limit=None if limit is None else int(limit),
         )
 
 
 @contextmanager
-def writing_predictions(path: Path) -> Iterator[Callable[[Predictions], None]]:
-    """Gives a function that takes the rows block by block, in order. `path` is whole or absent."""
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer:
-        yield lambda block: writer.write_batch(block._batch())
+def writing_predictions(path: Path, *, rank_limit: int | None = None) -> Iterator[Callable[[Predictions], None]]:
+    """Gives a function that takes the rows block by block, in order. `path` is whole or absent. rank_limit: that of every block."""
+    schema = _SCHEMA if rank_limit is None else _SCHEMA.with_metadata({_LIMIT: str(rank_limit)})
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+
+        def add(block: Predictions) -> None:
+            assert block.rank_limit == rank_limit
+            writer.write_batch(block._batch().replace_schema_metadata(schema.metadata))
+
+        yield add
 
 
 class _Lists(Sequence[Any]):

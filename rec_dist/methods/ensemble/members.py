@@ -4,9 +4,10 @@ An ensemble keeps a copy of its members (their model/ and config.yaml), so it st
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from rec_dist.methods.finished_run import FinishedRun, open_finished, saved_conf
 from rec_dist.methods.method import Evaluation, Launch
 from rec_dist.storage.checksums import verify_checksums
 
+Features = Callable[[list[EvalExample]], dict[str, list[Floats]]]  # (C_u,) of each example by the name of the feature
 FeatureBlock = tuple[list[EvalExample], dict[str, list[Floats]]]  # examples, and (C_u,) of each by the name of the feature
 
 
@@ -62,15 +64,20 @@ class Member(FinishedRun):
         with ranker.scoring(own, data, ranker.weights(own, self.folder), self.folder, device) as scorer:
             yield scorer
 
-    def features(self, evaluation: Evaluation, launch: Launch) -> dict[str, list[Floats]]:
-        """What the member scores, by the name of the feature: on workers if it is a language model, else in this process."""
-        examples, config = evaluation.examples, evaluation.config
+    @contextmanager
+    def reading(self, evaluation: Evaluation, launch: Launch) -> Iterator[Features]:
+        """Gives what the member scores, for blocks of the examples in their order.
+
+        On workers, which score all examples first, if a language model is in it, else in this process.
+        """
         if self.on_workers:
-            own, ranker = self.on(config), self.ranker
+            own, ranker = self.on(evaluation.config), self.ranker
             asked = replace(evaluation, config=own, initial=ranker.weights(own, self.folder), saved=self.folder)
-            return {self.name: [scores.astype(np.float64) for scores in ranker.score(asked, launch)[0]]}
-        with self.scoring(config, evaluation.data, "cpu") as scorer:
-            return parts_of(self.name, scorer, [e.history for e in examples], [e.candidates for e in examples])
+            given = iter(ranker.score(asked, launch)[0])
+            yield lambda block: {self.name: [scores.astype(np.float64) for scores in islice(given, len(block))]}
+            return
+        with self.scoring(evaluation.config, evaluation.data, "cpu") as scorer:
+            yield lambda block: parts_of(self.name, scorer, [e.history for e in block], [e.candidates for e in block])
 
 
 def on_workers(members: Sequence[Member]) -> bool:
@@ -142,9 +149,11 @@ def feature_blocks(
     members: Sequence[Member], terms: Sequence[str], evaluation: Evaluation, launch: Launch
 ) -> Iterator[FeatureBlock]:
     """Blocks of the examples with their features by name, (C_u,) for every example. Workers, if any, are started once."""
-    for block in [evaluation.examples] if on_workers(members) else blocks_of(evaluation.examples):
-        features: dict[str, list[Floats]] = {}
-        for member in members:
-            features |= member.features(replace(evaluation, examples=block), launch)
-        histories, candidates = [e.history for e in block], [e.candidates for e in block]
-        yield block, features | terms_of(terms, evaluation.data.train_counts, histories, candidates)
+    with ExitStack() as stack:
+        readers = [stack.enter_context(member.reading(evaluation, launch)) for member in members]
+        for block in blocks_of(evaluation.examples):
+            features: dict[str, list[Floats]] = {}
+            for read in readers:
+                features |= read(block)
+            histories, candidates = [e.history for e in block], [e.candidates for e in block]
+            yield block, features | terms_of(terms, evaluation.data.train_counts, histories, candidates)

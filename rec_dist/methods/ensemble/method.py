@@ -83,7 +83,7 @@ class Ensemble:
     ) -> tuple[list[str], Questions, Retrieval | None]:
         """The names of the features, the questions with them, and the first stage of two, which is learnt from the same ones."""
         asked = validation_config(config, data)
-        examples = eval_examples_of(asked, data)
+        examples = list(eval_examples_of(asked, data))
         settings = config.task.section(EnsembleConfig)
         cheap, reading = two_stages(members, settings.rerank)
         evaluation = Evaluation(asked, data, examples, InitialWeights(Path()), None, run)
@@ -94,7 +94,7 @@ class Ensemble:
             return table.names, table.questions(), None
         retrieval = learn_retrieval(table, [member.name for member in cheap], num=settings.rerank, ridge=settings.ridge)
         read = read_titles(reading, table.places(examples, retrieval), evaluation, launch)
-        run.log(f"the {settings.rerank} items retrieved hold {read.found(examples).mean():.1%} of the validation targets")
+        run.log(f"the {settings.rerank} items retrieved hold {read.found(0, examples).mean():.1%} of the validation targets")
         table.add_features(read.features(0, [e.candidates for e in examples]))
         return table.names, table.questions(), retrieval
 

@@ -17,8 +17,8 @@ from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
 from rec_dist.methods.ensemble.features import member_of, parts_of, terms_of
 from rec_dist.methods.ensemble.folder import DESCRIPTION
-from rec_dist.methods.ensemble.members import copied_members
-from rec_dist.methods.ensemble.rerank import spread, staged_blocks, two_stages
+from rec_dist.methods.ensemble.members import FeatureBlock, copied_members
+from rec_dist.methods.ensemble.rerank import Reading, spread, staged_blocks, two_stages
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, ScoreStream
@@ -60,29 +60,9 @@ class EnsembleRanker:
         folder = evaluation.initial.model
         learnt = EnsembleWeights.read(folder)
         members = copied_members(folder, learnt.members)
-        scores: list[Floats] = []
-        ranks: list[npt.NDArray[np.int64]] = []  # (M + 1,) of each question
-        rows = np.concatenate([learnt.weights[None], learnt.without])  # (M + 1, F)
         blocks, read = staged_blocks(members, learnt.terms, learnt.retrieval, evaluation, launch)
-        for block, features in blocks:
-            for place, example in enumerate(block):
-                values = np.stack([features[name][place] for name in learnt.features], axis=1)  # (C, F)
-                variants = values @ rows.T  # (C, M + 1)
-                ranks.append(_ranks(variants, example))
-                scores.append(variants[:, 0])
-        users = [example.user_id for example in evaluation.examples]
-        seed = evaluation.config.evaluate.seed
-        shares = _shares(learnt.owners, np.stack(ranks, axis=1), users, seed=seed)
-        for name, metrics in shares.items():
-            drops = (f"{metric} {i['value']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}]" for metric, i in metrics.items())
-            evaluation.run.log(f"with {name}, against without it: {', '.join(drops)}")
-        if read is None or learnt.retrieval is None:
-            return scores, {"shares": shares}
-        recall = bootstrap_interval(read.found(evaluation.examples), users=users, seed=seed)
-        evaluation.run.log(
-            f"recall of the {learnt.retrieval.num} items that are retrieved: {recall.value:.3f} [{recall.low:.3f}, {recall.high:.3f}]"
-        )
-        return scores, {"shares": shares, "recall": {"num": learnt.retrieval.num, **recall.to_dict()}}
+        cost: dict[str, Any] = {}
+        return _scores(learnt, blocks, read, evaluation, cost), cost
 
     @contextmanager
     def scoring(
@@ -150,7 +130,7 @@ class EnsembleScorer:
 
         Raises UserError unless exactly one member can be searched, or if that member has no weight.
         """
-        titled = {name: scorer for name, scorer in self._scorers.items() if isinstance(scorer, SearchScorer)}
+        titled = self._titled
         weights = [
             value for name, value in zip(self._learnt.features, self._learnt.weights.tolist(), strict=True) if name in titled
         ]
@@ -166,6 +146,17 @@ class EnsembleScorer:
         added = sum((parts[0] for parts in self._added(others, [history], [every]).values()), np.zeros(len(every)))
         (scorer,) = titled.values()
         return scorer.search(history, prior=weight * added + (0 if prior is None else prior), weight=weight * weights[0])
+
+    @property
+    def _titled(self) -> dict[str, SearchScorer]:
+        """The members that can be searched. An ensemble is one of them if it has such a member itself, in one stage."""
+        if self._learnt.retrieval is not None:
+            return {}
+        return {
+            name: scorer
+            for name, scorer in self._scorers.items()
+            if isinstance(scorer, SearchScorer) and (not isinstance(scorer, EnsembleScorer) or scorer._titled)
+        }
 
     def _added(
         self, scorers: Mapping[str, CandidateScorer], histories: Sequence[I32], candidates: Sequence[I32]
@@ -193,6 +184,38 @@ class EnsembleScorer:
             for number, scores in zip(filled, scored, strict=True):
                 features[name][number] = spread(scores, places[number], len(candidates[number]))
         return features
+
+
+def _scores(
+    learnt: EnsembleWeights,
+    blocks: Iterator[FeatureBlock],
+    read: Reading | None,
+    evaluation: Evaluation,
+    cost: dict[str, Any],
+) -> Iterator[Floats]:
+    """The scores, and then the values of EnsembleRanker.score in `cost`. A few numbers of each question are held."""
+    users: list[int] = []
+    ranks: list[npt.NDArray[np.int64]] = []  # (M + 1,) of each question
+    found: list[Floats] = []
+    rows = np.concatenate([learnt.weights[None], learnt.without])  # (M + 1, F)
+    for block, features in blocks:
+        if read is not None:
+            found.append(read.found(len(users), block))
+        for place, example in enumerate(block):
+            values = np.stack([features[name][place] for name in learnt.features], axis=1)  # (C, F)
+            variants = values @ rows.T  # (C, M + 1)
+            users.append(example.user_id)
+            ranks.append(_ranks(variants, example))
+            yield variants[:, 0]
+    run, seed = evaluation.run, evaluation.config.evaluate.seed
+    cost["shares"] = _shares(learnt.owners, np.stack(ranks, axis=1), users, seed=seed)
+    for name, metrics in cost["shares"].items():
+        drops = (f"{metric} {i['value']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}]" for metric, i in metrics.items())
+        run.log(f"with {name}, against without it: {', '.join(drops)}")
+    if learnt.retrieval is not None:
+        num, recall = learnt.retrieval.num, bootstrap_interval(np.concatenate(found), users=users, seed=seed)
+        run.log(f"recall of the {num} items that are retrieved: {recall.value:.3f} [{recall.low:.3f}, {recall.high:.3f}]")
+        cost["recall"] = {"num": num, **recall.to_dict()}
 
 
 def _ranks(variants: np.ndarray[Any, Any], example: EvalExample) -> np.ndarray[Any, Any]:

@@ -7,7 +7,8 @@ The N items have the largest r_q outside the history. The loss is still a softma
 member that retrieved them would get a weight below its worth. An item that was not read counts as the average of those that were,
 so being retrieved is no feature of its own, and a member that scores at random changes nothing but the order of the N.
 
-Cost: N titles a question in place of the catalogue. Cheap members that need no workers score twice, block by block.
+Cost: N titles a question in place of the catalogue, whose places and scores are held. Cheap members that need no workers score
+twice, block by block; the scores of others are held.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,21 +99,23 @@ class Reading:
             for name, values in self.scores.items()
         }
 
-    def found(self, examples: Sequence[EvalExample]) -> F64:
-        """(Q,): 1 where the target is among the items retrieved."""
-        return np.asarray(
-            [float(e.target in e.candidates[places]) for e, places in zip(examples, self.places, strict=True)], dtype=np.float64
-        )
+    def found(self, first: int, examples: Sequence[EvalExample]) -> F64:
+        """(n,): 1 where the target of the questions from `first` on is among the items retrieved."""
+        places = self.places[first : first + len(examples)]
+        return np.asarray([float(e.target in e.candidates[own]) for e, own in zip(examples, places, strict=True)])
 
 
 def read_titles(members: Sequence[Member], places: list[I64], evaluation: Evaluation, launch: Launch) -> Reading:
     """Lets the members score the candidates at places[q] (n_q,) of each question."""
     filled = [number for number, chosen in enumerate(places) if len(chosen)]
-    examples = [evaluation.examples[number] for number in filled]
+    examples = (evaluation.examples[number] for number in filled)
     asked = [replace(e, candidates=e.candidates[places[number]]) for number, e in zip(filled, examples, strict=True)]
     scores: dict[str, list[Floats]] = {}
     for member in members:
-        given = member.features(replace(evaluation, examples=asked, own_examples=True), launch) if asked else {member.name: []}
+        given: dict[str, list[Floats]] = {member.name: []}
+        if asked:
+            with member.reading(replace(evaluation, examples=asked, own_examples=True), launch) as read:
+                given = read(asked)
         for name, values in given.items():
             scores[name] = [np.empty(0) for _ in places]
             for number, value in zip(filled, values, strict=True):

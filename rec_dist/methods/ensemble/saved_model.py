@@ -9,7 +9,6 @@ from safetensors.numpy import load_file, save_file
 
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import TRAIN_AGAIN, UserError, one_line
-from rec_dist.methods.catalogue_file import CatalogueFile
 from rec_dist.methods.ensemble.folder import DESCRIPTION
 from rec_dist.methods.ensemble.rerank import Retrieval
 from rec_dist.methods.ensemble.weights import F64

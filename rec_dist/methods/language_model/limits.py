@@ -51,11 +51,10 @@ def example_lengths(builder: PromptBuilder, examples: Sequence[EvalExample]) -> 
     shown = [np.empty(0, dtype=np.int32), *(example.history[-builder.max_history :] for example in examples)]
     prompts = builder.prompt_lengths(np.concatenate(shown), np.cumsum([len(items) for items in shown]))
     titles, pieces, prefix = builder.titles.lengths, builder.pieces, len(builder.pieces.item_prefix)
-    answers = [titles[example.candidates] for example in examples]
     if builder.listed:
         words = len(pieces.candidates_header) + len(pieces.answer_header)
-        prompts += np.asarray([words + int((lengths + prefix).sum()) for lengths in answers], dtype=np.int64)
-    longest: I64 = prompts + np.asarray([int(lengths.max()) for lengths in answers], dtype=np.int64) + len(pieces.end) - 1
+        prompts += np.asarray([words + int((titles[e.candidates] + prefix).sum()) for e in examples], dtype=np.int64)
+    longest: I64 = prompts + np.asarray([int(titles[e.candidates].max()) for e in examples], dtype=np.int64) + len(pieces.end) - 1
     return longest
 
 

@@ -21,7 +21,7 @@ from rec_dist.methods.language_model.embedding import EmbedJob
 from rec_dist.methods.language_model.limits import check_examples
 from rec_dist.methods.language_model.ranking import EvaluateJob, build_checked_builder, clear_parts, evaluate_worker, gather_parts
 from rec_dist.methods.language_model.scorer import CorrectedScorer, LanguageModelScorer, title_lengths
-from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.methods.method import Evaluation, Launch, ScoreStream
 from rec_dist.models.pretrained import resolve_model
 from rec_dist.models.shape import read_shape
 from rec_dist.storage.files import fingerprint
@@ -52,7 +52,7 @@ class LanguageModelRanker:
     def check(self, saved: Path, data: PreparedData) -> None:
         """Accepts any data: titles mean the same everywhere, and score() compares the prompt."""
 
-    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
         """As Ranker.score, on the workers of config.cluster."""
         corrections.check(evaluation.config)
         if not evaluation.config.evaluate.corrects:
@@ -61,7 +61,7 @@ class LanguageModelRanker:
         correction = corrections.fixed(evaluation.config.evaluate) or self._chosen(evaluation, titles, launch)
         scores, cost = self._scored(evaluation, launch)
         pairs = zip(scores, evaluation.examples, strict=True)
-        return [correction.apply(own, e.candidates, titles) for own, e in pairs], {**cost, **vars(correction)}
+        return (correction.apply(own, e.candidates, titles) for own, e in pairs), {**cost, **vars(correction)}
 
     def _titles(self, evaluation: Evaluation, launch: Launch) -> Titles:
         """The titles of the catalogue without a history, from the folder of the results if an earlier pass left them there."""
@@ -72,7 +72,7 @@ class LanguageModelRanker:
         logps = corrections.kept_logps(run.path, key)
         if logps is None:
             asked = replace(evaluation, examples=[corrections.bare_catalogue(data.num_items)], own_examples=True)
-            logps = self._scored(asked, launch)[0][0].astype(np.float32)
+            (logps,) = (scores.astype(np.float32) for scores in self._scored(asked, launch)[0])
             corrections.keep_logps(run.path, key, logps)
         return Titles(logps, title_lengths(builder))
 
@@ -81,17 +81,17 @@ class LanguageModelRanker:
         config = corrections.validation_config(evaluation.config)
         examples = eval_examples_of(config, evaluation.data)
         scores, _ = self._scored(replace(evaluation, config=config, examples=examples, own_examples=False), launch)
-        correction = corrections.choose(evaluation.config.evaluate, examples, scores, titles)
+        correction = corrections.choose(evaluation.config.evaluate, examples, list(scores), titles)
         evaluation.run.log(
             f"of {len(examples):,} validation questions: evaluate.title_prior={correction.title_prior:g}, "
             f"evaluate.length_power={correction.length_power:g}"
         )
         return correction
 
-    def _scored(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
+    def _scored(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
         """The log-likelihoods, uncorrected."""
         config, run = evaluation.config, evaluation.run
-        own = evaluation.examples if evaluation.own_examples else None
+        own = list(evaluation.examples) if evaluation.own_examples else None
         job = EvaluateJob(
             config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, self._of(config), examples=own
         )
@@ -101,8 +101,8 @@ class LanguageModelRanker:
         check_examples(builder, evaluation.examples, max_tokens=most, max_positions=shape.max_positions)
         clear_parts(run.path)
         cost = launch(evaluate_worker, job, config.cluster, run)
-        merged = gather_parts(run.path)  # (U, C)
-        return [row[: len(example.candidates)] for row, example in zip(merged, evaluation.examples, strict=True)], cost
+        pairs = zip(gather_parts(run.path), evaluation.examples, strict=True)
+        return (row[: len(example.candidates)] for row, example in pairs), cost
 
     @contextmanager
     def scoring(

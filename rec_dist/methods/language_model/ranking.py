@@ -1,10 +1,13 @@
 """Scores every candidate by the log-likelihood of its title after the history, with packed batches.
 
 All candidates of an example share its prompt. An example with more candidates than a micro-batch holds is cut into several
-prompts.
+prompts. Prompts are made when their micro-batch comes, and scores go to a file of each rank: a few numbers of each prompt are held.
+
+U examples, C candidates of the longest.
 """
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,7 @@ class EvaluateJob:
     pooling: str | None = None
     examples: list[EvalExample] | None = None
 
-    def asked(self, config: RunConfig, data: PreparedData) -> list[EvalExample]:
+    def asked(self, config: RunConfig, data: PreparedData) -> Sequence[EvalExample]:
         """What is scored."""
         return eval_examples_of(config, data) if self.examples is None else self.examples
 
@@ -90,7 +93,7 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
 
     pack = pack_prompts if job.temperature is None else catalogue_packing(builder, job.temperature)
     scores = score_prompts(score, prompts, world, config.train.max_tokens_per_micro_batch, report, pack=pack)
-    np.save(part_path(run.path, world.rank), scores)
+    write_part(part_path(run.path, world.rank), prompts, scores)
     return {"tokens": int(prompts.lengths.sum())}
 
 
@@ -126,25 +129,32 @@ def build_checked_builder(config: RunConfig, job: EvaluateJob, data: PreparedDat
 
 
 class EvalPrompts:
-    """The examples as prompts: places[i] = (example, first candidate) of prompt i, lengths (prompts,) in rows.
+    """The examples as prompts, made when asked for: places[i] = (example, first candidate, end) of prompt i, lengths (prompts,).
+
+    Lengths are in rows. shape: (U, C).
 
     Raises UserError if one is longer than a micro-batch or than the model. max_positions: None without a limit.
     """
 
-    def __init__(self, builder: PromptBuilder, examples: list[EvalExample], max_tokens: int, max_positions: int | None) -> None:
+    def __init__(
+        self, builder: PromptBuilder, examples: Sequence[EvalExample], max_tokens: int, max_positions: int | None
+    ) -> None:
         check_examples(builder, examples, max_tokens=max_tokens, max_positions=max_positions)
         self.examples = examples
         self._builder = builder
-        self._prompts: list[GroupedPrompt] = []
-        self.places: list[tuple[int, int]] = []
+        self.places: list[tuple[int, int, int]] = []
+        lengths, longest = array("q"), 0
         for number, example in enumerate(examples):
             for begin, stop in self._cuts(example, max_tokens):
-                self.places.append((number, begin))
-                self._prompts.append(self._prompt(example, begin, stop, key=len(self._prompts)))
-        self.lengths = np.asarray([prompt.num_tokens for prompt in self._prompts], dtype=np.int64)
+                self.places.append((number, begin, stop))
+                lengths.append(self._prompt(example, begin, stop, key=0).num_tokens)
+            longest = max(longest, stop)
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.shape = (len(examples), longest)
 
     def __getitem__(self, index: int) -> GroupedPrompt:
-        return self._prompts[index]
+        number, begin, stop = self.places[index]
+        return self._prompt(self.examples[number], begin, stop, key=index)
 
     def _prompt(self, example: EvalExample, begin: int, stop: int, *, key: int) -> GroupedPrompt:
         history = example.history[-self._builder.max_history :]
@@ -173,10 +183,8 @@ def score_prompts(
     report: Callable[[int], None],
     *,
     pack: Callable[[list[GroupedPrompt]], PackedBatch] = pack_prompts,
-) -> F32:
-    """(U, C) scores, NaN where another rank scores. Every rank gets the same number of micro-batches."""
-    width = max(len(example.candidates) for example in prompts.examples)
-    scores = np.full((len(prompts.examples), width), np.nan, dtype=np.float32)
+) -> Iterator[tuple[int, int, F32]]:
+    """(example, first candidate, scores) of this rank's prompts. Every rank gets the same number of micro-batches."""
     micro_batches = assign_to_ranks(pack_evenly(prompts.lengths, max_tokens, world.size), prompts.lengths, world.size)
     done = 0
     for number in range(len(micro_batches[0])):
@@ -185,12 +193,29 @@ def score_prompts(
         logps = score(batch).numpy()
         offsets = batch.group_offsets.tolist()
         for place, prompt in enumerate(micro_batch):
-            example, begin = prompts.places[prompt]
-            values = logps[offsets[place] : offsets[place + 1]]
-            scores[example, begin : begin + len(values)] = values
+            yield *prompts.places[prompt][:2], logps[offsets[place] : offsets[place + 1]]
         done += sum(len(micro_batches[rank][number]) for rank in range(world.size))
         report(done)
-    return scores
+
+
+def table_of(prompts: EvalPrompts, scores: Iterable[tuple[int, int, F32]]) -> F32:
+    """The scores of score_prompts() as (U, C) in memory, NaN behind the last candidate, and where another rank scores."""
+    table = np.full(prompts.shape, np.nan, dtype=np.float32)
+    for example, begin, values in scores:
+        table[example, begin : begin + len(values)] = values
+    return table
+
+
+def write_part(path: Path, prompts: EvalPrompts, scores: Iterable[tuple[int, int, F32]]) -> None:
+    """Writes table_of() to a file, without holding it."""
+    num_rows, width = prompts.shape
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": prompts.shape})
+        begins_at, empty = file.tell(), np.full(width, np.nan, dtype="<f4").tobytes()
+        file.writelines(empty for _ in range(num_rows))
+        for example, begin, values in scores:
+            file.seek(begins_at + 4 * (example * width + begin))
+            file.write(values.astype("<f4").tobytes())
 
 
 def part_path(folder: Path, rank: int) -> Path:
@@ -204,14 +229,17 @@ def clear_parts(folder: Path) -> None:
         path.unlink()
 
 
-def gather_parts(folder: Path) -> F32:
-    """Merges and removes the parts of all ranks: (U, C)."""
+def gather_parts(folder: Path) -> Iterator[F32]:
+    """The merged rows (C,) of the parts of all ranks, U of them. The files lose their names now, and go when all rows are read."""
     paths = sorted(folder.glob(".scores-*.npy"))
-    merged = np.load(paths[0])
-    for path in paths[1:]:
-        part = np.load(path)
-        merged = np.where(np.isnan(merged), part, merged)
+    parts = [np.load(path, mmap_mode="r") for path in paths]
     for path in paths:
         path.unlink()
-    result: F32 = merged
-    return result
+    return (_merged(rows) for rows in zip(*parts, strict=True))
+
+
+def _merged(rows: tuple[F32, ...]) -> F32:
+    merged = np.array(rows[0])
+    for row in rows[1:]:
+        merged = np.where(np.isnan(merged), row, merged)
+    return merged

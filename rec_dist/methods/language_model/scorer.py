@@ -23,7 +23,7 @@ from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.language_model.builders import build_builder, model_spec
 from rec_dist.methods.language_model.corrections import Correction, Titles, bare_catalogue
-from rec_dist.methods.language_model.ranking import EvalPrompts, no_loss, score_prompts
+from rec_dist.methods.language_model.ranking import EvalPrompts, no_loss, score_prompts, table_of
 from rec_dist.models.assemble import build_model
 from rec_dist.models.scorer import Scorer, check_scorer
 from rec_dist.models.shape import read_shape
@@ -90,7 +90,8 @@ class LanguageModelScorer:
         ]
         prompts = EvalPrompts(self.builder, examples, self._max_tokens, self._max_positions)
         world = World(device=self._device)
-        scores = score_prompts(self._logps, prompts, world, self._max_tokens, lambda done: None, pack=self._pack)  # (B, C)
+        given = score_prompts(self._logps, prompts, world, self._max_tokens, lambda done: None, pack=self._pack)
+        scores = table_of(prompts, given)  # (B, C)
         return [row[: len(items)].astype(np.float64) for row, items in zip(scores, candidates, strict=True)]
 
     @property

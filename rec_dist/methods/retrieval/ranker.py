@@ -1,7 +1,8 @@
 """How retrieval ranks: one prompt a history on the workers, then one product with the vectors of the whole catalogue."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rec_dist.methods.language_model.builders import build_builder, model_spec
 from rec_dist.methods.language_model.embedding import EmbedJob
 from rec_dist.methods.language_model.ranker import LanguageModelRanker
 from rec_dist.methods.language_model.ranking import EvaluateJob, build_checked_builder, clear_parts, gather_parts
-from rec_dist.methods.method import Evaluation, Launch, Scores
+from rec_dist.methods.method import Evaluation, Launch, ScoreStream
 from rec_dist.methods.retrieval.batch import LOGITS_AT_ONCE
 from rec_dist.methods.retrieval.examples import TitlePrompts
 from rec_dist.methods.retrieval.ranking import HistoryPrompts, encode_histories, encode_worker
@@ -56,12 +57,12 @@ class RetrievalRanker:
         """Raises UserError for another data set, where item ids mean other items."""
         DESCRIPTION.check(saved, data)
 
-    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[Scores, dict[str, Any]]:
+    def score(self, evaluation: Evaluation, launch: Launch) -> tuple[ScoreStream, dict[str, Any]]:
         """As Ranker.score, on the workers of config.cluster: log-probabilities under the softmax over the whole catalogue."""
         config, run = evaluation.config, evaluation.run
         assert evaluation.saved is not None
         model = load_retrieval(evaluation.saved)
-        own = evaluation.examples if evaluation.own_examples else None
+        own = list(evaluation.examples) if evaluation.own_examples else None
         job = EvaluateJob(
             config.model_dump(), str(run.path), evaluation.initial, evaluation.saved, pooling=model.pooling, examples=own
         )
@@ -71,7 +72,8 @@ class RetrievalRanker:
         HistoryPrompts(prompts, examples).lengths(config.train.max_tokens_per_micro_batch, shape.max_positions)
         clear_parts(run.path)
         cost = launch(encode_worker, job, config.cluster, run)
-        return log_probs(model, gather_parts(run.path), [e.history for e in examples], [e.candidates for e in examples]), cost
+        states = np.stack(list(gather_parts(run.path)))  # (U, D)
+        return log_probs(model, states, ((e.history, e.candidates) for e in examples)), cost
 
     @contextmanager
     def scoring(
@@ -121,7 +123,7 @@ class RetrievalScorer:
         prompts = HistoryPrompts(self._prompts, examples)
         lengths, world = prompts.lengths(self._max_tokens, self._shape.max_positions), World(device=self._device)
         states = encode_histories(self._states, prompts, lengths, world, self._max_tokens, self._shape.width, lambda done: None)
-        return [scores.astype(np.float64) for scores in log_probs(self._model, states, [*histories], [*candidates])]
+        return [scores.astype(np.float64) for scores in log_probs(self._model, states, zip(histories, candidates, strict=True))]
 
     @torch.no_grad()
     def _states(self, batch: PooledPrompts) -> Tensor:
@@ -129,20 +131,19 @@ class RetrievalScorer:
         return states
 
 
-def log_probs(model: RetrievalModel, states: F32, histories: list[I32], candidates: list[I32]) -> Scores:
-    """states (U, D) of the last titles; histories[u], candidates[u] (C_u,) item ids -> (C_u,) each, in nats.
+def log_probs(model: RetrievalModel, states: F32, asked: Iterable[tuple[I32, I32]]) -> Iterator[Floats]:
+    """states (U, D) of the last titles; asked: history and candidates (C_u,) of each -> (C_u,) each, in nats.
 
     Cost: I * W multiply-adds a history; LOGITS_AT_ONCE logits in memory.
     """
     terms, at_once = model.terms.tolist(), max(1, LOGITS_AT_ONCE // len(model.table.vectors))
-    scores: Scores = []
-    for start in range(0, len(histories), at_once):
-        stop = min(start + at_once, len(histories))
-        logits = model.logits(model.users(torch.from_numpy(states[start:stop]))).double()
-        for row, history in zip(logits, histories[start:stop], strict=True):
+    given = iter(asked)
+    for start in range(0, len(states), at_once):
+        block = list(islice(given, min(at_once, len(states) - start)))
+        logits = model.logits(model.users(torch.from_numpy(states[start : start + at_once]))).double()
+        for row, (history, _) in zip(logits, block, strict=True):
             last, before = int(history[-1]), np.setdiff1d(history, history[-1:])
             row[torch.from_numpy(before.astype(np.int64))] += terms[0] / model.temperature
             row[last] += terms[1] / model.temperature
         logps = logits.log_softmax(dim=1).numpy()
-        scores += [row[items] for row, items in zip(logps, candidates[start:stop], strict=True)]
-    return scores
+        yield from (row[items] for row, (_, items) in zip(logps, block, strict=True))

@@ -5,7 +5,7 @@ Cost: one prompt a history, however many candidates it has, and D floats a histo
 U histories, D width of the model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class HistoryPrompts:
     """The history of each example as a prompt whose last title is pooled."""
 
     prompts: TitlePrompts
-    examples: list[EvalExample]
+    examples: Sequence[EvalExample]
 
     def lengths(self, max_tokens: int, max_positions: int | None) -> I64:
         """(U,) tokens of each prompt. Raises UserError if one is longer than a micro-batch or than the model."""

@@ -1,0 +1,72 @@
+"""`rec-dist rank --launcher ray` on two real Ray workers: the bytes of one machine, also when a worker is killed. About a minute."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from finished_runs import finished_run, raw_item
+from real_runs import descendants
+
+from rec_dist.ranking.unfinished import parts_folder
+
+pytestmark = pytest.mark.slow
+_SECONDS = 300.0
+# The command with blocks of 4 users, each of which takes a worker the seconds in sys.argv[1] and its work.
+_COMMAND = """
+import sys
+from contextlib import contextmanager
+from functools import partial
+from rec_dist.cli import main
+from rec_dist.launch import rank_on_ray
+from rec_dist.ranking import rank
+rank.MOST_USERS = 4
+seconds, ranked_on_ray = float(sys.argv[1]), rank_on_ray.ranked_on_ray
+@contextmanager
+def slowed(load, device):
+    import time
+    with load(device) as rank_one:
+        yield lambda block: (time.sleep(seconds), rank_one(block))[1]
+rank_on_ray.ranked_on_ray = lambda load, *more: ranked_on_ray(partial(slowed, load), *more)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def start(*words: object, slowed: float = 0.0) -> subprocess.Popen[str]:
+    """`rec-dist rank WORDS`. slowed: seconds of each block."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _COMMAND, str(slowed), "rank", *map(str, words)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    _, err = process.communicate(timeout=_SECONDS)
+    assert process.returncode == 0, err
+    return err
+
+
+def test_the_same_bytes_with_a_killed_worker(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "one")
+    candidates = tmp_path / "candidates.jsonl"
+    lines = [f'{{"user_id": "{user:03d}", "candidates": ["{raw_item(user % 11)}", "01", "07"]}}' for user in range(0, 24, 3)]
+    candidates.write_text("\n".join(lines), encoding="utf-8")
+    on_ray = ("--launcher", "ray", "cluster.num_workers=2", "cluster.cpus_per_worker=1", "cluster.use_gpu=false")
+    for name, words in (("all.parquet", ()), ("listed.jsonl", ("--candidates", candidates))):
+        here, there = tmp_path / "here" / name, tmp_path / "there" / name
+        ended(start(run, "--top-k", 3, *words, "--out", here))
+        err = ended(start(run, "--top-k", 3, *words, *on_ray, "--out", there))
+        assert there.read_bytes() == here.read_bytes(), err
+
+    output = tmp_path / "killed" / "all.parquet"
+    process = start(run, "--top-k", 3, *on_ray, "--out", output, slowed=4.0)
+    deadline = time.monotonic() + _SECONDS
+    while len(workers := descendants(process, "ray::MapWorker")) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(5.0)  # it has begun
+    workers[0].kill()
+    ended(process)
+    assert output.read_bytes() == (tmp_path / "here" / "all.parquet").read_bytes()
+    assert not parts_folder(output).exists()
