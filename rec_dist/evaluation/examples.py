@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from rec_dist.data.dataset.prepared_data import PreparedData
-from rec_dist.data.sampling.negatives import draw_candidates
+from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
+from rec_dist.data.sampling.negatives import draw_candidates, low_rated_candidates
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.rng import hash_u64
@@ -24,7 +24,7 @@ class EvalExample:
     """One ranking: a user's history (item ids, oldest first), and candidates, which include the target.
 
     position: the target's place in the user's row, or the number of the question. (user_id, position) is unique.
-    given: whether the candidates stood in a file of questions.
+    given: whether the number of candidates is the question's own: they stood in a file, or the user rated them low.
     """
 
     user_id: int
@@ -87,11 +87,13 @@ def build_eval_examples(
     seed: int,
     exclude_seen: bool = True,
     targets: Literal["last", "all"] = "last",
+    low_rated: bool = False,
 ) -> list[EvalExample]:
     """Builds the examples of a split in ascending (user, position) order.
 
-    targets: the last target of each row, or all of them, each after everything before it. Raises UserError for an empty split or
-    too few items.
+    targets: the last target of each row, or all of them, each after everything before it. low_rated: a target's other candidates
+    are items that its user rated low (evaluate.negatives). Raises UserError for an empty split, too few items, or no user with an
+    item rated low.
     """
     candidates = Candidates(data.num_items, num_candidates, exclude_seen=exclude_seen, seed=seed)
     rows = data.split(split)
@@ -99,14 +101,45 @@ def build_eval_examples(
         raise UserError(
             f"evaluate.split ({split}) of {data.location} has no user; choose another split, or prepare data whose split has one"
         )
+    usable = low_rated_users(data, rows) if low_rated else rows.user_ids
     examples = []
-    for row in np.flatnonzero(np.isin(rows.user_ids, drawn_users(rows.user_ids, max_users, seed))).tolist():
+    for row in np.flatnonzero(np.isin(rows.user_ids, drawn_users(usable, max_users, seed))).tolist():
         items, user = rows.items_of(row), int(rows.user_ids[row])
         first = len(items) - 1 if targets == "last" else int(rows.first_target[row])
         for position in range(first, len(items)):
             history, target = items[:position], int(items[position])
-            examples.append(EvalExample(user, position, target, history, candidates.of(user, position, target, history)))
+            if low_rated:
+                among = low_rated_candidates(
+                    seed=seed,
+                    user=user,
+                    position=position,
+                    target=target,
+                    seen=history if exclude_seen else history[:0],
+                    low_rated=rows.explicit_negatives_of(row),
+                    most=None if num_candidates == "all" else num_candidates,
+                )
+                if len(among) == 1:  # the user rated these items again, and high
+                    continue
+            else:
+                among = candidates.of(user, position, target, history)
+            examples.append(EvalExample(user, position, target, history, among, given=low_rated))
+    if not examples:
+        raise UserError(
+            f"evaluate.negatives=low_rated: no user of the {split} split of {data.location} whom training has not seen rated an item "
+            "below data.min_rating within the training part; prepare data with ratings, data.min_rating and "
+            "data.split=leave_one_out or global_temporal"
+        )
     return examples
+
+
+def low_rated_users(data: PreparedData, rows: SequenceSplit) -> I64:
+    """The users of `rows` who can be asked about items that they rated low, in no order.
+
+    Those of the train split cannot if it holds few users (data.max_train_users): what they rated low may be their negatives there.
+    With all users in training nobody would be left, so then all are asked.
+    """
+    some = rows.user_ids[np.diff(rows.explicit_negative_offsets) > 0]
+    return np.setdiff1d(some, data.split("train").user_ids) if data.manifest.settings.get("max_train_users") else some
 
 
 def drawn_users(users: I64, max_users: int | None, seed: int) -> I64:

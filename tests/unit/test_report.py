@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rec_dist.config.pipeline_schema import CurvesConfig, PointConfig
 from rec_dist.errors import UserError
 from rec_dist.report.findings import findings
-from rec_dist.report.plots import loss_curves, model_colors
+from rec_dist.report.plots import loss_curves, metric_curves, model_colors
 from rec_dist.report.table import ComparisonRow, Difference
 from rec_dist.report.write import Report, RunSummary, StageSummary, read_run, write_report
 
@@ -126,6 +128,18 @@ def test_the_same_report_gives_the_same_bytes(report: Report, tmp_path: Path) ->
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert written(report, tmp_path / "a") == written(report, tmp_path / "b")
+
+
+def test_a_metric_is_drawn_against_a_number(report: Report, tmp_path: Path) -> None:
+    assert metric_curves(report.rows, None) == ""
+    points = [PointConfig(line="DMPO", x=x, row=name) for x, name in ((7.0, "sft"), (1.0, "base"))]
+    curves = CurvesConfig(axis="negatives (K)", points=points)
+    drawn = metric_curves(report.rows, curves)
+    text = re.sub(r"<[^>]*>", " ", drawn)
+    assert all(words in text for words in ("hr@1", "ndcg@10", "negatives (K)", "DMPO"))
+    reversed_points = CurvesConfig(axis="negatives (K)", points=points[::-1])
+    assert metric_curves(report.rows, reversed_points) == drawn  # a line goes from left to right
+    assert "negatives (K)" in " ".join(Page(written(replace(report, curves=curves), tmp_path)).text)
 
 
 def test_an_almost_empty_report_is_a_page(tmp_path: Path) -> None:
