@@ -7,6 +7,7 @@ from pydantic import Field
 from rec_dist.config.section import Section
 
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+Value = str | int | float
 
 
 class StageConfig(Section):
@@ -67,7 +68,10 @@ class PipelineConfig(Section):
         default_factory=dict,
         description="Configurations of runs by name, each with its own `extends`. FILE:NAME names one on a command line.",
     )
-    vars: dict[str, str | int | float] = Field(default_factory=dict, description="Values for ${vars.NAME}.")
+    vars: dict[str, Value | dict[str, Value]] = Field(
+        default_factory=dict,
+        description="Values for ${vars.NAME}, or groups of them: one variable may choose a group, ${vars.${vars.size}.users}.",
+    )
     matrix: dict[str, Annotated[list[str | int | float], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="Values for ${matrix.NAME}. A stage, pair or point that uses some of them is repeated for every combination.",
