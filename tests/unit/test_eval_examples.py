@@ -183,10 +183,11 @@ def test_users_whose_low_ratings_training_has_seen_are_not_asked(tmp_path: Path)
 
 def test_the_row_counts_who_is_left_out(tmp_path: Path, tiny_config: Callable[..., dict[str, object]]) -> None:
     import rec_dist
+    from rec_dist.commands.evaluate import evaluate
 
     changes = {"evaluate.negatives": "low_rated", "evaluate.ranker": "popularity", "evaluate.max_users": None}
     few = {**changes, "data.path": str(tmp_path / "few"), "data.max_train_users": 10}
     rec_dist.prepare(tiny_config(tmp_path / "few-run", few))
-    rows = {name: rec_dist.evaluate(tiny_config(tmp_path / name, each)) for name, each in (("all", changes), ("few", few))}
+    rows = {name: evaluate(tiny_config(tmp_path / name, each), progress=False) for name, each in (("all", changes), ("few", few))}
     told = {name: (row["metrics"]["auc"]["n"], row["left_out_users"], row["num_candidates"]) for name, row in rows.items()}
     assert told == {"all": (60, 0, "low_rated"), "few": (50, 10, "low_rated")}
