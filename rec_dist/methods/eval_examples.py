@@ -46,7 +46,7 @@ def _check_listed(config: RunConfig, examples: list[EvalExample]) -> None:
     for example in examples:
         if example.given and listed not in (None, len(example.candidates)):
             raise UserError(
-                f"evaluate: question {example.position} has {len(example.candidates)} candidates (user {example.user_id}), and "
+                f"evaluate: question {example.position} has {len(example.candidates)} candidates, and "
                 f"prompt.num_candidates ({listed}) must equal that when the prompt lists them"
             )
 

@@ -168,7 +168,7 @@ def test_a_target_is_asked_against_what_its_user_rated_low(tmp_path: Path) -> No
     drawn = [next(item for item in pair if item != 2) for pair in pairs.values()]
     assert all(50 < drawn.count(item) < 84 for item in (4, 5, 6))
     assert 70 < sum(pair[0] == 2 for pair in pairs.values()) < 130  # the target's place says nothing
-    assert len(examples(data, low_rated=True, max_users=1)) == 1
+    assert len(examples(data, low_rated=True, max_users=2)) in (1, 2)  # one, if 4 is drawn
 
 
 def test_users_whose_low_ratings_training_has_seen_are_not_asked(tmp_path: Path) -> None:
