@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 NOTE = PYTHONPATH=$(CURDIR) $(BIN)/python tests/suite_table.py
 
-.PHONY: help install install-dev hashes quickstart quickstart-dmpo results delrec p2rec dmpo docs test test-slow test-faults test-fast test-launch lint clean
+.PHONY: help install install-dev hashes quickstart quickstart-dmpo results sdpo delrec p2rec dmpo docs test test-slow test-faults test-fast test-launch lint clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -31,16 +31,19 @@ quickstart-dmpo: install ## the same with DMPO in place of S-DPO
 results: install ## SFT over 50,000 targets of MovieLens-100K beside neighbours, SASRec and ensembles with and without it: some 40 minutes on 2 cores
 	$(BIN)/rec-dist run results
 
-delrec: install ## DELRec on MovieLens-100K at reduced sizes, from raw data to its table: about 17 minutes on 2 cores
-	$(BIN)/rec-dist run delrec
+sdpo: install ## S-DPO and MPPO with K = 1, 7 and 19 negatives, three seeds, other losses once: two hours on 2 cores with AMX
+	$(BIN)/rec-dist run sdpo $(ARGS)
 
-p2rec: install ## P2Rec on MovieLens-100K at reduced sizes, recommenders that start from a language model's embeddings: about 15 minutes
-	$(BIN)/rec-dist run p2rec
+delrec: install ## DELRec with 6,400 targets, teachers SASRec and random, three seeds: over two hours a seed on 2 cores with AMX; ARGS='matrix.seed=[0]' for one
+	$(BIN)/rec-dist run delrec $(ARGS)
 
-dmpo: install ## DMPO's own experiments at reduced sizes: few-shot with K from 1 to 5, and across domains (movies, books): an hour on one core
-	$(BIN)/rec-dist run dmpo-few_shot
-	$(BIN)/rec-dist run dmpo-cross
-	$(BIN)/rec-dist run dmpo-cross vars.from=books vars.to=movies
+p2rec: install ## P2Rec with all users and three seeds, recommenders that start from a language model's embeddings: two hours on 2 cores with AMX
+	$(BIN)/rec-dist run p2rec $(ARGS)
+
+dmpo: install ## DMPO with 100 users, K from 1 to 5, beside recommenders of the same users, also against low-rated films: an hour on 2 cores with AMX
+	$(BIN)/rec-dist run dmpo-few_shot $(ARGS)
+	$(BIN)/rec-dist run dmpo-few_shot vars.negatives=low_rated $(ARGS)
+	$(BIN)/rec-dist run dmpo-few_shot vars.negatives=low_rated vars.candidates=2 $(ARGS)
 
 test: install-dev ## a test of every guarantee, in two processes: 12 to 20 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '(not slow or quick) and not launch'

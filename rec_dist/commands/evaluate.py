@@ -25,7 +25,7 @@ from rec_dist.evaluation.examples import EvalExamples
 from rec_dist.evaluation.measure import predictions_in_blocks, ranked_in_blocks, score_in_blocks, summarize, summarize_parts
 from rec_dist.evaluation.questions import QuestionFile
 from rec_dist.launch.workers import launch
-from rec_dist.methods.eval_examples import eval_examples_of, question_file
+from rec_dist.methods.eval_examples import eval_examples_of, left_out_users, question_file
 from rec_dist.methods.method import Evaluation, Launch
 from rec_dist.methods.registry import check_workers_find, method_of
 from rec_dist.methods.searched_ranks import RANK_LIMIT, check_search, searched_ranks
@@ -54,6 +54,9 @@ def evaluate(
     config, data, initial = named.config, named.data, named.initial
     run = _results(named)
     asked, examples = question_file(config), eval_examples_of(config, data)
+    left_out = left_out_users(config, data, examples)
+    if left_out:
+        logger.info(f"evaluate.negatives=low_rated: {left_out:,} users have no item that they rated low, or training has seen it")
     evaluation = Evaluation(config, data, examples, initial, named.saved, run)
     if config.evaluate.search == "exact":
         check_search(evaluation)
@@ -85,6 +88,7 @@ def evaluate(
                 "event": "evaluation",
                 "name": run.path.name,
                 **_protocol(config, asked, examples),
+                **({} if left_out is None else {"left_out_users": left_out}),
                 **_dtype_of(config),
                 "seconds": time.perf_counter() - began,
                 **cost,
@@ -103,7 +107,7 @@ def _dtype_of(config: RunConfig) -> dict[str, str]:
 
 
 def _protocol(config: RunConfig, asked: QuestionFile | None, examples: EvalExamples) -> dict[str, Any]:
-    """What was asked, for the row. num_candidates: "given" if the questions brought candidates of various numbers."""
+    """What was asked, for the row. num_candidates: "low_rated", or "given" if a file brought candidates of various numbers."""
     settings = config.evaluate
     if asked is None:
         source: dict[str, Any] = {"split": settings.split, "targets": settings.targets}
@@ -113,6 +117,8 @@ def _protocol(config: RunConfig, asked: QuestionFile | None, examples: EvalExamp
         source |= {"search": "exact", "rank_limit": RANK_LIMIT}
     if not examples[0].given:
         return {**source, "num_candidates": settings.num_candidates, "exclude_seen": settings.exclude_seen}
+    if settings.negatives == "low_rated":
+        return {**source, "num_candidates": "low_rated", "exclude_seen": None}
     sizes = {len(example.candidates) for example in examples}
     return {**source, "num_candidates": sizes.pop() if len(sizes) == 1 else "given", "exclude_seen": None}
 

@@ -111,7 +111,8 @@ def _evaluation(row: dict[str, Any] | None) -> str:
     if row is None:
         return "This run was not evaluated."
     asked = f"the {row['split']} split" if "split" in row else f"the questions of {row.get('questions')}"
-    among = "all items" if row["num_candidates"] == "all" else f"{row['num_candidates']} candidates"
+    known = {"all": "all items", "low_rated": "items that the user rated low"}
+    among = known.get(str(row["num_candidates"]), f"{row['num_candidates']} candidates")
     lines = [f"| {name} | {format_interval(metric)} | {int(metric['n']):,} |" for name, metric in row["metrics"].items()]
     head = f"On {asked}, one target among {among}; 95 % bootstrap interval over users; computed in {row.get('dtype', 'float32')}."
     return "\n".join([head, "", "| metric | value | users |", "|---|---|---|", *lines])

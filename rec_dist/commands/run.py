@@ -134,7 +134,8 @@ def _results_dir(stage: Stage) -> Path:
 
 def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Records, *, seconds: float) -> None:
     evaluated = {stage.name: _results_dir(stage) for stage in config.stages if stage.do == "evaluate"}
-    compared = compare(evaluated, config.pairs, config.metrics)
+    of_rows = {row: [evaluated[stage.name] for stage in stages] for row, stages in config.rows.items()}
+    compared = compare(of_rows, config.pairs, config.metrics)
     folder = Path(config.run_dir).absolute()
     again = shlex.join(["rec-dist", "run", str(path), *without_secrets(overrides)])
     report = Report(
@@ -142,6 +143,7 @@ def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Re
         summary=[compared.summary],
         rows=compared.rows,
         published=config.published,
+        curves=config.curves,
         differences=compared.differences,
         shares=compared.shares,
         stages=[_stage_summary(stage, records) for stage in config.stages],

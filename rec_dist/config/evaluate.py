@@ -22,6 +22,12 @@ class EvaluateConfig(Section):
     ranker: Literal["model", "popularity"] = Field(
         "model", description="model: the run's model or the base model. popularity: the popularity baseline."
     )
+    negatives: Literal["uniform", "low_rated"] = Field(
+        "uniform",
+        description="Where the other candidates are from. low_rated: from the user's explicit negatives (data.min_rating) of the "
+        "training part, at most evaluate.num_candidates - 1. Users without any are left out, and with data.max_train_users those of "
+        "the train split, whose explicit negatives training may have seen.",
+    )
     num_candidates: int | Literal["all"] = Field(
         20, description="Candidates: one target, and the rest drawn by hash. all: the whole catalogue."
     )

@@ -6,73 +6,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field
 
 from rec_dist.config.compose import MATRIX, PIPELINE, RUNS, VARS, load_unresolved, locate, sections
 from rec_dist.config.load import validate
+from rec_dist.config.pipeline_schema import CurvesConfig, PipelineConfig, PipelineSection, PublishedRow, StageConfig
 from rec_dist.config.references import Marks
 from rec_dist.config.schema import RunConfig
-from rec_dist.config.section import Section
 from rec_dist.errors import UserError
 
-Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 _AXIS = re.compile(r"\$\{" + MATRIX + r"\.([^.}]+)")
-
-
-class StageConfig(Section):
-    """One stage: `rec-dist DO TARGET [TO] SET...`."""
-
-    name: str = Field(description="The stage's name in the report. For evaluate, also the name of its row in the table.")
-    do: Literal["prepare", "train", "embed", "evaluate"] = Field(description="The command.")
-    target: str = Field(description="One of `runs`, a CONFIG (relative paths start at this file), or a run directory.")
-    to: str | None = Field(None, description="embed only: the folder to write.")
-    set: list[str] = Field(default_factory=list, description="Overrides, section.key=value.")
-
-
-class PublishedRow(Section):
-    """A row of somebody else's table, for the same questions: values by metric, without intervals."""
-
-    name: str = Field(description="Its name in the table.")
-    source: str = Field(description="Where it is published, and what it was trained on.")
-    metrics: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(description="Values by metric.")
-
-
-class PipelineSection(Section):
-    """The section `pipeline`."""
-
-    title: str = Field(description="The report's title.")
-    run_dir: str = Field(description="Folder for the report and the record of the stages.")
-    stages: list[StageConfig] = Field(description="In the order in which they run.")
-    pairs: list[Pair] = Field(default_factory=list, description="[better, worse]: paired differences to report.")
-    published: list[PublishedRow] = Field(default_factory=list, description="Rows that others report, shown below ours.")
-    metrics: list[str] = Field(default_factory=lambda: ["hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr"], description="Columns.")
-
-
-class PipelineConfig(Section):
-    """A file for `rec-dist run`."""
-
-    pipeline: PipelineSection
-    runs: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
-        description="Configurations of runs by name, each with its own `extends`. FILE:NAME names one on a command line.",
-    )
-    vars: dict[str, str | int | float] = Field(default_factory=dict, description="Values for ${vars.NAME}.")
-    matrix: dict[str, list[str | int | float]] = Field(
-        default_factory=dict,
-        description="Values for ${matrix.NAME}. A stage or pair that uses some of them is repeated for every combination; with [] it "
-        "is left out.",
-    )
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as it runs. target: a CONFIG as a command takes it (is_config), or a run directory."""
+    """A stage as it runs. target: a CONFIG as a command takes it (is_config), or a run directory. row: that of the table."""
 
     name: str
+    row: str
     do: str
     target: str
     is_config: bool
@@ -95,6 +49,16 @@ class Pipeline:
     pairs: tuple[list[str], ...]
     metrics: tuple[str, ...]
     published: tuple[PublishedRow, ...] = ()
+    curves: CurvesConfig | None = None
+
+    @property
+    def rows(self) -> dict[str, list[Stage]]:
+        """The evaluations of each row of the table, one a repeat, in the order of the file."""
+        found: dict[str, list[Stage]] = {}
+        for stage in self.stages:
+            if stage.do == "evaluate":
+                found.setdefault(stage.row, []).append(stage)
+        return found
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -114,14 +78,21 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     valid = validate(value, PipelineConfig, where)
     section = valid.pipeline
     stages = tuple(_stage(stage, path, set(valid.runs), overrides) for stage in section.stages)
-    _check(section, stages, path, unused=set(valid.matrix) - set(_AXIS.findall(_text(config.get(PIPELINE)))))
-    return Pipeline(
-        section.title, section.run_dir, stages, tuple(section.pairs), tuple(section.metrics), tuple(section.published)
+    pipeline = Pipeline(
+        section.title,
+        section.run_dir,
+        stages,
+        tuple(section.pairs),
+        tuple(section.metrics),
+        tuple(section.published),
+        section.curves,
     )
+    _check(section, pipeline, path, unused=set(valid.matrix) - set(_AXIS.findall(_text(config.get(PIPELINE)))))
+    return pipeline
 
 
 def _expanded(config: DictConfig, where: str) -> dict[str, Any]:
-    """The file as a mapping: stages and pairs repeated over the matrix, interpolations resolved but those of `runs`."""
+    """The file as a mapping: stages, pairs and points repeated over the matrix, interpolations resolved but those of `runs`."""
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     scope = {str(key): entry for key, entry in plain.items() if key != RUNS}
@@ -129,9 +100,11 @@ def _expanded(config: DictConfig, where: str) -> dict[str, Any]:
     try:
         if isinstance(pipeline, dict):
             matrix = scope.get(MATRIX) if isinstance(scope.get(MATRIX), dict) else {}
-            lists = {key: pipeline.pop(key) for key in ("stages", "pairs") if isinstance(pipeline.get(key), list)}
-            for key, entries in lists.items():
-                pipeline[key] = [each for entry in entries for each in _repeated(entry, matrix, scope)]
+            curves = pipeline.get("curves")
+            places = [(pipeline, "stages"), (pipeline, "pairs"), (curves if isinstance(curves, dict) else {}, "points")]
+            lists = [(place, key, place.pop(key)) for place, key in places if isinstance(place.get(key), list)]
+            for place, key, entries in lists:
+                place[key] = [each for entry in entries for each in _repeated(entry, matrix, scope)]
         value = OmegaConf.to_container(OmegaConf.create(scope), resolve=True)
     except OmegaConfBaseException as fault:
         raise UserError(f"{where}: {str(fault).splitlines()[0]}") from fault
@@ -178,17 +151,29 @@ def _stage(stage: StageConfig, path: Path, runs: set[str], overrides: Sequence[s
         config, passed = str(beside), []
     else:
         file, _ = locate(Path(stage.target))
-        return Stage(stage.name, stage.do, stage.target, file.is_file(), stage.to, tuple(stage.set))
-    return Stage(stage.name, stage.do, config, True, stage.to, (*stage.set, *passed))
+        return Stage(stage.name, stage.row or stage.name, stage.do, stage.target, file.is_file(), stage.to, tuple(stage.set))
+    return Stage(stage.name, stage.row or stage.name, stage.do, config, True, stage.to, (*stage.set, *passed))
 
 
-def _check(config: PipelineSection, stages: Sequence[Stage], path: Path, *, unused: set[str]) -> None:
+def _check(config: PipelineSection, pipeline: Pipeline, path: Path, *, unused: set[str]) -> None:
+    stages, rows = pipeline.stages, pipeline.rows
     names = [stage.name for stage in stages]
-    rows = {stage.name for stage in stages if stage.do == "evaluate"}
     faults = [f"pipeline.stages has the name {name} twice" for name in sorted({n for n in names if names.count(n) > 1})]
     faults += [f"matrix.{axis} is used by no stage and no pair" for axis in sorted(unused)]
     faults += [
-        f"pipeline.pairs names {name}, which is no evaluate stage" for pair in config.pairs for name in pair if name not in rows
+        f"pipeline.pairs names {name}, which is no row of an evaluate stage"
+        for pair in config.pairs
+        for name in pair
+        if name not in rows
+    ]
+    points = config.curves.points if config.curves is not None else []
+    faults += [
+        f"pipeline.curves names {each.row}, which is no row of an evaluate stage" for each in points if each.row not in rows
+    ]
+    faults += [
+        f"pipeline.stages: {stage.name} has a key `row`, which is for evaluate alone"
+        for stage in stages
+        if stage.do != "evaluate" and stage.row != stage.name
     ]
     for stage in stages:
         if not stage.is_config and (stage.do in ("prepare", "train") or stage.target.endswith((".yaml", ".yml"))):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rec_dist.config.pipeline import PipelineConfig
+from rec_dist.config.pipeline_schema import PipelineConfig
 from rec_dist.config.schema import RunConfig
 
 _PREFACE = """\

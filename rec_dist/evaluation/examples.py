@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rec_dist.data.dataset.prepared_data import PreparedData
+from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.dataset.ragged import runs
-from rec_dist.data.sampling.negatives import draw_candidates
+from rec_dist.data.sampling.negatives import draw_candidates, low_rated_candidates
 from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.rng import hash_u64
@@ -28,7 +28,7 @@ class EvalExample:
     """One ranking: a user's history (item ids, oldest first), and candidates, which include the target.
 
     position: the target's place in the user's row, or the number of the question. (user_id, position) is unique.
-    given: whether the candidates stood in a file of questions.
+    given: whether the number of candidates is the question's own: they stood in a file, or the user rated them low.
     """
 
     user_id: int
@@ -118,6 +118,18 @@ class Candidates:
             )
         return candidates
 
+    def low_rated(self, user: int, position: int, target: int, seen: I32, disliked: I32) -> I32:
+        """The target and items that its user rated low, without those in `seen`: (C,), of which C may be 1."""
+        return low_rated_candidates(
+            seed=self.seed,
+            user=user,
+            position=position,
+            target=target,
+            seen=seen,
+            low_rated=disliked,
+            most=None if self.num == "all" else self.num,
+        )
+
 
 def build_eval_examples(
     data: PreparedData,
@@ -128,11 +140,13 @@ def build_eval_examples(
     seed: int,
     exclude_seen: bool = True,
     targets: Literal["last", "all"] = "last",
+    low_rated: bool = False,
 ) -> EvalExamples:
     """The examples of a split in ascending (user, position) order.
 
-    targets: the last target of each row, or all of them, each after everything before it. Raises UserError for an empty split or
-    too few items.
+    targets: the last target of each row, or all of them, each after everything before it. low_rated: a target's other candidates
+    are items that its user rated low (evaluate.negatives). Raises UserError for an empty split, too few items, or no user with an
+    item rated low.
     """
     candidates = Candidates(data.num_items, num_candidates, exclude_seen=exclude_seen, seed=seed)
     rows = data.split(split)
@@ -140,19 +154,46 @@ def build_eval_examples(
         raise UserError(
             f"evaluate.split ({split}) of {data.location} has no user; choose another split, or prepare data whose split has one"
         )
-    asked = np.flatnonzero(np.isin(rows.user_ids, drawn_users(rows.user_ids, max_users, seed)))
+    usable = low_rated_users(data, rows) if low_rated else rows.user_ids
+    asked = np.flatnonzero(np.isin(rows.user_ids, drawn_users(usable, max_users, seed)))
     lengths = np.diff(rows.offsets)[asked]
     first = lengths - 1 if targets == "last" else rows.first_target[asked].astype(np.int64)
     row_of = np.repeat(asked, lengths - first)  # (N,)
     positions = runs(first, lengths - first)  # (N,)
-    users = rows.user_ids[row_of]
 
     def make(number: int) -> EvalExample:
-        position, user, items = int(positions[number]), int(users[number]), rows.items_of(int(row_of[number]))
+        row, position = int(row_of[number]), int(positions[number])
+        user, items = int(rows.user_ids[row]), rows.items_of(row)
         history, target = items[:position], int(items[position])
-        return EvalExample(user, position, target, history, candidates.of(user, position, target, history))
+        if low_rated:
+            seen, disliked = history if exclude_seen else history[:0], rows.explicit_negatives_of(row)
+            among = candidates.low_rated(user, position, target, seen, disliked)
+        else:
+            among = candidates.of(user, position, target, history)
+        return EvalExample(user, position, target, history, among, given=low_rated)
 
-    return EvalExamples(users, make).check_candidates(candidates, positions)
+    if not low_rated:
+        return EvalExamples(rows.user_ids[row_of], make).check_candidates(candidates, positions)
+    # A user who rated these items again, and high, has none left.
+    askable = np.array([len(make(number).candidates) > 1 for number in range(len(row_of))], dtype=bool)
+    if not askable.any():
+        raise UserError(
+            f"evaluate.negatives=low_rated: no user of the {split} split of {data.location} whom training has not seen rated an item "
+            "below data.min_rating within the training part; prepare data with ratings, data.min_rating and "
+            "data.split=leave_one_out or global_temporal"
+        )
+    row_of, positions = row_of[askable], positions[askable]
+    return EvalExamples(rows.user_ids[row_of], make)
+
+
+def low_rated_users(data: PreparedData, rows: SequenceSplit) -> I64:
+    """The users of `rows` who can be asked about items that they rated low, in no order.
+
+    Those of the train split cannot if it holds few users (data.max_train_users): what they rated low may be their negatives there.
+    With all users in training nobody would be left, so then all are asked.
+    """
+    some = rows.user_ids[np.diff(rows.explicit_negative_offsets) > 0]
+    return np.setdiff1d(some, data.split("train").user_ids) if data.manifest.settings.get("max_train_users") else some
 
 
 def drawn_users(users: I64, max_users: int | None, seed: int) -> I64:

@@ -120,20 +120,27 @@ def summarize(predictions: Predictions, *, seed: int) -> dict[str, dict[str, Any
     return _intervals(metrics_per_question(predictions), predictions.user_ids, seed)
 
 
+def metrics_of_repeats(repeats: Sequence[Predictions]) -> dict[str, npt.NDArray[np.float64]]:
+    """metrics_per_question of each of S repeats of the same questions: (S, N) each, or (N,) of one."""
+    each = [metrics_per_question(predictions) for predictions in repeats]
+    return each[0] if len(each) == 1 else {name: np.stack([values[name] for values in each]) for name in each[0]}
+
+
 def summarize_parts(
-    predictions: Predictions, *, seed: int, metrics: Sequence[str] | None = None
+    predictions: Predictions, *, seed: int, values: dict[str, npt.NDArray[np.float64]] | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """As summarize(), of the questions in each part: {part: {metric: interval}}. metrics: those that are wanted, None for all.
+    """As summarize(), of the questions in each part: {part: {metric: interval}}.
+
+    values: the metrics of its questions as metrics_of_repeats() gives them; None for all metrics of `predictions`.
 
     cold: the target never occurs in the train split; warm: it does; short history: at most SHORT_HISTORY items come before it. A
     part that holds no question, or all of them, is left out.
     """
-    values = metrics_per_question(predictions)
-    wanted = {name: values[name] for name in (values if metrics is None else metrics)}
+    wanted = metrics_per_question(predictions) if values is None else values
     cold = predictions.train_counts == 0
     parts = {"cold": cold, "warm": ~cold, "short history": predictions.history_lengths <= SHORT_HISTORY}
     return {
-        part: _intervals({name: each[chosen] for name, each in wanted.items()}, predictions.user_ids[chosen], seed)
+        part: _intervals({name: each[..., chosen] for name, each in wanted.items()}, predictions.user_ids[chosen], seed)
         for part, chosen in parts.items()
         if 0 < chosen.sum() < len(chosen)
     }

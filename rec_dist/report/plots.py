@@ -1,6 +1,6 @@
 """The report's figures as SVG text. The only file that imports matplotlib, without pyplot and so without global figures.
 
-Text stays text (svg.fonttype none), so a figure can be searched and takes 10-60 kB. Curves are thinned to 400 points.
+Text stays text (svg.fonttype none), so a figure can be searched and takes 10-60 kB.
 The colours are Okabe and Ito's, which colour-blind readers can distinguish, and which are readable on white.
 """
 
@@ -18,6 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rec_dist.config.pipeline_schema import CurvesConfig
+from rec_dist.report.columns import has, smooth, thin
 from rec_dist.report.numbers import chance_level, format_count, format_seconds
 from rec_dist.report.table import ComparisonRow
 
@@ -27,7 +29,6 @@ Curves = Mapping[str, Mapping[str, FloatArray]]  # run -> column of metrics.json
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5c3e", "#4d4d4d")
 _INK, _FAINT, _GRID = "#1b1f24", "#6b7280", "#e3e6ea"
 _WIDTH_INCHES = 9.2
-_MAX_POINTS = 400
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rec-dist",  # the same data gives the same bytes
@@ -63,7 +64,7 @@ def model_colors(names: Iterable[str]) -> dict[str, str]:
 
 def loss_curves(runs: Curves, colors: Mapping[str, str]) -> str:
     """A panel a run, each with its own scale, because losses of different objectives do not compare. "" if no run has steps."""
-    drawn = {name: steps for name, steps in runs.items() if _has(steps, "loss")}
+    drawn = {name: steps for name, steps in runs.items() if has(steps, "loss")}
     if not drawn:
         return ""
     columns = min(3, max(2, len(drawn)))
@@ -84,7 +85,7 @@ def loss_curves(runs: Curves, colors: Mapping[str, str]) -> str:
 
 def reward_curves(runs: Curves, colors: Mapping[str, str]) -> str:
     """A row a run: rewards of chosen and rejected completions, their margin, and the accuracy. "" if no run has rewards."""
-    drawn = {name: steps for name, steps in runs.items() if _has(steps, "rewards/margins")}
+    drawn = {name: steps for name, steps in runs.items() if has(steps, "rewards/margins")}
     if not drawn:
         return ""
     with rc_context(_STYLE):
@@ -99,13 +100,13 @@ def reward_curves(runs: Curves, colors: Mapping[str, str]) -> str:
                 ("margins", _INK, "-", 1.1),
             )
             for key, ink, dash, width in styles:
-                if _has(steps, f"rewards/{key}"):
-                    points = _thin(steps["step"], _smooth(steps[f"rewards/{key}"]))
+                if has(steps, f"rewards/{key}"):
+                    points = thin(steps["step"], smooth(steps[f"rewards/{key}"]))
                     left.plot(*points, color=ink, linestyle=dash, linewidth=width, label=key.removesuffix("s"))
             left.legend(loc="upper left", ncols=3, fontsize=8, handlelength=2.2, borderaxespad=0)
             left.margins(y=0.2)
             left.set_title(f"{name}: implicit reward", color=color, fontweight="bold")
-            if _has(steps, "rewards/accuracies"):
+            if has(steps, "rewards/accuracies"):
                 _raw_and_smooth(right, steps["step"], steps["rewards/accuracies"], color)
             right.set_ylim(0, 1.02)
             right.set_title("accuracy: chosen above rejected", color=color)
@@ -148,6 +149,37 @@ def metric_bars(
         return _svg(figure, name, f"{' and '.join(metrics)} of every model with 95 % intervals")
 
 
+def metric_curves(rows: Sequence[ComparisonRow], curves: CurvesConfig | None) -> str:
+    """A panel a metric with a line for each of `curves`, and an interval at each point. "" without curves."""
+    if curves is None:
+        return ""
+    found = {row.name: row.metrics for row in rows}
+    lines = list(dict.fromkeys(point.line for point in curves.points))
+    metrics = list(dict.fromkeys(metric for point in curves.points for metric in found[point.row]))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH_INCHES, 2.6), layout="constrained")
+        panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+        for panel, metric in zip(panels, metrics, strict=True):
+            for name, color in model_colors(lines).items():
+                points = sorted((p.x, p.row) for p in curves.points if p.line == name and metric in found[p.row])
+                intervals = [found[row][metric] for _, row in points]
+                value, low, high = (np.array([each[key] for each in intervals]) for key in ("value", "low", "high"))
+                places = [x for x, _ in points]
+                panel.errorbar(
+                    places,
+                    value,
+                    yerr=np.maximum([value - low, high - value], 0),
+                    color=color,
+                    marker="o",
+                    capsize=2.5,
+                    label=name,
+                )
+            panel.set_title(metric, fontweight="bold")
+            panel.set_xlabel(curves.axis, loc="right", labelpad=1)
+        panels[0].legend(fontsize=8)
+        return _svg(figure, "curves", f"{', '.join(metrics)} against {curves.axis}, with 95 % intervals")
+
+
 def stage_bars(stages: Sequence[tuple[str, float, int | None]], colors: Mapping[str, str]) -> str:
     """Time and tokens of each stage, given as (name, seconds, tokens), side by side. "" without stages."""
     if not stages:
@@ -177,8 +209,8 @@ def stage_bars(stages: Sequence[tuple[str, float, int | None]], colors: Mapping[
 
 
 def _raw_and_smooth(panel: Any, steps: FloatArray, values: FloatArray, color: str) -> None:
-    panel.plot(*_thin(steps, values), color=color, linewidth=0.8, alpha=0.3)
-    panel.plot(*_thin(steps, _smooth(values)), color=color, linewidth=1.8)
+    panel.plot(*thin(steps, values), color=color, linewidth=0.8, alpha=0.3)
+    panel.plot(*thin(steps, smooth(values)), color=color, linewidth=1.8)
 
 
 def _metric_bar(panel: Any, position: int, interval: Mapping[str, float], color: str) -> None:
@@ -201,36 +233,6 @@ def _step_axis(panel: Any) -> None:
     panel.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     panel.set_xlabel("step", loc="right", labelpad=1)
-
-
-def _has(steps: Mapping[str, FloatArray], column: str) -> bool:
-    return column in steps and bool(np.isfinite(steps[column]).any())
-
-
-def _smooth(values: FloatArray) -> FloatArray:
-    """(S,) -> (S,): the centred mean over about a twentieth of the run, over less at both ends; gaps are skipped."""
-    half = max(1, len(values) // 40)
-    finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    centre = np.arange(len(values))
-    first, last = np.maximum(centre - half, 0), np.minimum(centre + half + 1, len(values))
-    number = counts[last] - counts[first]
-    total = sums[last] - sums[first]
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
-
-
-def _thin(steps: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """At most about 400 points, which keep the lowest and highest value of each stretch, so that no spike is lost."""
-    keep = np.isfinite(values)
-    steps, values = steps[keep], values[keep]
-    if len(values) <= _MAX_POINTS:
-        return steps, values
-    index: set[int] = {0, len(values) - 1}
-    for stretch in np.array_split(np.arange(len(values)), _MAX_POINTS // 2):
-        index |= {int(stretch[np.argmin(values[stretch])]), int(stretch[np.argmax(values[stretch])])}
-    kept = sorted(index)
-    return steps[kept], values[kept]
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rec_dist.config.pipeline import PublishedRow
+from rec_dist.config.pipeline_schema import PublishedRow
 from rec_dist.report.numbers import MISSING, Interval, format_count, format_interval, format_seconds
 
 ABOVE, BELOW, LEVEL = "above 0", "below 0", "no significant difference"
@@ -30,9 +30,10 @@ TEXT_COLUMNS = (
 class ComparisonRow:
     """One model: its metrics by name ("hr@1") and the cost of its evaluation, None where it was not counted.
 
-    dtype: what a language model computed in; None for other models. seen: KEPT or REMOVED, what became of the history's items among
-    the candidates; None where a file named the candidates. parts: the same metrics of a part of the questions, by its name.
-    recall: of an ensemble in two stages, how often the target is among the `num` items retrieved; None for other models.
+    tokens, seconds: of all repeats of a row. dtype: what a language model computed in; None for other models. seen: KEPT or
+    REMOVED, what became of the history's items among the candidates; None where a file named the candidates. parts: the same
+    metrics of a part of the questions, by its name. recall: of an ensemble in two stages, how often the target is among the `num`
+    items retrieved; None for other models.
     """
 
     name: str
@@ -103,6 +104,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     metrics = metric_names(rows)
     largest = {metric: best_names(rows, metric) for metric in metrics}
     costs = {
+        "seeds": any(repeats_of(row) > 1 for row in rows),
         "seen items": len(protocols(rows)) > 1,
         "n": len(user_counts(rows)) > 1,
         "tokens": any(row.tokens is not None for row in rows),
@@ -118,6 +120,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
             cells.append(Cell(value, bounds, row.name in largest[metric]))
         users = "/".join(f"{count:,}" for count in user_counts([row])) or MISSING
         texts = {
+            "seeds": str(repeats_of(row)),
             "seen items": row.seen or MISSING,
             "n": users,
             "tokens": format_count(row.tokens),
@@ -207,6 +210,17 @@ def user_range(rows: Sequence[ComparisonRow]) -> str:
     counts = user_counts(rows) or [0]
     asked = sorted({int(i["questions"]) for row in rows for i in row.metrics.values() if "questions" in i})
     return f"n = {_range(counts)} users" + (f", {_range(asked)} questions" if asked else "")
+
+
+def repeats_of(row: ComparisonRow) -> int:
+    """How many runs, each with a seed of its own, the row is the mean of."""
+    return max((int(interval.get("repeats", 1)) for interval in row.metrics.values()), default=1)
+
+
+def intervals_note(rows: Sequence[ComparisonRow]) -> str:
+    """Of what the intervals are: `[95 % interval over users]`, or over users and seeds where rows have several."""
+    several = any(repeats_of(row) > 1 for row in rows)
+    return f"[95 % interval over users{', and over seeds where a row has several' if several else ''}]"
 
 
 def _range(numbers: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-from rec_dist.config.pipeline import PublishedRow
+from rec_dist.config.pipeline_schema import PublishedRow
 from rec_dist.report.parts import parts_note, parts_table, recall_note
 from rec_dist.report.table import (
     TEXT_COLUMNS,
@@ -13,6 +13,7 @@ from rec_dist.report.table import (
     differences_table,
     dtypes,
     headline_of,
+    intervals_note,
     metric_names,
     published_note,
     seen_note,
@@ -39,7 +40,7 @@ def text_table(
             mark = ("*" if cell.best else " ") if heading in metric_names(rows) else ""
             line.append(f"{cell.text}{mark} {cell.bounds}" if cell.bounds and heading in detailed else f"{cell.text}{mark}")
         grid.append(line)
-    lines = [*align(grid), "", f"{user_range(rows)}; [95 % interval over users]; * largest value, by itself no proof"]
+    lines = [*align(grid), "", f"{user_range(rows)}; {intervals_note(rows)}; * largest value, by itself no proof"]
     if note := seen_note(rows):
         lines.append(note)
     if note := recall_note(rows):

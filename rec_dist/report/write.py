@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from rec_dist.config.pipeline import PublishedRow
+from rec_dist.config.pipeline_schema import CurvesConfig, PublishedRow
 from rec_dist.errors import UserError
 from rec_dist.report import plots
 from rec_dist.report.findings import findings
@@ -82,6 +82,7 @@ class Report:
     summary: Sequence[str] = ()
     rows: Sequence[ComparisonRow] = ()
     published: Sequence[PublishedRow] = ()
+    curves: CurvesConfig | None = None
     differences: Sequence[Difference] = ()
     shares: Sequence[Difference] = ()
     stages: Sequence[StageSummary] = ()
@@ -153,6 +154,7 @@ def write_report(path: Path, report: Report) -> None:
         whiskers=_whiskers([*report.differences, *report.shares]),
         share_bars=Markup(share_bars(report.shares, colors)),
         metric_bars=Markup(plots.metric_bars(report.rows, HEADLINE_METRICS, colors, report.num_candidates)),
+        metric_curves=Markup(plots.metric_curves(report.rows, report.curves)),
         loss_curves=Markup(plots.loss_curves(curves, colors)),
         reward_curves=Markup(plots.reward_curves(curves, colors)),
         stage_bars=Markup(plots.stage_bars([(s.name, s.seconds, s.tokens) for s in report.stages], colors)),

@@ -112,11 +112,55 @@ def test_a_paired_difference_is_over_users_too():
     assert (over_users.n, over_users.questions) == (50, 400)
 
 
+@pytest.mark.parametrize("draw", ["hits", "normal"])
+def test_intervals_over_users_and_seeds_cover_where_those_over_users_do_not(draw):
+    """Each seed has an effect of its own on all users, which an interval of its mean over users cannot know."""
+    rng = np.random.default_rng(9)
+    trials, seeds, users = 300, 12, 60
+    covered = {"both": 0, "users": 0}
+    for trial in range(trials):
+        of_seed = rng.normal(0.0, 0.1, (seeds, 1))
+        chance = 0.5 + of_seed
+        values = rng.random((seeds, users)) < chance if draw == "hits" else of_seed + 0.5 + rng.normal(0.0, 0.3, (seeds, users))
+        both = bootstrap_interval(values, seed=trial, num_resamples=500)
+        alone = bootstrap_interval(np.mean(values, axis=0), seed=trial, num_resamples=500)
+        covered["both"] += both.low <= 0.5 <= both.high
+        covered["users"] += alone.low <= 0.5 <= alone.high
+        assert both.value == pytest.approx(alone.value)
+        assert (both.n, both.questions, both.repeats) == (users, users, seeds)
+    assert covered["both"] / trials >= 0.90
+    assert covered["users"] / trials < 0.8
+
+
+def test_seeds_are_drawn_by_hand():
+    values = [[0.0], [3.0], [9.0]]  # one user, so only seeds vary; of the three, two are drawn
+    found = bootstrap_interval(values, seed=0, num_resamples=20_000, level=1 - 2 * 0.2)
+    # their means: 0 (1/9), 1.5 (2/9), 3 (1/9), 4.5 (2/9), 6 (2/9), 9 (1/9): the quantiles 0.2 and 0.8
+    assert (found.value, found.low, found.high) == (4.0, 1.5, 6.0)
+    assert found.to_dict() == {"value": 4.0, "low": 1.5, "high": 6.0, "n": 1, "repeats": 3}
+
+
+def test_one_repeat_is_none():
+    values = np.random.default_rng(10).normal(size=40)
+    assert bootstrap_interval(values[None], seed=1) == bootstrap_interval(values, seed=1)
+
+
+def test_repeats_are_paired_seed_by_seed():
+    rng = np.random.default_rng(11)
+    shared = rng.normal(0.0, 1.0, (3, 1)) + rng.normal(size=(3, 50))  # what both models of a seed have in common
+    difference = paired_difference(shared + 0.2, shared, seed=0)
+    assert (difference.low, difference.high) == (pytest.approx(0.2), pytest.approx(0.2))
+    against_one = paired_difference(shared, np.zeros(50), seed=0)
+    assert against_one == bootstrap_interval(shared, seed=0)
+    with pytest.raises(ValueError, match="same users"):
+        paired_difference(shared, shared[:2], seed=0)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bootstrap_interval([], seed=0), "at least 1 of them"),
-        (lambda: bootstrap_interval([[1.0]], seed=0), "must have shape"),
+        (lambda: bootstrap_interval([], seed=0), "at least 1 of each"),
+        (lambda: bootstrap_interval([[[1.0]]], seed=0), "must have shape"),
         (lambda: bootstrap_interval([0.0, float("nan")], seed=0), "value of question 1 is not finite"),
         (lambda: bootstrap_interval([1.0], seed=0, num_resamples=0), "num_resamples"),
         (lambda: bootstrap_interval([1.0], seed=0, level=1.0), "level"),

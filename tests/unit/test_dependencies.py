@@ -68,7 +68,7 @@ def test_every_installation_for_users_has_the_same_extras() -> None:
 def test_quickstart_installs_for_users_and_test_for_developers() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     needs = dict(re.findall(r"^([a-z][a-z0-9-]*): ?([a-z-]*)", makefile, re.MULTILINE))
-    assert {needs[name] for name in ("quickstart", "quickstart-dmpo", "delrec", "p2rec", "dmpo")} == {"install"}
+    assert {needs[name] for name in ("quickstart", "quickstart-dmpo", "sdpo", "delrec", "p2rec", "dmpo")} == {"install"}
     assert {needs[name] for name in ("test", "test-slow", "test-faults", "test-fast", "test-launch", "lint", "docs")} == {
         "install-dev"
     }

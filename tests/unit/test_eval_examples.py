@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,46 @@ def test_a_user_who_has_had_the_whole_catalogue_is_named(tmp_path: Path) -> None
     data = write_prepared(tmp_path / "data", {"test": rows}, ["a", "b", "c"])
     with pytest.raises(UserError, match=r"evaluate\.num_candidates=all: user 7 has had all 3 items"):
         examples(data, num_candidates="all")
+
+
+LOW_RATED = {
+    "train": [Row(1, [0, 1], 1, [4, 5, 6]), Row(2, [0, 1], 1, [5]), Row(3, [2, 3], 1), Row(4, [1, 2], 1, [3])],
+    "test": [Row(1, [0, 1, 2], 2, [4, 5, 6]), Row(2, [0, 1, 3], 2, [5]), Row(3, [2, 3, 0], 2), Row(4, [1, 2, 3], 2, [3])],
+}
+
+
+def test_a_target_is_asked_against_what_its_user_rated_low(tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data", LOW_RATED, list("abcdefg"))
+    found = {e.user_id: e for e in examples(data, low_rated=True)}
+    assert {user: sorted(e.candidates.tolist()) for user, e in found.items()} == {
+        1: [2, 4, 5, 6],
+        2: [3, 5],
+    }  # 4 rated its target
+    assert all(e.given for e in found.values())
+    pairs = {seed: examples(data, low_rated=True, num_candidates=2, seed=seed)[0].candidates.tolist() for seed in range(200)}
+    drawn = [next(item for item in pair if item != 2) for pair in pairs.values()]
+    assert all(50 < drawn.count(item) < 84 for item in (4, 5, 6))
+    assert 70 < sum(pair[0] == 2 for pair in pairs.values()) < 130  # the target's place says nothing
+    assert len(examples(data, low_rated=True, max_users=2)) in (1, 2)  # one, if 4 is drawn
+
+
+def test_users_whose_low_ratings_training_has_seen_are_not_asked(tmp_path: Path) -> None:
+    few = {**LOW_RATED, "train": LOW_RATED["train"][:1]}
+    data = write_prepared(tmp_path / "few", few, list("abcdefg"))
+    data = replace(data, manifest=replace(data.manifest, settings={"max_train_users": 1}))
+    assert [e.user_id for e in examples(data, low_rated=True)] == [2]
+    none = write_prepared(tmp_path / "none", {"test": [Row(3, [2, 3, 0], 2)]}, list("abcdefg"))
+    with pytest.raises(UserError, match=r"evaluate\.negatives=low_rated.*data\.min_rating"):
+        examples(none, low_rated=True)
+
+
+def test_the_row_counts_who_is_left_out(tmp_path: Path, tiny_config: Callable[..., dict[str, object]]) -> None:
+    import rec_dist
+    from rec_dist.commands.evaluate import evaluate
+
+    changes = {"evaluate.negatives": "low_rated", "evaluate.ranker": "popularity", "evaluate.max_users": None}
+    few = {**changes, "data.path": str(tmp_path / "few"), "data.max_train_users": 10}
+    rec_dist.prepare(tiny_config(tmp_path / "few-run", few))
+    rows = {name: evaluate(tiny_config(tmp_path / name, each), progress=False) for name, each in (("all", changes), ("few", few))}
+    told = {name: (row["metrics"]["auc"]["n"], row["left_out_users"], row["num_candidates"]) for name, row in rows.items()}
+    assert told == {"all": (60, 0, "low_rated"), "few": (50, 10, "low_rated")}

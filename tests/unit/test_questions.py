@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,8 @@ def test_what_was_asked_decides_whether_an_evaluation_is_kept(benchmark: dict[st
 
 
 def test_runs_under_two_protocols_are_compared_within_each(benchmark: dict[str, Any], tmp_path: Path) -> None:
-    folders = {name: tmp_path / name for name in ("a, kept", "b, kept", "a, removed")}
-    for name, folder in folders.items():
+    folders = {name: [tmp_path / name] for name in ("a, kept", "b, kept", "a, removed")}
+    for name, (folder,) in folders.items():
         ask(benchmark, folder, exclude_seen="removed" in name)
     compared = compare(folders, [["a, kept", "b, kept"]], ["hr@1", "ndcg@10"])
     assert [row.seen for row in compared.rows] == ["kept", "kept", "removed"]
@@ -252,7 +253,7 @@ def test_runs_under_two_protocols_are_compared_within_each(benchmark: dict[str, 
         compare(folders, [["a, kept", "a, removed"]], ["hr@1"])
     ask(benchmark, tmp_path / "drawn", num_candidates=3, exclude_seen=True)
     with pytest.raises(UserError, match="different users, targets or candidates"):
-        compare({**folders, "drawn": tmp_path / "drawn"}, [], ["hr@1"])
+        compare({**folders, "drawn": [tmp_path / "drawn"]}, [], ["hr@1"])
 
 
 def test_questions_with_other_histories_are_not_compared(benchmark: dict[str, Any], tmp_path: Path) -> None:
@@ -261,7 +262,7 @@ def test_questions_with_other_histories_are_not_compared(benchmark: dict[str, An
         as_jsonl(tmp_path / f"{place}.jsonl", [row])
         ask(benchmark, tmp_path / f"of-{place}", questions=str(tmp_path / f"{place}.jsonl"))
     with pytest.raises(UserError, match="different users, targets or candidates"):
-        compare({"0": tmp_path / "of-0", "1": tmp_path / "of-1"}, [], ["hr@1"])
+        compare({"0": [tmp_path / "of-0"], "1": [tmp_path / "of-1"]}, [], ["hr@1"])
 
 
 def test_merged_items_have_a_way_out(tmp_path: Path) -> None:
@@ -276,6 +277,8 @@ def test_merged_items_have_a_way_out(tmp_path: Path) -> None:
 def test_keys_without_effect_on_questions_are_refused(benchmark: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluate\.targets=all has no effect"):
         ask(benchmark, tmp_path / "results", targets="all")
+    with pytest.raises(UserError, match=r"evaluate\.negatives=low_rated has no effect"):
+        ask(benchmark, tmp_path / "results", negatives="low_rated")
 
 
 def test_given_candidates_in_the_row(benchmark: dict[str, Any], tmp_path: Path) -> None:
@@ -287,7 +290,7 @@ def test_given_candidates_in_the_row(benchmark: dict[str, Any], tmp_path: Path) 
     row = ask(benchmark, tmp_path / "results", questions=str(tmp_path / "q.jsonl"))
     assert Predictions.read(tmp_path / "results" / "predictions.arrow").ranks.tolist() == [1, 3]
     assert (row["num_candidates"], row["exclude_seen"]) == ("given", None)
-    assert compare({"a": tmp_path / "results"}, [], ["hr@1"]).summary == "2 users of q.jsonl, candidates from the file."
+    assert compare({"a": [tmp_path / "results"]}, [], ["hr@1"]).summary == "2 users of q.jsonl, candidates from the file."
     listed = {**benchmark, "prompt": {"candidates": "listed", "num_candidates": 3}}
     with pytest.raises(UserError, match=r"question 0 has 2 candidates, and prompt\.num_candidates \(3\)"):
         ask(listed, tmp_path / "listed", questions=str(tmp_path / "q.jsonl"))
@@ -313,3 +316,23 @@ def test_every_target_of_a_split_is_asked_on_demand(tmp_path: Path) -> None:
     assert found.ranks.tolist() == [2, 1, 1]
     assert (row["metrics"]["mrr"]["n"], row["metrics"]["mrr"]["questions"]) == (2, 3)
     assert np.isclose(row["metrics"]["mrr"]["value"], (0.5 + 1 + 1) / 3)
+
+
+def test_repeats_of_a_row_are_averaged_and_paired_seed_by_seed(benchmark: dict[str, Any], tmp_path: Path) -> None:
+    """Popularity answers all; its ranks are then replaced, so that the seeds of a row differ."""
+    folders: dict[str, list[Path]] = {"a": [], "b": [], "one": []}
+    for name, ranks in (("a", [1, 1, 1]), ("a", [2, 2, 1]), ("b", [2, 1, 2]), ("b", [2, 2, 2]), ("one", [1, 2, 2])):
+        folder = tmp_path / f"{name}{len(folders[name])}"
+        ask(benchmark, folder)
+        found = Predictions.read(folder / "predictions.arrow")
+        replace(found, ranks=np.asarray(ranks, dtype=np.int32)).write(folder / "predictions.arrow")
+        folders[name].append(folder)
+    compared = compare(folders, [["a", "b"], ["a", "one"]], ["hr@1"])
+    rows = {row.name: row.metrics["hr@1"] for row in compared.rows}
+    assert (rows["a"]["value"], rows["a"]["repeats"]) == (pytest.approx(4 / 6), 2)
+    assert (rows["b"]["value"], rows["one"]["value"]) == (pytest.approx(1 / 6), pytest.approx(1 / 3))
+    assert "repeats" not in rows["one"]
+    assert [d.interval["value"] for d in compared.differences] == [pytest.approx(3 / 6), pytest.approx(2 / 6)]
+    folders["a"].append(folders["a"][0])
+    with pytest.raises(UserError, match="a has 3 stages and b 2"):
+        compare(folders, [["a", "b"]], ["hr@1"])

@@ -128,6 +128,23 @@ def test_stages_and_pairs_are_repeated_over_what_they_use_of_the_matrix(pipeline
     assert [stage.target for stage in found.stages[5:]] == ["runs/k1", "runs/k3", f"{pipeline}:sft"]
 
 
+def test_stages_with_one_row_are_its_repeats_and_points_are_repeated_as_stages_are(pipeline: Path) -> None:
+    text = pipeline.read_text(encoding="utf-8").replace(
+        '{name: "K=${matrix.k}", do: evaluate, target: "runs/k${matrix.k}"}',
+        '{name: "K=${matrix.k} ${matrix.start}", row: "K=${matrix.k}", do: evaluate, target: "runs/k${matrix.k}-${matrix.start}"}',
+    )
+    pipeline.write_text(text + '  curves: {axis: K, points: [{line: mine, x: "${matrix.k}", row: "K=${matrix.k}"}]}\n')
+    found = load_pipeline(pipeline)
+    assert {row: [stage.target for stage in stages] for row, stages in found.rows.items()} == {
+        "K=1": ["runs/k1-cold", "runs/k1-warm"],
+        "K=3": ["runs/k3-cold", "runs/k3-warm"],
+        "base": [f"{pipeline}:sft"],
+    }
+    assert found.curves is not None
+    assert [(point.line, point.x, point.row) for point in found.curves.points] == [("mine", 1.0, "K=1"), ("mine", 3.0, "K=3")]
+    assert found.pairs == (["K=1", "base"], ["K=3", "base"])  # rows, not stages
+
+
 def test_overrides_of_vars_runs_and_the_matrix_reach_the_stages(pipeline: Path) -> None:
     found = load_pipeline(pipeline, ["runs.sdpo.train.epochs=2", "vars.method=sdpo", "matrix.k=[4]", "matrix.start=[cold]"])
     assert [stage.name for stage in found.stages] == ["prepare", "train 4 cold", "K=4", "base"]
@@ -153,6 +170,8 @@ def test_an_empty_list_in_the_matrix_leaves_out_what_uses_it(pipeline: Path) -> 
         ("do: prepare, target: sft", "do: prepare, target: sftt", ("prepare names sftt", "`runs`")),
         ("matrix: {k: [1, 3], start: [cold, warm]}", "matrix: 3", ("matrix",)),
         ("  sft: {", "  a/b: {", ("'a/b'", "FILE:NAME")),
+        ("do: prepare, target: sft", "do: prepare, row: a, target: sft", ("prepare has a key `row`",)),
+        ("  pairs:", "  curves: {axis: K, points: [{line: a, x: 1, row: K=2}]}\n  pairs:", ("pipeline.curves names K=2",)),
     ],
 )
 def test_what_a_pipeline_cannot_be(pipeline: Path, old: str, new: str, words: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rec_dist.config.pipeline_schema import CurvesConfig, PointConfig
 from rec_dist.errors import UserError
 from rec_dist.report.findings import findings
-from rec_dist.report.plots import loss_curves, model_colors
+from rec_dist.report.plots import loss_curves, metric_curves, model_colors
 from rec_dist.report.table import ComparisonRow, Difference
 from rec_dist.report.write import Report, RunSummary, StageSummary, read_run, share_bars, write_report
 
@@ -140,6 +142,18 @@ def test_shares_have_a_panel_an_ensemble_and_bars_on_both_sides_of_zero() -> Non
         assert f">{words}</text>" in drawing or f">{words.replace('-', chr(0x2212))}</text>" in drawing, words
     assert drawing.count(">0.003<") == 1 and "shares-" in drawing
     assert share_bars([], {}) == ""
+
+
+def test_a_metric_is_drawn_against_a_number(report: Report, tmp_path: Path) -> None:
+    assert metric_curves(report.rows, None) == ""
+    points = [PointConfig(line="DMPO", x=x, row=name) for x, name in ((7.0, "sft"), (1.0, "base"))]
+    curves = CurvesConfig(axis="negatives (K)", points=points)
+    drawn = metric_curves(report.rows, curves)
+    text = re.sub(r"<[^>]*>", " ", drawn)
+    assert all(words in text for words in ("hr@1", "ndcg@10", "negatives (K)", "DMPO"))
+    reversed_points = CurvesConfig(axis="negatives (K)", points=points[::-1])
+    assert metric_curves(report.rows, reversed_points) == drawn  # a line goes from left to right
+    assert "negatives (K)" in " ".join(Page(written(replace(report, curves=curves), tmp_path)).text)
 
 
 def test_an_almost_empty_report_is_a_page(tmp_path: Path) -> None:

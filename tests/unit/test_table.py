@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from rec_dist.config.pipeline import PublishedRow
+from rec_dist.config.pipeline_schema import PublishedRow
 from rec_dist.report.findings import claim, findings
 from rec_dist.report.numbers import chance_level, format_count, format_interval, format_seconds
 from rec_dist.report.table import ComparisonRow, Difference, best_names, user_range
@@ -196,3 +196,13 @@ def test_the_recall_of_two_stages_is_told() -> None:
     text = text_table([replace(row("a", 0.5), recall={"num": 40, **interval(0.62)}), row("b", 0.4)])
     assert "a 0.620 [0.600, 0.640] of 40" in text
     assert "recall" not in text_table([row("b", 0.4)])
+
+
+def test_a_row_of_several_seeds_says_so() -> None:
+    repeated = replace(row("a", 0.5), metrics={metric: {**interval(0.5), "repeats": 3} for metric in METRICS})
+    table = text_table([repeated, row("b", 0.4)])
+    header, _, *lines = table.splitlines()[:4]
+    end = header.index("seeds") + len("seeds")
+    assert [line[end - 5 : end].strip() for line in lines] == ["3", "1"]
+    assert "over users, and over seeds where a row has several" in table
+    assert "seeds" not in text_table([row("b", 0.4)])

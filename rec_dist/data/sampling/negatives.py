@@ -16,7 +16,7 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import I32, I64
 from rec_dist.runtime.rng import hash_u64, uniform
 
-_NEGATIVES, _CANDIDATES, _SHUFFLE, _EXPLICIT_NEGATIVES = 1, 2, 3, 4  # each use has its own stream of draws
+_NEGATIVES, _CANDIDATES, _SHUFFLE, _EXPLICIT_NEGATIVES, _LOW_RATED = 1, 2, 3, 4, 5  # each use has its own stream of draws
 
 
 class ListsOfTargets(Protocol):
@@ -99,6 +99,18 @@ def draw_candidates(*, seed: int, user: int, position: int, target: int, history
     seen = np.append(history, np.int32(target)).astype(np.int32)
     others = _draw_outside((seed, _CANDIDATES, user, position), num_items, num - 1, seen, None, key="evaluate.num_candidates")
     place = int(hash_u64(seed, _SHUFFLE, user, position) % np.uint64(num))
+    return np.insert(others, place, np.int32(target)).astype(np.int32)
+
+
+def low_rated_candidates(*, seed: int, user: int, position: int, target: int, seen: I32, low_rated: I32, most: int | None) -> I32:
+    """(C,) candidates: the target, and items of `low_rated` outside `seen`, most - 1 of them by hash (None: all), in hashed order.
+
+    C is 1 where no such item is left.
+    """
+    others = np.setdiff1d(low_rated, np.append(seen, np.int32(target)))
+    order = np.argsort(hash_u64(seed, _LOW_RATED, user, position, others), kind="stable")
+    others = others[order][: None if most is None else most - 1]
+    place = int(hash_u64(seed, _SHUFFLE, user, position) % np.uint64(len(others) + 1))
     return np.insert(others, place, np.int32(target)).astype(np.int32)
 
 
