@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rec_dist.packing.transfer import to_device
-from rec_dist.runtime.arrays import I32, I64
-
-F32, F64 = npt.NDArray[np.float32], npt.NDArray[np.float64]
+from rec_dist.runtime.arrays import F32, F64, I32, I64
 
 
 @dataclass(frozen=True)
