@@ -37,7 +37,8 @@ class DataConfig(Section):
 
     source: str | None = Field(
         None,
-        description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or your own folder or file. Only `prepare` reads it.",
+        description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or the folder, file or URI of yours. Only `prepare` "
+        "reads it.",
     )
     format: Literal[
         "auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences", "minionerec", "bear"
