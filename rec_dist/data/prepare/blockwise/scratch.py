@@ -134,8 +134,8 @@ def write_batches(file: WorkFile, batches: Iterable[Mapping[str, Any] | pa.Recor
 def _write(sink: Any, batches: Iterable[Mapping[str, Any] | pa.RecordBatch]) -> None:
     writer = None
     for part in batches:
-        batch = part
-        if not isinstance(part, pa.RecordBatch):
+        batch: Any = part
+        if isinstance(part, Mapping):
             batch = pa.RecordBatch.from_pydict({name: to_arrow(values) for name, values in part.items()})
         writer = writer or pa.ipc.new_file(sink, batch.schema)
         writer.write_batch(batch)
