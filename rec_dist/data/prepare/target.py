@@ -31,7 +31,7 @@ _OWN = re.compile(rf"{re.escape(ITEMS_NAME)}|(index-)?({'|'.join(SPLITS)})(-\d{{
 def check_target(location: Location) -> None:
     """Raises UserError if a folder of this machine cannot become the data set."""
     # an existing folder is kept or rejected for its contents, so it need not be writable
-    if not location.is_remote and not location.folder.exists():
+    if not location.is_remote and not os.path.exists(location.folder):  # Path.exists raises for a name that is too long
         check_output(location.folder, "data.path", folder=True)
 
 
