@@ -37,8 +37,7 @@ class DataConfig(Section):
 
     source: str | None = Field(
         None,
-        description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or the folder, file or URI of yours. Only `prepare` "
-        "reads it.",
+        description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or a folder, file or URI. Only `prepare` reads it.",
     )
     format: Literal[
         "auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences", "minionerec", "bear"
