@@ -113,8 +113,8 @@ def write_split(folder: Path, split: str, cut: Cut, sequences: Sequences, num_sh
     for index, rows in enumerate(shard_ranges(len(cut.users), num_shards)):
         batches = (gather_rows(cut.part(batch), sequences) for batch in batch_ranges(rows))
         shards.append(write_shard(folder / shard_name(split, index, num_shards), batches))
-    index = write_index(folder, split, (index_batch(read_arrow(folder / shard.name)) for shard in shards))
-    return SplitEntry(len(cut.users), cut.num_targets, shards, index)
+    written = write_index(folder, split, (index_batch(read_arrow(folder / shard.name)) for shard in shards))
+    return SplitEntry(len(cut.users), cut.num_targets, shards, written)
 
 
 def write_shard(path: Path, batches: Iterable[Rows]) -> FileEntry:

@@ -159,7 +159,7 @@ def _text(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
         if record.fault is not None:
             what = "put cells with a comma in quotes" if is_table else f"write {_shown(layout)} on each line"
             raise UserError(f"{place}: {record.fault} ({record.text[:60]!r}); {what}")
-        names = record.fields.get(layout.names)
+        names: Any = record.fields.get(layout.names)
         is_cell = is_table and not layout.alone
         yield record.line, record.fields.get(owner), _cell(names, f"{place}: {layout.names}") if is_cell else names
 
