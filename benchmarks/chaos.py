@@ -101,7 +101,7 @@ class Run:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; empty before the file exists."""
         path, rows = self.path / "metrics.jsonl", []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
             try:
                 rows.append(json.loads(line))
             except ValueError:  # the line is still being written

@@ -98,7 +98,7 @@ def measure(dtype: str, steps: int, *, returns: bool) -> dict[str, Any]:
     line = [sys.executable, "-m", "benchmarks.memory_growth", "worker", dtype, str(steps), str(int(returns))]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True, env={"OMP_NUM_THREADS": "1", **kept})
-    rows = [json.loads(text) for text in done.stdout.splitlines()]
+    rows = [json.loads(text) for text in done.stdout.split("\n")[:-1]]
     thirds = [max(row["bytes"] for row in part) for part in np.array_split(np.asarray(rows, dtype=object), 3)]
     return {
         "holes": "returned" if returns else "kept",

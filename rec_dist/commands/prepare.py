@@ -8,12 +8,10 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.data.dataset.prepared_data import cache_folder
 from rec_dist.data.prepare.prepare import prepare as prepare_data
-from rec_dist.data.prepare.upload import prepare_remote
 from rec_dist.data.sources import write_tables
 from rec_dist.errors import UserError
-from rec_dist.launch.prepare_on_ray import ray_map
+from rec_dist.launch.prepare_on_ray import ray_jobs
 from rec_dist.storage.files import make_folder
-from rec_dist.storage.uri import is_remote
 
 
 def prepare(config: RunConfig, *, interactions: Any = None, items: Any = None) -> Manifest:
@@ -23,11 +21,10 @@ def prepare(config: RunConfig, *, interactions: Any = None, items: Any = None) -
     Raises UserError for sources or tables that cannot be read, and for a folder at data.path that holds something else.
     """
     data = config.data
-    place = prepare_remote if is_remote(data.path) else prepare_data
     if interactions is None:
         if items is not None:
             raise UserError("items describes the items of interactions, which is missing; pass both, or set data.source")
-        return place(data, ray_map=lambda: ray_map(config.cluster))
+        return prepare_data(data, ray_jobs=lambda: ray_jobs(config.cluster))
     if data.format not in ("auto", "parquet"):
         raise UserError(f"data.format ({data.format}) says how to read files, and interactions is a table; remove data.format")
     if data.prepare_on == "ray":
@@ -36,4 +33,4 @@ def prepare(config: RunConfig, *, interactions: Any = None, items: Any = None) -
     make_folder(staging, "owner")
     with tempfile.TemporaryDirectory(prefix="tables-", dir=staging) as folder:
         tables = write_tables(interactions, items, data.columns, Path(folder))
-        return place(data.model_copy(update={"source": "tables", "columns": {}}), tables=tables)
+        return prepare_data(data.model_copy(update={"source": "tables", "columns": {}}), tables=tables)

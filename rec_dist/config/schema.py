@@ -37,7 +37,7 @@ class DataConfig(Section):
 
     source: str | None = Field(
         None,
-        description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or your own folder or file. Only `prepare` reads it.",
+        description="Raw data: a known name (ml-100k, ml-1m, book-crossing), or a folder, file or URI. Only `prepare` reads it.",
     )
     format: Literal[
         "auto", "recbole", "movielens", "book_crossing", "amazon", "parquet", "csv", "preferences", "minionerec", "bear"

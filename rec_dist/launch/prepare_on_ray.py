@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.data.prepare.prepare import Map
-from rec_dist.errors import UserError, WorkerFailedError
+from rec_dist.data.prepare.jobs import Jobs
+from rec_dist.errors import UnreachableError, UserError, WorkerFailedError
 from rec_dist.launch.ray_data import ray_data
 from rec_dist.runtime.limits import each_within
 
@@ -23,14 +23,16 @@ class _Whole:
     value: Any
 
 
-def ray_map(cluster: ClusterConfig) -> Map:
-    """Joins or starts Ray and returns its map: (function, jobs) -> results in the order of the jobs.
+def ray_jobs(cluster: ClusterConfig) -> Jobs:
+    """Joins or starts Ray and returns what runs jobs on it.
 
-    The map raises WorkerFailedError when no job ends for cluster.hang_seconds.
+    It raises WorkerFailedError when no job ends for cluster.hang_seconds.
     """
     context = ray_data(cluster, ordered=True).DataContext.get_current()
+    import ray
+
     context.enable_fallback_to_arrow_object_ext_type = True  # for _Whole; unset, Ray Data does the same with a warning
-    return partial(_run, cluster.hang_seconds)
+    return Jobs(partial(_run, cluster.hang_seconds), sum(node["Alive"] for node in ray.nodes()))
 
 
 def _run(hang_seconds: float, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
@@ -40,7 +42,7 @@ def _run(hang_seconds: float, function: Callable[[Any], Any], jobs: Sequence[Any
         result: Any
         try:
             result = function(row["job"].value)
-        except UserError as fault:  # as a result, because Ray would wrap an exception and try again
+        except (UserError, UnreachableError) as fault:  # as a result, because Ray would wrap an exception and try again
             result = fault
         return {"result": _Whole(result)}
 
@@ -48,7 +50,7 @@ def _run(hang_seconds: float, function: Callable[[Any], Any], jobs: Sequence[Any
     try:
         for row in each_within(hang_seconds, iter(rows.map(on_worker, num_cpus=1).iter_rows())):
             result = row["result"].value
-            if isinstance(result, UserError):
+            if isinstance(result, UserError | UnreachableError):
                 raise result
             yield result
     except TimeoutError as fault:

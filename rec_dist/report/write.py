@@ -106,7 +106,7 @@ def read_run(run_dir: Path, name: str | None = None) -> RunSummary:
         raise UserError(f"{environment_path} is not a JSON object; restore or delete it")
     rows: dict[int, Mapping[str, Any]] = {}
     unreadable = 0
-    for line in metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in metrics_path.read_text(encoding="utf-8", errors="replace").split("\n"):
         row = _parse(line)
         if row is None:
             unreadable += bool(line.strip())

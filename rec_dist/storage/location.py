@@ -7,12 +7,12 @@ store's own tools look for them; a URI that holds credentials is rejected. If a 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
@@ -31,6 +31,7 @@ _REASON = 200  # characters of a reason that a message shows; pyarrow explains a
 _OF_A_STORE = "check the address, the credentials and the network"
 _OF_A_FOLDER = "see that the folder can be read and written, and that its disk has room"
 _FAULTS = (OSError, pa.ArrowException)
+_Found = TypeVar("_Found")
 
 
 class NoSuchFileError(FileNotFoundError):
@@ -106,6 +107,12 @@ class Location:
         files = [(entry.path.removeprefix(f"{self._base}/"), entry) for entry in self._files(recursive=True)]
         return {name: Stored(entry.size, (entry.mtime_ns or 0) / 1e9) for name, entry in files if is_below(name)}
 
+    def stored(self, file: str) -> Stored | None:
+        """The size and time of a file, or None if there is no such file. Raises UserError if the store does not answer."""
+        with self._faults(f"{self._key}: {self.name(file)} cannot be read"):
+            entry = self._system.get_file_info(self._at(file))
+        return Stored(entry.size, (entry.mtime_ns or 0) / 1e9) if entry.type == fs.FileType.File else None
+
     def _files(self, *, recursive: bool) -> list[Any]:
         with self._faults(f"{self._key} ({self}) cannot be listed"):
             found = self._system.get_file_info(fs.FileSelector(self._base, allow_not_found=True, recursive=recursive))
@@ -136,14 +143,24 @@ class Location:
                 written.truncate()
         return digest.hexdigest()
 
-    def write(self, source: Path, file: str) -> None:
-        """Copies the file `source` to this folder under the name `file`, whole or not at all. A folder of this machine has synced it.
+    def use(self, file: str, action: Callable[[Any], _Found]) -> _Found:
+        """What `action` returns for the file, which is open for reading at any place: only the parts that it reads are fetched.
+
+        Raises NoSuchFileError if there is no such file, and UnreachableError if it cannot be read.
+        """
+        with self._reading(file, self._system.open_input_file, self._at(file)) as opened:
+            found: _Found = self._reading(file, action, opened)
+        return found
+
+    def write(self, source: Path | pa.Buffer, file: str) -> None:
+        """Copies a file, or bytes in memory, to this folder under the name `file`, whole or not at all, and synced if it is local.
 
         Raises FileNotFoundError if there is no `source`, and UserError if the file cannot be written.
         """
         target = self._at(file)
         partial = target if self._system.type_name in _OBJECT_STORES else f"{target}.tmp"
-        with source.open("rb") as stream, self._faults(f"{self._key}: {self.name(file)} cannot be written"):
+        opened = source.open("rb") if isinstance(source, Path) else pa.BufferReader(source)
+        with opened as stream, self._faults(f"{self._key}: {self.name(file)} cannot be written"):
             above = target.rpartition("/")[0]
             if not self.is_remote:
                 make_folder(self.folder, "owner")
@@ -172,6 +189,11 @@ class Location:
             has_folders = self._system.type_name not in _OBJECT_STORES
             if has_folders and above != self._base and not self._system.get_file_info(fs.FileSelector(above)):
                 self._system.delete_dir(above)
+
+    def remove_folder(self, folder: str) -> None:
+        """Removes a folder below this one, if it exists, with all files in it. Raises UserError if it cannot be removed."""
+        with self._faults(f"{self._key}: {self.name(folder)} cannot be removed"), suppress(FileNotFoundError):
+            self._system.delete_dir(self._at(folder))
 
     @contextmanager
     def _faults(self, what: str) -> Iterator[None]:

@@ -3,7 +3,7 @@
 It takes 20 bytes per user on disk and 28 in memory: 280 MB per process for ten million users. Letters: U rows (users) of a split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rec_dist.data.dataset.manifest import read_arrow
 from rec_dist.data.dataset.ragged import offsets_of
 from rec_dist.data.dataset.schema import INDEX_SCHEMA, index_name
 from rec_dist.runtime.arrays import I32, I64
@@ -63,16 +62,21 @@ def read_index(table: pa.Table) -> SplitIndex:
     )
 
 
-def write_index(folder: Path, split: str, shards: Sequence[FileEntry]) -> FileEntry:
-    """Writes the index of a split whose shards are in `folder`, with one record batch per shard."""
+def index_batch(table: pa.Table) -> pa.RecordBatch:
+    """The rows of the index for the rows of one shard."""
+    part = index_of_shard(table)
+    counts = [np.diff(part.offsets), part.first_target, np.diff(part.explicit_negative_offsets)]
+    arrays = [pa.array(part.user_ids), *(pa.array(values.astype(np.int32)) for values in counts)]
+    return pa.record_batch(arrays, schema=INDEX_SCHEMA)
+
+
+def write_index(folder: Path, split: str, batches: Iterable[pa.RecordBatch]) -> FileEntry:
+    """Writes the index of a split into `folder`. batches: index_batch of each shard."""
     path, rows = folder / index_name(split), 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
-        for shard in shards:
-            part = index_of_shard(read_arrow(folder / shard.name))
-            counts = [np.diff(part.offsets), part.first_target, np.diff(part.explicit_negative_offsets)]
-            arrays = [pa.array(part.user_ids), *(pa.array(values.astype(np.int32)) for values in counts)]
-            writer.write_batch(pa.record_batch(arrays, schema=INDEX_SCHEMA))
-            rows += len(part.user_ids)
+        for batch in batches:
+            writer.write_batch(batch)
+            rows += len(batch)
     return describe(path, rows)
 
 

@@ -16,7 +16,8 @@ from rec_dist.data.dataset.schema import SPLITS
 from rec_dist.data.prepare import rules
 from rec_dist.data.prepare import splits as split_rules
 from rec_dist.data.prepare.outcome import Counts, Prepared
-from rec_dist.data.prepare.positives import Rows, count_ties, first_of_each_pair, in_time_order, k_core, renumber
+from rec_dist.data.prepare.positives import Rows, count_ties, k_core, ordered, renumber
+from rec_dist.data.prepare.sequences import split_sequences
 from rec_dist.data.prepare.shards import Sequences, prefix_index, write_items, write_split
 from rec_dist.data.prepare.splits import Split
 from rec_dist.data.prepare.titles import make_distinct
@@ -72,11 +73,10 @@ def _clean(interactions: Interactions, config: DataConfig) -> _Clean:
     used, old_item = renumber(interactions.item)
     distinct = make_distinct(interactions.items.take(old_item), merge=config.merge_equal_titles)
     rules.say_titles(distinct)
-    rating, least, timestamp = interactions.rating, config.min_rating, interactions.timestamp
-    assert timestamp is not None, "rows are numbered"
-    positive = np.ones(num_raw, dtype=bool) if rating is None or least is None else rating >= np.float32(least)
-    every = in_time_order(Rows(interactions.user, distinct.new_index[used], timestamp, rating, positive))
-    once = first_of_each_pair(every)
+    assert interactions.timestamp is not None, "rows are numbered"
+    once, repeats = ordered(
+        interactions.user, distinct.new_index[used], interactions.timestamp, interactions.rating, config.min_rating
+    )
     core = k_core(once, config.min_user_interactions, config.min_item_interactions)
     rules.check_core(config, int(once.positive.sum()), int(core.positive.sum()))
     user, old_user = renumber(core.user)
@@ -85,7 +85,7 @@ def _clean(interactions: Interactions, config: DataConfig) -> _Clean:
     ties, followers = count_ties(user[rows.positive], rows.timestamp[rows.positive])
     counts = Counts(
         raw_rows=num_raw,
-        repeated_rows=len(every) - len(once),
+        repeated_rows=repeats,
         titles_with_year=distinct.num_with_year,
         merged_items=distinct.num_merged,
         core_dropped_positives=int(once.positive.sum() - rows.positive.sum()),
@@ -118,25 +118,15 @@ def _split(clean: _Clean, config: DataConfig, cold: Bool | None) -> tuple[Sequen
     Raises UserError if a requested split is empty.
     """
     rules.say_split(config)
-    positives = clean.rows.take(clean.rows.positive)
-    offsets = np.searchsorted(positives.user, np.arange(len(clean.raw_users) + 1)).astype(np.int64)
-    hashes = split_rules.hash_names(clean.raw_users)
     cuts = None
     if config.split == "global_temporal":
-        valid_at, test_at = split_rules.cut_places(len(positives), config.valid_fraction, config.test_fraction)
-        ordered = np.sort(positives.timestamp)
-        cuts = int(ordered[valid_at]), int(ordered[test_at])
-    split = rules.split_users(config, positives.timestamp, offsets, hashes, cuts)
-    explicit_negative_offsets, explicit_negatives = split_rules.training_explicit_negatives(clean.rows, split)
-    if cold is not None:
-        split = split_rules.hold_out(split, offsets, ~cold[positives.item])
+        times = np.sort(clean.rows.timestamp[clean.rows.positive])
+        valid_at, test_at = split_rules.cut_places(len(times), config.valid_fraction, config.test_fraction)
+        cuts = int(times[valid_at]), int(times[test_at])
+    sequences, split, hashes = split_sequences(clean.rows, pa.array(clean.raw_users, pa.string()), config, cuts, cold)
     split = replace(split, train=split_rules.few_shot(split.train, hashes, config.max_train_users))
     rows = {"train": len(split.train.users), "valid": len(split.valid.users), "test": len(split.test.users)}
     rules.check_split(config, rows, clean.counts.positives, clean.counts.users)
-    raw_users = pa.array(clean.raw_users, pa.string())
-    sequences = Sequences(
-        raw_users, offsets, positives.item, positives.timestamp, positives.rating, explicit_negative_offsets, explicit_negatives
-    )
     return sequences, split
 
 

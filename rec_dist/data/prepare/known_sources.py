@@ -1,15 +1,21 @@
-"""Resolves `data.source`: downloads a known data set to the cache, or takes your own path; then finds its files."""
+"""Resolves `data.source`: a known data set, which is downloaded to the cache, your own path, or a URI; then finds its files."""
 
 import logging
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rec_dist.config.schema import DataConfig
-from rec_dist.data.sources import FileSet, find_files
+from rec_dist.data.dataset.prepared_data import cache_folder
+from rec_dist.data.sources import FileSet, SourceStore, find_files
 from rec_dist.data.sources.benchmarks import BENCHMARKS, find_benchmark
 from rec_dist.errors import UserError
 from rec_dist.runtime.packages import cache_dir, fetch_member
-from rec_dist.storage.uri import expanded
+from rec_dist.storage.files import make_folder
+from rec_dist.storage.location import Location, NoSuchFileError
+from rec_dist.storage.uri import expanded, is_below, is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +94,57 @@ def resolve_source(source: str | None) -> Path:
     return folder
 
 
-def find_source(config: DataConfig) -> FileSet:
-    """The files of data.source, of the format that data.format names or that fits.
+@contextmanager
+def found_source(config: DataConfig) -> Iterator[FileSet]:
+    """The files of data.source, of the format that data.format names or that fits. Those at a URI are copied to data.cache_dir.
 
-    Raises UserError as resolve_source and find_files do, or for a key without effect on that format.
+    The copies are removed at the end. Raises UserError as resolve_source and find_files do, for a key without effect on that
+    format, and if a store cannot be read.
     """
-    source = resolve_source(config.source)
+    if config.source is None or not is_remote(config.source):
+        yield _find(config, resolve_source(config.source))
+        return
+    cache = cache_folder(config.cache_dir)
+    make_folder(cache, "owner")
+    with tempfile.TemporaryDirectory(prefix="source-", dir=cache) as name:
+        source, store = _listed(config.source, Path(name), deep=config.format in BENCHMARKS)
+        try:
+            found = _find(config, source)
+            location = Location(store.uri, key="data.source")
+            for path in found.files:
+                before = location.stored(store.name(path))
+                location.copy(store.name(path), path)
+                if location.stored(store.name(path)) != before:
+                    raise UserError(f"{path} changed while it was read; run the same command again when nobody writes to it.")
+            yield replace(found, store=store)
+        except UserError as fault:
+            raise UserError(store.renamed(str(fault))) from fault.__cause__
+        except NoSuchFileError as fault:
+            raise UserError(f"data.source: {fault}; run the same command again when nobody writes there.") from None
+
+
+def _listed(uri: str, folder: Path, *, deep: bool) -> tuple[Path, SourceStore]:
+    """Makes an empty file in `folder` for each file of the folder that the URI names, or of the folder around the file it names.
+
+    deep: also for files in folders below. Returns (what data.source would be if the files were here, their store).
+    """
+    location = Location(uri, key="data.source")
+    names, source = list(location.tree() if deep else location.sizes()), folder
+    if not names:
+        place, mark, options = uri.partition("?")
+        above, _, name = place.rstrip("/").rpartition("/")
+        if not above.endswith("/"):  # that of a bucket is the scheme
+            uri, source = above + mark + options, folder / name
+            names = list(Location(uri, key="data.source").sizes())
+        if source == folder or name not in names:
+            raise UserError(f"data.source ({location}) is neither a file nor a folder that holds one; correct it.")
+    for name in filter(is_below, names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return source, SourceStore(uri, folder)
+
+
+def _find(config: DataConfig, source: Path) -> FileSet:
     if config.format in BENCHMARKS:
         benchmark = find_benchmark(source, config.format, config.category)
         names = [name for name in ("train", "valid") if name in config.train_files]  # the order in time

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rec_dist.data.dataset.index import write_index
-from rec_dist.data.dataset.manifest import SplitEntry
+from rec_dist.data.dataset.index import index_batch, write_index
+from rec_dist.data.dataset.manifest import SplitEntry, read_arrow
 from rec_dist.data.dataset.ragged import offsets_of, runs
 from rec_dist.data.dataset.schema import ITEM_SCHEMA, ITEMS_NAME, SEQUENCE_SCHEMA, shard_name
 from rec_dist.data.prepare.splits import Cut
@@ -113,7 +113,8 @@ def write_split(folder: Path, split: str, cut: Cut, sequences: Sequences, num_sh
     for index, rows in enumerate(shard_ranges(len(cut.users), num_shards)):
         batches = (gather_rows(cut.part(batch), sequences) for batch in batch_ranges(rows))
         shards.append(write_shard(folder / shard_name(split, index, num_shards), batches))
-    return SplitEntry(len(cut.users), cut.num_targets, shards, write_index(folder, split, shards))
+    written = write_index(folder, split, (index_batch(read_arrow(folder / shard.name)) for shard in shards))
+    return SplitEntry(len(cut.users), cut.num_targets, shards, written)
 
 
 def write_shard(path: Path, batches: Iterable[Rows]) -> FileEntry:

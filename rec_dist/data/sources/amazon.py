@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rec_dist.data.sources.assemble import RowBlock, assemble
-from rec_dist.data.sources.blocks import Block, cut_text, files_of, first_bytes, read_buffer, whole
+from rec_dist.data.sources.blocks import Block, cut_text, files_of, first_bytes, read_block, whole
 from rec_dist.data.sources.interactions import BadRows, ItemTable, KnownItems
 from rec_dist.data.sources.json_lines import read_json
 from rec_dist.data.sources.packed import opened, plain_suffix
@@ -57,7 +57,7 @@ class JsonRows:
         types = {self.roles.user: pa.string(), self.roles.item: pa.string()}
         for number, kind in ((self.roles.rating, pa.float64()), (self.roles.timestamp, pa.int64())):
             types |= {number: kind} if number is not None else {}
-        data = read_buffer(block.data, block.begin, block.end)
+        data = read_block(block)
         return assemble(
             read_json(data, block.path, pa.schema(types.items()), bad, "review"), self.roles, bad, known, self.items_path
         )

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from rec_dist.data.sources.interactions import F32, BadRows, Bool, ItemTable, KnownItems
 from rec_dist.data.sources.roles import Roles
 from rec_dist.data.sources.table import CATEGORY_SEPARATOR, Table, as_text, is_list
-from rec_dist.data.sources.times import TimeFacts, Times, facts_of, read_floats, read_times
+from rec_dist.data.sources.times import TimeFacts, Times, facts_of, has_open_order, read_floats, read_times
 from rec_dist.data.sources.titles import parse_year
 from rec_dist.runtime.arrays import I64
 
@@ -125,7 +125,14 @@ def _ratings(checked: Checked, column: str | None) -> F32 | None:
 def _times(checked: Checked, column: str | None, *, dates: bool) -> Times | None:
     if column is None:
         return None
-    times = read_times(checked.table.column(column), dates=dates)
+    cells = checked.table.column(column)
+    times = read_times(cells, dates=dates)
+    if not times.readable.all():
+        checked.require(
+            ~has_open_order(cells),
+            "timestamp is a date whose order of day and month is ambiguous; write the year first, as 2024-02-01 (ISO 8601)",
+            column,
+        )
     checked.require(times.readable, f"timestamp is not a {'date (ISO 8601), as in other rows' if dates else 'number'}", column)
     return times
 

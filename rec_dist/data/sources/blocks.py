@@ -5,19 +5,22 @@ quoted cells can hold line ends (RFC 4180), at a line end outside quotes. Cost o
 scan of the file at about 1 GB/s, or ten million quotes per second where a quote is inside a cell without quotes (12" Records).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from rec_dist.data.sources.packed import opened, packing, refuse_no_text
 from rec_dist.errors import UserError
+from rec_dist.storage.location import Location
 
 _SCAN_BYTES = 1 << 22
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Block:
     """Bytes (or row groups) begin..end of a file; end None means the end of the file.
 
     file: its place among the files to read. path: the source file, which messages name. data: the file to read, `path` or a
-    decompressed copy of it.
+    decompressed copy of it. stored: where a machine without that file finds the same bytes: (the URI of a folder, the name there).
     """
 
     file: int
@@ -33,6 +36,7 @@ class Block:
     data: Path
     begin: int
     end: int | None
+    stored: tuple[str, str] | None = None
 
 
 def files_of(source: Path) -> list[Path]:
@@ -51,6 +55,37 @@ def read_buffer(path: Path, begin: int = 0, end: int | None = None) -> pa.Buffer
         refuse_no_text(path)
         data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
     return data.slice(begin, (data.size if end is None else end) - begin)
+
+
+def read_block(block: Block) -> pa.Buffer:
+    """The bytes of a block. Raises UserError if this machine does not have the file, UnreachableError if its store fails."""
+    if not is_stored_only(block):
+        return read_buffer(block.data, block.begin, block.end)
+
+    def read(file: Any) -> pa.Buffer:
+        file.seek(block.begin)
+        return file.read_buffer((file.size() if block.end is None else block.end) - block.begin)
+
+    return in_store(block, read)
+
+
+def is_stored_only(block: Block) -> bool:
+    """Whether the file of a block must be read from its store. Raises UserError if it is neither there nor on this machine."""
+    if block.data.is_file():
+        return False
+    if block.stored is None:
+        raise UserError(
+            f"data.source: the file {block.path} does not exist on the machine {socket.gethostname()}; give a URI "
+            "(s3://bucket/prefix), or a folder that all machines see."
+        )
+    return True
+
+
+def in_store(block: Block, read: Callable[[Any], _Found]) -> _Found:
+    """What `read` returns for the file of a block, opened in its store."""
+    assert block.stored is not None, "is_stored_only"
+    place, name = block.stored
+    return Location(place, key="data.source").use(name, read)
 
 
 def first_bytes(path: Path, size: int = 1 << 16) -> bytes:
@@ -76,7 +111,7 @@ def cut_text(block: Block, *, quoted_after: str | None, size: int) -> list[Block
         while edges[-1] + size < total:
             edges.append(find(edges[-1] + size))
     edges += [total] if edges[-1] < total else []
-    return [Block(block.file, block.path, block.data, begin, end) for begin, end in pairwise(edges)]
+    return [replace(block, begin=begin, end=end) for begin, end in pairwise(edges)]
 
 
 def _line_end(handle: BinaryIO) -> Callable[[int], int]:
@@ -156,8 +191,3 @@ def _chunks(handle: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
         data: bytes = handle.read(min(_SCAN_BYTES, end - begin))
         begin += len(data)
         yield data
-
-
-def moved(block: Block, unpacked: Mapping[Path, Path]) -> Block:
-    """The same block, read from the decompressed copy of its file if there is one."""
-    return Block(block.file, block.path, unpacked.get(block.data, block.data), block.begin, block.end)

@@ -16,6 +16,7 @@ from rec_dist.data.sources.preferences import SUFFIXES, find_preferences
 from rec_dist.data.sources.recbole import open_recbole
 from rec_dist.data.sources.source import Source, read_all
 from rec_dist.errors import UserError
+from rec_dist.storage.uri import shown
 
 _TEXT_TABLES = (".csv", ".tsv")
 _PARQUET = ".parquet"
@@ -23,15 +24,33 @@ _OTHERS = (".inter", ".item", ".json", ".jsonl", _PARQUET)
 
 
 @dataclass(frozen=True)
+class SourceStore:
+    """The store of a source. uri: its folder. copied_to: the folder of the copies, which the messages of readers name."""
+
+    uri: str
+    copied_to: Path
+
+    def name(self, path: Path) -> str:
+        """The name of the file, below `uri`, that was copied to `path`."""
+        return path.relative_to(self.copied_to).as_posix()
+
+    def renamed(self, text: str) -> str:
+        """A message that names the URI in place of the folder of the copies."""
+        return text.replace(str(self.copied_to), shown(self.uri))
+
+
+@dataclass(frozen=True)
 class FileSet:
     """A format (a value of data.format except auto) and its files: interactions first, then items if the format has them.
 
-    name: what messages and notes call the files; None: their paths.
+    name: what messages and notes call the files; None: their paths. store: where the files were copied from, if data.source is a
+    URI.
     """
 
     format: str
     files: list[Path]
     name: str | None = None
+    store: SourceStore | None = None
 
 
 def find_files(source: Path, format_name: str) -> FileSet:
@@ -73,7 +92,11 @@ def find_files(source: Path, format_name: str) -> FileSet:
 
 def open_source(found: FileSet, columns: Mapping[str, str], *, clean_text: bool = True) -> Source:
     """Opens the files. Their rows are read later, a block at a time. columns: data.columns (for csv, parquet and recbole)."""
-    return replace(_opened(found, columns), clean_text=clean_text)
+    source = replace(_opened(found, columns), clean_text=clean_text)
+    if found.store is None:
+        return source
+    uri, name = found.store.uri, found.store.name
+    return replace(source, files=[replace(block, stored=(uri, name(block.data))) for block in source.files])
 
 
 def _opened(found: FileSet, columns: Mapping[str, str]) -> Source:

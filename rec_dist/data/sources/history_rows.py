@@ -8,7 +8,6 @@ A list of items is a JSON list, a Python literal, or a list column of Parquet. T
 may be packed. A file is read whole: 10,000 rows take 0.3 s.
 """
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,18 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from rec_dist.data.sources.blocks import read_buffer, whole
-from rec_dist.data.sources.header import listed, read_header
+from rec_dist.data.sources.header import listed
 from rec_dist.data.sources.interactions import BadRows, UnusableRowError
 from rec_dist.data.sources.packed import plain_suffix
 from rec_dist.data.sources.parquet import read_records
-from rec_dist.data.sources.quotes import quoting_of
+from rec_dist.data.sources.records import JSON, TEXT_TABLES, read_text_records
 from rec_dist.data.sources.roles import user_column
-from rec_dist.data.sources.table import parse_table
 from rec_dist.data.sources.text import NoListError, parsed_list
 from rec_dist.errors import UserError
 
-_TEXT_TABLES, _JSON_LINES, _PARQUET = (".csv", ".tsv"), (".json", ".jsonl"), ".parquet"
+_PARQUET = ".parquet"
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,8 @@ def read_history_rows(path: Path, bad: BadRows, layouts: Sequence[Layout]) -> li
     file is unreadable.
     """
     kind = plain_suffix(path)
-    if kind in _TEXT_TABLES:
-        records = _of_text(path, bad, layouts, "\t" if kind == ".tsv" else ",")
-    elif kind in _JSON_LINES:
-        records = _of_json(path, bad, layouts)
+    if kind in TEXT_TABLES + JSON:
+        records = _of_text(path, bad, layouts)
     elif kind == _PARQUET:
         records = _of_parquet(path, layouts)
     else:
@@ -93,34 +88,24 @@ def read_history_rows(path: Path, bad: BadRows, layouts: Sequence[Layout]) -> li
 Records = Iterator[tuple[int, Layout, dict[str, Any]]]
 
 
-def _of_text(path: Path, bad: BadRows, layouts: Sequence[Layout], delimiter: str) -> Records:
-    names, skip = read_header(path, delimiter, quoted=True)
-    layout = _layout(path, names, layouts)
-    odd: list[str] = []
-    quoting = quoting_of(path, delimiter, odd)
-    if quoting != "rfc4180":
-        raise UserError(f"{odd[0].rpartition(': ')[0]}; put each list in quotes, with quotes in it doubled.")
-    table = parse_table(whole(bad.file, path, skip), bad, names=names, delimiter=delimiter, quoting=quoting, lines_before=1)
-    wanted = _wanted(path, names, layout)
-    columns = [table.texts(name) for name in wanted]
-    for line, *cells in zip(table.lines.tolist(), *columns, strict=True):
-        yield line, layout, dict(zip(wanted, cells, strict=True))
+def _of_text(path: Path, bad: BadRows, layouts: Sequence[Layout]) -> Records:
+    """Cells of csv without the blanks around them, and fields of JSON as they are."""
+    layout, is_table = layouts[0], plain_suffix(path) in TEXT_TABLES
 
+    def check_names(names: list[str]) -> None:
+        nonlocal layout
+        layout = _layout(path, names, layouts)
+        if is_table:
+            user_column(f"{path}:1", names)
 
-def _of_json(path: Path, bad: BadRows, layouts: Sequence[Layout]) -> Records:
-    layout = None
-    for line, text in enumerate(io.BytesIO(read_buffer(path).to_pybytes()), start=1):
-        if not text.strip():
-            continue
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError):
-            fields = None
-        if not isinstance(fields, dict):
-            bad.add("not a JSON object", path, np.array([line]), text.decode("utf-8", errors="replace").strip())
-            continue
-        layout = layout or _layout(path, list(fields), layouts)
-        yield line, layout, fields
+    for record in read_text_records(path, check_names):
+        if record.fault is not None:
+            bad.add(record.fault, path, np.array([record.line]), record.text)
+        elif is_table:
+            wanted = _wanted(path, list(record.fields), layout)
+            yield record.line, layout, {name: record.fields[name].strip() for name in wanted}
+        else:
+            yield record.line, layout, record.fields
 
 
 def _of_parquet(path: Path, layouts: Sequence[Layout]) -> Records:

@@ -13,7 +13,6 @@ whole numbers are written in decimal. Other columns are not read. Cost: about 5 
 """
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from rec_dist.data.sources.header import listed, refuse_twins
 from rec_dist.data.sources.packed import SUFFIXES as PACKED
 from rec_dist.data.sources.packed import opened, plain_suffix
+from rec_dist.data.sources.records import read_text_records
 from rec_dist.data.sources.roles import user_column
 from rec_dist.data.sources.text import HALF_CHARACTER, NoListError, parsed_list
 from rec_dist.errors import UserError, one_line
@@ -88,7 +88,7 @@ def _check_file(path: Path, key: str, *columns: str) -> None:
 
 
 def _listings(path: Path, layout: _Layout) -> Iterator[Listing]:
-    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}[plain_suffix(path)]
+    read = {".jsonl": _text, ".csv": _text, ".parquet": _parquet, ".arrow": _arrow}[plain_suffix(path)]
     for row, user, names in read(path, layout):
         place = place_of(path, row)
         owner, where = as_text(user, f"{place}: {layout.owner}"), f"{place}: {layout.names}"
@@ -147,43 +147,25 @@ def as_names(value: Any, place: str) -> list[str]:
     return [as_name(name, f"{place}[{number}]") for number, name in enumerate(value)]
 
 
-def _jsonl(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
-    owner = None
-    with opened(path) as file:
-        for row, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)  # of bytes, which may begin with a byte order mark
-            except (ValueError, RecursionError) as fault:
-                raise UserError(f"{path}:{row} is no JSON ({one_line(fault)}); give an object a line") from None
-            if not isinstance(fields, dict):
-                shown = f'{{"{layout.owner}": ..., "{layout.names}": {"..." if layout.alone else "[...]"}}}'
-                raise UserError(f"{path}:{row} is no JSON object; write {shown} on each line")
-            owner = owner or _owner(f"{path}:{row}", list(fields), layout)
-            yield row, fields.get(owner), fields.get(layout.names)
+def _text(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
+    is_table, owner = plain_suffix(path) == ".csv", ""
+
+    def check_names(names: list[str]) -> None:
+        nonlocal owner
+        owner = _checked_owner(f"{path}:1", names, layout) if is_table else _owner(f"{path}:1", names, layout)
+
+    for record in read_text_records(path, check_names):
+        place = f"{path}:{record.line}"
+        if record.fault is not None:
+            what = "put cells with a comma in quotes" if is_table else f"write {_shown(layout)} on each line"
+            raise UserError(f"{place}: {record.fault} ({record.text[:60]!r}); {what}")
+        names: Any = record.fields.get(layout.names)
+        is_cell = is_table and not layout.alone
+        yield record.line, record.fields.get(owner), _cell(names, f"{place}: {layout.names}") if is_cell else names
 
 
-def _csv(path: Path, layout: _Layout) -> Iterator[tuple[int, Any, Any]]:
-    try:
-        with opened(path) as file:
-            reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            user, names = header.index(_checked_owner(f"{path}:1", header, layout)), header.index(layout.names)
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise UserError(
-                        f"{path}:{reader.line_num} has {len(cells)} cells and the header {len(header)}; put cells with a comma "
-                        "in quotes"
-                    )
-                cell, place = cells[names], f"{path}:{reader.line_num}: {layout.names}"
-                yield reader.line_num, cells[user], cell if layout.alone else _cell(cell, place)
-    except csv.Error as fault:
-        raise UserError(f"{path}:{reader.line_num} cannot be read as csv ({fault}); write the rows as JSON lines") from None
-    except UnicodeDecodeError as fault:
-        raise UserError(f"{path} is no UTF-8 text ({fault}); save it as UTF-8") from None
+def _shown(layout: _Layout) -> str:
+    return f'{{"{layout.owner}": ..., "{layout.names}": {"..." if layout.alone else "[...]"}}}'
 
 
 def _cell(text: str, place: str) -> Any:

@@ -1,7 +1,7 @@
 """Parquet: one file or a folder of parts, with columns as in csv. A block is a run of row groups."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rec_dist.data.sources.assemble import RowBlock, assemble
-from rec_dist.data.sources.blocks import Block, whole
+from rec_dist.data.sources.blocks import Block, in_store, is_stored_only, whole
 from rec_dist.data.sources.header import refuse_twins
 from rec_dist.data.sources.interactions import BadRows, KnownItems
 from rec_dist.data.sources.roles import Roles, pick_roles
@@ -34,9 +34,16 @@ class ParquetRows:
     def read(self, block: Block, known: KnownItems | None) -> RowBlock:
         """Reads the rows of some row groups. The line of a row is its number in them."""
         role_of = {name: role for role, name in vars(self.roles).items() if name is not None}
-        with _open(block.data) as file:
+
+        def row_groups(file: pq.ParquetFile) -> pa.Table:
             end = file.num_row_groups if block.end is None else block.end
-            read = _read(block.path, lambda: file.read_row_groups(range(block.begin, end), columns=list(role_of)))
+            return _read(block.path, lambda: file.read_row_groups(range(block.begin, end), columns=list(role_of)))
+
+        if is_stored_only(block):
+            read = in_store(block, lambda stored: row_groups(_open(stored, block.path)))
+        else:
+            with _open(block.data) as file:
+                read = row_groups(file)
         columns = [_plain(block.path, name, read.column(name), role_of[name]) for name in read.column_names]
         lines = np.arange(1, read.num_rows + 1, dtype=np.int64)
         table = Table(block.path, read.column_names, columns, lines, read.num_rows)
@@ -50,7 +57,7 @@ class ParquetRows:
         for index, count in enumerate(rows):
             held += count
             if held >= size // _BYTES_A_ROW or index + 1 == len(rows):
-                blocks.append(Block(block.file, block.path, block.data, begin, index + 1))
+                blocks.append(replace(block, begin=begin, end=index + 1))
                 begin, held = index + 1, 0
         return blocks
 
@@ -158,8 +165,9 @@ def _read(path: Path, read: Callable[[], Any], what: str = "its columns") -> Any
         raise UserError(f"{path} cannot be read ({what}: {shown}); write the file again, with text in UTF-8.") from None
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(file: Any, path: Path | None = None) -> pq.ParquetFile:
+    """Opens a path, or an open file that messages call `path`."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(file)
     except (OSError, pa.ArrowException) as fault:
-        raise UserError(f"{path} is not a Parquet file ({one_line(fault)}); write the file again.") from None
+        raise UserError(f"{path or file} is not a Parquet file ({one_line(fault)}); write the file again.") from None

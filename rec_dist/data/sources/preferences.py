@@ -11,8 +11,6 @@ A list may be written as text, as csv has it: JSON or a Python literal. Texts ar
 takes them for the same: after cleaning, with single blanks. Rows are read one at a time, except that a JSON array is read whole.
 """
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -22,18 +20,17 @@ from typing import Any
 import numpy as np
 
 from rec_dist.data.dataset.schema import PreferenceRow
-from rec_dist.data.sources.blocks import files_of, first_bytes
-from rec_dist.data.sources.header import refuse_twins
+from rec_dist.data.sources.blocks import files_of
 from rec_dist.data.sources.interactions import BadRows, UnusableRowError
-from rec_dist.data.sources.packed import opened, plain_suffix
+from rec_dist.data.sources.packed import plain_suffix
 from rec_dist.data.sources.parquet import read_records
+from rec_dist.data.sources.records import Record, read_text_records
 from rec_dist.data.sources.text import HALF_CHARACTER, Cleaning, NoListError, parsed_list, same
 from rec_dist.errors import UserError
 
 TEMPLATE = "A user liked:\n{history}\nThe next one is among:\n{candidates}\nThe next one: "
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 _NUMBERED = re.compile(r"rejected_?([0-9]{1,9})")
-_BOM = b"\xef\xbb\xbf"
 _HISTORY_SEPARATOR = "::"
 
 
@@ -60,16 +57,14 @@ class PreferenceReader:
 
     def read(self, path: Path, bad: BadRows) -> Iterator[PreferenceRow]:
         """Yields the usable rows of a file in order and adds the others to `bad`. Raises UserError if the file is unreadable."""
-        for line, fields in _records(path):
+        for record in _records(path):
             try:
-                if not isinstance(fields, dict):
-                    raise UnusableRowError("not a JSON object")
-                if None in fields:  # csv: an unquoted comma in a text would cut the rest off
-                    raise UnusableRowError("more cells than columns")
-                yield self._row(fields)
+                if record.fault is not None:
+                    raise UnusableRowError(record.fault)
+                yield self._row(record.fields)
             except UnusableRowError as fault:
-                shown = fields if isinstance(fields, str) else json.dumps(fields, ensure_ascii=False, default=str)
-                bad.add(str(fault), path, np.array([line]), shown)
+                shown = record.text or json.dumps(record.fields, ensure_ascii=False, default=str)
+                bad.add(str(fault), path, np.array([record.line]), shown)
 
     def notes(self) -> list[str]:
         """Lines about what was changed."""
@@ -154,36 +149,7 @@ def _as_list(text: str, name: str) -> list[Any] | None:
         raise UnusableRowError(f"{name}: {fault}") from None
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields (line or number of the row, its fields). For a line that is not JSON, yields its text."""
-    kind = plain_suffix(path)
-    if kind == ".parquet":
-        yield from read_records(path, lambda _: None)
-        return
-    begin = first_bytes(path).removeprefix(_BOM).lstrip()
-    try:
-        with opened(path) as binary:
-            text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
-            if kind in (".csv", ".tsv"):
-                reader = csv.DictReader(text, delimiter="\t" if kind == ".tsv" else ",", strict=True)
-                refuse_twins(path, reader.fieldnames or ())
-                yield from ((reader.line_num, row) for row in reader)
-            elif begin.startswith(b"["):
-                yield from enumerate(json.load(text), start=1)
-            else:
-                yield from ((number, _json(line)) for number, line in enumerate(text, start=1) if line.strip())
-    except UserError:
-        raise
-    except csv.Error as fault:  # text behind a closing quote, a quote never closed, a cell of more than 131,072 characters
-        raise UserError(
-            f"{path}:{reader.reader.line_num} cannot be read as csv ({fault}); write the rows as JSON lines."
-        ) from None
-    except (ValueError, RecursionError) as fault:  # an array that is not JSON, or bytes that are not UTF-8
-        raise UserError(f"{path} cannot be read ({fault}); correct the file.") from None
-
-
-def _json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return line.strip()
+def _records(path: Path) -> Iterator[Record]:
+    if plain_suffix(path) != ".parquet":
+        return read_text_records(path)
+    return (Record(row, fields) for row, fields in read_records(path, lambda _: None))

@@ -7,7 +7,7 @@ a Python object per cell. It uses one thread, because only then are the line num
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from rec_dist.data.sources.blocks import Block, read_buffer
+from rec_dist.data.sources.blocks import Block, read_block
 from rec_dist.data.sources.interactions import BadRows, Bool
 from rec_dist.data.sources.quotes import Quoting
 from rec_dist.errors import UserError, one_line
@@ -115,7 +115,7 @@ def parse_table(
     first row counts as line lines_before + 1. Raises UserError for bytes that are not in the encoding, or text that cannot be cut
     into rows at all.
     """
-    data, path = read_buffer(block.data, block.begin, block.end), block.path
+    data, path = read_block(block), block.path
     if len(delimiter) > 1:
         # MovieLens 1M separates by "::", but the parser takes one byte only. No title there holds the unit separator 0x1F.
         data, delimiter = pa.py_buffer(data.to_pybytes().replace(delimiter.encode(), b"\x1f")), "\x1f"
@@ -123,7 +123,7 @@ def parse_table(
 
     def keep_going(row: pyarrow.csv.InvalidRow) -> str:
         malformed.append(row.number)
-        reason = _columns(row.actual_columns, row.expected_columns)
+        reason = columns_fault(row.actual_columns, row.expected_columns)
         bad.add(reason, path, np.array([lines_before + row.number]), row.text)
         return "skip"
 
@@ -157,7 +157,7 @@ def _by_lines(
             bad.add("a quoted cell does not end with its quote", block.path, np.array([lines_before + number]), text)
             continue
         if len(cells) != len(names):
-            bad.add(_columns(len(cells), len(names)), block.path, np.array([lines_before + number]), text)
+            bad.add(columns_fault(len(cells), len(names)), block.path, np.array([lines_before + number]), text)
             continue
         rows.append(cells)
         lines.append(lines_before + number)
@@ -166,7 +166,8 @@ def _by_lines(
     return Table(block.path, names, texts, np.array(lines, dtype=np.int64), number)
 
 
-def _columns(found: int, wanted: int) -> str:
+def columns_fault(found: int, wanted: int) -> str:
+    """The reason for which a row with `found` cells under `wanted` columns is bad."""
     return f"{found} column{'' if found == 1 else 's'} instead of {wanted}"
 
 
@@ -202,8 +203,8 @@ def _parse(
 
 
 def _unreadable(block: Block, encoding: str, fault: Exception) -> str:
-    before = read_buffer(block.data, 0, block.begin).to_pybytes().count(b"\n")
-    rows = read_buffer(block.data, block.begin, block.end).to_pybytes()
+    before = read_block(replace(block, begin=0, end=block.begin)).to_pybytes().count(b"\n")
+    rows = read_block(block).to_pybytes()
     for number, line in enumerate(io.BytesIO(rows), start=before + 1):
         try:
             line.decode(encoding)

@@ -24,6 +24,7 @@ _DAY, _CLOCK, _ZONE = (
     r"(?P<zone>Z|z|UTC|[+-][01]\d(?::?[0-5]\d)?)?",
 )
 _ISO = rf"^{_DAY}(?:[Tt ]{_CLOCK}(?:[.,](?P<part>\d+))?)?\s*{_ZONE}$"
+_DAY_OR_MONTH = r"^\s*\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}(\s|$)"
 _LARGEST_INT64, _LARGEST_NEGATIVE = "9223372036854775807", "9223372036854775808"
 _LARGEST_FLOAT = 2.0**62
 _LOOKED_AT = 1000  # rows that decide whether a column holds dates
@@ -87,6 +88,14 @@ def holds_dates(column: pa.ChunkedArray) -> bool:
     head = pc.utf8_trim_whitespace(column.slice(0, _LOOKED_AT))
     dates, numbers = (pc.fill_null(pc.match_substring_regex(head, kind), False).to_pylist() for kind in (_ISO, _NUMBER))
     return next((date for date, number in zip(dates, numbers, strict=True) if date or number), False)
+
+
+def has_open_order(column: pa.ChunkedArray) -> Bool:
+    """(R,): which texts are dates such as 01/02/2024, of which nothing says whether the day or the month is first."""
+    if not _is_text(column):
+        return np.zeros(len(column), dtype=bool)
+    found: Bool = pc.fill_null(pc.match_substring_regex(column, _DAY_OR_MONTH), False).to_numpy()
+    return found
 
 
 def read_times(column: pa.ChunkedArray, *, dates: bool) -> Times:

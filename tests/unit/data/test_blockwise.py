@@ -175,7 +175,7 @@ def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     (tmp_path / "log.csv").write_text("user,item,timestamp\n" + "".join(f"u{r % 7},i{r % 5},{r}\n" for r in range(90)))
-    monkeypatch.setattr(prepare_module, "_publish", die)
+    monkeypatch.setattr(prepare_module, "publish", die)
     config = DataConfig(source=str(tmp_path / "log.csv"), path=str(tmp_path / "out"), split="leave_one_out", prepare_on="disk")
     with pytest.raises(KeyboardInterrupt):
         prepare(config)

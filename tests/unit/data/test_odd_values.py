@@ -203,6 +203,15 @@ def test_dates_are_known_behind_line_ends_of_unicode(tmp_path: Path) -> None:
     assert got.timestamp is not None and np.diff(got.timestamp).tolist() == [86400]
 
 
+def test_a_date_with_two_meanings_is_told_and_how_to_write_it(tmp_path: Path) -> None:
+    """Of 01/02/2024 nothing says whether it is in January; a day above 12 would not settle it for the other rows."""
+    says = "order of day and month is ambiguous; write the year first, as 2024-02-01"
+    for cells in (["01/02/2024", "31/12/2024 10:00"], ["2024-01-01", "1.2.2024"], ["1704067200", "01-02-2024"]):
+        path = write(tmp_path / "a.csv", "user,item,timestamp", *(f"a,i{n},{cell}" for n, cell in enumerate(cells)))
+        with pytest.raises(UserError, match=says):
+            read(path)
+
+
 def test_a_date_among_numbers_is_one_bad_row_and_so_is_a_day_that_is_none(tmp_path: Path) -> None:
     numbers = read(write(tmp_path / "a.csv", "user,item,timestamp", "a,x,1.5", "a,y,2024-01-01", "a,z,2"), bad=1)
     assert numbers.bad_rows == {"timestamp is not a number": 1}

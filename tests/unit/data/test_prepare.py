@@ -224,7 +224,7 @@ def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_module, "_publish", die)
+    monkeypatch.setattr(prepare_module, "publish", die)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.csv"]

@@ -21,7 +21,7 @@ from rec_dist.data.dataset import node_cache
 from rec_dist.data.dataset.preferences import open_preferences
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.dataset.verify import verify
-from rec_dist.data.prepare.upload import prepare_remote
+from rec_dist.data.prepare.prepare import prepare
 from rec_dist.errors import UnreachableError, UserError
 from rec_dist.storage.files import fingerprint, json_text
 from rec_dist.storage.location import Location
@@ -395,8 +395,8 @@ def test_preference_rows_go_there_and_come_back(server: S3Server, tmp_path: Path
     uri = server.uri(tmp_path.name)
     settings = {"source": str(tmp_path / "rows.jsonl"), "path": uri, "format": "preferences", "num_shards": 2}
     config = DataConfig(**settings, cache_dir=str(tmp_path / "cache"))
-    manifest = prepare_remote(config)
-    assert prepare_remote(config) == manifest
+    manifest = prepare(config)
+    assert prepare(config) == manifest
     assert verify(uri) == []
     data = open_preferences(config)
     assert [row.prompt for rows in data.rows() for row in rows] == [line["prompt"] for line in lines]

@@ -4,8 +4,8 @@
     hash partitions       --OrderRows, CoreCount (a job per round), DescribeCore, ToRowRanges-->  row ranges
     row ranges            --SplitRange, Count, WriteShard-->  shards
 
-This process holds the catalogue (about 0.5 KB per item) and counts in memory, but nothing per row or user. The work folder beside
-data.path takes about 150 bytes of disk per row. `run_map` runs the jobs of a step, on this machine or on a cluster.
+This process holds the catalogue (about 0.5 KB per item) and counts in memory, but nothing per row or user. The work, in a folder
+beside data.path or below its URI, takes about 150 bytes per row. `run_map` runs the jobs of a step, here or on a cluster.
 """
 
 import logging
@@ -22,24 +22,25 @@ from rec_dist.data.dataset.manifest import SplitEntry
 from rec_dist.data.dataset.schema import SPLITS
 from rec_dist.data.prepare import rules
 from rec_dist.data.prepare import splits as split_rules
-from rec_dist.data.prepare.blockwise.hash_partitions import CoreCount, DescribeCore, OrderRows, ToRowRanges, times_path
-from rec_dist.data.prepare.blockwise.hash_shuffle import HashShuffle, save_item_index, save_known, titles_path
-from rec_dist.data.prepare.blockwise.row_ranges import Count, RangeReader, SplitRange, WriteShard, save_cold, shard_jobs
-from rec_dist.data.prepare.blockwise.scratch import load_array, save_array
+from rec_dist.data.prepare.blockwise.hash_partitions import CoreCount, DescribeCore, OrderRows, ToRowRanges, times_file
+from rec_dist.data.prepare.blockwise.hash_shuffle import HashShuffle, save_item_index, save_known, titles_file
+from rec_dist.data.prepare.blockwise.row_ranges import Count, RangeReader, SplitRange, save_cold
+from rec_dist.data.prepare.blockwise.scratch import Work, WorkFile, load_array, read_batch, save_array
 from rec_dist.data.prepare.blockwise.selection import last_of_few_shot, nth_smallest
+from rec_dist.data.prepare.blockwise.unpacking import plain_files
+from rec_dist.data.prepare.blockwise.write_shards import WriteShard, index_file, shard_jobs
+from rec_dist.data.prepare.jobs import Map
 from rec_dist.data.prepare.outcome import Counts, Prepared
+from rec_dist.data.prepare.positives import core_items
 from rec_dist.data.prepare.shards import write_items
 from rec_dist.data.prepare.titles import DistinctItems, make_distinct
-from rec_dist.data.sources.blocks import Block, moved
 from rec_dist.data.sources.interactions import Bool
-from rec_dist.data.sources.packed import packing, unpack
 from rec_dist.data.sources.source import Joined, Source
 from rec_dist.runtime.arrays import I64
 
 logger = logging.getLogger(__name__)
 
 STEP = "prepare,"  # the log line of a step begins with this
-Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ class Sizes:
     num_bins: int = 1 << 14  # equal stretches of the source; a row range is a run of them
 
 
-def prepare_blockwise(source: Source, config: DataConfig, folder: Path, work: Path, run_map: Map, sizes: Sizes) -> Prepared:
-    """Writes items and shards into `folder`, with intermediate files in `work`. Raises UserError as prepare_in_memory does."""
-    run = _Run(config, work, run_map, sizes)
+def prepare_blockwise(source: Source, config: DataConfig, folder: Path, work: Work, run_map: Map, sizes: Sizes) -> Prepared:
+    """Writes items and shards into `folder`, with intermediate files in `work`. Raises UserError as prepare_in_memory does.
+
+    If `work` is below a URI, the jobs write the shards to that URI. `folder` then holds all other files.
+    """
+    run = _Run(config, work, run_map, sizes, folder.parent if work.is_remote else Path(work.place))
     shuffled = run.shuffle(source)
     distinct = run.make_titles(shuffled)
     core = run.reduce(shuffled, distinct)
@@ -62,11 +66,13 @@ def prepare_blockwise(source: Source, config: DataConfig, folder: Path, work: Pa
     ranges = run.to_row_ranges(core)
     alive = distinct.items.take(np.flatnonzero(core.alive))
     reader, rows, targets, train_count = run.split(core, ranges, cuts, save_cold(work, rules.cold_items(config, alive.raw)))
-    shards = list(run.each("write shards", WriteShard(reader, folder), shard_jobs(rows, config.num_shards)))
+    jobs = shard_jobs(rows, config.num_shards)
+    entries = list(run.each("write shards", WriteShard(reader, folder, config.cache_dir), jobs))
     splits = {}
-    for place, name in enumerate(SPLITS):
-        mine = shards[place * config.num_shards : (place + 1) * config.num_shards]
-        splits[name] = SplitEntry(int(rows[name][-1]), targets[name], mine, write_index(folder, name, mine))
+    for name in SPLITS:
+        index = write_index(folder, name, (read_batch(index_file(work, job)) for job in jobs if job.split == name))
+        shards = [entry for job, entry in zip(jobs, entries, strict=True) if job.split == name]
+        splits[name] = SplitEntry(int(rows[name][-1]), targets[name], shards, index)
     return Prepared(
         cuts={"valid_from": cuts[0] if cuts else None, "test_from": cuts[1] if cuts else None},
         counts=core.counts,
@@ -96,7 +102,7 @@ class _Core:
     """What the k-core leaves. alive (I,): which items. The histograms count users and rows over bins of the source."""
 
     alive: Bool
-    alive_path: Path
+    alive_file: WorkFile
     counts: Counts
     num_rows: int
     num_partitions: int
@@ -107,8 +113,8 @@ class _Core:
 class _Run:
     """The steps. Each method runs all jobs of its steps."""
 
-    def __init__(self, config: DataConfig, work: Path, run_map: Map, sizes: Sizes) -> None:
-        self._config, self._work, self._map, self._sizes = config, work, run_map, sizes
+    def __init__(self, config: DataConfig, work: Work, run_map: Map, sizes: Sizes, folder: Path) -> None:
+        self._config, self._work, self._map, self._sizes, self._folder = config, work, run_map, sizes, folder
 
     def each(self, step: str, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterable[Any]:
         """Runs a step and returns its results in the order of its jobs."""
@@ -118,15 +124,16 @@ class _Run:
     def shuffle(self, source: Source) -> _Shuffled:
         """Reads every block and distributes its rows over the hash partitions."""
         config, work = self._config, self._work
-        files = self._unpacked(source.files)
+        files = plain_files(source.files, self._folder, work, self.each)
         blocks = [block for file in files for block in source.rows.cut(file, self._sizes.block_bytes)]
         num_partitions = max(-(-sum(source.rows.num_rows(file) for file in files) // self._sizes.partition_rows), 1)
-        known, known_path = source.known, work / "known.arrow"
-        if known is not None:
-            save_known(known_path, known)
+        known = None
+        if source.known is not None:
+            known = work / "known.arrow"
+            save_known(known, source.known)
         joined, num_rows, used = Joined(source), [0], [np.zeros(0, dtype=np.int64)]
         ratings = timestamps = True
-        shuffle = HashShuffle(source.rows, known_path if known else None, work, num_partitions)
+        shuffle = HashShuffle(source.rows, known, work, num_partitions)
         for report in self.each("read", shuffle, list(enumerate(blocks))):
             save_item_index(work, report.index, joined.add(report.block, report.rows))
             num_rows.append(report.num_rows)
@@ -140,19 +147,13 @@ class _Run:
         named = titled if source.items is None else np.isin(np.arange(len(titled)), used[0])
         return _Shuffled(joined, np.cumsum(num_rows, dtype=np.int64), named, num_partitions)
 
-    def _unpacked(self, files: list[Block]) -> list[Block]:
-        packed = [(file.data, self._work / f"unpacked-{file.file}") for file in files if packing(file.data) is not None]
-        if packed:
-            list(self.each("unpack", _unpack, packed))
-        return [moved(file, dict(packed)) for file in files]
-
     def make_titles(self, shuffled: _Shuffled) -> DistinctItems:
         """Makes the titles of the items that occur in rows distinct."""
         distinct = make_distinct(shuffled.joined.items.take(np.flatnonzero(shuffled.used)), merge=self._config.merge_equal_titles)
         rules.say_titles(distinct)
         titles = np.full(len(shuffled.used), -1, dtype=np.int64)
         titles[shuffled.used] = distinct.new_index
-        save_array(titles_path(self._work), titles)
+        save_array(titles_file(self._work), titles)
         return distinct
 
     def reduce(self, shuffled: _Shuffled, distinct: DistinctItems) -> _Core:
@@ -161,18 +162,21 @@ class _Run:
         ordered = list(
             self.each("order", OrderRows(work, shuffled.first_rows, config.min_rating, shuffled.joined.times.digits), partitions)
         )
-        self._drop("rows-*", "unpacked-*")
-        min_user, min_item = max(config.min_user_interactions, 1), max(config.min_item_interactions, 1)
-        alive, path, before, rounds = np.ones(len(distinct.items), dtype=bool), work / "alive-0.npy", -1, 0
-        while int(alive.sum()) != before:
-            before, rounds = int(alive.sum()), rounds + 1
-            path = work / f"alive-{rounds}.npy"
-            save_array(path, alive)
+        work.drop("rows-*", "unpacked-*")
+        min_user, file, rounds = config.min_user_interactions, work / "alive.npy", 0
+
+        def count(alive: Bool) -> I64:
+            nonlocal file, rounds
+            rounds += 1
+            file = work / f"alive-{rounds}.npy"
+            save_array(file, alive)
             positives = np.zeros(len(alive), dtype=np.int64)
-            for items, counts in self.each(f"k-core, round {rounds}", CoreCount(work, min_user, path), partitions):
+            for items, counts in self.each(f"k-core, round {rounds}", CoreCount(work, min_user, file), partitions):
                 positives[items] += counts
-            alive = alive & (positives >= min_item)
-        describe = DescribeCore(work, min_user, path, shuffled.num_rows, self._sizes.num_bins)
+            return positives
+
+        alive = core_items(len(distinct.items), config.min_item_interactions, count)  # what the last round was given too
+        describe = DescribeCore(work, min_user, file, shuffled.num_rows, self._sizes.num_bins)
         facts = list(self.each("count", describe, partitions))
         num_positives, num_before = sum(f.positives for f in facts), sum(count for _, _, count in ordered)
         rules.check_core(config, num_before, num_positives)
@@ -192,13 +196,13 @@ class _Run:
         rules.say_counts(counts)
         users, rows = sum(f.user_histogram for f in facts), sum(f.row_histogram for f in facts)
         assert isinstance(users, np.ndarray) and isinstance(rows, np.ndarray), "there is at least one partition"
-        return _Core(alive, path, counts, shuffled.num_rows, shuffled.num_partitions, users, rows)
+        return _Core(alive, file, counts, shuffled.num_rows, shuffled.num_partitions, users, rows)
 
     def cut_times(self, core: _Core) -> tuple[int, int] | None:
         """The exact cuts of global_temporal, by bisection over the ordered timestamps of all partitions."""
         if self._config.split != "global_temporal":
             return None
-        times = [load_array(times_path(self._work, partition)) for partition in range(core.num_partitions)]
+        times = [load_array(times_file(self._work, partition)) for partition in range(core.num_partitions)]
         places = split_rules.cut_places(core.counts.positives, self._config.valid_fraction, self._config.test_fraction)
         valid_from, test_from = (nth_smallest(times, place) for place in places)
         return valid_from, test_from
@@ -212,24 +216,24 @@ class _Run:
             edges.append(min(max(full, edges[-1] + 1), len(core.row_histogram)))
         step = ToRowRanges(
             self._work,
-            max(self._config.min_user_interactions, 1),
-            core.alive_path,
+            self._config.min_user_interactions,
+            core.alive_file,
             core.num_rows,
             self._sizes.num_bins,
             np.array(edges, dtype=np.int64),
         )
         list(self.each("gather row ranges", step, range(core.num_partitions)))
-        self._drop("once-*", "users-*", "times-*")
+        self._work.drop("once-*", "users-*", "times-*")
         return np.concatenate([[0], np.cumsum(core.user_histogram)])[edges].astype(np.int64)
 
     def split(
-        self, core: _Core, first_users: I64, cuts: tuple[int, int] | None, cold: Path | None
+        self, core: _Core, first_users: I64, cuts: tuple[int, int] | None, cold: WorkFile | None
     ) -> tuple[RangeReader, dict[str, I64], dict[str, int], I64]:
         """Splits every range: (their reader, rows of each split before each range (P+1,), targets by split, train_count (I,))."""
         config, indices = self._config, range(len(first_users) - 1)
         rules.say_split(config)
         lowest = list(self.each("split", SplitRange(self._work, core.num_partitions, first_users, config, cuts, cold), indices))
-        self._drop("by-range-*")
+        self._work.drop("by-range-*")
         reader = RangeReader(self._work, first_users, last_of_few_shot(lowest, config.max_train_users), cold)
         facts = list(self.each("count targets", Count(reader), indices))
         rows = {name: np.cumsum([0, *(f.rows[name] for f in facts)], dtype=np.int64) for name in SPLITS}
@@ -238,13 +242,3 @@ class _Run:
         for fact in facts:
             train_count[fact.train_items] += fact.train_counts
         return reader, rows, {name: sum(f.targets[name] for f in facts) for name in SPLITS}, train_count
-
-    def _drop(self, *patterns: str) -> None:
-        """Removes files that no later step reads."""
-        for pattern in patterns:
-            for path in self._work.glob(pattern):
-                path.unlink()
-
-
-def _unpack(job: tuple[Path, Path]) -> None:
-    unpack(*job)

@@ -8,12 +8,20 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from rec_dist.data.prepare.blockwise.scratch import column, load_array, read_batch, save_array, write_batches
+from rec_dist.data.prepare.blockwise.scratch import (
+    Work,
+    WorkFile,
+    column,
+    find_array,
+    load_array,
+    read_batch,
+    save_array,
+    write_batches,
+)
 from rec_dist.data.sources.assemble import RowBlock, in_use
 from rec_dist.data.sources.blocks import Block
 from rec_dist.data.sources.interactions import F32, KnownItems
@@ -39,18 +47,18 @@ class BlockReport:
 class HashShuffle:
     """Reads a block and writes rows-NNNNNN.arrow, a record batch per partition.
 
-    known_path: the names in the items file, or None.
+    known: the names in the items file, or None.
     """
 
     reader: RowReader
-    known_path: Path | None
-    work: Path
+    known: WorkFile | None
+    work: Work
     num_partitions: int
 
     def __call__(self, job: tuple[int, Block]) -> BlockReport:
         index, block = job
-        rows = self.reader.read(block, None if self.known_path is None else known_items(self.known_path))
-        write_batches(rows_path(self.work, index), self._parts(rows))
+        rows = self.reader.read(block, None if self.known is None else known_items(self.known))
+        write_batches(rows_file(self.work, index), self._parts(rows))
         return BlockReport(
             index=index,
             block=block,
@@ -99,19 +107,20 @@ class PartitionRows:
     timestamp: I64 | None
 
 
-def read_partition(work: Path, partition: int, first_rows: I64, digits: int) -> PartitionRows:
+def read_partition(work: Work, partition: int, first_rows: I64, digits: int) -> PartitionRows:
     """Reads the rows of a partition from the files of all blocks.
 
     first_rows (B+1,): rows of the source before each block. digits: the timestamps' unit is 10**-digits of the source's.
     """
-    parts = [read_batch(rows_path(work, index), partition) for index in range(len(first_rows) - 1)]
-    titles = load_array(titles_path(work))
+    parts = [read_batch(rows_file(work, index), partition) for index in range(len(first_rows) - 1)]
+    titles = load_array(titles_file(work))
     items: list[I64] = []
     rows: list[I64] = []
     times: list[I64] = []
     for index, part in enumerate(parts):
         item = part.column("item").to_numpy()
-        item = titles[load_array(items_path(work, index))[item] if items_path(work, index).exists() else item]
+        among_all = find_array(items_file(work, index))
+        item = titles[item if among_all is None else among_all[item]]
         if (item < 0).any():
             part, item = part.filter(pa.array(item >= 0)), item[item >= 0]
         parts[index] = part
@@ -134,41 +143,36 @@ def read_partition(work: Path, partition: int, first_rows: I64, digits: int) -> 
     )
 
 
-def save_known(path: Path, known: KnownItems) -> None:
+def save_known(file: WorkFile, known: KnownItems) -> None:
     """Saves what readers need of the items file for HashShuffle."""
-    write_batches(path, [{"name": known.names, "titled": known.titled}])
+    write_batches(file, [{"name": known.names, "titled": known.titled}])
 
 
-def save_item_index(work: Path, index: int, items: I64 | None) -> None:
+def save_item_index(work: Work, index: int, items: I64 | None) -> None:
     """Saves the place of a block's items among all items; nothing if the items file numbers them already."""
     if items is not None:
-        save_array(items_path(work, index), items)
+        save_array(items_file(work, index), items)
 
 
-def rows_path(work: Path, index: int) -> Path:
+def rows_file(work: Work, index: int) -> WorkFile:
     """The rows of a block, by partition."""
     return work / f"rows-{index:06d}.arrow"
 
 
-def items_path(work: Path, index: int) -> Path:
+def items_file(work: Work, index: int) -> WorkFile:
     """The item index of a block."""
     return work / f"items-{index:06d}.npy"
 
 
-def titles_path(work: Path) -> Path:
+def titles_file(work: Work) -> WorkFile:
     """The number of the distinct title of each item."""
     return work / "titles.npy"
 
 
-def known_items(path: Path) -> KnownItems:
-    """What save_known wrote, read once per process. inode and time are part of the key, since a process may prepare twice."""
-    stat = path.stat()
-    return _known(path, stat.st_ino, stat.st_mtime_ns)
-
-
 @lru_cache(maxsize=1)
-def _known(path: Path, _inode: int, _written: int) -> KnownItems:
-    batch = read_batch(path)
+def known_items(file: WorkFile) -> KnownItems:
+    """What save_known wrote, read once per process and attempt."""
+    batch = read_batch(file)
     return KnownItems(batch.column("name"), column(batch, "titled").astype(bool))
 
 

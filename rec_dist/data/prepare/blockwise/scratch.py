@@ -1,16 +1,111 @@
-"""Intermediate files: numpy columns in Arrow files with one record batch per part, memory-mapped when they are read.
+"""Intermediate files: numpy columns in Arrow files with one record batch per part, and single arrays.
 
-Every process that runs a job must see the folder, so on a cluster data.path must be on a shared file system.
+They are in a folder that all processes see, where they are memory-mapped, or at a URI. From a URI a job fetches only the parts
+that it reads, so machines need no disk in common.
 """
 
-from collections.abc import Iterable
+import fnmatch
+import io
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from rec_dist.errors import UserError
+from rec_dist.storage.location import Location, NoSuchFileError
+from rec_dist.storage.uri import is_remote
+
 Array = np.ndarray[Any, np.dtype[Any]]
+
+PREFIX = ".work-"  # of the folder below a URI
+_LEFT_OVER_SECONDS = 86400.0  # since the last file of an attempt was written, after which it counts as killed
+
+
+@dataclass(frozen=True)
+class Work:
+    """The intermediate files of one attempt, in a local folder or in a folder below a URI. Jobs carry it.
+
+    place: the local folder, or the URI of data.path. attempt: names the attempt, and the folder below a URI.
+    """
+
+    place: str
+    attempt: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the files are at a URI."""
+        return is_remote(self.place)
+
+    def __truediv__(self, name: str) -> "WorkFile":
+        return WorkFile(self, name)
+
+    def drop(self, *patterns: str) -> None:
+        """Removes the files whose names match."""
+        if not self.is_remote:
+            for path in [path for pattern in patterns for path in Path(self.place).glob(pattern)]:
+                path.unlink()
+            return
+        location, below = _location(self.place), f"{PREFIX}{self.attempt}/"
+        for name in location.tree():
+            if any(fnmatch.fnmatchcase(name, below + pattern) for pattern in patterns):
+                location.remove(name)
+
+    def remove(self) -> None:
+        """Removes all files that are below a URI, and their folder."""
+        _location(self.place).remove_folder(f"{PREFIX}{self.attempt}")
+
+
+def drop_left_over(place: str) -> None:
+    """Removes what killed attempts left below a URI: those that have written nothing for a day."""
+    location, newest = _location(place), dict[str, float]()
+    for name, stored in location.tree().items():
+        if name.startswith(PREFIX):
+            folder = name.partition("/")[0]
+            newest[folder] = max(stored.written, newest.get(folder, 0.0))
+    for folder, written in newest.items():
+        if written < time.time() - _LEFT_OVER_SECONDS:
+            location.remove_folder(folder)
+
+
+@dataclass(frozen=True)
+class WorkFile:
+    """One intermediate file."""
+
+    work: Work
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The file in a local folder. Raises UserError if this machine does not have the folder."""
+        folder = Path(self.work.place)
+        if not folder.is_dir():
+            raise UserError(
+                f"data.path: the machine {socket.gethostname()} runs a job of prepare and has no folder {folder}; set data.path to "
+                "a URI (s3://bucket/prefix), or to a folder that all machines of the cluster see."
+            )
+        return folder / self.name
+
+    @property
+    def location(self) -> Location:
+        """The URI of data.path, where `below` is the name of the file."""
+        return _location(self.work.place)
+
+    @property
+    def below(self) -> str:
+        """The name of the file below the URI."""
+        return f"{PREFIX}{self.work.attempt}/{self.name}"
+
+
+@lru_cache(maxsize=8)
+def _location(place: str) -> Location:
+    return Location(place)
 
 
 def to_arrow(values: Array | pa.Array) -> pa.Array:
@@ -20,26 +115,39 @@ def to_arrow(values: Array | pa.Array) -> pa.Array:
     return pa.array(values.view(np.uint8) if values.dtype == np.bool_ else values)
 
 
-def write_batches(path: Path, batches: Iterable[dict[str, Any]]) -> None:
+def write_batches(file: WorkFile, batches: Iterable[Mapping[str, Any] | pa.RecordBatch]) -> None:
     """Writes the columns of each part, which all have the same names and types.
 
-    The file appears whole or not at all, so that a job can be run again.
+    The file appears whole or not at all, so that a job can be run again. On its way to a URI it is held in memory.
     """
-    temporary = path.with_suffix(".tmp")
-    writer = None
+    if file.work.is_remote:
+        held = pa.BufferOutputStream()
+        _write(held, batches)
+        file.location.write(held.getvalue(), file.below)
+        return
+    temporary = file.path.with_suffix(".tmp")
     with pa.OSFile(str(temporary), "wb") as sink:
-        for columns in batches:
-            batch = pa.RecordBatch.from_pydict({name: to_arrow(values) for name, values in columns.items()})
-            writer = writer or pa.ipc.new_file(sink, batch.schema)
-            writer.write_batch(batch)
-        assert writer is not None, "there is at least one part"
-        writer.close()
-    temporary.replace(path)
+        _write(sink, batches)
+    temporary.replace(file.path)
 
 
-def read_batch(path: Path, index: int = 0) -> pa.RecordBatch:
-    """Reads one part; its columns are views of the mapped file."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(index)
+def _write(sink: Any, batches: Iterable[Mapping[str, Any] | pa.RecordBatch]) -> None:
+    writer = None
+    for part in batches:
+        batch: Any = part
+        if isinstance(part, Mapping):
+            batch = pa.RecordBatch.from_pydict({name: to_arrow(values) for name, values in part.items()})
+        writer = writer or pa.ipc.new_file(sink, batch.schema)
+        writer.write_batch(batch)
+    assert writer is not None, "there is at least one part"
+    writer.close()
+
+
+def read_batch(file: WorkFile, index: int = 0) -> pa.RecordBatch:
+    """Reads one part; its columns are views of the mapped file, or of the bytes that were fetched."""
+    if file.work.is_remote:
+        return file.location.use(file.below, lambda opened: pa.ipc.open_file(opened).get_batch(index))
+    return pa.ipc.open_file(pa.memory_map(str(file.path))).get_batch(index)
 
 
 def column(batch: pa.RecordBatch, name: str) -> Array:
@@ -48,15 +156,34 @@ def column(batch: pa.RecordBatch, name: str) -> Array:
     return values
 
 
-def save_array(path: Path, values: Array) -> None:
+def save_array(file: WorkFile, values: Array) -> None:
     """Writes an array for load_array."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, values)
-    temporary.replace(path)
+    if file.work.is_remote:
+        held = io.BytesIO()
+        np.save(held, values)
+        file.location.write(pa.py_buffer(held.getbuffer()), file.below)
+        return
+    temporary = file.path.with_suffix(".tmp")
+    with temporary.open("wb") as sink:
+        np.save(sink, values)
+    temporary.replace(file.path)
 
 
-def load_array(path: Path) -> Array:
-    """Memory-maps an array that save_array wrote."""
-    values: Array = np.load(path, mmap_mode="r")
+def load_array(file: WorkFile) -> Array:
+    """Memory-maps an array that save_array wrote; one at a URI through a temporary file, which goes with the array."""
+    values: Array
+    if file.work.is_remote:
+        with tempfile.NamedTemporaryFile(prefix="rec-dist-") as fetched:
+            file.location.copy(file.below, Path(fetched.name))
+            values = np.load(fetched.name, mmap_mode="r")
+    else:
+        values = np.load(file.path, mmap_mode="r")
     return values
+
+
+def find_array(file: WorkFile) -> Array | None:
+    """What load_array returns; None if no array was saved."""
+    try:
+        return load_array(file)
+    except (FileNotFoundError, NoSuchFileError):
+        return None

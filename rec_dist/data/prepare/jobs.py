@@ -1,0 +1,13 @@
+"""What runs the jobs of a step of `prepare`: this process, or the processes of a cluster."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+
+
+class Jobs(NamedTuple):
+    """run: (function, jobs) -> results in the order of the jobs. num_machines: on how many machines they run."""
+
+    run: Map
+    num_machines: int
