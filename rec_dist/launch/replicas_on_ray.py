@@ -19,7 +19,7 @@ from rec_dist.launch import ray_cluster
 from rec_dist.launch.sizing import size_workers
 from rec_dist.runtime.limits import within
 from rec_dist.runtime.quiet import quieten
-from rec_dist.serving.engine import Engine, Outcome, Query
+from rec_dist.serving.engine import Engine, Outcomes, Query
 
 Load = Callable[[str], Engine]  # the device -> a loaded scorer
 
@@ -43,7 +43,7 @@ class _Replica:
     def fault(self) -> str:
         return self._fault
 
-    def answer(self, queries: list[Query]) -> list[Outcome]:
+    def answer(self, queries: list[Query]) -> Outcomes:
         assert self._engine is not None, self._fault
         return self._engine.answer(queries)
 
@@ -109,14 +109,14 @@ class RayReplicas:
             of_some = "" if len(refusals) == self.count else f" (on {len(refusals)} of {self.count} replicas)"
             raise UserError(f"{refusals[0]}{of_some}")
 
-    async def answer(self, queries: list[Query]) -> list[Outcome]:
+    async def answer(self, queries: list[Query]) -> Outcomes:
         """As Replicas.answer."""
         from ray.exceptions import RayActorError
 
         deadline = time.monotonic() + self._deadline_seconds
         while True:
             try:
-                outcomes: list[Outcome] = await self._handle.answer.remote(queries)
+                outcomes: Outcomes = await self._handle.answer.remote(queries)
                 return outcomes
             except RayActorError:
                 if time.monotonic() > deadline:

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from rec_dist.serving.engine import Answer, Failure, Outcome, Query, Refusal
+from rec_dist.serving.engine import Answer, Failure, Outcomes, Query, Refusal
 from rec_dist.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Replicas(Protocol):
 
     count: int
 
-    async def answer(self, queries: list[Query]) -> list[Outcome]:
+    async def answer(self, queries: list[Query]) -> Outcomes:
         """As Engine.answer, by a scorer that is free."""
         ...
 
@@ -151,7 +151,7 @@ class Batcher:
                 _fail(one)
             return
         seconds = time.monotonic() - began
-        for one, outcome in zip(batch, outcomes, strict=True):
+        for one, outcome in zip(batch, outcomes.each, strict=True):
             if isinstance(outcome, Failure):
                 logger.warning(f"the model failed on a request: {outcome.sentence}")
                 _fail(one)
@@ -162,6 +162,7 @@ class Batcher:
         self._metrics.batch_requests.observe(len(batch))
         self._metrics.batch_seconds.observe(seconds)
         self._metrics.scores.inc(sum(one.scores for one in batch))
+        self._metrics.count_prompts(outcomes.prompts)
 
 
 def _fail(request: _Waiting) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import NotFiniteError, UserError
-from rec_dist.evaluation.baselines import CandidateScorer, Floats, PopularityScorer, score_with_members
+from rec_dist.evaluation.baselines import CandidateScorer, Floats, KeepsPrompts, PopularityScorer, score_with_members
 from rec_dist.evaluation.metrics import check_numbers
+from rec_dist.models.prompt_cache import PromptCache, PromptCounts
 from rec_dist.ranking.selection import best_of, best_of_pool
 from rec_dist.runtime.arrays import I32
 from rec_dist.runtime.messages import one_line
@@ -63,17 +64,32 @@ class Failure:
 Outcome = Answer | Refusal | Failure
 
 
-class Engine:
-    """Answers with a loaded scorer until close(). Takes one call at a time."""
+@dataclass(frozen=True)
+class Outcomes:
+    """Of the questions of a batch. prompts: what language models found of their prompts meanwhile."""
 
-    def __init__(self, data: PreparedData, scorer: AbstractContextManager[CandidateScorer]) -> None:
+    each: list[Outcome]
+    prompts: PromptCounts
+
+
+class Engine:
+    """Answers with a loaded scorer until close(). Takes one call at a time.
+
+    prompt_bytes: of keys and values of prompts that language models keep between calls; 0: none.
+    """
+
+    def __init__(self, data: PreparedData, scorer: AbstractContextManager[CandidateScorer], *, prompt_bytes: int = 0) -> None:
+        self._prompts = PromptCache(prompt_bytes)
         with ExitStack() as stack:
             self._scorer = stack.enter_context(scorer)
+            if prompt_bytes and isinstance(self._scorer, KeepsPrompts):
+                self._scorer.keep_prompts(self._prompts)
+                self._prompts.take_counts()  # of the model's check
             self._open = stack.pop_all()
         self._popularity = PopularityScorer(data.train_counts)
         self._catalogue = np.arange(data.num_items, dtype=np.int32)
 
-    def answer(self, queries: Sequence[Query]) -> list[Outcome]:
+    def answer(self, queries: Sequence[Query]) -> Outcomes:
         """The answer to each question, or why there is none."""
         outcomes: list[Outcome] = [Refusal("")] * len(queries)
         known = [place for place, query in enumerate(queries) if len(query.history)]
@@ -83,7 +99,7 @@ class Engine:
                 found = self._answer(scorer, [queries[place] for place in places])
                 for place, one in zip(places, found, strict=True):
                     outcomes[place] = one
-        return outcomes
+        return Outcomes(outcomes, self._prompts.take_counts())
 
     def close(self) -> None:
         """Lets go of the scorer and its model."""

@@ -156,8 +156,8 @@ def test_a_model_without_numbers_fails_and_is_not_taken_for_unknown_items(run: P
     engine = Engine(open_data(load_saved(run / "config.yaml").data), nullcontext(Broken()))
     some = np.asarray([1, 2], dtype=np.int32)
     for query in (Query(some, None, 3), Query(some, some, 3), Query(some, some)):
-        assert isinstance(engine.answer([query])[0], Failure)
-    assert isinstance(engine.answer([Query(some[:0], None, 3)])[0], Answer), "popularity needs no model"
+        assert isinstance(engine.answer([query]).each[0], Failure)
+    assert isinstance(engine.answer([Query(some[:0], None, 3)]).each[0], Answer), "popularity needs no model"
 
 
 def test_the_first_wrong_name_is_enough() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rec_dist.models.prompt_cache import PromptCounts
 from rec_dist.serving.batcher import (
     MOST_REQUESTS,
     Batcher,
@@ -15,7 +16,7 @@ from rec_dist.serving.batcher import (
     ScoringFailedError,
     TooLateError,
 )
-from rec_dist.serving.engine import Answer, Failure, Outcome, Query
+from rec_dist.serving.engine import Answer, Failure, Outcomes, Query
 from rec_dist.serving.metrics import Metrics
 
 BAD = 666  # a history that fails
@@ -28,17 +29,13 @@ class Gate:
         self.count, self.batches, self.open, self.closed = count, [], asyncio.Event(), False  # type: ignore[var-annotated]
         self.fault: Exception | None = None
 
-    async def answer(self, queries: list[Query]) -> list[Outcome]:
+    async def answer(self, queries: list[Query]) -> Outcomes:
         self.batches.append([int(query.history[0]) for query in queries])
         await self.open.wait()
         if self.fault is not None:
             raise self.fault
-        return [
-            Failure("bad\nluck")
-            if query.history[0] == BAD
-            else Answer(query.history, query.history.astype(np.float64), {}, False)
-            for query in queries
-        ]
+        right = [Answer(query.history, query.history.astype(np.float64), {}, False) for query in queries]
+        return Outcomes([Failure("bad luck") if answer.items[0] == BAD else answer for answer in right], PromptCounts(hits=1))
 
     def close(self) -> None:
         self.closed = True

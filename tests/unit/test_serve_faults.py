@@ -73,7 +73,7 @@ def test_every_other_question_of_a_batch_is_answered(
     queries = [query(1, 2, POISON) if place in poisoned else query(place % 4) for place in range(8)] + [query()]
     if 8 in poisoned:
         queries[7], poisoned = query(POISON), sorted({*poisoned, 7} - {8})
-    outcomes = Engine(data, nullcontext(scorer)).answer(queries)
+    outcomes = Engine(data, nullcontext(scorer)).answer(queries).each
     for place, outcome in enumerate(outcomes):
         if place in poisoned:
             assert isinstance(outcome, Refusal if fault is refused else Failure), place
@@ -89,7 +89,7 @@ def test_every_other_question_of_a_batch_is_answered(
 def test_a_question_that_spoils_others_is_found(data: PreparedData) -> None:
     """As where attention is one dense mask for all of a batch."""
     engine = Engine(data, nullcontext(Poisoned(no_number)))
-    outcomes = engine.answer([query(1), query(SPREAD), query(2), query(3)])
+    outcomes = engine.answer([query(1), query(SPREAD), query(2), query(3)]).each
     assert [type(outcome) for outcome in outcomes] == [Answer, Failure, Answer, Answer]
 
 
