@@ -155,6 +155,8 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8000, metavar="N", help="where to listen (8000); 0: any that is free")
     add("--queue", type=int, default=256, metavar="N", help="requests that may wait; others get 429 (256)")
     add("--deadline", type=float, default=30.0, metavar="SECONDS", help="requests that take longer get 504 (30)")
+    meaning = "language models: memory of each scorer for keys and values of prompts (1024 on CPUs, 0 on GPUs); 0: keep none"
+    add("--prompt-cache-mib", type=int, metavar="N", help=meaning)
     add("--token-file", metavar="FILE", help="callers must send the token in this file: Authorization: Bearer TOKEN")
 
 

@@ -146,7 +146,7 @@ def _serve(parsed: argparse.Namespace) -> int:
             f"rec-dist serve needs the package {fault.name}, which is not installed; pip install 'rec-dist[serve]'"
         ) from fault
     token_file = None if parsed.token_file is None else _local(parsed.token_file, "--token-file")
-    options = ServeOptions(parsed.host, parsed.port, parsed.queue, parsed.deadline, token_file)
+    options = ServeOptions(parsed.host, parsed.port, parsed.queue, parsed.deadline, token_file, parsed.prompt_cache_mib)
     return serve(Path(parsed.target), parsed.overrides, options)
 
 

@@ -23,6 +23,7 @@ from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.errors import UserError
 from rec_dist.launch.ray_cluster import disconnected
 from rec_dist.launch.replicas_on_ray import RayReplicas
+from rec_dist.launch.workers import local_device
 from rec_dist.serving.app import build_app
 from rec_dist.serving.batcher import Limits, Replicas
 from rec_dist.serving.engine import Engine
@@ -38,18 +39,28 @@ logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "REC_DIST_SERVE_TOKEN"
 _LEAST_TOKEN = 16  # characters
+_PROMPT_CACHE_MIB = 1024  # some 150 prompts of 150 tokens of SmolLM2-135M in float32
 _DRAIN_SECONDS = 5.0  # beyond the deadline of a request
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where the server listens, and what it takes. token_file: holds the token that callers must send."""
+    """Where the server listens, and what it takes. token_file: holds the token that callers must send.
+
+    prompt_cache_mib: of each scorer, for keys and values of language models' prompts; None: 1024 on CPUs, 0 on GPUs.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     queue: int = 256
     deadline_seconds: float = 30.0
     token_file: Path | None = None
+    prompt_cache_mib: int | None = None
+
+    def prompt_bytes(self, device: str) -> int:
+        """Bytes of prompts that a scorer on `device` keeps."""
+        default = _PROMPT_CACHE_MIB if device == "cpu" else 0
+        return (default if self.prompt_cache_mib is None else self.prompt_cache_mib) << 20
 
 
 def serve(target: Path, overrides: Overrides, options: ServeOptions) -> int:
@@ -80,7 +91,7 @@ def running(target: Path, overrides: Overrides, options: ServeOptions) -> Iterat
             logger.warning(f"anybody who reaches {options.host} may ask, also for users' lists; set {TOKEN_VARIABLE}")
         metrics, limits = Metrics(), Limits(options.queue, options.deadline_seconds)
         seen = stamp(target)  # None where there is nothing to watch
-        load = partial(_load, target, overrides, limits, metrics.retries.inc)
+        load = partial(_load, target, overrides, options, metrics.retries.inc)
         switch = Switch(load(), load, limits, metrics, run=None if seen is None else target, seen=seen)
         app = build_app(switch, Access(token, local), metrics)
         server = Server(app, at, drain_seconds=limits.deadline_seconds + _DRAIN_SECONDS)
@@ -115,20 +126,23 @@ def _check(options: ServeOptions) -> None:
         raise UserError(f"--port ({options.port}) must be from 0 (any that is free) to 65535")
     if options.queue < 1:
         raise UserError(f"--queue ({options.queue}) must be 1 or more requests")
+    if options.prompt_cache_mib is not None and options.prompt_cache_mib < 0:
+        raise UserError(f"--prompt-cache-mib ({options.prompt_cache_mib}) must be 0 (keep no prompts) or more")
     if not 0.01 <= options.deadline_seconds <= 3600:
         raise UserError(f"--deadline ({options.deadline_seconds:g}) must be from 0.01 to 3600 seconds")
 
 
-def _load(target: Path, overrides: Overrides, limits: Limits, lost: Callable[[], None]) -> Loaded:
+def _load(target: Path, overrides: Overrides, options: ServeOptions, lost: Callable[[], None]) -> Loaded:
     """Loads the model that `target` holds now. lost: called when a replica is lost with a batch."""
     # Resolved, so that a replica which is started again finds its own model after a link has been changed.
     model = ranked_model(target.resolve() if target.is_dir() else target, overrides)
     config = model.config
     if config.cluster.launcher == "local":
-        replicas: Replicas = InProcess(Engine(model.data, model.scorer()))
+        device = local_device(config.cluster.model_copy(update={"num_workers": "auto"}))
+        replicas: Replicas = InProcess(Engine(model.data, model.scorer(), prompt_bytes=options.prompt_bytes(device)))
     else:
-        load = partial(_engine, config.model_dump(), model.saved, model.identity["model"])
-        replicas = RayReplicas(load, config.cluster, deadline_seconds=limits.deadline_seconds, lost=lost)
+        load = partial(_engine, config.model_dump(), model.saved, model.identity["model"], options)
+        replicas = RayReplicas(load, config.cluster, deadline_seconds=options.deadline_seconds, lost=lost)
     about = {
         "name": target.name,
         "model": fingerprint(model.identity)[:12],
@@ -139,11 +153,11 @@ def _load(target: Path, overrides: Overrides, limits: Limits, lost: Callable[[],
     return Loaded(model.data, replicas, about, model.slow, MAX_CATALOGUE if model.slow else None)
 
 
-def _engine(config: dict[str, Any], saved: Path | None, wanted: Any, device: str) -> Engine:
+def _engine(config: dict[str, Any], saved: Path | None, wanted: Any, options: ServeOptions, device: str) -> Engine:
     """In a replica: the model that the driver has checked."""
     settled = RunConfig.model_validate(config)
     data = open_data(settled.data)
-    return Engine(data, scorer_of(settled, data, saved, device, wanted))
+    return Engine(data, scorer_of(settled, data, saved, device, wanted), prompt_bytes=options.prompt_bytes(device))
 
 
 @contextmanager

@@ -4,12 +4,15 @@ C candidates of a history, I items of the catalogue.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from rec_dist.runtime.arrays import I32, I64
+
+if TYPE_CHECKING:
+    from rec_dist.models.prompt_cache import PromptCache
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,6 +43,15 @@ class MemberScorer(CandidateScorer, Protocol):
 
     def score_members(self, histories: Sequence[I32], candidates: Sequence[I32]) -> dict[str, list[Floats]]:
         """What each member adds, in the order of `members`; total_of() makes score() of it."""
+        ...
+
+
+@runtime_checkable
+class KeepsPrompts(CandidateScorer, Protocol):
+    """A scorer with language models in it, which can keep keys and values of prompts between calls."""
+
+    def keep_prompts(self, cache: "PromptCache") -> None:
+        """Keeps them in `cache` from now on. Scores stay the same but for rounding. Raises UserError for a model that cannot."""
         ...
 
 

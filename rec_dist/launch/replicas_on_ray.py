@@ -19,7 +19,7 @@ from rec_dist.launch import ray_cluster
 from rec_dist.launch.sizing import size_workers
 from rec_dist.runtime.limits import within
 from rec_dist.runtime.quiet import quieten
-from rec_dist.serving.engine import Answer, Engine, Query, Refusal
+from rec_dist.serving.engine import Engine, Outcomes, Query
 
 Load = Callable[[str], Engine]  # the device -> a loaded scorer
 
@@ -43,7 +43,7 @@ class _Replica:
     def fault(self) -> str:
         return self._fault
 
-    def answer(self, queries: list[Query]) -> list[Answer | Refusal]:
+    def answer(self, queries: list[Query]) -> Outcomes:
         assert self._engine is not None, self._fault
         return self._engine.answer(queries)
 
@@ -95,28 +95,29 @@ class RayReplicas:
         device = "cuda:0" if size.use_gpu else "cpu"
         logger.info(f"starting {size}")
 
-        def start() -> tuple[Any, str]:
+        def start() -> tuple[Any, list[str]]:
             handle = serve.run(deployment.bind(load, device), name=self._name, route_prefix=None)
-            return handle, handle.fault.remote().result()
+            return handle, [fault for fault in handle.broadcast("fault").results() if fault]
 
         try:
-            self._handle, refused = within(cluster.hang_seconds, start)
+            self._handle, refusals = within(cluster.hang_seconds, start)
         except TimeoutError as fault:
             self.close()
             raise WorkerFailedError(f"hang: the replicas have not loaded the model: {fault}") from fault
-        if refused:
+        if refusals:
             self.close()
-            raise UserError(refused)
+            of_some = "" if len(refusals) == self.count else f" (on {len(refusals)} of {self.count} replicas)"
+            raise UserError(f"{refusals[0]}{of_some}")
 
-    async def answer(self, queries: list[Query]) -> list[Answer | Refusal]:
+    async def answer(self, queries: list[Query]) -> Outcomes:
         """As Replicas.answer."""
         from ray.exceptions import RayActorError
 
         deadline = time.monotonic() + self._deadline_seconds
         while True:
             try:
-                answers: list[Answer | Refusal] = await self._handle.answer.remote(queries)
-                return answers
+                outcomes: Outcomes = await self._handle.answer.remote(queries)
+                return outcomes
             except RayActorError:
                 if time.monotonic() > deadline:
                     raise

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from rec_dist.errors import UserError
 from rec_dist.packing.packed_batch import PackedBatch
+from rec_dist.runtime.arrays import I64
 
 Mask = TypeVar("Mask")  # a dense mask, or a BlockMask
+Rows = slice | Tensor  # of a batch; a tensor holds their numbers
 
 # Transforms between the head's GEMM and the softmax that the scorer does not apply. Models that use them are refused.
 _UNKNOWN_LOGIT_TRANSFORMS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale")
@@ -24,7 +26,7 @@ def visible(batch: PackedBatch, *, window: int | None = None) -> Tensor:
     return visible_rows(batch, slice(None), slice(None), window=window)
 
 
-def visible_rows(batch: PackedBatch, rows: slice, columns: slice, *, window: int | None) -> Tensor:
+def visible_rows(batch: PackedBatch, rows: Rows, columns: slice, *, window: int | None) -> Tensor:
     """visible(batch)[rows, columns], without computing the rest."""
     prompts, completions, positions = batch.prompt_ids[rows, None], batch.completion_ids[rows, None], batch.positions[rows, None]
     key_completions, key_positions = batch.completion_ids[None, columns], batch.positions[None, columns]
@@ -36,13 +38,13 @@ def visible_rows(batch: PackedBatch, rows: slice, columns: slice, *, window: int
     return mask
 
 
-def attention_masks(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """The dense masks a transformers decoder takes: one (1, 1, T, T), or one for each kind of layer if some slide.
+def attention_masks(batch: PackedBatch, config: Any, dtype: torch.dtype, rows: I64 | None = None) -> Tensor | dict[str, Tensor]:
+    """The dense masks a transformers decoder takes: one (1, 1, R, T), or one for each kind of layer if some slide.
 
-    bool for SDPA; additive in `dtype` for eager attention, which adds its mask to the scores.
+    bool for SDPA; additive in `dtype` for eager attention, which adds its mask to the scores. rows (R,): those that run, None: all.
     """
-
-    return for_layers(config, lambda window: dense_mask(visible(batch, window=window), config, dtype))
+    queries: Rows = slice(None) if rows is None else torch.from_numpy(rows).to(batch.input_ids.device)
+    return for_layers(config, lambda window: dense_mask(visible_rows(batch, queries, slice(None), window=window), config, dtype))
 
 
 def dense_mask(seen: Tensor, config: Any, dtype: torch.dtype) -> Tensor:

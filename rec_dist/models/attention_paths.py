@@ -3,7 +3,7 @@
 All three are equal (tests/parity). attention.py is the definition, per_prompt.py the path on CPUs, flex.py the path on GPUs.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from rec_dist.models.attention import attention_masks
 from rec_dist.models.flex import FLEX, SMALLEST_HEAD, block_masks, padded_length
 from rec_dist.models.per_prompt import PER_PROMPT, prompt_masks
 from rec_dist.packing.packed_batch import PackedBatch
+
+if TYPE_CHECKING:  # it imports transformers, which takes seconds
+    from rec_dist.models.past_prompts import PastPrompts
 
 
 def choose_attention(wanted: str, config: Any, *, device: str) -> str:
@@ -65,12 +68,16 @@ def num_rows(batch: PackedBatch, base: Any) -> int:
 
     FlexAttention pads to whole blocks; bfloat16 on a CPU, so that few lengths come.
     """
+    return _padded(batch.num_tokens, base)
+
+
+def _padded(num_tokens: int, base: Any) -> int:
     if base.config._attn_implementation == FLEX:
-        return padded_length(batch.num_tokens)
+        return padded_length(num_tokens)
     weight = embedding_weight(base)
     if base.config._attn_implementation == PER_PROMPT and weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
-        return one_of_few(batch.num_tokens)
-    return batch.num_tokens
+        return one_of_few(num_tokens)
+    return num_tokens
 
 
 def one_of_few(num_tokens: int) -> int:
@@ -85,13 +92,14 @@ def one_of_few(num_tokens: int) -> int:
     return -(-num_tokens // step) * step
 
 
-def masks_for(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
-    """The attention_mask for the attention that `config` names. batch: padded to num_rows."""
+def masks_for(batch: PackedBatch, config: Any, dtype: torch.dtype, past: "PastPrompts | None" = None) -> Any:
+    """The attention_mask for the attention that `config` names. batch: padded to num_rows. past: rows that do not run."""
     if config._attn_implementation == FLEX:
+        assert past is None, "block masks have as many queries as keys"
         return block_masks(batch, config)
     if config._attn_implementation == PER_PROMPT:
-        return prompt_masks(batch, config, dtype)
-    return attention_masks(batch, config, dtype)
+        return prompt_masks(batch, config, dtype, None if past is None else past.num_kept)
+    return attention_masks(batch, config, dtype, None if past is None else past.rows)
 
 
 def base_of(model: nn.Module) -> Any:
@@ -108,14 +116,32 @@ def embedding_weight(base: Any) -> nn.Parameter:
     return weight
 
 
-def run_decoder(base: Any, batch: PackedBatch) -> Tensor:
-    """The hidden states before the head of the causal language model `base`: (>= T, D), padding rows last."""
-    padded = batch.padded_to(num_rows(batch, base), joined=base.config._attn_implementation == PER_PROMPT)
+def run_decoder(base: Any, batch: PackedBatch, past: "PastPrompts | None" = None) -> Tensor:
+    """The hidden states before the head of the causal language model `base`: (>= T, D), padding rows last.
+
+    past: rows that need not run; they are 0.
+    """
+    num_run = batch.num_tokens if past is None else len(past.rows)
+    missing = _padded(num_run, base) - num_run
+    padded = batch.padded_to(batch.num_tokens + missing, joined=base.config._attn_implementation == PER_PROMPT)
+    dtype = embedding_weight(base).dtype
+    if past is None:
+        masks = masks_for(padded, base.config, dtype)
+        ids, positions, cache = padded.input_ids, padded.positions, None
+    else:
+        past = past.padded(batch.num_tokens, missing)
+        rows = torch.from_numpy(past.rows).to(padded.input_ids.device)
+        masks = masks_for(padded, base.config, dtype, past)
+        ids, positions = padded.input_ids[rows], padded.positions[rows]
+        cache = past.cache(base.config.num_hidden_layers, rows, padded.num_tokens)
     output = base.base_model(
-        input_ids=padded.input_ids[None],
-        position_ids=padded.positions[None],
-        attention_mask=masks_for(padded, base.config, embedding_weight(base).dtype),
-        use_cache=False,
+        input_ids=ids[None],
+        position_ids=positions[None],
+        attention_mask=masks,
+        past_key_values=cache,
+        use_cache=cache is not None,
     )
-    rows: Tensor = output.last_hidden_state[0]
-    return rows
+    states: Tensor = output.last_hidden_state[0]
+    if past is None:
+        return states
+    return states.new_zeros(padded.num_tokens, states.shape[1]).index_copy_(0, rows, states)

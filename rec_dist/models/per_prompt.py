@@ -8,7 +8,7 @@ call: on CPUs the backward pass gives whole heads to threads, and 9 heads on 2 t
 the time (docs/adr/0011).
 
 In a batch, the rows of a prompt and of its completions are adjacent, so all are slices. P rows of a prompt, B rows of its
-completions.
+completions, T rows of the batch, R of them that run: all, but for rows of prompts whose keys and values are kept (past_prompts.py).
 """
 
 from functools import partial
@@ -22,24 +22,30 @@ from torch.nn.attention.flex_attention import BlockMask
 from rec_dist.models.attention import for_layers, visible_rows
 from rec_dist.models.padded import Call, padded_calls, with_padded_backward
 from rec_dist.packing.packed_batch import PackedBatch
+from rec_dist.runtime.arrays import I64
 
 PER_PROMPT = "rec_dist_per_prompt"  # its name in transformers
 _LARGEST_WASTE = 1.05  # of a shared call: attention scores with padding over those without
 
 
 class PromptMasks(BlockMask):
-    """What the rows of each prompt may see. Subclasses BlockMask so that transformers passes it through unchanged."""
+    """What the rows of each prompt may see. Subclasses BlockMask so that transformers passes it through unchanged.
+
+    The rows behind a kept beginning of a prompt run like rows of completions, with a mask of their own: after most of a prompt.
+    """
 
     ndim = 4  # GPT-2 reads it
 
     def __init__(
         self,
         sizes: list[tuple[int, int]],
+        keys: list[int],
         prompts: list[Tensor | None],
         completions: list[Tensor],
         backward: list[Call] | None,
     ) -> None:
-        self.sizes = sizes  # (P, B) of each prompt
+        self.sizes = sizes  # (P, B) of each prompt: rows that run, all of them in B if its beginning does not
+        self.keys = keys  # P + B of each prompt, with those that do not run
         self.prompts = prompts  # (P, P) to add to its scores, or None for plain causal attention
         self.completions = completions  # (B, P + B) to add to the scores of its completion rows
         self.backward = backward  # for the backward pass, if it runs as plain matrix products
@@ -47,9 +53,8 @@ class PromptMasks(BlockMask):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(1, 1, T, T), the shape of the equivalent dense mask."""
-        length = sum(prompt + completions for prompt, completions in self.sizes)
-        return (1, 1, length, length)
+        """(1, 1, R, T), the shape of the equivalent dense mask."""
+        return (1, 1, sum(prompt + completions for prompt, completions in self.sizes), sum(self.keys))
 
 
 def has_padded_backward(dtype: torch.dtype, device: str) -> bool:
@@ -60,33 +65,36 @@ def has_padded_backward(dtype: torch.dtype, device: str) -> bool:
     return dtype == torch.bfloat16 and device == "cpu"
 
 
-def prompt_masks(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
-    """The masks of a transformers decoder under PER_PROMPT for one forward pass: one, or one for each kind of layer."""
-    return for_layers(config, lambda window: _masks(batch, window, dtype))
+def prompt_masks(batch: PackedBatch, config: Any, dtype: torch.dtype, num_kept: I64 | None = None) -> Any:
+    """The masks of a transformers decoder under PER_PROMPT for one forward pass: one, or one for each kind of layer.
+
+    num_kept (prompts,): leading rows of each prompt that do not run.
+    """
+    kept = [0] * len(batch.sizes) if num_kept is None else num_kept.tolist()
+    return for_layers(config, lambda window: _masks(batch, kept, window, dtype))
 
 
-def _masks(batch: PackedBatch, window: int | None, dtype: torch.dtype) -> PromptMasks:
+def _masks(batch: PackedBatch, num_kept: list[int], window: int | None, dtype: torch.dtype) -> PromptMasks:
     prompts: list[Tensor | None] = []
-    completions, start = [], 0
-    sizes = [(prompt, completion) for prompt, completion in batch.sizes.tolist()]
-    for prompt, completion in sizes:
-        end = start + prompt + completion
-        windowed = window is not None and prompt > window
-        prompts.append(
-            _added(batch, slice(start, start + prompt), slice(start, start + prompt), window, dtype) if windowed else None
-        )
-        completions.append(_added(batch, slice(start + prompt, end), slice(start, end), window, dtype))
+    completions, sizes, keys, start = [], [], batch.sizes.sum(axis=1).tolist(), 0
+    for (length, _), kept, rows in zip(batch.sizes.tolist(), num_kept, keys, strict=True):
+        end, prompt = start + rows, 0 if kept else length  # rows that see their own prompt alone
+        own = slice(start, start + prompt)
+        prompts.append(_added(batch, own, own, window, dtype) if window is not None and prompt > window else None)
+        completions.append(_added(batch, slice(start + kept + prompt, end), slice(start, end), window, dtype))
+        sizes.append((prompt, rows - kept - prompt))
         start = end
     backward = None
     if torch.is_grad_enabled() and has_padded_backward(dtype, batch.input_ids.device.type):
-        rows = [sum(pair) for pair in sizes]
-        shared = shared_calls(rows, [True] * len(rows))
-        backward = padded_calls(rows, shared, lambda own: visible_rows(batch, own, own, window=window), dtype)
-    return PromptMasks(sizes, prompts, completions, backward)
+        assert not any(num_kept), "rows that do not run have no gradient"
+        shared = shared_calls(keys, [True] * len(keys))
+        backward = padded_calls(keys, shared, lambda own: visible_rows(batch, own, own, window=window), dtype)
+    return PromptMasks(sizes, keys, prompts, completions, backward)
 
 
 def shared_calls(lengths: list[int], causal: list[bool]) -> list[list[int]]:
-    """Which prompts share a call, longest first. lengths, causal: (U,). A prompt that is not plainly causal gets its own call.
+    """Which prompts share a call, longest first. lengths, causal: (U,). A prompt that is not plainly causal gets its own call, and
+    one of length 0 none.
 
     A call of n prompts costs n times its longest prompt, which may be up to 1.05 times the sum of their own costs.
 
@@ -95,7 +103,7 @@ def shared_calls(lengths: list[int], causal: list[bool]) -> list[list[int]]:
     """
     calls: list[list[int]] = []
     longest = own = 0
-    for number in sorted((n for n, plain in enumerate(causal) if plain), key=lambda n: -lengths[n]):
+    for number in sorted((n for n, plain in enumerate(causal) if plain and lengths[n]), key=lambda n: -lengths[n]):
         size = lengths[number] ** 2
         if calls and longest * (len(calls[-1]) + 1) <= _LARGEST_WASTE * (own + size):
             calls[-1].append(number)
@@ -115,7 +123,7 @@ def _added(batch: PackedBatch, rows: slice, columns: slice, window: int | None, 
 def per_prompt_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers. query (1, H, T, D), key and value (1, H / n, T, D) -> (1, T, H, D)."""
+    """An attention function of transformers. query (1, H, R, D), key and value (1, H / n, T, D) -> (1, R, H, D)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if not isinstance(attention_mask, PromptMasks):  # no packed batch: generation, or another mask
@@ -129,7 +137,7 @@ def per_prompt_attention(
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, masks: PromptMasks, scale: float) -> Tensor:
-    """query (1, H, T, D), key and value (1, H / n, T, D) -> (1, T, H, D), with torch's attention."""
+    """query (1, H, R, D), key and value (1, H / n, T, D) -> (1, R, H, D), with torch's attention."""
     from transformers.integrations.sdpa_attention import repeat_kv
 
     shared = query.shape[1] // key.shape[1]
@@ -139,10 +147,11 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, masks: PromptMasks, scal
     sizes = masks.sizes
     # split rather than slices: the gradient of a slice is a tensor of zeros as long as the batch.
     queries = torch.split(query, [size for pair in sizes for size in pair], dim=2)
-    keys, values = (torch.split(whole, [sum(pair) for pair in sizes], dim=2) for whole in (key, value))
+    keys, values = (torch.split(whole, masks.keys, dim=2) for whole in (key, value))
     outputs = list(queries)  # replaced below, except the empty parts of prompts without completions
     owns = [
-        [torch.split(part, list(pair), dim=2)[0] for part, pair in zip(whole, sizes, strict=True)] for whole in (keys, values)
+        [torch.split(part, [own, part.shape[2] - own], dim=2)[0] for part, (own, _) in zip(whole, sizes, strict=True)]
+        for whole in (keys, values)
     ]
     for call in masks.calls:
         parts = [[queries[2 * number] for number in call], *([own[number] for number in call] for own in owns)]

@@ -6,19 +6,25 @@ reference pass and evaluation; the method's loss is an argument.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rec_dist.errors import UserError
 from rec_dist.models.attention_paths import base_of, num_rows, run_decoder
+from rec_dist.models.flex import FLEX
 from rec_dist.models.fused_layers import check_fused
 from rec_dist.models.head import CompletionHead, Preference, replace_head
 from rec_dist.models.probe import check_same, probe_tokens
+from rec_dist.models.prompt_cache import PromptCache
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.runtime.arrays import I32
+
+if TYPE_CHECKING:  # it imports transformers, which takes seconds
+    from rec_dist.models.past_prompts import PastPrompts
 
 # (logps (N,), batch) -> (loss_sum () with its graph, count (), metric name -> sum ()).
 LossFunction = Callable[[Tensor, PackedBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -73,9 +79,12 @@ class Scorer(nn.Module):
         """Rows that the model runs for `batch`, including the padding of FlexAttention."""
         return num_rows(batch, self.base)
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without a graph, logps (N,) float32)."""
-        head, hidden = self.head, run_decoder(self.base, batch)  # (T, D)
+    def forward(self, batch: PackedBatch, past: "PastPrompts | None" = None) -> tuple[Tensor, Tensor, Tensor]:
+        """-> (loss_sum (), sums (2 + S,) = loss, count and each metric without a graph, logps (N,) float32).
+
+        past: rows that earlier passes have run, without a graph.
+        """
+        head, hidden = self.head, run_decoder(self.base, batch, past)  # (T, D)
         if self.preference is None:
             logps = head(hidden, batch)
             loss_sum, count, metrics = self.loss(logps, batch)
@@ -131,6 +140,24 @@ def check_branching(score: Callable[[PackedBatch], Tensor], *, vocab_size: int, 
     together = score(_probe_batch(tokens))[-1]
     alone = score(pack_prompts([_probe_prompt(tokens[:9], [tokens[30:35]])]))[-1]
     check_same(together, alone, dtype, what="this model's log-probs change", when="completions share a prompt")
+
+
+def check_past(scorer: Scorer, score: Callable[[PackedBatch, PromptCache | None], Tensor], *, dtype: torch.dtype) -> None:
+    """Raises UserError if log-probs change when the beginning of a prompt is taken from an earlier pass.
+
+    score: batch, and where to keep its prompts -> (N,) log-probs, by `scorer`. dtype: the model's.
+    """
+    if scorer.base.config._attn_implementation == FLEX:
+        raise UserError(
+            "prompts cannot be kept under FlexAttention, whose masks have as many queries as keys; set model.attention=sdpa, or "
+            "--prompt-cache-mib 0"
+        )
+    tokens, cache = probe_tokens(scorer.vocab_size), PromptCache(1 << 30)
+    longer = pack_prompts([_probe_prompt(np.concatenate([tokens[:9], tokens[50:54]]), [tokens[20:24], tokens[30:35]])])
+    expected = score(longer, None)
+    score(_probe_batch(tokens), cache)
+    what, when = "this model's log-probs change", "keys and values of prompts are kept"
+    check_same(score(longer, cache), expected, dtype, what=what, when=when)
 
 
 def _probe_batch(tokens: I32) -> PackedBatch:

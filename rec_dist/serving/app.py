@@ -27,10 +27,10 @@ from rec_dist.serving.messages import (
     FoundItems,
     Question,
     RankedItem,
+    RankQuestion,
     RankReply,
-    RankRequest,
+    ScoreQuestion,
     ScoreReply,
-    ScoreRequest,
     sentence,
 )
 from rec_dist.serving.metrics import Metrics
@@ -98,7 +98,7 @@ class Routes:
     def __init__(self, switch: Switch, metrics: Metrics) -> None:
         self._switch, self._metrics = switch, metrics
 
-    async def rank(self, body: RankRequest) -> RankReply:
+    async def rank(self, body: RankQuestion) -> RankReply:
         """The best items after a history: of the candidates, or of the whole catalogue."""
         began, served = time.perf_counter(), self._switch.now
         history, unknown_history = await _history(served, body)
@@ -129,7 +129,7 @@ class Routes:
             ],
         )
 
-    async def score(self, body: ScoreRequest) -> ScoreReply:
+    async def score(self, body: ScoreQuestion) -> ScoreReply:
         """The score of each candidate after a history, in their order."""
         began, served = time.perf_counter(), self._switch.now
         history, unknown_history = await _history(served, body)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rec_dist.errors import one_line
-from rec_dist.serving.engine import Answer, Query, Refusal
+from rec_dist.serving.engine import Answer, Failure, Outcomes, Query, Refusal
 from rec_dist.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Replicas(Protocol):
 
     count: int
 
-    async def answer(self, queries: list[Query]) -> list[Answer | Refusal]:
+    async def answer(self, queries: list[Query]) -> Outcomes:
         """As Engine.answer, by a scorer that is free."""
         ...
 
@@ -143,19 +143,27 @@ class Batcher:
     async def _serve(self, batch: list[_Waiting]) -> None:
         began = time.monotonic()
         try:
-            answers = await self._replicas.answer([one.query for one in batch])
-        except Exception as fault:
+            outcomes = await self._replicas.answer([one.query for one in batch])
+        except Exception as fault:  # of the replicas; what fails a question comes back as its outcome
             logger.warning(f"a batch of {len(batch)} requests failed: {type(fault).__name__}: {one_line(fault, 500)}")
             for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(ScoringFailedError())
+                _fail(one)
             return
         seconds = time.monotonic() - began
-        for one, answer in zip(batch, answers, strict=True):
-            if not one.answer.done():
-                one.answer.set_result(answer)
+        for one, outcome in zip(batch, outcomes.each, strict=True):
+            if isinstance(outcome, Failure):
+                logger.warning(f"the model failed on a request: {outcome.sentence}")
+                _fail(one)
+            elif not one.answer.done():
+                one.answer.set_result(outcome)
         each = seconds / len(batch) / self._replicas.count
         self._seconds_each = each if not self._seconds_each else 0.8 * self._seconds_each + 0.2 * each
         self._metrics.batch_requests.observe(len(batch))
         self._metrics.batch_seconds.observe(seconds)
         self._metrics.scores.inc(sum(one.scores for one in batch))
+        self._metrics.count_prompts(outcomes.prompts)
+
+
+def _fail(request: _Waiting) -> None:
+    if not request.answer.done():
+        request.answer.set_exception(ScoringFailedError())

@@ -3,7 +3,7 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from rec_dist.serving.engine import Answer, Engine, Query, Refusal
+from rec_dist.serving.engine import Engine, Outcomes, Query
 
 
 class InProcess:
@@ -14,7 +14,7 @@ class InProcess:
     def __init__(self, engine: Engine) -> None:
         self._engine, self._thread = engine, ThreadPoolExecutor(1, thread_name_prefix="scorer")
 
-    async def answer(self, queries: list[Query]) -> list[Answer | Refusal]:
+    async def answer(self, queries: list[Query]) -> Outcomes:
         """As Replicas.answer."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.answer, queries)
 

@@ -21,7 +21,7 @@ class Question(BaseModel):
     members: StrictBool = Field(False, description="Ensembles: also what each member adds to a score.")
 
 
-class RankRequest(Question):
+class RankQuestion(Question):
     """Asks for the best items."""
 
     candidates: Names | None = Field(
@@ -31,7 +31,7 @@ class RankRequest(Question):
     exclude_seen: StrictBool = Field(True, description="Leave out items of the history.")
 
 
-class ScoreRequest(Question):
+class ScoreQuestion(Question):
     """Asks for the score of each candidate."""
 
     candidates: Names = Field(min_length=1, max_length=MOST_NAMES, description="Score these items, in this order.")

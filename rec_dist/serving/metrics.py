@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from rec_dist.models.prompt_cache import PromptCounts
+
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _PREFIX = "rec_dist_serve_"
 
@@ -22,8 +24,18 @@ class Metrics:
         )
         self.batch_seconds = Histogram(f"{_PREFIX}batch_seconds", "Scoring of a batch", buckets=_SECONDS, registry=registry)
         self.scores = Counter(f"{_PREFIX}scores", "Scores computed", registry=registry)
+        self.prompts = Counter(
+            f"{_PREFIX}prompts", "Prompts of language models, by what was kept of them", ("outcome",), registry=registry
+        )
+        self.evictions = Counter(f"{_PREFIX}prompt_evictions", "Kept prompts that made room for others", registry=registry)
         self.retries = Counter(f"{_PREFIX}retries", "Batches given to another scorer after one was lost", registry=registry)
         self.models = Counter(f"{_PREFIX}models", "Models taken up, or not", ("outcome",), registry=registry)
+
+    def count_prompts(self, counts: PromptCounts) -> None:
+        """Adds what a scorer has counted."""
+        for outcome, number in (("hit", counts.hits), ("extension", counts.extensions), ("miss", counts.misses)):
+            self.prompts.labels(outcome).inc(number)
+        self.evictions.inc(counts.evictions)
 
     def text(self) -> bytes:
         """The numbers in Prometheus's text format."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finished_runs import CYCLE, finished_run, raw_item
@@ -16,6 +17,10 @@ from http_clients import Client, Reply, assert_same_list, ranked_pairs
 from real_runs import descendants
 
 import rec_dist
+from rec_dist.config.schema import ClusterConfig
+from rec_dist.errors import UserError
+from rec_dist.launch.ray_cluster import disconnected
+from rec_dist.launch.replicas_on_ray import RayReplicas
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("grpc_reflection", reason="Ray Serve needs the extra `serve`")
@@ -93,3 +98,20 @@ def test_a_replica_is_killed_under_load_and_a_new_run_is_taken_up(tmp_path: Path
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_fault_of_any_replica_ends_the_start(tmp_path: Path) -> None:
+    """Of two replicas one refuses the model, as where a node lacks a file; which one, chance decides."""
+    first = str(tmp_path / "first")
+
+    def load(device: str) -> Any:
+        try:
+            with open(first, "x"):
+                return None
+        except FileExistsError:
+            raise UserError(f"no model on this node, {device}") from None
+
+    cluster = ClusterConfig(launcher="ray", num_workers=2, use_gpu=False)
+    with disconnected(), pytest.raises(UserError, match=r"no model on this node, cpu \(on 1 of 2 replicas\)"):
+        RayReplicas(load, cluster, deadline_seconds=5.0, lost=lambda: None)
+    assert Path(first).exists()

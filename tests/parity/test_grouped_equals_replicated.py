@@ -21,7 +21,9 @@ from rec_dist.errors import UserError
 from rec_dist.models import per_prompt
 from rec_dist.models.attention import visible
 from rec_dist.models.language import load_language_model
+from rec_dist.models.past_prompts import keep, past_of
 from rec_dist.models.per_prompt import PER_PROMPT, prompt_masks
+from rec_dist.models.prompt_cache import PromptCache
 from rec_dist.models.scorer import Scorer, check_branching
 from rec_dist.models.token_tree import TokenTree
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
@@ -370,3 +372,32 @@ def test_a_token_tree_in_bfloat16_pads_its_rows(folder_of: Callable[[str], Path]
             states.append(torch.cat([first, tree.run(tokens, [12, 14, 13])]).float())
         assert len(tree) == 17
     assert (states[0] - states[1]).norm() <= 0.05 * states[0].norm()
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize("name", ALL)
+def test_prompts_that_begin_like_earlier_ones_score_as_plain_transformers(
+    name: str, attention: str, folder_of: Callable[[str], Path]
+) -> None:
+    """Prompts that grow, shrink, repeat, and change in the middle, some new ones beside them, in batches of several."""
+    rng = np.random.default_rng(7)
+    scorer = Scorer(load_language_model(folder_of(name), dtype=torch.float32, attention=attention), weighted_loss, ()).eval()
+    oracle, cache, prompts = oracle_of(folder_of(name)), PromptCache(1 << 30), [rng.integers(0, VOCAB, 12).tolist()]
+    rows = 0
+    with torch.no_grad():
+        for _ in range(6):
+            trees = []
+            for base in (prompts[int(rng.integers(len(prompts)))] for _ in range(3)):
+                same = int(rng.integers(len(base) + 1))
+                prompt = [*base[:same], *rng.integers(0, VOCAB, int(rng.integers(0, 8))).tolist()] or [1]
+                answers = [rng.integers(0, VOCAB, int(rng.integers(1, 6))).tolist() for _ in range(3)]
+                trees.append(Tree(prompt, [(len(prompt) - 1, answers)]))
+                prompts.append(prompt)
+            batch = micro_batch(trees)
+            past = past_of(batch, cache, 0, 0)
+            logps = scorer(batch, past)[2]
+            keep(past, cache, 0)
+            rows += batch.num_tokens - len(past.rows)
+            torch.testing.assert_close(logps, replicated_logps(oracle, trees), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(logps, scorer(batch)[2], rtol=1e-5, atol=1e-5)
+    assert rows > 60

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rec_dist.models.prompt_cache import PromptCounts
 from rec_dist.serving.batcher import (
     MOST_REQUESTS,
     Batcher,
@@ -15,10 +16,10 @@ from rec_dist.serving.batcher import (
     ScoringFailedError,
     TooLateError,
 )
-from rec_dist.serving.engine import Answer, Query, Refusal
+from rec_dist.serving.engine import Answer, Failure, Outcomes, Query
 from rec_dist.serving.metrics import Metrics
 
-QUERY = Query(np.asarray([1], dtype=np.int32), None)
+BAD = 666  # a history that fails
 
 
 class Gate:
@@ -28,12 +29,13 @@ class Gate:
         self.count, self.batches, self.open, self.closed = count, [], asyncio.Event(), False  # type: ignore[var-annotated]
         self.fault: Exception | None = None
 
-    async def answer(self, queries: list[Query]) -> list[Answer | Refusal]:
+    async def answer(self, queries: list[Query]) -> Outcomes:
         self.batches.append([int(query.history[0]) for query in queries])
         await self.open.wait()
         if self.fault is not None:
             raise self.fault
-        return [Answer(query.history, query.history.astype(np.float64), {}, False) for query in queries]
+        right = [Answer(query.history, query.history.astype(np.float64), {}, False) for query in queries]
+        return Outcomes([Failure("bad luck") if answer.items[0] == BAD else answer for answer in right], PromptCounts(hits=1))
 
     def close(self) -> None:
         self.closed = True
@@ -166,6 +168,21 @@ def test_a_failure_is_of_one_batch(caplog: pytest.LogCaptureFixture) -> None:
 
     in_loop(test)
     assert "RuntimeError: broken in two lines" in caplog.text
+
+
+def test_a_failure_of_one_request_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        gate = Gate()
+        batcher = started(gate)
+        tasks = [asyncio.create_task(batcher.answer(query(number), 1)) for number in (1, BAD, 2)]
+        gate.open.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(one) for one in found] == [Answer, ScoringFailedError, Answer]
+        assert gate.batches == [[1, BAD, 2]]
+        await batcher.close()
+
+    in_loop(test)
+    assert "failed on a request: bad" in caplog.text
 
 
 def test_closing_waits_for_the_last_answer() -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
-from rec_dist.evaluation.baselines import CandidateScorer, Floats, check_lengths, total_of
+from rec_dist.evaluation.baselines import CandidateScorer, Floats, KeepsPrompts, check_lengths, total_of
 from rec_dist.evaluation.bootstrap import bootstrap_interval, paired_difference
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
@@ -22,6 +22,7 @@ from rec_dist.methods.ensemble.rerank import Reading, spread, staged_blocks, two
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, ScoreStream
+from rec_dist.models.prompt_cache import PromptCache
 from rec_dist.ranking.search import Score, Search, SearchScorer
 from rec_dist.runtime.arrays import I32, I64
 
@@ -92,9 +93,9 @@ class EnsembleRanker:
 
 
 class EnsembleScorer:
-    """Implements MemberScorer, and SearchScorer if one member does: the weighted sum. scorers: of the members, by name.
+    """Implements MemberScorer and KeepsPrompts, and SearchScorer if one member does: the weighted sum.
 
-    reading: of those that score what is retrieved alone.
+    scorers: of the members, by name. reading: of those that score what is retrieved alone.
     """
 
     def __init__(
@@ -157,6 +158,12 @@ class EnsembleScorer:
             for name, scorer in self._scorers.items()
             if isinstance(scorer, SearchScorer) and (not isinstance(scorer, EnsembleScorer) or scorer._titled)
         }
+
+    def keep_prompts(self, cache: PromptCache) -> None:
+        """As KeepsPrompts.keep_prompts: one cache for all members that can."""
+        for scorer in (*self._scorers.values(), *self._reading.values()):
+            if isinstance(scorer, KeepsPrompts):
+                scorer.keep_prompts(cache)
 
     def _added(
         self, scorers: Mapping[str, CandidateScorer], histories: Sequence[I32], candidates: Sequence[I32]

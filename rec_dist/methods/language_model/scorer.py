@@ -25,7 +25,9 @@ from rec_dist.methods.language_model.builders import build_builder, model_spec
 from rec_dist.methods.language_model.corrections import Correction, Titles, bare_catalogue
 from rec_dist.methods.language_model.ranking import EvalPrompts, no_loss, score_prompts, table_of
 from rec_dist.models.assemble import build_model
-from rec_dist.models.scorer import Scorer, check_scorer
+from rec_dist.models.flex import FLEX
+from rec_dist.models.prompt_cache import PromptCache
+from rec_dist.models.scorer import Scorer, check_past, check_scorer
 from rec_dist.models.shape import read_shape
 from rec_dist.packing.packed_batch import PackedBatch, pack_prompts
 from rec_dist.ranking.search import Score, Search
@@ -36,8 +38,11 @@ if TYPE_CHECKING:  # it imports transformers, which takes seconds
     from rec_dist.methods.language_model.search import CatalogueTrie
 
 
+ONE_CALL = 1 << 28  # bytes of keys and values that a call keeps for itself
+
+
 class LanguageModelScorer:
-    """Implements SearchScorer. Scores an item by the log-likelihood of its title and end tokens after the history, in nats.
+    """Implements SearchScorer and KeepsPrompts: an item's log-likelihood of its title and end tokens after the history, in nats.
 
     temperature: as in Objective.
 
@@ -64,6 +69,8 @@ class LanguageModelScorer:
         self._max_positions = read_shape(initial.model, trust_remote_code=config.model.trust_remote_code).max_positions
         self._set_temperature(temperature)
         check_scorer(self._module, self._logps, dtype=spec.dtype)
+        self._kept: PromptCache | None = None
+        self._checked_past = False
 
     def _set_temperature(self, temperature: float | None) -> None:
         self._temperature = temperature
@@ -89,8 +96,9 @@ class LanguageModelScorer:
             for number, (history, items) in enumerate(zip(histories, candidates, strict=True))
         ]
         prompts = EvalPrompts(self.builder, examples, self._max_tokens, self._max_positions)
-        world = World(device=self._device)
-        given = score_prompts(self._logps, prompts, world, self._max_tokens, lambda done: None, pack=self._pack)
+        cache, world = self._cache_for(prompts), World(device=self._device)
+        logps = lambda batch: self._logps(batch, cache)
+        given = score_prompts(logps, prompts, world, self._max_tokens, lambda done: None, pack=self._pack)
         scores = table_of(prompts, given)  # (B, C)
         return [row[: len(items)].astype(np.float64) for row, items in zip(scores, candidates, strict=True)]
 
@@ -118,14 +126,44 @@ class LanguageModelScorer:
             self._catalogue = CatalogueTrie(self.builder, self._temperature)
         return search_titles(self._module, self.builder, self._catalogue, history, prior, weight, self._max_tokens)
 
+    def keep_prompts(self, cache: PromptCache) -> None:
+        """As KeepsPrompts.keep_prompts. Raises UserError for a model that cannot."""
+        self._check_past()
+        self._kept = cache
+
+    def _check_past(self) -> None:
+        if not self._checked_past:
+            check_past(self._module, self._logps, dtype=self._dtype)
+        self._checked_past = True
+
+    def _cache_for(self, prompts: EvalPrompts) -> PromptCache | None:
+        """The cache of keep_prompts(), or one for this call alone if a list is cut, so that its prompt runs once.
+
+        What is left from other calls would change the last bits of scores, which must not depend on where a ranking was stopped.
+        """
+        if self._kept is not None or len(prompts.places) == len(prompts.examples):
+            return self._kept
+        if self._module.base.config._attn_implementation == FLEX:
+            return None
+        self._check_past()
+        return PromptCache(ONE_CALL)
+
     @torch.no_grad()
-    def _logps(self, batch: PackedBatch) -> Tensor:
-        logps: Tensor = self._module(batch.to(self._device))[2].float().cpu()
+    def _logps(self, batch: PackedBatch, cache: PromptCache | None = None) -> Tensor:
+        if cache is None:
+            logps: Tensor = self._module(batch.to(self._device))[2]
+            return logps.float().cpu()
+        from rec_dist.models.past_prompts import keep, past_of
+
+        model = id(self._module)
+        past = past_of(batch, cache, model, len(self.builder.pieces.begin))
+        logps = self._module(batch.to(self._device), past)[2].float().cpu()
+        keep(past, cache, model)
         return logps
 
 
 class CorrectedScorer:
-    """Scores of a LanguageModelScorer, corrected. Begins with one pass over the titles of the catalogue."""
+    """Implements KeepsPrompts: scores of a LanguageModelScorer, corrected. Begins with one pass over the titles of the catalogue."""
 
     def __init__(self, scorer: LanguageModelScorer, correction: Correction, num_items: int) -> None:
         bare = bare_catalogue(num_items)
@@ -137,6 +175,10 @@ class CorrectedScorer:
         """As LanguageModelScorer.score."""
         scores = self._scorer.score(histories, candidates)
         return [self._correction.apply(own, items, self._titles) for own, items in zip(scores, candidates, strict=True)]
+
+    def keep_prompts(self, cache: PromptCache) -> None:
+        """As LanguageModelScorer.keep_prompts."""
+        self._scorer.keep_prompts(cache)
 
 
 def title_lengths(builder: PromptBuilder) -> I64:
