@@ -70,6 +70,17 @@ class Difference:
         """The same without plus signs, for a sentence that already says which model is ahead."""
         return self.amount.replace("+", "")
 
+    @property
+    def left_out(self) -> str:
+        """What `worse` is `better` without; empty if they are two models of their own."""
+        start = f"{self.better} without "
+        return self.worse.removeprefix(start) if self.worse.startswith(start) else ""
+
+    @property
+    def label(self) -> str:
+        """`A - B`, or `share of SASRec in A` for what leaving a member out costs."""
+        return f"share of {self.left_out} in {self.better}" if self.left_out else f"{self.better} - {self.worse}"
+
     def seen_from(self, name: str) -> "Difference":
         """The same difference with `name`, one of its two models, as the minuend."""
         if name == self.better:
@@ -150,7 +161,7 @@ def published_note(published: Sequence[PublishedRow]) -> str:
 
 def differences_table(differences: Sequence[Difference]) -> Table:
     """One row a pair of models and metric: the difference with its interval, and the verdict."""
-    texts = [(f"{d.better} - {d.worse}", d.metric, d.amount, d.verdict) for d in differences]
+    texts = [(d.label, d.metric, d.amount, d.verdict) for d in differences]
     return Table(["paired difference", "metric", "difference [95 %]", "verdict"], [list(map(Cell, row)) for row in texts])
 
 

@@ -168,7 +168,7 @@ def share_bars(shares: Sequence[Difference], colors: Mapping[str, str]) -> str:
     rows: dict[str, dict[str, Interval]] = {}
     for share in shares:
         if share.metric == metric:
-            rows.setdefault(share.worse.removeprefix(f"{share.better} without "), {})[share.better] = share.interval
+            rows.setdefault(share.left_out, {})[share.better] = share.interval
     panels = list(dict.fromkeys(share.better for share in shares))
     return plots.metric_bars([ComparisonRow(name, row) for name, row in rows.items()], panels, colors, None, name="shares")
 

@@ -69,7 +69,7 @@ def test_ml_1m(tmp_path: Path) -> None:
     table = _table(tmp_path, path, source=_ratings(tmp_path / "r.csv"), **places, **sizes)
     assert "HSTU-large" in table and "0.329" in table
     assert "neighbours, SASRec, GRU4Rec - SASRec" in " ".join(table.split())
-    assert "without GRU4Rec" in " ".join(table.split())  # each member's share
+    assert "share of GRU4Rec in neighbours, SASRec, GRU4Rec" in " ".join(table.split())  # each member's share
     assert "40 users" in table
 
 
@@ -104,7 +104,7 @@ def test_bear_office(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = configs_dir() / "benchmarks" / "bear-office.yaml"
     places = {"data": tmp_path / "data", "runs": tmp_path / "runs", "model": tiny_model_dir}
     table = _table(tmp_path, path, source=source, **places, epochs=2, lm_steps=1)
-    assert "neighbours, SmolLM2 cosines and retrieval without retrieval" in " ".join(table.split())
+    assert "share of retrieval in neighbours, SmolLM2 cosines and retrieval" in " ".join(table.split())
     assert "60 users" in table
     assert "kept" in table and "removed" in table
 
@@ -113,7 +113,7 @@ def test_results(tmp_path: Path, tiny_model_dir: Path) -> None:
     places = {"data": tmp_path / "data", "runs": tmp_path / "runs", "model": tiny_model_dir}
     table = _table(tmp_path, "results", source=_ratings(tmp_path / "r.csv"), **places, steps=2, sasrec_epochs=1, users=30)
     text = " ".join(table.split())
-    assert "neighbours, SASRec, SFT without SFT" in text
+    assert "share of SFT in neighbours, SASRec, SFT" in text
     assert "neighbours, SASRec, SFT - neighbours, SASRec ndcg@10" in text
     assert "30 users" in table
 

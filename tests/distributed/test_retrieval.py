@@ -92,7 +92,7 @@ def test_states_are_the_same_from_two_workers(trainer: Any, tmp_path: Any) -> No
     for workers in (1, 2):
         folder = tmp_path / f"on-{workers}"
         folder.mkdir()
-        job = EvaluateJob(config.model_dump(), str(folder), initial, run.path / "model", "mean")
+        job = EvaluateJob(config.model_dump(), str(folder), initial, run.path / "model", pooling="mean")
         run_workers(encode_worker, [job] * workers, tmp_path / f"workers-{workers}")
         found.append(np.stack(list(gather_parts(folder))))
     assert found[0].shape == (20, 32)
