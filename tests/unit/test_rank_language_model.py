@@ -280,6 +280,7 @@ def test_an_ensemble_with_a_language_model_is_searched(strength: float, config: 
         (["--search", "exact", "--candidates", "c.jsonl"], ["--search exact", "--candidates"]),
         (["--beam", "5"], ["--beam (5)", "--search exact"]),
         (["--max-rows", "0", "--search", "exact"], ["--max-rows (0)"]),
+        (["--max-catalogue", "-1"], ["--max-catalogue (-1)", "from 1 on"]),
         (["--search", "exact", "prompt.candidates=listed"], ["prompt.candidates=listed"]),
         (["--search", "exact", "evaluate.ranker=popularity"], ["--search", "leave"]),
         (["--score", "trie", "evaluate.ranker=popularity"], ["--score", "leave"]),
