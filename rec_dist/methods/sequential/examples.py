@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rec_dist.data.artifacts.matrices import F32
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.sampling.item_sampler import ItemSampler
 from rec_dist.data.sampling.targets import TargetIndex
 from rec_dist.errors import UserError
-from rec_dist.methods.sequential.sequences import F32, SequenceBatch, dummy_batch, lay_out
+from rec_dist.methods.sequential.sequences import SequenceBatch, dummy_batch, lay_out
 from rec_dist.methods.sequential.soft_targets import SoftTargets
 from rec_dist.packing.sizes import OneByOne, Sizes
 from rec_dist.runtime.arrays import I32, I64

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rec_dist.data.artifacts.matrices import F32
 from rec_dist.packing.transfer import to_device
 from rec_dist.runtime.arrays import I32, I64
 
-F32, F64 = npt.NDArray[np.float32], npt.NDArray[np.float64]
+F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
