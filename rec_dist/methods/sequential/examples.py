@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rec_dist.data.artifacts.matrices import F32
 from rec_dist.data.dataset.prepared_data import PreparedData, SequenceSplit
 from rec_dist.data.sampling.item_sampler import ItemSampler
 from rec_dist.data.sampling.targets import TargetIndex

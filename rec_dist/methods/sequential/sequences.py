@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rec_dist.data.artifacts.matrices import F32
 from rec_dist.packing.transfer import to_device
 from rec_dist.runtime.arrays import F32, F64, I32, I64
 
