@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from rec_dist.commands.progress import logging_lines, watching
-from rec_dist.commands.target import Target, base_results_dir, open_target
+from rec_dist.commands.target import Target, base_results_dir, open_target, read_target
 from rec_dist.commands.train import describe
 from rec_dist.config.load import ConfigLike
 from rec_dist.config.overrides import Overrides
@@ -50,9 +50,11 @@ def evaluate(
     blocks: a few numbers of each are held.
     progress: shows it on standard error; else the lines of its log go to `logging`. owns_process: as launch takes it.
     """
-    named = open_target(target, overrides)
+    settings, trained = read_target(target, overrides)
+    run = _results(settings, trained)
+    named = open_target(settings, trained)
+    _check_own_results(named, run)
     config, data, initial = named.config, named.data, named.initial
-    run = _results(named)
     asked, examples = question_file(config), eval_examples_of(config, data)
     left_out = left_out_users(config, data, examples)
     if left_out:
@@ -129,26 +131,27 @@ def table_of(row: dict[str, Any]) -> str:
     return text_table([ComparisonRow(row["name"], row["metrics"], **facts)])
 
 
-def _results(named: Target) -> RunDirectory:
-    """The folder of the results. Raises UserError if they cannot be written there, or would replace those of other data."""
-    settings, saved = named.config.evaluate, named.saved
-    if named.run is not None and settings.ranker != "model":
+def _results(config: RunConfig, trained: RunDirectory | None) -> RunDirectory:
+    """The folder of the results. Raises UserError if they cannot be written there."""
+    if trained is not None and config.evaluate.ranker != "model":
         raise UserError("evaluate.ranker goes with a CONFIG; a run directory is ranked by its own model")
-    if named.run is not None and settings.output_dir is None:
-        run = named.run
-    else:
-        folder = base_results_dir(named.config)
-        check_output(folder, "evaluate.output_dir", folder=True, may_exist=True)
-        run = RunDirectory(folder, key="evaluate.output_dir")
+    if trained is not None and config.evaluate.output_dir is None:
+        return trained
+    folder = base_results_dir(config)
+    check_output(folder, "evaluate.output_dir", folder=True, may_exist=True)
+    return RunDirectory(folder, key="evaluate.output_dir")
+
+
+def _check_own_results(named: Target, run: RunDirectory) -> None:
+    """Raises UserError if results in `run` would replace those of other data."""
     trained_on = run.path / "inputs.json"
-    if run.model == saved and trained_on.is_file():
+    if run.model == named.saved and trained_on.is_file():
         data = read_object(trained_on, "set evaluate.output_dir").get("data")
         if data != named.data.manifest.fingerprint:
             raise UserError(
                 f"data.path ({named.data.location}) holds other data than {run.path} was trained on; set evaluate.output_dir to a "
                 "folder for these results, so that they do not replace the run's own"
             )
-    return run
 
 
 def _predictions(evaluation: Evaluation, launcher: Launch) -> tuple[Iterator[Predictions], dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rec_dist.commands.target import open_target
+from rec_dist.commands.target import open_target, read_target
 from rec_dist.config.load import ConfigLike
 from rec_dist.config.overrides import Overrides
 from rec_dist.config.schema import RunConfig
@@ -94,7 +94,7 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
 
     Raises UserError if there is none, if it is damaged, or if it cannot rank on its data.
     """
-    named = open_target(target, overrides)
+    named = open_target(*read_target(target, overrides))
     config, data, initial, saved = named.config, named.data, named.initial, named.saved
     if config.evaluate.ranker == "popularity":
         of_popularity = {"model": "popularity", "data": data.manifest.fingerprint}

@@ -37,12 +37,11 @@ class Target:
         return None if self.run is None or self.config.evaluate.ranker == "popularity" else self.run.model
 
 
-def open_target(target: ConfigLike, overrides: Overrides) -> Target:
-    """What a run directory or a configuration ranks with, and its data set.
+def open_target(config: RunConfig, run: RunDirectory | None) -> Target:
+    """What ranks, as read_target named it, and its data set.
 
     Raises UserError if there is no model, or if it cannot rank on the data.
     """
-    config, run = read_target(target, overrides)
     if config.evaluate.ranker == "popularity":
         return Target(config, run, InitialWeights(Path()), open_data(config.data))
     ranker, saved = method_of(config).ranker, None if run is None else run.model

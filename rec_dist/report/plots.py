@@ -127,7 +127,6 @@ def metric_bars(
     metrics = [metric for metric in metrics if any(metric in row.metrics for row in rows)]
     if not metrics:
         return ""
-    names = [row.name for row in rows]
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH_INCHES, 0.95 + 0.36 * len(rows)), layout="constrained")
         panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
@@ -144,8 +143,8 @@ def metric_bars(
             panel.set_xlim(min(low, 0) * 1.12, max(high, 0) * 1.12)  # differences may be below 0
             panel.grid(axis="y", visible=False)
             panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        panels[0].set_yticks(range(len(names)), names, color=_INK)
-        panels[0].set_ylim(len(names) - 0.45, -0.65)
+        panels[0].set_yticks(range(len(rows)), [row.name for row in rows], color=_INK)
+        panels[0].set_ylim(len(rows) - 0.45, -0.65)
         return _svg(figure, name, f"{' and '.join(metrics)} of every model with 95 % intervals")
 
 

@@ -105,7 +105,7 @@ def test_prepare_writes_to_a_store_once(
     code, error = command("prepare", "x", remote)
     assert (code, "already prepared" in error) == (0, True), error
     code, error = command("prepare", "x", remote, "data.num_shards=3")
-    assert (code, "other settings, files or shards" in error) == (2, True), error
+    assert (code, "in 2 shards per split, and data.num_shards is 3" in error) == (2, True), error
     server.write("full/thesis.txt", b"years of work")
     code, error = command("prepare", "x", {**remote, "data.path": server.uri("full")})
     assert (code, "holds other files (thesis.txt)" in error) == (2, True), error

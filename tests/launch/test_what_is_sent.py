@@ -67,13 +67,14 @@ def test_an_evaluation_is_that_of_the_run() -> None:
     words = ["submit.command=evaluate", "evaluate.max_users=7", "evaluate.output_dir=results/x", "evaluate.split=valid"]
     words += ["evaluate.questions=rows.csv"]
     sent = ["/shared/runs/SDPO_8b", "data.path=/shared/data/ml-1m", "evaluate.split=valid", "evaluate.targets=last"]
-    sent += ["evaluate.questions=/shared/rows.csv", "evaluate.ranker=model", "evaluate.num_candidates=20"]
+    sent += ["evaluate.questions=/shared/rows.csv", "evaluate.ranker=model", "evaluate.negatives=uniform"]
+    sent += ["evaluate.num_candidates=20", "evaluate.search=all"]
     sent += ["evaluate.exclude_seen=true", "evaluate.title_prior=0.0", "evaluate.length_power=0.0", "evaluate.max_users=7"]
     sent += ["evaluate.seed=0", "evaluate.output_dir=/shared/results/x"]
     entrypoint = json.loads(rendered("ray", *words).partition("\n\n# config.yaml")[0])["entrypoint"]
     lines = [entrypoint.split(";")[1].split(), manifest(*words)[1]["spec"]["entrypoint"].split(), command_line(*words)]
     for line in lines:
-        assert line[:18] == ["python", "-P", "-m", "rec_dist", "evaluate", *sent]
+        assert line[:20] == ["python", "-P", "-m", "rec_dist", "evaluate", *sent]
         assert {"cluster.num_workers=16", "cluster.address=null", "cluster.launcher=ray"} < set(line[18:])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rec_dist.commands import run
+from rec_dist.commands.stages import stages_forked
 from rec_dist.errors import UserError
 from rec_dist.runtime.packages import fetch_member
 
@@ -192,7 +192,8 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_stage_takes_no_module_of_the_working_directory(planted: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert subprocess.run([sys.executable, "-m", "rec_dist", "--version"], capture_output=True, check=False).returncode == 1
-    assert run._run(["--version"]) == 0
+    with stages_forked(preload=False) as stages:
+        assert stages.run(["--version"]) == 0
     assert "planted" not in capfd.readouterr().err
 
 

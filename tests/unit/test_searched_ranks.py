@@ -69,7 +69,7 @@ def test_a_comparison_refuses_metrics_that_one_of_its_models_lacks(tmp_path: Pat
         folder.mkdir()
         replace(predictions([1, 3, 5]), rank_limit=limit).write(folder / "predictions.arrow")
         write_json(folder / "evaluation.json", {"row": {"split": "test", "num_candidates": "all", "exclude_seen": True}})
-    folders = {name: tmp_path / name for name in ("scored", "searched")}
+    folders = {name: [tmp_path / name] for name in ("scored", "searched")}
     done = compare(folders, [("scored", "searched")], ["hr@1", "ndcg@10"])
     assert [difference.interval["value"] for difference in done.differences] == [0, 0]
     with pytest.raises(UserError, match=r"names mrr, which searched .*evaluate\.search"):
