@@ -16,6 +16,7 @@ from rec_dist.runtime.rng import uniform
 
 pytestmark = pytest.mark.slow  # a dozen trainings and evaluations each
 WORDS = ["Lamp", "Desk", "Pen", "Chair", "Shelf", "Clock"]
+NARROW = [f"runs.{model}.task.sequential.width=16" for model in ("sasrec", "gru4rec", "caser")]  # the tiny model has width 32
 Table = Callable[..., str]
 
 
@@ -111,10 +112,10 @@ def test_delrec(table: Table, ratings: Path) -> None:
 
 
 def test_p2rec(table: Table, ratings: Path) -> None:
-    found = table("p2rec", "p2rec/report", f"vars.source={ratings}", "matrix.seed=[0,1]")
+    found = table("p2rec", "p2rec/report", f"vars.source={ratings}", "matrix.seed=[0,1]", *NARROW)
     assert "caser p2rec - caser shuffled ndcg@10" in found and "over seeds" in found
 
 
 def test_p2rec_on_amazon(table: Table, bear: Path) -> None:
-    found = table("p2rec-amazon", "p2rec-amazon/report", f"vars.source={bear}", "matrix.seed=[0]")
+    found = table("p2rec-amazon", "p2rec-amazon/report", f"vars.source={bear}", "matrix.seed=[0]", *NARROW)
     assert "gru4rec p2rec - gru4rec raw hr@10" in found and "60 users" in found
