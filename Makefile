@@ -22,7 +22,7 @@ install-dev: .venv/.installed-dev ## the same with what the tests, the linters a
 hashes: install ## requirements.txt: what a user needs with the SHA-256 of each file, for this machine's platform; the container installs it
 	$(BIN)/python launchers/hashed_requirements.py > requirements.txt.new && mv requirements.txt.new requirements.txt
 
-quickstart: install ## the main job on real data: 11 minutes on 2 cores with AMX, about 20 without; ends with a table and a report
+quickstart: install ## the main job on real data: 7 minutes on 2 idle cores with AMX after the installation, up to 20 without; ends with a table and a report
 	$(BIN)/rec-dist run quickstart
 
 quickstart-dmpo: install ## the same with DMPO in place of S-DPO
@@ -45,7 +45,7 @@ dmpo: install ## DMPO with 100 users, K from 1 to 5, beside recommenders of the 
 	$(BIN)/rec-dist run dmpo-few_shot vars.negatives=low_rated $(ARGS)
 	$(BIN)/rec-dist run dmpo-few_shot vars.negatives=low_rated vars.candidates=2 $(ARGS)
 
-test: install-dev ## a test of every guarantee, in two processes: 12 to 20 minutes on 2 cores
+test: install-dev ## a test of every guarantee, in two processes: 11 to 20 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '(not slow or quick) and not launch'
 
 test-slow: install-dev ## what takes longer: more workers, stages, kills and whole pipelines; installs Debian's chromium for a page, and skips that test without it; notes in docs/reliability.md that it passed
