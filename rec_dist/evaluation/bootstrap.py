@@ -138,6 +138,6 @@ def _mean_of_repeats(totals: Floats, rng: np.random.Generator) -> Floats:
     """totals (S, R) -> (R,): the mean of S - 1 repeats drawn with replacement, for each resample anew; of one, its own."""
     num_repeats, num_resamples = totals.shape
     if num_repeats == 1:
-        return totals[0]
+        return np.asarray(totals[0])
     drawn = rng.multinomial(num_repeats - 1, np.full(num_repeats, 1 / num_repeats), size=num_resamples)  # (R, S)
     return np.asarray((drawn.T * totals).sum(axis=0) / (num_repeats - 1))

@@ -135,7 +135,7 @@ def test_parts_by_hand() -> None:
     expected = {"cold": (gain[1] + gain[2]) / 2, "warm": (gain[0] + gain[3]) / 2, "short history": (gain[2] + gain[3]) / 2}
     assert values == pytest.approx(expected)
     assert parts["cold"]["hr@1"]["n"] == 2 and set(parts["cold"]) == set(summarize(predictions, seed=0))
-    assert list(summarize_parts(predictions, seed=0, metrics=["mrr"])["warm"]) == ["mrr"]
+    assert list(summarize_parts(predictions, seed=0, values={"mrr": metrics_per_question(predictions)["mrr"]})["warm"]) == ["mrr"]
 
 
 def test_a_part_without_a_question_or_with_all_is_left_out() -> None:
