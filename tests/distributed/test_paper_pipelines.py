@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from rec_dist.cli import main
-from rec_dist.commands import run
 from rec_dist.runtime.rng import uniform
 
 pytestmark = pytest.mark.slow  # a dozen trainings and evaluations each
@@ -66,7 +65,6 @@ def bear(tmp_path: Path) -> Path:
 @pytest.fixture
 def table(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
     """Runs a recipe in its tiny size, in a folder of its own, and returns its table with single spaces."""
-    monkeypatch.setattr(run, "_run", lambda words: main(list(words)))
     monkeypatch.chdir(tmp_path)
 
     def run_recipe(recipe: str, report: str, *words: str) -> str:

@@ -100,6 +100,7 @@ def test_a_replica_is_killed_under_load_and_a_new_run_is_taken_up(tmp_path: Path
         process.wait()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve, when it is imported here
 def test_a_fault_of_any_replica_ends_the_start(tmp_path: Path) -> None:
     """Of two replicas one refuses the model, as where a node lacks a file; which one, chance decides."""
     first = str(tmp_path / "first")
