@@ -18,8 +18,8 @@ from rec_dist.errors import UserError
 from rec_dist.runtime.arrays import F32, F64
 
 
-def whitening(blocks: Sequence[F32], width: int, *, key: str) -> tuple[F64, F64]:
-    """blocks (n, D) of X in order -> mean (D,) and the map (D, W), strongest direction first.
+def strongest_directions(blocks: Sequence[F32], width: int, *, key: str) -> tuple[F64, F64, F64]:
+    """blocks (n, D) of X in order -> mean (D,), V_W (D, W) with the strongest direction first, and the variances (W,).
 
     Raises UserError that names `key`, the width's, if X has fewer than W directions or a value that is not finite.
     """
@@ -30,17 +30,22 @@ def whitening(blocks: Sequence[F32], width: int, *, key: str) -> tuple[F64, F64]
         centred = block - mean
         covariance += centred.T @ centred
     if not np.isfinite(covariance).all():
-        raise UserError(f"{key}: the vectors to whiten hold values that are not finite; make them again with model.dtype=float32")
+        raise UserError(f"{key}: the item vectors hold values that are not finite; make them again with model.dtype=float32")
     variances, directions = np.linalg.eigh(covariance / num_items)  # ascending
     known = int((variances > variances[-1] * source * np.finfo(np.float64).eps).sum())
     if width > (most := min(known, num_items - 1)):
         raise UserError(
-            f"{key} ({width}) is more than the {most} directions in which the states of {num_items} titles of width {source} "
-            "differ; lower it"
+            f"{key} ({width}) is more than the {most} directions in which {num_items} item vectors of width {source} differ; lower it"
         )
     chosen = directions[:, ::-1][:, :width]  # (D, W)
     signs = np.sign(chosen[np.abs(chosen).argmax(axis=0), np.arange(width)])
-    return mean, chosen * signs / np.sqrt(variances[::-1][:width])
+    return mean, chosen * signs, variances[::-1][:width]
+
+
+def whitening(blocks: Sequence[F32], width: int, *, key: str) -> tuple[F64, F64]:
+    """blocks (n, D) of X in order -> mean (D,) and the map (D, W). Raises UserError as strongest_directions."""
+    mean, directions, variances = strongest_directions(blocks, width, key=key)
+    return mean, directions / np.sqrt(variances)
 
 
 def whitened(block: F32, mean: F64, directions: F64) -> F32:

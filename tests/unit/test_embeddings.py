@@ -110,11 +110,11 @@ def test_the_scale_is_that_of_a_random_table(tmp_path):
 def test_what_pca_cannot_give_is_refused(tmp_path):
     values = vectors(11)
     with pytest.raises(
-        UserError, match=r"task\.sequential\.width \(16\) is more than the 10 directions that 11 embeddings of width 24"
+        UserError, match=r"task\.sequential\.width \(16\) is more than the 10 directions in which 11 item vectors of width 24"
     ):
         principal_components([values], 16)
     values[:, 3:] = 1
-    with pytest.raises(UserError, match=r"task\.sequential\.width \(8\) is more than the directions in which these"):
+    with pytest.raises(UserError, match=r"task\.sequential\.width \(8\) is more than the \d directions in which"):
         principal_components([values], 8)
     values[2, 2] = np.nan
     with pytest.raises(UserError, match="not finite"):

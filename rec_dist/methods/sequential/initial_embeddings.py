@@ -19,8 +19,8 @@ from torch import Tensor
 
 from rec_dist.data.artifacts.embeddings import read_embeddings
 from rec_dist.data.artifacts.matrices import F32
-from rec_dist.errors import UserError
 from rec_dist.methods.sequential.item_embedding import initial_std
+from rec_dist.methods.whitening import strongest_directions
 
 
 def initial_items(folder: Path, *, data_fingerprint: str, width: int) -> Tensor:
@@ -35,26 +35,7 @@ def initial_items(folder: Path, *, data_fingerprint: str, width: int) -> Tensor:
 def principal_components(blocks: Sequence[F32], width: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """blocks (n, D) of X in order -> the first k principal components of its rows, (I, k), largest first.
 
-    Raises UserError if X has fewer than k directions, or a value that is not finite.
+    Raises UserError as strongest_directions.
     """
-    num_items, source = sum(len(block) for block in blocks), blocks[0].shape[1]
-    if width > min(num_items - 1, source):
-        raise UserError(
-            f"task.sequential.width ({width}) is more than the {min(num_items - 1, source)} directions that {num_items} "
-            f"embeddings of width {source} have; lower it"
-        )
-    mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / num_items  # (D,)
-    covariance = np.zeros((source, source))
-    for block in blocks:
-        centred = block - mean
-        covariance += centred.T @ centred
-    if not np.isfinite(covariance).all():
-        raise UserError(
-            "task.sequential.init_embeddings holds vectors that are not finite; make them again with model.dtype=float32"
-        )
-    values, vectors = np.linalg.eigh(covariance / num_items)  # ascending
-    if values[-width] <= values[-1] * source * np.finfo(np.float64).eps:
-        raise UserError(f"task.sequential.width ({width}) is more than the directions in which these embeddings differ; lower it")
-    chosen = vectors[:, ::-1][:, :width]  # (D, k)
-    signs = np.sign(chosen[np.abs(chosen).argmax(axis=0), np.arange(width)])
-    return np.concatenate([(block - mean) @ (chosen * signs) for block in blocks])
+    mean, directions, _ = strongest_directions(blocks, width, key="task.sequential.width")
+    return np.concatenate([(block - mean) @ directions for block in blocks])
