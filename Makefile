@@ -45,7 +45,7 @@ dmpo: install ## DMPO with 100 users, K from 1 to 5, beside recommenders of the 
 	$(BIN)/rec-dist run dmpo-few_shot vars.negatives=low_rated $(ARGS)
 	$(BIN)/rec-dist run dmpo-few_shot vars.negatives=low_rated vars.candidates=2 $(ARGS)
 
-test: install-dev ## a test of every guarantee, in two processes: 11 to 20 minutes on 2 cores
+test: install-dev ## a test of every guarantee, in two processes: 10 to 20 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '(not slow or quick) and not launch'
 
 test-slow: install-dev ## what takes longer: more workers, stages, kills and whole pipelines; installs Debian's chromium for a page, and skips that test without it; notes in docs/reliability.md that it passed
