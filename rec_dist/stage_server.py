@@ -43,13 +43,16 @@ def serve(commander: Connection, *, preload: bool) -> int:
     if preload:
         _load()
     for words in _requests(commander):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a stage must not lose one before its own handlers stand
         child = os.fork()
         if not child:
             commander.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             sys.argv = [str(Path(__file__).with_name("__main__.py")), *words]  # as `python -m rec_dist` has it
             return main(words)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         _tell(commander, child)
         _tell(commander, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     return 0

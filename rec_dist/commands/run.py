@@ -23,7 +23,7 @@ from rec_dist.config.paths import check_path
 from rec_dist.config.pipeline import Pipeline, Stage, load_pipeline
 from rec_dist.data.artifacts.embeddings import read_manifest
 from rec_dist.data.dataset.manifest import Manifest
-from rec_dist.errors import UserError
+from rec_dist.errors import StopRequested, UserError
 from rec_dist.evaluation.measure import metric_names
 from rec_dist.report.compare import compare
 from rec_dist.report.text_table import text_table
@@ -88,6 +88,8 @@ def _run_stages(config: Pipeline, path: Path, overrides: Sequence[str], folder: 
                 logger.info(f"stage {stage.name} ended with exit code {code}; run the same command again to go on from there")
                 return code if code > 0 else EXIT_FAILED  # negative: a signal ended it
             records.keep(StageRecord(stage.name, command, seconds))
+            if stages.stop_wanted:  # which the stage met at its end
+                raise StopRequested(f"stopped after stage {stage.name}; run the same command again to go on from there")
     _report(config, path, overrides, records, seconds=time.perf_counter() - began)
     return 0
 

@@ -20,21 +20,26 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stages:
-    """The server of a pipeline's stages (rec_dist/stage_server.py). Use it in `stages_forked()`."""
+    """The server of a pipeline's stages (rec_dist/stage_server.py). Use it in `stages_forked()`.
+
+    stop_wanted: whether a SIGTERM came during a stage, which may have ended well all the same.
+    """
 
     def __init__(self, server: Connection) -> None:
-        self._server = server
+        self._server, self.stop_wanted = server, False
 
     def run(self, words: list[str]) -> int:
         """Runs `rec-dist WORDS` and returns its exit code; negative: the signal that ended it.
 
-        Passes SIGTERM on, so that the stage can save before it stops. Raises WorkerFailedError if the server was killed.
+        Passes SIGTERM on, so that the stage can save before it stops. Raises WorkerFailedError if the server was killed; the stage,
+        which nobody waits for any more, then gets a SIGTERM too.
         """
         # On a terminal, Ctrl-C reaches the stage directly.
         child: int | None = None
         early: list[int] = []
 
         def pass_on(number: int, _: object) -> None:
+            self.stop_wanted = True
             if child is None:
                 early.append(number)
             else:
@@ -51,7 +56,12 @@ class Stages:
                 _kill(child, number)
             return int(self.answer())
         except (EOFError, ConnectionError) as fault:
-            raise WorkerFailedError("the process that stages are forked from was killed; run the same command again") from fault
+            if child is not None:
+                _kill(child, signal.SIGTERM)
+            raise WorkerFailedError(
+                "the process that stages are forked from was killed; wait until its stage has stopped, too, and run the same command "
+                "again"
+            ) from fault
         finally:
             for number, old in previous.items():
                 signal.signal(number, old)
@@ -82,8 +92,11 @@ def stages_forked(*, preload: bool) -> Iterator[Stages]:
             if not isinstance(fault, EOFError | ConnectionError):
                 raise
             raise WorkerFailedError("the process that stages are forked from did not start; its message stands above") from fault
-        yield stages
-    server.wait()
+        try:
+            yield stages
+        finally:
+            here.close()  # at which the server ends
+            server.wait()
 
 
 def _started(there: Connection, preload: bool) -> subprocess.Popen[bytes]:
