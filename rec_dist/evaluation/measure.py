@@ -47,7 +47,8 @@ def predictions_in_blocks(
     given = iter(scores)
     for block in blocks_of(examples):
         yield predictions_of(block, list(islice(given, len(block))), train_counts)
-    assert next(given, None) is None, "more scores than examples"
+    left = next(given, None)  # not in the assert, which `python -O` drops: what makes scores ends when it is asked once more
+    assert left is None, "more scores than examples"
 
 
 def ranks_of(examples: Sequence[EvalExample], scores: Sequence[npt.NDArray[np.floating[Any]]]) -> I32:

@@ -84,6 +84,14 @@ def test_shares_are_a_softmax_over_the_list_at_the_temperature(tmp_path: Path) -
     assert items[1].tolist() == [4, 5, 6] and items[-1].tolist() == [7, 8, 0]
 
 
+def test_a_list_without_items_is_none(tmp_path: Path) -> None:
+    split = open_data(small_config(tmp_path, cycle=CYCLE).data).split("train")
+    lists = TopItems(split.user_ids[[0, 0]], np.asarray([1, 2]), np.asarray([[-1, -1], [5, -1]], dtype=np.int32))
+    soft = SoftTargets(ScoredLists(lists, np.zeros((2, 2), dtype=np.float32)), split, temperature=1.0)
+    items, shares = soft.of(1, 4)
+    assert shares.tolist() == [[0, 0], [1, 0], [0, 0]] and items.tolist() == [[0, 0], [5, 0], [0, 0]]
+
+
 def test_the_last_targets_of_each_user_come_first_and_no_held_out_item_is_one(tmp_path: Path) -> None:
     data = open_data(small_config(tmp_path, cycle=CYCLE).data)
     split = data.split("train")

@@ -3,9 +3,10 @@
 import itertools
 import math
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,3 +183,17 @@ def test_parts_by_hand() -> None:
 
 def test_a_part_without_a_question_or_with_all_is_left_out() -> None:
     assert summarize_parts(predictions_of([example(1, [7, 4], 7)], [np.asarray([1.0, 0.0])], COUNTS), seed=0) == {}
+
+
+def test_scores_are_read_to_their_end_also_without_asserts() -> None:
+    """What an ensemble costs and what its members add is known only then."""
+    without: dict[str, Any] = {"__name__": "without_asserts"}
+    exec(compile(Path(measure.__file__).read_text(encoding="utf-8"), measure.__file__, "exec", optimize=1), without)
+    ended = []
+
+    def scores() -> Iterator[Floats]:
+        yield np.asarray([1.0, 0.0])
+        ended.append(True)
+
+    list(without["predictions_in_blocks"]([example(1, [7, 4], 7)], scores(), COUNTS))
+    assert ended

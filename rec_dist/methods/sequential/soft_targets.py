@@ -36,10 +36,11 @@ class SoftTargets:
         """Items and shares (m, h) of the targets at places start..stop - 1 of the split's items. Without a list, shares are 0."""
         items, shares = self.none(stop - start)
         first, last = np.searchsorted(self._places, [start, stop])
-        if first < last:
-            there = self._places[first:last] - start
-            listed = self._lists[first:last]
-            scores = np.where(listed >= 0, self._scores[first:last].astype(np.float64) / self._temperature, -np.inf)
+        listed = self._lists[first:last]
+        scores = np.where(listed >= 0, self._scores[first:last].astype(np.float64) / self._temperature, -np.inf)
+        known = np.isfinite(scores.max(axis=1, initial=-np.inf))  # else nothing was left to recommend: as without a list
+        if known.any():
+            there, listed, scores = self._places[first:last][known] - start, listed[known], scores[known]
             odds = np.exp(scores - scores.max(axis=1, keepdims=True))
             items[there], shares[there] = listed.clip(min=0), odds / odds.sum(axis=1, keepdims=True)
         return items, shares
