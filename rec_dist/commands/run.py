@@ -19,7 +19,7 @@ import torch
 from rec_dist.commands.stages import stages_forked
 from rec_dist.commands.target import base_results_dir
 from rec_dist.config.load import load_config, load_saved
-from rec_dist.config.paths import check_path
+from rec_dist.config.paths import absolute, check_path
 from rec_dist.config.pipeline import Pipeline, Stage, load_pipeline
 from rec_dist.data.artifacts.embeddings import read_manifest
 from rec_dist.data.dataset.manifest import Manifest
@@ -56,6 +56,7 @@ def run_pipeline(path: Path, overrides: Sequence[str]) -> int:
     """
     config = load_pipeline(path, overrides)
     _check_metrics(config, path)
+    _evaluated(config, path)
     check_path("pipeline.run_dir", config.run_dir)
     folder = Path(config.run_dir).absolute()
     check_output(folder, "pipeline.run_dir", folder=True, may_exist=True)
@@ -127,15 +128,34 @@ def _results_dir(stage: Stage) -> Path:
     """The run directory, or folder of embeddings, that a stage writes to."""
     if stage.to is not None:
         return Path(stage.to).absolute()
-    if not stage.is_config:
-        elsewhere = load_saved(Path(stage.target) / "config.yaml", stage.set).evaluate.output_dir if stage.set else None
-        return Path(elsewhere or stage.target).absolute()
-    config = load_config(Path(stage.target), stage.set)
-    return base_results_dir(config) if stage.do == "evaluate" else Path(config.train.run_dir).absolute()
+    if stage.is_config:
+        config = load_config(Path(stage.target), stage.set)
+        return base_results_dir(config) if stage.do == "evaluate" else absolute(config.train.run_dir)
+    saved = absolute(stage.target) / "config.yaml"
+    if saved.is_file():
+        elsewhere = load_saved(saved, stage.set).evaluate.output_dir
+    else:  # an earlier stage makes the run
+        given = [word.partition("=")[2] for word in stage.set if word.startswith("evaluate.output_dir=")]
+        elsewhere = given[-1] if given else None
+    return absolute(elsewhere or stage.target)
+
+
+def _evaluated(config: Pipeline, path: Path) -> dict[str, Path]:
+    """The folder of each evaluation, by the name of its stage. Raises UserError if two are one, whose rows would be the same."""
+    found = {stage.name: _results_dir(stage) for stage in config.stages if stage.do == "evaluate"}
+    owners: dict[Path, str] = {}
+    for name, folder in found.items():
+        first = owners.setdefault(folder.resolve(), name)
+        if first != name:
+            raise UserError(
+                f"{path}: pipeline.stages: {first} and {name} evaluate into one folder ({folder}), where the second replaces the "
+                f"first; add evaluate.output_dir=FOLDER to `set` of {name}, or remove it"
+            )
+    return found
 
 
 def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Records, *, seconds: float) -> None:
-    evaluated = {stage.name: _results_dir(stage) for stage in config.stages if stage.do == "evaluate"}
+    evaluated = _evaluated(config, path)
     of_rows = {row: [evaluated[stage.name] for stage in stages] for row, stages in config.rows.items()}
     compared = compare(of_rows, config.pairs, config.metrics)
     folder = Path(config.run_dir).absolute()

@@ -68,7 +68,7 @@ def test_a_stage_that_ends_well_after_a_signal_is_the_last(tmp_path: Path, monke
 
     monkeypatch.setattr(run, "stages_forked", forked)
     file = tmp_path / "pipeline.yaml"
-    stages = ["{name: one, do: evaluate, target: quickstart:sft}", "{name: two, do: evaluate, target: quickstart:base}"]
+    stages = ["{name: one, do: evaluate, target: quickstart:sft}", "{name: two, do: evaluate, target: quickstart:sdpo}"]
     file.write_text(f"pipeline: {{title: T, run_dir: {tmp_path}/report, stages: [{', '.join(stages)}]}}", encoding="utf-8")
     with here, there, pytest.raises(StopRequested, match="after stage one; run the same command again"):
         run.run_pipeline(file, [])
