@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.errors import UserError
 from rec_dist.launch import ray_cluster
-from rec_dist.launch.ray_data import ray_data
+from rec_dist.launch.ray_data import SHOWN, fault_columns, raise_fault, ray_data
 from rec_dist.launch.sizing import size_workers
 from rec_dist.methods.language_model.embedding import Embedder, EmbedJob
 from rec_dist.runtime.quiet import quieten
@@ -30,15 +29,15 @@ class _Actor:
             if self._embedder is None:
                 self._embedder = Embedder(self._job, self._device)
             self._embedder.write(int(row["part"]))
-        except UserError as fault:  # as a result, because Ray would wrap an exception and try again
-            return {"part": row["part"], "fault": str(fault)}
-        return {"part": row["part"], "fault": ""}
+        except SHOWN as fault:
+            return {"part": row["part"], **fault_columns(fault)}
+        return {"part": row["part"], **fault_columns(None)}
 
 
 def write_parts(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> Iterator[int]:
     """Writes `parts` and yields each once it is written, in any order.
 
-    Raises UserError for what a worker refused, or when the cluster is too small.
+    Raises what a worker raised of SHOWN, or UserError when the cluster is too small.
     """
     data = ray_data(cluster, ordered=False)
     size = size_workers(cluster, ray_cluster.nodes(asked=False))
@@ -50,6 +49,5 @@ def write_parts(job: EmbedJob, parts: Sequence[int], cluster: ClusterConfig) -> 
         **share,
     )
     for row in rows.iter_rows():
-        if row["fault"]:
-            raise UserError(row["fault"])
+        raise_fault(row)
         yield int(row["part"])

@@ -16,9 +16,9 @@ from typing import Any
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.data.artifacts.recommendations import RecordBatch
 from rec_dist.data.artifacts.user_blocks import TravellingUsers, batch_of, bytes_of, table_of_users, users_of_table
-from rec_dist.errors import UserError, WorkerFailedError
+from rec_dist.errors import WorkerFailedError
 from rec_dist.launch import ray_cluster
-from rec_dist.launch.ray_data import ray_data
+from rec_dist.launch.ray_data import SHOWN, fault_columns, raise_fault, ray_data
 from rec_dist.launch.sizing import size_workers
 from rec_dist.ranking.rank import Counts
 from rec_dist.runtime.limits import each_within
@@ -42,15 +42,20 @@ class _Actor:
             if self._rank is None:
                 self._rank = self._held.enter_context(self._load(self._device))
             batch, counts = self._rank(block)
-        except UserError as fault:  # as a result, because Ray would wrap an exception and try again
-            return {"block": [block.number], "lists": [b""], "counts": ["{}"], "fault": [str(fault)]}
-        return {"block": [block.number], "lists": [bytes_of(batch)], "counts": [json.dumps(vars(counts))], "fault": [""]}
+        except SHOWN as fault:
+            return _row(block.number, b"", {}, fault)
+        return _row(block.number, bytes_of(batch), vars(counts), None)
+
+
+def _row(block: int, lists: bytes, counts: dict[str, int], fault: BaseException | None) -> dict[str, list[Any]]:
+    row = {"block": block, "lists": lists, "counts": json.dumps(counts), **fault_columns(fault)}
+    return {name: [value] for name, value in row.items()}
 
 
 def ranked_on_ray(load: Load, blocks: Iterable[TravellingUsers], cluster: ClusterConfig) -> Iterator[tuple[RecordBatch, Counts]]:
     """The lists of each block, in the order of the blocks, whose numbers count from 0.
 
-    Raises UserError for what a worker refused or when the cluster is too small, and WorkerFailedError when no block ends for
+    Raises what a worker raised of SHOWN, UserError when the cluster is too small, and WorkerFailedError when no block ends for
     cluster.hang_seconds.
     """
     data = ray_data(cluster, ordered=True)
@@ -72,8 +77,7 @@ def ranked_on_ray(load: Load, blocks: Iterable[TravellingUsers], cluster: Cluste
     expected = 0
     try:
         for row in each_within(cluster.hang_seconds, iter(rows.iter_rows())):
-            if row["fault"]:
-                raise UserError(row["fault"])
+            raise_fault(row)
             assert row["block"] == expected, f"block {row['block']} came in the place of block {expected}"
             expected += 1
             yield batch_of(row["lists"]), Counts(**json.loads(row["counts"]))
