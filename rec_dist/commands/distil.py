@@ -5,8 +5,10 @@ the same command continues after a stop or a kill. Then the recommender trains w
 """
 
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +115,17 @@ def make_lists(model: RankedModel, folder: Path, options: DistilOptions, *, excl
         "exclude_seen": exclude_seen,
         "block": wanted.block_size(slow=model.slow),
     }
+    output = folder / LISTS_NAME
     if finished_lists(folder, inputs=inputs):
+        shutil.rmtree(parts_folder(output), ignore_errors=True)  # of a command that was killed just before it removed them
         logger.info(f"{folder} holds the lists already")
         return
     make_folder(folder)
-    output = folder / LISTS_NAME
     if output.is_file() and not parts_folder(output).exists():
-        output.unlink()  # without teacher.json nobody knows whose lists they are: a command was killed just before it wrote that
-    if not is_done(output, inputs, _KEY):
-        _rank(model, targets, wanted, output, inputs, progress)
-    finish_lists(folder, rows=targets.total, data_fingerprint=model.data.manifest.fingerprint, inputs=inputs)
+        output.unlink()  # without teacher.json or parts nobody knows whose lists they are
+    finish = partial(finish_lists, folder, rows=targets.total, data_fingerprint=model.data.manifest.fingerprint, inputs=inputs)
+    if not is_done(output, inputs, _KEY, then=finish):
+        _rank(model, targets, wanted, output, inputs, finish, progress)
     logger.info(f"lists of {options.top_k} items for {targets.total:,} training targets in {folder}")
 
 
@@ -136,7 +139,13 @@ def _check_work(num_items: int) -> None:
 
 
 def _rank(
-    model: RankedModel, targets: TrainingPrefixes, wanted: Wanted, output: Path, inputs: dict[str, Any], progress: bool
+    model: RankedModel,
+    targets: TrainingPrefixes,
+    wanted: Wanted,
+    output: Path,
+    inputs: dict[str, Any],
+    finish: Callable[[], None],
+    progress: bool,
 ) -> None:
     popularity, size = PopularityScorer(model.data.train_counts), inputs["block"]
 
@@ -151,7 +160,7 @@ def _rank(
                 start += len(ranked.users)
 
     with unfinished(output, inputs, _KEY) as parts, writing(output):
-        rank_to_parts(blocks, targets.total, parts, progress, model.config.cluster.hang_seconds)
+        rank_to_parts(blocks, targets.total, parts, progress, model.config.cluster.hang_seconds, then=finish)
 
 
 def _batch(ranked: Ranked, targets: TrainingPrefixes, start: int, top_k: int) -> RecordBatch:

@@ -126,10 +126,18 @@ def _asked_for(scorer: CandidateScorer, score: Score | None, wanted: Wanted) -> 
     return scorer if score is None else scorer.scoring_by(score)
 
 
-def rank_to_parts(blocks: Blocks, total: int, parts: Unfinished, progress: bool, hang_seconds: float) -> Counts:
+def rank_to_parts(
+    blocks: Blocks,
+    total: int,
+    parts: Unfinished,
+    progress: bool,
+    hang_seconds: float,
+    *,
+    then: Callable[[], None] | None = None,
+) -> Counts:
     """Ranks those of `total` users who are in no part yet, and joins the parts to their output.
 
-    blocks: gives the rows of all users from a number on, block by block.
+    blocks: gives the rows of all users from a number on, block by block. then: as in Unfinished.finish.
     """
     done = parts.start
     if done:
@@ -139,7 +147,7 @@ def rank_to_parts(blocks: Blocks, total: int, parts: Unfinished, progress: bool,
             for batch, counts in blocks(done):
                 parts.add(batch, counts)
                 report(counts.users)
-    parts.finish()
+    parts.finish(then)
     return parts.counts
 
 

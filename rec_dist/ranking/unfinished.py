@@ -7,7 +7,7 @@ the output gets its name, and the folder goes away.
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,12 @@ class Unfinished:
         if sum(len(one) for one in self._waiting) >= _ROWS or time.monotonic() - self._since >= _SECONDS:
             self._write()
 
-    def finish(self) -> None:
-        """Joins the parts to the output and removes the folder."""
+    def finish(self, then: Callable[[], None] | None = None) -> None:
+        """Joins the parts to the output, calls `then`, and removes the folder: a kill before that loses no work."""
         self._write()
         join_parts(self._parts(), self._output, joined=lambda path: write_json(self.folder / _JOINED_NAME, _described(path)))
+        if then is not None:
+            then()
         shutil.rmtree(self.folder, ignore_errors=True)  # another process may have seen the output, and begun to
 
     def _parts(self) -> list[Part]:
@@ -97,8 +99,8 @@ def unfinished(output: Path, key: Mapping[str, Any], option: str = "--out") -> I
         os.close(held)
 
 
-def is_done(output: Path, key: Mapping[str, Any], option: str = "--out") -> bool:
-    """Whether `output` is there and was killed before it could remove its parts, which this then does.
+def is_done(output: Path, key: Mapping[str, Any], option: str = "--out", *, then: Callable[[], None] | None = None) -> bool:
+    """Whether `output` is there and was killed before it could remove its parts, which this does, after `then` of Unfinished.finish.
 
     Raises UserError for any other file at `output`, and for one that cannot be written.
     """
@@ -108,6 +110,8 @@ def is_done(output: Path, key: Mapping[str, Any], option: str = "--out") -> bool
     ):
         check_output(output, option)
         return False
+    if then is not None:
+        then()
     shutil.rmtree(folder, ignore_errors=True)
     return True
 

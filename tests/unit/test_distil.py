@@ -180,6 +180,31 @@ def test_lists_are_those_of_brute_force_and_a_stopped_teacher_goes_on(teacher, m
     assert np.array_equal(again.lists.items, found.lists.items) and np.array_equal(again.scores, found.scores)
 
 
+@pytest.mark.parametrize("killed", ["once", "twice"])
+def test_lists_that_are_whole_are_not_made_again(teacher, killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill before teacher.json is written: of the command that made the lists, or of the next one as well."""
+    _, run = teacher
+    model, lists = command.ranked_model(run, {}), tmp_path / "lists"
+    make = lambda: command.make_lists(model, lists, DistilOptions(10), exclude_seen=True, progress=False)
+
+    def stops(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "finish_lists", stops)
+        with pytest.raises(KeyboardInterrupt):
+            make()
+        if killed == "twice":
+            with pytest.raises(KeyboardInterrupt):
+                make()
+    monkeypatch.setattr(command, "_batch", stops)  # nothing is ranked again
+    make()
+    assert len(read_lists(lists, data_fingerprint=model.data.manifest.fingerprint).lists.items)
+    unfinished.parts_folder(lists / LISTS_NAME).mkdir(exist_ok=True)  # as a kill right after teacher.json leaves it
+    make()
+    assert not unfinished.parts_folder(lists / LISTS_NAME).exists()
+
+
 def overlap(run: Path, other: Path) -> float:
     """The mean share of the ten best items that two runs have in common."""
     pairs = [
