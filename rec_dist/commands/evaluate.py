@@ -78,7 +78,7 @@ def evaluate(
                 blocks, cost = _predictions(evaluation, launcher)
                 limit = RANK_LIMIT if config.evaluate.search == "exact" else None
                 with writing_predictions(run.path / PREDICTIONS_NAME, rank_limit=limit) as add:
-                    for block in blocks:
+                    for block in _with_progress(blocks, run, len(examples)):
                         add(block)
                     if question_file(config) != asked:
                         raise UserError(
@@ -166,6 +166,15 @@ def _predictions(evaluation: Evaluation, launcher: Launch) -> tuple[Iterator[Pre
         return ranked_in_blocks(examples, ranks, counts, limit=RANK_LIMIT), cost
     scores, cost = method_of(config).ranker.score(evaluation, launcher)
     return predictions_in_blocks(examples, scores, counts), cost
+
+
+def _with_progress(blocks: Iterator[Predictions], run: RunDirectory, total: int) -> Iterator[Predictions]:
+    """The blocks, with a report of each: recommenders score them as they come, and cluster.hang_seconds would end a silent process."""
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block.ranks)
+        run.progress("evaluate", done, total)
 
 
 def _evaluation_key(config: RunConfig, data: PreparedData, prints: dict[str, str | None], asked: QuestionFile | None) -> str:

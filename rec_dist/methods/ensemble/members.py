@@ -149,6 +149,7 @@ def feature_blocks(
     members: Sequence[Member], terms: Sequence[str], evaluation: Evaluation, launch: Launch
 ) -> Iterator[FeatureBlock]:
     """Blocks of the examples with their features by name, (C_u,) for every example. Workers, if any, are started once."""
+    done = 0
     with ExitStack() as stack:
         readers = [stack.enter_context(member.reading(evaluation, launch)) for member in members]
         for block in blocks_of(evaluation.examples):
@@ -156,4 +157,6 @@ def feature_blocks(
             for read in readers:
                 features |= read(block)
             histories, candidates = [e.history for e in block], [e.candidates for e in block]
+            done += len(block)
+            evaluation.run.progress("evaluate", done, len(evaluation.examples))
             yield block, features | terms_of(terms, evaluation.data.train_counts, histories, candidates)
