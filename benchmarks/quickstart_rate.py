@@ -43,7 +43,8 @@ class Tree:
         """Runs `rec-dist COMMAND` on a stage. Raises SystemExit with the end of its messages if it fails."""
         paths = os.pathsep.join([str(self.root), str(self.root / "kernels")])
         line = [sys.executable, "-m", "rec_dist", command, self.target.format(stage), *changes, *self.changes]
-        environment = {**os.environ, "PYTHONPATH": paths}
+        # Without it the older commit joins whatever cluster a file in /tmp names, and waits if that one is gone.
+        environment = {**os.environ, "PYTHONPATH": paths, "RAY_ADDRESS": "local"}
         done = subprocess.run(line, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{self.name}: {' '.join(line[2:])} failed:\n{done.stderr[-3000:]}")

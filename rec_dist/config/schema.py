@@ -293,7 +293,7 @@ class ClusterConfig(Section):
         description="ray, train: after a failure, how long to wait for lost nodes before going on with fewer workers.",
     )
     address: str | None = Field(
-        None, description="Address of the Ray cluster. None: RAY_ADDRESS, or a cluster on this machine alone."
+        None, description="Address of the Ray cluster. None: RAY_ADDRESS, or, as `local`, one on this machine alone."
     )
 
 

@@ -1,8 +1,7 @@
 """Settles model.dtype=auto before workers start: bfloat16 on GPUs, and on CPUs what suits the CPUs of the workers."""
 
-import os
-
 from rec_dist.config.schema import ClusterConfig
+from rec_dist.launch.ray_cluster import address_of
 from rec_dist.launch.sizing import has_gpu_here
 from rec_dist.models.precision import ON_GPUS, Choice, bfloat16_instructions, choose_on_cpu
 
@@ -30,4 +29,4 @@ def why_slow(cluster: ClusterConfig, dtype: str) -> str | None:
 
 
 def _runs_here(cluster: ClusterConfig) -> bool:
-    return cluster.launcher == "local" or not (cluster.address or "RAY_ADDRESS" in os.environ)
+    return cluster.launcher == "local" or address_of(cluster.address) is None

@@ -38,7 +38,7 @@ def connect(address: str | None) -> None:
 
     if ray.is_initialized():
         return
-    named = address or os.environ.get("RAY_ADDRESS")
+    named = address_of(address)
     if named is None:
         _make_token()
     else:
@@ -65,13 +65,19 @@ def connect(address: str | None) -> None:
         raise StopRequested("stopped while Ray was starting; run the same command to go on") from fault
 
 
+def address_of(address: str | None) -> str | None:
+    """The cluster to join: `address` or else RAY_ADDRESS. None: one that starts on this machine, which `local` names as well."""
+    named = address or os.environ.get("RAY_ADDRESS")
+    return None if named in (None, "", "local") else named
+
+
 def check_answers(address: str) -> None:
     """Raises UserError if no Ray head is at the HOST:PORT of `address`, within 30 s. Ray itself would wait for minutes.
 
     A head speaks gRPC, so it answers the first frame of HTTP/2 with one of settings.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdigit():  # `auto`, `local`, or what Ray rejects at once
+    if not port.isdigit():  # `auto`, or what Ray rejects at once
         return
     encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     try:

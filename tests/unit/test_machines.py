@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from rec_dist.errors import UserError
-from rec_dist.launch.ray_cluster import check_answers, temp_folder
+from rec_dist.launch.ray_cluster import address_of, check_answers, temp_folder
 from rec_dist.launch.ray_metrics import label
 from rec_dist.runtime.packages import CACHE_VARIABLE, cache_dir
 
@@ -57,7 +57,28 @@ def test_an_address_that_does_not_answer(address: str) -> None:
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("address", ["auto", "local", "host-without-port"])
+@pytest.mark.parametrize(
+    ("key", "variable", "joined"),
+    [
+        (None, None, None),
+        (None, "local", None),
+        ("local", "head:6379", None),
+        (None, "", None),
+        (None, "head:6379", "head:6379"),
+        ("auto", "local", "auto"),
+        ("other:6379", "head:6379", "other:6379"),
+    ],
+)
+def test_which_cluster_is_joined(
+    key: str | None, variable: str | None, joined: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert address_of(key) == joined
+
+
+@pytest.mark.parametrize("address", ["auto", "host-without-port"])
 def test_other_addresses_are_left_to_ray(address: str) -> None:
     check_answers(address)
 
@@ -135,7 +156,7 @@ def test_a_run_outside_ascii_with_a_long_temporary_folder(tmp_path: Path, tiny_c
     changes = ("cluster.launcher=ray", "cluster.num_workers=1", "train.max_steps=1")
     config.write_text(yaml.safe_dump(tiny_config(run, *changes), allow_unicode=True), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(long)}
-    environment.pop("RAY_ADDRESS", None)
+    environment["RAY_ADDRESS"] = "local"
     words = [sys.executable, "-P", "-m", "rec_dist", "train", str(config)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
