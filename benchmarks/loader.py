@@ -8,7 +8,8 @@ It uses the project's own code: prepare, tokenise, then per step sample, draw al
 ranks, build rank 0's and collate them (training/loader.py: step_work). Prepare and tokenising happen once and are timed
 separately. The target is 500k packed tokens a second on one core, a hundred times what a GPU consumes when it trains an 8B
 model. "held" is what a step's planning takes from a thread that runs Python beside it, as the one that launches kernels does:
-the time that the interpreter's lock is held. It needs a second core that is idle.
+the time that the interpreter's lock is held, and what the other thread of the same core takes. "by a process" is the same with
+train.dataloader_num_workers=1. Both need a second core that is idle.
 """
 
 import cProfile
@@ -42,7 +43,7 @@ from rec_dist.methods.task import Task
 from rec_dist.models.assemble import ModelSpec
 from rec_dist.runtime.messages import messages_to
 from rec_dist.runtime.world import World
-from rec_dist.training.loader import step_work
+from rec_dist.training.loader import step_work, steps_ahead
 
 TARGET = 500_000
 NUM_USERS, NUM_ITEMS, NUM_POSITIVES = 6040, 3533, 575_000
@@ -137,8 +138,16 @@ def measure(task: Task, *, steps: int, repeats: int, world: World) -> dict[str, 
         "logical_tokens_per_second": sum(step.num_logical_tokens for step in work) / median["median"],
         "microseconds_per_group": median["median"] / groups * 1e6,
         "seconds_per_step": median["median"] / steps,
-        "held_seconds_per_step": held(lambda: [step_work(task, step, max_tokens=8192, world=world) for step in chosen]) / steps,
+        "held_seconds_per_step": held_a_step(task, chosen, world, num_workers=0),
+        "held_by_process_seconds_per_step": held_a_step(task, chosen, world, num_workers=1),
     }
+
+
+def held_a_step(task: Task, steps: list[int], world: World, *, num_workers: int) -> float:
+    """What the launching thread loses to the making of a step in a thread, or in `num_workers` processes, once they are warm."""
+    with steps_ahead(task, steps, max_tokens=8192, world=world, num_workers=num_workers) as work:
+        next(work)
+        return held(lambda: list(work)) / (len(steps) - 1)
 
 
 def held(work: Callable[[], Any]) -> float:
@@ -224,6 +233,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
             "us a group": row["microseconds_per_group"],
             "ms a step": row["seconds_per_step"] * 1e3,
             "ms held": row["held_seconds_per_step"] * 1e3,
+            "by a process": row["held_by_process_seconds_per_step"] * 1e3,
             "tokens a group": row["tokens"] / row["groups"],
         }
         for row in result["rows"]

@@ -224,6 +224,9 @@ class TrainConfig(Section):
     max_tokens_per_micro_batch: int = Field(
         1024, ge=8, lt=_INT32, description="Tokens of one forward pass on one worker, at most."
     )
+    dataloader_num_workers: int = Field(
+        0, ge=0, le=64, description="Processes of each worker that draw and build batches ahead. 0: a thread, enough on CPUs."
+    )
     shuffle_window: int | None = Field(
         None, ge=1, lt=_INT32, description="Examples that are shuffled together. None: the whole epoch."
     )

@@ -8,10 +8,12 @@ A batch is a dataclass, a tuple or a list of tensors and other values, nested in
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Batch = TypeVar("Batch")
@@ -47,6 +49,28 @@ def to_device(batch: Batch, device: str | torch.device) -> Batch:
         return to_device(staged(batch, device), device)
     sent = buffer.to(target, non_blocking=True)  # torch keeps the pinned memory until the copy is done
     return _changed(batch, lambda tensor: tensor if _is_on(tensor, target) else _cut(sent, _offset(tensor), tensor))
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A CPU tensor on its way to another process of this machine. As a tensor it would take a file descriptor and shared memory."""
+
+    values: NDArray[np.uint8]
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def tensor(self) -> Tensor:
+        return torch.from_numpy(self.values).view(self.dtype).view(self.shape)
+
+
+def packed_up(batch: Batch) -> Batch:
+    """The batch with its CPU tensors as arrays, for the queue of another process; `unpacked` gives them back."""
+    return _changed(batch, lambda part: _Sent(part.reshape(-1).view(torch.uint8).numpy(), part.dtype, part.shape))
+
+
+def unpacked(batch: Batch) -> Batch:
+    """What `packed_up` was given in another process."""
+    return _changed(batch, _Sent.tensor, _Sent)
 
 
 def _is_on(tensor: Tensor, target: torch.device) -> bool:
@@ -93,14 +117,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _changed(value: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The same value with every tensor replaced by change(tensor), in the order of _tensors."""
+def _changed(value: Batch, change: Callable[[Any], Any], kind: type = Tensor) -> Batch:
+    """The same value with every `kind` in it replaced by change(it), in the order of _tensors."""
     changed: Any = value
-    if isinstance(value, Tensor):
+    if isinstance(value, kind):
         changed = change(value)
     elif is_dataclass(value) and not isinstance(value, type):
-        changed = replace(value, **{field.name: _changed(getattr(value, field.name), change) for field in fields(value)})
+        changed = replace(value, **{field.name: _changed(getattr(value, field.name), change, kind) for field in fields(value)})
     elif isinstance(value, tuple | list):
-        parts = [_changed(part, change) for part in value]
+        parts = [_changed(part, change, kind) for part in value]
         changed = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return cast(Batch, changed)

@@ -8,9 +8,9 @@ random tokens and these is what the data costs.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.sizing.device import total_bytes
 from rec_dist.training.context import WorkerContext
-from rec_dist.training.loader import Change, StepWork, as_it_is, prefetch, step_work
+from rec_dist.training.loader import Change, StepWork, as_it_is, step_work, steps_ahead
 from rec_dist.training.loop import TrainStep
 from rec_dist.training.memory import advising, peak_bytes
 from rec_dist.training.reference import ReferenceLogps, open_reference
@@ -111,11 +111,19 @@ def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     counted = range(warm, total)
     bench = _Bench(engine, task, context, Clock(world.device), _progress(context, total + 1 + 1 + 2 * settings.steps))
 
-    def plan(step: int, look_up: Change = reference.look_up) -> StepWork:
-        number = step % task.sampler.num_steps
+    def plan(number: int, look_up: Change = reference.look_up) -> StepWork:
         return step_work(task, number, max_tokens=context.max_tokens, world=world, look_up=look_up)
 
-    with _prefetched(plan, range(total)) as work:
+    ahead = partial(
+        steps_ahead,
+        task,
+        max_tokens=context.max_tokens,
+        world=world,
+        look_up=reference.look_up,
+        num_workers=context.config.train.dataloader_num_workers,
+    )
+    numbers = [step % task.sampler.num_steps for step in range(total)]
+    with ahead(numbers) as work:
         bench.run((next(work) for _ in range(warm)), reference)
         compiled = num_compilations()
         real = bench.run((next(work) for _ in counted), reference)
@@ -125,13 +133,13 @@ def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
 
     if world.is_main:  # an earlier profile stays until now, and never lies beside the traces of this one
         (run.path / PROFILE_NAME).unlink(missing_ok=True)
-    trace = traced(lambda: bench.run([plan(total - 1)], reference), settings, world, run.path)
+    trace = traced(lambda: bench.run([plan(numbers[-1])], reference), settings, world, run.path)
     # A cache knows nothing of random tokens; without it these batches keep the zeros they were packed with.
-    plans = [plan(step, look_up=as_it_is) for step in counted]
+    plans = [plan(number, look_up=as_it_is) for number in numbers[warm:]]
     random = [_random(step, engine.module, np.random.default_rng(step.step), world) for step in plans]
     bench.run(random[:1], reference)
     synthetic = bench.run(random, reference)
-    with _prefetched(plan, counted) as work:
+    with ahead(numbers[warm:]) as work:
         again = bench.run(work, reference)
     record = RankRecord(
         real=real,
@@ -158,16 +166,6 @@ def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
             zero_stage=engine.zero_stage,
         )
     return dict(collectives.share_from_main(report))
-
-
-@contextmanager
-def _prefetched(make: Callable[[int], StepWork], steps: range) -> Iterator[Iterator[StepWork]]:
-    """The loader as training has it; its thread ends with the block."""
-    work: Any = prefetch(make, steps)
-    try:
-        yield work
-    finally:
-        work.close()
 
 
 def _progress(context: WorkerContext, total: int) -> Callable[[], None]:

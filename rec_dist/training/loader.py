@@ -1,18 +1,25 @@
-"""From the global plan to this rank's batches, built in a thread beside the step that runs.
+"""From the global plan to this rank's batches, built beside the step that runs: in a thread, or in processes.
 
-Every rank draws every example of a step, since their sizes decide the packing, and builds only its own.
+Every rank draws every example of a step, since their sizes decide the packing, and builds only its own. The step is a pure function
+of its number, so processes change nothing but who computes it.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
+import torch
+from torch.utils.data import DataLoader, Dataset
+
 from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
+from rec_dist.errors import UserError
 from rec_dist.methods.task import DrawnExamples, Task
-from rec_dist.packing.transfer import staged
+from rec_dist.packing.transfer import packed_up, staged, unpacked
 from rec_dist.runtime.world import World
 
 Change = Callable[[Any], Any]  # of a batch
@@ -83,6 +90,62 @@ def with_beats(work: Iterable[StepWork], beat: Callable[[str, int], None]) -> It
         beat("step", plan.step + 1)
         yield plan
         beat("data", plan.step + 2)
+
+
+@contextmanager
+def steps_ahead(
+    task: Task, steps: Sequence[int], *, max_tokens: int, world: World, look_up: Change = as_it_is, num_workers: int = 0
+) -> Iterator[Iterator[StepWork]]:
+    """step_work of each of `steps` in order, made ahead of the consumer, until the block ends.
+
+    num_workers: processes that make it, forked here, so that they share this one's memory and must not touch a GPU. 0: the thread
+    that also hands over what processes make.
+    """
+    build = partial(step_work, task, max_tokens=max_tokens, look_up=look_up)
+    if num_workers:
+        made = _in_processes(partial(build, world=replace(world, device="cpu")), steps, num_workers)
+        work: Any = prefetch(lambda _: _received(next(made), world), steps)
+    else:
+        work = prefetch(partial(build, world=world), steps)
+    try:
+        yield work
+    finally:
+        work.close()
+
+
+def _received(made: StepWork | UserError, world: World) -> StepWork:
+    if isinstance(made, UserError):
+        raise made
+    return replace(made, batches=tuple(staged(unpacked(batch), world.device) for batch in made.batches))
+
+
+def _in_processes(build: Callable[[int], StepWork], steps: Sequence[int], num_workers: int) -> Iterator[Any]:
+    return iter(
+        DataLoader(
+            _Steps(build, steps),
+            batch_size=None,
+            collate_fn=as_it_is,  # the default would turn arrays into tensors
+            num_workers=num_workers,
+            multiprocessing_context="fork",
+            generator=torch.Generator(),  # not the global one, which dropout draws from
+        )
+    )
+
+
+class _Steps(Dataset[Any]):
+    """build(step) of each step, for another process. DataLoader hands over other faults, as text with their traceback."""
+
+    def __init__(self, build: Callable[[int], StepWork], steps: Sequence[int]) -> None:
+        self.build, self.steps = build, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, place: int) -> StepWork | UserError:
+        try:
+            return packed_up(self.build(self.steps[place]))
+        except UserError as fault:
+            return fault
 
 
 def prefetch(make: Callable[[int], Any], indices: Sequence[int], *, depth: int = 2) -> Iterator[Any]:

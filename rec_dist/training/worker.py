@@ -28,7 +28,7 @@ from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.training.bad_steps import BadSteps
 from rec_dist.training.context import WorkerContext
-from rec_dist.training.loader import prefetch, step_work, with_beats
+from rec_dist.training.loader import steps_ahead, with_beats
 from rec_dist.training.loop import Trainer, TrainStep
 from rec_dist.training.memory import advising, peak_bytes
 from rec_dist.training.recorder import open_recorder
@@ -195,11 +195,18 @@ def _run_steps(
         BadSteps(config.train.max_bad_steps, bad_steps_before),
         partial(task.after_step, passes_of(engine, context, training=True)),
     )
-    built = partial(step_work, task, max_tokens=context.max_tokens, world=world, look_up=reference.look_up)
-    work = prefetch(built, range(start_step, total))
+    ahead = steps_ahead(
+        task,
+        range(start_step, total),
+        max_tokens=context.max_tokens,
+        world=world,
+        look_up=reference.look_up,
+        num_workers=config.train.dataloader_num_workers,
+    )
     engine.train_mode(True)
     try:
-        finished = trainer.run(with_beats(work, context.beat))
+        with ahead as work:
+            finished = trainer.run(with_beats(work, context.beat))
     except NotFiniteError:  # raised on all ranks at once, so a checkpoint on its way to the disk can still be committed
         saver.settle()
         raise

@@ -15,6 +15,7 @@ _VARIANTS = {
     "ZeRO-2, two workers": (2, ("cluster.zero_stage=2", _SMALL_BATCHES)),
     "ZeRO-3": (1, ("cluster.zero_stage=3",)),
     "ZeRO-3, two workers": (2, ("cluster.zero_stage=3",)),
+    "batches from processes": (2, ("train.dataloader_num_workers=1", _SMALL_BATCHES)),
     "recomputation": (1, ("model.activation_checkpointing=true", _SMALL_BATCHES)),
     "everything": (2, ("cluster.zero_stage=3", "model.activation_checkpointing=true", _SMALL_BATCHES)),
 }

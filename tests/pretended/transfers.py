@@ -3,6 +3,7 @@
 test_pretended_cuda.py runs this file as it runs cases.py.
 """
 
+import pickle
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from rec_dist.methods.sequential.sequences import lay_out
 from rec_dist.packing.packed_batch import pack_prompts
 from rec_dist.packing.pooled_prompts import pack_pooled_prompts
-from rec_dist.packing.transfer import ALIGNMENT, staged, to_device
+from rec_dist.packing.transfer import ALIGNMENT, packed_up, staged, to_device, unpacked
 
 GPU = "cuda:0"
 
@@ -79,6 +80,22 @@ def test_a_batch_goes_in_one_copy(name: str, before: bool) -> None:
     assert len(found) == len(expected)
     for tensor, value in zip(found, expected, strict=True):
         assert tensor.dtype == value.dtype and torch.equal(tensor, value)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_of_another_process_is_the_same(name: str) -> None:
+    batch = BATCHES[name]()
+    sent = pickle.dumps(packed_up(batch))
+    assert len(sent) < 20_000 and b"_rebuild_tensor" not in sent
+    received = unpacked(pickle.loads(sent))
+    expected, found = tensors_of(batch), tensors_of(received)
+    assert type(received) is type(batch) and len(found) == len(expected) > 0
+    for tensor, value in zip(found, expected, strict=True):
+        assert tensor.dtype == value.dtype and tensor.shape == value.shape and torch.equal(tensor, value)
+    with pretending() as gpu:
+        assert len(tensors_of(to_device(staged(received, GPU), GPU))) == len(expected)
+        happened = gpu.take()
+    assert (happened.to_gpu, happened.waits) == (1, [])
 
 
 def test_what_is_no_tensor_stays() -> None:
