@@ -147,7 +147,7 @@ def held_a_step(task: Task, steps: list[int], world: World, *, num_workers: int)
     """What the launching thread loses to the making of a step in a thread, or in `num_workers` processes, once they are warm."""
     with steps_ahead(task, steps, max_tokens=8192, world=world, num_workers=num_workers) as work:
         next(work)
-        return held(lambda: list(work)) / (len(steps) - 1)
+        return held(lambda: list(work)) / max(len(steps) - 1, 1)
 
 
 def held(work: Callable[[], Any]) -> float:

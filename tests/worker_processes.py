@@ -83,6 +83,7 @@ def start(function: Any, *arguments: Any, folder: Path, environment: dict[str, s
 
 def _main(function: Any, arguments: Sequence[Any], folder: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    multiprocessing.current_process().daemon = False  # it ends with the tests' process, and may have children all the same
     # Tests that a shell runs in the background inherit that SIGINT is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, name in ((1, "out"), (2, "err")):

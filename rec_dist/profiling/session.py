@@ -8,7 +8,7 @@ random tokens and these is what the data costs.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -114,14 +114,7 @@ def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
     def plan(number: int, look_up: Change = reference.look_up) -> StepWork:
         return step_work(task, number, max_tokens=context.max_tokens, world=world, look_up=look_up)
 
-    ahead = partial(
-        steps_ahead,
-        task,
-        max_tokens=context.max_tokens,
-        world=world,
-        look_up=reference.look_up,
-        num_workers=context.config.train.dataloader_num_workers,
-    )
+    ahead = _loader(task, reference, context)
     numbers = [step % task.sampler.num_steps for step in range(total)]
     with ahead(numbers) as work:
         bench.run((next(work) for _ in range(warm)), reference)
@@ -166,6 +159,18 @@ def _profile(job: TrainJob, context: WorkerContext) -> dict[str, Any]:
             zero_stage=engine.zero_stage,
         )
     return dict(collectives.share_from_main(report))
+
+
+def _loader(task: Task, reference: ReferenceLogps, context: WorkerContext) -> Callable[[Sequence[int]], Any]:
+    """steps_ahead as training has it."""
+    return partial(
+        steps_ahead,
+        task,
+        max_tokens=context.max_tokens,
+        world=context.world,
+        look_up=reference.look_up,
+        num_workers=context.config.train.dataloader_num_workers,
+    )
 
 
 def _progress(context: WorkerContext, total: int) -> Callable[[], None]:

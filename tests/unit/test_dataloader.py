@@ -109,5 +109,5 @@ def test_processes_end_with_the_block_and_a_killed_one_is_told(task: Task) -> No
     def die(batch: Any) -> Any:
         psutil.Process().kill()
 
-    with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly|killed by signal"):
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly|killed by signal"):
         made(task, 1, look_up=die)
