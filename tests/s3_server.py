@@ -86,9 +86,9 @@ class S3Server:
         return {entry.path.removeprefix(f"{place}/") for entry in found if entry.is_file}
 
     def clients(self, prefix: str) -> set[str]:
-        """The addresses that have read or written objects under `prefix` so far."""
+        """The addresses that have read or written objects whose names begin with `prefix` so far."""
         lines = Path(self._log.name).read_text(encoding="utf-8").splitlines()
-        return {line.split()[0] for line in lines if f" /{BUCKET}/{prefix}/" in line}
+        return {line.split()[0] for line in lines if f" /{BUCKET}/{prefix}" in line}
 
     def num_fetches(self, name: str) -> int:
         """How often an object's bytes have been requested so far."""

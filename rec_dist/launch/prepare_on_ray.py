@@ -60,18 +60,23 @@ def _run(hang_seconds: float, function: Callable[[Any], Any], jobs: Sequence[Any
     import ray.data
 
     def on_worker(row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": _Whole(result_of(function, row["job"].value))}
+        return {"number": row["number"], "result": _Whole(result_of(function, row["job"].value))}
 
-    rows = ray.data.from_items([{"job": _Whole(job)} for job in jobs], override_num_blocks=len(jobs))
+    numbered = [{"number": number, "job": _Whole(job)} for number, job in enumerate(jobs)]
+    rows = ray.data.from_items(numbered, override_num_blocks=len(jobs))
+    expected = 0
     results = iter(rows.map(on_worker, num_cpus=1).iter_rows())
     try:
         for row in each_within(hang_seconds, results):
             result = row["result"].value
             if isinstance(result, SHOWN):
                 raise result
+            assert row["number"] == expected, f"job {row['number']} came in the place of job {expected}"
+            expected += 1
             yield result
     except TimeoutError as fault:
         raise WorkerFailedError(f"hang: a job of prepare on Ray: {fault}; run the same command again") from fault
     finally:
         with suppress(ValueError):  # a call that hangs is still inside
             results.close()  # ends the jobs that are left, before the caller removes their files
+    assert expected == len(jobs), f"{len(jobs) - expected} jobs are missing"

@@ -62,7 +62,7 @@ class Network:
 
     def open(self) -> None:
         """Creates the namespaces, the bridge and the links. Removes those of a test run that was killed."""
-        names = re.findall(r"\brd(\d+)([hb]\d*)\b", ip("netns", "list").stdout + ip("-brief", "link").stdout)
+        names = re.findall(r"\brd(\d+)([hbc]\d*)\b", ip("netns", "list").stdout + ip("-brief", "link").stdout)
         for owner, name in names:
             if not psutil.pid_exists(int(owner)):
                 ip(*(("netns", "del") if name.startswith("h") else ("link", "del")), f"rd{owner}{name}", check=False)
@@ -126,6 +126,8 @@ class Network:
 
     def close(self) -> None:
         """Removes what open() created; processes in it must have ended."""
-        for host in self._hosts:
+        for number, host in enumerate(self._hosts):
+            # The kernel keeps a namespace, with its end of the link, for as long as connections of dead processes close.
+            ip("link", "del", f"{self._tag}c{number}", check=False)
             ip("netns", "del", host, check=False)
         ip("link", "del", f"{self._tag}b", check=False)

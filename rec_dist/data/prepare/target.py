@@ -25,7 +25,10 @@ from rec_dist.storage.temporary import temporary_folder
 
 logger = logging.getLogger(__name__)
 
-_OWN = re.compile(rf"{re.escape(ITEMS_NAME)}|(index-)?({'|'.join(SPLITS)})(-\d{{5}}-of-\d{{5}})?\.arrow")
+# Files of an upload that was cut off; .tmp is what Location.write leaves on HDFS.
+_OWN = re.compile(
+    rf"({re.escape(ITEMS_NAME)}|(index-)?({'|'.join(SPLITS)})(-\d{{5}}-of-\d{{5}})?\.arrow)(\.tmp)?|{re.escape(MANIFEST_NAME)}\.tmp"
+)
 
 
 def check_target(location: Location) -> None:

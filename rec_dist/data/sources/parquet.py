@@ -169,7 +169,8 @@ class _Watched:
     """An open file of a store that remembers a fault of the store, which Parquet's reader reports like damage of the file."""
 
     def __init__(self, stored: Any) -> None:
-        self.closed, self.fault = False, None
+        self.closed = False
+        self.fault: OSError | None = None
         self.seek, self.tell, self.close = stored.seek, stored.tell, stored.close
         self._read = stored.read
 

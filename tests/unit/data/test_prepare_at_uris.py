@@ -104,6 +104,23 @@ def test_everything_at_uris_is_everything_in_folders(server: S3Server, tmp_path:
     assert prepare(there, ray_jobs=lambda: pytest.fail("it is there already")) == manifest
 
 
+def test_what_an_upload_that_was_cut_off_has_left_is_replaced(server: S3Server, tmp_path: Path) -> None:
+    write_sources(tmp_path)
+    for name in (
+        "items.arrow",
+        "train-00007-of-00009.arrow",
+        "index-test.arrow",
+        "test-00000-of-00002.arrow.tmp",
+        "manifest.json.tmp",
+    ):
+        server.write(f"{tmp_path.name}/{name}", b"a part")
+    uri = server.uri(tmp_path.name)
+    config = DataConfig(source=str(tmp_path / "csv"), path=uri, cache_dir=str(tmp_path / "cache"), split="leave_one_out")
+    manifest = prepare(config)
+    assert verify(uri) == []
+    assert server.names(tmp_path.name) == {entry.name for entry in manifest.files} | {"manifest.json"}
+
+
 def test_a_bad_row_is_named_by_its_uri(server: S3Server, tmp_path: Path) -> None:
     server.write(f"{tmp_path.name}/log.csv", b"user,item,timestamp\na,x,1\nb,y,soon\n")
     config = DataConfig(
