@@ -1,4 +1,4 @@
-"""An S3 server on this machine's loopback for tests: moto's, in a process of its own, which a test may kill."""
+"""An S3 server for tests: moto's, in a process of its own, which a test may kill. It listens at the loopback, or at one address."""
 
 import http.client
 import socket
@@ -20,16 +20,17 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AW
 class S3Server:
     """Starts at once, with an empty bucket. The environment must hold CREDENTIALS."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
             self.port = probe.getsockname()[1]
+        self.host = host
         self._log = tempfile.NamedTemporaryFile(prefix="s3-server-")  # noqa: SIM115 - open as long as the server
-        words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        words = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(self.port)]
         self._process = subprocess.Popen(words, stdout=self._log, stderr=self._log)
         self._wait()
         self.files = fs.S3FileSystem(
-            endpoint_override=f"127.0.0.1:{self.port}", scheme="http", region="us-east-1", allow_bucket_creation=True
+            endpoint_override=f"{host}:{self.port}", scheme="http", region="us-east-1", allow_bucket_creation=True
         )
         self.files.create_dir(BUCKET)
 
@@ -37,7 +38,7 @@ class S3Server:
         end = time.monotonic() + 60
         while time.monotonic() < end:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                socket.create_connection((self.host, self.port), 1).close()
                 return
             except OSError:
                 assert self._process.poll() is None, "the server ended at its start"
@@ -46,7 +47,7 @@ class S3Server:
 
     def uri(self, prefix: str) -> str:
         """The data.path of the objects under `prefix`."""
-        return f"s3://{BUCKET}/{prefix}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
+        return f"s3://{BUCKET}/{prefix}?endpoint_override={self.host}:{self.port}&scheme=http&region=us-east-1"
 
     def put(self, folder: Path, prefix: str) -> str:
         """Uploads the files of `folder` and returns their URI."""
@@ -61,7 +62,7 @@ class S3Server:
 
     def write_key(self, key: str, content: bytes) -> None:
         """Writes an object whose key is not a valid path: pyarrow rejects such keys."""
-        link = http.client.HTTPConnection("127.0.0.1", self.port)
+        link = http.client.HTTPConnection(self.host, self.port)
         link.putrequest("PUT", f"/{BUCKET}/{key}")
         link.putheader("Authorization", "AWS test:x")
         link.putheader("Content-Length", str(len(content)))
@@ -78,6 +79,17 @@ class S3Server:
         """Removes one object."""
         self.files.delete_file(f"{BUCKET}/{name}")
 
+    def names(self, prefix: str) -> set[str]:
+        """The names, below `prefix`, of all objects there."""
+        place = f"{BUCKET}/{prefix}"
+        found = self.files.get_file_info(fs.FileSelector(place, recursive=True, allow_not_found=True))
+        return {entry.path.removeprefix(f"{place}/") for entry in found if entry.is_file}
+
+    def clients(self, prefix: str) -> set[str]:
+        """The addresses that have read or written objects whose names begin with `prefix` so far."""
+        lines = Path(self._log.name).read_text(encoding="utf-8").splitlines()
+        return {line.split()[0] for line in lines if f" /{BUCKET}/{prefix}" in line}
+
     def num_fetches(self, name: str) -> int:
         """How often an object's bytes have been requested so far."""
         return Path(self._log.name).read_text(encoding="utf-8").count(f"GET /{BUCKET}/{name} ")
@@ -90,11 +102,13 @@ class S3Server:
 
 
 @contextmanager
-def running() -> Iterator[S3Server]:
+def running(host: str = "127.0.0.1") -> Iterator[S3Server]:
     """A server inside the block, with CREDENTIALS in this process's environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
-        server = S3Server()
-        yield server
-        server.kill()
+        server = S3Server(host)
+        try:
+            yield server
+        finally:
+            server.kill()

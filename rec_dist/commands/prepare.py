@@ -1,7 +1,5 @@
 """`rec-dist prepare`: raw files or tables -> the prepared data set, here or in an object store, on Ray where it is large."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from rec_dist.config.schema import RunConfig
@@ -11,7 +9,7 @@ from rec_dist.data.prepare.prepare import prepare as prepare_data
 from rec_dist.data.sources import write_tables
 from rec_dist.errors import UserError
 from rec_dist.launch.prepare_on_ray import ray_jobs
-from rec_dist.storage.files import make_folder
+from rec_dist.storage.temporary import temporary_folder
 
 
 def prepare(config: RunConfig, *, interactions: Any = None, items: Any = None) -> Manifest:
@@ -29,8 +27,6 @@ def prepare(config: RunConfig, *, interactions: Any = None, items: Any = None) -
         raise UserError(f"data.format ({data.format}) says how to read files, and interactions is a table; remove data.format")
     if data.prepare_on == "ray":
         raise UserError("data.prepare_on=ray reads files, and interactions is a table; set data.prepare_on=auto, memory or disk")
-    staging = cache_folder(data.cache_dir)
-    make_folder(staging, "owner")
-    with tempfile.TemporaryDirectory(prefix="tables-", dir=staging) as folder:
-        tables = write_tables(interactions, items, data.columns, Path(folder))
+    with temporary_folder(cache_folder(data.cache_dir), "tables-") as folder:
+        tables = write_tables(interactions, items, data.columns, folder)
         return prepare_data(data.model_copy(update={"source": "tables", "columns": {}}), tables=tables)

@@ -8,10 +8,10 @@ import logging
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.errors import NotFiniteError, UnreachableError, UserError
+from rec_dist.errors import DiskError, NotFiniteError, UnreachableError, UserError
 from rec_dist.launch.ray_cluster import connect
 
-SHOWN = (UserError, UnreachableError, NotFiniteError)
+SHOWN = (UserError, UnreachableError, NotFiniteError, DiskError)
 
 
 def fault_columns(fault: BaseException | None) -> dict[str, str]:

@@ -1,14 +1,27 @@
 """Several machines in one, for tests: network namespaces, each with an address of its own, joined by a bridge.
 
-Needs root, `ip` (iproute2) and `nsenter` (util-linux).
+A process started with own_disk=True is also alone with its processes and its files: it has an empty /tmp, /var/tmp and /dev/shm, and
+sees others only over the network. Of this machine's disk it shares the installed programs. When it ends, or whoever started it, all
+its processes end.
+
+Needs root, `ip` (iproute2), and `nsenter`, `setpriv` and `unshare` (util-linux).
 """
 
 import os
+import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
+
+WORK = "/tmp/work"  # the working folder of a process with a disk of its own
+HOME = "/tmp/home"
+_ALONE = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc")
+_EMPTY = f'for place in /tmp /var/tmp /dev/shm; do mount -t tmpfs own "$place"; done; mkdir {HOME} {WORK}; cd {WORK}; exec "$@"'
 
 
 def ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -18,7 +31,7 @@ def ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 def available() -> bool:
     """Whether this process may make namespaces and links."""
-    if os.geteuid() != 0 or None in map(shutil.which, ("ip", "nsenter")):
+    if os.geteuid() != 0 or None in map(shutil.which, ("ip", "nsenter", "setpriv", "unshare")):
         return False
     probe = f"rdp{os.getpid()}"
     made = ip("netns", "add", probe, check=False).returncode == 0 and ip("link", "add", probe, "type", "bridge", check=False)
@@ -48,7 +61,11 @@ class Network:
         return f"{self._subnet}.254"
 
     def open(self) -> None:
-        """Creates the namespaces, the bridge and the links."""
+        """Creates the namespaces, the bridge and the links. Removes those of a test run that was killed."""
+        names = re.findall(r"\brd(\d+)([hbc]\d*)\b", ip("netns", "list").stdout + ip("-brief", "link").stdout)
+        for owner, name in names:
+            if not psutil.pid_exists(int(owner)):
+                ip(*(("netns", "del") if name.startswith("h") else ("link", "del")), f"rd{owner}{name}", check=False)
         bridge = f"{self._tag}b"
         ip("link", "add", bridge, "type", "bridge")
         ip("address", "add", f"{self.gateway}/24", "dev", bridge)
@@ -63,14 +80,32 @@ class Network:
             ip("-n", host, "link", "set", "lo", "up")
             ip("-n", host, "route", "add", "default", "via", self.gateway)
 
-    def start(self, host: int, *command: str, environment: dict[str, str], output: Path) -> subprocess.Popen[bytes]:
+    def start(
+        self, host: int, *command: str, environment: dict[str, str], output: Path, own_disk: bool = False
+    ) -> subprocess.Popen[bytes]:
         """Starts a command in a host and returns its process."""
+        words = [*self._inside(host), "setpriv", "--pdeathsig=KILL"] if own_disk else self._inside(host)
+        words += [*_ALONE, "sh", "-ec", _EMPTY, "sh"] if own_disk else []
         with output.open("ab") as log:
-            return subprocess.Popen([*self._inside(host), *command], env=environment, stdout=log, stderr=log)
+            return subprocess.Popen([*words, *command], env=environment, stdout=log, stderr=log)
 
-    def run(self, host: int, *command: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        """Runs a command in a host to its end."""
-        return subprocess.run([*self._inside(host), *command], env=environment, capture_output=True, text=True, check=False)
+    def run(
+        self,
+        host: int,
+        *command: str,
+        environment: dict[str, str],
+        beside: subprocess.Popen[bytes] | None = None,
+        sent: bytes = b"",
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Runs a command in a host to its end. beside: on the disk of what start() started there with own_disk. sent: its input."""
+        inside = self._inside(host)
+        if beside is not None:
+            while not (children := psutil.Process(beside.pid).children()):
+                assert beside.poll() is None, "it has ended"
+                time.sleep(0.01)
+            (first,) = children
+            inside = ["nsenter", f"--target={first.pid}", "--net", "--mount", "--pid", "sh", "-ec", f'cd {WORK}; exec "$@"', "sh"]
+        return subprocess.run([*inside, *command], env=environment, input=sent, capture_output=True, check=False, timeout=900)
 
     def processes(self, host: int) -> list[int]:
         """All processes of a host."""
@@ -91,6 +126,8 @@ class Network:
 
     def close(self) -> None:
         """Removes what open() created; processes in it must have ended."""
-        for host in self._hosts:
+        for number, host in enumerate(self._hosts):
+            # The kernel keeps a namespace, with its end of the link, for as long as connections of dead processes close.
+            ip("link", "del", f"{self._tag}c{number}", check=False)
             ip("netns", "del", host, check=False)
         ip("link", "del", f"{self._tag}b", check=False)

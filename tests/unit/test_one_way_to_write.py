@@ -19,7 +19,7 @@ ALLOWED = {
     "rec_dist/storage/location.py": ["move"],  # of HDFS, which has its own promises
     "rec_dist/runtime/run_directory.py": ["replace"],  # progress.json: where the run stands now
     "rec_dist/runtime/heartbeat.py": ["replace", "replace", "replace"],  # signs of life of processes that a power cut ends
-    "rec_dist/data/prepare/blockwise/scratch.py": ["replace", "replace"],  # work in progress, which a cut discards
+    "rec_dist/data/prepare/blockwise/scratch.py": ["replace"],  # work in progress, which a cut discards
 }
 _NAMES = {"rename", "renames", "replace", "move", "fsync", "fdatasync", "link_to", "symlink_to"}
 

@@ -7,7 +7,7 @@ Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 class Jobs(NamedTuple):
-    """run: (function, jobs) -> results in the order of the jobs. num_machines: on how many machines they run."""
+    """run: (function, jobs) -> results in the order of the jobs. one_machine: whether all of them run on this machine."""
 
     run: Map
-    num_machines: int
+    one_machine: bool

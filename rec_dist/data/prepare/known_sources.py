@@ -1,7 +1,6 @@
 """Resolves `data.source`: a known data set, which is downloaded to the cache, your own path, or a URI; then finds its files."""
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,8 +12,8 @@ from rec_dist.data.sources import FileSet, SourceStore, find_files
 from rec_dist.data.sources.benchmarks import BENCHMARKS, find_benchmark
 from rec_dist.errors import UserError
 from rec_dist.runtime.packages import cache_dir, fetch_member
-from rec_dist.storage.files import make_folder
 from rec_dist.storage.location import Location, NoSuchFileError
+from rec_dist.storage.temporary import temporary_folder
 from rec_dist.storage.uri import expanded, is_below, is_remote
 
 logger = logging.getLogger(__name__)
@@ -104,19 +103,15 @@ def found_source(config: DataConfig) -> Iterator[FileSet]:
     if config.source is None or not is_remote(config.source):
         yield _find(config, resolve_source(config.source))
         return
-    cache = cache_folder(config.cache_dir)
-    make_folder(cache, "owner")
-    with tempfile.TemporaryDirectory(prefix="source-", dir=cache) as name:
-        source, store = _listed(config.source, Path(name), deep=config.format in BENCHMARKS)
+    with temporary_folder(cache_folder(config.cache_dir), "source-") as folder:
+        source, store = _listed(config.source, folder, deep=config.format in BENCHMARKS)
         try:
             found = _find(config, source)
             location = Location(store.uri, key="data.source")
+            before = tuple(location.stored(store.name(path)) for path in found.files)
             for path in found.files:
-                before = location.stored(store.name(path))
                 location.copy(store.name(path), path)
-                if location.stored(store.name(path)) != before:
-                    raise UserError(f"{path} changed while it was read; run the same command again when nobody writes to it.")
-            yield replace(found, store=store)
+            yield replace(found, store=replace(store, before=before))
         except UserError as fault:
             raise UserError(store.renamed(str(fault))) from fault.__cause__
         except NoSuchFileError as fault:

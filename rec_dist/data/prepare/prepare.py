@@ -72,7 +72,8 @@ def prepare(
 def _prepare(
     config: DataConfig, found: FileSet, location: Location, ray_jobs: Callable[[], Jobs] | None, sizes: Sizes
 ) -> Manifest:
-    before = _states(found)
+    before: list[object] = _states(found) if found.store is None else list(found.store.before)
+    _check_unchanged(found, before)  # not only at the end: copying from a store may take an hour, and the rest more
     sources = [describe(path, 0) for path in found.files]
     settings = _settings(config, found)
     shaping = {
@@ -93,16 +94,20 @@ def _prepare(
         elif place == "memory":
             body = _about(prepare_in_memory(open_source(found, config.columns, clean_text=config.clean_text), config, made))
         else:
-            jobs = ray_jobs() if place == "ray" and ray_jobs is not None else Jobs(map, 1)
+            jobs = ray_jobs() if place == "ray" and ray_jobs is not None else Jobs(map, one_machine=True)
             body = _about(_blockwise(found, config, made, location, jobs, sizes))
-        for path, state, now in zip(found.files, before, _states(found), strict=True):
-            if now != state:
-                raise UserError(f"{path} changed while it was read; run the same command again when nobody writes to it.")
+        _check_unchanged(found, before)
         if found.store is not None:
             body["notes"] = [found.store.renamed(note) for note in body["notes"]]
         manifest = Manifest(**head, **body)
         manifest.save(made)
         return publish(location, made, manifest, config.num_shards)
+
+
+def _check_unchanged(found: FileSet, before: list[object]) -> None:
+    for path, state, now in zip(found.files, before, _states(found), strict=True):
+        if now != state:
+            raise UserError(f"{path} changed while it was read; run the same command again when nobody writes to it.")
 
 
 def _states(found: FileSet) -> list[object]:
@@ -139,9 +144,9 @@ def _preferences(found: FileSet, config: DataConfig, folder: Path) -> dict[str, 
 
 
 def _blockwise(found: FileSet, config: DataConfig, made: Path, location: Location, jobs: Jobs, sizes: Sizes) -> Prepared:
-    """Prepares through files: in a folder beside `made`, or below the URI of data.path if the jobs run on several machines."""
+    """Prepares through files: in a folder beside `made`, or below the URI of data.path if jobs may run on other machines."""
     opened = open_source(found, config.columns, clean_text=config.clean_text)
-    if location.is_remote and jobs.num_machines > 1:
+    if location.is_remote and not jobs.one_machine:
         drop_left_over(config.path)
         work = Work(config.path, uuid.uuid4().hex)
         try:

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +21,14 @@ from rec_dist.errors import UserError
 from rec_dist.storage.files import beside, lock, make_folder, put_in_place
 from rec_dist.storage.location import Location
 from rec_dist.storage.outputs import check_output
+from rec_dist.storage.temporary import temporary_folder
 
 logger = logging.getLogger(__name__)
 
-_OWN = re.compile(rf"{re.escape(ITEMS_NAME)}|(index-)?({'|'.join(SPLITS)})(-\d{{5}}-of-\d{{5}})?\.arrow")
+# Files of an upload that was cut off; .tmp is what Location.write leaves on HDFS.
+_OWN = re.compile(
+    rf"({re.escape(ITEMS_NAME)}|(index-)?({'|'.join(SPLITS)})(-\d{{5}}-of-\d{{5}})?\.arrow)(\.tmp)?|{re.escape(MANIFEST_NAME)}\.tmp"
+)
 
 
 def check_target(location: Location) -> None:
@@ -74,10 +77,8 @@ def existing(location: Location, mark: str, num_shards: int) -> Manifest | None:
 def staged(location: Location, config: DataConfig) -> Iterator[Path]:
     """An empty folder to make the data set in. It and a folder of the same name with the suffix .work are removed at the end."""
     if location.is_remote:
-        cache = cache_folder(config.cache_dir)
-        make_folder(cache, "owner")
-        with tempfile.TemporaryDirectory(prefix="prepare-", dir=cache) as folder:
-            made = Path(folder) / "prepared"
+        with temporary_folder(cache_folder(config.cache_dir), "prepare-") as folder:
+            made = folder / "prepared"
             made.mkdir()
             yield made
         return

@@ -60,6 +60,11 @@ def read_buffer(path: Path, begin: int = 0, end: int | None = None) -> pa.Buffer
 def read_block(block: Block) -> pa.Buffer:
     """The bytes of a block. Raises UserError if this machine does not have the file, UnreachableError if its store fails."""
     if not is_stored_only(block):
+        if block.end is not None and block.data.stat().st_size < block.end:
+            raise UserError(
+                f"{block.path} is shorter on the machine {socket.gethostname()} than where the command runs, or changed while it was "
+                "read; give all machines the same file, or a URI (s3://bucket/prefix)."
+            )
         return read_buffer(block.data, block.begin, block.end)
 
     def read(file: Any) -> pa.Buffer:

@@ -16,6 +16,7 @@ from rec_dist.data.sources.preferences import SUFFIXES, find_preferences
 from rec_dist.data.sources.recbole import open_recbole
 from rec_dist.data.sources.source import Source, read_all
 from rec_dist.errors import UserError
+from rec_dist.storage.location import Stored
 from rec_dist.storage.uri import shown
 
 _TEXT_TABLES = (".csv", ".tsv")
@@ -25,10 +26,14 @@ _OTHERS = (".inter", ".item", ".json", ".jsonl", _PARQUET)
 
 @dataclass(frozen=True)
 class SourceStore:
-    """The store of a source. uri: its folder. copied_to: the folder of the copies, which the messages of readers name."""
+    """The store of a source. uri: its folder. copied_to: the folder of the copies, which the messages of readers name.
+
+    before: what the store said of each file before it was copied.
+    """
 
     uri: str
     copied_to: Path
+    before: tuple[Stored | None, ...] = ()
 
     def name(self, path: Path) -> str:
         """The name of the file, below `uri`, that was copied to `path`."""

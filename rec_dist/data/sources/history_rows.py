@@ -51,7 +51,7 @@ BEAR = Layout("item_ids", None)
 class HistoryRow:
     """One row, in the names of its source: the history, oldest first, with at least one item, and its target.
 
-    line: its line in the file, from 1, or its row where a cell holds line ends, and in Parquet.
+    line: the line of the file in which it begins, from 1; in Parquet and a JSON array, its number.
     """
 
     line: int

@@ -15,6 +15,7 @@ import pyarrow.json
 from rec_dist.data.sources.interactions import BadRows, UnusableRowError
 from rec_dist.data.sources.table import Table
 from rec_dist.data.sources.text import HALF_CHARACTER
+from rec_dist.runtime.arrays import I64
 
 
 def read_json(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows, of: str) -> Table:
@@ -22,8 +23,9 @@ def read_json(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows, of: 
 
     of: what a line should be, for messages. The columns of numbers are text if a line is invalid, to keep each as it is written.
     """
-    num_lines = _count_lines(data)
-    if data.size:
+    begins, ends = _lines(data)
+    num_lines = len(ends)
+    if num_lines:
         try:
             table = pyarrow.json.read_json(
                 pa.BufferReader(data),
@@ -31,16 +33,32 @@ def read_json(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows, of: 
                 parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
             )
             table.validate(full=True)  # the parser accepts bytes that are not UTF-8
-            if table.num_rows == num_lines:
+            if table.num_rows == num_lines and _hold_objects(data, begins, ends):
                 return Table(path, schema.names, table.columns, np.arange(1, num_lines + 1, dtype=np.int64), num_lines)
         except pa.ArrowInvalid:
             pass  # a line is invalid or blank: the slow way finds it
     return _line_by_line(data, path, schema, bad, num_lines, of)
 
 
-def _count_lines(data: pa.Buffer) -> int:
-    text: bytes = data.to_pybytes()
-    return text.count(b"\n") + int(bool(text) and not text.endswith(b"\n"))
+def _lines(data: pa.Buffer) -> tuple[I64, I64]:
+    """The places at which each line begins, and those of its line feed; that of a last line without one is the end."""
+    ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n"))
+    begins = np.append(0, ends + 1)
+    return (begins[:-1], ends) if begins[-1] == data.size else (begins, np.append(ends, data.size))
+
+
+def _hold_objects(data: pa.Buffer, begins: I64, ends: I64) -> bool:
+    """Whether every line begins and ends as an object does. Then as many objects as lines are one a line.
+
+    Arrow's parser also takes two objects in a line, and one in two lines, which would move all rows behind them to other lines.
+    """
+    text = np.frombuffer(data, dtype=np.uint8)
+    is_object = (text[begins] == ord("{")) & (text[ends - 1] == ord("}"))
+    odd = (
+        data.slice(int(begin), int(end - begin)).to_pybytes().strip()
+        for begin, end in zip(begins[~is_object], ends[~is_object], strict=True)
+    )
+    return all(line[:1] == b"{" and line[-1:] == b"}" for line in odd)
 
 
 def _line_by_line(data: pa.Buffer, path: Path, schema: pa.Schema, bad: BadRows, num_lines: int, of: str) -> Table:

@@ -40,7 +40,7 @@ class ParquetRows:
             return _read(block.path, lambda: file.read_row_groups(range(block.begin, end), columns=list(role_of)))
 
         if is_stored_only(block):
-            read = in_store(block, lambda stored: row_groups(_open(stored, block.path)))
+            read = in_store(block, lambda stored: _from_store(stored, lambda file: row_groups(_open(file, block.path))))
         else:
             with _open(block.data) as file:
                 read = row_groups(file)
@@ -163,6 +163,34 @@ def _read(path: Path, read: Callable[[], Any], what: str = "its columns") -> Any
     except (OSError, pa.ArrowException) as fault:
         shown = one_line(fault)
         raise UserError(f"{path} cannot be read ({what}: {shown}); write the file again, with text in UTF-8.") from None
+
+
+class _Watched:
+    """An open file of a store that remembers a fault of the store, which Parquet's reader reports like damage of the file."""
+
+    def __init__(self, stored: Any) -> None:
+        self.closed = False
+        self.fault: OSError | None = None
+        self.seek, self.tell, self.close = stored.seek, stored.tell, stored.close
+        self._read = stored.read
+
+    def read(self, size: int | None = None) -> Any:
+        try:
+            return self._read(size)
+        except OSError as fault:
+            self.fault = fault
+            raise
+
+
+def _from_store(stored: Any, read: Callable[[Any], pa.Table]) -> pa.Table:
+    """What `read` returns for an open file. Raises UserError if the file is damaged, and OSError if its store fails."""
+    watched = _Watched(stored)
+    try:
+        return read(pa.PythonFile(watched, mode="r"))
+    except UserError:
+        if watched.fault is not None:
+            raise watched.fault from None
+        raise
 
 
 def _open(file: Any, path: Path | None = None) -> pq.ParquetFile:

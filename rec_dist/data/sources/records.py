@@ -50,6 +50,7 @@ def read_text_records(path: Path, check_names: Names = lambda _: None) -> Iterat
 
 
 def _delimited(path: Path, delimiter: str, check_names: Names) -> Iterator[Record]:
+    before = 0  # lines before the row
     with opened(path) as file:
         reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
         try:
@@ -65,13 +66,22 @@ def _delimited(path: Path, delimiter: str, check_names: Names) -> Iterator[Recor
                     yield Record(line, {}, columns_fault(len(cells), len(names)), delimiter.join(cells))
         except csv.Error as fault:
             raise UserError(
-                f"{path}:{reader.line_num} cannot be read as csv ({fault}); put each cell with a quote in it in quotes, with that "
-                "quote doubled, or write the rows as JSON lines."
+                f"{path}:{before + 1}: this row cannot be read as csv ({fault}); put each cell with a quote in it in quotes, with "
+                "that quote doubled, or write the rows as JSON lines."
             ) from None
-        except UnicodeDecodeError as fault:
-            raise UserError(
-                f"{path}: behind line {reader.line_num} there is no UTF-8 text ({fault}); save the file as UTF-8."
-            ) from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}:{_first_not_utf8(path)}: this line is not UTF-8 text; save the file as UTF-8.") from None
+
+
+def _first_not_utf8(path: Path) -> int:
+    """The first line that is not UTF-8 text. The decoder reads ahead of the rows, so it does not know."""
+    with opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError("there is such a line")
 
 
 def _objects(records: Iterator[tuple[int, Any, str | None, str]], check_names: Names) -> Iterator[Record]:

@@ -1,4 +1,4 @@
-"""The columns of one block of a file. Each row keeps its physical line, so that messages can name file:line.
+"""The columns of one block of a file. Each row keeps the line of the file in which it begins, so that messages can name file:line.
 
 Delimited text becomes string columns; Parquet and JSON have their own types. pyarrow reads millions of rows in seconds, without
 a Python object per cell. It uses one thread, because only then are the line numbers of malformed rows known.
@@ -23,6 +23,7 @@ from rec_dist.errors import UserError, one_line
 from rec_dist.runtime.arrays import I64
 
 CATEGORY_SEPARATOR = "|"
+_LONGEST_ROW = 1 << 25  # bytes; pyarrow's own limit is 1 MiB, and quotes.py takes cells of up to 16 MiB
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,17 @@ def parse_table(
     """Reads a block of delimited text. Adds rows with another number of columns than `names` to `bad`.
 
     delimiter can be "::". quoting: what quotes mean (quotes.py). escaped: a backslash in a cell makes the next character literal. The
-    first row counts as line lines_before + 1. Raises UserError for bytes that are not in the encoding, or text that cannot be cut
+    first row begins in line lines_before + 1. Raises UserError for bytes that are not in the encoding, or text that cannot be cut
     into rows at all.
     """
     data, path = read_block(block), block.path
     if len(delimiter) > 1:
         # MovieLens 1M separates by "::", but the parser takes one byte only. No title there holds the unit separator 0x1F.
         data, delimiter = pa.py_buffer(data.to_pybytes().replace(delimiter.encode(), b"\x1f")), "\x1f"
-    malformed: list[int] = []
+    malformed: list[pyarrow.csv.InvalidRow] = []
 
     def keep_going(row: pyarrow.csv.InvalidRow) -> str:
-        malformed.append(row.number)
-        reason = columns_fault(row.actual_columns, row.expected_columns)
-        bad.add(reason, path, np.array([lines_before + row.number]), row.text)
+        malformed.append(row)
         return "skip"
 
     try:
@@ -133,11 +132,28 @@ def parse_table(
         columns = _parse(data, list(names), delimiter, quoting != "none", escaped, encoding, keep_going)
     except (pa.ArrowInvalid, UnicodeDecodeError) as fault:
         raise UserError(_unreadable(block, encoding, fault)) from None
-    num_lines = len(columns[0]) + len(malformed)
-    lines = lines_before + np.setdiff1d(np.arange(1, num_lines + 1, dtype=np.int64), np.array(malformed, dtype=np.int64))
-    table = Table(path, list(names), columns, lines, num_lines)
+    numbers = np.array([row.number for row in malformed], dtype=np.int64) - 1
+    is_whole: Bool = np.ones(len(columns[0]) + len(malformed), dtype=bool)
+    is_whole[numbers] = False
+    lines, num_lines = _lines_of(columns, is_whole, [row.text for row in malformed])
+    for row, line in zip(malformed, lines[numbers].tolist(), strict=True):
+        bad.add(columns_fault(row.actual_columns, row.expected_columns), path, np.array([lines_before + line]), row.text)
+    columns = [pc.utf8_trim_whitespace(column) for column in columns]
+    table = Table(path, list(names), columns, lines_before + lines[is_whole], num_lines)
     filled = _filled(columns)
     return table if filled.all() else table.where(pa.array(filled))
+
+
+def _lines_of(columns: list[pa.ChunkedArray], is_whole: Bool, others: list[str]) -> tuple[I64, int]:
+    """(the line, from 1, in which each row (R,) of a block begins, the lines of the block): quoted cells may hold line ends.
+
+    is_whole (R,): which rows are those of `columns`; others: the texts of the rest.
+    """
+    inside: I64 = np.zeros(len(is_whole), dtype=np.int64)
+    inside[is_whole] = sum(pc.count_substring(column, "\n").to_numpy() for column in columns)
+    inside[~is_whole] = [text.count("\n") for text in others]
+    before = np.cumsum(inside) - inside
+    return before + np.arange(1, len(inside) + 1), len(inside) + int(inside.sum())
 
 
 def _by_lines(
@@ -188,7 +204,9 @@ def _parse(
         return [pa.chunked_array([], pa.string()) for _ in names]
     table = pyarrow.csv.read_csv(
         pa.BufferReader(data),
-        read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=names, encoding=encoding),
+        read_options=pyarrow.csv.ReadOptions(
+            use_threads=False, column_names=names, encoding=encoding, block_size=min(data.size, _LONGEST_ROW)
+        ),
         parse_options=pyarrow.csv.ParseOptions(
             delimiter=delimiter,
             quote_char='"' if quoted else False,
@@ -199,7 +217,8 @@ def _parse(
         ),
         convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names}),
     )
-    return [pc.utf8_trim_whitespace(column) for column in table.columns]
+    columns: list[pa.ChunkedArray] = table.columns
+    return columns
 
 
 def _unreadable(block: Block, encoding: str, fault: Exception) -> str:

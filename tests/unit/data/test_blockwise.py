@@ -16,9 +16,10 @@ from rec_dist.data.dataset.verify import verify
 from rec_dist.data.prepare import prepare as prepare_module
 from rec_dist.data.prepare import shards
 from rec_dist.data.prepare.blockwise.driver import STEP, Sizes
+from rec_dist.data.prepare.blockwise.scratch import Work, read_batch, write_batches
 from rec_dist.data.prepare.blockwise.selection import last_of_few_shot, nth_smallest
 from rec_dist.data.prepare.prepare import choose_place, prepare
-from rec_dist.data.sources.blocks import cut_text, whole
+from rec_dist.data.sources.blocks import cut_text, read_block, whole
 from rec_dist.errors import UserError
 from rec_dist.runtime.messages import messages_to
 
@@ -196,6 +197,29 @@ def test_blocks_of_quoted_text_end_between_rows(tmp_path, cells, size):
         ends.add(place)
     assert "".join(data[block.begin : block.end] for block in blocks) == "".join(rows)
     assert all(block.begin in ends and block.end in ends for block in blocks)
+
+
+def test_a_job_that_runs_twice_at_once_leaves_a_whole_file(tmp_path):
+    """A machine that Ray takes for lost may still run its job, while another machine runs it again."""
+    file = Work(str(tmp_path), "attempt") / "rows-000000.arrow"
+
+    def batches():
+        yield {"row": np.arange(3)}
+        write_batches(file, [{"row": np.arange(3)}, {"row": np.arange(5)}])
+        assert read_batch(file, 1).num_rows == 5, "the file of the other stays whole"
+        yield {"row": np.arange(5)}
+
+    write_batches(file, batches())
+    assert [read_batch(file, index).num_rows for index in (0, 1)] == [3, 5]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows-000000.arrow"]
+
+
+def test_a_file_that_is_shorter_where_a_job_runs_is_named(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item\n" + "a,x\n" * 50)
+    block = cut_text(whole(0, tmp_path / "log.csv", 10), quoted_after=None, size=30)[-1]
+    (tmp_path / "log.csv").write_text("user,item\n" + "a,x\n" * 20)
+    with pytest.raises(UserError, match=r"log\.csv is shorter on the machine .* or changed while it was read; give all machines"):
+        read_block(block)
 
 
 @settings(max_examples=60, deadline=None)

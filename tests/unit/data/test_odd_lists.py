@@ -96,5 +96,5 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
 
 def test_quotes_of_questions_that_are_none_are_told(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text('user_id,history,target\nu,"["a"]",b\n')
-    with pytest.raises(UserError, match=r"q\.csv:2 cannot be read as csv .*; put each cell with a quote in it in quotes"):
+    with pytest.raises(UserError, match=r"q\.csv:2: .* cannot be read as csv .*; put each cell with a quote in it in quotes"):
         questions(tmp_path / "q.csv")

@@ -21,6 +21,7 @@ from rec_dist.data.prepare.blockwise.driver import Sizes
 from rec_dist.data.prepare.jobs import Jobs
 from rec_dist.data.prepare.prepare import prepare
 from rec_dist.errors import UserError
+from rec_dist.storage.location import Location
 
 SMALL = Sizes(block_bytes=2500, partition_rows=200, range_rows=150, num_bins=16)
 ROWS = [(f"u{r % 23}", f"i{r * r % 31}", r // 3, 1 + r % 5) for r in range(400)]
@@ -68,7 +69,7 @@ def elsewhere(cache: Path) -> Jobs:
                 away.rename(cache)
             yield pickle.loads(pickle.dumps(result))
 
-    return Jobs(run, 4)
+    return Jobs(run, one_machine=False)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,23 @@ def test_everything_at_uris_is_everything_in_folders(server: S3Server, tmp_path:
     assert prepare(there, ray_jobs=lambda: pytest.fail("it is there already")) == manifest
 
 
+def test_what_an_upload_that_was_cut_off_has_left_is_replaced(server: S3Server, tmp_path: Path) -> None:
+    write_sources(tmp_path)
+    for name in (
+        "items.arrow",
+        "train-00007-of-00009.arrow",
+        "index-test.arrow",
+        "test-00000-of-00002.arrow.tmp",
+        "manifest.json.tmp",
+    ):
+        server.write(f"{tmp_path.name}/{name}", b"a part")
+    uri = server.uri(tmp_path.name)
+    config = DataConfig(source=str(tmp_path / "csv"), path=uri, cache_dir=str(tmp_path / "cache"), split="leave_one_out")
+    manifest = prepare(config)
+    assert verify(uri) == []
+    assert server.names(tmp_path.name) == {entry.name for entry in manifest.files} | {"manifest.json"}
+
+
 def test_a_bad_row_is_named_by_its_uri(server: S3Server, tmp_path: Path) -> None:
     server.write(f"{tmp_path.name}/log.csv", b"user,item,timestamp\na,x,1\nb,y,soon\n")
     config = DataConfig(
@@ -113,6 +131,25 @@ def test_a_bad_row_is_named_by_its_uri(server: S3Server, tmp_path: Path) -> None
     for place in ("log.tsv", "nothing/log.csv"):
         with pytest.raises(UserError, match=r"data\.source \(s3://.*\) is neither a file nor a folder that holds one"):
             prepare(config.model_copy(update={"source": server.uri(f"{tmp_path.name}/{place}")}))
+
+
+def test_a_part_that_changes_while_the_next_one_is_copied_is_refused(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sources(tmp_path)
+    for path in (tmp_path / "parquet").iterdir():
+        server.write(f"{tmp_path.name}/{path.name}", path.read_bytes())
+    copied = Location.copy
+
+    def change_first(self: Location, file: str, target: Path) -> str:
+        if file == "b.parquet":
+            server.write(f"{tmp_path.name}/a.parquet", (tmp_path / "parquet" / "b.parquet").read_bytes())
+        return copied(self, file, target)
+
+    monkeypatch.setattr(Location, "copy", change_first)
+    config = DataConfig(source=server.uri(tmp_path.name), path=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=rf"s3://{BUCKET}/{tmp_path.name}/a\.parquet changed while it was read"):
+        prepare(config)
 
 
 def test_what_a_killed_attempt_left_at_a_uri_goes_after_a_day(
@@ -140,4 +177,4 @@ def test_a_job_on_a_machine_without_the_folder_says_so(tmp_path: Path) -> None:
         return map(function, jobs)
 
     with pytest.raises(UserError, match=r"runs a job of prepare and has no folder .*out\..*work; set data.path to a URI"):
-        prepare(config, ray_jobs=lambda: Jobs(run, 4), sizes=SMALL)
+        prepare(config, ray_jobs=lambda: Jobs(run, one_machine=False), sizes=SMALL)

@@ -92,7 +92,7 @@ def test_a_row_of_several_lines_is_named_by_its_first(tmp_path: Path) -> None:
 def test_quotes_that_are_none_and_other_encodings_are_errors_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('user_id,history,target\nu,"["a"]",b\n')
     (tmp_path / "b.csv").write_bytes("user_id,history,target\nu,[],é\n".encode("latin-1"))
-    for name, words in (("a", r"a\.csv:2 cannot be read as csv"), ("b", r"b\.csv: .* no UTF-8 text")):
+    for name, words in (("a", r"a\.csv:2: .* cannot be read as csv"), ("b", r"b\.csv:2: .* not UTF-8 text")):
         for read in (
             lambda path: list(PreferenceReader().read(path, BadRows())),
             lambda path: read_history_rows(path, BadRows(), [OWN]),
@@ -100,6 +100,16 @@ def test_quotes_that_are_none_and_other_encodings_are_errors_of_the_file(tmp_pat
         ):
             with pytest.raises(UserError, match=words):
                 read(tmp_path / f"{name}.csv")
+
+
+def test_a_fault_of_the_file_is_named_by_its_own_line(tmp_path: Path) -> None:
+    """A quote that is never closed by the row that it opens, and a byte that is not UTF-8 by its line, though more has been read."""
+    (tmp_path / "a.csv").write_text('user_id,history\nu,"a\nb"\nv,"[2]\n' + "w,[3]\n" * 50)
+    with pytest.raises(UserError, match=r"a\.csv:4: this row cannot be read as csv \(unexpected end of data\)"):
+        list(read_text_records(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_bytes(gzip.compress(b"user_id,history\n" + b"w,[3]\n" * 50 + b"x,\xff\n" + b"w,[3]\n" * 50))
+    with pytest.raises(UserError, match=r"a\.csv:52: this line is not UTF-8 text"):
+        list(read_text_records(tmp_path / "a.csv"))
 
 
 def test_lines_of_a_run_end_at_line_feeds_only(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ that it reads, so machines need no disk in common.
 
 import fnmatch
 import io
+import logging
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from rec_dist.errors import UserError
+from rec_dist.storage.files import beside
 from rec_dist.storage.location import Location, NoSuchFileError
 from rec_dist.storage.uri import is_remote
+
+logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -58,8 +63,11 @@ class Work:
                 location.remove(name)
 
     def remove(self) -> None:
-        """Removes all files that are below a URI, and their folder."""
-        _location(self.place).remove_folder(f"{PREFIX}{self.attempt}")
+        """Removes all files that are below a URI, and their folder. A fault is a warning: another may be why the attempt ends."""
+        try:
+            _location(self.place).remove_folder(f"{PREFIX}{self.attempt}")
+        except UserError as fault:
+            logger.warning(f"{fault}; remove that folder, or a later prepare does so after a day")
 
 
 def drop_left_over(place: str) -> None:
@@ -108,6 +116,17 @@ def _location(place: str) -> Location:
     return Location(place)
 
 
+@contextmanager
+def whole_or_absent(path: Path, work: Work | None = None) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, or in the local folder of `work`, which becomes `path` at the end. It is not synced.
+
+    Each call has a name of its own: a job that was started again on another machine may still run on a machine that counts as lost.
+    """
+    temporary = beside(path if work is None else (work / path.name).path)
+    yield temporary
+    temporary.replace(path)
+
+
 def to_arrow(values: Array | pa.Array) -> pa.Array:
     """Converts a numpy column without a copy; booleans become bytes."""
     if not isinstance(values, np.ndarray):
@@ -125,10 +144,8 @@ def write_batches(file: WorkFile, batches: Iterable[Mapping[str, Any] | pa.Recor
         _write(held, batches)
         file.location.write(held.getvalue(), file.below)
         return
-    temporary = file.path.with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink:
+    with whole_or_absent(file.path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         _write(sink, batches)
-    temporary.replace(file.path)
 
 
 def _write(sink: Any, batches: Iterable[Mapping[str, Any] | pa.RecordBatch]) -> None:
@@ -163,10 +180,8 @@ def save_array(file: WorkFile, values: Array) -> None:
         np.save(held, values)
         file.location.write(pa.py_buffer(held.getbuffer()), file.below)
         return
-    temporary = file.path.with_suffix(".tmp")
-    with temporary.open("wb") as sink:
+    with whole_or_absent(file.path) as temporary, temporary.open("wb") as sink:
         np.save(sink, values)
-    temporary.replace(file.path)
 
 
 def load_array(file: WorkFile) -> Array:

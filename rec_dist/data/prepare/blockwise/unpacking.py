@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rec_dist.data.prepare.blockwise.scratch import Work
+from rec_dist.data.prepare.blockwise.scratch import Work, whole_or_absent
 from rec_dist.data.sources.blocks import Block
 from rec_dist.data.sources.packed import packing, unpack
 
@@ -31,4 +31,6 @@ def plain_files(
 
 
 def _unpack(job: tuple[Path, Path]) -> None:
-    unpack(*job)
+    source, plain = job
+    with whole_or_absent(plain) as temporary:
+        unpack(source, temporary)

@@ -3,9 +3,8 @@
 Memory: one record batch, and the row ranges that it lies in.
 """
 
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ from rec_dist.data.dataset.manifest import read_arrow
 from rec_dist.data.dataset.prepared_data import cache_folder
 from rec_dist.data.dataset.schema import SPLITS, shard_name
 from rec_dist.data.prepare.blockwise.row_ranges import RangeReader, range_file
-from rec_dist.data.prepare.blockwise.scratch import Work, WorkFile, read_batch, write_batches
+from rec_dist.data.prepare.blockwise.scratch import Work, WorkFile, read_batch, whole_or_absent, write_batches
 from rec_dist.data.prepare.shards import Rows, batch_ranges, gather_rows, shard_ranges, write_shard
 from rec_dist.runtime.arrays import I64
 from rec_dist.storage.checksums import FileEntry
-from rec_dist.storage.files import make_folder
 from rec_dist.storage.location import Location
+from rec_dist.storage.temporary import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,11 @@ class WriteShard:
     def __call__(self, job: ShardJob) -> FileEntry:
         name, work = shard_name(job.split, job.index, job.count), self.reader.work
         if not work.is_remote:
-            return self._write(self.folder / name, job)
-        made_in = cache_folder(self.cache_dir)
-        make_folder(made_in, "owner")
-        with tempfile.TemporaryDirectory(prefix="shard-", dir=made_in) as folder:
-            entry = self._write(Path(folder) / name, job)
-            Location(work.place).write(Path(folder) / name, name)
+            with whole_or_absent(self.folder / name, work) as temporary:
+                return replace(self._write(temporary, job), name=name)
+        with temporary_folder(cache_folder(self.cache_dir), "shard-") as folder:
+            entry = self._write(folder / name, job)
+            Location(work.place).write(folder / name, name)
         return entry
 
     def _write(self, path: Path, job: ShardJob) -> FileEntry:
