@@ -20,7 +20,7 @@ from rec_dist.errors import UserError, WorkerFailedError
 from rec_dist.launch import ray_cluster
 from rec_dist.launch.sizing import size_workers
 from rec_dist.runtime.limits import within
-from rec_dist.runtime.messages import messages_to
+from rec_dist.runtime.messages import messages_to, visible
 from rec_dist.runtime.quiet import quieten
 from rec_dist.serving.engine import Engine, Outcomes, Query
 from rec_dist.serving.guard import App
@@ -58,7 +58,7 @@ class _Server:
     def __init__(self, build: Callable[[], App]) -> None:
         quieten()
         self._build, self._open = build, ExitStack()
-        self._open.enter_context(messages_to(logging.getLogger("ray.serve").info))
+        self._open.enter_context(messages_to(lambda line: logging.getLogger("ray.serve").info(visible(line))))
 
     def __serve_build_asgi_app__(self) -> App:
         """Called by Ray Serve, in the event loop that then answers."""

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -32,10 +34,11 @@ BODY = {"history": [raw_item(3), raw_item(4)], "top_k": CYCLE}
 
 
 class Cluster:
-    """A Ray cluster of one node with a dashboard and a token, as the operator starts one."""
+    """A Ray cluster of one node with a dashboard and a token, as the operator starts one. http_port: for its first configuration."""
 
     def __init__(self, folder: Path) -> None:
-        self._token, self._port = secrets.token_hex(32), free_port()
+        self._folder, self._token, self._port = folder, secrets.token_hex(32), free_port()
+        self.http_port = free_port()
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment = {
             **kept,
@@ -87,6 +90,11 @@ class Cluster:
         """The state of the one application."""
         return self._ask("GET")["applications"].get("rec-dist", {})
 
+    def logs(self) -> str:
+        """What Ray Serve has logged of all replicas."""
+        files = (self._folder / "session_latest" / "logs" / "serve").glob("replica_*")
+        return "".join(path.read_text(encoding="utf-8") for path in files)
+
     def wait_until_it_runs(self) -> None:
         def runs() -> bool:
             found = self.application()
@@ -134,7 +142,7 @@ def test_a_service_answers_as_the_command_and_takes_up_other_models_under_load(c
             reply = local.post("/v1/rank", BODY)
             wanted[reply.body["model"]] = ranked_pairs(reply)
             scores[reply.body["model"]] = local.post("/v1/score", candidates).body["scores"]
-    (first, second), port = wanted, free_port()
+    (first, second), port = wanted, cluster.http_port
     cluster.apply(serve_config(link, port))
     cluster.wait_until_it_runs()
     client = Client(port, TOKEN)
@@ -170,11 +178,25 @@ def test_a_service_answers_as_the_command_and_takes_up_other_models_under_load(c
             thread.join()
     for reply in replies:
         assert_same_list(ranked_pairs(reply), wanted[reply.body["model"]])
+    assert f"serving model {second}; before it was {first}" in cluster.logs()
+
+
+def test_a_replica_turns_away_itself_what_its_queue_does_not_hold(cluster: Cluster, tmp_path: Path) -> None:
+    run, port = finished_run(tmp_path / "one"), cluster.http_port
+    cluster.apply(serve_config(run, port, "submit.kuberay.workers=1", "submit.serve.queue=4"))
+    client = Client(port, TOKEN)
+    until(lambda: cluster.application()["status"] == "DEPLOYING")
+    cluster.wait_until_it_runs()
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: client.post("/v1/rank", BODY), range(800)))
+    counts = Counter(reply.status for reply in replies)
+    assert set(counts) == {200, 429}, counts
+    assert all("try again" in reply.body["error"] and "retry-after" in reply.headers for reply in replies if reply.status == 429)
 
 
 def test_a_run_that_is_not_finished_is_named_in_the_state(cluster: Cluster, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "one")
-    config = serve_config(run, free_port())
+    config = serve_config(run, cluster.http_port)
     (run / "finished.json").unlink()
     cluster.apply(config)
     until(lambda: cluster.application().get("status") == "DEPLOY_FAILED")

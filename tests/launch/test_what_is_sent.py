@@ -205,6 +205,7 @@ def test_the_token_of_callers_comes_from_a_secret_and_reaches_the_workers_alone(
     }
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve, when it is imported here
 def test_ray_serve_knows_every_field_of_its_configuration() -> None:
     """Its schemas ignore unknown fields, so what it has read is compared with what was written."""
     from ray.serve.schema import ServeDeploySchema
