@@ -3,9 +3,12 @@
 User "00n" takes a round through CYCLE items, so the next item is known. Item n has the id "0n" and a title of two words.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from small_recommenders import train
 
 from rec_dist.config.schema import DataConfig, RunConfig
@@ -68,3 +71,21 @@ def finished_run(folder: Path) -> Path:
         save_recommender(model.shape, dict(model.state_dict()), open_data(config.data), run.model)
         run.finish({"step": 1})
     return run.path
+
+
+def other_run(run: Path, folder: Path) -> Path:
+    """The same run with another model: the elements of every embedding in reverse order."""
+    shutil.copytree(run, folder)
+    (weights,) = (folder / "model").glob("*.safetensors")
+    state = load_file(weights)
+    name = next(name for name, value in state.items() if "item" in name and value.ndim == 2)
+    state[name] = state[name].flip(1).contiguous()
+    save_file(state, weights)
+    return folder
+
+
+def point(link: Path, run: Path) -> None:
+    """Makes the link lead to another run, in one step."""
+    new = link.with_name("new")
+    new.symlink_to(run)
+    os.replace(new, link)

@@ -2,7 +2,8 @@
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,3 +73,11 @@ def assert_same_list(found: Sequence[tuple[str, float]], wanted: Sequence[tuple[
     for (item, score), (_, at_rank) in zip(found, wanted, strict=True):
         assert abs(score - at_rank) < 1e-4
         assert item not in scores or abs(scores[item] - score) < 1e-4
+
+
+def until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
+    """Waits until the condition holds; fails when it does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

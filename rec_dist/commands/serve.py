@@ -27,7 +27,7 @@ from rec_dist.launch.workers import local_device
 from rec_dist.serving.app import build_app
 from rec_dist.serving.batcher import Limits, Replicas
 from rec_dist.serving.engine import Engine
-from rec_dist.serving.guard import Access, is_local
+from rec_dist.serving.guard import Access, Guard, is_local
 from rec_dist.serving.in_process import InProcess
 from rec_dist.serving.metrics import Metrics
 from rec_dist.serving.served import Loaded
@@ -56,6 +56,11 @@ class ServeOptions:
     deadline_seconds: float = 30.0
     token_file: Path | None = None
     prompt_cache_mib: int | None = None
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long the end of the server waits for answers to requests that have begun."""
+        return self.deadline_seconds + _DRAIN_SECONDS
 
     def prompt_bytes(self, device: str) -> int:
         """Bytes of prompts that a scorer on `device` keeps."""
@@ -86,20 +91,24 @@ def running(target: Path, overrides: Overrides, options: ServeOptions) -> Iterat
     token = read_token(options.token_file)
     _check(options)
     with closing(bound(options.host, options.port)) as at, disconnected():
-        local = is_local(at.getsockname()[0])
-        if not local and token is None:
-            logger.warning(f"anybody who reaches {options.host} may ask, also for users' lists; set {TOKEN_VARIABLE}")
-        metrics, limits = Metrics(), Limits(options.queue, options.deadline_seconds)
-        seen = stamp(target)  # None where there is nothing to watch
-        load = partial(_load, target, overrides, options, metrics.retries.inc)
-        switch = Switch(load(), load, limits, metrics, run=None if seen is None else target, seen=seen)
-        app = build_app(switch, Access(token, local), metrics)
-        server = Server(app, at, drain_seconds=limits.deadline_seconds + _DRAIN_SECONDS)
+        app = loaded_app(target, overrides, options, Access(token, only_local=is_local(at.getsockname()[0])))
+        server = Server(app, at, drain_seconds=options.drain_seconds)
         server.start()
         try:
             yield server
         finally:
             server.stop()
+
+
+def loaded_app(target: Path, overrides: Overrides, options: ServeOptions, access: Access) -> Guard:
+    """The ASGI application with the model that `target` holds, and with those that it holds later."""
+    if access.token is None and not access.only_local:
+        logger.warning(f"anybody who reaches this server may ask, also for users' lists; set {TOKEN_VARIABLE}")
+    metrics, limits = Metrics(), Limits(options.queue, options.deadline_seconds)
+    seen = stamp(target)  # None where there is nothing to watch
+    load = partial(_load, target, overrides, options, metrics.retries.inc)
+    switch = Switch(load(), load, limits, metrics, run=None if seen is None else target, seen=seen)
+    return build_app(switch, access, metrics)
 
 
 def read_token(path: Path | None) -> str | None:

@@ -35,6 +35,11 @@ Target = Literal["ray", "slurm", "kuberay"]
 def submit(path: Path, overrides: Sequence[str], *, to: Target, dry_run: bool) -> int:
     """Sends the run of a configuration and returns an exit code: with `to` ray that of the run, else 0 once it is sent."""
     config = _load(path, overrides)
+    if config.submit.command == "serve" and to != "kuberay":
+        raise UserError(
+            "submit.command=serve goes with --to kuberay; elsewhere run `rec-dist serve RUN_DIR cluster.address=auto` on the head of "
+            "a Ray cluster"
+        )
     job = build_job(config, local_paths=to == "slurm")
     if to == "slurm":
         slurm.check(job)
@@ -97,15 +102,15 @@ def _nothing_left(job: Job) -> bool:
 
     Raises UserError for what the run would refuse, as far as this machine can see.
     """
-    if job.submit.command not in ("train", "evaluate"):
+    if job.submit.command not in ("train", "evaluate", "serve"):
         return False
     if is_remote(job.config.data.path) or not Path(job.config.data.path).is_dir():
         logger.info(
             f"data.path ({job.config.data.path}) is not on this machine's file system, so only the keys have been checked"
         )
         return False
-    if job.submit.command == "evaluate":
-        finished_run(Path(job.run_dir), job.evaluation[1:])
+    if job.submit.command != "train":
+        finished_run(Path(job.run_dir), job.served if job.submit.command == "serve" else job.evaluation[1:])
         return False
     check_train(job.config)
     done, remote = RunDirectory(Path(job.run_dir)).finished(), job.config.checkpoint.remote

@@ -65,11 +65,14 @@ class SlurmConfig(Section):
 
 
 class KubeRayConfig(Section):
-    """--to kuberay: a RayJob for the KubeRay operator."""
+    """--to kuberay: a RayJob for the KubeRay operator, or a RayService with submit.command=serve."""
 
     image: str = Field("rec-dist:latest", description="Image with rec-dist, such as the one that Dockerfile builds.")
     namespace: str = Field("default", description="Namespace.")
-    job_name: str | None = Field(None, description="Name of the RayJob and its ConfigMap. None: submit.name and the time.")
+    job_name: str | None = Field(
+        None,
+        description="Name of the RayJob and its ConfigMap, or of the RayService. None: submit.name, for a RayJob with the time.",
+    )
     claim: str = Field("rec-dist", description="PersistentVolumeClaim that all pods mount at submit.storage.")
     workers: int = Field(1, ge=1, description="Worker pods.")
     gpus_per_worker: int = Field(1, ge=0, description="GPUs of each worker pod. `prepare` requests none.")
@@ -83,21 +86,40 @@ class KubeRayConfig(Section):
         None, description="A Secret whose entries become environment variables of all pods, such as AWS_ACCESS_KEY_ID."
     )
     service_account: str | None = Field(None, description="Service account of all pods. None: the namespace's default.")
-    retries: int = Field(3, ge=0, description="New clusters after a failure. Each continues from the newest checkpoint.")
+    token_secret: str | None = Field(
+        None,
+        description="submit.command=serve: a Secret with the entry REC_DIST_SERVE_TOKEN, the token that callers of the server send.",
+    )
+    retries: int = Field(3, ge=0, description="RayJob: new clusters after a failure. Each continues from the newest checkpoint.")
     suspend: bool = Field(False, description="Create the RayJob suspended, for a queue (Kueue) that starts it.")
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels of the RayJob, such as kueue.x-k8s.io/queue-name.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels of the RayJob or RayService, such as kueue.x-k8s.io/queue-name."
+    )
     node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of the nodes that worker pods may go to.")
-    ttl_seconds: int = Field(600, ge=0, description="Seconds that the pods stay after the end.")
+    ttl_seconds: int = Field(600, ge=0, description="RayJob: seconds that the pods stay after the end.")
     ray_version: str | None = Field(None, description="Ray's version in the image. None: the one installed here.")
-    template: str | None = Field(None, description="Your edited copy of launchers/rayjob.yaml.j2. None: that file.")
+    template: str | None = Field(None, description="Your edited copy of launchers/kuberay.yaml.j2. None: that file.")
+
+
+class ServeConfig(Section):
+    """submit.command=serve: the options of `rec-dist serve` for each replica."""
+
+    queue: int = Field(256, ge=1, description="Requests that may wait at a replica; others get 429.")
+    deadline_seconds: float = Field(30.0, ge=0.01, le=3600, description="Requests that take longer get 504.")
+    prompt_cache_mib: int | None = Field(
+        None,
+        ge=0,
+        description="Language models: memory of a replica for keys and values of prompts. None: 1024 on CPUs, 0 on GPUs.",
+    )
 
 
 class SubmitConfig(Section):
     """How `rec-dist submit` sends a run. Nothing here changes the run, and it may differ between attempts."""
 
-    command: Literal["prepare", "train", "evaluate", "evaluate_base", "profile"] = Field(
+    command: Literal["prepare", "train", "evaluate", "evaluate_base", "profile", "serve"] = Field(
         "train",
-        description="Command to run there. evaluate: the run in train.run_dir. evaluate_base: the model that it starts from.",
+        description="Command to run there. evaluate, serve (kuberay only): the run in train.run_dir. evaluate_base: the model "
+        "that it starts from.",
     )
     name: str | None = Field(
         None, description="Name of the job; only 31 letters are used. None: rec-dist- and the run directory's name."
@@ -109,3 +131,4 @@ class SubmitConfig(Section):
     ray: RayJobConfig = Field(default_factory=lambda: RayJobConfig(), description="--to ray.")
     slurm: SlurmConfig = Field(default_factory=lambda: SlurmConfig(), description="--to slurm.")
     kuberay: KubeRayConfig = Field(default_factory=lambda: KubeRayConfig(), description="--to kuberay.")
+    serve: ServeConfig = Field(default_factory=lambda: ServeConfig(), description="submit.command=serve.")

@@ -1,7 +1,8 @@
-"""Scorers of a server as replicas of Ray Serve, which starts them again when they are lost. The server itself is this process.
+"""Replicas of Ray Serve, which starts them again when they are lost: scorers of a server that is this process (RayReplicas), or
+whole servers behind Ray Serve's own proxies (http_application).
 
-Each model is an application of its own, so that a new one starts beside the old one. Its replicas reserve half of their share of
-the CPUs, to leave room for it, and compute with all of the share. A GPU is reserved whole.
+Each model of RayReplicas is an application of its own, so that a new one starts beside the old one. Its replicas reserve half of
+their share of the CPUs, to leave room for it, and compute with all of the share. A GPU is reserved whole.
 Cost: 20-30 s to start Ray here; a second or so to notice a lost replica, and its start and the loading of the model to replace it.
 """
 
@@ -11,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
@@ -18,8 +20,10 @@ from rec_dist.errors import UserError, WorkerFailedError
 from rec_dist.launch import ray_cluster
 from rec_dist.launch.sizing import size_workers
 from rec_dist.runtime.limits import within
+from rec_dist.runtime.messages import messages_to, visible
 from rec_dist.runtime.quiet import quieten
 from rec_dist.serving.engine import Engine, Outcomes, Query
+from rec_dist.serving.guard import App
 
 Load = Callable[[str], Engine]  # the device -> a loaded scorer
 
@@ -46,6 +50,47 @@ class _Replica:
     def answer(self, queries: list[Query]) -> Outcomes:
         assert self._engine is not None, self._fault
         return self._engine.answer(queries)
+
+
+class _Server:
+    """A process with the model that answers HTTP. Its messages go to the log that Ray Serve keeps of a replica."""
+
+    def __init__(self, build: Callable[[], App]) -> None:
+        quieten()
+        self._build, self._open = build, ExitStack()
+        self._open.enter_context(messages_to(lambda line: logging.getLogger("ray.serve").info(visible(line))))
+
+    def __serve_build_asgi_app__(self) -> App:
+        """Called by Ray Serve, in the event loop that then answers."""
+        return self._build()
+
+
+def http_application(build: Callable[[], App], *, queue: int, drain_seconds: float) -> Any:
+    """An application of Ray Serve with the deployment `server`, each of whose replicas is what `build` makes there.
+
+    queue: requests that a replica keeps waiting; it turns others away itself, so Ray Serve hands it more than these.
+    """
+    from ray import serve
+
+    body, most = serve.ingress()(_Server), 2 * queue
+    server = _deployment(body, "server", drain_seconds, log_level="INFO", max_ongoing_requests=most, max_queued_requests=most)
+    return server.bind(build)
+
+
+def _deployment(replica: Any, name: str, drain_seconds: float, *, log_level: str = "WARNING", **options: Any) -> Any:
+    """drain_seconds: how long a replica that is to end may take for what it has begun."""
+    from ray import serve
+
+    return serve.deployment(
+        replica,
+        name=name,
+        health_check_period_s=1.0,
+        health_check_timeout_s=60.0,
+        graceful_shutdown_timeout_s=drain_seconds,
+        graceful_shutdown_wait_loop_s=0.1,
+        logging_config={"enable_access_log": False, "log_level": log_level},
+        **options,
+    )
 
 
 class RayReplicas:
@@ -80,17 +125,8 @@ class RayReplicas:
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}},
         }
         serve.start(proxy_location="Disabled")
-        deployment = serve.deployment(
-            _Replica,
-            name="scorer",
-            num_replicas=self.count,
-            max_ongoing_requests=1,
-            health_check_period_s=1.0,
-            health_check_timeout_s=60.0,
-            graceful_shutdown_timeout_s=deadline_seconds,
-            graceful_shutdown_wait_loop_s=0.1,
-            ray_actor_options=actor,
-            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        deployment = _deployment(
+            _Replica, "scorer", deadline_seconds, num_replicas=self.count, max_ongoing_requests=1, ray_actor_options=actor
         )
         device = "cuda:0" if size.use_gpu else "cpu"
         logger.info(f"starting {size}")

@@ -23,7 +23,8 @@ def check_allocation(job: Job, asked: Allocation) -> str | None:
     Raises UserError if the job would wait in the queue only to fail, or would run without the GPUs that it was given.
     """
     cluster = job.config.cluster
-    local, total = cluster.launcher == "local", asked.nodes * asked.gpus
+    local = cluster.launcher == "local" and job.submit.command != "serve"  # whose replicas are workers, whatever trained
+    total = asked.nodes * asked.gpus
     if not job.needs_gpus:
         return None
     if local and asked.driver_gpus and asked.nodes > 1:

@@ -107,6 +107,13 @@ class Job:
         given = [("data", "path", self.config.data.path), *values]
         return [self.run_dir, *(self._word(name, key, value) for name, key, value in given)]
 
+    @property
+    def served(self) -> list[str]:
+        """Changes to the configuration of the run that is served: our keys for where its data is and how it scores."""
+        keys = [("data", "path"), ("evaluate", "ranker"), ("evaluate", "title_prior"), ("evaluate", "length_power")]
+        keys += [("model", key) for key in ("dtype", "attention") if key in self.config.model.model_fields_set]
+        return [self._word(section, key, getattr(getattr(self.config, section), key)) for section, key in keys]
+
     def _word(self, section: str, key: str, value: Any) -> str:
         """An override. Text from the environment is its reference, since others on the machine can read a command line."""
         text = None if (section, key) in PATHS else self.config.from_environment.get((section, key))

@@ -37,7 +37,7 @@ def render(name: str, own: str | None, key: str, values: Mapping[str, Any]) -> s
         comment_end_string="#>",
     )
     environment.filters["sh"] = _quoted
-    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["json"] = _json
     environment.filters["indented"] = lambda text, width: _LINE_BREAK.sub(rf"\g<0>{' ' * width}", text)
     try:
         return environment.from_string(path.read_text(encoding="utf-8")).render(values)
@@ -48,6 +48,11 @@ def render(name: str, own: str | None, key: str, values: Mapping[str, Any]) -> s
             raise
         line = f", line {fault.lineno}" if isinstance(fault, jinja2.TemplateSyntaxError) else ""
         raise UserError(f"{key} ({path}{line}): {fault}; compare it with {launchers() / name}") from fault
+
+
+def _json(value: Any) -> str:
+    """JSON on one line of YAML, where a few letters that JSON leaves as they are would end it."""
+    return _LINE_BREAK.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def _quoted(value: Any) -> str:

@@ -6,14 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from finished_runs import CYCLE, finished_run, raw_item
-from http_clients import Client, Reply, assert_same_list, ranked_pairs
+from http_clients import Client, Reply, assert_same_list, ranked_pairs, until
 from real_runs import descendants
 
 import rec_dist
@@ -25,13 +23,6 @@ from rec_dist.launch.replicas_on_ray import RayReplicas
 pytestmark = pytest.mark.slow
 pytest.importorskip("grpc_reflection", reason="Ray Serve needs the extra `serve`")
 _SECONDS = 240.0
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_replica_is_killed_under_load_and_a_new_run_is_taken_up(tmp_path: Path) -> None:

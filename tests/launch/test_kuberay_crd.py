@@ -1,7 +1,8 @@
-"""The manifest against KubeRay's own CRD, which you provide because we cannot ship it.
+"""The manifests against KubeRay's own CRDs, which you provide because we cannot ship them.
 
     kubectl get crd rayjobs.ray.io -o yaml > rayjobs.yaml  # or helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml of a release
-    REC_DIST_RAYJOB_CRD=rayjobs.yaml python -m pytest tests/launch/test_kuberay_crd.py
+    kubectl get crd rayservices.ray.io -o yaml > rayservices.yaml
+    REC_DIST_RAYJOB_CRD=rayjobs.yaml REC_DIST_RAYSERVICE_CRD=rayservices.yaml python -m pytest tests/launch/test_kuberay_crd.py
 
 Only the structural schema is checked. Unknown fields are rejected, as `kubectl apply --validate=strict` does; CEL rules are not
 evaluated. test_kuberay_schema.py needs no file.
@@ -15,10 +16,19 @@ from typing import Any
 
 import pytest
 import yaml
-from test_kuberay_schema import CASES, manifest, misspell, number_as_start_parameter, pod_in_the_group
+from test_kuberay_schema import (
+    CASES,
+    SERVED,
+    configuration_as_an_object,
+    manifest,
+    misspell,
+    number_as_start_parameter,
+    pod_in_the_group,
+    service,
+    service_without_a_cluster,
+)
 
-_PATH = os.environ.get("REC_DIST_RAYJOB_CRD")
-pytestmark = pytest.mark.skipif(_PATH is None, reason="REC_DIST_RAYJOB_CRD names no file")
+Faults = Callable[[Any], list[str]]
 
 
 def strict(schema: Any) -> Any:
@@ -36,12 +46,13 @@ def strict(schema: Any) -> Any:
     return made
 
 
-@pytest.fixture(scope="module")
-def faults() -> Callable[[Any], list[str]]:
-    """Returns a function that lists what the CRD rejects in a RayJob."""
+def faults_by(variable: str) -> Faults:
+    """Returns a function that lists what a CRD rejects, the file that the variable names."""
     jsonschema = pytest.importorskip("jsonschema")
-    assert _PATH is not None
-    crd = yaml.safe_load(Path(_PATH).read_text(encoding="utf-8"))
+    path = os.environ.get(variable)
+    if path is None:
+        pytest.skip(f"{variable} names no file")
+    crd = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     version = next(version for version in crd["spec"]["versions"] if version["name"] == "v1")
     schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}  # the API server's own, in every CRD an object without fields
@@ -49,13 +60,35 @@ def faults() -> Callable[[Any], list[str]]:
     return lambda job: [f"{'/'.join(map(str, fault.path))}: {fault.message}" for fault in checker.iter_errors(job)]
 
 
+@pytest.fixture(scope="module")
+def faults() -> Faults:
+    return faults_by("REC_DIST_RAYJOB_CRD")
+
+
+@pytest.fixture(scope="module")
+def service_faults() -> Faults:
+    return faults_by("REC_DIST_RAYSERVICE_CRD")
+
+
 @pytest.mark.parametrize("overrides", CASES)
-def test_the_crd_takes_the_manifest(overrides: tuple[str, ...], faults: Callable[[Any], list[str]]) -> None:
+def test_the_crd_takes_the_manifest(overrides: tuple[str, ...], faults: Faults) -> None:
     assert faults(manifest(*overrides)[1]) == []
 
 
 @pytest.mark.parametrize("damage", [misspell, number_as_start_parameter, pod_in_the_group])
-def test_the_crd_refuses_what_our_own_check_refuses(damage: Callable[[Any], None], faults: Callable[[Any], list[str]]) -> None:
+def test_the_crd_refuses_what_our_own_check_refuses(damage: Callable[[Any], None], faults: Faults) -> None:
     ray_job = copy.deepcopy(manifest()[1])
     damage(ray_job)
     assert faults(ray_job)
+
+
+@pytest.mark.parametrize("overrides", SERVED)
+def test_the_crd_takes_the_service(overrides: tuple[str, ...], service_faults: Faults) -> None:
+    assert service_faults(service(*overrides)) == []
+
+
+@pytest.mark.parametrize("damage", [service_without_a_cluster, configuration_as_an_object])
+def test_the_crd_refuses_a_service_that_our_own_check_refuses(damage: Callable[[Any], None], service_faults: Faults) -> None:
+    ray_service = service()
+    damage(ray_service)
+    assert service_faults(ray_service)

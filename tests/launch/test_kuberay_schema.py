@@ -1,8 +1,8 @@
 """The manifest against the fields of KubeRay and Kubernetes that it uses: names, kinds and limits. Needs no cluster or operator.
 
-RayJob, RayClusterSpec, HeadGroupSpec and WorkerGroupSpec follow KubeRay's API reference for ray.io/v1 (docs/reference/api.md
-in the KubeRay repository, commit 0057210). Pods, ConfigMap and metadata follow the Kubernetes API reference, v1.28. Only the
-fields that we use are listed, so a misspelt, misplaced or new field fails until someone has looked it up.
+RayJob, RayService and the specs below them follow KubeRay's API reference for ray.io/v1 (docs/reference/api.md in the KubeRay
+repository, commit 0057210). Pods, ConfigMap and metadata follow the Kubernetes API reference, v1.28. Only the fields that we use
+are listed, so a misspelt, misplaced or new field fails until someone has looked it up.
 """
 
 import copy
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_rendering import CONFIG, CREDENTIALS, rendered
+from test_rendering import CONFIG, CREDENTIALS, SERVE, rendered
 
 from rec_dist.cli import main
 
@@ -70,12 +70,14 @@ def fields(required: dict[str, Check], optional: dict[str, Check] | None = None)
 
 STRINGS = mapping(text(r".+"), text(r".*"))
 METADATA = fields({"name": text(_NAME), "namespace": text(_NAME)}, {"labels": STRINGS})
+VARIABLE = text(r"[A-Za-z_][A-Za-z0-9_]*")
+SECRET_KEY = fields({"secretKeyRef": fields({"name": text(_NAME), "key": text(r"[-._A-Za-z0-9]+")})})
 RESOURCES = mapping(text(r"cpu|memory|[a-z0-9.-]+/[a-z0-9.-]+"), text(_QUANTITY))
 CONTAINER = fields(
     {
         "name": text(_NAME),
         "image": text(r"\S+"),
-        "env": array(fields({"name": text(r"[A-Za-z_][A-Za-z0-9_]*"), "value": text(r".*")})),
+        "env": array(fields({"name": VARIABLE}, {"value": text(r".*"), "valueFrom": SECRET_KEY})),
         "resources": fields({"limits": RESOURCES, "requests": RESOURCES}),
         "volumeMounts": array(fields({"name": text(_NAME), "mountPath": text(r"/.*")})),
     },
@@ -132,6 +134,22 @@ RAY_JOB = fields(
         ),
     }
 )
+RAY_SERVICE = fields(
+    {
+        "apiVersion": text("ray.io/v1"),
+        "kind": text("RayService"),
+        "metadata": METADATA,
+        "spec": fields(
+            {
+                "upgradeStrategy": fields({"type": text("NewCluster|NewClusterWithIncrementalUpgrade|None")}),
+                "rayClusterDeletionDelaySeconds": kind(int, least=0),
+                "excludeHeadPodFromServeSvc": kind(bool),
+                "serveConfigV2": text(r".+"),
+                "rayClusterConfig": CLUSTER,
+            }
+        ),
+    }
+)
 CONFIG_MAP = fields({"apiVersion": text("v1"), "kind": text("ConfigMap"), "metadata": METADATA, "data": STRINGS})
 
 CASES = [
@@ -144,6 +162,16 @@ CASES = [
         "submit.kuberay.job_name=null",
     ),
     ("submit.command=prepare", *CREDENTIALS),
+]
+SERVED = [
+    (),
+    ("submit.kuberay.gpus_per_worker=0", "cluster.num_workers=auto", "submit.kuberay.labels={}", "submit.env={}"),
+    (
+        "submit.kuberay.node_selector={gpu: h100}",
+        f"submit.name={'a-long-name-' * 9}",
+        "submit.kuberay.job_name=null",
+        *CREDENTIALS,
+    ),
 ]
 
 
@@ -158,6 +186,24 @@ def test_the_manifest_has_the_published_fields(overrides: tuple[str, ...]) -> No
     CONFIG_MAP(config_map, "ConfigMap")
     RAY_JOB(ray_job, "RayJob")
     assert len(ray_job["metadata"]["name"]) <= 47, "KubeRay adds to the name, and pods' names end at 63"
+
+
+def service(*overrides: str) -> Any:
+    (ray_service,) = yaml.safe_load_all(rendered("kuberay", *SERVE, *overrides))
+    return ray_service
+
+
+@pytest.mark.parametrize("overrides", SERVED)
+def test_the_service_has_the_published_fields(overrides: tuple[str, ...]) -> None:
+    ray_service = service(*overrides)
+    RAY_SERVICE(ray_service, "RayService")
+    assert len(ray_service["metadata"]["name"]) <= 47
+    cluster = ray_service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        mounts = [mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]]
+        assert sorted(mounts) == sorted(volume["name"] for volume in pod["volumes"])
+    assert cluster["authOptions"] == {"mode": "token"}
 
 
 @pytest.mark.parametrize("overrides", CASES)
@@ -194,6 +240,22 @@ def number_as_start_parameter(ray_job: Any) -> None:
 def pod_in_the_group(ray_job: Any) -> None:
     group = ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     group["spec"] = group.pop("template")["spec"]
+
+
+def service_without_a_cluster(ray_service: Any) -> None:
+    ray_service["spec"]["rayClusterSpec"] = ray_service["spec"].pop("rayClusterConfig")
+
+
+def configuration_as_an_object(ray_service: Any) -> None:
+    ray_service["spec"]["serveConfigV2"] = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
+
+
+@pytest.mark.parametrize("damage", [service_without_a_cluster, configuration_as_an_object])
+def test_the_check_finds_a_fault_of_a_service(damage: Callable[[Any], None]) -> None:
+    ray_service = service()
+    damage(ray_service)
+    with pytest.raises(AssertionError, match="RayService"):
+        RAY_SERVICE(ray_service, "RayService")
 
 
 @pytest.mark.parametrize("damage", [misspell, number_as_start_parameter, pod_in_the_group])

@@ -10,7 +10,7 @@ from test_rendering import CONFIG, ROOT, rendered
 from rec_dist.cli import main
 from rec_dist.submit.templates import launchers
 
-KEYS = {"slurm": ("submit.slurm.template", "slurm.sbatch.j2"), "kuberay": ("submit.kuberay.template", "rayjob.yaml.j2")}
+KEYS = {"slurm": ("submit.slurm.template", "slurm.sbatch.j2"), "kuberay": ("submit.kuberay.template", "kuberay.yaml.j2")}
 
 
 @pytest.mark.parametrize("to", KEYS)

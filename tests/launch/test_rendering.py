@@ -26,6 +26,7 @@ BODY = START + (ROOT / "launchers" / "slurm.sbatch.j2").read_text(encoding="utf-
 APPTAINER = ("submit.slurm.container=apptainer", "submit.slurm.image=/shared/rec-dist.sif")
 ENROOT = ("submit.slurm.container=enroot", "submit.slurm.image=rec-dist.sqsh", "submit.slurm.mounts=[/models:/models]")
 CREDENTIALS = ("submit.kuberay.env_from_secret=s3", "submit.kuberay.service_account=trainer")
+SERVE = ("submit.command=serve", "submit.kuberay.token_secret=serve-token", "submit.kuberay.suspend=false")
 GPU = ("cluster.use_gpu=true",)
 GOLDEN = {
     "ray.txt": ("ray",),
@@ -35,6 +36,7 @@ GOLDEN = {
     "slurm-evaluate.txt": ("slurm", "submit.command=evaluate", "evaluate.seed=2"),
     "kuberay.yaml": ("kuberay",),
     "kuberay-evaluate.yaml": ("kuberay", "submit.command=evaluate", "evaluate.num_candidates=all", *CREDENTIALS),
+    "kuberay-serve.yaml": ("kuberay", *SERVE, "submit.serve.deadline_seconds=60", *CREDENTIALS),
 }
 
 
@@ -147,6 +149,26 @@ REFUSED = [
     ("ray", ["submit.env.OMP_NUM_THREADS=4"], ("submit.env.OMP_NUM_THREADS", "'submit.env.OMP_NUM_THREADS=\"4\"'")),
     ("ray", ["submit.env={A-B: text}"], ("submit.env (A-B)", "letters")),
     ("slurm", ["submit.slurm.template=nowhere"], ("submit.slurm.template (nowhere)", "slurm.sbatch.j2")),
+    ("ray", ["submit.command=serve"], ("submit.command=serve", "--to kuberay", "rec-dist serve")),
+    ("slurm", ["submit.command=serve"], ("submit.command=serve", "--to kuberay", "rec-dist serve")),
+    ("kuberay", [*SERVE, "submit.kuberay.token_secret=null"], ("submit.kuberay.token_secret", "REC_DIST_SERVE_TOKEN", "kubectl")),
+    (
+        "kuberay",
+        [*SERVE, "submit.env.REC_DIST_SERVE_TOKEN=token"],
+        ("submit.env.REC_DIST_SERVE_TOKEN", "submit.kuberay.token_secret"),
+    ),
+    ("kuberay", [*SERVE, "submit.kuberay.suspend=true"], ("submit.kuberay.suspend", "RayService")),
+    ("kuberay", [*SERVE, "submit.serve.queue=0"], ("submit.serve.queue",)),
+    ("kuberay", [*SERVE, "submit.kuberay.job_name=A_b"], ("A_b", "RayService", "submit.kuberay.job_name")),
+    ("kuberay", [*SERVE, "cluster.num_workers=17"], ("cluster.num_workers (17)", "16 GPU(s)")),
+    ("kuberay", [*SERVE, "cluster.num_workers=1"], ("submit.kuberay.workers (2)", "cluster.num_workers (1)")),
+    (
+        "kuberay",
+        [*SERVE, "cluster.use_gpu=false", "cluster.num_workers=194"],
+        ("cluster.num_workers (194)", "submit.kuberay.cpus_per_worker (96)"),
+    ),
+    ("kuberay", [*SERVE, "cluster.cpus_per_worker=13"], ("cluster.cpus_per_worker (13", "submit.kuberay.cpus_per_worker (96)")),
+    ("kuberay", [*SERVE, "train.run_dir=s3://bucket/run"], ("train.run_dir (s3://bucket/run) is a URI",)),
 ]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from test_kuberay_schema import manifest
-from test_rendering import CONFIG, CREDENTIALS, GPU, rendered, shell
+from test_kuberay_schema import manifest, service
+from test_rendering import CONFIG, CREDENTIALS, GPU, SERVE, rendered, shell
 
 from rec_dist.cli import main
 
@@ -121,20 +121,107 @@ def test_credentials_and_grace_reach_every_pod() -> None:
         assert "envFrom" not in pod["containers"][0]
 
 
-def test_a_manifest_is_created_with_its_hint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without kubectl: a program of that name records what it gets."""
+@pytest.fixture
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of this name that records what it gets, in the files `words` and `manifest` of the folder that is returned."""
     tool = tmp_path / "kubectl"
     tool.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/words\ncat > {tmp_path}/manifest\n', encoding="utf-8")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path
+
+
+def test_a_manifest_is_created_with_its_hint(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", str(CONFIG), "--to", "kuberay", "submit.kuberay.namespace=ml", "submit.kuberay.job_name=null"]) == 0
-    assert (tmp_path / "words").read_text().split() == ["-n", "ml", "create", "-f", "-"]
-    name = list(yaml.safe_load_all((tmp_path / "manifest").read_text()))[1]["metadata"]["name"]
+    assert (kubectl / "words").read_text().split() == ["-n", "ml", "create", "-f", "-"]
+    name = list(yaml.safe_load_all((kubectl / "manifest").read_text()))[1]["metadata"]["name"]
     err = capsys.readouterr().err
     assert f"kubectl -n ml logs -f job/{name}" in err
     assert f"kubectl -n ml get rayjob {name}" in err
+
+
+def test_a_service_keeps_its_name_and_is_applied(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So that a changed one takes the place of the one that serves."""
+    assert main(["submit", str(CONFIG), "--to", "kuberay", *SERVE, "submit.kuberay.job_name=null"]) == 0
+    assert (kubectl / "words").read_text().split() == ["-n", "default", "apply", "-f", "-"]
+    name = yaml.safe_load((kubectl / "manifest").read_text())["metadata"]["name"]
+    assert name == "rec-dist-sdpo-8b-serve"
+    assert f"port-forward service/{name}-serve-svc 8000" in capsys.readouterr().err
+
+
+def serve_config(*overrides: str) -> Any:
+    """What a RayService hands to Ray Serve."""
+    return yaml.safe_load(service(*overrides)["spec"]["serveConfigV2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "replicas", "actor"),
+    [
+        ((), 16, {"num_cpus": 12, "num_gpus": 1}),
+        (("cluster.num_workers=4",), 4, {"num_cpus": 48, "num_gpus": 1}),
+        (("submit.kuberay.gpus_per_worker=0", "cluster.num_workers=auto"), 2, {"num_cpus": 96, "num_gpus": 0}),
+        (("cluster.use_gpu=false", "cluster.num_workers=3"), 3, {"num_cpus": 48, "num_gpus": 0}),
+        (("cluster.cpus_per_worker=2", "cluster.launcher=local"), 16, {"num_cpus": 2.0, "num_gpus": 1}),
+    ],
+)
+def test_replicas_are_workers_and_fit_into_the_pods(overrides: tuple[str, ...], replicas: int, actor: dict[str, float]) -> None:
+    (application,) = serve_config(*overrides)["applications"]
+    (server,) = application["deployments"]
+    assert (server["num_replicas"], server["ray_actor_options"]) == (replicas, actor)
+    used = f"cluster.use_gpu={'true' if actor['num_gpus'] else 'false'}"
+    assert {"cluster.launcher=local", used} < set(application["args"]["overrides"])
+
+
+def test_the_run_its_changes_and_the_options_reach_the_replicas() -> None:
+    words = ("evaluate.title_prior=0.5", "model.attention=sdpa", "submit.serve.queue=9", "submit.serve.deadline_seconds=2")
+    ray_service = service(*words, "train.run_dir=runs/current")
+    config = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
+    arguments = config["applications"][0]["args"]
+    assert arguments["run"] == "/shared/runs/current"
+    assert arguments["options"] == {"queue": 9, "deadline_seconds": 2.0, "prompt_cache_mib": None}
+    given = {"data.path=/shared/data/ml-1m", "model.dtype=bfloat16", "model.attention=sdpa", "evaluate.title_prior=0.5"}
+    assert given < set(arguments["overrides"])
+    assert config["http_options"]["request_timeout_s"] > 2
+    assert ray_service["spec"]["rayClusterDeletionDelaySeconds"] > 2
+    for pod in (
+        ray_service["spec"]["rayClusterConfig"]["headGroupSpec"],
+        *ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"],
+    ):
+        assert pod["template"]["spec"]["terminationGracePeriodSeconds"] > 2
+
+
+def test_the_token_of_callers_comes_from_a_secret_and_reaches_the_workers_alone() -> None:
+    from rec_dist.commands.serve import TOKEN_VARIABLE
+
+    cluster = service()["spec"]["rayClusterConfig"]
+    head, worker = (
+        {entry["name"]: entry for entry in group["template"]["spec"]["containers"][0]["env"]}
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    )
+    assert TOKEN_VARIABLE not in head
+    assert worker[TOKEN_VARIABLE] == {
+        "name": TOKEN_VARIABLE,
+        "valueFrom": {"secretKeyRef": {"name": "serve-token", "key": TOKEN_VARIABLE}},
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve, when it is imported here
+def test_ray_serve_knows_every_field_of_its_configuration() -> None:
+    """Its schemas ignore unknown fields, so what it has read is compared with what was written."""
+    from ray.serve.schema import ServeDeploySchema
+
+    for overrides in ((), ("cluster.use_gpu=false", "cluster.num_workers=auto")):
+        config = serve_config(*overrides)
+        assert ServeDeploySchema.model_validate(config).model_dump(exclude_unset=True) == config
+
+
+def test_the_import_path_is_a_builder_that_takes_the_arguments() -> None:
+    from rec_dist.commands import serve_application
+
+    (application,) = serve_config()["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert getattr(serve_application, name).__module__ == module
+    assert serve_application.ServedRun.model_validate(application["args"]).run == "/shared/runs/SDPO_8b"
 
 
 @pytest.mark.parametrize(
@@ -175,3 +262,9 @@ def test_the_configuration_reaches_the_run_as_it_is_whatever_it_holds(
     for config in configs:
         assert yaml.safe_load(config)["prompt"]["instruction"] == instruction
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_reaches_the_service_as_it_is_whatever_it_holds() -> None:
+    name = "it's {{ x }} # \u2028 \x85 : END"
+    (application,) = serve_config(f"train.run_dir={json.dumps(f'/shared/{name}')}")["applications"]
+    assert application["args"]["run"] == f"/shared/{name}"

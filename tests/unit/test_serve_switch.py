@@ -1,44 +1,15 @@
 """Another model takes the place of the one that is served, under load, and no request fails."""
 
-import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from finished_runs import CYCLE, finished_run, raw_item
-from http_clients import Client, assert_same_list, ranked_pairs, serving
+from finished_runs import CYCLE, finished_run, other_run, point, raw_item
+from http_clients import Client, assert_same_list, ranked_pairs, serving, until
 
 import rec_dist
-
-
-def other_run(run: Path, folder: Path) -> Path:
-    """The same run with another model: the elements of every embedding in reverse order."""
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(run, folder)
-    (weights,) = (folder / "model").glob("*.safetensors")
-    state = load_file(weights)
-    name = next(name for name, value in state.items() if "item" in name and value.ndim == 2)
-    state[name] = state[name].flip(1).contiguous()
-    save_file(state, weights)
-    return folder
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-def point(link: Path, run: Path) -> None:
-    """Makes the link lead to another run, in one step."""
-    new = link.with_name("new")
-    new.symlink_to(run)
-    os.replace(new, link)
 
 
 def test_a_link_to_another_run_is_taken_up_without_a_failed_request(tmp_path: Path) -> None:
