@@ -7,9 +7,11 @@
 
 The server is a process of its own. Clients are threads of this process, each with one connection on loopback, and ask again as
 soon as they have an answer, so they share the cores with the server. A request ranks 20 candidates drawn at random, or the whole
-catalogue, after the history of one of the data set's users. "fill" is the mean number of requests that were scored together;
-"failed" counts every answer other than 200. With --launcher ray a replica is killed under the load of 8 clients: "recovery" is the
-longest time from the kill to an answer. Memory is the resident one of the server and all its children, at five times.
+catalogue, after the history of one of --users users of the data set: with fewer users, each asks more often. "fill" is the mean
+number of requests that were scored together; "prompts kept" the share of a language model's prompts that the server had at least
+the beginning of; "failed" counts every answer other than 200. With --launcher ray a replica is killed under the load of 8 clients:
+"recovery" is the longest time from the kill to an answer. Memory is the resident one of the server and all its children, at five
+times.
 Cost: --seconds for each row, at most 30 times that for memory, and a start of 10 s (60 s on Ray) for each run.
 """
 
@@ -55,10 +57,10 @@ class Answers:
     failed: int
 
 
-def questions(run: Path) -> dict[str, list[bytes]]:
+def questions(run: Path, num_users: int) -> dict[str, list[bytes]]:
     """Bodies of requests by scope, from the histories of the run's users."""
     data = open_data(load_saved(run / "config.yaml").data)
-    block = PreparedUsers(data, None).block(slice(0, USERS))
+    block = PreparedUsers(data, None).block(slice(0, num_users))
     rng = np.random.default_rng(0)
     bodies: dict[str, list[bytes]] = {str(CANDIDATES): [], "catalogue": []}
     for history in block.histories:
@@ -131,22 +133,25 @@ def load(port: int, bodies: Sequence[bytes], clients: int, *, seconds: float, mo
     return answers
 
 
-def fill(port: int) -> tuple[float, float]:
-    """(requests scored, batches) so far."""
+def counters(port: int) -> dict[str, float]:
+    """What the server has counted so far: requests scored, batches, prompts of a language model, those whose beginning was kept."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-    found = dict(re.findall(r"^rec_dist_serve_batch_requests_(sum|count) (\S+)$", text, re.MULTILINE))
-    return float(found["sum"]), float(found["count"])
+    batches = dict(re.findall(r"^rec_dist_serve_batch_requests_(sum|count) (\S+)$", text, re.MULTILINE))
+    prompts = dict(re.findall(r'^rec_dist_serve_prompts_total\{outcome="(\w+)"\} (\S+)$', text, re.MULTILINE))
+    counts = {outcome: float(count) for outcome, count in prompts.items()}
+    kept = counts.get("hit", 0.0) + counts.get("extension", 0.0)
+    return {"requests": float(batches["sum"]), "batches": float(batches["count"]), "prompts": sum(counts.values()), "kept": kept}
 
 
 def load_row(port: int, bodies: Sequence[bytes], clients: int, given: argparse.Namespace) -> dict[str, Any]:
     """One row of the table of load."""
     load(port, bodies, clients, seconds=1.0, most=given.requests)  # warms up
-    before, began = fill(port), time.monotonic()
+    before, began = counters(port), time.monotonic()
     answers = load(port, bodies, clients, seconds=given.seconds, most=given.requests)
-    elapsed, after = time.monotonic() - began, fill(port)
+    elapsed, counted = time.monotonic() - began, {name: count - before[name] for name, count in counters(port).items()}
     p50, p95, p99 = (float(np.percentile(answers.seconds, share)) for share in (50, 95, 99))
     return {
         "clients": clients,
@@ -155,7 +160,8 @@ def load_row(port: int, bodies: Sequence[bytes], clients: int, given: argparse.N
         "p50": p50,
         "p95": p95,
         "p99": p99,
-        "fill": (after[0] - before[0]) / max(1.0, after[1] - before[1]),
+        "fill": counted["requests"] / max(1.0, counted["batches"]),
+        "kept_prompts": counted["kept"] / counted["prompts"] if counted["prompts"] else None,
         "failed": answers.failed,
     }
 
@@ -191,7 +197,7 @@ def memory_row(port: int, process: psutil.Process, bodies: Sequence[bytes], give
 
 def measure(run: Path, given: argparse.Namespace) -> dict[str, Any]:
     """All numbers of one run."""
-    bodies = questions(run)
+    bodies = questions(run, given.users)
     with server(run, given.launcher) as (port, process):
         rows = [
             {"scope": scope, **load_row(port, bodies[scope], clients, given)}
@@ -216,6 +222,7 @@ def report(result: dict[str, Any], *, markdown: bool = False) -> str:
             "requests/s": row["rate"],
             **{f"{name} ms": row[name] * 1000 for name in ("p50", "p95", "p99")},
             "fill": row["fill"],
+            "prompts kept": None if (kept := row.get("kept_prompts")) is None else f"{kept:.0%}",
             "failed": str(row["failed"]),
         }
         for found in result["rows"]
@@ -243,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each row (10)")
     parser.add_argument("--requests", type=results.positive, default=20_000, help="most requests of each row (20000)")
     parser.add_argument("--steady", type=int, default=10_000, help="requests over which memory is followed; 0: none (10000)")
+    parser.add_argument("--users", type=results.positive, default=USERS, help=f"users whose histories are asked for ({USERS})")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="cluster.launcher (local)")
     given = parser.parse_args(words)
     if results.rendered(parser, given, report):

@@ -237,9 +237,13 @@ def test_popularity_without_a_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_benchmark_counts_answers_and_failures(run: Path, client: Client) -> None:
-    bodies = benchmark.questions(run)
-    before = benchmark.fill(client.port)
+    bodies = benchmark.questions(run, 5)
+    assert len(bodies["catalogue"]) == 5
+    before = benchmark.counters(client.port)
     answers = benchmark.load(client.port, bodies["catalogue"], 3, seconds=60.0, most=25)
     assert (len(answers.seconds), len(answers.done), answers.failed) == (25, 25, 0)
-    assert benchmark.fill(client.port)[0] - before[0] == 25
+    after = benchmark.counters(client.port)
+    assert after["requests"] - before["requests"] == 25
+    assert 1 <= after["batches"] - before["batches"] <= 25
+    assert after["prompts"] == after["kept"] == 0  # no language model
     assert benchmark.load(client.port, [b"{}"], 2, seconds=60.0, most=5).failed == 5
