@@ -1,4 +1,4 @@
-"""`rec-dist rank --launcher ray` on two real Ray workers: the bytes of one machine, also when a worker is killed. About a minute."""
+"""`rec-dist rank --launcher ray` on two real Ray workers: the bytes of one machine, also when a worker is killed. About two minutes."""
 
 import os
 import subprocess
@@ -14,15 +14,16 @@ from rec_dist.ranking.unfinished import parts_folder
 
 pytestmark = pytest.mark.slow
 _SECONDS = 300.0
-# The command with blocks of 4 users, each of which takes a worker the seconds in sys.argv[1] and its work.
+# The command with blocks and parts of 4 users, each of which takes a worker the seconds in sys.argv[1] and its work.
 _COMMAND = """
 import sys
 from contextlib import contextmanager
 from functools import partial
 from rec_dist.cli import main
 from rec_dist.launch import rank_on_ray
-from rec_dist.ranking import rank
+from rec_dist.ranking import rank, unfinished
 rank.MOST_USERS = 4
+unfinished._SECONDS = 0.0  # a part for each block
 seconds, ranked_on_ray = float(sys.argv[1]), rank_on_ray.ranked_on_ray
 @contextmanager
 def slowed(load, device):
@@ -69,4 +70,25 @@ def test_the_same_bytes_with_a_killed_worker(tmp_path: Path) -> None:
     workers[0].kill()
     ended(process)
     assert output.read_bytes() == (tmp_path / "here" / "all.parquet").read_bytes()
+    assert not parts_folder(output).exists()
+
+
+def test_a_killed_command_continues_on_ray(tmp_path: Path) -> None:
+    """What was ranked before the kill, on Ray or on one machine, is not ranked again."""
+    run = finished_run(tmp_path / "one")
+    on_ray = ("--launcher", "ray", "cluster.num_workers=2", "cluster.cpus_per_worker=1", "cluster.use_gpu=false")
+    whole, output = tmp_path / "whole.parquet", tmp_path / "out" / "all.parquet"
+    ended(start(run, "--top-k", 3, "--out", whole))
+    process = start(run, "--top-k", 3, *on_ray, "--out", output, slowed=4.0)
+    deadline = time.monotonic() + _SECONDS
+    while not any(parts_folder(output).glob("*.arrow")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    ranked = max(int(part.stem.split("-")[1]) for part in parts_folder(output).glob("*.arrow"))
+    assert ranked < 24 and not output.exists()
+    err = ended(start(run, "--top-k", 3, *on_ray, "--out", output))
+    assert f"{ranked} of 24 users are ranked already" in err
+    assert output.read_bytes() == whole.read_bytes()
     assert not parts_folder(output).exists()
