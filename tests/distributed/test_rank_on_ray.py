@@ -1,4 +1,4 @@
-"""`rec-dist rank --launcher ray` on two real Ray workers: the bytes of one machine, also when a worker is killed. About two minutes."""
+"""`rec-dist rank --launcher ray` on two real Ray workers: the bytes of one machine, also after a kill. About two minutes."""
 
 import os
 import subprocess
