@@ -1,4 +1,4 @@
-"""`rec-dist prepare` on real Ray Data workers writes the same bytes as in memory; a bad byte still gives one line. About 40 s."""
+"""`rec-dist prepare` on real Ray Data workers: the bytes of memory, and one line for a bad byte and for no row. About a minute."""
 
 import os
 import subprocess
@@ -34,4 +34,8 @@ def test_the_same_bytes_and_the_same_refusal(tmp_path: Path, tiny_source: Path) 
     done = rec_dist("prepare", config, "data.prepare_on=ray", f"data.source={broken}", f"data.path={tmp_path / 'no'}")
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {broken}:3: this line is not UTF8 text")
+    broken.write_bytes(b"user,item,timestamp\n")
+    done = rec_dist("prepare", config, "data.prepare_on=ray", f"data.source={broken}", f"data.path={tmp_path / 'no'}")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: data.source ({broken}) holds no readable row")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.csv", "config.yaml", "memory", "ray"]

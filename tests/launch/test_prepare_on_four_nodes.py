@@ -1,4 +1,4 @@
-"""`rec-dist prepare` and `rec-dist rank` on four Ray nodes that share nothing but an S3 server. About five minutes.
+"""`rec-dist prepare` and `rec-dist rank` on four Ray nodes that share nothing but an S3 server. About two minutes.
 
 The nodes are namespaces of this machine, each with its own address, processes, /tmp and home (namespaces.py, own_disk). Source and
 data set are at s3://, on a server that all nodes reach over the network. A job that looks for a file of another machine fails here,

@@ -12,6 +12,7 @@ from rec_dist.data.sources import FileSet, SourceStore, find_files
 from rec_dist.data.sources.benchmarks import BENCHMARKS, find_benchmark
 from rec_dist.errors import UserError
 from rec_dist.runtime.packages import cache_dir, fetch_member
+from rec_dist.storage.disk import writing
 from rec_dist.storage.location import Location, NoSuchFileError
 from rec_dist.storage.temporary import temporary_folder
 from rec_dist.storage.uri import expanded, is_below, is_remote
@@ -110,7 +111,8 @@ def found_source(config: DataConfig) -> Iterator[FileSet]:
             location = Location(store.uri, key="data.source")
             before = tuple(location.stored(store.name(path)) for path in found.files)
             for path in found.files:
-                location.copy(store.name(path), path)
+                with writing(folder):
+                    location.copy(store.name(path), path)
             yield replace(found, store=replace(store, before=before))
         except UserError as fault:
             raise UserError(store.renamed(str(fault))) from fault.__cause__

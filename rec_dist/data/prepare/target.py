@@ -96,8 +96,16 @@ def staged(location: Location, config: DataConfig) -> Iterator[Path]:
 
 
 def publish(location: Location, made: Path, manifest: Manifest, num_shards: int) -> Manifest:
-    """Puts the data set that is in `made` in its place. Shards that are not there have been written to the URI by others."""
+    """Puts the data set that is in `made` in its place. Shards that are not there have been written to the URI by jobs.
+
+    Another process may have prepared it meanwhile: then its data set is kept. Raises UserError if that is another one, except where
+    jobs have written over its shards already: then this one replaces it.
+    """
     if location.is_remote:
+        is_here = all((made / entry.name).exists() for entry in manifest.files)
+        kept = existing(location, manifest.fingerprint, num_shards) if is_here else None
+        if kept is not None:
+            return kept
         for name in set(filter(_OWN.fullmatch, location.sizes())) - {entry.name for entry in manifest.files}:
             location.remove(name)  # of an upload in another number of shards, which was cut off
         for entry in manifest.files:
@@ -108,7 +116,7 @@ def publish(location: Location, made: Path, manifest: Manifest, num_shards: int)
         try:
             put_in_place(made, location.folder, replace=False)
         except OSError:
-            kept = existing(location, manifest.fingerprint, num_shards)  # another process may have prepared it meanwhile
+            kept = existing(location, manifest.fingerprint, num_shards)
             if kept is None:
                 raise
             return kept

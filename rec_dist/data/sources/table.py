@@ -120,10 +120,12 @@ def parse_table(
     if len(delimiter) > 1:
         # MovieLens 1M separates by "::", but the parser takes one byte only. No title there holds the unit separator 0x1F.
         data, delimiter = pa.py_buffer(data.to_pybytes().replace(delimiter.encode(), b"\x1f")), "\x1f"
-    malformed: list[pyarrow.csv.InvalidRow] = []
+    malformed: list[tuple[int, int, int]] = []  # (number, cells, line ends in it) of each row
+    first: dict[int, str] = {}  # the first row with so many cells
 
     def keep_going(row: pyarrow.csv.InvalidRow) -> str:
-        malformed.append(row)
+        malformed.append((row.number, row.actual_columns, row.text.count("\n")))
+        first.setdefault(row.actual_columns, row.text)
         return "skip"
 
     try:
@@ -132,26 +134,26 @@ def parse_table(
         columns = _parse(data, list(names), delimiter, quoting != "none", escaped, encoding, keep_going)
     except (pa.ArrowInvalid, UnicodeDecodeError) as fault:
         raise UserError(_unreadable(block, encoding, fault)) from None
-    numbers = np.array([row.number for row in malformed], dtype=np.int64) - 1
+    numbers, cells, inside = np.array(malformed, dtype=np.int64).reshape(-1, 3).T
     is_whole: Bool = np.ones(len(columns[0]) + len(malformed), dtype=bool)
-    is_whole[numbers] = False
-    lines, num_lines = _lines_of(columns, is_whole, [row.text for row in malformed])
-    for row, line in zip(malformed, lines[numbers].tolist(), strict=True):
-        bad.add(columns_fault(row.actual_columns, row.expected_columns), path, np.array([lines_before + line]), row.text)
+    is_whole[numbers - 1] = False
+    lines, num_lines = _lines_of(columns, is_whole, inside)
+    for count, text in first.items():
+        bad.add(columns_fault(count, len(names)), path, lines_before + lines[~is_whole][cells == count], text)
     columns = [pc.utf8_trim_whitespace(column) for column in columns]
     table = Table(path, list(names), columns, lines_before + lines[is_whole], num_lines)
     filled = _filled(columns)
     return table if filled.all() else table.where(pa.array(filled))
 
 
-def _lines_of(columns: list[pa.ChunkedArray], is_whole: Bool, others: list[str]) -> tuple[I64, int]:
+def _lines_of(columns: list[pa.ChunkedArray], is_whole: Bool, others: I64) -> tuple[I64, int]:
     """(the line, from 1, in which each row (R,) of a block begins, the lines of the block): quoted cells may hold line ends.
 
-    is_whole (R,): which rows are those of `columns`; others: the texts of the rest.
+    is_whole (R,): which rows are those of `columns`; others: how many line ends each of the rest holds.
     """
     inside: I64 = np.zeros(len(is_whole), dtype=np.int64)
     inside[is_whole] = sum(pc.count_substring(column, "\n").to_numpy() for column in columns)
-    inside[~is_whole] = [text.count("\n") for text in others]
+    inside[~is_whole] = others
     before = np.cumsum(inside) - inside
     return before + np.arange(1, len(inside) + 1), len(inside) + int(inside.sum())
 

@@ -2,6 +2,8 @@
 
 import gzip
 import pickle
+import resource
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,12 +17,16 @@ import pytest
 from s3_server import BUCKET, S3Server, running
 
 from rec_dist.config.schema import DataConfig
+from rec_dist.data.dataset.manifest import Manifest
 from rec_dist.data.dataset.verify import verify
+from rec_dist.data.prepare import prepare as prepare_module
 from rec_dist.data.prepare.blockwise import scratch
 from rec_dist.data.prepare.blockwise.driver import Sizes
 from rec_dist.data.prepare.jobs import Jobs
+from rec_dist.data.prepare.outcome import Prepared
 from rec_dist.data.prepare.prepare import prepare
-from rec_dist.errors import UserError
+from rec_dist.data.sources import Source
+from rec_dist.errors import DiskError, UserError
 from rec_dist.storage.location import Location
 
 SMALL = Sizes(block_bytes=2500, partition_rows=200, range_rows=150, num_bins=16)
@@ -121,6 +127,33 @@ def test_what_an_upload_that_was_cut_off_has_left_is_replaced(server: S3Server, 
     assert server.names(tmp_path.name) == {entry.name for entry in manifest.files} | {"manifest.json"}
 
 
+@pytest.mark.parametrize("changes", [{}, {"min_user_interactions": 3}])
+def test_a_data_set_that_another_process_writes_meanwhile_is_not_replaced(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """It is kept if it is the same, and an error if it has other settings."""
+    write_sources(tmp_path)
+    config = DataConfig(
+        source=str(tmp_path / "csv"), path=server.uri(tmp_path.name), cache_dir=str(tmp_path / "cache"), split="leave_one_out"
+    )
+    other = config.model_copy(update=changes)
+    read = prepare_module.prepare_in_memory
+
+    def after_another(source: Source, own: DataConfig, folder: Path) -> Prepared:
+        monkeypatch.undo()
+        prepare(other)
+        return read(source, own, folder)
+
+    monkeypatch.setattr(prepare_module, "prepare_in_memory", after_another)
+    if other == config:
+        assert prepare(config) == prepare(other)
+    else:
+        with pytest.raises(UserError, match=r"holds a data set of other settings or files"):
+            prepare(config)
+    assert prepare(other).fingerprint == Manifest.load(Location(config.path)).fingerprint
+    assert verify(config.path) == []
+
+
 def test_a_bad_row_is_named_by_its_uri(server: S3Server, tmp_path: Path) -> None:
     server.write(f"{tmp_path.name}/log.csv", b"user,item,timestamp\na,x,1\nb,y,soon\n")
     config = DataConfig(
@@ -131,6 +164,24 @@ def test_a_bad_row_is_named_by_its_uri(server: S3Server, tmp_path: Path) -> None
     for place in ("log.tsv", "nothing/log.csv"):
         with pytest.raises(UserError, match=r"data\.source \(s3://.*\) is neither a file nor a folder that holds one"):
             prepare(config.model_copy(update={"source": server.uri(f"{tmp_path.name}/{place}")}))
+
+
+def test_a_full_disk_under_a_copy_is_named(server: S3Server, tmp_path: Path) -> None:
+    """The source's in data.cache_dir, and that of an intermediate file in the temporary folder."""
+    write_sources(tmp_path)
+    server.write(f"{tmp_path.name}/log.csv", (tmp_path / "csv" / "log.csv").read_bytes())
+    config = DataConfig(source=server.uri(tmp_path.name), path=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    array = scratch.Work(server.uri(f"{tmp_path.name}-work"), "attempt") / "alive.npy"
+    scratch.save_array(array, np.arange(1000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        with pytest.raises(DiskError, match=rf"^{tmp_path}/cache/source-.*: File too large"):
+            prepare(config)
+        with pytest.raises(DiskError, match=rf"^{tempfile.gettempdir()}/rec-dist-.*: File too large"):
+            scratch.load_array(array)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_part_that_changes_while_the_next_one_is_copied_is_refused(

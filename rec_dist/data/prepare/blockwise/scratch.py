@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from rec_dist.errors import UserError
+from rec_dist.storage.disk import writing
 from rec_dist.storage.files import beside
 from rec_dist.storage.location import Location, NoSuchFileError
 from rec_dist.storage.uri import is_remote
@@ -189,7 +190,8 @@ def load_array(file: WorkFile) -> Array:
     values: Array
     if file.work.is_remote:
         with tempfile.NamedTemporaryFile(prefix="rec-dist-") as fetched:
-            file.location.copy(file.below, Path(fetched.name))
+            with writing(Path(fetched.name)):  # which may be on another disk than what the command writes
+                file.location.copy(file.below, Path(fetched.name))
             values = np.load(fetched.name, mmap_mode="r")
     else:
         values = np.load(file.path, mmap_mode="r")
