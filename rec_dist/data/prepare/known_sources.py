@@ -13,6 +13,7 @@ from rec_dist.data.sources import FileSet, SourceStore, find_files
 from rec_dist.data.sources.benchmarks import BENCHMARKS, find_benchmark
 from rec_dist.errors import UserError
 from rec_dist.runtime.packages import cache_dir, fetch_member
+from rec_dist.storage.disk import writing
 from rec_dist.storage.files import make_folder
 from rec_dist.storage.location import Location, NoSuchFileError
 from rec_dist.storage.uri import expanded, is_below, is_remote
@@ -113,7 +114,8 @@ def found_source(config: DataConfig) -> Iterator[FileSet]:
             location = Location(store.uri, key="data.source")
             for path in found.files:
                 before = location.stored(store.name(path))
-                location.copy(store.name(path), path)
+                with writing(path, "set data.cache_dir to a folder with room for a copy of data.source"):
+                    location.copy(store.name(path), path)
                 if location.stored(store.name(path)) != before:
                     raise UserError(f"{path} changed while it was read; run the same command again when nobody writes to it.")
             yield replace(found, store=store)
