@@ -122,5 +122,8 @@ class Switch:
         with suppress(asyncio.CancelledError):
             while old.requests:  # some may still look for their user's history
                 await asyncio.sleep(_POLL_SECONDS)
-            await old.batcher.close()
+            try:
+                await old.batcher.close()
+            except Exception as fault:  # of a cluster that does not answer; the new model goes on
+                logger.warning(f"the scorers of model {old.about['model']} did not end: {one_line(fault, 500)}")
         gc.collect()

@@ -175,6 +175,23 @@ def test_a_request_that_still_looks_for_its_user_is_answered_by_the_model_that_i
     asyncio.run(asyncio.wait_for(test(), 30))
 
 
+def test_an_old_model_that_does_not_end_is_a_warning(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Stuck(Instant):
+        def close(self) -> None:
+            raise TimeoutError("still there\nafter 60 s")
+
+    async def test() -> None:
+        switch = switched(run, loaded(run, Stuck(), "old"), lambda: loaded(run, Instant(), "new"))
+        switch.start()
+        while "did not end" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert "the scorers of model old did not end: still there after 60 s" in caplog.text
+        await switch.close()
+
+    with caplog.at_level("WARNING", logger="rec_dist"):
+        asyncio.run(asyncio.wait_for(test(), 30))
+
+
 def test_replicas_that_nobody_will_use_are_ended(run: Path) -> None:
     """A data set that cannot be indexed, and a server that ended while they loaded: on a cluster they would stay."""
     broken = Instant()
