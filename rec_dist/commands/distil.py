@@ -116,12 +116,13 @@ def make_lists(model: RankedModel, folder: Path, options: DistilOptions, *, excl
         "block": wanted.block_size(slow=model.slow),
     }
     output = folder / LISTS_NAME
+    begun = parts_folder(output).exists()  # looked at first: another process may finish the lists right now
     if finished_lists(folder, inputs=inputs):
         shutil.rmtree(parts_folder(output), ignore_errors=True)  # of a command that was killed just before it removed them
         logger.info(f"{folder} holds the lists already")
         return
     make_folder(folder)
-    if output.is_file() and not parts_folder(output).exists():
+    if output.is_file() and not begun:
         output.unlink()  # without teacher.json or parts nobody knows whose lists they are
     finish = partial(finish_lists, folder, rows=targets.total, data_fingerprint=model.data.manifest.fingerprint, inputs=inputs)
     if not is_done(output, inputs, _KEY, then=finish):

@@ -1,6 +1,7 @@
 """What a person sees of a run: its messages, and a bar on a terminal or plain lines in a log. It only reads the run directory."""
 
 import logging
+import math
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from rec_dist.launch.ray_cluster import leave
+from rec_dist.launch.watchdog import ProgressWatchdog
 from rec_dist.runtime.duration import duration
 from rec_dist.runtime.messages import WARNING, say, visible
 from rec_dist.runtime.repeating import repeating
@@ -30,14 +32,16 @@ _TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # begins each line of l
 
 
 class _Watch:
-    def __init__(self, run: RunDirectory, out: TextIO) -> None:
+    def __init__(self, run: RunDirectory, out: TextIO, look_seconds: float) -> None:
+        """look_seconds: between two reads of the beats of all workers."""
         self._run, self._out = run, out
+        self._workers, self._look_seconds, self._looked = ProgressWatchdog(run.attempt), look_seconds, time.monotonic()
         self._position = run.log_size()
         self._bar: Any = None
         self._shown: tuple[str, int] | None = None
         self._last_line = 0.0
         self._seen: object = None
-        self.changed = time.monotonic()  # when progress or a line was last seen
+        self.changed = time.monotonic()  # when progress, a line or a sign of life of a worker was last seen
 
     def tick(self) -> None:
         """Shows what is new."""
@@ -47,6 +51,9 @@ class _Watch:
         state = self._run.read_progress()
         if (self._position, state) != self._seen:
             self._seen, self.changed = (self._position, state), time.monotonic()
+        if time.monotonic() - self._looked >= self._look_seconds:  # rank 0 alone tells progress, and may end before the others
+            self._looked = time.monotonic()
+            self.changed = max(self.changed, self._looked - self._workers.look()[0])
         if state is None or (state["phase"], state["done"]) == self._shown:
             return
         if self._out.isatty():
@@ -94,7 +101,7 @@ def watching(run: RunDirectory, out: TextIO | None = None, *, hang_seconds: floa
     hang_seconds: ends this process, with its stacks in .stacks.txt, when the run shows no progress for so long; 0: never.
     """
     run.clear_progress()
-    watch = _Watch(run, out or sys.stderr)
+    watch = _Watch(run, out or sys.stderr, hang_seconds / _LOOKS if hang_seconds else math.inf)
     guard = repeating(lambda: _end_if_hung(watch, run, hang_seconds), hang_seconds / _LOOKS, name="hang")
     try:
         # In a thread apart from the one that shows: reading may hang, too.

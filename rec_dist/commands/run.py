@@ -8,6 +8,7 @@ finished work.
 import json
 import logging
 import shlex
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from rec_dist.config.paths import absolute, check_path
 from rec_dist.config.pipeline import Pipeline, Stage, load_pipeline
 from rec_dist.data.artifacts.embeddings import read_manifest
 from rec_dist.data.dataset.manifest import Manifest
-from rec_dist.errors import StopRequested, UserError
+from rec_dist.errors import StopRequested, UserError, one_line
 from rec_dist.evaluation.measure import metric_names
 from rec_dist.report.compare import compare
 from rec_dist.report.text_table import text_table
@@ -58,7 +59,7 @@ def run_pipeline(path: Path, overrides: Sequence[str]) -> int:
     _check_metrics(config, path)
     _evaluated(config, path)
     check_path("pipeline.run_dir", config.run_dir)
-    folder = Path(config.run_dir).absolute()
+    folder = absolute(config.run_dir)
     check_output(folder, "pipeline.run_dir", folder=True, may_exist=True)
     _refuse_others(folder)
     with RunDirectory(folder, key="pipeline.run_dir").locked():
@@ -85,6 +86,8 @@ def _run_stages(config: Pipeline, path: Path, overrides: Sequence[str], folder: 
             started = time.perf_counter()
             code = stages.run(stage.words)
             seconds = time.perf_counter() - started
+            if stages.stop_wanted and code == -signal.SIGTERM:  # most commands have nothing to save
+                raise StopRequested(f"stopped in stage {stage.name}; run the same command again to go on from there")
             if code:
                 logger.info(f"stage {stage.name} ended with exit code {code}; run the same command again to go on from there")
                 return code if code > 0 else EXIT_FAILED  # negative: a signal ended it
@@ -111,8 +114,14 @@ class _Records:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        self._rows = {row["name"]: StageRecord(**row) for row in rows}
+        try:
+            rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+            self._rows = {row["name"]: StageRecord(**row) for row in rows}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as fault:
+            raise UserError(
+                f"{path} cannot be read ({one_line(fault)}); remove that file: finished stages are found finished, and only the times "
+                "that they took are lost"
+            ) from fault
 
     def keep(self, record: StageRecord) -> None:
         known = self._rows.get(record.name)
@@ -127,7 +136,7 @@ class _Records:
 def _results_dir(stage: Stage) -> Path:
     """The run directory, or folder of embeddings, that a stage writes to."""
     if stage.to is not None:
-        return Path(stage.to).absolute()
+        return absolute(stage.to)
     if stage.is_config:
         config = load_config(Path(stage.target), stage.set)
         return base_results_dir(config) if stage.do == "evaluate" else absolute(config.train.run_dir)
@@ -158,7 +167,7 @@ def _report(config: Pipeline, path: Path, overrides: Sequence[str], records: _Re
     evaluated = _evaluated(config, path)
     of_rows = {row: [evaluated[stage.name] for stage in stages] for row, stages in config.rows.items()}
     compared = compare(of_rows, config.pairs, config.metrics)
-    folder = Path(config.run_dir).absolute()
+    folder = absolute(config.run_dir)
     again = shlex.join(["rec-dist", "run", str(path), *without_secrets(overrides)])
     report = Report(
         title=config.title,

@@ -32,5 +32,7 @@ class Section(BaseModel):
                     yield key, value
 
     def without_paths(self) -> dict[str, Any]:
-        """The values of all fields but those that hold paths: what a result depends on wherever its inputs lie."""
-        return self.model_dump(exclude={key.partition(".")[0] for key, _ in self.paths()})
+        """The values of all fields but those that hold paths, also in sections: what a result depends on wherever its inputs lie."""
+        held = {key.partition(".")[0] for key, _ in self.paths()}
+        sections = {key: section for key in held if isinstance(section := getattr(self, key), Section)}
+        return self.model_dump(exclude=held) | {key: section.without_paths() for key, section in sections.items()}

@@ -7,12 +7,12 @@ Cost: 20-30 s to start Ray here; a second or so to notice a lost replica, and it
 """
 
 import asyncio
-import itertools
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from rec_dist.config.schema import ClusterConfig
@@ -28,7 +28,6 @@ from rec_dist.serving.guard import App
 Load = Callable[[str], Engine]  # the device -> a loaded scorer
 
 logger = logging.getLogger(__name__)
-_NUMBERS = itertools.count(1)
 _RETRY_SECONDS = 0.2
 
 
@@ -37,18 +36,26 @@ class _Replica:
 
     def __init__(self, load: Load, device: str) -> None:
         quieten()
+        self._load, self._device = load, device
         self._engine: Engine | None = None
-        self._fault = ""
+        self._fault = self._loaded()
+
+    def _loaded(self) -> str:
+        """Loads the model. Returns what is wrong with it, empty for nothing."""
         try:
-            self._engine = load(device)
+            self._engine = self._load(self._device)
         except UserError as fault:
-            self._fault = str(fault)
+            return str(fault)
+        return ""
 
     def fault(self) -> str:
         return self._fault
 
     def answer(self, queries: list[Query]) -> Outcomes:
-        assert self._engine is not None, self._fault
+        if self._engine is None:  # a lost replica was started again while its files could not be read
+            self._fault = self._loaded()
+        if self._engine is None:
+            raise RuntimeError(self._fault)
         return self._engine.answer(queries)
 
 
@@ -117,7 +124,7 @@ class RayReplicas:
         size = size_workers(cluster, ray_cluster.nodes(asked=False))
         self.count = size.num_workers
         self._deadline_seconds, self._lost = deadline_seconds, lost
-        self._name = f"rec-dist-{os.getpid()}-{next(_NUMBERS)}"
+        self._name = f"rec-dist-{secrets.token_hex(8)}"  # a process id is another server's, too: in containers all are process 1
         threads = str(max(1, int(size.cpus)))
         actor = {
             "num_cpus": size.cpus / 2,
@@ -137,13 +144,26 @@ class RayReplicas:
 
         try:
             self._handle, refusals = within(cluster.hang_seconds, start)
-        except TimeoutError as fault:
-            self.close()
-            raise WorkerFailedError(f"hang: the replicas have not loaded the model: {fault}") from fault
-        if refusals:
-            self.close()
-            of_some = "" if len(refusals) == self.count else f" (on {len(refusals)} of {self.count} replicas)"
-            raise UserError(f"{refusals[0]}{of_some}")
+            if refusals:
+                of_some = "" if len(refusals) == self.count else f" (on {len(refusals)} of {self.count} replicas)"
+                raise UserError(f"{refusals[0]}{of_some}")
+        except BaseException as fault:  # also Ctrl-C: replicas outlive this process on a cluster that it has joined
+            why = self._why_not() if isinstance(fault, RuntimeError) else ""  # of Ray Serve, which does not say it
+            with suppress(Exception):
+                self.close()
+            if isinstance(fault, TimeoutError):
+                raise WorkerFailedError(f"hang: the replicas have not loaded the model: {fault}") from fault
+            if why:
+                raise WorkerFailedError(f"the replicas could not load the model: {why}") from fault
+            raise
+
+    def _why_not(self) -> str:
+        """The last line that a replica left which could not start; empty without any."""
+        from ray import serve
+
+        application = serve.status().applications.get(self._name)
+        told = "" if application is None else "\n".join(one.message for one in application.deployments.values())
+        return next((line for line in reversed(told.splitlines()) if line.strip()), "")
 
     async def answer(self, queries: list[Query]) -> Outcomes:
         """As Replicas.answer."""

@@ -25,6 +25,7 @@ from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch
 from rec_dist.methods.registry import method_of
 from rec_dist.ranking.search import SearchScorer
+from rec_dist.runtime.heartbeat import reporting
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 
@@ -98,13 +99,15 @@ def search_worker(world: World, job: SearchJob) -> dict[str, Any]:
         data = open_data(config.data)
         examples, ranker = eval_examples_of(config, data), method_of(config).ranker
         ranks, rows = array("q"), array("q")
-        with ranker.scoring(config, data, job.initial, job.saved, world.device) as scorer:
+        with (
+            ranker.scoring(config, data, job.initial, job.saved, world.device) as scorer,
+            reporting(run, world, "evaluate") as report,
+        ):
             for number in range(world.rank, len(examples), world.size):
                 rank, cost = rank_in_catalogue(scorer, examples[number], data, exclude_seen=config.evaluate.exclude_seen)
                 ranks.append(rank or 0)
                 rows.append(cost)
-                if world.is_main:
-                    run.progress("evaluate", number + 1, len(examples))
+                report(number + 1, len(examples))
         np.save(run.path / f".ranks-{world.rank:05d}.npy", np.asarray([ranks, rows], dtype=np.int64))
     return {}
 

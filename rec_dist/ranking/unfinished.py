@@ -88,6 +88,7 @@ def unfinished(output: Path, key: Mapping[str, Any], option: str = "--out") -> I
     except BlockingIOError as fault:
         raise UserError(f"{option} ({output}) is being written by another process; wait for it or choose another") from fault
     try:
+        _check(folder, key, option)  # again: another process may have left its parts since
         if not (folder / _KEY_NAME).is_file():
             write_json(folder / _KEY_NAME, key)
         yield Unfinished(output)

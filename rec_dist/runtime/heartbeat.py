@@ -9,9 +9,13 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from rec_dist.runtime.run_directory import RunDirectory
+from rec_dist.runtime.world import World
 
 _SECONDS = 0.5  # between two writes of one phase
 STACK_SIGNAL = signal.SIGUSR1
@@ -72,6 +76,23 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         faulthandler.unregister(STACK_SIGNAL)
         self._stacks.close()
+
+
+@contextmanager
+def reporting(run: RunDirectory, world: World, phase: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives what every rank calls with what is done, and of how much: a sign of life of each, and the run's progress on rank 0.
+
+    The driver of a command that only scores ends it when neither changes for cluster.hang_seconds. Ranks do not wait for one
+    another there, so rank 0 may have ended long before the last.
+    """
+    with Heartbeat(run.attempt, world.rank, world.node) as heart:
+
+        def report(done: int, total: int) -> None:
+            heart.beat(phase)
+            if world.is_main:
+                run.progress(phase, done, total)
+
+        yield report
 
 
 def stack_path(folder: Path, rank: int) -> Path:

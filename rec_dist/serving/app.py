@@ -25,6 +25,7 @@ from rec_dist.serving.messages import (
     Fault,
     FoundItem,
     FoundItems,
+    ProblemError,
     Question,
     RankedItem,
     RankQuestion,
@@ -48,14 +49,6 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
     429: {"model": Fault, "description": "Too many requests wait; Retry-After says when to try again."},
     504: {"model": Fault, "description": "The deadline passed."},
 }
-
-
-class ProblemError(Exception):
-    """What a request gets in place of an answer."""
-
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.headers = status, sentence, headers or {}
 
 
 def build_app(switch: Switch, access: Access, metrics: Metrics) -> Guard:
@@ -100,21 +93,17 @@ class Routes:
 
     async def rank(self, body: RankQuestion) -> RankReply:
         """The best items after a history: of the candidates, or of the whole catalogue."""
-        began, served = time.perf_counter(), self._switch.now
-        history, unknown_history = await _history(served, body)
-        candidates, unknown = None, 0
-        if body.candidates is not None:
-            candidates, unknown = served.names.find(_names(body.candidates, "candidates"))
-            candidates = candidates[np.sort(np.unique(candidates, return_index=True)[1])]  # once each, in their order
-            if not len(candidates):
-                raise ProblemError(422, f"candidates: none of the {unknown} names is an item of the catalogue")
-        elif served.most_titles is not None and served.num_items > served.most_titles and len(history):
-            raise ProblemError(
-                422,
-                f"candidates are missing: this model reads a title in milliseconds, and the catalogue has {served.num_items:,}, more "
-                f"than {served.most_titles:,}; name the items to rank",
-            )
-        answer = await self._ask(served, engine.Query(history, candidates, body.top_k, body.exclude_seen, body.members))
+        began = time.perf_counter()
+        with self._switch.asked() as served:
+            history, unknown_history = await _history(served, body)
+            candidates, unknown = None, 0
+            if body.candidates is not None:
+                candidates, unknown = served.names.find(_names(body.candidates, "candidates"))
+                candidates = candidates[np.sort(np.unique(candidates, return_index=True)[1])]  # once each, in their order
+                if not len(candidates):
+                    raise ProblemError(422, f"candidates: none of the {unknown} names is an item of the catalogue")
+            query = engine.Query(history, candidates, body.top_k, body.exclude_seen, body.members)
+            answer = await self._ask(served, query)
         return RankReply(
             **_common(served, answer, unknown_history, unknown, began),
             items=[
@@ -131,13 +120,14 @@ class Routes:
 
     async def score(self, body: ScoreQuestion) -> ScoreReply:
         """The score of each candidate after a history, in their order."""
-        began, served = time.perf_counter(), self._switch.now
-        history, unknown_history = await _history(served, body)
-        numbers = served.names.numbers(_names(body.candidates, "candidates"))
-        places = np.flatnonzero(numbers >= 0)
-        if not len(places):
-            raise ProblemError(422, f"candidates: none of the {len(numbers)} names is an item of the catalogue")
-        answer = await self._ask(served, engine.Query(history, numbers[places], members=body.members))
+        began = time.perf_counter()
+        with self._switch.asked() as served:
+            history, unknown_history = await _history(served, body)
+            numbers = served.names.numbers(_names(body.candidates, "candidates"))
+            places = np.flatnonzero(numbers >= 0)
+            if not len(places):
+                raise ProblemError(422, f"candidates: none of the {len(numbers)} names is an item of the catalogue")
+            answer = await self._ask(served, engine.Query(history, numbers[places], members=body.members))
 
         def spread(values: Floats) -> list[float | None]:
             whole: list[float | None] = [None] * len(numbers)
@@ -171,6 +161,12 @@ class Routes:
 
     async def _ask(self, served: Served, query: engine.Query) -> engine.Answer:
         scores = served.num_items if query.candidates is None else len(query.candidates)
+        if served.most_titles is not None and scores > served.most_titles and len(query.history):
+            raise ProblemError(
+                422,
+                f"candidates: this model reads a title in milliseconds, and a request may ask for {served.most_titles:,} titles, not "
+                f"for {scores:,}; name fewer items",
+            )
         try:
             answer = await served.batcher.answer(query, scores)
         except OverloadedError as fault:

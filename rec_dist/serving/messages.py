@@ -11,6 +11,14 @@ MOST_ITEMS = 1000  # of a list that comes back
 MOST_NAMES = 100_000  # of a history or of candidates
 
 
+class ProblemError(Exception):
+    """What a request gets in place of an answer."""
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers = status, sentence, headers or {}
+
+
 class Question(BaseModel):
     """Whose taste: a history, or a user of the data set."""
 

@@ -32,14 +32,14 @@ class Loaded:
 
 
 class Served:
-    """A loaded model, its names, and the queue before its scorers."""
+    """A loaded model, its names, and the queue before its scorers. requests: those that hold it (Switch.asked)."""
 
     def __init__(self, loaded: Loaded, batcher: Callable[[Loaded], Batcher]) -> None:
         self.about, self.most_titles = loaded.about, loaded.most_titles
         self.raw_items, self.titles = loaded.data.raw_items, loaded.data.titles
         self.names, self.users = ItemNames(loaded.data), KnownUsers(loaded.data)
         self.num_items = loaded.data.num_items
-        self.batcher = batcher(loaded)
+        self.batcher, self.requests = batcher(loaded), 0
         self._folded = [title.casefold() for title in self.titles]
         self._popular = np.argsort(-loaded.data.train_counts, kind="stable").tolist()
 

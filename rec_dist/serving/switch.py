@@ -8,8 +8,8 @@ is answered. A run that cannot be loaded changes nothing but the log. Cost: for 
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rec_dist.serving.metrics import Metrics
 from rec_dist.serving.served import Loaded, Served
 
 logger = logging.getLogger(__name__)
-_EVERY_SECONDS = 2.0
+_EVERY_SECONDS, _POLL_SECONDS = 2.0, 0.05
 
 
 def stamp(run: Path) -> tuple[object, ...] | None:
@@ -50,11 +50,32 @@ class Switch:
     ) -> None:
         self._load, self.limits, self._metrics = load, limits, metrics
         self._run, self._seen, self._every = run, seen, every_seconds
-        self.now = Served(first, self._batcher)
+        self._closed = False
+        self.now = self._served(first)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _batcher(self, loaded: Loaded) -> Batcher:
         return Batcher(loaded.replicas, self.limits, self._metrics, slow=loaded.slow)
+
+    def _served(self, loaded: Loaded) -> Served:
+        """Raises what Served does. Then, or if the server ended meanwhile, the replicas end here: nobody else knows them."""
+        try:
+            if self._closed:
+                raise UserError("the server ends")
+            return Served(loaded, self._batcher)
+        except BaseException:
+            loaded.replicas.close()
+            raise
+
+    @contextmanager
+    def asked(self) -> Iterator[Served]:
+        """The model for one request, which stays until the block is left, also if another one takes its place."""
+        served = self.now
+        served.requests += 1
+        try:
+            yield served
+        finally:
+            served.requests -= 1
 
     def start(self) -> None:
         """Begins to answer and to watch. Called in the event loop of the server."""
@@ -64,6 +85,7 @@ class Switch:
 
     async def close(self) -> None:
         """Ends the watch, then every model once its requests are answered."""
+        self._closed = True
         for task in self._tasks:
             if task.get_name() == "watch":
                 task.cancel()
@@ -84,7 +106,7 @@ class Switch:
             self._seen = found
             logger.info(f"{run} is another model now; loading it beside the old one")
             try:
-                new = await asyncio.to_thread(lambda: Served(self._load(), self._batcher))
+                new = await asyncio.to_thread(lambda: self._served(self._load()))
             except Exception as fault:
                 kind = "" if isinstance(fault, UserError) else f"{type(fault).__name__}: "
                 logger.warning(f"the new model of {run} cannot be served, the old one goes on: {kind}{one_line(fault, 500)}")
@@ -98,5 +120,10 @@ class Switch:
 
     async def _let_go(self, old: Served) -> None:
         with suppress(asyncio.CancelledError):
-            await old.batcher.close()
+            while old.requests:  # some may still look for their user's history
+                await asyncio.sleep(_POLL_SECONDS)
+            try:
+                await old.batcher.close()
+            except Exception as fault:  # of a cluster that does not answer; the new model goes on
+                logger.warning(f"the scorers of model {old.about['model']} did not end: {one_line(fault, 500)}")
         gc.collect()

@@ -37,8 +37,8 @@ def disk_fault(fault: BaseException) -> int | None:
     return number if number in _WAYS_OUT else None
 
 
-def describe(number: int, path: Path | str | None) -> str:
-    """One line with the place, the fault, the free space and the remedy."""
+def describe(number: int, path: Path | str | None, or_else: str = "") -> str:
+    """One line with the place, the fault, the free space and the remedy. or_else: another remedy."""
     place = "the disk" if path is None else str(path)
     free = ""
     if path is not None and number in (errno.ENOSPC, errno.EDQUOT):
@@ -48,6 +48,7 @@ def describe(number: int, path: Path | str | None) -> str:
     way_out = _WAYS_OUT[number]
     if number == errno.ENOSPC and path is not None and _in_a_run_with_checkpoints(Path(path).absolute()):
         way_out += ", or lower checkpoint.keep"
+    way_out += f", or {or_else}" if or_else else ""
     return f"{place}: {os.strerror(number)}{free}; {way_out}, then run the same command again"
 
 
@@ -58,23 +59,26 @@ def _in_a_run_with_checkpoints(path: Path) -> bool:
     )
 
 
-def as_disk_error(fault: BaseException, path: Path | str | None = None) -> DiskError | None:
-    """Returns a disk fault as a DiskError about `path` (or the file that the fault names), and None for any other exception."""
+def as_disk_error(fault: BaseException, path: Path | str | None = None, or_else: str = "") -> DiskError | None:
+    """Returns a disk fault as a DiskError about `path` (or the file that the fault names), and None for any other exception.
+
+    or_else: as in describe.
+    """
     if isinstance(fault, DiskError):
         return fault
     number = disk_fault(fault)
     if number is None:
         return None
-    return DiskError(describe(number, path or getattr(fault, "filename", None)))
+    return DiskError(describe(number, path or getattr(fault, "filename", None), or_else))
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Inside, raises a disk fault as DiskError about `path`; lets any other exception through."""
+def writing(path: Path, or_else: str = "") -> Iterator[None]:
+    """Inside, raises a disk fault as DiskError about `path`; lets any other exception through. or_else: as in describe."""
     try:
         yield
     except Exception as fault:
-        error = as_disk_error(fault, path)
+        error = as_disk_error(fault, path, or_else)
         if error is None or error is fault:
             raise
         raise error from fault

@@ -16,7 +16,7 @@ from real_runs import descendants
 
 import rec_dist
 from rec_dist.config.schema import ClusterConfig
-from rec_dist.errors import UserError
+from rec_dist.errors import UserError, WorkerFailedError
 from rec_dist.launch.ray_cluster import disconnected
 from rec_dist.launch.replicas_on_ray import RayReplicas
 
@@ -107,3 +107,20 @@ def test_a_fault_of_any_replica_ends_the_start(tmp_path: Path) -> None:
     with disconnected(), pytest.raises(UserError, match=r"no model on this node, cpu \(on 1 of 2 replicas\)"):
         RayReplicas(load, cluster, deadline_seconds=5.0, lost=lambda: None)
     assert Path(first).exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve, when it is imported here
+def test_a_model_that_cannot_be_loaded_leaves_no_replicas() -> None:
+    """They would stay on a cluster that this process has joined, after its end."""
+
+    def load(device: str) -> Any:
+        raise KeyError(f"a bug on {device}")
+
+    cluster = ClusterConfig(launcher="ray", num_workers=1, use_gpu=False)
+    with disconnected():
+        with pytest.raises(WorkerFailedError, match=r"could not load the model: .*a bug on cpu") as fault:
+            RayReplicas(load, cluster, deadline_seconds=5.0, lost=lambda: None)
+        assert len(str(fault.value).splitlines()) == 1
+        from ray import serve
+
+        assert not serve.status().applications

@@ -14,6 +14,7 @@ from rec_dist.config.schema import RunConfig
 from rec_dist.config.shipped import recipes
 from rec_dist.config.yaml_text import to_yaml
 from rec_dist.errors import UserError
+from rec_dist.methods.sequential.config import DistilConfig, SequentialConfig
 from rec_dist.methods.sequential.saved_model import unread_keys
 from rec_dist.methods.sequential.task import build_sequential_task
 
@@ -253,3 +254,11 @@ def test_a_configuration_that_holds_itself_is_refused_in_one_line(tmp_path: Path
     (tmp_path / "run.yaml").write_text("data: &own\n  path: /d\n  columns: *own\ntrain: {run_dir: r}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"run\.yaml"):
         load_config(tmp_path / "run.yaml")
+
+
+def test_a_path_in_a_section_of_a_section_leaves_its_other_keys_in_a_key() -> None:
+    """Results do not depend on where a teacher's lists lie, but on the weight that they have."""
+    one = SequentialConfig(distil=DistilConfig(lists="here", weight=0.3))
+    for other, same in ((DistilConfig(lists="there", weight=0.3), True), (DistilConfig(lists="here", weight=0.4), False)):
+        assert (SequentialConfig(distil=other).without_paths() == one.without_paths()) is same
+    assert "lists" not in one.without_paths()["distil"]

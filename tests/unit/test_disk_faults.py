@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from s3_server import running
 from safetensors.torch import save_file
 
+from rec_dist.config.schema import DataConfig
 from rec_dist.data.artifacts.reference_store import write_part
+from rec_dist.data.prepare.prepare import prepare
 from rec_dist.errors import DiskError
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.disk import as_disk_error, describe, writing
@@ -97,3 +100,15 @@ def test_a_disk_without_room_is_named_before_it_is_full(tmp_path: Path) -> None:
     assert note is not None
     assert note.startswith("3 more checkpoint(s) of 1000000000.00 GB will not fit")
     assert "checkpoint.keep" in note
+
+
+def test_a_source_that_does_not_fit_into_the_cache_names_its_key(tmp_path: Path) -> None:
+    with running() as server:
+        server.write("log.csv", b"user,item,timestamp\n" + b"a,x,1\n" * 1000)
+        config = DataConfig(source=server.uri("log.csv"), path=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+        with (
+            largest_file(2000),
+            pytest.raises(DiskError, match=r"log\.csv: File too large; .*, or set data\.cache_dir to a folder"),
+        ):
+            prepare(config)
+    assert list((tmp_path / "cache").iterdir()) == [] and not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Distillation: the loss by hand, lists that are those of the teacher, and a student that follows it; resumed, the same student."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,6 +204,27 @@ def test_lists_that_are_whole_are_not_made_again(teacher, killed: str, tmp_path:
     unfinished.parts_folder(lists / LISTS_NAME).mkdir(exist_ok=True)  # as a kill right after teacher.json leaves it
     make()
     assert not unfinished.parts_folder(lists / LISTS_NAME).exists()
+
+
+def test_lists_that_another_process_finishes_right_now_stay(teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just after this one has looked for teacher.json, and before it looks for parts."""
+    _, run = teacher
+    model, lists, look = command.ranked_model(run, {}), tmp_path / "lists", command.finished_lists
+    make = lambda: command.make_lists(model, lists, DistilOptions(10), exclude_seen=True, progress=False)
+    unfinished.parts_folder(lists / LISTS_NAME).mkdir(parents=True)  # the other process is at work
+
+    def looks(folder: Path, **inputs: Any) -> bool:
+        found = look(folder, **inputs)
+        with monkeypatch.context() as patched:
+            patched.setattr(command, "finished_lists", look)
+            make()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "finished_lists", looks)
+        with pytest.raises(UserError, match=str(lists)):
+            make()
+    assert len(read_lists(lists, data_fingerprint=model.data.manifest.fingerprint).lists.items)
 
 
 def overlap(run: Path, other: Path) -> float:

@@ -1,6 +1,8 @@
 """Ensembles: weights against a solver of another kind, shares by hand, and a run through train, evaluate and its errors."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +11,14 @@ import yaml
 from small_recommenders import config as small_config
 
 import rec_dist
+from rec_dist.commands.ranked_model import ranked_model
 from rec_dist.commands.verify import verify
 from rec_dist.data.dataset.prepared_data import open_data
 from rec_dist.errors import UserError
+from rec_dist.evaluation.baselines import CandidateScorer, PopularityScorer
 from rec_dist.evaluation.examples import EvalExample
 from rec_dist.methods.ensemble.method import learn
+from rec_dist.methods.ensemble.ranker import EnsembleScorer
 from rec_dist.methods.ensemble.rerank import Reading, Retrieval, best_places, spread
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.methods.ensemble.weights import Questions, fit_weights
@@ -216,6 +221,35 @@ def test_an_ensemble_may_be_a_member(members, tmp_path: Path):
     inner = rec_dist.train({**_ensemble(folder, runs), "train": {"run_dir": str(tmp_path / "inner")}})
     outer = rec_dist.train({**_ensemble(folder, {"all": str(inner.path)}), "train": {"run_dir": str(tmp_path / "outer")}})
     assert rec_dist.evaluate(outer, ["evaluate.num_candidates=all"])["hr@1"]["value"] == 1.0
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["beside an ensemble", "within one"])
+def test_a_language_model_and_an_ensemble_in_an_ensemble_are_searched(
+    within: bool, tiny_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """The items of a search are the best of all scores. An ensemble without a language model is no member to search."""
+    model = ranked_model(tiny_config(tmp_path / "run"), ())
+
+    def ensemble(weights: list[float], **members: CandidateScorer) -> EnsembleScorer:
+        names, values = list(members), np.asarray(weights)
+        learnt = EnsembleWeights(names, [], names, names, values, np.zeros((len(names), len(names))), np.ones(len(names)))
+        return EnsembleScorer(learnt, members, model.data)
+
+    popularity = PopularityScorer(model.data.train_counts)
+    history, every = np.asarray([3, 5], dtype=np.int32), np.arange(model.data.num_items, dtype=np.int32)
+    with model.scorer() as titles:
+        if within:
+            outer = ensemble([0.1, 2.0], counts=popularity, both=ensemble([0.3, 0.7], counts=popularity, titles=titles))
+        else:
+            outer = ensemble([1.4, 2.0], titles=titles, counts=ensemble([0.35], counts=popularity))
+        (scores,) = outer.score([history], [every])
+        found = outer.search(history).top_k(5, beam=3)
+        assert found.certified
+        assert found.scores == pytest.approx(np.sort(scores)[::-1][:5], abs=1e-4)
+        assert scores[found.items] == pytest.approx(found.scores, abs=1e-4)
+        alone = ensemble([1.0], inner=ensemble([1.0], counts=popularity))
+        with pytest.raises(UserError, match=r"exactly one member that can be searched .* none"):
+            alone.search(history)
 
 
 def test_another_fit_of_a_member_ranks_in_its_place(members, tmp_path: Path):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rec_dist.commands.run import _evaluated, run_pipeline
+from rec_dist.commands.run import _evaluated, _results_dir, run_pipeline
 from rec_dist.config.load import load_config
-from rec_dist.config.pipeline import load_pipeline
+from rec_dist.config.pipeline import Stage, load_pipeline
 from rec_dist.config.yaml_text import to_yaml
 from rec_dist.errors import UserError
 from rec_dist.runtime.run_directory import RunDirectory
@@ -55,3 +55,28 @@ def test_the_folder_that_the_run_itself_names_is_read(tmp_path: Path) -> None:
     run.config_path.write_text(to_yaml(config), encoding="utf-8")
     path = pipeline(tmp_path, f"name: a, target: {run.path}")
     assert _evaluated(load_pipeline(path), path) == {"a": tmp_path / "elsewhere"}
+
+
+def test_a_home_folder_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """~ in pipeline.run_dir, and in the folder of embeddings, which `rec-dist embed` expands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = pipeline(tmp_path, "name: a, target: sasrec")
+    path.write_text(path.read_text(encoding="utf-8").replace(f"{tmp_path}/report", "~/report"), encoding="utf-8")
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"pipeline\.run_dir \({report}\) holds notes\.txt"):
+        run_pipeline(path, [])
+    assert not (tmp_path / "~").exists()
+    assert _results_dir(Stage("e", "e", "embed", "runs/x", False, "~/vectors", ())) == tmp_path / "vectors"
+
+
+@pytest.mark.parametrize("text", ["[{", '[{"name": "a"}]', "[1]"])
+def test_a_damaged_record_of_stages_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report").mkdir()
+    record = tmp_path / "report/stages.json"
+    record.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"stages\.json .*remove that file"):
+        run_pipeline(pipeline(tmp_path, "name: a, target: sasrec"), [])
+    assert record.read_text(encoding="utf-8") == text

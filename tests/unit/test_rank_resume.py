@@ -17,8 +17,10 @@ from finished_runs import finished_run
 import rec_dist
 from rec_dist.cli import main
 from rec_dist.data.artifacts.recommendations import parts_in
+from rec_dist.errors import UserError
+from rec_dist.ranking import unfinished
 from rec_dist.ranking.unfinished import parts_folder
-from rec_dist.storage.files import lock
+from rec_dist.storage.files import lock, write_json
 
 _ROOT = Path(__file__).parents[2]
 # The command with blocks of 4 users. With a user in sys.argv[1]: a part for each block, and that user's takes for ever.
@@ -162,3 +164,16 @@ def test_users_of_a_damaged_part_are_ranked_again(run: Path, tmp_path: Path) -> 
     code, err = ended(start([run, "--out", output]))
     assert code == 0 and "4 of 24 users are ranked already" in err, err
     assert output.read_bytes() == whole.read_bytes()
+
+
+def test_parts_that_another_ranking_leaves_meanwhile_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the folder and its lock: these parts are of the best item alone."""
+    output = tmp_path / "lists.parquet"
+
+    def locks(path: Path) -> int:
+        write_json(path.with_name("key.json"), {"top_k": 1})
+        return lock(path)
+
+    monkeypatch.setattr(unfinished, "lock", locks)
+    with pytest.raises(UserError, match=r"another ranking \(different: top_k\)"), unfinished.unfinished(output, {"top_k": 2}):
+        pytest.fail("it goes on from the parts of another ranking")

@@ -17,6 +17,7 @@ from rec_dist.config.load import load_saved
 from rec_dist.data.dataset.prepared_data import PreparedData, open_data
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import Floats
+from rec_dist.launch.replicas_on_ray import _Replica
 from rec_dist.runtime.arrays import I32
 from rec_dist.serving.engine import Answer, Engine, Failure, Query, Refusal
 
@@ -123,3 +124,19 @@ def test_a_request_without_a_number_gets_500_and_its_neighbours_their_answers(
         else:
             assert "log" in body["error"]
     assert "no number (NaN)" in caplog.text
+
+
+def test_a_replica_that_could_not_read_its_files_when_it_was_started_again_loads_them_later(data: PreparedData) -> None:
+    there: list[bool] = []
+
+    def load(device: str) -> Engine:
+        if not there:
+            raise UserError(f"no files for {device}")
+        return Engine(data, nullcontext(Poisoned(broken)))
+
+    replica = _Replica(load, "cpu")
+    assert replica.fault() == "no files for cpu"
+    with pytest.raises(RuntimeError, match="no files for cpu"):
+        replica.answer([query(1)])
+    there.append(True)
+    assert isinstance(replica.answer([query(1)]).each[0], Answer)

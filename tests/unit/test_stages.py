@@ -52,9 +52,13 @@ def test_a_signal_before_the_stage_has_a_process_reaches_it(capfd: pytest.Captur
         assert stages.run(["recipes"]) == 0 and not stages.stop_wanted
 
 
-def test_a_stage_that_ends_well_after_a_signal_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("code", "where", "kept"), [(0, "after stage one", ["one"]), (-signal.SIGTERM, "in stage one", [])])
+def test_a_stage_that_met_a_signal_is_the_last(
+    code: int, where: str, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it ended well all the same, or by the signal, as commands do that have nothing to save."""
     here, there = Pipe()
-    for answer in (os.getpid(), 0, os.getpid(), 0):
+    for answer in (os.getpid(), code, os.getpid(), 0):
         there.send_bytes(json.dumps(answer).encode())
 
     class Terminated(Stages):
@@ -70,9 +74,10 @@ def test_a_stage_that_ends_well_after_a_signal_is_the_last(tmp_path: Path, monke
     file = tmp_path / "pipeline.yaml"
     stages = ["{name: one, do: evaluate, target: quickstart:sft}", "{name: two, do: evaluate, target: quickstart:sdpo}"]
     file.write_text(f"pipeline: {{title: T, run_dir: {tmp_path}/report, stages: [{', '.join(stages)}]}}", encoding="utf-8")
-    with here, there, pytest.raises(StopRequested, match="after stage one; run the same command again"):
+    with here, there, pytest.raises(StopRequested, match=f"{where}; run the same command again"):
         run.run_pipeline(file, [])
-    assert [row["name"] for row in json.loads((tmp_path / "report/stages.json").read_text())] == ["one"]
+    record = tmp_path / "report/stages.json"
+    assert [row["name"] for row in (json.loads(record.read_text()) if record.is_file() else [])] == kept
 
 
 def test_the_stage_of_a_server_that_is_gone_is_stopped() -> None:

@@ -111,7 +111,7 @@ def found_source(config: DataConfig) -> Iterator[FileSet]:
             location = Location(store.uri, key="data.source")
             before = tuple(location.stored(store.name(path)) for path in found.files)
             for path in found.files:
-                with writing(folder):
+                with writing(path, "set data.cache_dir to a folder with room for a copy of data.source"):
                     location.copy(store.name(path), path)
             yield replace(found, store=replace(store, before=before))
         except UserError as fault:

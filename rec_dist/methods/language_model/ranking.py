@@ -34,6 +34,7 @@ from rec_dist.models.scorer import Scorer, check_scorer
 from rec_dist.models.shape import read_shape
 from rec_dist.packing.grouped_prompt import GroupedPrompt
 from rec_dist.packing.packed_batch import PackedBatch, dummy_batch, pack_prompts
+from rec_dist.runtime.heartbeat import reporting
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 from rec_dist.sizing.settle import line_on_stage, settled
@@ -87,13 +88,11 @@ def _evaluate(world: World, job: EvaluateJob) -> dict[str, Any]:
 
     check_scorer(module, score, dtype=spec.dtype)
 
-    def report(done: int) -> None:
-        if world.is_main:
-            run.progress("evaluate", done, len(prompts.places))
-
     pack = pack_prompts if job.temperature is None else catalogue_packing(builder, job.temperature)
-    scores = score_prompts(score, prompts, world, config.train.max_tokens_per_micro_batch, report, pack=pack)
-    write_part(part_path(run.path, world.rank), prompts, scores)
+    with reporting(run, world, "evaluate") as report:
+        told = lambda done: report(done, len(prompts.places))
+        scores = score_prompts(score, prompts, world, config.train.max_tokens_per_micro_batch, told, pack=pack)
+        write_part(part_path(run.path, world.rank), prompts, scores)
     return {"tokens": int(prompts.lengths.sum())}
 
 

@@ -33,6 +33,7 @@ from rec_dist.models.encoder import Encoder, check_encoder
 from rec_dist.models.shape import read_shape
 from rec_dist.packing.pooled_prompts import PooledPrompts, pack_pooled_prompts
 from rec_dist.runtime.arrays import F32, I64
+from rec_dist.runtime.heartbeat import reporting
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.runtime.world import World
 
@@ -89,15 +90,14 @@ def _encode(world: World, job: EvaluateJob) -> dict[str, Any]:
     module: Any = engine.module
     check_encoder(module, score, dtype=spec.dtype)
 
-    def report(done: int) -> None:
-        if world.is_main:
-            run.progress("evaluate", done, len(examples))
-
     max_tokens = config.train.max_tokens_per_micro_batch
     prompts = HistoryPrompts(TitlePrompts(builder, job.pooling), examples)
     shape = read_shape(job.initial.model, trust_remote_code=config.model.trust_remote_code)
     lengths = prompts.lengths(max_tokens, shape.max_positions)
-    np.save(part_path(run.path, world.rank), encode_histories(score, prompts, lengths, world, max_tokens, shape.width, report))
+    with reporting(run, world, "evaluate") as report:
+        told = lambda done: report(done, len(examples))
+        states = encode_histories(score, prompts, lengths, world, max_tokens, shape.width, told)
+    np.save(part_path(run.path, world.rank), states)
     return {"tokens": int(lengths.sum())}
 
 
