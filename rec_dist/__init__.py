@@ -1,6 +1,6 @@
 """rec-dist fine-tunes language models to rank items for users, on GPU clusters.
 
-From Python: prepare, train, evaluate, rank, audit, score. On the command line: `rec-dist`. Each name below is imported when it is
+From Python: prepare, train, evaluate, rank, distil, audit, score. On the command line: `rec-dist`. Each name is imported when it is
 first used, so that `import rec_dist` is quick and loads no torch.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rec_dist import errors
-    from rec_dist.api import Metric, audit, evaluate, prepare, rank, train
+    from rec_dist.api import Metric, audit, distil, evaluate, prepare, rank, train
     from rec_dist.config.load import load_config
     from rec_dist.config.schema import RunConfig
     from rec_dist.errors import StopRequested, UserError
@@ -27,6 +27,7 @@ __all__ = [
     "UserError",
     "__version__",
     "audit",
+    "distil",
     "errors",
     "evaluate",
     "load_config",
@@ -42,7 +43,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 def __getattr__(name: str) -> Any:
     homes = {
-        **dict.fromkeys(("Metric", "audit", "evaluate", "prepare", "rank", "train"), "api"),
+        **dict.fromkeys(("Metric", "audit", "distil", "evaluate", "prepare", "rank", "train"), "api"),
         **dict.fromkeys(("StopRequested", "UserError"), "errors"),
         "Run": "training_run",
         "RunConfig": "config.schema",

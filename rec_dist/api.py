@@ -11,11 +11,13 @@ from typing import Any, Literal, TypedDict, overload
 
 from rec_dist.auditing.audit import Audit
 from rec_dist.commands import audit as audit_command
+from rec_dist.commands import distil as distil_command
 from rec_dist.commands import evaluate as evaluate_command
 from rec_dist.commands import prepare as prepare_command
 from rec_dist.commands import rank as rank_command
 from rec_dist.commands import train as train_command
 from rec_dist.commands.api_call import api_call
+from rec_dist.commands.distil import TOP_K, DistilOptions
 from rec_dist.commands.rank_request import MAX_CATALOGUE, RankOptions, SearchKind
 from rec_dist.config.load import ConfigLike, load_config
 from rec_dist.config.overrides import Overrides
@@ -189,6 +191,45 @@ def rank(
     with api_call():
         rank_command.rank(target, overrides, options=options, output=output, write=batches.append, progress=progress)
         return table_of(batches) if output is None else output
+
+
+def distil(
+    run: Run | str | Path,
+    into: ConfigLike,
+    overrides: Overrides = (),
+    *,
+    top_k: int = TOP_K,
+    max_targets: int | None = None,
+    progress: bool = False,
+) -> Run:
+    """Trains a sequential recommender to rank as a finished run does (docs/methods/distil.md). Resumes what was stopped.
+
+    The run ranks items after the history before training targets, in this process; the recommender then trains with these lists.
+
+    Args:
+        run: The teacher: a Run of any kind, or its directory.
+        into: The recommender: a configuration of task.kind=sequential on the run's data (a YAML file, a mapping or a RunConfig), or
+            "sequential" for SASRec on the data of the run, in a folder beside it.
+        overrides: As in train, for the recommender. Lists go into task.sequential.distil.lists, or beside train.run_dir.
+        top_k: Items of a list.
+        max_targets: The most training targets that the teacher ranks items for, the last of each user first. None: all. A language
+            model takes up to seconds for each.
+        progress: As in train.
+
+    Returns:
+        The recommender's run. `evaluate` of both says what it keeps.
+
+    Raises:
+        UserError: The run cannot teach or the recommender cannot train on its lists. Nothing has been computed.
+        StopRequested: As in train. The same call continues, also in the middle of the lists.
+
+    >>> student = distil(run, "sequential", ["train.run_dir=runs/student"])  # doctest: +SKIP
+    """
+    target = run.path if isinstance(run, Run) else Path(run)
+    options = DistilOptions(top_k, max_targets)
+    with api_call():
+        done = distil_command.distil(target, into, overrides, options=options, progress=progress, owns_process=False)
+        return Run.open(done.path)
 
 
 def audit(

@@ -117,11 +117,14 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 
 def _add_distil(command: argparse.ArgumentParser) -> None:
     command.epilog = "Changes to the configuration are of the recommender. docs/methods/distil.md describes the keys."
+    meaning = "the recommender that learns: a CONFIG of task.kind=sequential on the run's data, or `sequential` for SASRec"
     add = command.add_argument
-    add("--into", metavar="CONFIG", required=True, help="the recommender that learns (task.kind=sequential), on the run's data")
+    add("--into", metavar="CONFIG", required=True, help=meaning)
     add("--top-k", type=int, default=50, metavar="K", help="items of the teacher's list for a training target (50)")
     meaning = "the most training targets that the teacher ranks items for, the last of each user first; default: all"
     add("--max-targets", type=int, metavar="N", help=meaning)
+    meaning = "evaluate both on the recommender's questions and end with their table (default)"
+    add("--compare", action=argparse.BooleanOptionalAction, default=True, help=meaning)
 
 
 def _add_rank(command: argparse.ArgumentParser) -> None:

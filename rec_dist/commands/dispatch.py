@@ -76,8 +76,12 @@ def _export(parsed: argparse.Namespace) -> int:
 
 def _distil(parsed: argparse.Namespace) -> int:
     from rec_dist.commands.distil import DistilOptions, distil
+    from rec_dist.commands.distil_table import distil_table
 
-    distil(Path(parsed.target), parsed.into, parsed.overrides, options=DistilOptions(parsed.top_k, parsed.max_targets))
+    target, options = Path(parsed.target), DistilOptions(parsed.top_k, parsed.max_targets, parsed.compare)
+    student = distil(target, parsed.into, parsed.overrides, options=options)
+    if options.compare:
+        say(distil_table(target, student))
     return 0
 
 

@@ -124,7 +124,7 @@ def read_request(model: RankedModel, options: RankOptions, stack: ExitStack) -> 
     if options.search != "all":
         search = SearchSettings(options.search == "exact", options.beam or BEAM, options.max_rows)
     wanted = Wanted(pool, names.num_items, options.top_k, options.exclude_seen, lists, search)
-    size = wanted.block_size(slow=model.slow)
+    size = wanted.block_size(model.titles_read(wanted.longest))
     identity = {
         "users": users.identity,
         "top_k": options.top_k,

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class RankedModel:
 
     config: settled, without model.dtype=auto. saved: as in Ranker.weights. members: the names of an ensemble's members.
     slow: whether a score takes milliseconds, as a language model's does. takes_new_items: whether an item's title is all that
-    the model must know of it. new_items: ids and titles of those that `data` has behind the items of its folder.
+    the model must know of it. titles_read: how many titles a language model reads to rank so many candidates of one user.
+    new_items: ids and titles of those that `data` has behind the items of its folder.
     """
 
     config: RunConfig
@@ -42,6 +44,7 @@ class RankedModel:
     identity: dict[str, Any]
     slow: bool
     takes_new_items: bool
+    titles_read: Callable[[int], int] = lambda num_candidates: 0
     new_items: tuple[list[str], list[str]] = ([], [])
 
     def scorer(self) -> AbstractContextManager[CandidateScorer]:
@@ -112,7 +115,8 @@ def ranked_model(target: ConfigLike, overrides: Overrides) -> RankedModel:
     device = local_device(config.cluster.model_copy(update={"num_workers": "auto"}))  # this process alone, whatever trained
     scorer_on = lambda data: method.ranker.scoring(config, data, initial, saved, device)
     members, takes_new_items = [name for name, _ in initial.members], slow and method.ranker.language_model
-    return RankedModel(config, saved, members, data, scorer_on, identity, slow, takes_new_items)
+    titles_read = partial(method.ranker.titles_read, saved)
+    return RankedModel(config, saved, members, data, scorer_on, identity, slow, takes_new_items, titles_read)
 
 
 def with_new_items(model: RankedModel, items: Path | Mapping[Any, Any] | None) -> RankedModel:

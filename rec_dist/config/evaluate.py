@@ -1,10 +1,12 @@
 """The section `evaluate`: which questions are asked, and how scores become ranks."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from rec_dist.config.section import Section
+
+_ASKED = {"split", "targets", "questions", "negatives", "num_candidates", "exclude_seen", "max_users", "seed"}
 
 
 class EvaluateConfig(Section):
@@ -56,6 +58,11 @@ class EvaluateConfig(Section):
     output_dir: str | None = Field(
         None, description="Folder for the results. None: the run directory, or <run_dir>-base for a CONFIG."
     )
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The keys that say which questions are asked, and of which candidates: another model takes them over to be compared."""
+        return self.model_dump(include=_ASKED)
 
     @property
     def corrects(self) -> bool:

@@ -8,6 +8,7 @@ from rec_dist.config.section import Section
 
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 Value = str | int | float
+TABLE_METRICS = ("hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr")  # columns of a table, unless a file names others
 
 
 class StageConfig(Section):
@@ -57,7 +58,7 @@ class PipelineSection(Section):
     pairs: list[Pair] = Field(default_factory=list, description="[better, worse]: paired differences to report.")
     curves: CurvesConfig | None = Field(None, description="A figure of the report.")
     published: list[PublishedRow] = Field(default_factory=list, description="Rows that others report, shown below ours.")
-    metrics: list[str] = Field(default_factory=lambda: ["hr@1", "hr@5", "ndcg@5", "ndcg@10", "mrr"], description="Columns.")
+    metrics: list[str] = Field(default_factory=lambda: [*TABLE_METRICS], description="Columns.")
 
 
 class PipelineConfig(Section):

@@ -30,6 +30,10 @@ class ItemIdRanker(ABC):
         """As Ranker.scores_titles."""
         return False
 
+    def titles_read(self, saved: Path | None, num_candidates: int) -> int:
+        """As Ranker.titles_read: none."""
+        return 0
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: nothing is pretrained."""
         if saved is None:

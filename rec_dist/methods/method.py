@@ -81,6 +81,10 @@ class Ranker(Protocol):
         """Whether a score takes milliseconds, as where a language model reads each candidate's title. saved: as in weights()."""
         ...
 
+    def titles_read(self, saved: Path | None, num_candidates: int) -> int:
+        """How many titles a language model reads to rank so many candidates of one user, 0 without one. saved: as in weights()."""
+        ...
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """What a finished run left in its model folder `saved`, or the base model for None.
 

@@ -20,7 +20,7 @@ from rec_dist.ranking.users import UserBlock, Users
 from rec_dist.runtime.arrays import I32, I64
 
 PAIRS = 1 << 22  # scores of a block: 32 MiB of float64, and about four times that while they are made and selected
-SLOW_PAIRS = 1 << 11  # for a language model: some 20 s of work between two reports
+TITLES = 1 << 11  # that a language model reads for a block: some 20 s of work between two reports
 MOST_USERS = 4096
 
 
@@ -39,10 +39,14 @@ class Wanted:
     candidates: CandidateLists | None = None
     search: SearchSettings | None = None
 
-    def block_size(self, *, slow: bool) -> int:
-        """Users of a block. slow: for a scorer that takes milliseconds a score."""
-        longest = len(self.pool) if self.candidates is None else self.candidates.longest
-        return max(1, min(MOST_USERS, (SLOW_PAIRS if slow else PAIRS) // longest))
+    @property
+    def longest(self) -> int:
+        """The most items that are ranked for a user."""
+        return len(self.pool) if self.candidates is None else self.candidates.longest
+
+    def block_size(self, titles: int) -> int:
+        """Users of a block. titles: that a language model reads for each, 0 without one."""
+        return max(1, min(MOST_USERS, PAIRS // self.longest, TITLES // titles if titles else MOST_USERS))
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def folder(tmp_path: Path, tiny_config: Callable[..., dict[str, Any]], tiny_sour
 @pytest.mark.quick
 def test_the_page_of_the_python_api_runs(folder: Path) -> None:
     blocks = blocks_of_page()
-    for name in ("prepare", "train", "evaluate", "rank", "score", "register_method"):
+    for name in ("prepare", "train", "evaluate", "rank", "distil", "score", "register_method"):
         assert any(f"rec_dist.{name}(" in block for block in blocks), name
     found = run_blocks(
         blocks,

@@ -179,7 +179,7 @@ class Numbers:
 def test_the_scores_of_a_block_are_bounded_at_any_size_of_catalogue() -> None:
     """32 MiB of scores: many users of a small catalogue, few of a large one, and never none."""
     for num_items in (1, 1000, 3500, 100_000, 1 << 23):
-        size = Wanted(np.arange(num_items, dtype=np.int32), num_items, 10, True).block_size(slow=False)
+        size = Wanted(np.arange(num_items, dtype=np.int32), num_items, 10, True).block_size(0)
         assert size == 1 or size * num_items <= 1 << 22
         assert size * num_items >= 1 << 21 or size == 4096 or num_items > 1 << 21
 

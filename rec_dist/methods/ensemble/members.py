@@ -47,6 +47,10 @@ class Member(FinishedRun):
         """As Ranker.scores_titles."""
         return self.ranker.scores_titles(self.folder)
 
+    def titles_read(self, num_candidates: int) -> int:
+        """As Ranker.titles_read."""
+        return self.ranker.titles_read(self.folder, num_candidates)
+
     @property
     def has_members(self) -> bool:
         """Whether it is an ensemble."""

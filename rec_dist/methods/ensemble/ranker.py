@@ -40,6 +40,18 @@ class EnsembleRanker:
             return False
         return any(member.scores_titles for member in copied_members(saved, learnt.members))
 
+    def titles_read(self, saved: Path | None, num_candidates: int) -> int:
+        """As Ranker.titles_read: those of all members, which in the second of two stages are those retrieved."""
+        if saved is None:
+            return 0
+        learnt = EnsembleWeights.read(saved)
+        num = None if learnt.retrieval is None else learnt.retrieval.num
+        cheap, reading = two_stages(copied_members(saved, learnt.members), num)
+        retrieved = num_candidates if num is None else min(num, num_candidates)
+        return sum(member.titles_read(num_candidates) for member in cheap) + sum(
+            member.titles_read(retrieved) for member in reading
+        )
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: an ensemble has no base model."""
         if saved is None:

@@ -42,6 +42,10 @@ class LanguageModelRanker:
         """As Ranker.scores_titles."""
         return True
 
+    def titles_read(self, saved: Path | None, num_candidates: int) -> int:
+        """As Ranker.titles_read: all."""
+        return num_candidates
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights."""
         if saved is not None and config.adapter.kind == "none":

@@ -44,6 +44,10 @@ class RetrievalRanker:
         """As Ranker.scores_titles."""
         return False
 
+    def titles_read(self, saved: Path | None, num_candidates: int) -> int:
+        """As Ranker.titles_read: none."""
+        return 0
+
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: an untrained head knows no items."""
         if saved is None:
