@@ -204,24 +204,17 @@ def distil(
 ) -> Run:
     """Trains a sequential recommender to rank as a finished run does (docs/methods/distil.md). Resumes what was stopped.
 
-    The run ranks items after the history before training targets, in this process; the recommender then trains with these lists.
-
     Args:
         run: The teacher: a Run of any kind, or its directory.
-        into: The recommender: a configuration of task.kind=sequential on the run's data (a YAML file, a mapping or a RunConfig), or
-            "sequential" for SASRec on the data of the run, in a folder beside it.
-        overrides: As in train, for the recommender. Lists go into task.sequential.distil.lists, or beside train.run_dir.
-        top_k: Items of a list.
-        max_targets: The most training targets that the teacher ranks items for, the last of each user first. None: all. A language
-            model takes up to seconds for each.
-        progress: As in train.
+        into: A configuration of task.kind=sequential on the run's data, or "sequential" for SASRec in a folder beside the run.
+        overrides, progress: As in train, for the recommender.
+        top_k: Items of a list. Lists go into task.sequential.distil.lists, or beside train.run_dir.
+        max_targets: The most training targets that the teacher ranks items for, the last of each user first. None: all.
 
     Returns:
         The recommender's run. `evaluate` of both says what it keeps.
 
-    Raises:
-        UserError: The run cannot teach or the recommender cannot train on its lists. Nothing has been computed.
-        StopRequested: As in train. The same call continues, also in the middle of the lists.
+    Raises UserError and StopRequested as train does. The same call continues, also in the middle of the lists.
 
     >>> student = distil(run, "sequential", ["train.run_dir=runs/student"])  # doctest: +SKIP
     """
@@ -235,7 +228,7 @@ def distil(
 def audit(
     target: Run | str | Path, overrides: Overrides = (), *, skip: Sequence[str] = (), html: str | Path | None = None
 ) -> Audit:
-    """Leak and bias checks of a prepared data set and its questions, or of a finished run (docs/audit.md lists them).
+    """Leak and bias checks of a prepared data set and its questions, or of a finished run (docs/audit.md).
 
     Args:
         target: The path or URI of a prepared data set, a Run, or its directory.

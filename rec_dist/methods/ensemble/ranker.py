@@ -1,4 +1,4 @@
-"""How an ensemble ranks: the weighted sum of its features; and what each member adds, by ranks without it."""
+"""How an ensemble ranks: by the weighted sum of its features."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -6,27 +6,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from rec_dist.config.schema import RunConfig
 from rec_dist.data.dataset.prepared_data import PreparedData
 from rec_dist.errors import UserError
 from rec_dist.evaluation.baselines import CandidateScorer, Floats, KeepsPrompts, check_lengths, total_of
-from rec_dist.evaluation.bootstrap import bootstrap_interval, paired_difference
-from rec_dist.evaluation.examples import EvalExample
-from rec_dist.evaluation.metrics import hit_rate, ndcg, target_ranks
 from rec_dist.methods.ensemble.features import member_of, parts_of, terms_of
 from rec_dist.methods.ensemble.folder import DESCRIPTION
-from rec_dist.methods.ensemble.members import FeatureBlock, copied_members
-from rec_dist.methods.ensemble.rerank import Reading, spread, staged_blocks, two_stages
+from rec_dist.methods.ensemble.members import copied_members
+from rec_dist.methods.ensemble.rerank import spread, staged_blocks, two_stages
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
+from rec_dist.methods.ensemble.shares import scores_and_shares
 from rec_dist.methods.initial_weights import InitialWeights
 from rec_dist.methods.method import Evaluation, Launch, ScoreStream
 from rec_dist.models.prompt_cache import PromptCache
 from rec_dist.ranking.search import Score, Search, SearchScorer
 from rec_dist.runtime.arrays import I32, I64
-
-_CUTOFF = 10
 
 
 class EnsembleRanker:
@@ -75,7 +70,7 @@ class EnsembleRanker:
         members = copied_members(folder, learnt.members)
         blocks, read = staged_blocks(members, learnt.terms, learnt.retrieval, evaluation, launch)
         cost: dict[str, Any] = {}
-        return _scores(learnt, blocks, read, evaluation, cost), cost
+        return scores_and_shares(learnt, blocks, read, evaluation, cost), cost
 
     @contextmanager
     def scoring(
@@ -203,55 +198,3 @@ class EnsembleScorer:
             for number, scores in zip(filled, scored, strict=True):
                 features[name][number] = spread(scores, places[number], len(candidates[number]))
         return features
-
-
-def _scores(
-    learnt: EnsembleWeights,
-    blocks: Iterator[FeatureBlock],
-    read: Reading | None,
-    evaluation: Evaluation,
-    cost: dict[str, Any],
-) -> Iterator[Floats]:
-    """The scores, and then the values of EnsembleRanker.score in `cost`. A few numbers of each question are held."""
-    users: list[int] = []
-    ranks: list[npt.NDArray[np.int64]] = []  # (M + 1,) of each question
-    found: list[Floats] = []
-    rows = np.concatenate([learnt.weights[None], learnt.without])  # (M + 1, F)
-    for block, features in blocks:
-        if read is not None:
-            found.append(read.found(len(users), block))
-        for place, example in enumerate(block):
-            values = np.stack([features[name][place] for name in learnt.features], axis=1)  # (C, F)
-            variants = values @ rows.T  # (C, M + 1)
-            users.append(example.user_id)
-            ranks.append(_ranks(variants, example))
-            yield variants[:, 0]
-    run, seed = evaluation.run, evaluation.config.evaluate.seed
-    cost["shares"] = _shares(learnt.owners, np.stack(ranks, axis=1), users, seed=seed)
-    for name, metrics in cost["shares"].items():
-        drops = (f"{metric} {i['value']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}]" for metric, i in metrics.items())
-        run.log(f"with {name}, against without it: {', '.join(drops)}")
-    if learnt.retrieval is not None:
-        num, recall = learnt.retrieval.num, bootstrap_interval(np.concatenate(found), users=users, seed=seed)
-        run.log(f"recall of the {num} items that are retrieved: {recall.value:.3f} [{recall.low:.3f}, {recall.high:.3f}]")
-        cost["recall"] = {"num": num, **recall.to_dict()}
-
-
-def _ranks(variants: np.ndarray[Any, Any], example: EvalExample) -> np.ndarray[Any, Any]:
-    """(C, V) scores of V variants -> the rank of the target in each (V,)."""
-    place = int(np.flatnonzero(example.candidates == example.target)[0])
-    return target_ranks(variants.T, target=place)
-
-
-def _shares(
-    owners: list[str], ranks: np.ndarray[Any, Any], users: list[int], *, seed: int
-) -> dict[str, dict[str, dict[str, float | int]]]:
-    """How much the whole ensemble is above the one without each member or term: paired, with 95 % intervals."""
-    metrics = {f"hr@{_CUTOFF}": hit_rate, f"ndcg@{_CUTOFF}": ndcg}
-    return {
-        owner: {
-            name: paired_difference(metric(ranks[0], _CUTOFF), metric(ranks[number], _CUTOFF), users=users, seed=seed).to_dict()
-            for name, metric in metrics.items()
-        }
-        for number, owner in enumerate(owners, start=1)
-    }
