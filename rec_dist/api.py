@@ -221,8 +221,7 @@ def distil(
     target = run.path if isinstance(run, Run) else Path(run)
     options = DistilOptions(top_k, max_targets)
     with api_call():
-        done = distil_command.distil(target, into, overrides, options=options, progress=progress, owns_process=False)
-        return Run.open(done.path)
+        return Run.open(distil_command.distil(target, into, overrides, options=options, progress=progress, owns_process=False).path)
 
 
 def audit(
