@@ -221,7 +221,8 @@ def distil(
     target = run.path if isinstance(run, Run) else Path(run)
     options = DistilOptions(top_k, max_targets)
     with api_call():
-        return Run.open(distil_command.distil(target, into, overrides, options=options, progress=progress, owns_process=False).path)
+        done = distil_command.distil(target, into, overrides, options=options, progress=progress, owns_process=False)
+        return Run.open(done.path)
 
 
 def audit(
@@ -230,8 +231,7 @@ def audit(
     """Leak and bias checks of a prepared data set and its questions, or of a finished run (docs/audit.md).
 
     Args:
-        target: The path or URI of a prepared data set, a Run, or its directory.
-        overrides: As in evaluate, whose section says which questions are looked at.
+        target: The path or URI of a prepared data set, a Run, or its directory. overrides: As in evaluate.
         skip: Names of checks to leave out.
         html: A file for the page, which must not exist.
 
