@@ -92,7 +92,9 @@ class RayNodes:
         """Runs a command on a node to its end. Ray's address is that of the head."""
         own = {**self.environment, "RAY_ADDRESS": self._head, **environment}
         beside = self._nodes[host] if self._own_disks else None
-        return self.network.run(host, *command, environment=own, beside=beside, sent=sent)
+        done = self.network.run(host, *command, environment=own, beside=beside, sent=sent)
+        assert self._nodes[host].poll() is None, (f"node {host} has ended", self._told())
+        return done
 
     def copy(self, folder: Path, host: int, target: str) -> None:
         """Copies a folder to the node's own disk, below WORK."""
@@ -122,7 +124,10 @@ class RayNodes:
     def _wait(self, what: Callable[[], bool], why: str) -> None:
         until = time.monotonic() + TIMEOUT_SECONDS
         while not what():
-            told = {path.name: path.read_text(errors="replace")[-2000:] for path in self._folder.glob("node-*.txt")}
-            assert all(node.poll() is None for node in self._nodes), (why, told)
-            assert time.monotonic() < until, (why, told)
+            assert all(node.poll() is None for node in self._nodes), (why, self._told())
+            assert time.monotonic() < until, (why, self._told())
             time.sleep(0.5)
+
+    def _told(self) -> dict[str, str]:
+        """The last lines of each node."""
+        return {path.name: path.read_text(errors="replace")[-2000:] for path in self._folder.glob("node-*.txt")}
