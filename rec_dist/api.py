@@ -202,28 +202,22 @@ def distil(
     max_targets: int | None = None,
     progress: bool = False,
 ) -> Run:
-    """Trains a sequential recommender to rank as a finished run does (docs/methods/distil.md). Resumes what was stopped.
-
-    The run ranks items after the history before training targets, in this process; the recommender then trains with these lists.
+    """Trains a sequential recommender to rank as a finished run does (docs/methods/distil.md). The same call resumes it.
 
     Args:
-        run: The teacher: a Run of any kind, or its directory.
+        run: The teacher: a Run of any kind, or its directory. In this process it ranks items after training histories.
         into: The recommender: a configuration of task.kind=sequential on the run's data (a YAML file, a mapping or a RunConfig), or
             "sequential" for SASRec on the data of the run, in a folder beside it.
-        overrides: As in train, for the recommender. Lists go into task.sequential.distil.lists, or beside train.run_dir.
+        overrides, progress: As in train, for the recommender. Lists go into task.sequential.distil.lists, or beside train.run_dir.
         top_k: Items of a list.
-        max_targets: The most training targets that the teacher ranks items for, the last of each user first. None: all. A language
-            model takes up to seconds for each.
-        progress: As in train.
+        max_targets: The most training targets that the teacher ranks items for, the last of each user first. None: all.
 
     Returns:
         The recommender's run. `evaluate` of both says what it keeps.
 
     Raises:
-        UserError: The run cannot teach or the recommender cannot train on its lists. Nothing has been computed.
-        StopRequested: As in train. The same call continues, also in the middle of the lists.
-
-    >>> student = distil(run, "sequential", ["train.run_dir=runs/student"])  # doctest: +SKIP
+        UserError: The run cannot teach, or the recommender cannot train. Nothing has been computed.
+        StopRequested: As in train.
     """
     target = run.path if isinstance(run, Run) else Path(run)
     options = DistilOptions(top_k, max_targets)
