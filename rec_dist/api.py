@@ -209,15 +209,13 @@ def distil(
         into: The recommender: a configuration of task.kind=sequential on the run's data (a YAML file, a mapping or a RunConfig), or
             "sequential" for SASRec on the data of the run, in a folder beside it.
         overrides, progress: As in train, for the recommender. Lists go into task.sequential.distil.lists, or beside train.run_dir.
-        top_k: Items of a list.
-        max_targets: The most training targets that the teacher ranks items for, the last of each user first. None: all.
+        top_k, max_targets: Items of a list, and the most training targets that get one, each user's last first. None: all.
 
     Returns:
         The recommender's run. `evaluate` of both says what it keeps.
 
     Raises:
-        UserError: The run cannot teach, or the recommender cannot train. Nothing has been computed.
-        StopRequested: As in train.
+        UserError, StopRequested: As in train.
     """
     target = run.path if isinstance(run, Run) else Path(run)
     options = DistilOptions(top_k, max_targets)
