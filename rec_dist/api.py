@@ -202,21 +202,20 @@ def distil(
     max_targets: int | None = None,
     progress: bool = False,
 ) -> Run:
-    """Trains a sequential recommender to rank as a finished run does (docs/methods/distil.md). Resumes what was stopped.
+    """Trains a sequential recommender to rank as a finished run does (docs/methods/distil.md). The same call resumes it.
 
     Args:
-        run: The teacher: a Run of any kind, or its directory.
-        into: A configuration of task.kind=sequential on the run's data, or "sequential" for SASRec in a folder beside the run.
-        overrides, progress: As in train, for the recommender.
-        top_k: Items of a list. Lists go into task.sequential.distil.lists, or beside train.run_dir.
-        max_targets: The most training targets that the teacher ranks items for, the last of each user first. None: all.
+        run: The teacher: a Run of any kind, or its directory. In this process it ranks items after training histories.
+        into: The recommender: a configuration of task.kind=sequential on the run's data (a YAML file, a mapping or a RunConfig), or
+            "sequential" for SASRec on the data of the run, in a folder beside it.
+        overrides, progress: As in train, for the recommender. Lists go into task.sequential.distil.lists, or beside train.run_dir.
+        top_k, max_targets: Items of a list, and the most training targets that get one, each user's last first. None: all.
 
     Returns:
         The recommender's run. `evaluate` of both says what it keeps.
 
-    Raises UserError and StopRequested as train does. The same call continues, also in the middle of the lists.
-
-    >>> student = distil(run, "sequential", ["train.run_dir=runs/student"])  # doctest: +SKIP
+    Raises:
+        UserError, StopRequested: As in train.
     """
     target = run.path if isinstance(run, Run) else Path(run)
     options = DistilOptions(top_k, max_targets)
@@ -228,10 +227,11 @@ def distil(
 def audit(
     target: Run | str | Path, overrides: Overrides = (), *, skip: Sequence[str] = (), html: str | Path | None = None
 ) -> Audit:
-    """Leak and bias checks of a prepared data set and its questions, or of a finished run (docs/audit.md).
+    """Leak and bias checks of a prepared data set and its questions, or of a finished run (docs/audit.md lists them).
 
     Args:
-        target: The path or URI of a prepared data set, a Run, or its directory. overrides: As in evaluate.
+        target: The path or URI of a prepared data set, a Run, or its directory.
+        overrides: As in evaluate, whose section says which questions are looked at.
         skip: Names of checks to leave out.
         html: A file for the page, which must not exist.
 

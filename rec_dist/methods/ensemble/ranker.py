@@ -14,7 +14,7 @@ from rec_dist.evaluation.baselines import CandidateScorer, Floats, KeepsPrompts,
 from rec_dist.methods.ensemble.features import member_of, parts_of, terms_of
 from rec_dist.methods.ensemble.folder import DESCRIPTION
 from rec_dist.methods.ensemble.members import copied_members
-from rec_dist.methods.ensemble.rerank import spread, staged_blocks, two_stages
+from rec_dist.methods.ensemble.rerank import spread, staged_blocks, titles_read, two_stages
 from rec_dist.methods.ensemble.saved_model import EnsembleWeights
 from rec_dist.methods.ensemble.shares import scores_and_shares
 from rec_dist.methods.initial_weights import InitialWeights
@@ -36,16 +36,10 @@ class EnsembleRanker:
         return any(member.scores_titles for member in copied_members(saved, learnt.members))
 
     def titles_read(self, saved: Path | None, num_candidates: int) -> int:
-        """As Ranker.titles_read: those of all members, which in the second of two stages are those retrieved."""
-        if saved is None:
-            return 0
+        """As Ranker.titles_read: those of all members."""
+        assert saved is not None, "weights() refuses a base model"
         learnt = EnsembleWeights.read(saved)
-        num = None if learnt.retrieval is None else learnt.retrieval.num
-        cheap, reading = two_stages(copied_members(saved, learnt.members), num)
-        retrieved = num_candidates if num is None else min(num, num_candidates)
-        return sum(member.titles_read(num_candidates) for member in cheap) + sum(
-            member.titles_read(retrieved) for member in reading
-        )
+        return titles_read(copied_members(saved, learnt.members), learnt.num_retrieved, num_candidates)
 
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: an ensemble has no base model."""
@@ -79,8 +73,7 @@ class EnsembleRanker:
         """As Ranker.scoring, with all members in this process."""
         learnt = EnsembleWeights.read(initial.model)
         with ExitStack() as stack:
-            num = None if learnt.retrieval is None else learnt.retrieval.num
-            members = two_stages(copied_members(initial.model, learnt.members), num)
+            members = two_stages(copied_members(initial.model, learnt.members), learnt.num_retrieved)
             cheap, reading = (
                 {member.name: stack.enter_context(member.scoring(config, data, device)) for member in stage} for stage in members
             )

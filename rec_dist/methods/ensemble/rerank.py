@@ -85,6 +85,14 @@ def two_stages(members: Sequence[Member], num: int | None) -> tuple[list[Member]
     return cheap, reading
 
 
+def titles_read(members: Sequence[Member], num: int | None, num_candidates: int) -> int:
+    """As Ranker.titles_read: the second of two stages reads what is retrieved. num: as in two_stages."""
+    cheap, reading = two_stages(members, num)
+    retrieved = num_candidates if num is None else min(num, num_candidates)
+    stages = ((cheap, num_candidates), (reading, retrieved))
+    return sum(member.titles_read(titles) for stage, titles in stages for member in stage)
+
+
 @dataclass(frozen=True)
 class Reading:
     """What members that read titles make of Q questions: places[q] (n_q,) among its candidates, and scores (n_q,) by feature."""

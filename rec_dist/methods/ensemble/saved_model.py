@@ -34,6 +34,11 @@ class EnsembleWeights:
     scales: F64
     retrieval: Retrieval | None = None
 
+    @property
+    def num_retrieved(self) -> int | None:
+        """task.ensemble.rerank."""
+        return None if self.retrieval is None else self.retrieval.num
+
     def write(self, folder: Path, data: PreparedData) -> None:
         """Writes both files."""
         arrays = {"weights": self.weights, "without": self.without, "scales": self.scales}
