@@ -65,7 +65,12 @@ class _Sent:
 
 def packed_up(batch: Batch) -> Batch:
     """The batch with its CPU tensors as arrays, for the queue of another process; `unpacked` gives them back."""
-    return _changed(batch, lambda part: _Sent(part.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy(), part.dtype, part.shape))
+    return _changed(
+        batch,
+        lambda part: _Sent(
+            part.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy(), part.dtype, part.shape
+        ),
+    )
 
 
 def unpacked(batch: Batch) -> Batch:
