@@ -165,9 +165,9 @@ def _try(config: dict[str, Any], folder: Path) -> None:
     ranked = rec_dist.rank(run, [["i079", "i001"]], candidates=[candidates], top_k=len(candidates), exclude_seen=False)
     assert sorted(ranked["item_id"].to_pylist()) == candidates
     if config["task"]["kind"] not in WITHOUT_LANGUAGE_MODEL and config["adapter"]["kind"] != "none":
-        from rec_dist.commands.export import export_merged
+        from rec_dist.commands.export import export
 
-        export_merged(run.path, folder / "merged")
+        export(run.path, folder / "merged", kind="merged")
     assert rec_dist.train(config).path == run.path  # it is finished, and nothing of its configuration is refused later
 
 
@@ -192,6 +192,7 @@ def test_any_configuration_trains_or_is_one_line(tiny_config: Callable[..., dict
         print_blob=False,
     )
     @given(changes())
+    @example({"task.kind": "sft"})  # is merged
     @example({"task.kind": "sequential"})  # its notes named keys that it does not read, and fell over the members of an ensemble
     @example({"task.kind": "neighbours", "cluster.use_gpu": True})  # trained, and `rank` refused it
     def check(chosen: dict[str, Any]) -> None:
