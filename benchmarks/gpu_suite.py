@@ -10,6 +10,7 @@ Sections, most important first (benchmarks/gpu_*.py):
     kernels       the Triton kernels against float64, forward and backward
     attention     FlexAttention against the dense mask
     waits         where the host waits for the GPU in a training step
+    loader        batches that forked processes build, against those of the thread
     engine        training steps of 1B and 8B LoRA through DeepSpeed: tokens a second, MFU, memory
     head          head operations against torch, compiled torch and the bare matrix products
     fused         fused RMSNorm, SwiGLU and RoPE against transformers' layers
@@ -42,7 +43,8 @@ SECTIONS: dict[str, tuple[str, float]] = {
     "kernels": ("benchmarks.gpu_kernels", 30.0),
     "attention": ("benchmarks.gpu_attention", 35.0),
     "waits": ("benchmarks.gpu_waits", 45.0),
-    "engine": ("benchmarks.gpu_engine", 120.0),
+    "loader": ("benchmarks.gpu_loader", 10.0),
+    "engine": ("benchmarks.gpu_engine", 110.0),
     "head": ("benchmarks.gpu_heads", 70.0),
     "fused": ("benchmarks.gpu_fused", 20.0),
     "memory": ("benchmarks.gpu_memory", 65.0),

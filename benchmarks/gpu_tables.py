@@ -25,6 +25,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "memory": ("model", "tokens a micro-batch", "engine", "peak GiB", "planned GiB", "planned / measured"),
     "compilations": ("method", "rows", "training", "scoring"),
     "waits": ("engine", "waits", "a micro-batch"),
+    "loader": ("processes", "equal", "pinned", "sent", "ms a step"),
 }
 
 

@@ -22,7 +22,7 @@ _MFU_PLAIN, _MFU_FUSED = 0.40, 0.45
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Every target beside its measurement."""
     own = [row for row in rows if row["device"].startswith("cuda") and not row.get("tiny")]
-    parts = (_attention, _kernels, _heads, _speed, _fused, _memory, _compilations, _waits)
+    parts = (_attention, _kernels, _heads, _speed, _fused, _memory, _compilations, _waits, _loader)
     return [verdict for part in parts for verdict in part(own)]
 
 
@@ -37,6 +37,18 @@ def _attention(rows: Sequence[Row]) -> list[Verdict]:
         _at_most("attention against the dense mask, log-probs apart", 0.01, row.get("logps apart")),
         _at_most("the same, gradients apart of their norm", 0.01, row.get("gradients apart")),
         _at_most(f"the same, {late}", 0, row.get(late)),
+    ]
+
+
+def _loader(rows: Sequence[Row]) -> list[Verdict]:
+    measured = [row for row in rows if row["section"] == "loader" and "equal" in row]
+    wrong = sum(not (row["equal"] and row["pinned"] and row["sent"]) for row in measured)
+    return [
+        _at_most(
+            "loader, ways whose batches differ from the thread's, are not pinned, or do not arrive",
+            0,
+            wrong if measured else None,
+        )
     ]
 
 

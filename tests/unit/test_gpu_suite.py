@@ -75,6 +75,7 @@ def test_every_section_measures_without_a_gpu(tmp_path: Path, capsys: pytest.Cap
     deepspeed, plain = measured["engine"]
     assert (deepspeed["engine"], plain["engine"]) == ("DeepSpeed", "plain torch")
     assert deepspeed["loss"] == pytest.approx(plain["loss"], abs=1e-6), "both made the same steps"
+    assert [(row["processes"], row["equal"], row["sent"]) for row in measured["loader"]] == [(0, True, True), (1, True, True)]
     (memory,) = measured["memory"]
     assert memory["peak_bytes"] > 0 and memory["planned_bytes"] == sum(memory["parts"].values())
     (compilations,) = measured["compilations"]
