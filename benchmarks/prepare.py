@@ -18,6 +18,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,22 @@ def resident_bytes(pids: list[int]) -> int:
     return total
 
 
+@contextmanager
+def watched(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Gives the resident bytes of a process and its descendants, every half second until it has ended, which must be inside."""
+    found = [0]
+
+    def watch() -> None:
+        while process.poll() is None:
+            found.append(resident_bytes(tree(process.pid)))
+            time.sleep(POLL_SECONDS)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield found
+    thread.join()
+
+
 def prepare(folder: Path, on: str) -> dict[str, Any]:
     """Runs the command on folder/log.inter in a process of its own and measures it. steps: when each step was announced."""
     config = folder / "config.yaml"
@@ -103,29 +121,20 @@ def prepare(folder: Path, on: str) -> dict[str, Any]:
     began = time.perf_counter()
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stderr is not None
-    peak, steps, said = 0, [], []
-
-    def watch() -> None:
-        nonlocal peak
-        while process.poll() is None:
-            peak = max(peak, resident_bytes(tree(process.pid)))
-            time.sleep(POLL_SECONDS)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for line in process.stderr:
-        said.append(line)
-        steps.append({"seconds": time.perf_counter() - began, "line": line.strip()})
-    process.wait()
-    process.stderr.close()
-    seconds = time.perf_counter() - began
-    watcher.join()
+    steps, said = [], []
+    with watched(process) as memory:
+        for line in process.stderr:
+            said.append(line)
+            steps.append({"seconds": time.perf_counter() - began, "line": line.strip()})
+        process.wait()
+        process.stderr.close()
+        seconds = time.perf_counter() - began
     if process.returncode:
         raise SystemExit("".join(said))
     manifest = json.loads((folder / "out" / "manifest.json").read_text(encoding="utf-8"))
     return {
         "seconds": seconds,
-        "peak_bytes": peak,
+        "peak_bytes": max(memory),
         "source_bytes": (folder / "log.inter").stat().st_size,
         "fingerprint": manifest["fingerprint"],
         "counts": manifest["counts"],

@@ -16,13 +16,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.prepare import POLL_SECONDS, prepare, resident_bytes, tree, write_synthetic
+from benchmarks.prepare import prepare, watched, write_synthetic
 
 WAYS = ("ray-data", "prepare")
 PARTITIONS = 8
@@ -50,22 +49,13 @@ def pipeline(source: str, target: str) -> None:
 
 def measured(command: list[str]) -> dict[str, Any]:
     """Runs a command; seconds, peak bytes and CPU seconds of it and all its descendants. Raises SystemExit if it fails."""
-    began, peak = time.perf_counter(), 0
+    began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def watch() -> None:
-        nonlocal peak
-        while process.poll() is None:
-            peak = max(peak, resident_bytes(tree(process.pid)))
-            time.sleep(POLL_SECONDS)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    said, _ = process.communicate()
-    watcher.join()
+    with watched(process) as memory:
+        said, _ = process.communicate()
     if process.returncode:
         raise SystemExit(said[-3000:])
-    return {"seconds": time.perf_counter() - began, "peak_bytes": peak}
+    return {"seconds": time.perf_counter() - began, "peak_bytes": max(memory)}
 
 
 def busy_seconds() -> float:

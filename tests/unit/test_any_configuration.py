@@ -182,6 +182,7 @@ def _config(make: Callable[..., dict[str, Any]], earlier: Path, folder: Path, ch
     return dict(config)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, as DeepSpeed is first imported here
 def test_any_configuration_trains_or_is_one_line(tiny_config: Callable[..., dict[str, Any]], earlier: Path) -> None:
     @settings(
         max_examples=_NUMBER,
