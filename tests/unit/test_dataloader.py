@@ -2,7 +2,10 @@
 
 import errno
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +29,7 @@ from rec_dist.methods.language_model.task import language_task
 from rec_dist.methods.preference import sdpo
 from rec_dist.methods.task import Task
 from rec_dist.models.assemble import ModelSpec
+from rec_dist.packing.transfer import packed_up, unpacked
 from rec_dist.runtime.world import World
 from rec_dist.training.loader import StepWork, steps_ahead
 
@@ -86,6 +90,15 @@ def test_any_number_of_processes_gives_the_steps_of_the_thread(task: Task) -> No
 def test_what_the_host_adds_to_a_batch_comes_along(task: Task) -> None:
     look_up = lambda batch: batch.with_reference(torch.arange(len(batch.completion_offsets) - 1, dtype=torch.float32))
     assert_equal(made(task, 1, look_up=look_up), made(task, 0, look_up=look_up))
+
+
+def test_tensors_of_any_kind_come_through() -> None:
+    numbers = torch.arange(12.0)
+    batch = (
+        *(numbers[3], numbers[:0], numbers[3:4].expand(1), torch.tensor(5).expand(1), torch.tensor([7]).as_strided((1,), (0,))),
+        *(numbers.view(3, 4).T, numbers[2:9:3], numbers.to(torch.bfloat16), numbers > 3, numbers.new_zeros(0, 3), "a word"),
+    )
+    assert_equal(unpacked(pickle.loads(pickle.dumps(packed_up(batch)))), batch)
 
 
 def test_our_errors_keep_their_line_and_another_fault_its_traceback(task: Task) -> None:
@@ -187,3 +200,13 @@ def test_processes_end_with_a_worker_that_is_killed(task: Task) -> None:
         for process in own:
             if not is_gone(process):
                 process.kill()
+
+
+def test_python_exits_where_nobody_ended_the_processes() -> None:
+    """As after a call from Python that has hung: its thread stays behind."""
+    program = """
+from rec_dist.training.loader_processes import LoaderProcesses
+processes = LoaderProcesses(lambda step: bytes(10**6), range(9), 2)
+assert processes.next() == bytes(10**6)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
