@@ -13,6 +13,7 @@ import ctypes
 import gc
 import multiprocessing
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import cycle
@@ -79,9 +80,10 @@ class LoaderProcesses:
 
 def _serve(build: Callable[[int], Any], steps: Sequence[int], writer: Connection, readers: Sequence[Connection]) -> None:
     # A worker that is killed cannot end these, which would hold its memory, ports and the lock of its run, stopped ones for ever.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for reader in readers:
-        reader.close()  # so that a write fails once the worker is gone, where there is no such signal
+        reader.close()  # so that elsewhere a write fails once the worker is gone
     gc.freeze()  # collections leave the shared pages alone
     torch.set_num_threads(1)  # the threads of OpenMP do not come along in a fork, and it would wait for them
     for step in steps:
