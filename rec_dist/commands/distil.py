@@ -5,6 +5,7 @@ the same command continues after a stop or a kill. Then the recommender trains w
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -101,7 +102,7 @@ def _on_data_of(run_dir: Path) -> dict[str, Any]:
     sections = {
         "data": saved.data.model_dump(),
         "evaluate": saved.evaluate.asked,
-        "train": {"run_dir": f"{run_dir.absolute()}-student"},
+        "train": {"run_dir": f"{os.path.abspath(run_dir)}-student"},  # beside the run, also where `..` leads to it
     }
     return {"extends": _RECIPE, **escaped(sections)}
 

@@ -65,12 +65,14 @@ class _Sent:
 
 def packed_up(batch: Batch) -> Batch:
     """The batch with its CPU tensors as arrays, for the queue of another process; `unpacked` gives them back."""
-    return _changed(
-        batch,
-        lambda part: _Sent(
-            part.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy(), part.dtype, part.shape
-        ),
-    )
+
+    def sent(part: Tensor) -> _Sent:
+        flat = part.contiguous().as_strided(
+            (part.numel(),), (1,)
+        )  # a single number may have any stride, and keeps it in view(-1)
+        return _Sent(flat.view(torch.uint8).numpy(), part.dtype, part.shape)
+
+    return _changed(batch, sent)
 
 
 def unpacked(batch: Batch) -> Batch:

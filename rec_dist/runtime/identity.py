@@ -10,7 +10,8 @@ from rec_dist.storage.files import fingerprint
 # location of the run and of its data are free; inputs.json checks that the data are the same (commands/train.py: bind_inputs).
 _FREE_KEYS = (
     *("cluster", "checkpoint", "track", "evaluate", "profile", "plan", "submit"),
-    *("train.run_dir", "train.max_tokens_per_micro_batch", "train.log_every_steps", "train.max_bad_steps", "train.access"),
+    *("train.run_dir", "train.max_tokens_per_micro_batch", "train.dataloader_num_workers"),
+    *("train.log_every_steps", "train.max_bad_steps", "train.access"),
     *("model.activation_checkpointing", "model.attention", "model.fused_layers"),
     *("data.path", "data.access", "data.num_shards", "data.cache_dir", "data.cache_bytes"),
 )

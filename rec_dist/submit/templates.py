@@ -14,6 +14,9 @@ from rec_dist.storage.uri import expanded
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LINE_BREAK = re.compile("[\n\x85\u2028\u2029]")  # of YAML; jinja2's own filter `indent` knows more, and replaces them
+_ESCAPED = re.compile(
+    "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]"
+)  # letters of JSON that would end a line of YAML, or that it rejects
 
 
 def launchers() -> Path:
@@ -51,8 +54,8 @@ def render(name: str, own: str | None, key: str, values: Mapping[str, Any]) -> s
 
 
 def _json(value: Any) -> str:
-    """JSON on one line of YAML, where a few letters that JSON leaves as they are would end it."""
-    return _LINE_BREAK.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+    """JSON on one line of YAML."""
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def _quoted(value: Any) -> str:

@@ -13,14 +13,11 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
-import torch
-from torch.utils.data import DataLoader, Dataset
-
 from rec_dist.data.sampling.global_batches import assign_to_ranks, pack_evenly
-from rec_dist.errors import UserError
 from rec_dist.methods.task import DrawnExamples, Task
 from rec_dist.packing.transfer import packed_up, staged, unpacked
 from rec_dist.runtime.world import World
+from rec_dist.training.loader_processes import LoaderProcesses
 
 Change = Callable[[Any], Any]  # of a batch
 
@@ -98,54 +95,23 @@ def steps_ahead(
 ) -> Iterator[Iterator[StepWork]]:
     """step_work of each of `steps` in order, made ahead of the consumer, until the block ends.
 
-    num_workers: processes that make it, forked here, so that they share this one's memory and must not touch a GPU. 0: the thread
-    that also hands over what processes make.
+    num_workers: processes that make it, forked here (training/loader_processes.py says what they raise); the thread hands over what
+    they make. 0: the thread makes it.
     """
     build = partial(step_work, task, max_tokens=max_tokens, look_up=look_up)
-    if num_workers:
-        made = _in_processes(partial(build, world=replace(world, device="cpu")), steps, num_workers)
-        work: Any = prefetch(lambda _: _received(next(made), world), steps)
-    else:
-        work = prefetch(partial(build, world=world), steps)
+    host = replace(world, device="cpu")
+    processes = LoaderProcesses(lambda step: packed_up(build(step, world=host)), steps, num_workers)
+
+    def receive(_: int) -> StepWork:
+        made: StepWork = processes.next()
+        return replace(made, batches=tuple(staged(unpacked(batch), world.device) for batch in made.batches))
+
+    work: Any = prefetch(receive if num_workers else partial(build, world=world), steps)
     try:
         yield work
     finally:
+        processes.end()  # first: the thread may wait for one that is stopped
         work.close()
-
-
-def _received(made: StepWork | UserError, world: World) -> StepWork:
-    if isinstance(made, UserError):
-        raise made
-    return replace(made, batches=tuple(staged(unpacked(batch), world.device) for batch in made.batches))
-
-
-def _in_processes(build: Callable[[int], StepWork], steps: Sequence[int], num_workers: int) -> Iterator[Any]:
-    return iter(
-        DataLoader(
-            _Steps(build, steps),
-            batch_size=None,
-            collate_fn=as_it_is,  # the default would turn arrays into tensors
-            num_workers=num_workers,
-            multiprocessing_context="fork",
-            generator=torch.Generator(),  # not the global one, which dropout draws from
-        )
-    )
-
-
-class _Steps(Dataset[Any]):
-    """build(step) of each step, for another process. DataLoader hands over other faults, as text with their traceback."""
-
-    def __init__(self, build: Callable[[int], StepWork], steps: Sequence[int]) -> None:
-        self.build, self.steps = build, steps
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, place: int) -> StepWork | UserError:
-        try:
-            return packed_up(self.build(self.steps[place]))
-        except UserError as fault:
-            return fault
 
 
 def prefetch(make: Callable[[int], Any], indices: Sequence[int], *, depth: int = 2) -> Iterator[Any]:

@@ -265,6 +265,14 @@ def test_the_configuration_reaches_the_run_as_it_is_whatever_it_holds(
 
 
 def test_a_path_reaches_the_service_as_it_is_whatever_it_holds() -> None:
-    name = "it's {{ x }} # \u2028 \x85 : END"
+    name = "it's {{ x }} # \u2028 \x85 \x80 \ufeff : END"
     (application,) = serve_config(f"train.run_dir={json.dumps(f'/shared/{name}')}")["applications"]
     assert application["args"]["run"] == f"/shared/{name}"
+
+
+def test_names_that_yaml_takes_for_other_values_stay_names() -> None:
+    config_map, job = manifest('submit.kuberay.job_name="on"', r'submit.env.NO="\x7f"', 'submit.env.Y="no"')
+    assert config_map["metadata"]["name"] == job["metadata"]["name"] == "on"
+    (container,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "NO", "value": "\x7f"} in container["env"]
+    assert "Y" in [variable["name"] for variable in container["env"]]

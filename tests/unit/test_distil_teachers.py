@@ -105,6 +105,7 @@ def test_the_short_name_takes_data_and_questions_of_the_run(runs: dict[str, rec_
     own = rec_dist.load_config({"extends": "method/sasrec", "data": teacher.config.data.model_dump(), "train": {"run_dir": "x"}})
     assert student.config.optimizer.lr == own.optimizer.lr and student.config.train.epochs == own.train.epochs
     assert rec_dist.distil(teacher, "sequential", FEW, top_k=5).path == student.path, "it is finished"
+    assert rec_dist.distil(teacher.path / "model" / "..", "sequential", FEW, top_k=5).path == student.path
     given = own.model_copy(update={"train": student.config.train.model_copy(update={"run_dir": str(tmp_path / "given")})})
     lists = {"task.sequential.distil.lists": student.config.task.sequential.distil.lists}  # type: ignore[attr-defined]
     assert rec_dist.distil(teacher, given, lists, top_k=5).path == tmp_path / "given", "the lists are those of the first"
