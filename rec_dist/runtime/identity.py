@@ -11,6 +11,7 @@ from rec_dist.storage.files import fingerprint
 _FREE_KEYS = (
     *("cluster", "checkpoint", "track", "evaluate", "profile", "plan", "submit"),
     *("train.run_dir", "train.max_tokens_per_micro_batch", "train.log_every_steps", "train.max_bad_steps", "train.access"),
+    "train.dataloader_num_workers",
     *("model.activation_checkpointing", "model.attention", "model.fused_layers"),
     *("data.path", "data.access", "data.num_shards", "data.cache_dir", "data.cache_bytes"),
 )

@@ -28,6 +28,7 @@ def test_what_changes_no_result_is_not() -> None:
     for section, key, value in (
         ("cluster", "num_workers", 9),
         ("train", "max_tokens_per_micro_batch", 77),
+        ("train", "dataloader_num_workers", 2),
         ("data", "path", "elsewhere"),
     ):
         other = changed(section, key, value)
