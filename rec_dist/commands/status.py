@@ -146,8 +146,7 @@ def _locked(path: Path) -> bool:
 
 def _ended_at(finished: Mapping[str, Any] | None, last_seen: float) -> float:
     """When the run ended: an evaluation, or whoever copies the files, writes into its directory later."""
-    time_of_end = (finished or {}).get("time")
-    return float(time_of_end) if are_numbers(time_of_end) else last_seen
+    return float(finished["time"]) if finished is not None and are_numbers(finished.get("time")) else last_seen
 
 
 def _ended(rows: list[dict[str, Any]]) -> str:
