@@ -32,7 +32,7 @@ _COMMANDS = {  # what it works on, what it does
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see `rec-dist --help`")
+        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def _parser(version: str) -> argparse.ArgumentParser:

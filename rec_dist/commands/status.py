@@ -5,7 +5,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from rec_dist.checkpoint.remote_files import OWNER
 from rec_dist.errors import DiskError, StopRequested, UserError
 from rec_dist.runtime.duration import duration
 from rec_dist.runtime.messages import visible
-from rec_dist.runtime.rows import num_restarts
+from rec_dist.runtime.rows import are_numbers, num_restarts
 from rec_dist.runtime.run_directory import RunDirectory
 from rec_dist.storage.location import Location, NoSuchFileError
 from rec_dist.storage.uri import is_remote
@@ -70,7 +70,7 @@ def status_of(path: Path, *, now: float | None = None) -> Status:
     starts = [float(row["time"]) for row in rows if row.get("event") == "start"]
     first = path / "config.json"
     began = starts[0] if starts else first.stat().st_mtime if first.is_file() else None
-    until = (now or time.time()) if state == "running" else last_seen
+    until = (now or time.time()) if state == "running" else _ended_at(finished, last_seen)
     lived = until - began if began is not None else 0.0
     return Status(
         state=state,
@@ -142,6 +142,11 @@ def _locked(path: Path) -> bool:
         return True
     finally:
         os.close(handle)
+
+
+def _ended_at(finished: Mapping[str, Any] | None, last_seen: float) -> float:
+    """When the run ended: an evaluation, or whoever copies the files, writes into its directory later."""
+    return float(finished["time"]) if finished is not None and are_numbers(finished.get("time")) else last_seen
 
 
 def _ended(rows: list[dict[str, Any]]) -> str:

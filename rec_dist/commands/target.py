@@ -46,6 +46,8 @@ def open_target(config: RunConfig, run: RunDirectory | None) -> Target:
         return Target(config, run, InitialWeights(Path()), open_data(config.data))
     ranker, saved = method_of(config).ranker, None if run is None else run.model
     initial = ranker.weights(config, saved)
+    if run is None and (trained := Path(config.train.run_dir) / "finished.json").is_file():
+        logger.info(f"this is the model that the configuration starts from; for what it has trained, give {trained.parent}")
     config, lines = settle_dtype(config, saved_dtype(base_results_dir(config) if run is None else run.path))
     for line in lines + ([] if run is None else difference(config, run.path, "the run")):
         logger.info(line)

@@ -131,7 +131,7 @@ def _finish(
         run.clear_stop()
         raise StopRequested(f"stopped after step {result['step']}, checkpoint saved; run the same command to go on")
     run.clear_stop()
-    run.finish(result)
+    run.finish({**result, "time": time.time()})
     after = f"after {result['step']} steps" if result["step"] else f"in {result['seconds']:.1f} s"
     logger.info(f"finished {after}; model in {run.model}")
 

@@ -41,9 +41,10 @@ NAME` writes one to edit), or either followed by `:NAME` for one of its runs, su
 * A run directory belongs to the configuration that started it. Between two attempts you may change
   only: the sections `cluster`, `checkpoint`, `track`, `evaluate`, `profile`, `plan` and `submit`;
   `train.run_dir` itself (when you move the directory), `train.max_tokens_per_micro_batch`,
-  `train.dataloader_num_workers`, `train.log_every_steps`, `train.max_bad_steps` and `train.access`;
-  `model.attention`, `model.fused_layers` and `model.activation_checkpointing`; `data.path`, `data.access`,
-  `data.num_shards`, `data.cache_dir` and `data.cache_bytes`. The data at `data.path` must stay the same.
+  `train.dataloader_num_workers`, `train.log_every_steps`, `train.max_bad_steps` and
+  `train.access`; `model.attention`, `model.fused_layers` and `model.activation_checkpointing`;
+  `data.path`, `data.access`, `data.num_shards`, `data.cache_dir` and `data.cache_bytes`. The data
+  at `data.path` must stay the same.
 """
 _PIPELINES = """\
 ## Pipeline files

@@ -38,7 +38,7 @@ class ItemIdRanker(ABC):
         """As Ranker.weights. Raises UserError for None: nothing is pretrained."""
         if saved is None:
             raise UserError(
-                f"task.kind={config.task.kind} has no base model; train it and give its run directory, or set "
+                f"task.kind={config.task.kind} has no base model; train it and give {config.train.run_dir}, or set "
                 "evaluate.ranker=popularity"
             )
         return InitialWeights(saved)

@@ -3,7 +3,7 @@
 import textwrap
 from typing import Any
 
-_NAME, _TEXT = 20, 100
+_NAME, _TEXT = 21, 100
 
 
 def text_table(report: dict[str, Any]) -> list[str]:

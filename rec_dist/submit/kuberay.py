@@ -13,9 +13,11 @@ import re
 import shlex
 import subprocess
 from importlib.metadata import version
+from pathlib import PurePosixPath
 from typing import Any
 
 from rec_dist.errors import UserError
+from rec_dist.storage.uri import is_remote
 from rec_dist.submit.allocation import Allocation, check_allocation
 from rec_dist.submit.job import CONFIG_NAME, Job
 from rec_dist.submit.templates import render
@@ -51,6 +53,18 @@ def check(job: Job) -> None:
         _check_served(job)
     if note is not None:
         logger.info(note)
+    if settings.template is None:
+        for key, path in _outside(job, job.submit.storage).items():
+            logger.info(
+                f"note: {key} ({path}) is outside submit.storage ({job.submit.storage}), the only folder that pods share; put it "
+                "there, or into the image"
+            )
+
+
+def _outside(job: Job, storage: str) -> dict[str, str]:
+    """The run directory and the data set, if they are folders of the pod itself and not of the claim."""
+    found = {"train.run_dir": job.run_dir, "data.path": job.config.data.path}
+    return {key: path for key, path in found.items() if not (is_remote(path) or PurePosixPath(path).is_relative_to(storage))}
 
 
 def _check_served(job: Job) -> None:

@@ -57,6 +57,18 @@ def test_gpus_that_will_idle_are_named_in_one_line(to: str, capsys: pytest.Captu
     assert "note: " not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("overrides", "keys"), [((), ["train.run_dir", "data.path"]), (SERVE, ["data.path"])])
+def test_paths_that_pods_do_not_share_are_named(
+    overrides: tuple[str, ...], keys: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The config.yaml of a run has absolute paths of the machine that trained it."""
+    words = ["submit", str(CONFIG), "--to", "kuberay", "--dry-run", "submit.storage=/shared", "data.path=/home/me/data"]
+    assert main([*words, *(["train.run_dir=/shared-not/run"] if "train.run_dir" in keys else []), *overrides]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [line.split()[1] for line in notes] == keys
+    assert all("outside submit.storage (/shared)" in line for line in notes)
+
+
 def test_a_dry_run_says_that_only_keys_have_been_checked(capsys: pytest.CaptureFixture[str]) -> None:
     for to in ("ray", "slurm", "kuberay"):
         assert main(["submit", str(CONFIG), "--to", to, "--dry-run"]) == 0

@@ -57,6 +57,20 @@ def test_the_catalogue_by_brute_force(config: Path, tiny_config: Make, tmp_path:
         assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
+def test_a_configuration_whose_run_has_ended_says_that_the_base_model_ranks(
+    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rec_dist.prepare(config)
+    with caplog.at_level("INFO", "rec_dist"):
+        rec_dist.rank(config, HISTORIES, candidates={user: ["i020"] for user in HISTORIES})
+        assert "starts from" not in caplog.text
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "finished.json").write_text('{"step": 1}', encoding="utf-8")
+        rec_dist.rank(config, HISTORIES, candidates={user: ["i020"] for user in HISTORIES})
+    assert f"this is the model that the configuration starts from; for what it has trained, give {run}" in caplog.text
+
+
 def test_candidates_and_users_without_a_known_item(config: Path, tmp_path: Path, tiny_config: Make) -> None:
     histories = {**HISTORIES, "c": [], "d": ["nothing"]}
     candidates = {user: ["i020", "i003", "i070"] for user in histories}

@@ -97,6 +97,15 @@ def test_a_finished_run(run: RunDirectory) -> None:
     assert any("10 of 10 (100 %)" in line for line in status(f"file://{run.path}"))
 
 
+def test_what_is_written_after_the_end_does_not_lower_the_goodput(run: RunDirectory) -> None:
+    """An evaluation a week later, or a copy whose files are new."""
+    run.append({"event": "start", "time": STARTED})
+    run.finish({"step": 6, "finished": True, "time": STARTED + 40})
+    for file in run.path.iterdir():
+        os.utime(file, (STARTED, STARTED + 7 * 86_400))
+    assert status_of(run.path).goodput == pytest.approx(6 * 5.0 / 40)
+
+
 def test_a_fitted_run_has_no_steps(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.claim({}, "{}\n")

@@ -44,7 +44,7 @@ class EnsembleRanker:
     def weights(self, config: RunConfig, saved: Path | None) -> InitialWeights:
         """As Ranker.weights. Raises UserError for None: an ensemble has no base model."""
         if saved is None:
-            raise UserError(f"task.kind={config.task.kind} has no base model; train it and give its run directory")
+            raise UserError(f"task.kind={config.task.kind} has no base model; train it and give {config.train.run_dir}")
         members = copied_members(saved, EnsembleWeights.read(saved).members)
         return InitialWeights(saved, members=tuple((member.name, member.folder) for member in members))
 

@@ -52,7 +52,7 @@ class RetrievalRanker:
         """As Ranker.weights. Raises UserError for None: an untrained head knows no items."""
         if saved is None:
             raise UserError(
-                f"task.kind={config.task.kind} has no base model; train it and give its run directory, or set task.kind=sft or "
+                f"task.kind={config.task.kind} has no base model; train it and give {config.train.run_dir}, or set task.kind=sft or "
                 "evaluate.ranker=popularity"
             )
         return self.language.weights(config, saved)
