@@ -7,6 +7,7 @@ store's own tools look for them; a URI that holds credentials is rejected. If a 
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -55,23 +56,31 @@ class Location:
         Raises UserError if the URI has an unknown scheme, holds credentials, or names a file system that cannot be opened.
         """
         text, self._key = str(path), key
-        self.is_remote = is_remote(text)
+        self.is_remote, self._pid, self._inherited = is_remote(text), os.getpid(), None
         self._way_out = _OF_A_STORE if self.is_remote else _OF_A_FOLDER
         if not self.is_remote:
             self.folder = local_path(text)
-            self._system, self._base, self._shown = fs.LocalFileSystem(), str(self.folder), str(self.folder)
+            self._opened, self._base, self._shown = fs.LocalFileSystem(), str(self.folder), str(self.folder)
             return
-        self._shown = shown(text)
+        self._uri, self._shown = text, shown(text)
         if text.partition("://")[0] not in _SCHEMES:
             raise UserError(
                 f"{key} ({self._shown}) cannot be opened: its scheme is not s3, gs or hdfs; give a URI of these, or a folder"
             )
         refuse_credentials(text, key)
         try:
-            self._system, base = _system_of(text)
+            self._opened, base = _system_of(text)
         except (ValueError, *_FAULTS) as fault:
             raise UserError(f"{key} ({self._shown}) cannot be opened: {reason(fault, text)}; {self._way_out}") from None
         self._base = base.rstrip("/")
+
+    @property
+    def _system(self) -> Any:
+        """The file system. A forked process opens its own: on a connection that it shares it would read answers to others."""
+        if self.is_remote and self._pid != os.getpid():
+            self._inherited = self._opened  # kept, since its end would close connections that are not ours
+            self._opened, self._pid = _system_of(self._uri)[0], os.getpid()
+        return self._opened
 
     def __str__(self) -> str:
         return self._shown

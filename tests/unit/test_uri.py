@@ -1,5 +1,6 @@
 """No message shows a credential of a URI, wherever it was given, and no configuration accepts one."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rec_dist.config.paths import pinned
 from rec_dist.config.schema import RunConfig
 from rec_dist.errors import UserError
 from rec_dist.models.pretrained import config_folder, resolve_model
+from rec_dist.storage.location import Location
 from rec_dist.storage.uri import local_path, refuse_credentials, shown
 
 Make = Callable[..., dict[str, Any]]
@@ -129,3 +131,14 @@ def test_a_model_that_is_a_uri_is_named_without_them(find: Callable[[str], Path]
 def test_the_home_of_nobody_is_refused() -> None:
     with pytest.raises(UserError, match="~no-such-user/data names the home of a user who is not known"):
         local_path("~no-such-user/data")
+
+
+def test_a_forked_process_opens_a_store_anew() -> None:
+    """On the connection that came along, two processes would read each other's answers."""
+    location = Location("s3://bucket/data?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1")
+    opened = location._system
+    child = os.fork()
+    if not child:
+        os._exit(int(location._system is opened))
+    assert os.waitpid(child, 0)[1] == 0
+    assert location._system is opened
