@@ -40,12 +40,22 @@ block_bytes, rows = map(int, sys.argv[1:3])
 prepare.Sizes = lambda: Sizes(block_bytes, rows, range_rows=rows, num_bins=64)
 sys.exit(main(["prepare", *sys.argv[3:]]))
 """
-# The command with blocks of 4 users.
+# The command with blocks of 4 users, each of which takes a worker five seconds more, so that the first worker does not do them all.
 _RANK = """
 import sys
+from contextlib import contextmanager
+from functools import partial
 from rec_dist.cli import main
+from rec_dist.launch import rank_on_ray
 from rec_dist.ranking import rank
 rank.MOST_USERS = 4
+ranked_on_ray = rank_on_ray.ranked_on_ray
+@contextmanager
+def slowed(load, device):
+    import time
+    with load(device) as rank_one:
+        yield lambda block: (time.sleep(5), rank_one(block))[1]
+rank_on_ray.ranked_on_ray = lambda load, *more: ranked_on_ray(partial(slowed, load), *more)
 sys.exit(main(["rank", *sys.argv[1:]]))
 """
 
