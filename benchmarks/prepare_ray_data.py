@@ -48,7 +48,7 @@ def pipeline(source: str, target: str) -> None:
 
 
 def measured(command: list[str]) -> dict[str, Any]:
-    """Runs a command; seconds, peak bytes and CPU seconds of it and all its descendants. Raises SystemExit if it fails."""
+    """Runs a command; its seconds, and the peak bytes of it and all its descendants. Raises SystemExit if it fails."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with watched(process) as memory:

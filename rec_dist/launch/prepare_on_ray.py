@@ -4,7 +4,6 @@ Ray Data holds tasks back while results wait, repeats the tasks of a lost worker
 whole or absent), and runs as many tasks at a time as the cluster has CPUs. Cost: 20-30 s to start Ray here, about 1 s a step.
 """
 
-import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any
 from rec_dist.config.schema import ClusterConfig
 from rec_dist.data.prepare.jobs import Jobs
 from rec_dist.errors import DiskError, WorkerFailedError
+from rec_dist.launch.ray_cluster import address_of
 from rec_dist.launch.ray_data import SHOWN, ray_data
 from rec_dist.runtime.limits import each_within
 from rec_dist.storage.disk import as_disk_error
@@ -37,7 +37,7 @@ def ray_jobs(cluster: ClusterConfig) -> Jobs:
 
     context.enable_fallback_to_arrow_object_ext_type = True  # for _Whole; unset, Ray Data does the same with a warning
     # A cluster that this command has not started may grow while it runs, by an autoscaler.
-    is_own = cluster.address is None and "RAY_ADDRESS" not in os.environ
+    is_own = address_of(cluster.address) is None
     return Jobs(partial(_run, cluster.hang_seconds), one_machine=is_own and sum(node["Alive"] for node in ray.nodes()) == 1)
 
 

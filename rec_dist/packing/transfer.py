@@ -67,9 +67,8 @@ def packed_up(batch: Batch) -> Batch:
     """The batch with its CPU tensors as arrays, for the queue of another process; `unpacked` gives them back."""
 
     def sent(part: Tensor) -> _Sent:
-        flat = part.contiguous().as_strided(
-            (part.numel(),), (1,)
-        )  # a single number may have any stride, and keeps it in view(-1)
+        # Not view(-1): a single number may have any stride, and would keep it.
+        flat = part.contiguous().as_strided((part.numel(),), (1,))
         return _Sent(flat.view(torch.uint8).numpy(), part.dtype, part.shape)
 
     return _changed(batch, sent)

@@ -14,9 +14,8 @@ from rec_dist.storage.uri import expanded
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LINE_BREAK = re.compile("[\n\x85\u2028\u2029]")  # of YAML; jinja2's own filter `indent` knows more, and replaces them
-_ESCAPED = re.compile(
-    "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]"
-)  # letters of JSON that would end a line of YAML, or that it rejects
+# Letters of JSON that would end a line of YAML, or that it rejects.
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def launchers() -> Path:

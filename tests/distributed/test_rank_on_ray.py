@@ -9,36 +9,18 @@ from pathlib import Path
 import pytest
 from finished_runs import finished_run, raw_item
 from real_runs import descendants
+from slow_ranking import RANK_SLOWLY
 
 from rec_dist.ranking.unfinished import parts_folder
 
 pytestmark = pytest.mark.slow
 _SECONDS = 300.0
-# The command with blocks and parts of 4 users, each of which takes a worker the seconds in sys.argv[1] and its work.
-_COMMAND = """
-import sys
-from contextlib import contextmanager
-from functools import partial
-from rec_dist.cli import main
-from rec_dist.launch import rank_on_ray
-from rec_dist.ranking import rank, unfinished
-rank.MOST_USERS = 4
-unfinished._SECONDS = 0.0  # a part for each block
-seconds, ranked_on_ray = float(sys.argv[1]), rank_on_ray.ranked_on_ray
-@contextmanager
-def slowed(load, device):
-    import time
-    with load(device) as rank_one:
-        yield lambda block: (time.sleep(seconds), rank_one(block))[1]
-rank_on_ray.ranked_on_ray = lambda load, *more: ranked_on_ray(partial(slowed, load), *more)
-sys.exit(main(sys.argv[2:]))
-"""
 
 
 def start(*words: object, slowed: float = 0.0) -> subprocess.Popen[str]:
     """`rec-dist rank WORDS`. slowed: seconds of each block."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _COMMAND, str(slowed), "rank", *map(str, words)]
+    command = [sys.executable, "-c", RANK_SLOWLY, str(slowed), "rank", *map(str, words)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 

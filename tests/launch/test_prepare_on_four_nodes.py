@@ -17,6 +17,7 @@ from finished_runs import finished_run
 from namespaces import WORK, available
 from ray_nodes import RayNodes
 from s3_server import BUCKET, CREDENTIALS, S3Server, running
+from slow_ranking import RANK_SLOWLY
 
 from rec_dist.cli import main
 from rec_dist.config.schema import DataConfig
@@ -39,24 +40,6 @@ from rec_dist.data.prepare.blockwise.driver import Sizes
 block_bytes, rows = map(int, sys.argv[1:3])
 prepare.Sizes = lambda: Sizes(block_bytes, rows, range_rows=rows, num_bins=64)
 sys.exit(main(["prepare", *sys.argv[3:]]))
-"""
-# The command with blocks of 4 users, each of which takes a worker five seconds more, so that the first worker does not do them all.
-_RANK = """
-import sys
-from contextlib import contextmanager
-from functools import partial
-from rec_dist.cli import main
-from rec_dist.launch import rank_on_ray
-from rec_dist.ranking import rank
-rank.MOST_USERS = 4
-ranked_on_ray = rank_on_ray.ranked_on_ray
-@contextmanager
-def slowed(load, device):
-    import time
-    with load(device) as rank_one:
-        yield lambda block: (time.sleep(5), rank_one(block))[1]
-rank_on_ray.ranked_on_ray = lambda load, *more: ranked_on_ray(partial(slowed, load), *more)
-sys.exit(main(["rank", *sys.argv[1:]]))
 """
 
 
@@ -191,9 +174,8 @@ def test_ranking_reads_the_data_set_from_the_store(nodes: RayNodes, server: S3Se
     for host in range(_NODES):
         nodes.copy(run, host, "run")
     on_ray = ["--launcher", "ray", f"cluster.num_workers={_NODES}", "cluster.cpus_per_worker=1", "cluster.use_gpu=false"]
-    done = rec_dist(
-        nodes, _RANK, f"{WORK}/run", *words, f"data.cache_dir={WORK}/cache", *on_ray, "--out", f"{WORK}/there.parquet"
-    )
+    words += [f"data.cache_dir={WORK}/cache", *on_ray, "--out", f"{WORK}/there.parquet"]
+    done = rec_dist(nodes, RANK_SLOWLY, 5.0, "rank", f"{WORK}/run", *words)  # so that the first worker does not do all blocks
     assert done.returncode == 0, done.stderr.decode()
     assert nodes.run(0, "cat", f"{WORK}/there.parquet").stdout == (tmp_path / "here.parquet").read_bytes()
     others = {nodes.network.address(host) for host in range(1, _NODES)}
